@@ -1,0 +1,169 @@
+//! What a plugin author sees at open: the request, and the host's services behind it.
+
+use std::fmt;
+
+use crate::abi::HostV1;
+use crate::vnl::Vnl;
+use crate::{Link, Result};
+
+/// What the host tells a plugin when a link is to be opened.
+#[derive(Debug)]
+pub struct OpenRequest<'a> {
+    /// The whole VNL, as the user wrote it after resolution: `scheme://argument`.
+    pub vnl: &'a str,
+    /// Options from the command line; a key in the VNL wins over them.
+    pub options: OpenOptions,
+    /// The host's services.
+    pub host: Host,
+}
+
+impl<'a> OpenRequest<'a> {
+    /// The VNL without its scheme: what the plugin parses with [`crate::vnl::Spec`].
+    pub fn argument(&self) -> &'a str {
+        Vnl::parse(self.vnl).map_or(self.vnl, |vnl| vnl.argument)
+    }
+}
+
+/// Options that every transport may be given beside its VNL (those of `vde_plug`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// What the far end may show for this link; empty for none.
+    pub description: String,
+    /// The port of a switch to be plugged into.
+    pub port: Option<u32>,
+    /// The group that sockets are to belong to.
+    pub group: Option<String>,
+    /// The permission bits of sockets.
+    pub mode: Option<u32>,
+}
+
+/// The host side of the link that is being opened: where the frames go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// The interface's name in the namespace (`vde0`); empty if the other end is no interface.
+    pub interface: String,
+    /// The interface's MTU in bytes at start; 0 if the other end is no interface.
+    pub mtu: u32,
+}
+
+/// The services of the host. Cheap to clone, usable from any thread, valid for the life of the process.
+#[derive(Clone, Copy)]
+pub struct Host {
+    pub(crate) raw: HostV1,
+}
+
+impl Host {
+    /// Opens another VNL, through whatever plugin its scheme needs: how `outer://…{inner://…}` reaches
+    /// its inner link.
+    ///
+    /// # Errors
+    /// What the inner plugin reports, or that there is none for its scheme.
+    pub fn open(&self, vnl: &str) -> Result<Box<dyn Link>> {
+        self.raw.open(vnl)
+    }
+
+    /// The host side of the link.
+    pub fn port(&self) -> Port {
+        self.raw.port()
+    }
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Host")
+    }
+}
+
+/// What a plugin says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// The scheme it serves; the file is named `libvdens_SCHEME.so`.
+    pub scheme: String,
+    /// One line for a person.
+    pub description: String,
+    /// The plugin's own version.
+    pub version: String,
+    /// Capability bits; none is defined yet, and unknown ones are ignored.
+    pub capabilities: u64,
+}
+
+/// A plugin, as [`crate::export_plugin!`] makes one.
+pub trait Plugin: 'static {
+    /// The scheme it serves: lower-case letters, digits and underscores.
+    const SCHEME: &'static str;
+    /// One line for a person.
+    const DESCRIPTION: &'static str;
+    /// The plugin's own version.
+    const VERSION: &'static str;
+
+    /// Opens a link.
+    ///
+    /// # Errors
+    /// Why it cannot be opened, in words for the person who wrote the VNL.
+    fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>>;
+}
+
+/// Makes the crate, a `cdylib`, a plugin.
+///
+/// ```
+/// use vdens_plugin_api::{Link, OpenRequest, Result, RxBatch, TxBatch};
+/// use std::os::fd::{AsFd, BorrowedFd};
+/// use std::os::unix::net::UnixDatagram;
+///
+/// /// Sends every frame back to where it came from.
+/// struct Echo(UnixDatagram, UnixDatagram);
+///
+/// impl Link for Echo {
+///     fn fd(&self) -> BorrowedFd<'_> {
+///         self.1.as_fd()
+///     }
+///     fn send_fd(&self) -> BorrowedFd<'_> {
+///         self.0.as_fd()
+///     }
+///     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
+///         batch.receive_datagrams(&self.1, 1518).map_err(|e| vdens_plugin_api::Error::io("receive", &e))?;
+///         Ok(())
+///     }
+///     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
+///         batch.send_datagrams(&self.0, 0).map_err(|e| vdens_plugin_api::Error::io("send", &e))
+///     }
+/// }
+///
+/// fn open(_request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
+///     let (a, b) = UnixDatagram::pair().map_err(|e| vdens_plugin_api::Error::io("make a socket pair", &e))?;
+///     Ok(Box::new(Echo(a, b)))
+/// }
+///
+/// vdens_plugin_api::export_plugin! {
+///     scheme: "echo",
+///     description: "sends every frame back",
+///     open: open,
+/// }
+/// # fn main() {}
+/// ```
+#[macro_export]
+macro_rules! export_plugin {
+    (scheme: $scheme:expr, description: $description:expr, open: $open:expr $(,)?) => {
+        const _: () = {
+            struct Exported;
+
+            impl $crate::Plugin for Exported {
+                const SCHEME: &'static str = $scheme;
+                const DESCRIPTION: &'static str = $description;
+                const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+
+                fn open(
+                    request: &$crate::OpenRequest<'_>,
+                ) -> $crate::Result<::std::boxed::Box<dyn $crate::Link>> {
+                    $open(request)
+                }
+            }
+
+            #[unsafe(export_name = "vdens_plugin_abi")]
+            static ABI: u32 = $crate::abi::VERSION;
+
+            #[unsafe(export_name = "vdens_plugin_v1")]
+            static HEADER: $crate::abi::LibHeader = $crate::abi::header::<Exported>();
+        };
+    };
+}

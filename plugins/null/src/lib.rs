@@ -1,0 +1,42 @@
+//! `null://`: a link that swallows what is sent and never receives anything.
+//!
+//! Its descriptor is an eventfd that nobody ever signals.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use vdens_plugin_api::{Error, Link, OpenRequest, Result, RxBatch, TxBatch};
+
+struct Null(EventFd);
+
+impl Link for Null {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    fn recv(&mut self, _batch: &mut RxBatch<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
+        Ok(batch.len())
+    }
+}
+
+fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
+    if !request.argument().is_empty() {
+        return Err(Error::usage(format!(
+            "null:// takes no argument, and '{}' is one",
+            request.argument()
+        )));
+    }
+    let never = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+        .map_err(|errno| Error::io("make an eventfd", &errno.into()))?;
+    Ok(Box::new(Null(never)))
+}
+
+vdens_plugin_api::export_plugin! {
+    scheme: "null",
+    description: "swallows what is sent, receives nothing",
+    open: open,
+}
