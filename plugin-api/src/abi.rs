@@ -108,6 +108,27 @@ pub(crate) struct StateV1 {
     offloads: u32,
 }
 
+const CARRIER: u32 = 1;
+const SHARED: u32 = 2;
+
+impl From<State> for StateV1 {
+    fn from(state: State) -> Self {
+        Self {
+            flags: if state.carrier { CARRIER } else { 0 },
+            offloads: state.offloads.0,
+        }
+    }
+}
+
+impl From<StateV1> for State {
+    fn from(raw: StateV1) -> Self {
+        Self {
+            carrier: raw.flags & CARRIER != 0,
+            offloads: Offloads(raw.offloads).intersection(Offloads::ALL),
+        }
+    }
+}
+
 /// What can be done with a link's opaque pointer.
 #[repr(C)]
 #[derive(StableAbi)]
@@ -116,7 +137,7 @@ pub(crate) struct LinkCallsV1 {
     fds: unsafe extern "C" fn(*const ()) -> FdsV1,
     recv: unsafe extern "C" fn(*mut (), *mut RawBatch) -> Outcome<()>,
     send: unsafe extern "C" fn(*mut (), *mut RawBatch, u32) -> Outcome<u32>,
-    allow: unsafe extern "C" fn(*mut (), u32),
+    other_side: unsafe extern "C" fn(*mut (), StateV1),
     state: unsafe extern "C" fn(*const ()) -> StateV1,
     #[sabi(last_prefix_field)]
     close: unsafe extern "C" fn(*mut ()),
@@ -135,7 +156,7 @@ unsafe impl Send for LinkV1 {}
 
 /// The author's side: shims from the table's functions to a `Box<dyn Link>`.
 mod shim {
-    use super::{FdsV1, Link, Offloads, Outcome, RawBatch, RxBatch, StateV1, TxBatch, contain};
+    use super::{FdsV1, Link, Outcome, RawBatch, RxBatch, SHARED, StateV1, TxBatch, contain};
     use std::os::fd::AsRawFd;
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -176,12 +197,11 @@ mod shim {
 
     /// # Safety
     /// As for `fds`.
-    pub(super) unsafe extern "C" fn allow(link: *mut (), offloads: u32) {
+    pub(super) unsafe extern "C" fn other_side(link: *mut (), state: StateV1) {
         // SAFETY: per this function's contract.
         let link = unsafe { &mut *link.cast::<Box<dyn Link>>() };
-        let offloads = Offloads(offloads).intersection(Offloads::ALL);
-        if catch_unwind(AssertUnwindSafe(|| link.allow(offloads))).is_err() {
-            log::error!("the plugin panicked while changing offloads");
+        if catch_unwind(AssertUnwindSafe(|| link.other_side(state.into()))).is_err() {
+            log::error!("the plugin panicked while told of the other side");
         }
     }
 
@@ -191,11 +211,9 @@ mod shim {
         // SAFETY: per this function's contract.
         let link = unsafe { &*link.cast::<Box<dyn Link>>() };
         catch_unwind(AssertUnwindSafe(|| {
-            let state = link.state();
-            StateV1 {
-                flags: u32::from(state.carrier) | (u32::from(link.is_shared()) << 1),
-                offloads: state.offloads.0,
-            }
+            let mut state = StateV1::from(link.state());
+            state.flags |= if link.is_shared() { SHARED } else { 0 };
+            state
         }))
         .unwrap_or(StateV1 {
             flags: 0,
@@ -219,7 +237,7 @@ const LINK_CALLS: LinkCallsV1Ref = {
         fds: shim::fds,
         recv: shim::recv,
         send: shim::send,
-        allow: shim::allow,
+        other_side: shim::other_side,
         state: shim::state,
         close: shim::close,
     });
@@ -280,21 +298,17 @@ impl Link for LinkV1 {
         Ok((sent as usize).min(len))
     }
 
-    fn allow(&mut self, offloads: Offloads) {
+    fn other_side(&mut self, state: State) {
         // SAFETY: as in `recv`.
-        unsafe { (self.calls.allow())(self.link, offloads.0) }
+        unsafe { (self.calls.other_side())(self.link, state.into()) }
     }
 
     fn state(&self) -> State {
-        let raw = self.raw_state();
-        State {
-            carrier: raw.flags & 1 != 0,
-            offloads: Offloads(raw.offloads).intersection(Offloads::ALL),
-        }
+        self.raw_state().into()
     }
 
     fn is_shared(&self) -> bool {
-        self.raw_state().flags & 2 != 0
+        self.raw_state().flags & SHARED != 0
     }
 }
 

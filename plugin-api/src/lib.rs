@@ -18,6 +18,7 @@ mod error;
 mod link;
 mod logging;
 mod plugin;
+pub mod tap;
 pub mod vnl;
 pub mod wire;
 

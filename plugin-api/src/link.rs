@@ -97,10 +97,11 @@ pub trait Link: Send {
     /// As for [`Link::recv`].
     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize>;
 
-    /// Tells the link which offloads the host can take from [`Link::recv`] from now on: it may leave
-    /// that much undone in the frames that it receives. Until then: nothing.
-    fn allow(&mut self, offloads: Offloads) {
-        let _ = offloads;
+    /// Tells the link the state of the host's other side, at the start and whenever it changes: which
+    /// offloads it takes, so how much [`Link::recv`] may leave undone in what it receives, and whether
+    /// it has carrier, for links that can show that.
+    fn other_side(&mut self, state: State) {
+        let _ = state;
     }
 
     /// The link's state, asked for after every call.

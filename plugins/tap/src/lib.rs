@@ -1,1 +1,55 @@
-//! `tap://`
+//! `tap://NAME`: a tap interface of the host.
+//!
+//! Without root that is a persistent tap which belongs to the user
+//! (`ip tuntap add mode tap name NAME user USER`). The work is done by [`Tap`]; this module parses the
+//! VNL, and gives a persistent tap back as it was found: with carrier, without offloads.
+
+use std::os::fd::BorrowedFd;
+
+use vdens_plugin_api::tap::Tap;
+use vdens_plugin_api::vnl::{Keys, Spec};
+use vdens_plugin_api::{Link, OpenRequest, Result, RxBatch, State, TxBatch, export_plugin};
+
+const KEYS: Keys = Keys::new(&[]);
+
+struct HostTap(Tap);
+
+impl Link for HostTap {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.0.fd()
+    }
+
+    fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
+        self.0.recv(batch)
+    }
+
+    fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
+        self.0.send(batch)
+    }
+
+    fn other_side(&mut self, state: State) {
+        self.0.other_side(state);
+    }
+
+    fn state(&self) -> State {
+        self.0.state()
+    }
+}
+
+impl Drop for HostTap {
+    fn drop(&mut self) {
+        self.0.other_side(State::UP);
+    }
+}
+
+fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
+    let spec = Spec::path_grammar(request.argument(), &KEYS)?;
+    spec.no_nested()?;
+    Ok(Box::new(HostTap(Tap::open(spec.target_str()?)?)))
+}
+
+export_plugin! {
+    scheme: "tap",
+    description: "a tap interface of the host",
+    open: open,
+}
