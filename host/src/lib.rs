@@ -1,1 +1,28 @@
-//! The host library.
+//! The host of vdens: what its two programs, `vdens` and `vde_plug`, are made of.
+//!
+//! `vdens` is a [`supervisor`]: one single-threaded process that parses its [`cli`] and [`config`], forks a
+//! [`namespace`] child, which makes the interfaces and becomes the command, and one [`worker`] per VNL.
+//! A worker opens its transport through the plugin [`loader`] and lets the [`pump`] move frames between
+//! it and the interface. `vde_plug` is the same pump between two open transports ([`plug`]).
+//!
+//! The supervisor forks before any plugin is loaded, so a plugin's code never runs in it, and
+//! nothing a plugin does can reach the session but through its own link.
+
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod error;
+pub mod loader;
+pub mod logging;
+pub mod namespace;
+pub mod netlink;
+pub mod opener;
+pub mod plug;
+pub mod pump;
+pub mod resolv;
+pub mod session;
+pub mod signals;
+pub mod stream;
+pub mod supervisor;
+pub mod vnls;
+pub mod worker;

@@ -1,0 +1,399 @@
+//! The command lines of `vdens` and `vde_plug`.
+//!
+//! These tables are the only place where options are defined: the parser, `--help` and docs/commands.md
+//! come from them. Everything from the first VNL on belongs to the user's command and is not looked at.
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{ArgAction, Args, Parser};
+use ipnet::IpNet;
+
+use crate::error::{Error, Result};
+use crate::netlink::Mac;
+
+/// Options that both programs have.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Common {
+    /// Read this configuration file instead of the usual ones
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Look for plugins in this directory first; can be repeated
+    #[arg(long, value_name = "DIR")]
+    pub plugin_dir: Vec<PathBuf>,
+
+    /// Say more; -vv and -vvv still more
+    #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+
+    /// Say nothing but errors
+    #[arg(short, long)]
+    pub quiet: bool,
+
+    /// Append the log to this file
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+}
+
+/// Run a command in a network namespace of its own, plugged into virtual Ethernet
+///
+/// A VNL (Virtual Network Locator) says what the interface vde0 is plugged into, for example
+/// ptp:///tmp/cable, vde:///tmp/switch or tap://tap0. A plain path is vde://PATH, =COMMAND is a command
+/// that speaks vdestream, and none, '-' or 'no' makes no interface. The command is the user's shell
+/// unless one is given; options after the VNL belong to it.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "vdens", version, disable_help_subcommand = true)]
+#[command(
+    override_usage = "vdens [OPTIONS] [VNL [COMMAND [ARG]...]]\n       vdens [OPTIONS] --multi [VNL]... [-- COMMAND [ARG]...]"
+)]
+pub struct Vdens {
+    /// Make one interface for each VNL up to '--'
+    #[arg(short, long)]
+    pub multi: bool,
+
+    /// Name the interfaces PREFIX0, PREFIX1, ... [default: vde]
+    #[arg(short, long, value_name = "PREFIX")]
+    pub iface: Option<String>,
+
+    /// Show FILE at /etc/resolv.conf
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        env = "VDE_RESOLVCONF",
+        hide_env_values = true
+    )]
+    pub resolvconf: Option<PathBuf>,
+
+    /// Show a resolv.conf with these name servers, separated by commas; wins over -r
+    #[arg(
+        short = 'R',
+        long,
+        value_name = "ADDR[,ADDR]",
+        env = "VDE_RESOLVADDR",
+        hide_env_values = true
+    )]
+    pub resolvaddr: Option<String>,
+
+    /// Set the host name
+    #[arg(short = 'H', long, value_name = "NAME")]
+    pub hostname: Option<String>,
+
+    /// Keep CAP_SYS_ADMIN, so that the command can mount
+    #[arg(short, long)]
+    pub sysadm: bool,
+
+    /// Accepted for compatibility; makes no difference
+    #[arg(short, long)]
+    pub clone: bool,
+
+    /// Accepted for compatibility; makes no difference
+    #[arg(short, long)]
+    pub unshare: bool,
+
+    /// Set lo and all interfaces up
+    #[arg(long)]
+    pub up: bool,
+
+    /// Give an interface an address, and set all up; with --multi, N: is the interface's number; can be repeated
+    #[arg(long, value_name = "[N:]IP/PREFIX", value_parser = numbered::<IpNet>)]
+    pub addr: Vec<Numbered<IpNet>>,
+
+    /// Route everything else through this address; once for IPv4 and once for IPv6
+    #[arg(long, value_name = "IP")]
+    pub gateway: Vec<IpAddr>,
+
+    /// Set the MTU of the interfaces, in bytes
+    #[arg(long, value_name = "[N:]BYTES", value_parser = numbered::<Mtu>)]
+    pub mtu: Vec<Numbered<Mtu>>,
+
+    /// Set an interface's Ethernet address
+    #[arg(long, value_name = "[N:]MAC", value_parser = numbered::<MacAddress>)]
+    pub mac: Vec<Numbered<MacAddress>>,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub common: Common,
+
+    /// A VNL or more, and the command
+    #[arg(
+        value_name = "VNL [COMMAND [ARG]...]",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub rest: Vec<OsString>,
+}
+
+/// Plug two virtual networks together, or one into standard input and output
+///
+/// With one VNL, or none for the default switch, frames go to standard output and come from
+/// standard input as a vdestream. After '=' stands a command to speak vdestream with instead.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "vde_plug", version, disable_help_subcommand = true)]
+#[command(
+    override_usage = "vde_plug [OPTIONS] [VNL]\n       vde_plug [OPTIONS] VNL VNL\n       vde_plug [OPTIONS] [VNL] = COMMAND [ARG]..."
+)]
+pub struct VdePlug {
+    /// Go to the background when both ends are open
+    #[arg(short, long)]
+    pub daemon: bool,
+
+    /// Write the process id to this file
+    #[arg(short, long, value_name = "FILE")]
+    pub pidfile: Option<PathBuf>,
+
+    /// Tell the system's log when the plug starts and stops
+    #[arg(short, long)]
+    pub log: bool,
+
+    /// The port group, or the group of the sockets, at the first end
+    #[arg(short, long, value_name = "GROUP")]
+    pub group: Option<String>,
+
+    /// The same at the second end
+    #[arg(short = 'G', long, value_name = "GROUP")]
+    pub group2: Option<String>,
+
+    /// The permission bits of the sockets at the first end, octal
+    #[arg(short, long = "mod", value_name = "MODE", value_parser = octal)]
+    pub mode: Option<u32>,
+
+    /// The same at the second end
+    #[arg(short = 'M', long = "mod2", value_name = "MODE", value_parser = octal)]
+    pub mode2: Option<u32>,
+
+    /// The switch's port at the first end
+    #[arg(long, value_name = "NUMBER")]
+    pub port: Option<u32>,
+
+    /// The same at the second end
+    #[arg(long, value_name = "NUMBER")]
+    pub port2: Option<u32>,
+
+    /// What switches show for this plug
+    #[arg(short = 'D', long, value_name = "TEXT")]
+    pub descr: Option<String>,
+
+    /// Run as a login shell would: 'vde_plug ARGUMENTS' in one word
+    #[arg(short, value_name = "COMMAND")]
+    pub command: Option<String>,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub common: Common,
+
+    /// One or two VNLs, or a VNL, '=' and a command
+    #[arg(
+        value_name = "VNL",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub rest: Vec<OsString>,
+}
+
+/// A value that may be for one interface: `N:VALUE`. An IPv6 address can be read both ways (`1:fd00::1/64`);
+/// then it is interface N if there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Numbered<T> {
+    whole: Option<T>,
+    numbered: Option<(usize, T)>,
+}
+
+impl<T: Copy> Numbered<T> {
+    /// The interface's number, if one is meant, and the value, where there are `count` interfaces.
+    ///
+    /// # Errors
+    /// There is no interface of that number; the error is the number.
+    pub fn resolve(self, count: usize) -> Result<(Option<usize>, T), usize> {
+        match (self.numbered, self.whole) {
+            (Some((number, value)), _) if number < count => Ok((Some(number), value)),
+            (_, Some(value)) => Ok((None, value)),
+            (Some((number, _)), None) => Err(number),
+            (None, None) => Err(0),
+        }
+    }
+}
+
+fn numbered<T: FromStr>(text: &str) -> Result<Numbered<T>, T::Err> {
+    let numbered = text
+        .split_once(':')
+        .and_then(|(number, value)| Some((number.parse().ok()?, value.parse().ok()?)));
+    match (text.parse(), numbered) {
+        (Err(error), None) => Err(error),
+        (whole, numbered) => Ok(Numbered {
+            whole: whole.ok(),
+            numbered,
+        }),
+    }
+}
+
+/// An MTU in bytes: 68 (the least that IPv4 allows, RFC 791) to 65521 (the most that a tap takes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mtu(pub u32);
+
+impl FromStr for Mtu {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(mtu) if (68..=65_521).contains(&mtu) => Ok(Self(mtu)),
+            _ => Err("an MTU is a number from 68 to 65521".into()),
+        }
+    }
+}
+
+/// A unicast Ethernet address, `02:00:00:00:00:01`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MacAddress(pub Mac);
+
+impl FromStr for MacAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bytes: Vec<u8> = text
+            .split(':')
+            .map(|byte| match byte.len() {
+                1 | 2 => u8::from_str_radix(byte, 16).ok(),
+                _ => None,
+            })
+            .collect::<Option<_>>()
+            .unwrap_or_default();
+        match <Mac>::try_from(bytes) {
+            Ok(mac) if mac[0] & 1 == 0 && mac != [0; 6] => Ok(Self(mac)),
+            Ok(_) => Err("it is no unicast address; 02:00:00:00:00:01 would do".into()),
+            Err(_) => Err("six hexadecimal bytes are wanted, such as 02:00:00:00:00:01".into()),
+        }
+    }
+}
+
+fn octal(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o7777 => Ok(mode),
+        _ => Err("permission bits are an octal number, such as 0660".into()),
+    }
+}
+
+impl Vdens {
+    /// The VNLs and the command among the trailing arguments. Without `--multi` there is exactly one VNL,
+    /// perhaps the empty one.
+    ///
+    /// # Errors
+    /// A VNL is not UTF-8, or an option stands among the VNLs.
+    pub fn split_rest(&self) -> Result<(Vec<String>, Vec<OsString>)> {
+        if !self.multi {
+            let (vnl, command) = match self.rest.split_first() {
+                None => (String::new(), &[][..]),
+                Some((vnl, command)) => (text(vnl)?, command),
+            };
+            if vnl.starts_with('-') && vnl != "-" {
+                return Err(misplaced(&vnl));
+            }
+            return Ok((vec![vnl], command.to_vec()));
+        }
+        let mut parts = self.rest.splitn(2, |word| word == "--");
+        let vnls = parts.next().unwrap_or_default();
+        let command = parts.next().unwrap_or_default();
+        let vnls: Vec<String> = vnls.iter().map(text).collect::<Result<_>>()?;
+        match vnls.iter().find(|vnl| vnl.starts_with('-') && *vnl != "-") {
+            Some(option) => Err(misplaced(option)),
+            None => Ok((vnls, command.to_vec())),
+        }
+    }
+}
+
+fn misplaced(option: &str) -> Error {
+    Error::usage(format!("'{option}' stands where a VNL should"))
+        .hint("options come before the first VNL; see vdens --help")
+}
+
+/// A command-line word that must be UTF-8.
+///
+/// # Errors
+/// It is not.
+pub fn text(word: &OsString) -> Result<String> {
+    word.to_str().map(str::to_owned).ok_or_else(|| {
+        Error::usage(format!("'{}' is not UTF-8", word.to_string_lossy()))
+            .hint("write other bytes of a path as %XX")
+    })
+}
+
+/// Parses a command line; prints help or a one-line error and exits if it is not to be run.
+pub fn parse<T: Parser>(program: &str, failure: i32, words: impl Iterator<Item = OsString>) -> T {
+    T::try_parse_from(words).unwrap_or_else(|error| {
+        if !error.use_stderr() {
+            // Help and version; a closed standard output is nobody's failure.
+            let _ = error.print();
+            std::process::exit(0);
+        }
+        let text = error.to_string();
+        let line = text.lines().next().unwrap_or_default();
+        let line = line.strip_prefix("error: ").unwrap_or(line);
+        crate::error::report(program, format_args!("{line}; see {program} --help"));
+        std::process::exit(failure);
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn vdens(words: &[&str]) -> Vdens {
+        Vdens::try_parse_from([&["vdens"], words].concat()).unwrap()
+    }
+
+    #[test]
+    fn the_tables_are_sound() {
+        Vdens::command().debug_assert();
+        VdePlug::command().debug_assert();
+    }
+
+    #[test]
+    fn options_after_the_vnl_belong_to_the_command() {
+        let cli = vdens(&["-i", "eth", "ptp:///tmp/a", "ls", "-i", "--", "x"]);
+        assert_eq!(cli.iface.as_deref(), Some("eth"));
+        let (vnls, command) = cli.split_rest().unwrap();
+        assert_eq!(vnls, ["ptp:///tmp/a"]);
+        assert_eq!(command, ["ls", "-i", "--", "x"]);
+        assert_eq!(vdens(&[]).split_rest().unwrap().0, [""]);
+        assert_eq!(vdens(&["-", "id"]).split_rest().unwrap().0, ["-"]);
+        assert_eq!(vdens(&["", "id"]).split_rest().unwrap().1, ["id"]);
+    }
+
+    #[test]
+    fn multi_takes_vnls_up_to_the_dashes() {
+        let split = |words: &[&str]| vdens(words).split_rest().unwrap();
+        let (vnls, command) = split(&["-m", "a", "-", "no", "--", "ls", "-l", "--"]);
+        assert_eq!(vnls, ["a", "-", "no"]);
+        assert_eq!(command, ["ls", "-l", "--"]);
+        assert_eq!(split(&["--multi", "a", "b"]).0, ["a", "b"]);
+        assert!(vdens(&["-m", "a", "--up"]).split_rest().is_err());
+    }
+
+    #[test]
+    fn values_may_name_their_interface() {
+        let number =
+            |text: &str, count| numbered::<IpNet>(text).unwrap().resolve(count).map(|n| n.0);
+        assert_eq!(number("10.0.0.1/24", 1), Ok(None));
+        assert_eq!(number("1:10.0.0.1/24", 2), Ok(Some(1)));
+        assert_eq!(number("1:10.0.0.1/24", 1), Err(1));
+        assert_eq!(number("1:fd00::1/64", 2), Ok(Some(1)));
+        assert_eq!(number("1:fd00::1/64", 1), Ok(None));
+        assert_eq!(number("2001:db8::1/64", 8), Ok(None));
+        assert_eq!(
+            numbered::<Mtu>("2:9000").unwrap().resolve(3).unwrap().0,
+            Some(2)
+        );
+        assert!(numbered::<Mtu>("9").is_err());
+        let mac = numbered::<MacAddress>("1:02:00:00:00:00:ff").unwrap();
+        assert_eq!(
+            mac.resolve(2),
+            Ok((Some(1), MacAddress([2, 0, 0, 0, 0, 255])))
+        );
+        assert!(numbered::<MacAddress>("03:00:00:00:00:01").is_err());
+        assert!(numbered::<IpNet>("10.0.0.1").is_err());
+    }
+}

@@ -1,0 +1,224 @@
+//! The configuration: TOML, `/etc/vdens/vdens.toml` and on top of it `$XDG_CONFIG_HOME/vdens/vdens.toml`, or
+//! the one file that `--config` names. A key in a later file replaces the same key of an earlier one.
+//!
+//! docs/vdens.toml is a commented example. An unknown key, a wrong type or a path that is not absolute
+//! is an error that names the file, the line and the column.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use log::LevelFilter;
+use serde::{Deserialize, Deserializer};
+use toml::Spanned;
+
+use crate::error::{Error, Result};
+
+/// What the configuration files say.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where plugins are found.
+    #[serde(default)]
+    pub plugins: Plugins,
+    /// What is logged, and where to.
+    #[serde(default)]
+    pub log: Log,
+    /// Values for options that are not given.
+    #[serde(default)]
+    pub defaults: Defaults,
+}
+
+/// The table `plugins`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Plugins {
+    /// Directories to search, absolute, or below the home directory with `~/`.
+    #[serde(default)]
+    pub path: Option<Vec<Spanned<PathBuf>>>,
+}
+
+/// The table `log`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    /// The least serious level that is logged.
+    #[serde(default, deserialize_with = "level")]
+    pub level: Option<LevelFilter>,
+    /// A file to append to, instead of standard error.
+    #[serde(default)]
+    pub file: Option<PathBuf>,
+}
+
+/// The table `defaults`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Defaults {
+    /// The interfaces' name without the number (`--iface`).
+    #[serde(default)]
+    pub iface: Option<String>,
+    /// Name servers (`--resolvaddr`).
+    #[serde(default)]
+    pub resolvaddr: Option<String>,
+    /// The VNL that an empty one (`vde://`) stands for.
+    #[serde(default)]
+    pub vnl: Option<String>,
+    /// Whether interfaces start up (`--up`).
+    #[serde(default)]
+    pub up: Option<bool>,
+}
+
+fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<LevelFilter>, D::Error> {
+    let word = String::deserialize(deserializer)?;
+    word.parse().map(Some).map_err(|_| {
+        serde::de::Error::custom(format_args!(
+            "'{word}' is no level: off, error, warn, info, debug or trace"
+        ))
+    })
+}
+
+impl Config {
+    /// Reads the configuration: `file` if one is named, else the two usual places, either of which may be
+    /// missing.
+    ///
+    /// # Errors
+    /// A file cannot be read or says something that is not allowed.
+    pub fn load(file: Option<&Path>) -> Result<Self> {
+        if let Some(file) = file {
+            let text = fs::read_to_string(file)
+                .map_err(|error| Error::path("read the configuration", file, &error))?;
+            return Self::parse(&text, file);
+        }
+        let mut config = Self::default();
+        for file in usual_places() {
+            match fs::read_to_string(&file) {
+                Ok(text) => config.overlay(Self::parse(&text, &file)?),
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                    ) => {}
+                Err(error) => {
+                    return Err(Error::path("read the configuration", &file, &error));
+                }
+            }
+        }
+        Ok(config)
+    }
+
+    /// Reads one file's text; `file` is for messages.
+    ///
+    /// # Errors
+    /// The text says something that is not allowed.
+    pub fn parse(text: &str, file: &Path) -> Result<Self> {
+        let config: Self = toml::from_str(text)
+            .map_err(|error| at(text, file, error.span(), &one_line(error.message())))?;
+        for dir in config.plugins.path.iter().flatten() {
+            if !expand_home(dir.get_ref()).is_absolute() {
+                let message = format!("'{}' is not an absolute path", dir.get_ref().display());
+                return Err(at(text, file, Some(dir.span()), &message));
+            }
+        }
+        Ok(config)
+    }
+
+    /// The directories of `plugins.path`, with `~/` replaced.
+    pub fn plugin_dirs(&self) -> impl Iterator<Item = PathBuf> {
+        let dirs = self.plugins.path.iter().flatten();
+        dirs.map(|dir| expand_home(dir.get_ref()))
+    }
+
+    fn overlay(&mut self, over: Self) {
+        fn replace<T>(under: &mut Option<T>, over: Option<T>) {
+            if over.is_some() {
+                *under = over;
+            }
+        }
+        replace(&mut self.plugins.path, over.plugins.path);
+        replace(&mut self.log.level, over.log.level);
+        replace(&mut self.log.file, over.log.file);
+        replace(&mut self.defaults.iface, over.defaults.iface);
+        replace(&mut self.defaults.resolvaddr, over.defaults.resolvaddr);
+        replace(&mut self.defaults.vnl, over.defaults.vnl);
+        replace(&mut self.defaults.up, over.defaults.up);
+    }
+}
+
+fn usual_places() -> impl Iterator<Item = PathBuf> {
+    let user = absolute_variable("XDG_CONFIG_HOME").or_else(|| Some(home()?.join(".config")));
+    [Some(PathBuf::from("/etc")), user]
+        .into_iter()
+        .flatten()
+        .map(|dir| dir.join("vdens/vdens.toml"))
+}
+
+/// The user's home directory.
+pub fn home() -> Option<PathBuf> {
+    absolute_variable("HOME")
+}
+
+/// An environment variable that holds an absolute path; the XDG specification has others ignored.
+pub fn absolute_variable(name: &str) -> Option<PathBuf> {
+    env::var_os(name)
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+}
+
+fn expand_home(path: &Path) -> PathBuf {
+    match (path.strip_prefix("~"), home()) {
+        (Ok(rest), Some(home)) => home.join(rest),
+        _ => path.to_owned(),
+    }
+}
+
+fn one_line(message: &str) -> String {
+    message.lines().collect::<Vec<_>>().join(", ")
+}
+
+fn at(text: &str, file: &Path, span: Option<std::ops::Range<usize>>, message: &str) -> Error {
+    let place = span.and_then(|span| text.get(..span.start)).map(|before| {
+        let line = before.matches('\n').count() + 1;
+        let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+        format!(":{line}:{column}")
+    });
+    Error::usage(format!(
+        "{}{}: {message}",
+        file.display(),
+        place.unwrap_or_default()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config> {
+        Config::parse(text, Path::new("/x.toml"))
+    }
+
+    #[test]
+    fn later_files_win_key_by_key() {
+        let mut config = parse("[defaults]\niface='eth'\nup=true\n[log]\nlevel='debug'").unwrap();
+        config.overlay(parse("[defaults]\niface='lan'").unwrap());
+        assert_eq!(config.defaults.iface.as_deref(), Some("lan"));
+        assert_eq!(config.defaults.up, Some(true));
+        assert_eq!(config.log.level, Some(LevelFilter::Debug));
+    }
+
+    #[test]
+    fn mistakes_are_placed() {
+        for (text, place, what) in [
+            ("[plugins]\npaths = []", "/x.toml:2:1: ", "`paths`"),
+            ("[log]\nlevel = 'loud'", "/x.toml:2:9: ", "'loud'"),
+            ("[plugins]\npath = ['lib']", "/x.toml:2:9: ", "'lib'"),
+            ("[defaults]\nup = 3", "/x.toml:2:6: ", "boolean"),
+            ("[defaults", "/x.toml:1:", ""),
+        ] {
+            let message = parse(text).unwrap_err().message;
+            assert!(message.starts_with(place), "{message}");
+            assert!(message.contains(what), "{message}");
+            assert!(!message.contains('\n'), "{message}");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Messages between the supervisor and its children: a few bytes over a SEQPACKET pair.
+//!
+//! The namespace child tells that its interfaces are there, handing over their descriptors, and why the
+//! command cannot be run; a worker tells that its link is open, or why not. The supervisor says go. Closing the pair
+//! is a message too: to a child it means the session is over.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
+    sendmsg, socketpair,
+};
+
+use crate::error::{Error, ErrorKind, Result, system};
+
+/// The longest message, in bytes.
+const MAX_MESSAGE: usize = 4096;
+/// The most descriptors a message carries; the kernel's limit is 253.
+const MAX_FDS: usize = 64;
+
+/// What is said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Done: the interfaces are there, or the link is open.
+    Ready,
+    /// It failed, with the exit status that this means.
+    Failed(i32, Error),
+    /// Go on: run the command.
+    Go,
+}
+
+/// One end of the pair.
+#[derive(Debug)]
+pub struct Channel(OwnedFd);
+
+impl Channel {
+    /// A connected pair.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn pair() -> Result<(Self, Self)> {
+        socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .map(|(a, b)| (Self(a), Self(b)))
+        .map_err(system("make a socket pair"))
+    }
+
+    /// Sends a message with descriptors. A receiver that is gone is no error: its end is noticed elsewhere.
+    ///
+    /// # Errors
+    /// There are too many descriptors, or the system has no memory.
+    pub fn send(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> Result<()> {
+        let bytes = encode(message);
+        let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let rights = if fds.is_empty() { &[][..] } else { &rights[..] };
+        let io = [IoSlice::new(&bytes)];
+        match sendmsg::<()>(
+            self.0.as_raw_fd(),
+            &io,
+            rights,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        ) {
+            Ok(_) | Err(Errno::EPIPE | Errno::ECONNRESET) => Ok(()),
+            Err(errno) => Err(system("talk to another process of vdens")(errno)),
+        }
+    }
+
+    /// Waits for a message and its descriptors; `None` if the other end is closed.
+    ///
+    /// # Errors
+    /// The receiving fails.
+    pub fn receive(&self) -> Result<Option<(Message, Vec<OwnedFd>)>> {
+        let mut bytes = [0; MAX_MESSAGE];
+        let mut space = nix::cmsg_space!([RawFd; MAX_FDS]);
+        let mut io = [IoSliceMut::new(&mut bytes)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let (len, fds) = loop {
+            match recvmsg::<()>(self.0.as_raw_fd(), &mut io, Some(&mut space), flags) {
+                Ok(got) => {
+                    let rights = got.cmsgs().map_err(system("receive descriptors"))?;
+                    break (got.bytes, rights.flat_map(own).collect());
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::ECONNRESET) => return Ok(None),
+                Err(errno) => return Err(system("listen to another process of vdens")(errno)),
+            }
+        };
+        Ok(decode(&bytes[..len]).map(|message| (message, fds)))
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Takes ownership of received descriptors.
+fn own(message: ControlMessageOwned) -> Vec<OwnedFd> {
+    let ControlMessageOwned::ScmRights(fds) = message else {
+        return Vec::new();
+    };
+    // SAFETY: the kernel has just made these descriptors for this process, and nobody else knows them.
+    let owned = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
+    fds.into_iter().map(owned).collect()
+}
+
+fn encode(message: &Message) -> Vec<u8> {
+    match message {
+        Message::Ready => vec![b'R'],
+        Message::Go => vec![b'G'],
+        Message::Failed(status, error) => {
+            let mut bytes = vec![b'F'];
+            for number in [*status, error.kind as i32, error.errno] {
+                bytes.extend(number.to_ne_bytes());
+            }
+            bytes.extend(format!("{}\0{}", error.message, error.hint).bytes());
+            bytes.truncate(MAX_MESSAGE);
+            bytes
+        }
+    }
+}
+
+fn decode(bytes: &[u8]) -> Option<Message> {
+    let (tag, rest) = bytes.split_first()?;
+    match tag {
+        b'R' => Some(Message::Ready),
+        b'G' => Some(Message::Go),
+        b'F' => {
+            let mut numbers = rest
+                .chunks_exact(4)
+                .take(3)
+                .map(|chunk| i32::from_ne_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]));
+            let (status, kind, errno) = (numbers.next()?, numbers.next()?, numbers.next()?);
+            let text = String::from_utf8_lossy(rest.get(12..)?).into_owned();
+            let (message, hint) = text.split_once('\0').unwrap_or((&text, ""));
+            let mut error = Error::new(ErrorKind::from_code(kind.cast_unsigned()), message);
+            error.errno = errno;
+            Some(Message::Failed(status, error.hint(hint)))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_and_descriptors_arrive_and_the_end_is_seen() {
+        let (a, b) = Channel::pair().unwrap();
+        let failure = Error::closed("gone").hint("come back");
+        for message in [Message::Ready, Message::Go, Message::Failed(127, failure)] {
+            a.send(&message, &[a.as_fd(), a.as_fd()]).unwrap();
+            let (got, fds) = b.receive().unwrap().unwrap();
+            assert_eq!((got, fds.len()), (message, 2));
+        }
+        drop(a);
+        assert!(b.receive().unwrap().is_none());
+        b.send(&Message::Go, &[]).unwrap();
+    }
+}

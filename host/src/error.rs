@@ -1,0 +1,28 @@
+//! Failures of the host itself: one line for a person.
+//!
+//! They are the same [`Error`] that plugins report, so that a failure reads alike wherever it
+//! arose. [`report`] is the one place that prints one.
+
+use std::fmt::Display;
+use std::io;
+
+use nix::errno::Errno;
+pub use vdens_plugin_api::{Error, ErrorKind, Result};
+
+/// The exit status of `vdens` when it fails itself.
+pub const EXIT_FAILURE: i32 = 125;
+/// The exit status when the command cannot be run.
+pub const EXIT_NOT_RUNNABLE: i32 = 126;
+/// The exit status when there is no such command.
+pub const EXIT_NOT_FOUND: i32 = 127;
+
+/// Prints a failure as one line, `PROGRAM: MESSAGE`, to standard error.
+pub fn report(program: &str, error: impl Display) {
+    let line = error.to_string().replace('\n', " ");
+    eprintln!("{program}: {line}");
+}
+
+/// A system call failed: "cannot ACTION: …".
+pub fn system(action: impl Display) -> impl FnOnce(Errno) -> Error {
+    move |errno| Error::io(action, &io::Error::from(errno))
+}

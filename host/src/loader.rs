@@ -1,0 +1,237 @@
+//! Finding and loading plugins.
+//!
+//! The scheme `x` is served by `libvdens_x.so`, the first found in the [`SearchPath`]. Before it is
+//! loaded the file and its directory must pass the trust check: a plugin is code that runs as the user,
+//! so only root, the user, or the owner of this very program may be able to write it. Loading is staged, and each
+//! stage has its own one-line refusal: the file opens as a library, it is a vdens plugin at all, it
+//! speaks an ABI version that this host speaks, the layouts agree, it serves the scheme that its
+//! name promises. A library once loaded stays until the process ends.
+
+use std::env;
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid};
+use vdens_plugin_api::abi::{BindError, LoadedPlugin, VERSION};
+
+use crate::config::{Config, absolute_variable, home};
+use crate::error::{Error, ErrorKind, Result};
+
+/// The directories in which plugins are looked for, best first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SearchPath(Vec<PathBuf>);
+
+impl SearchPath {
+    /// `--plugin-dir`, `$VDENS_PLUGIN_PATH`, the configuration's `plugins.path`, the user's drop-in directory, beside the
+    /// executable, and the system's places. Relative directories are refused on the command line and
+    /// ignored in the environment.
+    ///
+    /// # Errors
+    /// A `--plugin-dir` is not absolute.
+    pub fn new(options: &[PathBuf], config: &Config) -> Result<Self> {
+        if let Some(dir) = options.iter().find(|dir| !dir.is_absolute()) {
+            return Err(Error::usage(format!(
+                "--plugin-dir {}: the directory must be absolute",
+                dir.display()
+            )));
+        }
+        let variable = env::var_os("VDENS_PLUGIN_PATH").unwrap_or_default();
+        let data =
+            absolute_variable("XDG_DATA_HOME").or_else(|| Some(home()?.join(".local/share")));
+        let beside = executable_dir();
+        let dirs = options
+            .iter()
+            .cloned()
+            .chain(env::split_paths(&variable).filter(|dir| dir.is_absolute()))
+            .chain(config.plugin_dirs())
+            .chain(data.map(|dir| dir.join("vdens/plugins")))
+            .chain(beside.clone())
+            .chain(beside.and_then(|dir| Some(dir.parent()?.join("lib/vdens/plugins"))))
+            .chain(["/usr/local/lib/vdens/plugins", "/usr/lib/vdens/plugins"].map(PathBuf::from));
+        let mut path: Vec<PathBuf> = Vec::new();
+        for dir in dirs {
+            if !path.contains(&dir) {
+                path.push(dir);
+            }
+        }
+        Ok(Self(path))
+    }
+
+    /// The plugin file for a scheme.
+    ///
+    /// # Errors
+    /// There is none in any directory: the error lists them.
+    pub fn find(&self, scheme: &str) -> Result<PathBuf> {
+        let file = format!("libvdens_{scheme}.so");
+        let mut places = self.0.iter().map(|dir| dir.join(&file));
+        places.find(|place| place.is_file()).ok_or_else(|| {
+            let dirs: Vec<String> = self.0.iter().map(|d| d.display().to_string()).collect();
+            Error::new(
+                ErrorKind::NotFound,
+                format!(
+                    "no plugin for the scheme '{scheme}': {file} is in none of {}",
+                    dirs.join(", ")
+                ),
+            )
+            .hint("check the scheme's spelling, or put the file into one of these directories")
+        })
+    }
+}
+
+fn executable_dir() -> Option<PathBuf> {
+    Some(env::current_exe().ok()?.parent()?.to_owned())
+}
+
+/// Loads the plugin `file` for `scheme`.
+///
+/// # Errors
+/// Why the file is refused.
+pub fn load(file: &Path, scheme: &str) -> Result<LoadedPlugin> {
+    let refuse = |why: String| {
+        Error::new(
+            ErrorKind::Unsupported,
+            format!("the plugin {} is refused: {why}", file.display()),
+        )
+    };
+    let file = fs::canonicalize(file).map_err(|error| Error::path("find", file, &error))?;
+    check_trust(&file).map_err(|(why, hint)| refuse(why).hint(hint))?;
+    // SAFETY: loading runs the library's constructors. The file passed the trust check: it is code that
+    // the user, root or the owner of this program put there to be run.
+    let library = unsafe { Library::open(Some(&file), RTLD_NOW | RTLD_LOCAL) };
+    let library = library.map_err(|error| {
+        log::debug!("{}: {error}", file.display());
+        refuse(reason(&error.to_string(), &file))
+    })?;
+    // SAFETY: the symbol, if it is there, is the u32 that every plugin exports under this name.
+    let version = unsafe { library.get::<*const u32>(b"vdens_plugin_abi\0") }
+        .map_err(|_| refuse("it is a shared library, but no vdens plugin".into()))?;
+    // SAFETY: as above; the symbol's address is aligned for its type by the plugin's linker.
+    let version = unsafe { **version };
+    // SAFETY: only the address is taken here.
+    let header = unsafe { library.get::<*const ()>(b"vdens_plugin_v1\0") }.map_err(|_| {
+        refuse(format!(
+            "it speaks ABI version {version}, and this vdens speaks version {VERSION}"
+        ))
+        .hint("get a plugin built for this vdens, or another vdens")
+    })?;
+    let header = *header;
+    // The library stays loaded for the life of the process.
+    std::mem::forget(library);
+    // SAFETY: `header` is the address of the symbol `vdens_plugin_v1` in a library that is never unloaded.
+    let plugin = unsafe { LoadedPlugin::bind(header) }.map_err(|error| {
+        if let BindError::Layout { report, .. } = &error {
+            log::debug!("{}: {report}", file.display());
+        }
+        refuse(error.to_string()).hint("build it again with the plugin-api of this vdens")
+    })?;
+    let manifest = plugin.manifest();
+    if manifest.scheme != scheme {
+        return Err(refuse(format!(
+            "it serves the scheme '{}', not '{scheme}'",
+            manifest.scheme
+        ))
+        .hint(format!("rename it to libvdens_{}.so", manifest.scheme)));
+    }
+    log::info!(
+        "{scheme}:// is served by {} {}, {}",
+        file.display(),
+        manifest.version,
+        manifest.description
+    );
+    Ok(plugin)
+}
+
+/// The linker's words without the file's name, which the message has already.
+fn reason(linker: &str, file: &Path) -> String {
+    let name = format!("{}: ", file.display());
+    linker.replace(&name, "").replace('\n', " ")
+}
+
+/// Whether only trusted users can write the file and its directory. An error is what is wrong, and
+/// the remedy.
+fn check_trust(file: &Path) -> Result<(), (String, String)> {
+    for path in [Some(file), file.parent()].into_iter().flatten() {
+        let unreadable = |error| (format!("{}: {error}", path.display()), String::new());
+        let meta = fs::metadata(path).map_err(unreadable)?;
+        if !trusted_owners().contains(&meta.uid()) {
+            return Err((
+                format!(
+                    "{} belongs to another user (uid {})",
+                    path.display(),
+                    meta.uid()
+                ),
+                "install a copy of your own".into(),
+            ));
+        }
+        if writable_by_others(&meta) {
+            return Err((
+                format!("{} can be written by others", path.display()),
+                format!("chmod go-w {}", path.display()),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn trusted_owners() -> Vec<u32> {
+    let program = fs::metadata("/proc/self/exe").map(|meta| meta.uid());
+    [0, geteuid().as_raw()].into_iter().chain(program).collect()
+}
+
+/// World-writable, or writable by a group that is not the owner's private one. A private group has its
+/// user's name and is that user's primary group, the usual set-up where the umask is 002.
+fn writable_by_others(meta: &Metadata) -> bool {
+    let private_group = || {
+        let user = User::from_uid(Uid::from_raw(meta.uid())).ok().flatten();
+        let group = Group::from_gid(Gid::from_raw(meta.gid())).ok().flatten();
+        let same_name = user.zip(group).is_some_and(|(user, group)| {
+            user.gid == group.gid && user.name == group.name && group.mem.is_empty()
+        });
+        same_name && (meta.uid() == 0 || meta.gid() == getegid().as_raw())
+    };
+    meta.mode() & 0o002 != 0 || (meta.mode() & 0o020 != 0 && !private_group())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn refusal(file: &Path) -> String {
+        load(file, "x").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_no_plugin_is_refused_in_one_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("libvdens_x.so");
+        fs::write(&file, "not a library").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+        let message = refusal(&file);
+        assert!(message.contains("refused"), "{message}");
+        assert!(!message.contains('\n'), "{message}");
+
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(refusal(&file).contains("can be written by others"));
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(refusal(&file).contains("chmod go-w"));
+    }
+
+    #[test]
+    fn the_first_directory_wins_and_none_lists_all() {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let path = SearchPath(dirs.iter().map(|dir| dir.path().to_owned()).collect());
+        let message = path.find("x").unwrap_err().to_string();
+        for dir in &dirs {
+            assert!(message.contains(&dir.path().display().to_string()));
+            fs::write(dir.path().join("libvdens_x.so"), "").unwrap();
+        }
+        assert_eq!(
+            path.find("x").unwrap(),
+            dirs[0].path().join("libvdens_x.so")
+        );
+    }
+}

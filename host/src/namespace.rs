@@ -1,0 +1,263 @@
+//! The namespace child: it makes the namespace, the interfaces in it, and becomes the command.
+//!
+//! In this order, because each step needs what the one before gave:
+//!
+//! 1. a user namespace, which gives all capabilities over the other namespaces made with it: network,
+//!    UTS, and mount where something is to be mounted;
+//! 2. the caller's ids mapped to themselves, so that files keep their owners; `setgroups` is denied
+//!    first, because the kernel wants that of an unprivileged gid map;
+//! 3. host name, resolv.conf, interfaces and addresses, with those capabilities;
+//! 4. the interfaces' descriptors go to the supervisor, which answers when the links are open;
+//! 5. the network capabilities are made ambient, so that they survive the exec and everything else
+//!    is lost with it;
+//! 6. the command is executed, and killed by the kernel if the supervisor should die before it.
+
+use std::env;
+use std::ffi::{CString, OsString};
+use std::fs;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
+
+use caps::{CapSet, Capability, CapsHashSet};
+use ipnet::IpNet;
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, execvp, getegid, geteuid, getppid, sethostname};
+use vdens_plugin_api::tap::Tap;
+
+use crate::control::{Channel, Message};
+use crate::error::{
+    EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_NOT_RUNNABLE, Error, ErrorKind, Result, system,
+};
+use crate::netlink::{Mac, Netlink};
+use crate::resolv::Resolv;
+use crate::signals::{self, Signals};
+
+/// An interface to be made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name, valid and unique.
+    pub name: String,
+    /// Its Ethernet address, if not the kernel's choice.
+    pub mac: Option<Mac>,
+    /// Its MTU in bytes, if not the kernel's choice.
+    pub mtu: Option<u32>,
+    /// Its addresses.
+    pub addresses: Vec<IpNet>,
+}
+
+/// What the namespace is to be like.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The interfaces, in order.
+    pub interfaces: Vec<Interface>,
+    /// Whether they and the loopback interface start up.
+    pub up: bool,
+    /// Default routers.
+    pub gateways: Vec<IpAddr>,
+    /// The host name, if not the caller's.
+    pub hostname: Option<String>,
+    /// The resolv.conf, if not the caller's.
+    pub resolv: Option<Resolv>,
+    /// Whether the command may mount and do other things that CAP_SYS_ADMIN allows.
+    pub sysadmin: bool,
+    /// The command and its arguments; the user's shell if empty.
+    pub command: Vec<OsString>,
+    /// What `VDENS` is in the command's environment.
+    pub label: String,
+}
+
+/// The life of the namespace child; returns only if the command could not be run, with the exit status.
+pub fn run(plan: &Plan, channel: &Channel, signals: &Signals, supervisor: Pid) -> i32 {
+    let failure = |status, error| {
+        // The supervisor reports the failure; if it is gone there is nobody to tell.
+        let _ = channel.send(&Message::Failed(status, error), &[]);
+        status
+    };
+    let taps = match build(plan) {
+        Ok(taps) => taps,
+        Err(error) => return failure(EXIT_FAILURE, error),
+    };
+    let fds: Vec<_> = taps.iter().map(Tap::as_fd).collect();
+    if let Err(error) = channel.send(&Message::Ready, &fds) {
+        return failure(EXIT_FAILURE, error);
+    }
+    drop(taps);
+    let Ok(Some((Message::Go, _))) = channel.receive() else {
+        return EXIT_FAILURE;
+    };
+    match prepare(plan, signals, supervisor).and_then(|()| arguments(&plan.command)) {
+        Err(error) => failure(EXIT_FAILURE, error),
+        Ok(arguments) => {
+            let (status, error) = execute(&arguments);
+            failure(status, error)
+        }
+    }
+}
+
+/// Makes the namespace and its interfaces.
+fn build(plan: &Plan) -> Result<Vec<Tap>> {
+    let mounts = plan.sysadmin || plan.resolv.is_some();
+    let ids = (geteuid(), getegid());
+    let mut flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS;
+    flags.set(CloneFlags::CLONE_NEWNS, mounts);
+    unshare(flags).map_err(no_namespace)?;
+    write_map("setgroups", "deny")?;
+    write_map("uid_map", &format!("{0} {0} 1", ids.0))?;
+    write_map("gid_map", &format!("{0} {0} 1", ids.1))?;
+    if let Some(name) = &plan.hostname {
+        sethostname(name).map_err(system(format_args!("set the host name to '{name}'")))?;
+    }
+    if mounts {
+        let private = MsFlags::MS_REC | MsFlags::MS_SLAVE;
+        let none: Option<&str> = None;
+        mount(none, "/", none, private, none).map_err(system("make mounts private"))?;
+    }
+    if let Some(resolv) = &plan.resolv {
+        resolv.mount()?;
+    }
+    let taps = plan
+        .interfaces
+        .iter()
+        .map(|interface| Tap::open(&interface.name));
+    let taps = taps.collect::<Result<Vec<_>>>()?;
+    configure(plan)?;
+    Ok(taps)
+}
+
+fn configure(plan: &Plan) -> Result<()> {
+    let netlink = Netlink::open()?;
+    if plan.up {
+        netlink.set_up("lo")?;
+    }
+    for interface in &plan.interfaces {
+        let name = &interface.name;
+        if let Some(mac) = interface.mac {
+            netlink.set_mac(name, mac)?;
+        }
+        if let Some(mtu) = interface.mtu {
+            netlink.set_mtu(name, mtu)?;
+        }
+        if plan.up {
+            netlink.set_up(name)?;
+        }
+        for address in &interface.addresses {
+            netlink.add_address(name, *address)?;
+        }
+    }
+    let mut gateways = plan.gateways.iter();
+    gateways.try_for_each(|gateway| netlink.add_default_route(*gateway))
+}
+
+fn write_map(file: &str, text: &str) -> Result<()> {
+    let path = format!("/proc/self/{file}");
+    match fs::write(&path, text) {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            let failure = Error::io(format_args!("write '{text}' to {path}"), &error);
+            Err(match apparmor_restricts() {
+                true => failure.hint(APPARMOR_HINT),
+                false => failure,
+            })
+        }
+    }
+}
+
+const APPARMOR_HINT: &str = "AppArmor forbids it: sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0, or give vdens a profile that allows userns";
+
+fn sysctl(name: &str) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/sys/{name}")).ok()?;
+    text.trim().parse().ok()
+}
+
+fn apparmor_restricts() -> bool {
+    sysctl("kernel/apparmor_restrict_unprivileged_userns") == Some(1)
+}
+
+/// Why there is no namespace, and the setting that decides it.
+fn no_namespace(errno: Errno) -> Error {
+    let error = system("make a user and network namespace")(errno);
+    if let Some(name) = ["user", "net", "uts", "mnt"]
+        .map(|kind| format!("user/max_{kind}_namespaces"))
+        .iter()
+        .find(|name| sysctl(name) == Some(0))
+    {
+        let name = name.replace('/', ".");
+        return error.hint(format!("{name} is 0: sudo sysctl {name}=10000"));
+    }
+    match errno {
+        Errno::ENOSPC => error.hint(
+            "too many namespaces, or nested too deeply: see user.max_user_namespaces and its siblings",
+        ),
+        Errno::EPERM if sysctl("kernel/unprivileged_userns_clone") == Some(0) => {
+            error.hint("sudo sysctl kernel.unprivileged_userns_clone=1")
+        }
+        Errno::EPERM | Errno::EACCES if apparmor_restricts() => error.hint(APPARMOR_HINT),
+        Errno::EPERM => error.hint(
+            "a container's seccomp filter or a chroot may forbid it: allow unshare(CLONE_NEWUSER) there",
+        ),
+        _ => error,
+    }
+}
+
+/// Gives the process the state that the command is to start in.
+fn prepare(plan: &Plan, signals: &Signals, supervisor: Pid) -> Result<()> {
+    use Capability::{
+        CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, CAP_NET_BROADCAST, CAP_NET_RAW, CAP_SYS_ADMIN,
+    };
+    let network = [
+        CAP_NET_BIND_SERVICE,
+        CAP_NET_BROADCAST,
+        CAP_NET_ADMIN,
+        CAP_NET_RAW,
+    ];
+    let sysadmin = plan.sysadmin.then_some(CAP_SYS_ADMIN);
+    let kept: CapsHashSet = network.into_iter().chain(sysadmin).collect();
+    caps::set(None, CapSet::Inheritable, &kept)
+        .and_then(|()| caps::set(None, CapSet::Ambient, &kept))
+        .map_err(|error| {
+            Error::new(
+                ErrorKind::Other,
+                format!("cannot keep capabilities: {error}"),
+            )
+        })?;
+    // SAFETY: no other thread exists in this forked child that could read the environment meanwhile.
+    unsafe { env::set_var("VDENS", &plan.label) };
+    signals::default(Signal::SIGPIPE);
+    signals.restore()?;
+    set_pdeathsig(Signal::SIGKILL).map_err(system("ask for a signal at the parent's death"))?;
+    match getppid() == supervisor {
+        true => Ok(()),
+        false => Err(Error::closed("the parent process is gone")),
+    }
+}
+
+fn arguments(command: &[OsString]) -> Result<Vec<CString>> {
+    let shell = || env::var_os("SHELL").filter(|shell| !shell.is_empty());
+    let words = match command {
+        [] => vec![shell().unwrap_or_else(|| "/bin/sh".into())],
+        words => words.to_vec(),
+    };
+    let words = words.into_iter().map(|word| CString::new(word.into_vec()));
+    words
+        .collect::<Result<_, _>>()
+        .map_err(|_| Error::usage("an argument has a NUL byte in it"))
+}
+
+/// Becomes the command; returns only if that fails, with the exit status and why.
+fn execute(arguments: &[CString]) -> (i32, Error) {
+    let Some(program) = arguments.first() else {
+        return (EXIT_NOT_FOUND, Error::usage("there is no command"));
+    };
+    let Err(errno) = execvp(program, arguments);
+    let status = match errno {
+        Errno::ENOENT => EXIT_NOT_FOUND,
+        _ => EXIT_NOT_RUNNABLE,
+    };
+    let error = system(format_args!("run '{}'", program.to_string_lossy()))(errno);
+    (status, error)
+}

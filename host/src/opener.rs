@@ -1,0 +1,68 @@
+//! Opening VNLs through plugins, for the host and for plugins that nest other VNLs.
+//!
+//! An [`Opener`] belongs to one link and lives as long as the process: it is the host's services as the
+//! plugin sees them. A plugin is loaded when its scheme is first opened, and only once.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use vdens_plugin_api::abi::{HostServices, LoadedPlugin};
+use vdens_plugin_api::vnl::Vnl;
+use vdens_plugin_api::{Link, OpenOptions, Port};
+
+use crate::error::Result;
+use crate::loader::{self, SearchPath};
+
+/// Opens VNLs for one link.
+#[derive(Clone, Copy)]
+pub struct Opener(&'static Services);
+
+/// What plugins see. Leaked, because a plugin may use its host's services as long as the process lives.
+struct Services {
+    path: SearchPath,
+    port: Port,
+    loaded: Mutex<HashMap<String, LoadedPlugin>>,
+}
+
+impl Opener {
+    /// An opener that finds plugins on `path`; `port` is the host's side of the link. One a link, for
+    /// the life of the process.
+    pub fn new(path: SearchPath, port: Port) -> Self {
+        Self(Box::leak(Box::new(Services {
+            path,
+            port,
+            loaded: Mutex::default(),
+        })))
+    }
+
+    /// Opens a VNL.
+    ///
+    /// # Errors
+    /// There is no plugin for its scheme, the plugin is refused, or what the plugin reports.
+    pub fn open(self, vnl: &str, options: &OpenOptions) -> Result<Box<dyn Link>> {
+        let plugin = self.0.plugin(Vnl::parse(vnl)?.scheme)?;
+        plugin.open(vnl, options, self.0)
+    }
+}
+
+impl Services {
+    fn plugin(&self, scheme: &str) -> Result<LoadedPlugin> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(plugin) = loaded.get(scheme) {
+            return Ok(*plugin);
+        }
+        let plugin = loader::load(&self.path.find(scheme)?, scheme)?;
+        loaded.insert(scheme.to_owned(), plugin);
+        Ok(plugin)
+    }
+}
+
+impl HostServices for Services {
+    fn open(&'static self, vnl: &str) -> Result<Box<dyn Link>> {
+        Opener(self).open(vnl, &OpenOptions::default())
+    }
+
+    fn port(&self) -> Port {
+        self.port.clone()
+    }
+}

@@ -1,0 +1,325 @@
+//! The life of `vde_plug`: a cable between two open ends.
+//!
+//! One end is a VNL; the other a second VNL, a command, or this process's own standard input and output. In the background
+//! (`-d`) the child opens the ends and tells the parent over a pipe, so that the parent's
+//! exit status is the truth. The plug ends when an end does, or with a signal; either way its sockets,
+//! its command and its pid file are gone with it.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{self, Command};
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
+use vdens_plugin_api::{Link, OpenOptions, Port};
+
+use crate::cli::{VdePlug, text};
+use crate::config::Config;
+use crate::control::{Channel, Message};
+use crate::error::{Error, ErrorKind, Result, system};
+use crate::loader::SearchPath;
+use crate::opener::Opener;
+use crate::pump::{Pump, Stop};
+use crate::signals::Signals;
+use crate::stream::{CommandStream, Stream};
+use crate::vnls;
+
+/// The exit status of `vde_plug` when it fails.
+pub const EXIT_FAILURE: i32 = 1;
+
+/// What the far end of the cable is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Far {
+    Stdio,
+    Vnl(String),
+    Command(Vec<OsString>),
+}
+
+/// Runs a plug. Returns the exit status: 0 when a stream ended, 128 + n for signal n.
+///
+/// # Errors
+/// An end cannot be opened, or hangs up.
+pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
+    let (near, far) = ends(&cli.rest)?;
+    if cli.daemon && far == Far::Stdio {
+        return Err(
+            Error::usage("standard input and output cannot go to the background")
+                .hint("give a second VNL, or leave -d out"),
+        );
+    }
+    let plug = Plug {
+        cli,
+        path: SearchPath::new(&cli.common.plugin_dir, config)?,
+        default: config.defaults.vnl.as_deref(),
+        near,
+        far,
+    };
+    if !cli.daemon {
+        return plug.run(|| Ok(()));
+    }
+    let (channel, theirs) = Channel::pair()?;
+    // SAFETY: the process has one thread so far; no plugin is loaded yet.
+    match unsafe { fork() }.map_err(system("go to the background"))? {
+        ForkResult::Parent { .. } => {
+            drop(theirs);
+            match channel.receive()? {
+                Some((Message::Ready, _)) => Ok(0),
+                Some((Message::Failed(_, error), _)) => Err(error),
+                _ => Err(Error::closed("the background process died while starting")),
+            }
+        }
+        ForkResult::Child => {
+            drop(channel);
+            setsid().map_err(system("start a session"))?;
+            let outcome = plug.run(|| {
+                detach()?;
+                theirs.send(&Message::Ready, &[])
+            });
+            if let Err(error) = &outcome {
+                log::error!("{error}");
+                // Heard only before the plug was ready; afterwards the parent is gone.
+                theirs.send(&Message::Failed(EXIT_FAILURE, error.clone()), &[])?;
+                process::exit(EXIT_FAILURE);
+            }
+            outcome
+        }
+    }
+}
+
+/// The two ends that the arguments name.
+fn ends(rest: &[OsString]) -> Result<(String, Far)> {
+    if let Some(at) = rest.iter().position(|word| word == "=") {
+        let (vnls, command) = (&rest[..at], &rest[at + 1..]);
+        return match (vnls, command) {
+            (_, []) => Err(Error::usage("no command stands after '='")),
+            ([], _) => Ok((String::new(), Far::Command(command.to_vec()))),
+            ([vnl], _) => Ok((text(vnl)?, Far::Command(command.to_vec()))),
+            _ => Err(Error::usage("more than one VNL stands before '='")),
+        };
+    }
+    match rest {
+        [] => Ok((String::new(), Far::Stdio)),
+        [near] => Ok((text(near)?, Far::Stdio)),
+        [near, far] => Ok((text(near)?, Far::Vnl(text(far)?))),
+        [_, _, third, ..] => Err(Error::usage(format!(
+            "'{}' is one VNL too many",
+            third.to_string_lossy()
+        ))
+        .hint("a plug has two ends; options come before the first VNL")),
+    }
+}
+
+/// A plug to be opened.
+struct Plug<'a> {
+    cli: &'a VdePlug,
+    path: SearchPath,
+    /// The configuration's default VNL.
+    default: Option<&'a str>,
+    near: String,
+    far: Far,
+}
+
+/// An open end and what to call it.
+type NamedLink = (String, Box<dyn Link>);
+
+impl Plug<'_> {
+    /// Opens both ends, says so through `ready`, and pumps until one ends.
+    fn run(&self, ready: impl FnOnce() -> Result<()>) -> Result<i32> {
+        let cli = self.cli;
+        let (near_name, mut near) = self.vnl(&self.near, cli.port, &cli.group, cli.mode)?;
+        let (far_name, mut far) = match &self.far {
+            Far::Vnl(vnl) => self.vnl(vnl, cli.port2, &cli.group2, cli.mode2)?,
+            Far::Command(words) => command(words)?,
+            Far::Stdio => stdio()?,
+        };
+        let signals = Signals::block()?;
+        let _pidfile = cli.pidfile.as_deref().map(PidFile::write).transpose()?;
+        let _session = cli.log.then(|| SystemLog::start(&near_name, &far_name));
+        ready()?;
+        let mut pump = Pump::new(near.as_mut(), far.as_mut());
+        loop {
+            match pump.run(&signals)? {
+                Stop::Control => match signals.next() {
+                    None | Some(Signal::SIGCHLD) => {}
+                    Some(signal) => return Ok(128 + signal as i32),
+                },
+                Stop::Broken(1, error)
+                    if self.far == Far::Stdio && error.kind == ErrorKind::Closed =>
+                {
+                    return Ok(0);
+                }
+                Stop::Broken(side, mut error) => {
+                    let name = [&near_name, &far_name][side];
+                    error.message = format!("{name}: {}", error.message);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    fn vnl(
+        &self,
+        argument: &str,
+        port: Option<u32>,
+        group: &Option<String>,
+        mode: Option<u32>,
+    ) -> Result<NamedLink> {
+        let vnl = vnls::resolve(argument, self.default)?;
+        let options = OpenOptions {
+            description: self.cli.descr.clone().unwrap_or_else(|| "vde_plug".into()),
+            port,
+            group: group.clone(),
+            mode,
+        };
+        let no_interface = Port {
+            interface: String::new(),
+            mtu: 0,
+        };
+        let link = Opener::new(self.path.clone(), no_interface).open(&vnl, &options)?;
+        Ok((vnl, link))
+    }
+}
+
+fn command(words: &[OsString]) -> Result<NamedLink> {
+    let (program, arguments) = words
+        .split_first()
+        .ok_or_else(|| Error::usage("there is no command"))?;
+    let stream = CommandStream::start(Command::new(program).args(arguments))?;
+    Ok((program.to_string_lossy().into_owned(), Box::new(stream)))
+}
+
+fn stdio() -> Result<NamedLink> {
+    let duplicate = |fd: std::io::Result<OwnedFd>| {
+        fd.map_err(|error| Error::io("use standard input and output", &error))
+    };
+    let input = duplicate(io::stdin().as_fd().try_clone_to_owned())?;
+    let output = duplicate(io::stdout().as_fd().try_clone_to_owned())?;
+    Ok((
+        "standard input".into(),
+        Box::new(Stream::new(input, output)?),
+    ))
+}
+
+/// Lets go of the terminal: the standard streams become /dev/null.
+fn detach() -> Result<()> {
+    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(system("open /dev/null"))?;
+    dup2_stdin(&null)
+        .and_then(|()| dup2_stdout(&null))
+        .and_then(|()| dup2_stderr(&null))
+        .map_err(system("let go of the terminal"))
+}
+
+/// A file with this process's id, removed at the end if it still has it.
+struct PidFile(PathBuf);
+
+impl PidFile {
+    fn write(path: &Path) -> Result<Self> {
+        let path = std::path::absolute(path)
+            .map_err(|error| Error::path("find the pid file", path, &error))?;
+        fs::write(&path, format!("{}\n", process::id()))
+            .map_err(|error| Error::path("write the pid file", &path, &error))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        let ours =
+            fs::read_to_string(&self.0).is_ok_and(|text| text.trim() == process::id().to_string());
+        if ours && let Err(error) = fs::remove_file(&self.0) {
+            log::warn!("cannot remove the pid file {}: {error}", self.0.display());
+        }
+    }
+}
+
+/// A line in the system's log (syslog(3), facility daemon, priority info) at start and at end.
+struct SystemLog {
+    what: String,
+}
+
+impl SystemLog {
+    fn start(near: &str, far: &str) -> Self {
+        let log = Self {
+            what: format!("{near} {far}"),
+        };
+        log.say("START");
+        log
+    }
+
+    fn say(&self, event: &str) {
+        let record = format!("<30>vde_plug[{}]: {event} {}", process::id(), self.what);
+        let sent = UnixDatagram::unbound()
+            .and_then(|socket| socket.send_to(record.as_bytes(), "/dev/log"));
+        if let Err(error) = sent {
+            log::warn!("cannot write to the system's log at /dev/log: {error}");
+        }
+    }
+}
+
+impl Drop for SystemLog {
+    fn drop(&mut self) {
+        self.say("STOP");
+    }
+}
+
+/// The arguments that a login shell's `-c COMMAND` stands for: COMMAND must be a `vde_plug` command line
+/// of plain words, so that the account can do nothing else.
+///
+/// # Errors
+/// The command is another one.
+pub fn login_words(command: &str) -> Result<Vec<OsString>> {
+    let words: Vec<OsString> = command.split_whitespace().map(OsString::from).collect();
+    let program = words.first().map(PathBuf::from);
+    match program.as_deref().and_then(Path::file_name) {
+        Some(name) if name == "vde_plug" => Ok(words),
+        _ => Err(Error::usage(format!(
+            "'-c {}' is no vde_plug command",
+            command.escape_debug()
+        ))
+        .hint("this account can only run vde_plug")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_name_two_ends() {
+        let words = |text: &str| {
+            text.split_whitespace()
+                .map(OsString::from)
+                .collect::<Vec<_>>()
+        };
+        let parse = |text: &str| ends(&words(text));
+        assert_eq!(parse("").unwrap(), (String::new(), Far::Stdio));
+        assert_eq!(parse("a").unwrap(), ("a".into(), Far::Stdio));
+        assert_eq!(parse("a b").unwrap(), ("a".into(), Far::Vnl("b".into())));
+        assert_eq!(
+            parse("= ssh h").unwrap(),
+            (String::new(), Far::Command(words("ssh h")))
+        );
+        assert_eq!(
+            parse("a = b = c").unwrap(),
+            ("a".into(), Far::Command(words("b = c")))
+        );
+        for bad in ["a b c", "a b = c", "a ="] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_login_shell_runs_nothing_else() {
+        assert_eq!(login_words("vde_plug /tmp/s").unwrap().len(), 2);
+        assert!(login_words("/usr/bin/vde_plug").is_ok());
+        assert!(login_words("sh -c vde_plug").is_err());
+        assert!(login_words("").is_err());
+    }
+}

@@ -1,0 +1,288 @@
+//! The data plane of a worker: frames between two links, in both directions.
+//!
+//! Each direction owns a batch. It receives when the batch is empty and the source is readable, and
+//! sends until the batch is empty again; when the sink's queue is full it waits for the sink alone, so
+//! the source's own queue fills and its senders slow down, as on a cable. A shared source, a switch, is
+//! never made to wait: what the sink does not take is dropped and counted.
+//!
+//! After every call the state of the link that was called is compared with what its opposite was last
+//! told; carrier and offloads are passed on when they change. The loop ends when the control descriptor
+//! becomes readable, which is its owner's to interpret, or when a link breaks.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vdens_plugin_api::{Batch, Link, State};
+
+use crate::error::{Error, Result, system};
+
+/// Why a pump stopped without a failure of its own.
+#[derive(Debug)]
+pub enum Stop {
+    /// The control descriptor is readable.
+    Control,
+    /// A link broke: 0 for the first, 1 for the second, and how.
+    Broken(usize, Error),
+}
+
+/// What a pump has moved in one direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Frames taken by the sink.
+    pub frames: u64,
+    /// Frames lost on the way.
+    pub dropped: u64,
+}
+
+/// One direction.
+#[derive(Default)]
+struct Flow {
+    batch: Batch,
+    /// Frames at the start of the batch that the sink has taken.
+    sent: usize,
+    counters: Counters,
+}
+
+impl Flow {
+    fn is_blocked(&self) -> bool {
+        self.sent < self.batch.len()
+    }
+
+    /// Offers what is left to the sink.
+    fn offer(&mut self, source_waits: bool, sink: &mut dyn Link) -> Result<()> {
+        let taken = sink.send(&mut self.batch.tx(self.sent))?;
+        self.sent += taken;
+        self.counters.frames += taken as u64;
+        if !source_waits {
+            self.counters.dropped += (self.batch.len() - self.sent) as u64;
+            self.sent = self.batch.len();
+        }
+        if !self.is_blocked() {
+            self.counters.dropped += self.batch.take_dropped();
+            self.batch.clear();
+            self.sent = 0;
+        }
+        Ok(())
+    }
+}
+
+/// Two links and what is on its way between them. Flow 0 goes from link 0 to link 1.
+pub struct Pump<'a> {
+    links: [&'a mut dyn Link; 2],
+    told: [Option<State>; 2],
+    shared: [bool; 2],
+    flows: [Flow; 2],
+}
+
+impl<'a> Pump<'a> {
+    /// A pump between two open links.
+    pub fn new(a: &'a mut dyn Link, b: &'a mut dyn Link) -> Self {
+        let shared = [a.is_shared(), b.is_shared()];
+        Self {
+            links: [a, b],
+            told: [None; 2],
+            shared,
+            flows: Default::default(),
+        }
+    }
+
+    /// Moves frames until `control` is readable or a link breaks.
+    ///
+    /// # Errors
+    /// The waiting itself fails.
+    pub fn run(&mut self, control: impl AsFd) -> Result<Stop> {
+        self.tell(0);
+        self.tell(1);
+        loop {
+            let ready = self.wait(control.as_fd())?;
+            if ready.control {
+                return Ok(Stop::Control);
+            }
+            for source in [0, 1] {
+                if let Err((side, error)) = self.step(source, &ready) {
+                    return Ok(Stop::Broken(side, error));
+                }
+            }
+        }
+    }
+
+    /// What was moved from link 0 to link 1, and from link 1 to link 0.
+    pub fn counters(&self) -> [Counters; 2] {
+        [self.flows[0].counters, self.flows[1].counters]
+    }
+
+    /// One direction's turn. An error names the side that broke.
+    fn step(&mut self, source: usize, ready: &Ready) -> Result<(), (usize, Error)> {
+        let sink = 1 - source;
+        let flow = &mut self.flows[source];
+        if ready.readable[source] {
+            let received = self.links[source].recv(&mut flow.batch.rx());
+            received.map_err(|error| (source, error))?;
+            flow.counters.dropped += flow.batch.take_dropped();
+        }
+        if flow.is_blocked() && (ready.readable[source] || ready.writable[sink]) {
+            let offered = flow.offer(!self.shared[source], self.links[sink]);
+            offered.map_err(|error| (sink, error))?;
+            self.tell(sink);
+        }
+        if ready.readable[source] {
+            self.tell(source);
+        }
+        Ok(())
+    }
+
+    /// Tells the opposite of link `side` that link's state, if it has changed.
+    fn tell(&mut self, side: usize) {
+        let state = self.links[side].state();
+        if self.told[side] != Some(state) {
+            self.told[side] = Some(state);
+            self.links[1 - side].other_side(state);
+        }
+    }
+
+    /// Waits until there is something to do, and says what.
+    fn wait(&self, control: BorrowedFd<'_>) -> Result<Ready> {
+        let [a, b] = &self.links;
+        let blocked = [self.flows[0].is_blocked(), self.flows[1].is_blocked()];
+        let wanted = [
+            (a.fd(), PollFlags::POLLIN, !blocked[0]),
+            (b.fd(), PollFlags::POLLIN, !blocked[1]),
+            (a.send_fd(), PollFlags::POLLOUT, blocked[1]),
+            (b.send_fd(), PollFlags::POLLOUT, blocked[0]),
+            (control, PollFlags::POLLIN, true),
+        ];
+        // A descriptor that nothing is wanted of would still report a hang-up, again and again; the
+        // control descriptor stands in for it.
+        let mut fds = wanted.map(|(fd, flags, is_wanted)| match is_wanted {
+            true => PollFd::new(fd, flags),
+            false => PollFd::new(control, PollFlags::empty()),
+        });
+        while let Err(errno) = poll(&mut fds, PollTimeout::NONE) {
+            if errno != Errno::EINTR {
+                return Err(system("wait for frames")(errno));
+            }
+        }
+        let ready = |i: usize| wanted[i].2 && fds[i].any() == Some(true);
+        Ok(Ready {
+            readable: [ready(0), ready(1)],
+            writable: [ready(2), ready(3)],
+            control: ready(4),
+        })
+    }
+}
+
+/// What can be done without waiting, by link.
+struct Ready {
+    readable: [bool; 2],
+    writable: [bool; 2],
+    control: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::{UnixDatagram, UnixStream};
+    use std::thread;
+    use vdens_plugin_api::{RxBatch, TxBatch};
+
+    struct Socket {
+        socket: UnixDatagram,
+        shared: bool,
+        other_side: Option<State>,
+    }
+
+    impl Link for Socket {
+        fn fd(&self) -> BorrowedFd<'_> {
+            self.socket.as_fd()
+        }
+        fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
+            let taken = batch.receive_datagrams(&self.socket, 2000);
+            taken.map(drop).map_err(|e| Error::io("receive", &e))
+        }
+        fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
+            let sent = batch.send_datagrams(&self.socket, 0);
+            sent.map_err(|e| Error::io("send", &e))
+        }
+        fn other_side(&mut self, state: State) {
+            self.other_side = Some(state);
+        }
+        fn is_shared(&self) -> bool {
+            self.shared
+        }
+    }
+
+    fn cable(shared: bool) -> (Socket, UnixDatagram) {
+        let (socket, far) = UnixDatagram::pair().unwrap();
+        far.set_read_timeout(Some(std::time::Duration::from_secs(5)))
+            .unwrap();
+        let other_side = None;
+        (
+            Socket {
+                socket,
+                shared,
+                other_side,
+            },
+            far,
+        )
+    }
+
+    /// Sends `count` numbered frames through a pump whose receiver reads only after all were sent.
+    fn pass(count: u16, shared: bool) -> (Vec<u16>, [Counters; 2]) {
+        let ((mut a, far_a), (mut b, far_b)) = (cable(shared), cable(false));
+        let (stop, control) = UnixStream::pair().unwrap();
+        let pump = thread::spawn(move || {
+            let mut pump = Pump::new(&mut a, &mut b);
+            assert!(matches!(pump.run(control).unwrap(), Stop::Control));
+            let counters = pump.counters();
+            assert_eq!(b.other_side, Some(State::UP));
+            counters
+        });
+        let sender = thread::spawn(move || {
+            for n in 0..count {
+                let mut frame = [0; 60];
+                frame[..2].copy_from_slice(&n.to_be_bytes());
+                far_a.send(&frame).unwrap();
+            }
+            far_a
+        });
+        thread::sleep(std::time::Duration::from_millis(200));
+        let mut got = Vec::new();
+        let mut frame = [0; 100];
+        let limit = if shared {
+            None
+        } else {
+            Some(usize::from(count))
+        };
+        if shared {
+            sender.join().unwrap();
+            far_b.set_nonblocking(true).unwrap();
+        }
+        while limit != Some(got.len()) && far_b.recv(&mut frame).is_ok() {
+            got.push(u16::from_be_bytes([frame[0], frame[1]]));
+        }
+        drop(stop);
+        (got, pump.join().unwrap())
+    }
+
+    #[test]
+    fn a_cable_waits_and_loses_nothing() {
+        let (got, counters) = pass(1000, false);
+        assert_eq!(got, (0..1000).collect::<Vec<_>>());
+        assert_eq!(
+            counters[0],
+            Counters {
+                frames: 1000,
+                dropped: 0
+            }
+        );
+    }
+
+    #[test]
+    fn a_shared_link_is_not_made_to_wait() {
+        let (got, counters) = pass(1000, true);
+        assert!(got.len() < 1000);
+        assert_eq!(counters[0].frames, got.len() as u64);
+        assert_eq!(counters[0].frames + counters[0].dropped, 1000);
+    }
+}

@@ -1,0 +1,167 @@
+//! From the command line and the configuration to what is to be done: the namespace's [`Plan`] and a
+//! [`Job`] for each link. Whatever can be found wrong without making anything is found here.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use vdens_plugin_api::tap::{MAX_INTERFACE_NAME, check_interface_name};
+
+use crate::cli::{Numbered, Vdens};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::loader::SearchPath;
+use crate::namespace::{Interface, Plan};
+use crate::resolv::Resolv;
+use crate::vnls::{self, End};
+use crate::worker::Job;
+
+/// The MTU that an interface has unless another is asked for, in bytes.
+const DEFAULT_MTU: u32 = 1500;
+
+/// A namespace and its links, planned.
+#[derive(Debug)]
+pub struct Session {
+    /// The namespace.
+    pub plan: Plan,
+    /// The links, one for each of the plan's interfaces.
+    pub jobs: Vec<Job>,
+}
+
+impl Session {
+    /// Plans what the command line asks for.
+    ///
+    /// # Errors
+    /// Something in it, or in the configuration, cannot be done: a bad name, address or VNL, or a scheme
+    /// without a plugin.
+    pub fn new(cli: &Vdens, config: &Config) -> Result<Self> {
+        let defaults = &config.defaults;
+        let (arguments, command) = cli.split_rest()?;
+        let ends = arguments
+            .iter()
+            .map(|argument| vnls::interface(argument, defaults.vnl.as_deref()))
+            .filter_map(Result::transpose)
+            .collect::<Result<Vec<End>>>()?;
+        let path = SearchPath::new(&cli.common.plugin_dir, config)?;
+        for scheme in ends.iter().filter_map(End::scheme) {
+            path.find(scheme)?;
+        }
+        let prefix = cli.iface.as_deref().or(defaults.iface.as_deref());
+        let mut interfaces = name_interfaces(prefix.unwrap_or("vde"), ends.len())?;
+        for_each(&cli.mtu, interfaces.len(), "--mtu", |at, mtu| {
+            let all = if at.is_some() {
+                0..0
+            } else {
+                0..interfaces.len()
+            };
+            all.chain(at)
+                .for_each(|at| interfaces[at].mtu = Some(mtu.0));
+            Ok(())
+        })?;
+        for_each(&cli.mac, interfaces.len(), "--mac", |at, mac| {
+            let interface = interfaces
+                .get_mut(at.unwrap_or(0))
+                .ok_or_else(|| none("--mac"))?;
+            interface.mac = Some(mac.0);
+            Ok(())
+        })?;
+        for_each(&cli.addr, interfaces.len(), "--addr", |at, address| {
+            let interface = interfaces
+                .get_mut(at.unwrap_or(0))
+                .ok_or_else(|| none("--addr"))?;
+            interface.addresses.push(address);
+            Ok(())
+        })?;
+        let jobs = interfaces.iter().zip(&ends).map(|(interface, end)| Job {
+            interface: interface.name.clone(),
+            mtu: interface.mtu.unwrap_or(DEFAULT_MTU),
+            end: end.clone(),
+            path: path.clone(),
+        });
+        let jobs = jobs.collect();
+        let servers = cli.resolvaddr.as_deref().or(match cli.resolvconf {
+            None => defaults.resolvaddr.as_deref(),
+            Some(_) => None,
+        });
+        let up =
+            cli.up || defaults.up == Some(true) || !cli.addr.is_empty() || !cli.gateway.is_empty();
+        let plan = Plan {
+            label: label(&interfaces, &ends),
+            up,
+            gateways: gateways(&cli.gateway)?,
+            hostname: cli.hostname.clone(),
+            resolv: Resolv::choose(servers, cli.resolvconf.as_deref())?,
+            sysadmin: cli.sysadm,
+            command,
+            interfaces,
+        };
+        Ok(Self { plan, jobs })
+    }
+}
+
+fn name_interfaces(prefix: &str, count: usize) -> Result<Vec<Interface>> {
+    if prefix.is_empty() {
+        return Err(Error::usage("the interface prefix is empty"));
+    }
+    let name = |number| {
+        let name = format!("{prefix}{number}");
+        if name.len() > MAX_INTERFACE_NAME {
+            return Err(Error::usage(format!(
+                "the interface prefix '{prefix}' is too long: '{name}' has {} bytes, and at most {MAX_INTERFACE_NAME} fit",
+                name.len()
+            ))
+            .hint("give a shorter one with -i"));
+        }
+        check_interface_name(&name)?;
+        let interface = Interface {
+            name,
+            ..Interface::default()
+        };
+        Ok(interface)
+    };
+    // A prefix is looked at even if no interface is to be made.
+    name(count.saturating_sub(1))?;
+    (0..count).map(name).collect()
+}
+
+/// Calls `set` for each value with the interface it is meant for.
+fn for_each<T: Copy>(
+    values: &[Numbered<T>],
+    count: usize,
+    option: &str,
+    mut set: impl FnMut(Option<usize>, T) -> Result<()>,
+) -> Result<()> {
+    for value in values {
+        let (at, value) = value.resolve(count).map_err(|number| {
+            Error::usage(format!(
+                "{option} is for interface {number}, and there are {count}"
+            ))
+            .hint("interfaces are numbered from 0")
+        })?;
+        set(at, value)?;
+    }
+    Ok(())
+}
+
+fn none(option: &str) -> Error {
+    Error::usage(format!("{option} is given, and there is no interface")).hint("name a VNL")
+}
+
+fn gateways(gateways: &[IpAddr]) -> Result<Vec<IpAddr>> {
+    let mut families = HashSet::new();
+    match gateways
+        .iter()
+        .find(|gateway| !families.insert(gateway.is_ipv4()))
+    {
+        Some(second) => Err(Error::usage(format!(
+            "--gateway {second} is the second of its family"
+        ))),
+        None => Ok(gateways.to_vec()),
+    }
+}
+
+/// What `VDENS` is in the command's environment: `vde0=ptp:///tmp/a vde1=tap://tap0`.
+fn label(interfaces: &[Interface], ends: &[End]) -> String {
+    let pairs = interfaces.iter().zip(ends);
+    let words: Vec<String> = pairs.map(|(i, end)| format!("{}={end}", i.name)).collect();
+    words.join(" ")
+}

@@ -1,0 +1,113 @@
+//! Signals as events.
+//!
+//! A long-running process of ours blocks the signals it handles and reads them from a signalfd, so
+//! that nothing happens behind the back of its poll loop. What the process was started with is kept and
+//! given back to the command before it is executed.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::sys::signal::{
+    SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
+};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use nix::sys::prctl::set_pdeathsig;
+use nix::unistd::{Pid, getppid};
+
+use crate::error::{Error, Result, system};
+
+/// The signals that a supervisor or a plug reads.
+const HANDLED: [Signal; 5] = [
+    Signal::SIGTERM,
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGCHLD,
+];
+
+/// Handled signals, blocked and readable.
+#[derive(Debug)]
+pub struct Signals {
+    fd: SignalFd,
+    original: SigSet,
+}
+
+impl Signals {
+    /// Blocks the signals that are handled, from now on.
+    ///
+    /// # Errors
+    /// The system has no descriptors left.
+    pub fn block() -> Result<Self> {
+        let mut set = SigSet::empty();
+        HANDLED.into_iter().for_each(|signal| set.add(signal));
+        let mut original = SigSet::empty();
+        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), Some(&mut original))
+            .map_err(system("block signals"))?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let fd = SignalFd::with_flags(&set, flags).map_err(system("make a signalfd"))?;
+        Ok(Self { fd, original })
+    }
+
+    /// The next signal that has come in, if any.
+    pub fn next(&self) -> Option<Signal> {
+        let info = self.fd.read_signal().ok().flatten()?;
+        Signal::try_from(info.ssi_signo.cast_signed()).ok()
+    }
+
+    /// Gives a forked child the signal mask that this process was started with.
+    ///
+    /// # Errors
+    /// Never on Linux.
+    pub fn restore(&self) -> Result<()> {
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.original), None)
+            .map_err(system("restore the signal mask"))
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Ignores a signal in this process and in the children it forks.
+pub fn ignore(signal: Signal) {
+    let action = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+    // SAFETY: ignoring a signal runs no handler.
+    if let Err(errno) = unsafe { sigaction(signal, &action) } {
+        log::debug!("cannot ignore {signal}: {errno}");
+    }
+}
+
+/// Lets a signal do again what it does by default.
+pub fn default(signal: Signal) {
+    let action = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the default action runs no handler.
+    if let Err(errno) = unsafe { sigaction(signal, &action) } {
+        log::debug!("cannot reset {signal}: {errno}");
+    }
+}
+
+/// How long a child may take to clean up after its parent's death.
+const LAST_WORDS: u32 = 2;
+
+/// Makes the kernel end this process should its parent die and it not notice by itself: at the parent's
+/// death an alarm is set, which kills a process that is still there when it rings.
+///
+/// # Errors
+/// The parent is gone already.
+pub fn follow_parent(parent: Pid) -> Result<()> {
+    extern "C" fn set_alarm(_: libc::c_int) {
+        // SAFETY: alarm is async-signal-safe and touches no memory.
+        unsafe { libc::alarm(LAST_WORDS) };
+    }
+    let handler = SigHandler::Handler(set_alarm);
+    let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: the handler only makes an async-signal-safe call.
+    unsafe { sigaction(Signal::SIGUSR2, &action) }.map_err(system("handle a signal"))?;
+    set_pdeathsig(Signal::SIGUSR2).map_err(system("ask for a signal at the parent's death"))?;
+    match getppid() == parent {
+        true => Ok(()),
+        false => Err(Error::closed("the parent process is gone")),
+    }
+}

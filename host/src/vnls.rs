@@ -1,0 +1,169 @@
+//! From what a user types to the VNL that is opened.
+//!
+//! * `scheme://…` is taken as it is, a plain path is `vde://PATH`;
+//! * an empty VNL (`vde://` for `vdens`) is the configuration's `defaults.vnl`, else `~/.vdeplug/default`, else
+//!   `~/.vde2/default.switch`, else `/var/run/vde.ctl`, else `/tmp/vde.ctl`;
+//! * a path, given or default, that is a regular file stands for the VNL in its first line, one level deep;
+//! * for `vdens`, nothing, `''`, `-` and `no` mean no interface, and `=COMMAND` a vdestream to a command.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use vdens_plugin_api::vnl::Vnl;
+
+use crate::config::home;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The longest VNL that is read from a file, in bytes.
+const MAX_VNL: u64 = 64 * 1024;
+
+/// What one end of a link is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// A VNL for a plugin: `scheme://argument`.
+    Vnl(String),
+    /// A shell command that speaks vdestream on its standard input and output.
+    Command(String),
+}
+
+impl End {
+    /// The scheme whose plugin is needed.
+    pub fn scheme(&self) -> Option<&str> {
+        match self {
+            Self::Vnl(vnl) => Vnl::parse(vnl).ok().map(|vnl| vnl.scheme),
+            Self::Command(_) => None,
+        }
+    }
+}
+
+impl std::fmt::Display for End {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Vnl(vnl) => f.write_str(vnl),
+            Self::Command(command) => write!(f, "={command}"),
+        }
+    }
+}
+
+/// An argument of `vdens`; `None` if it asks for no interface.
+///
+/// # Errors
+/// As for [`resolve`].
+pub fn interface(argument: &str, default: Option<&str>) -> Result<Option<End>> {
+    match argument {
+        "" | "-" | "no" => Ok(None),
+        _ => match argument.strip_prefix('=') {
+            Some("") => Err(Error::usage("'=' names no command").hint("write =COMMAND")),
+            Some(command) => Ok(Some(End::Command(command.to_owned()))),
+            None => resolve(argument, default).map(|vnl| Some(End::Vnl(vnl))),
+        },
+    }
+}
+
+/// The VNL that `argument` stands for; `default` is the configuration's.
+///
+/// # Errors
+/// The scheme is malformed, there is no default, or a file that should hold a VNL does not.
+pub fn resolve(argument: &str, default: Option<&str>) -> Result<String> {
+    let vnl = Vnl::parse(argument)?;
+    if vnl.scheme != "vde" {
+        return Ok(argument.to_owned());
+    }
+    let path = match (vnl.argument, default) {
+        ("", Some(default)) => return one_level(default),
+        ("", None) => default_path()?,
+        (path, _) => PathBuf::from(path),
+    };
+    from_file(&path)
+}
+
+/// A VNL from the configuration or a file: not looked up any further.
+fn one_level(vnl: &str) -> Result<String> {
+    let parsed = Vnl::parse(vnl)?;
+    Ok(format!("{}://{}", parsed.scheme, parsed.argument))
+}
+
+fn from_file(path: &Path) -> Result<String> {
+    if !path.is_file() {
+        return Ok(format!("vde://{}", path.display()));
+    }
+    let file = File::open(path).map_err(|error| Error::path("read the VNL in", path, &error))?;
+    let mut line = String::new();
+    BufReader::new(file.take(MAX_VNL))
+        .read_line(&mut line)
+        .map_err(|error| Error::path("read the VNL in", path, &error))?;
+    match line.trim() {
+        "" => Err(Error::usage(format!(
+            "the file {} has no VNL in its first line",
+            path.display()
+        ))),
+        vnl => one_level(vnl),
+    }
+}
+
+fn default_path() -> Result<PathBuf> {
+    let at_home = |path: &str| home().map(|home| home.join(path));
+    let places: Vec<PathBuf> = [
+        at_home(".vdeplug/default"),
+        at_home(".vde2/default.switch"),
+        Some("/var/run/vde.ctl".into()),
+        Some("/tmp/vde.ctl".into()),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let found = places.iter().find(|place| place.exists());
+    found.cloned().ok_or_else(|| {
+        let tried: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
+        Error::new(
+            ErrorKind::NotFound,
+            format!(
+                "there is no default switch: none of {} exists",
+                tried.join(", ")
+            ),
+        )
+        .hint("name a VNL, or set defaults.vnl in the configuration")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_become_ends() {
+        let vnl = |text: &str| Some(End::Vnl(text.into()));
+        for (argument, end) in [
+            ("", None),
+            ("-", None),
+            ("no", None),
+            ("=vde_plug x", Some(End::Command("vde_plug x".into()))),
+            ("/run/sw[3]", vnl("vde:///run/sw[3]")),
+            ("sw", vnl("vde://sw")),
+            ("ptp:///tmp/a", vnl("ptp:///tmp/a")),
+        ] {
+            assert_eq!(interface(argument, None).unwrap(), end);
+        }
+        assert!(interface("=", None).is_err());
+        assert!(interface("Bad://x", None).is_err());
+    }
+
+    #[test]
+    fn files_and_defaults_stand_for_a_vnl_one_level_deep() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, second) = (dir.path().join("f"), dir.path().join("g"));
+        std::fs::write(&file, format!("{}\nrest", second.display())).unwrap();
+        std::fs::write(&second, "ptp:///tmp/a\n").unwrap();
+        let first = file.display().to_string();
+        assert_eq!(
+            resolve(&first, None).unwrap(),
+            format!("vde://{}", second.display())
+        );
+        let second = second.display().to_string();
+        assert_eq!(resolve(&second, None).unwrap(), "ptp:///tmp/a");
+        assert_eq!(resolve("vde://", Some("/run/x")).unwrap(), "vde:///run/x");
+        std::fs::write(&file, "\n").unwrap();
+        assert!(resolve(&first, None).is_err());
+    }
+}
