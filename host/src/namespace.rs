@@ -13,11 +13,11 @@
 //! 6. the command is executed, and killed by the kernel if the supervisor should die before it.
 
 use std::env;
-use std::ffi::{CString, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use caps::{CapSet, Capability, CapsHashSet};
 use ipnet::IpNet;
@@ -254,10 +254,22 @@ fn execute(arguments: &[CString]) -> (i32, Error) {
         return (EXIT_NOT_FOUND, Error::usage("there is no command"));
     };
     let Err(errno) = execvp(program, arguments);
+    // A directory of PATH that may not be searched makes "not found" read "permission denied".
+    let errno = match errno {
+        Errno::EACCES if !is_on_path(program) => Errno::ENOENT,
+        errno => errno,
+    };
     let status = match errno {
         Errno::ENOENT => EXIT_NOT_FOUND,
         _ => EXIT_NOT_RUNNABLE,
     };
     let error = system(format_args!("run '{}'", program.to_string_lossy()))(errno);
     (status, error)
+}
+
+fn is_on_path(program: &CStr) -> bool {
+    let program = OsStr::from_bytes(program.to_bytes());
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut dirs = env::split_paths(&path);
+    program.as_bytes().contains(&b'/') || dirs.any(|dir| dir.join(program).exists())
 }

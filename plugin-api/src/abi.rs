@@ -160,6 +160,12 @@ mod shim {
     use std::os::fd::AsRawFd;
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
+    /// A panic where no error can be returned ends the process, which is one link's worker.
+    fn give_up(what: &str) -> ! {
+        log::error!("the plugin panicked while {what}");
+        std::process::abort();
+    }
+
     /// # Safety
     /// `link` came from `LinkV1::new` and is neither closed nor in use.
     pub(super) unsafe extern "C" fn fds(link: *const ()) -> FdsV1 {
@@ -169,7 +175,7 @@ mod shim {
             recv: link.fd().as_raw_fd(),
             send: link.send_fd().as_raw_fd(),
         }))
-        .unwrap_or(FdsV1 { recv: -1, send: -1 })
+        .unwrap_or_else(|_| give_up("naming its descriptors"))
     }
 
     /// # Safety
@@ -215,10 +221,7 @@ mod shim {
             state.flags |= if link.is_shared() { SHARED } else { 0 };
             state
         }))
-        .unwrap_or(StateV1 {
-            flags: 0,
-            offloads: 0,
-        })
+        .unwrap_or_else(|_| give_up("telling its state"))
     }
 
     /// # Safety
@@ -272,9 +275,8 @@ impl Drop for LinkV1 {
 
 /// A descriptor named by a plugin, for polling only.
 fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
-    // SAFETY: the plugin keeps the descriptor open while it lends it (the contract of `fds`); -1, which
-    // BorrowedFd forbids, is replaced. A plugin that breaks the contract makes poll report POLLNVAL.
-    unsafe { BorrowedFd::borrow_raw(fd.max(0)) }
+    // SAFETY: the shim took the number from a BorrowedFd of the link, which keeps the descriptor open.
+    unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
 impl Link for LinkV1 {
@@ -351,7 +353,7 @@ pub trait HostServices: Send + Sync {
     ///
     /// # Errors
     /// What opening it reports.
-    fn open(&self, vnl: &str) -> Result<Box<dyn Link>>;
+    fn open(&'static self, vnl: &str) -> Result<Box<dyn Link>>;
 
     /// The host side of the link.
     fn port(&self) -> Port;
