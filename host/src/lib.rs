@@ -18,6 +18,7 @@ pub mod namespace;
 pub mod netlink;
 pub mod opener;
 pub mod plug;
+pub mod process;
 pub mod pump;
 pub mod resolv;
 pub mod session;

@@ -16,7 +16,7 @@ use std::process::{self, Command};
 use nix::fcntl::{OFlag, open};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
-use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 use vdens_plugin_api::{Link, OpenOptions, Port};
 
 use crate::cli::{VdePlug, text};
@@ -25,6 +25,7 @@ use crate::control::{Channel, Message};
 use crate::error::{Error, ErrorKind, Result, system};
 use crate::loader::SearchPath;
 use crate::opener::Opener;
+use crate::process::fork_child;
 use crate::pump::{Pump, Stop};
 use crate::signals::Signals;
 use crate::stream::{CommandStream, Stream};
@@ -64,32 +65,27 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
         return plug.run(|| Ok(()));
     }
     let (channel, theirs) = Channel::pair()?;
-    // SAFETY: the process has one thread so far; no plugin is loaded yet.
-    match unsafe { fork() }.map_err(system("go to the background"))? {
-        ForkResult::Parent { .. } => {
-            drop(theirs);
-            match channel.receive()? {
-                Some((Message::Ready, _)) => Ok(0),
-                Some((Message::Failed(_, error), _)) => Err(error),
-                _ => Err(Error::closed("the background process died while starting")),
-            }
-        }
-        ForkResult::Child => {
-            drop(channel);
-            setsid().map_err(system("start a session"))?;
-            let outcome = plug.run(|| {
-                detach()?;
-                theirs.send(&Message::Ready, &[])
-            });
-            if let Err(error) = &outcome {
-                log::error!("{error}");
-                // Heard only before the plug was ready; afterwards the parent is gone.
-                theirs.send(&Message::Failed(EXIT_FAILURE, error.clone()), &[])?;
-                process::exit(EXIT_FAILURE);
-            }
-            outcome
-        }
+    if fork_child()?.is_some() {
+        drop(theirs);
+        return match channel.receive()? {
+            Some((Message::Ready, _)) => Ok(0),
+            Some((Message::Failed(_, error), _)) => Err(error),
+            _ => Err(Error::closed("the background process died while starting")),
+        };
     }
+    drop(channel);
+    setsid().map_err(system("start a session"))?;
+    let outcome = plug.run(|| {
+        detach()?;
+        theirs.send(&Message::Ready, &[])
+    });
+    if let Err(error) = &outcome {
+        log::error!("{error}");
+        // Heard only before the plug was ready; afterwards the parent is gone.
+        theirs.send(&Message::Failed(EXIT_FAILURE, error.clone()), &[])?;
+        process::exit(EXIT_FAILURE);
+    }
+    outcome
 }
 
 /// The two ends that the arguments name.

@@ -11,7 +11,6 @@
 //! drops what it inherited and does not need, so that a closed channel is seen by the one at its other end.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -19,12 +18,13 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, fork, getpid};
+use nix::unistd::{Pid, getpid};
 use vdens_plugin_api::tap::Tap;
 
 use crate::control::{Channel, Message};
 use crate::error::{EXIT_FAILURE, Error, Result, system};
 use crate::namespace::{self, Plan};
+use crate::process::{exit_child, fork_child};
 use crate::signals::Signals;
 use crate::worker::{self, Job};
 
@@ -96,22 +96,6 @@ pub fn run(plan: &Plan, jobs: Vec<Job>) -> Result<i32, Failure> {
     let outcome = supervisor.session(channel, jobs);
     supervisor.end();
     outcome
-}
-
-/// Forks; `None` in the child. The process has one thread, so the child may do what it likes.
-fn fork_child() -> Result<Option<Pid>> {
-    // SAFETY: the supervisor never starts a thread, so the child inherits no lock that somebody else holds.
-    match unsafe { fork() }.map_err(system("start a process"))? {
-        ForkResult::Child => Ok(None),
-        ForkResult::Parent { child } => Ok(Some(child)),
-    }
-}
-
-/// Runs a child's life and ends the process without running what the parent registered for its own end.
-fn exit_child(life: impl FnOnce() -> i32) -> ! {
-    let status = catch_unwind(AssertUnwindSafe(life)).unwrap_or(EXIT_FAILURE);
-    // SAFETY: _exit ends the process and touches no memory.
-    unsafe { libc::_exit(status) }
 }
 
 impl Supervisor {
