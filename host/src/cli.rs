@@ -114,6 +114,10 @@ pub struct Vdens {
     #[arg(long, value_name = "[N:]MAC", value_parser = numbered::<MacAddress>)]
     pub mac: Vec<Numbered<MacAddress>>,
 
+    /// Move all frames through user space, even between this user's own namespaces
+    #[arg(long)]
+    pub no_panel: bool,
+
     #[command(flatten)]
     #[allow(missing_docs)]
     pub common: Common,

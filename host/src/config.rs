@@ -67,6 +67,9 @@ pub struct Defaults {
     /// Whether interfaces start up (`--up`).
     #[serde(default)]
     pub up: Option<bool>,
+    /// Whether the kernel may carry frames between the user's namespaces (not `--no-panel`).
+    #[serde(default)]
+    pub panel: Option<bool>,
 }
 
 fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<LevelFilter>, D::Error> {
@@ -142,6 +145,7 @@ impl Config {
         replace(&mut self.defaults.resolvaddr, over.defaults.resolvaddr);
         replace(&mut self.defaults.vnl, over.defaults.vnl);
         replace(&mut self.defaults.up, over.defaults.up);
+        replace(&mut self.defaults.panel, over.defaults.panel);
     }
 }
 

@@ -76,6 +76,7 @@ impl Session {
             mtu: interface.mtu.unwrap_or(DEFAULT_MTU),
             end: end.clone(),
             path: path.clone(),
+            ticket: None,
         });
         let jobs = jobs.collect();
         let servers = cli.resolvaddr.as_deref().or(match cli.resolvconf {
@@ -91,6 +92,7 @@ impl Session {
             hostname: cli.hostname.clone(),
             resolv: Resolv::choose(servers, cli.resolvconf.as_deref())?,
             sysadmin: cli.sysadm,
+            panel: !cli.no_panel && defaults.panel != Some(false),
             command,
             interfaces,
         };

@@ -44,6 +44,18 @@ pub struct Port {
     pub interface: String,
     /// The interface's MTU in bytes at start; 0 if the other end is no interface.
     pub mtu: u32,
+    /// Where the interface can be plugged by the kernel, if it can.
+    pub ticket: Option<Ticket>,
+}
+
+/// A place on the user's panel, where the kernel can carry frames from one interface to another: what two
+/// ends tell each other to find out whether they can be plugged together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    /// The panel: unique on the machine while it exists. Only places on one panel can be plugged together.
+    pub panel: u64,
+    /// The place: lower-case letters and digits, at most 14 of them.
+    pub place: String,
 }
 
 /// The services of the host. Cheap to clone, usable from any thread, valid for the life of the process.
@@ -65,6 +77,16 @@ impl Host {
     /// The host side of the link.
     pub fn port(&self) -> Port {
         self.raw.port()
+    }
+
+    /// Plugs the interface into a cable with the place `peer` on the same panel, as the peer must do on its
+    /// side. From then on the kernel carries the frames, and the link's state is to say so
+    /// ([`crate::State::plugged`]) until the peer is gone; what the link says after that unplugs it.
+    ///
+    /// # Errors
+    /// There is no ticket, or the kernel refuses: frames go on through the link.
+    pub fn plug(&self, peer: &str) -> Result<()> {
+        self.raw.plug(peer)
     }
 }
 

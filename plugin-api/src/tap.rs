@@ -156,8 +156,8 @@ impl Link for Tap {
 
     fn state(&self) -> State {
         State {
-            carrier: true,
             offloads: Offloads::ALL,
+            ..State::UP
         }
     }
 }
