@@ -1,1 +1,338 @@
-//! `ptp://`
+//! `ptp://PATH[seqpacket/mode=…/group=…]`: a cable between two ends that meet at a socket's path.
+//!
+//! # Theory of operation
+//!
+//! Two generations of the protocol are in the field, `dgram` and `seqpacket`. An end looks at what
+//! stands at the path (see `sockets`) and joins it, whichever it is. If nobody is there it comes first,
+//! and speaks what it spoke last: to begin with seqpacket if the VNL says so, else dgram.
+//!
+//! The ends of both generations are an `End`. One that cannot go on, because its peer hung up or its
+//! path was taken, is dropped, and `Ptp` joins again as at the start. So whoever leaves, whoever
+//! returns, and in whatever order, two ends find each other.
+//!
+//! Much of this cannot be waited for: a killed process leaves its path behind, and nothing tells when a path
+//! appears. So there is a tick, `TICK` long, of a few cheap system calls. The descriptor that the
+//! host waits for is an epoll instance over the timer and the socket that frames come from. Frames are
+//! sent straight to the socket; while nobody is there they are dropped and counted.
+
+mod dgram;
+mod seqpacket;
+mod sockets;
+#[cfg(test)]
+mod tests;
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use nix::unistd::Group;
+use vdens_plugin_api::log::warn;
+use vdens_plugin_api::vnl::{self, Keys, Spec};
+use vdens_plugin_api::{Error, Link, OpenOptions, OpenRequest, Result, RxBatch, State, TxBatch};
+
+use dgram::Dgram;
+use seqpacket::{Connector, Listener};
+use sockets::{Access, Found};
+
+const KEYS: Keys = Keys::new(&["seqpacket", "mode", "group"]);
+
+/// How often an end looks whether things are as they were.
+const TICK: Duration = Duration::from_millis(50);
+
+/// How long to wait after joining has failed.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// How often to look again when somebody else changes the path at the same time.
+const RACES: usize = 8;
+
+/// How long to let somebody else finish.
+const RACE: Duration = Duration::from_millis(1);
+
+/// What a descriptor in the epoll instance is for: frames to receive.
+const DATA: u64 = 0;
+/// As above: it is time to look after things.
+const TICKS: u64 = 1;
+
+/// The generations of the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Generation {
+    Dgram,
+    Seqpacket,
+}
+
+/// Where the ends meet.
+#[derive(Clone, Debug)]
+struct Place {
+    /// The first comer's path.
+    path: PathBuf,
+    /// The second comer's, in the dgram generation.
+    plus: PathBuf,
+    access: Access,
+    /// What to speak when nobody is there.
+    generation: Generation,
+}
+
+impl Place {
+    fn parse(argument: &str, options: &OpenOptions) -> Result<Self> {
+        let spec = Spec::path_grammar(argument, &KEYS)?;
+        spec.no_nested()?;
+        let path = spec.absolute_path()?;
+        let mut plus = path.clone().into_os_string();
+        plus.push("+");
+        let plus = PathBuf::from(plus);
+        vnl::check_socket_path(&path)?;
+        vnl::check_socket_path(&plus)?;
+        let mode = spec.mode("mode")?.or(options.mode);
+        let group = spec.get("group").or(options.group.as_deref());
+        Ok(Self {
+            path,
+            plus,
+            access: Access {
+                mode: mode.unwrap_or(0o700) & 0o777,
+                group: group.map(group_id).transpose()?,
+            },
+            generation: match spec.has("seqpacket") {
+                true => Generation::Seqpacket,
+                false => Generation::Dgram,
+            },
+        })
+    }
+}
+
+/// The id of a group given by name or number.
+fn group_id(name: &str) -> Result<u32> {
+    match Group::from_name(name) {
+        Ok(Some(group)) => Ok(group.gid.as_raw()),
+        Ok(None) => name.parse().map_err(|_| {
+            Error::usage(format!("there is no group '{name}'")).hint("see getent group")
+        }),
+        Err(errno) => Err(Error::io(
+            format_args!("look up the group '{name}'"),
+            &errno.into(),
+        )),
+    }
+}
+
+/// One end, of either generation.
+trait End: Send {
+    /// The socket to the far end, if that is there.
+    fn peer(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Sending to the far end has failed: there is no [`End::peer`] until it is found again.
+    fn peer_lost(&mut self);
+
+    /// Receives frames, after `events` on the socket.
+    fn receive(&mut self, events: EpollFlags, batch: &mut RxBatch<'_>);
+
+    /// Looks after things; `false` if this end cannot go on and is to be replaced.
+    fn tick(&mut self, epoll: &Epoll) -> bool;
+}
+
+/// Makes `epoll` watch a descriptor: for [`DATA`] the socket that frames come from, for [`TICKS`] what
+/// calls for a tick.
+fn watch(epoll: &Epoll, fd: impl AsFd, purpose: u64) -> Result<()> {
+    let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+    epoll
+        .add(fd, EpollEvent::new(flags, purpose))
+        .map_err(|errno| Error::io("watch a descriptor", &errno.into()))
+}
+
+/// The link.
+struct Ptp {
+    place: Place,
+    /// `None` while it cannot join.
+    end: Option<Box<dyn End>>,
+    /// When to try to join again.
+    retry: Instant,
+    /// Why joining failed last.
+    complaint: Option<Error>,
+    epoll: Epoll,
+    timer: TimerFd,
+    /// Always writable: what to wait for when there is nobody to send to.
+    writable: EventFd,
+}
+
+impl Ptp {
+    fn open(place: Place) -> Result<Self> {
+        let cannot = |what: &'static str| move |errno: nix::Error| Error::io(what, &errno.into());
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
+            .map_err(cannot("make an epoll instance"))?;
+        let timer = TimerFd::new(
+            ClockId::CLOCK_MONOTONIC,
+            TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK,
+        )
+        .map_err(cannot("make a timer"))?;
+        let every = Expiration::Interval(TimeSpec::from_duration(TICK));
+        timer
+            .set(every, TimerSetTimeFlags::empty())
+            .map_err(cannot("set a timer"))?;
+        watch(&epoll, &timer, TICKS)?;
+        let writable = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(cannot("make an eventfd"))?;
+        let mut link = Self {
+            place,
+            end: None,
+            retry: Instant::now(),
+            complaint: None,
+            epoll,
+            timer,
+            writable,
+        };
+        link.end = Some(link.join(true)?);
+        Ok(link)
+    }
+
+    /// Joins who is there, or comes first. `wait`: until the far end has agreed.
+    fn join(&mut self, wait: bool) -> Result<Box<dyn End>> {
+        for _ in 0..RACES {
+            if let Some((generation, end)) = self.try_to_join(wait)? {
+                self.place.generation = generation;
+                return Ok(end);
+            }
+            std::thread::sleep(RACE);
+        }
+        Err(sockets::contended(&self.place.path))
+    }
+
+    /// As [`Ptp::join`]; `None` if somebody else changed the path meanwhile.
+    fn try_to_join(&self, wait: bool) -> Result<Option<(Generation, Box<dyn End>)>> {
+        let (place, epoll) = (&self.place, &self.epoll);
+        let generation = match sockets::probe(&place.path)? {
+            Found::Dgram => {
+                let end = Dgram::second(place, epoll)?;
+                return Ok(end.map(|end| (Generation::Dgram, Box::new(end) as _)));
+            }
+            Found::Connected => {
+                let Some(mut end) = Connector::connect(place, epoll)? else {
+                    return Ok(None);
+                };
+                if wait {
+                    end.wait_for_greeting()?;
+                }
+                return Ok(Some((Generation::Seqpacket, Box::new(end))));
+            }
+            Found::Stale => {
+                let generation = self.generation_alone()?;
+                sockets::remove_stale(&place.path)?;
+                generation
+            }
+            Found::Nothing => self.generation_alone()?,
+        };
+        let end: Option<Box<dyn End>> = match generation {
+            Generation::Dgram => Dgram::first(place, epoll)?.map(|end| Box::new(end) as _),
+            Generation::Seqpacket => Listener::bind(place)?.map(|end| Box::new(end) as _),
+        };
+        Ok(end.map(|end| (generation, end)))
+    }
+
+    /// What to speak when nobody is at `PATH`: that of a second comer who is still there, if any.
+    fn generation_alone(&self) -> Result<Generation> {
+        match (sockets::probe(&self.place.plus), self.place.generation) {
+            (Ok(Found::Dgram), _) => Ok(Generation::Dgram),
+            (Ok(Found::Connected), Generation::Dgram) => Err(sockets::foreign(&self.place.plus)),
+            (Ok(_), generation) => Ok(generation),
+            (Err(error), Generation::Dgram) => Err(error),
+            (Err(_), Generation::Seqpacket) => Ok(Generation::Seqpacket),
+        }
+    }
+
+    fn tick(&mut self) {
+        if self.end.as_mut().is_some_and(|end| !end.tick(&self.epoll)) {
+            // This gives up its path before joining looks there, at the next tick.
+            self.end = None;
+            return;
+        }
+        if self.end.is_some() || Instant::now() < self.retry {
+            return;
+        }
+        match self.join(false) {
+            Ok(end) => {
+                self.end = Some(end);
+                self.complaint = None;
+            }
+            Err(error) => {
+                self.retry = Instant::now() + RETRY;
+                if self.complaint.as_ref() != Some(&error) {
+                    warn!("{error}");
+                    self.complaint = Some(error);
+                }
+            }
+        }
+    }
+
+    fn peer(&self) -> Option<BorrowedFd<'_>> {
+        self.end.as_ref()?.peer()
+    }
+}
+
+impl Link for Ptp {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.epoll.0.as_fd()
+    }
+
+    fn send_fd(&self) -> BorrowedFd<'_> {
+        self.peer().unwrap_or(self.writable.as_fd())
+    }
+
+    fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
+        let mut events = [EpollEvent::empty(); 3];
+        // It fails only if a signal came first.
+        let ready = self
+            .epoll
+            .wait(&mut events, EpollTimeout::ZERO)
+            .unwrap_or(0);
+        let ready = &events[..ready];
+        // Frames come first: what a peer sent before it left is received before the tick finds it gone.
+        if let (Some(data), Some(end)) = (ready.iter().find(|e| e.data() == DATA), &mut self.end) {
+            end.receive(data.events(), batch);
+        }
+        if ready.iter().any(|event| event.data() == TICKS) {
+            let _ = self.timer.wait();
+            self.tick();
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
+        let mut taken = 0;
+        while taken < batch.len() {
+            let Some(peer) = self.peer() else {
+                batch.count_dropped((batch.len() - taken) as u64);
+                return Ok(batch.len());
+            };
+            match batch.send_datagrams(peer, taken) {
+                Ok(0) => break,
+                Ok(sent) => taken += sent,
+                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
+                    batch.count_dropped(1);
+                    taken += 1;
+                }
+                Err(_) => {
+                    if let Some(end) = &mut self.end {
+                        end.peer_lost();
+                    }
+                }
+            }
+        }
+        Ok(taken)
+    }
+
+    fn state(&self) -> State {
+        State::carrier(self.peer().is_some())
+    }
+}
+
+fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
+    let place = Place::parse(request.argument(), &request.options)?;
+    Ok(Box::new(Ptp::open(place)?))
+}
+
+vdens_plugin_api::export_plugin! {
+    scheme: "ptp",
+    description: "a cable between two ends that meet at a socket's path",
+    open: open,
+}

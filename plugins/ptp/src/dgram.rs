@@ -1,0 +1,151 @@
+//! The dgram generation: two datagram sockets, one at `PATH`, one at `PATH+`.
+//!
+//! # Theory of operation
+//!
+//! Each end is bound to one path and connected to the other. Being connected is what makes a full queue
+//! visible to poll; and between two ends that are connected to each other the send buffer is the only
+//! limit, while the ten datagrams of `net.unix.max_dgram_qlen` bound the queue of one that is not.
+//!
+//! There is no handshake and no hang-up, so the end connects anew at every tick. That one system call
+//! follows the peer wherever it goes: nothing changes while the same socket is there, a new one replaces
+//! the old, and an error says that nobody is there. EPERM means a socket that is connected to somebody
+//! else: mostly to the socket that this end's predecessor had. An end like this one lets go at
+//! its next tick, a legacy one when it sends next; until then nothing can reach it, so there is no carrier.
+//! Without a peer the socket is disconnected, because a connected one refuses everybody else: a legacy
+//! end that finds it so does not start. That must be quick if the peer is run twice in a row, so an
+//! inotify watch on the peer's socket calls for a tick when that is unlinked. One that is killed unlinks
+//! nothing and is missed by the timer's tick.
+//!
+//! An end whose own path is gone or leads to another socket, or that finds a socket of the other
+//! generation where its peer should be, gives up ([`End::tick`]) and joins from the start.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollFlags};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::socket::SockType;
+use vdens_plugin_api::log::{debug, warn};
+use vdens_plugin_api::{MAX_LEGACY_FRAME, Result, RxBatch};
+
+use crate::sockets::{self, Claim, Found};
+use crate::{DATA, End, Place, TICKS, watch};
+
+#[derive(Debug)]
+pub(crate) struct Dgram {
+    own: Claim,
+    socket: OwnedFd,
+    peer: PathBuf,
+    /// Readable when the peer's socket is unlinked.
+    departures: Option<Inotify>,
+    carrier: bool,
+    /// More frames may be waiting than fitted into the last batch.
+    behind: bool,
+    /// What connecting said last.
+    last: Option<Errno>,
+}
+
+impl Dgram {
+    /// Takes `PATH`; `None` if somebody else was faster.
+    pub(crate) fn first(place: &Place, epoll: &Epoll) -> Result<Option<Self>> {
+        let end = sockets::bind(SockType::Datagram, &place.path, place.access)?;
+        end.map(|(own, socket)| Self::new(own, socket, place.plus.clone(), epoll))
+            .transpose()
+    }
+
+    /// Takes `PATH+`; `None` if somebody else was faster.
+    pub(crate) fn second(place: &Place, epoll: &Epoll) -> Result<Option<Self>> {
+        match sockets::probe(&place.plus)? {
+            Found::Dgram | Found::Connected => return Err(sockets::busy(&place.path)),
+            Found::Stale => sockets::remove_stale(&place.plus)?,
+            Found::Nothing => {}
+        }
+        let end = sockets::bind(SockType::Datagram, &place.plus, place.access)?;
+        end.map(|(own, socket)| Self::new(own, socket, place.path.clone(), epoll))
+            .transpose()
+    }
+
+    fn new(own: Claim, socket: OwnedFd, peer: PathBuf, epoll: &Epoll) -> Result<Self> {
+        watch(epoll, &socket, DATA)?;
+        // Without it, as when the system's limit of instances is reached, the timer's ticks must do.
+        let departures = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
+        if let Some(departures) = &departures {
+            watch(epoll, departures, TICKS)?;
+        }
+        let mut end = Self {
+            own,
+            socket,
+            peer,
+            departures,
+            carrier: false,
+            behind: false,
+            last: None,
+        };
+        end.follow_peer();
+        Ok(end)
+    }
+
+    fn follow_peer(&mut self) {
+        let result = sockets::connect(&self.socket, &self.peer);
+        if result.is_ok()
+            && let Some(departures) = &self.departures
+        {
+            // Does nothing for a socket that is watched already; it may be another one.
+            let _ = departures.add_watch(&self.peer, AddWatchFlags::IN_ATTRIB);
+        }
+        if result.is_err() && self.carrier {
+            sockets::disconnect(&self.socket);
+        }
+        if self.carrier != result.is_ok() {
+            debug!("{}: carrier {}", self.own.path().display(), result.is_ok());
+        }
+        self.carrier = result.is_ok();
+        let last = result.err();
+        if let Some(errno) = last
+            && last != self.last
+            && !matches!(
+                errno,
+                Errno::ENOENT | Errno::ECONNREFUSED | Errno::EPERM | Errno::EPROTOTYPE
+            )
+        {
+            warn!("{}", sockets::cannot_connect(&self.peer, errno));
+        }
+        self.last = last;
+    }
+}
+
+impl End for Dgram {
+    fn peer(&self) -> Option<BorrowedFd<'_>> {
+        self.carrier.then(|| self.socket.as_fd())
+    }
+
+    fn peer_lost(&mut self) {
+        sockets::disconnect(&self.socket);
+        self.carrier = false;
+    }
+
+    fn receive(&mut self, _events: EpollFlags, batch: &mut RxBatch<'_>) {
+        if let Err(error) = batch.receive_datagrams(&self.socket, MAX_LEGACY_FRAME) {
+            // ECONNRESET: the peer has let go of this end. The tick sees to it.
+            debug!("{}: receive: {error}", self.own.path().display());
+        }
+        self.behind = !batch.has_room(MAX_LEGACY_FRAME);
+        if !self.carrier && !self.behind {
+            // Somebody is there, and will want an answer before the next tick.
+            self.follow_peer();
+        }
+    }
+
+    fn tick(&mut self, _epoll: &Epoll) -> bool {
+        if let Some(departures) = &self.departures {
+            // That there was an event is all that matters.
+            let _ = departures.read_events();
+        }
+        // A change of peer makes the kernel throw away what the last one sent.
+        if !std::mem::take(&mut self.behind) {
+            self.follow_peer();
+        }
+        self.last != Some(Errno::EPROTOTYPE) && self.own.is_intact()
+    }
+}
