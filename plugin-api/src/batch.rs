@@ -160,6 +160,15 @@ impl RawBatch {
         self.used += stride as u32;
     }
 
+    /// Makes slot `to` say what slot `from` says.
+    fn move_slot(&mut self, from: usize, to: usize) {
+        let slots = self.slot_capacity as usize;
+        if from < slots && to < slots {
+            // SAFETY: both slots lie in the array owned by the Batch this view borrows.
+            unsafe { *self.slots.add(to) = *self.slots.add(from) };
+        }
+    }
+
     fn frame(&self, index: usize) -> Option<Frame<'_>> {
         let slot = self.slots().get(index)?;
         let start = slot.offset as usize;
@@ -382,6 +391,40 @@ impl RxBatch<'_> {
         Ok(taken)
     }
 
+    /// As [`RxBatch::receive_datagrams`], but each datagram starts with the virtio header of its frame.
+    ///
+    /// # Errors
+    /// As for [`RxBatch::receive_datagrams`].
+    pub fn receive_datagrams_with_header(&mut self, socket: impl AsFd) -> io::Result<usize> {
+        let stride = VNET_HEADER_LEN + MAX_FRAME;
+        let free = self.raw.arena_len.saturating_sub(self.raw.used) as usize;
+        let slots = (self.raw.slot_capacity - self.raw.len.min(self.raw.slot_capacity)) as usize;
+        let want = slots.min(free / stride).min(BATCH_FRAMES);
+        let mut lengths = [0_usize; BATCH_FRAMES];
+        let room = &mut self.raw.free()[..want * stride];
+        let taken = datagram::receive(socket.as_fd(), room, stride, 0, &mut lengths[..want])?;
+        for len in &lengths[..taken] {
+            if (VNET_HEADER_LEN + MIN_FRAME..=stride).contains(len) {
+                self.raw.commit(*len, stride);
+            } else {
+                self.commit_received(0, stride);
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Keeps only the frames from number `from` on that `keep` approves of, and all before.
+    pub fn retain(&mut self, from: usize, mut keep: impl FnMut(Frame<'_>) -> bool) {
+        let mut kept = from.min(self.len());
+        for index in kept..self.len() {
+            if self.raw.frame(index).is_some_and(&mut keep) {
+                self.raw.move_slot(index, kept);
+                kept += 1;
+            }
+        }
+        self.raw.len = kept as u32;
+    }
+
     /// Accounts for one received datagram of `len` bytes, 0 if it is to be dropped, whose place is `stride`
     /// bytes long and starts where the free space does.
     fn commit_received(&mut self, len: usize, stride: usize) {
@@ -436,6 +479,15 @@ impl TxBatch<'_> {
     /// What sendmmsg reports of the first datagram, except that the queue is full.
     pub fn send_datagrams(&self, socket: impl AsFd, skip: usize) -> io::Result<usize> {
         let frames = self.frames().skip(skip).map(Frame::bytes);
+        datagram::send(socket.as_fd(), frames)
+    }
+
+    /// As [`TxBatch::send_datagrams`], but each datagram starts with the virtio header of its frame.
+    ///
+    /// # Errors
+    /// As for [`TxBatch::send_datagrams`].
+    pub fn send_datagrams_with_header(&self, socket: impl AsFd, skip: usize) -> io::Result<usize> {
+        let frames = self.frames().skip(skip).map(Frame::with_header);
         datagram::send(socket.as_fd(), frames)
     }
 
@@ -497,6 +549,25 @@ mod tests {
         assert_eq!(lens, [14, 1500, 9000]);
         assert_eq!(batch.take_dropped(), 3);
         assert_eq!(batch.rx().receive_datagrams(&a, 9000).unwrap(), 0);
+    }
+
+    #[test]
+    fn headers_travel_and_frames_can_be_taken_out() {
+        let (a, b) = UnixDatagram::pair().unwrap();
+        let mut batch = Batch::new();
+        for n in 0..6 {
+            let header = VnetHeader {
+                gso_size: n,
+                ..VnetHeader::default()
+            };
+            batch.rx().push_offloaded(header, &[n as u8; 60]);
+        }
+        assert_eq!(batch.tx(0).send_datagrams_with_header(&a, 1).unwrap(), 5);
+        batch.clear();
+        assert_eq!(batch.rx().receive_datagrams_with_header(&b).unwrap(), 5);
+        batch.rx().retain(1, |frame| frame.bytes()[0] % 2 == 0);
+        let left: Vec<u16> = batch.tx(0).frames().map(|f| f.header().gso_size).collect();
+        assert_eq!(left, [1, 2, 4]);
     }
 
     #[test]
