@@ -1,0 +1,154 @@
+//! The keys of a `switch://` VNL, with the command line's options behind them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::sys::stat::Mode;
+use nix::unistd::{Gid, Group, Uid, User};
+use vdens_plugin_api::vnl::{Keys, Spec};
+use vdens_plugin_api::{Error, OpenOptions, Result};
+
+const KEYS: Keys = Keys::new(&[
+    "mode",
+    "dirmode",
+    "group",
+    "grp",
+    "expiretime",
+    "hashsize",
+    "hashseed",
+]);
+
+const DEFAULT_MODE: u32 = 0o600;
+const DEFAULT_EXPIRY: u64 = 120;
+
+/// How a switch is to be set up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    pub(crate) directory: PathBuf,
+    /// Permission bits of the sockets: who may plug in.
+    pub(crate) mode: Mode,
+    pub(crate) directory_mode: Mode,
+    /// The group that sockets and directory are to belong to.
+    pub(crate) group: Option<Gid>,
+    /// How long a station is remembered after its last frame.
+    pub(crate) expiry: Duration,
+}
+
+impl Config {
+    pub(crate) fn new(argument: &str, options: &OpenOptions) -> Result<Self> {
+        let spec = Spec::path_grammar(argument, &KEYS)?;
+        spec.no_nested()?;
+        // The FDB needs no tuning; what others need is checked and not used.
+        positive(&spec, "hashsize")?;
+        spec.number::<u64>("hashseed")?;
+        let mode = spec.mode("mode")?.or(options.mode).unwrap_or(DEFAULT_MODE);
+        let directory_mode = spec.mode("dirmode")?;
+        Ok(Self {
+            directory: match spec.target().as_os_str().is_empty() {
+                true => default_directory(),
+                false => spec.absolute_path()?,
+            },
+            mode: Mode::from_bits_truncate(mode),
+            directory_mode: Mode::from_bits_truncate(
+                directory_mode.unwrap_or_else(|| searchable(mode)),
+            ),
+            group: spec
+                .get("group")
+                .or(spec.get("grp"))
+                .or(options.group.as_deref())
+                .map(find_group)
+                .transpose()?,
+            expiry: Duration::from_secs(positive(&spec, "expiretime")?.unwrap_or(DEFAULT_EXPIRY)),
+        })
+    }
+}
+
+/// The directory's permission bits when they are not given: whoever may use the sockets may reach them.
+fn searchable(mode: u32) -> u32 {
+    let group = if mode & 0o060 != 0 { 0o010 } else { 0 };
+    let others = if mode & 0o006 != 0 { 0o001 } else { 0 };
+    0o2700 | group | others
+}
+
+fn positive(spec: &Spec, key: &str) -> Result<Option<u64>> {
+    match spec.number::<u32>(key)? {
+        Some(0) => Err(Error::usage(format!("{key} cannot be 0"))),
+        number => Ok(number.map(u64::from)),
+    }
+}
+
+fn default_directory() -> PathBuf {
+    let uid = Uid::current();
+    let user = match User::from_uid(uid) {
+        Ok(Some(user)) => user.name,
+        _ => uid.to_string(),
+    };
+    PathBuf::from(format!("/tmp/vdenode_{user}"))
+}
+
+fn find_group(name: &str) -> Result<Gid> {
+    if let Ok(Some(group)) = Group::from_name(name) {
+        return Ok(group.gid);
+    }
+    name.parse().map(Gid::from_raw).map_err(|_| {
+        Error::usage(format!("there is no group '{}'", name.escape_debug()))
+            .hint("see `getent group`")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(argument: &str) -> Result<Config> {
+        Config::new(argument, &OpenOptions::default())
+    }
+
+    #[test]
+    fn defaults() {
+        let got = config("/tmp/sw").unwrap();
+        assert_eq!(got.mode.bits(), 0o600);
+        assert_eq!(got.directory_mode.bits(), 0o2700);
+        assert_eq!((got.group, got.expiry.as_secs()), (None, 120));
+        let default = config("").unwrap().directory;
+        assert!(default.to_str().unwrap().starts_with("/tmp/vdenode_"));
+    }
+
+    #[test]
+    fn keys() {
+        let got = config("/sw[mode=666/grp=0/expiretime=5/hashsize=64/hashseed=7]").unwrap();
+        assert_eq!(got.mode.bits(), 0o666);
+        assert_eq!(got.directory_mode.bits(), 0o2711);
+        assert_eq!(got.group, Some(Gid::from_raw(0)));
+        assert_eq!(got.expiry.as_secs(), 5);
+        let got = config("/sw[mode=660/dirmode=2770]").unwrap();
+        assert_eq!(got.directory_mode.bits(), 0o2770);
+        for bad in [
+            "mode=8",
+            "expiretime=0",
+            "expiretime=-1",
+            "hashsize=0",
+            "hashsize=x",
+            "hashseed=y",
+            "group=no such group",
+            "port=3",
+        ] {
+            assert!(config(&format!("/sw[{bad}]")).is_err(), "{bad}");
+        }
+        assert!(config("/sw{null://}").is_err());
+    }
+
+    #[test]
+    fn options_stand_behind_the_vnl() {
+        let options = OpenOptions {
+            mode: Some(0o640),
+            group: Some("0".into()),
+            ..OpenOptions::default()
+        };
+        let got = Config::new("/sw", &options).unwrap();
+        assert_eq!(got.mode.bits(), 0o640);
+        assert_eq!(got.group, Some(Gid::from_raw(0)));
+        let got = Config::new("/sw[mode=600]", &options).unwrap();
+        assert_eq!(got.mode.bits(), 0o600);
+    }
+}

@@ -1,0 +1,450 @@
+//! The switch's directory and the sockets in it.
+//!
+//! A lock on the directory, held while the switch lives, tells its switch from one that was killed and
+//! settles who wins when two start at once; a switch of another make, which knows no such lock, is
+//! recognised because its control socket answers. What a dead switch has left, sockets to which nobody
+//! listens, is cleared away; a directory with anything else in it is not touched.
+//!
+//! Everything made here removes itself when it is dropped: an [`Entry`] its socket, and the directory,
+//! which every entry keeps alive, itself. Nothing is removed that is not the very inode that was made.
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, open};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
+};
+use nix::sys::stat::{
+    FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, fstatat, lstat,
+};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, mkdir, unlinkat};
+use vdens_plugin_api::vnl::check_socket_path;
+use vdens_plugin_api::{Error, ErrorKind, Result, log};
+
+use crate::config::Config;
+
+/// The control socket's name.
+const CONTROL: &str = "ctl";
+
+/// Clients that may wait to be accepted.
+const BACKLOG: i32 = 1024;
+
+/// Attempts at a directory that others make and remove at the same time.
+const ATTEMPTS: usize = 20;
+
+type Identity = (u64, u64);
+
+fn identity(stat: &FileStat) -> Identity {
+    (stat.st_dev, stat.st_ino)
+}
+
+/// A switch directory that is this switch's own.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    path: PathBuf,
+    locked: Flock<OwnedFd>,
+    identity: Identity,
+    mode: Mode,
+    group: Option<Gid>,
+}
+
+impl Directory {
+    /// Makes the directory, or takes over one that a dead switch has left.
+    pub(crate) fn open(config: &Config) -> Result<Arc<Self>> {
+        let path = &config.directory;
+        // The longest name that is bound in it, for any reasonable number of ports.
+        check_socket_path(&path.join("fd99999"))?;
+        for _ in 0..ATTEMPTS {
+            if let Some(directory) = Self::try_open(config)? {
+                return Ok(Arc::new(directory));
+            }
+        }
+        Err(Error::new(
+            ErrorKind::Busy,
+            format!("{} keeps appearing and vanishing", path.display()),
+        )
+        .hint("another switch starts and ends there; name another directory"))
+    }
+
+    /// `None` if somebody removed the directory on the way.
+    fn try_open(config: &Config) -> Result<Option<Self>> {
+        let path = &config.directory;
+        match mkdir(path, Mode::S_IRWXU) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => {
+                return Err(Error::path("make the directory", path, &errno.into())
+                    .hint("the directory it is to be in must exist and be writable"));
+            }
+        }
+        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let handle = match open(path, flags, Mode::empty()) {
+            Ok(handle) => handle,
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(Errno::ENOTDIR | Errno::ELOOP) => {
+                return Err(foreign(path, "is not a directory"));
+            }
+            Err(errno) => return Err(Error::path("open", path, &errno.into()).hint(ELSEWHERE)),
+        };
+        let found = fstat(&handle).map_err(|errno| Error::path("look at", path, &errno.into()))?;
+        if found.st_uid != Uid::effective().as_raw() {
+            return Err(Error::new(
+                ErrorKind::Permission,
+                format!("{} belongs to another user", path.display()),
+            )
+            .hint(ELSEWHERE));
+        }
+        let locked = match Flock::lock(handle, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => locked,
+            Err((_, Errno::EWOULDBLOCK)) => return Err(occupied(path)),
+            Err((_, errno)) => return Err(Error::path("lock", path, &errno.into())),
+        };
+        if !lstat(path).is_ok_and(|now| identity(&now) == identity(&found)) {
+            return Ok(None);
+        }
+        clear(path, &*locked)?;
+        let directory = Self {
+            path: path.clone(),
+            locked,
+            identity: identity(&found),
+            mode: config.mode,
+            group: config.group,
+        };
+        directory.open_to(config.group, config.directory_mode)?;
+        Ok(Some(directory))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Sets group and permissions of the directory itself.
+    fn open_to(&self, group: Option<Gid>, mode: Mode) -> Result<()> {
+        let outcome = match group {
+            Some(_) => fchown(&*self.locked, None, group),
+            None => Ok(()),
+        };
+        outcome
+            .and_then(|()| fchmod(&*self.locked, mode))
+            .map_err(|errno| {
+                Error::path("set group and mode of", &self.path, &errno.into()).hint(OWN_GROUP)
+            })
+    }
+
+    /// Binds the control socket.
+    pub(crate) fn listen(self: &Arc<Self>) -> Result<(UnixListener, Entry)> {
+        let bound = socket_of(SockType::Stream)
+            .and_then(|socket| Ok((self.bind(&socket, CONTROL)?, socket)))
+            .and_then(|(entry, socket)| {
+                listen(&socket, Backlog::new(BACKLOG)?)?;
+                Ok((UnixListener::from(socket), entry))
+            });
+        bound.map_err(|errno| {
+            let hint = match errno {
+                Errno::EPERM => OWN_GROUP,
+                _ => ELSEWHERE,
+            };
+            Error::path("listen on", &self.path.join(CONTROL), &errno.into()).hint(hint)
+        })
+    }
+
+    /// Binds the data socket of port `number`.
+    pub(crate) fn bind_data(
+        self: &Arc<Self>,
+        socket: &UnixDatagram,
+        number: u32,
+    ) -> nix::Result<Entry> {
+        self.bind(socket, &format!("fd{number}"))
+    }
+
+    /// Gives a socket a name in the directory, for whom the configuration says and never for more.
+    fn bind(self: &Arc<Self>, socket: &(impl AsFd + AsRawFd), name: &str) -> nix::Result<Entry> {
+        // The path is made with the socket's own bits; the rest follows when the group is right.
+        fchmod(socket, self.mode & Mode::S_IRWXU)?;
+        bind(socket.as_raw_fd(), &UnixAddr::new(&self.path.join(name))?)?;
+        let made = fstatat(&*self.locked, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        let entry = Entry {
+            directory: Arc::clone(self),
+            name: name.to_owned(),
+            identity: identity(&made),
+        };
+        if self.group.is_some() {
+            let flag = AtFlags::AT_SYMLINK_NOFOLLOW;
+            fchownat(&*self.locked, name, None, self.group, flag)?;
+        }
+        fchmodat(
+            &*self.locked,
+            name,
+            self.mode,
+            FchmodatFlags::NoFollowSymlink,
+        )?;
+        Ok(entry)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // Clients that were killed while they plugged in have left their sockets.
+        let removed = clear(&self.path, &*self.locked).and_then(|()| {
+            let is_same = lstat(&self.path).is_ok_and(|now| identity(&now) == self.identity);
+            if is_same {
+                fs::remove_dir(&self.path).map_err(|e| Error::path("remove", &self.path, &e))?;
+            }
+            Ok(())
+        });
+        if let Err(error) = removed {
+            log::info!("{} stays: {error}", self.path.display());
+        }
+    }
+}
+
+/// A socket in the directory; dropping it removes it.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    directory: Arc<Directory>,
+    name: String,
+    identity: Identity,
+}
+
+impl Entry {
+    pub(crate) fn path(&self) -> PathBuf {
+        self.directory.path.join(&self.name)
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let directory = &*self.directory.locked;
+        let flag = AtFlags::AT_SYMLINK_NOFOLLOW;
+        let now = fstatat(directory, self.name.as_str(), flag);
+        if now.is_ok_and(|now| identity(&now) == self.identity) {
+            let _ = unlinkat(directory, self.name.as_str(), UnlinkatFlags::NoRemoveDir);
+        }
+    }
+}
+
+const ELSEWHERE: &str = "name another directory, switch://DIR";
+const OWN_GROUP: &str = "you can only give files to a group that you belong to";
+
+fn occupied(path: &Path) -> Error {
+    let shown = path.display();
+    Error::new(
+        ErrorKind::Busy,
+        format!("a switch is already running in {shown}"),
+    )
+    .hint(format!(
+        "plug into it with vde://{shown}, or name another directory"
+    ))
+}
+
+fn foreign(path: &Path, why: &str) -> Error {
+    Error::new(
+        ErrorKind::Other,
+        format!("{} {why}, so it is left alone", path.display()),
+    )
+    .hint("a switch makes its own directory; name one that does not exist")
+}
+
+/// Removes the sockets of the dead from the directory. Fails, and removes nothing, if a switch is alive
+/// in it or there are other things than sockets.
+fn clear(path: &Path, handle: impl AsFd) -> Result<()> {
+    let control = path.join(CONTROL);
+    if lstat(&control).is_ok() && probe(&control) == Probe::Alive {
+        return Err(occupied(path));
+    }
+    let mut dead = Vec::new();
+    let entries = fs::read_dir(path).map_err(|e| Error::path("read", path, &e))?;
+    for entry in entries {
+        let name = entry
+            .map_err(|e| Error::path("read", path, &e))?
+            .file_name();
+        let found = match fstatat(&handle, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(found) => found,
+            Err(Errno::ENOENT) => continue,
+            Err(errno) => return Err(Error::path("look at", &path.join(name), &errno.into())),
+        };
+        if SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT != SFlag::S_IFSOCK {
+            let shown = String::from_utf8_lossy(name.as_bytes())
+                .escape_debug()
+                .to_string();
+            let why = format!("is no switch directory: it holds {shown}");
+            return Err(foreign(path, &why));
+        }
+        match probe(&path.join(&name)) {
+            Probe::Dead => dead.push(name),
+            Probe::Alive | Probe::Unknown if name == CONTROL => return Err(occupied(path)),
+            Probe::Alive | Probe::Unknown => {}
+        }
+    }
+    for name in dead {
+        log::debug!("removing {} of a dead owner", path.join(&name).display());
+        let _ = unlinkat(&handle, name.as_os_str(), UnlinkatFlags::NoRemoveDir);
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Probe {
+    Alive,
+    Dead,
+    Unknown,
+}
+
+/// Whether anybody has the socket at `path` open.
+fn probe(path: &Path) -> Probe {
+    for kind in [SockType::Datagram, SockType::Stream, SockType::SeqPacket] {
+        let outcome =
+            socket_of(kind).and_then(|socket| connect(socket.as_raw_fd(), &UnixAddr::new(path)?));
+        return match outcome {
+            Err(Errno::EPROTOTYPE) => continue,
+            Err(Errno::ECONNREFUSED) => Probe::Dead,
+            // Connected to somebody else, or with a full queue of connections.
+            Ok(()) | Err(Errno::EPERM | Errno::EAGAIN) => Probe::Alive,
+            Err(_) => Probe::Unknown,
+        };
+    }
+    Probe::Unknown
+}
+
+fn socket_of(kind: SockType) -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    socket(AddressFamily::Unix, kind, flags, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use vdens_plugin_api::OpenOptions;
+
+    fn config(path: &Path, keys: &str) -> Config {
+        let argument = format!("{}{keys}", path.display());
+        Config::new(&argument, &OpenOptions::default()).unwrap()
+    }
+
+    fn open_at(path: &Path) -> Result<Arc<Directory>> {
+        Directory::open(&config(path, ""))
+    }
+
+    fn refusal(path: &Path) -> (ErrorKind, String) {
+        let error = open_at(path).unwrap_err();
+        assert!(!error.hint.is_empty(), "{error}");
+        (error.kind, error.to_string())
+    }
+
+    fn mode(path: &Path) -> u32 {
+        path.symlink_metadata().unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn is_made_as_asked_and_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("sw");
+        let directory = Directory::open(&config(&path, "[mode=0666/dirmode=2755]")).unwrap();
+        let (listener, control) = directory.listen().unwrap();
+        assert_eq!(mode(&path), 0o2755);
+        assert_eq!(mode(&control.path()), 0o666);
+        drop((listener, control, directory));
+        assert!(!path.exists());
+
+        let directory = open_at(&path).unwrap();
+        let (_listener, control) = directory.listen().unwrap();
+        assert_eq!((mode(&path), mode(&control.path())), (0o2700, 0o600));
+    }
+
+    #[test]
+    fn one_switch_at_a_time() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("sw");
+        let directory = open_at(&path).unwrap();
+        let (kind, text) = refusal(&path);
+        assert_eq!(kind, ErrorKind::Busy);
+        assert!(text.contains(path.to_str().unwrap()), "{text}");
+        drop(directory);
+
+        // One that knows no lock.
+        fs::create_dir(&path).unwrap();
+        let listener = UnixListener::bind(path.join("ctl")).unwrap();
+        assert_eq!(refusal(&path).0, ErrorKind::Busy);
+        assert!(path.join("ctl").exists());
+        drop(listener);
+        open_at(&path).unwrap();
+    }
+
+    #[test]
+    fn what_the_dead_left_is_cleared_away() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("sw");
+        fs::create_dir(&path).unwrap();
+        drop(UnixListener::bind(path.join("ctl")).unwrap());
+        for name in ["fd1", ".00123-00000", "001.6"] {
+            drop(UnixDatagram::bind(path.join(name)).unwrap());
+        }
+        let directory = open_at(&path).unwrap();
+        let _control = directory.listen().unwrap();
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn sockets_of_the_living_stay() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("sw");
+        fs::create_dir(&path).unwrap();
+        let client = UnixDatagram::bind(path.join(".00123-00000")).unwrap();
+        let directory = open_at(&path).unwrap();
+        assert!(path.join(".00123-00000").exists());
+        drop(directory);
+        assert!(path.exists(), "it is not empty");
+        drop(client);
+        drop(open_at(&path).unwrap());
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_is_no_switch_directory_is_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("home");
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("thesis.tex"), "").unwrap();
+        drop(UnixListener::bind(path.join("ctl")).unwrap());
+        let mode_before = mode(&path);
+        assert!(refusal(&path).1.contains("thesis.tex"));
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 2);
+        assert_eq!(mode(&path), mode_before);
+
+        let file = root.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(refusal(&file).1.contains("not a directory"));
+        let link = root.path().join("link");
+        symlink(&path, &link).unwrap();
+        assert!(refusal(&link).1.contains("not a directory"));
+        assert_eq!(refusal(&root.path().join("no/such")).0, ErrorKind::NotFound);
+        let long = root.path().join("x".repeat(100));
+        assert_eq!(refusal(&long).0, ErrorKind::Usage);
+    }
+
+    #[test]
+    fn what_took_its_place_is_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("sw");
+        let directory = open_at(&path).unwrap();
+        let control = directory.listen().unwrap();
+        fs::remove_file(path.join("ctl")).unwrap();
+        fs::write(path.join("ctl"), "precious").unwrap();
+        drop((control, directory));
+        assert!(path.join("ctl").exists());
+
+        fs::remove_dir_all(&path).unwrap();
+        let directory = open_at(&path).unwrap();
+        fs::rename(&path, root.path().join("moved")).unwrap();
+        fs::create_dir(&path).unwrap();
+        drop(directory);
+        assert!(path.exists());
+    }
+}

@@ -1,0 +1,104 @@
+//! What a switch reads of a frame: the stations it is from and for.
+//!
+//! A station is a MAC address on a VLAN: the same address on two VLANs is two stations. The VLAN is that of
+//! an IEEE 802.1Q tag; frames without one, and priority-tagged ones (VLAN id 0), are on VLAN 0.
+
+use vdens_plugin_api::MIN_FRAME;
+
+const TPID_8021Q: [u8; 2] = [0x81, 0x00];
+const VLAN_BITS: u32 = 12;
+/// The group bit: the lowest of the first byte.
+const MULTICAST: u64 = 1 << 40;
+
+/// A MAC address on a VLAN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Station(u64);
+
+impl Station {
+    fn new(mac: &[u8; 6], vlan: u16) -> Self {
+        let mac = mac.iter().fold(0, |mac, byte| mac << 8 | u64::from(*byte));
+        Self(mac << VLAN_BITS | u64::from(vlan))
+    }
+
+    /// Whether this is a group of stations, the broadcast address among them.
+    pub(crate) fn is_multicast(self) -> bool {
+        (self.0 >> VLAN_BITS) & MULTICAST != 0
+    }
+}
+
+/// Both ends of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Addresses {
+    pub(crate) destination: Station,
+    pub(crate) source: Station,
+}
+
+impl Addresses {
+    /// Reads a frame's header, `None` if it is too short to have one.
+    pub(crate) fn of(frame: &[u8]) -> Option<Self> {
+        let header: &[u8; MIN_FRAME] = frame.first_chunk()?;
+        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, tag @ ..] = *header;
+        let vlan = match frame.get(MIN_FRAME..MIN_FRAME + 2) {
+            Some(&[high, low]) if tag == TPID_8021Q => u16::from_be_bytes([high, low]) & 0x0fff,
+            _ => 0,
+        };
+        Some(Self {
+            destination: Station::new(&[d0, d1, d2, d3, d4, d5], vlan),
+            source: Station::new(&[s0, s1, s2, s3, s4, s5], vlan),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tagged(tci: u16) -> Vec<u8> {
+        let mut frame = b"\x02\0\0\0\0\x01\x02\0\0\0\0\x02\x81\0".to_vec();
+        frame.extend(tci.to_be_bytes());
+        frame.extend(b"\x08\0payload");
+        frame
+    }
+
+    #[test]
+    fn every_vlan_is_its_own() {
+        let mut seen = std::collections::HashSet::new();
+        for vlan in 0..4096 {
+            let addresses = Addresses::of(&tagged(0xf000 | vlan)).unwrap();
+            assert!(seen.insert(addresses.source), "VLAN {vlan} aliases");
+        }
+    }
+
+    #[test]
+    fn untagged_is_vlan_0() {
+        let mut frame = tagged(0xe000);
+        let priority = Addresses::of(&frame).unwrap();
+        frame.drain(12..16);
+        assert_eq!(Addresses::of(&frame).unwrap(), priority);
+        // An 802.1ad tag is not looked into.
+        let mut service = tagged(7);
+        service[12..14].copy_from_slice(&[0x88, 0xa8]);
+        assert_eq!(Addresses::of(&service).unwrap(), priority);
+    }
+
+    #[test]
+    fn short_frames() {
+        let frame = tagged(5);
+        for len in 0..14 {
+            assert_eq!(Addresses::of(&frame[..len]), None);
+        }
+        for len in 14..16 {
+            assert!(Addresses::of(&frame[..len]).is_some());
+        }
+    }
+
+    #[test]
+    fn multicast() {
+        let station = |first| Station::new(&[first, 0xff, 0xff, 0xff, 0xff, 0xff], 0xfff);
+        assert!(station(0xff).is_multicast());
+        assert!(station(0x01).is_multicast());
+        assert!(station(0x33).is_multicast());
+        assert!(!station(0x02).is_multicast());
+        assert!(!station(0xfe).is_multicast());
+    }
+}

@@ -1,0 +1,224 @@
+//! Ports: a client's data socket, and what waits for it.
+//!
+//! Frames for a port go straight to its socket. What that does not take waits in the port's queue until
+//! epoll says that there is room; when the queue is full too, frames are dropped and counted. A
+//! client that never reads thus costs a bounded amount of memory, and no time.
+
+use std::io::{self, Read};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+
+use nix::errno::Errno;
+use vdens_plugin_api::{BATCH_FRAMES, Frame, TxBatch};
+
+use crate::datagrams;
+use crate::directory::Entry;
+use crate::queue::Queue;
+
+/// Names a port within the switch. Port numbers, which clients see, are something else: they can be any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct PortId(pub(crate) u32);
+
+/// The host's side of the link.
+pub(crate) const LOCAL: PortId = PortId(0);
+
+/// Frames of a batch: bit i stands for number i.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Selection(u32);
+
+const _: () = assert!(BATCH_FRAMES <= u32::BITS as usize);
+
+impl Selection {
+    pub(crate) fn insert(&mut self, index: usize) {
+        self.0 |= 1 << index;
+    }
+
+    pub(crate) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub(crate) fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Without the first `count`.
+    fn skip(self, count: usize) -> Self {
+        Self((0..count).fold(self.0, |bits, _| bits & bits.wrapping_sub(1)))
+    }
+
+    fn len(self) -> u64 {
+        u64::from(self.0.count_ones())
+    }
+
+    /// The frames selected from `batch`.
+    pub(crate) fn of<'a>(self, batch: &'a TxBatch<'_>) -> impl Iterator<Item = &'a [u8]> {
+        let mut bits = self.0;
+        let next = move || {
+            let index = bits.trailing_zeros() as usize;
+            let rest = bits.wrapping_sub(1) & bits;
+            (std::mem::replace(&mut bits, rest) != 0).then_some(index)
+        };
+        std::iter::from_fn(next).filter_map(|index| batch.frame(index).map(Frame::bytes))
+    }
+}
+
+/// What a port has seen.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) received: u64,
+    pub(crate) sent: u64,
+    /// Frames from the client that were no frames, or too long.
+    pub(crate) malformed: u64,
+    /// Frames for the client that it did not take in time.
+    pub(crate) dropped: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Port {
+    /// What the client may have asked for.
+    pub(crate) number: u32,
+    /// Who the client says it is, and its process id, for people.
+    pub(crate) client: String,
+    pub(crate) control: UnixStream,
+    pub(crate) data: UnixDatagram,
+    /// The data socket's place in the directory; removed with the port.
+    _entry: Entry,
+    queue: Queue,
+    /// Frames of the batch at hand that are for this port.
+    pub(crate) selected: Selection,
+    /// Whether epoll watches for room in the socket.
+    pub(crate) is_watched_for_room: bool,
+    pub(crate) counters: Counters,
+    /// Why the port is to be closed.
+    pub(crate) end: Option<String>,
+}
+
+impl Port {
+    pub(crate) fn new(
+        number: u32,
+        client: String,
+        control: UnixStream,
+        data: UnixDatagram,
+        entry: Entry,
+    ) -> Self {
+        Self {
+            number,
+            client,
+            control,
+            data,
+            _entry: entry,
+            queue: Queue::default(),
+            selected: Selection::default(),
+            is_watched_for_room: false,
+            counters: Counters::default(),
+            end: None,
+        }
+    }
+
+    /// Sends the selected frames of `batch`, or keeps them until there is room.
+    pub(crate) fn send(&mut self, batch: &TxBatch<'_>, selection: Selection) {
+        if self.end.is_some() {
+            return;
+        }
+        let mut left = selection;
+        if self.queue.is_empty() {
+            match datagrams::send(&self.data, selection.of(batch)) {
+                Ok(sent) => {
+                    self.counters.sent += sent as u64;
+                    left = selection.skip(sent);
+                }
+                Err(e) => return self.failed(&e, selection.len()),
+            }
+        }
+        for frame in left.of(batch) {
+            if !self.queue.push(frame) {
+                self.counters.dropped += 1;
+            }
+        }
+    }
+
+    /// Sends what waits, as far as there is room.
+    pub(crate) fn flush(&mut self) {
+        while !self.queue.is_empty() {
+            let offered = self.queue.len().min(BATCH_FRAMES);
+            match datagrams::send(&self.data, self.queue.frames()) {
+                Ok(sent) => {
+                    self.counters.sent += sent as u64;
+                    self.queue.pop(sent);
+                    if sent < offered {
+                        return;
+                    }
+                }
+                Err(e) => {
+                    self.queue.pop(1);
+                    self.failed(&e, 1);
+                    if self.end.is_some() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether frames wait for room.
+    pub(crate) fn is_congested(&self) -> bool {
+        !self.queue.is_empty() && self.end.is_none()
+    }
+
+    /// Reads the control stream, on which only its end says something.
+    pub(crate) fn read_control(&mut self) {
+        match self.control.read(&mut [0; 256]) {
+            Ok(0) => self.close("the client has gone"),
+            Ok(_) => {}
+            Err(e) => match e.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {}
+                _ => self.close("the client has gone"),
+            },
+        }
+    }
+
+    /// Closes the port when the switch gets around to it.
+    pub(crate) fn close(&mut self, why: impl Into<String>) {
+        self.end.get_or_insert_with(|| why.into());
+    }
+
+    /// The socket refused `frames`: the first is too long for it, or the client is gone.
+    fn failed(&mut self, error: &io::Error, frames: u64) {
+        self.counters.dropped += frames;
+        if error.raw_os_error() != Some(Errno::EMSGSIZE as i32) {
+            self.close(format!("its data socket fails: {error}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vdens_plugin_api::Batch;
+
+    #[test]
+    fn selections() {
+        let mut batch = Batch::new();
+        for n in 0..BATCH_FRAMES {
+            assert!(batch.rx().push(&[n as u8; 14]));
+        }
+        let mut selection = Selection::default();
+        assert!(selection.is_empty());
+        for index in [31, 0, 5] {
+            selection.insert(index);
+        }
+        let numbers = |selection: Selection, batch: &mut Batch| {
+            let tx = batch.tx(0);
+            selection.of(&tx).map(|f| f[0]).collect::<Vec<_>>()
+        };
+        assert_eq!(numbers(selection, &mut batch), [0, 5, 31]);
+        assert_eq!(numbers(selection.skip(1), &mut batch), [5, 31]);
+        assert!(selection.skip(3).is_empty());
+        assert_eq!(selection.len(), 3);
+        let all = (0..32).fold(Selection::default(), |mut all, i| {
+            all.insert(i);
+            all
+        });
+        assert_eq!(numbers(all, &mut batch).len(), 32);
+        assert!(all.skip(32).is_empty());
+    }
+}

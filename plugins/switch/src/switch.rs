@@ -1,0 +1,493 @@
+//! The events that drive the switch, and the link that the host sees.
+//!
+//! One call of [`Link::recv`] serves the descriptors that are ready, each to the extent of one batch. It
+//! ends early when there is something for the host: its batch always has room for all that one port
+//! can have received, so the switch needs no queue for the local port. Descriptors that were reported
+//! and not served stay first in line, so that no port can keep another waiting; events are only hints,
+//! and one that comes too late, or for another port than it meant, does nothing.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::socket::{MsgFlags, send};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use vdens_plugin_api::wire::control::{Reply, Request};
+use vdens_plugin_api::{Batch, Error, Link, MAX_LEGACY_FRAME, Result, RxBatch, TxBatch, log};
+
+use crate::config::Config;
+use crate::control::{self, Applicant, Applicants, Peer, Refusal};
+use crate::directory::{Directory, Entry};
+use crate::fdb::{self, Fdb};
+use crate::forwarding::Fabric;
+use crate::port::{LOCAL, Port, PortId};
+
+/// Events taken from epoll at a time.
+const EVENTS: usize = 64;
+/// Clients accepted at a time.
+const ACCEPTS: usize = 16;
+/// How long no client is accepted when there are no descriptors for them.
+const OVERLOAD_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a descriptor in the epoll instance is: its data there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Timer,
+    Listener,
+    Applicant(u32),
+    Control(PortId),
+    Data(PortId),
+}
+
+impl Source {
+    fn event(self, flags: EpollFlags) -> EpollEvent {
+        let (kind, index) = match self {
+            Self::Timer => (0, 0),
+            Self::Listener => (1, 0),
+            Self::Applicant(slot) => (2, slot),
+            Self::Control(id) => (3, id.0),
+            Self::Data(id) => (4, id.0),
+        };
+        EpollEvent::new(flags, kind << 32 | u64::from(index))
+    }
+
+    fn of(event: EpollEvent) -> Self {
+        let index = event.data() as u32;
+        match event.data() >> 32 {
+            0 => Self::Timer,
+            1 => Self::Listener,
+            2 => Self::Applicant(index),
+            3 => Self::Control(PortId(index)),
+            _ => Self::Data(PortId(index)),
+        }
+    }
+}
+
+/// The one timer, armed for what comes first.
+#[derive(Debug)]
+struct Timer {
+    fd: TimerFd,
+    armed: Option<Instant>,
+}
+
+impl Timer {
+    fn new() -> nix::Result<Self> {
+        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+        Ok(Self {
+            fd: TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?,
+            armed: None,
+        })
+    }
+
+    fn arm(&mut self, deadline: Option<Instant>) -> nix::Result<()> {
+        if self.armed == deadline {
+            return Ok(());
+        }
+        self.armed = deadline;
+        let Some(deadline) = deadline else {
+            return self.fd.unset();
+        };
+        // Zero would disarm it.
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = TimeSpec::from_duration(left.max(Duration::from_millis(1)));
+        self.fd
+            .set(Expiration::OneShot(left), TimerSetTimeFlags::empty())
+    }
+
+    /// To be called when the descriptor is readable: it can be armed again.
+    fn acknowledge(&mut self) {
+        // How often it has expired is of no interest, only that it was read.
+        let _ = nix::unistd::read(&self.fd, &mut [0; 8]);
+        self.armed = None;
+    }
+}
+
+/// Complaints about clients, at most a few a second: a hostile one must not fill the log.
+#[derive(Debug)]
+struct Complaints {
+    window: Instant,
+    made: u32,
+}
+
+impl Complaints {
+    const A_SECOND: u32 = 5;
+
+    fn warn(&mut self, now: Instant, complaint: fmt::Arguments<'_>) {
+        if now.saturating_duration_since(self.window) >= Duration::from_secs(1) {
+            if let Some(hidden @ 1..) = self.made.checked_sub(Self::A_SECOND) {
+                log::warn!("{hidden} more clients were refused");
+            }
+            (self.window, self.made) = (now, 0);
+        }
+        self.made += 1;
+        if self.made <= Self::A_SECOND {
+            log::warn!("{complaint}");
+        }
+    }
+}
+
+/// The switch.
+#[derive(Debug)]
+pub(crate) struct Switch {
+    epoll: Epoll,
+    ready: VecDeque<EpollEvent>,
+    timer: Timer,
+    fabric: Fabric,
+    ingress: Batch,
+    applicants: Applicants,
+    listener: UnixListener,
+    /// A descriptor to give up when there are no others, so that a client can be told.
+    spare: Option<File>,
+    /// Until when no client is accepted.
+    paused: Option<Instant>,
+    complaints: Complaints,
+    _control: Entry,
+    directory: Arc<Directory>,
+}
+
+impl Switch {
+    pub(crate) fn open(config: &Config) -> Result<Self> {
+        let directory = Directory::open(config)?;
+        let (listener, control) = directory.listen()?;
+        let (epoll, timer) = set_up_epoll(&listener)
+            .map_err(|errno| Error::io("set up epoll for the switch", &errno.into()))?;
+        log::info!("switch running in {}", directory.path().display());
+        Ok(Self {
+            epoll,
+            ready: VecDeque::with_capacity(EVENTS),
+            timer,
+            fabric: Fabric::new(Fdb::new(fdb::CAPACITY, config.expiry)),
+            ingress: Batch::new(),
+            applicants: Applicants::default(),
+            listener,
+            spare: File::open("/dev/null").ok(),
+            paused: None,
+            complaints: Complaints {
+                window: Instant::now(),
+                made: 0,
+            },
+            _control: control,
+            directory,
+        })
+    }
+
+    /// Asks epoll what is ready, unless some of the last answer is left.
+    fn poll(&mut self) -> Result<()> {
+        if !self.ready.is_empty() {
+            return Ok(());
+        }
+        let mut events = [EpollEvent::empty(); EVENTS];
+        match self.epoll.wait(&mut events, EpollTimeout::ZERO) {
+            Ok(count) => self.ready.extend(&events[..count]),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Error::io("wait for events", &errno.into())),
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, event: EpollEvent, host: &mut RxBatch<'_>, now: Instant) {
+        match Source::of(event) {
+            Source::Data(id) => self.serve(id, event.events(), host, now),
+            Source::Control(id) => {
+                if let Some(port) = self.fabric.ports.get_mut(id) {
+                    port.read_control();
+                }
+            }
+            Source::Applicant(slot) => self.hear(slot, now),
+            Source::Listener => self.accept(now),
+            Source::Timer => self.tick(now),
+        }
+    }
+
+    /// Serves a port's data socket.
+    fn serve(&mut self, id: PortId, events: EpollFlags, host: &mut RxBatch<'_>, now: Instant) {
+        let Some(port) = self.fabric.ports.get_mut(id) else {
+            return;
+        };
+        if events.contains(EpollFlags::EPOLLOUT) {
+            port.flush();
+            watch_for_room(&self.epoll, id, port);
+        }
+        if events == EpollFlags::EPOLLOUT {
+            return;
+        }
+        self.ingress.clear();
+        let outcome = self
+            .ingress
+            .rx()
+            .receive_datagrams(&port.data, MAX_LEGACY_FRAME);
+        port.counters.malformed += self.ingress.take_dropped();
+        match outcome {
+            Ok(0) => {}
+            Ok(_) => {
+                port.counters.received += self.ingress.len() as u64;
+                self.fabric
+                    .forward(id, &self.ingress.tx(0), Some(host), now);
+            }
+            Err(e) => port.close(format!("its data socket fails: {e}")),
+        }
+    }
+
+    /// Reads what a client wants, and gives it a port if that is complete.
+    fn hear(&mut self, slot: u32, now: Instant) {
+        let Some(applicant) = self.applicants.get_mut(slot) else {
+            return;
+        };
+        let peer = applicant.peer;
+        let outcome = match applicant.read() {
+            Ok(None) => return,
+            Ok(Some(request)) => match self.applicants.take(slot) {
+                Some(applicant) => self.admit(*applicant, &request),
+                None => return,
+            },
+            Err(refusal) => {
+                self.applicants.take(slot);
+                Err(refusal)
+            }
+        };
+        if let Err(refusal) = outcome {
+            self.refuse(peer, &refusal, now);
+        }
+    }
+
+    fn admit(&mut self, applicant: Applicant, request: &Request) -> Result<(), Refusal> {
+        let number = match request.port {
+            0 => self.fabric.ports.free_number(),
+            taken if self.fabric.ports.has_number(taken) => return Err(Refusal::Taken(taken)),
+            free => free,
+        };
+        let data = control::reach(&request.socket, applicant.peer)?;
+        let entry = self
+            .directory
+            .bind_data(&data, number)
+            .map_err(|errno| Refusal::System("bind the port's socket", errno))?;
+        let reply = Reply {
+            socket: entry.path(),
+        };
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        // An empty queue takes so little whole; a client that is gone is found out by its stream's end.
+        let _ = send(applicant.stream.as_raw_fd(), &reply.encode()?, flags);
+        let description = String::from_utf8_lossy(&request.description);
+        let client = format!("{}, {}", description.escape_debug(), applicant.peer);
+        let port = Port::new(number, client, applicant.stream, data, entry);
+        log::debug!("port {number} opened for {}", port.client);
+        let id = self.fabric.ports.insert(port);
+        let Some(port) = self.fabric.ports.get_mut(id) else {
+            return Ok(());
+        };
+        let hang_up = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+        let watched = self
+            .epoll
+            .modify(&port.control, &mut Source::Control(id).event(hang_up))
+            .and_then(|()| {
+                let event = Source::Data(id).event(EpollFlags::EPOLLIN);
+                self.epoll.add(&port.data, event)
+            });
+        if let Err(errno) = watched {
+            port.close("it cannot be watched");
+            return Err(Refusal::System("watch the port", errno));
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, peer: Peer, refusal: &Refusal, now: Instant) {
+        if refusal.is_notable() {
+            self.complaints
+                .warn(now, format_args!("refused {peer}: {refusal}"));
+        } else {
+            log::debug!("refused {peer}: {refusal}");
+        }
+    }
+
+    fn accept(&mut self, now: Instant) {
+        for _ in 0..ACCEPTS {
+            let stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(e) => match e.raw_os_error().map(Errno::from_raw) {
+                    Some(Errno::ECONNABORTED | Errno::EINTR) => continue,
+                    Some(Errno::EAGAIN) => return,
+                    _ => return self.overloaded(&e, now),
+                },
+            };
+            let applied = stream
+                .set_nonblocking(true)
+                .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)))
+                .and_then(|()| Applicant::new(stream, now));
+            match applied {
+                Ok(applicant) => self.invite(applicant, now),
+                Err(errno) => log::debug!("a client left at once: {}", errno.desc()),
+            }
+        }
+    }
+
+    fn invite(&mut self, applicant: Applicant, now: Instant) {
+        let (slot, overtaken) = self.applicants.insert(applicant);
+        if let Some(overtaken) = overtaken {
+            self.refuse(overtaken.peer, &Refusal::Overtaken, now);
+        }
+        let Some(applicant) = self.applicants.get_mut(slot) else {
+            return;
+        };
+        let event = Source::Applicant(slot).event(EpollFlags::EPOLLIN);
+        if let Err(errno) = self.epoll.add(&applicant.stream, event) {
+            let peer = applicant.peer;
+            self.applicants.take(slot);
+            self.refuse(peer, &Refusal::System("watch a client", errno), now);
+            return;
+        }
+        // The request is mostly there already.
+        self.hear(slot, now);
+    }
+
+    /// A client cannot be accepted. It is turned away with the spare descriptor; without one, accepting
+    /// pauses, because the listener stays ready.
+    fn overloaded(&mut self, error: &std::io::Error, now: Instant) {
+        self.complaints
+            .warn(now, format_args!("a client cannot be accepted: {error}"));
+        if self.spare.take().is_some() {
+            let turned_away = self.listener.accept().is_ok();
+            self.spare = File::open("/dev/null").ok();
+            if turned_away && self.spare.is_some() {
+                return;
+            }
+        }
+        self.paused = Some(now + OVERLOAD_PAUSE);
+        self.watch_listener(false);
+    }
+
+    fn watch_listener(&self, is_wanted: bool) {
+        let flags = if is_wanted {
+            EpollFlags::EPOLLIN
+        } else {
+            EpollFlags::empty()
+        };
+        let mut event = Source::Listener.event(flags);
+        if let Err(errno) = self.epoll.modify(&self.listener, &mut event) {
+            log::error!("cannot watch the control socket: {}", errno.desc());
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        self.timer.acknowledge();
+        if self.fabric.fdb.next_sweep().is_some_and(|due| due <= now) {
+            self.fabric.fdb.sweep(now);
+        }
+        let late: Vec<Peer> = self.applicants.take_late(now).map(|a| a.peer).collect();
+        for peer in late {
+            self.refuse(peer, &Refusal::TooSlow, now);
+        }
+        if self.paused.is_some_and(|until| until <= now) {
+            self.paused = None;
+            if self.spare.is_none() {
+                self.spare = File::open("/dev/null").ok();
+            }
+            self.watch_listener(true);
+        }
+    }
+
+    /// What is to be done after every call: watch for room where frames wait, close what has ended, arm
+    /// the timer.
+    fn settle(&mut self) -> Result<()> {
+        let Self { fabric, epoll, .. } = self;
+        fabric.drain_congested(|id, port| watch_for_room(epoll, id, port));
+        let ended: Vec<(PortId, Port)> = fabric.ports.take_ended().collect();
+        for (id, port) in ended {
+            if port.counters.received > 0 {
+                fabric.fdb.forget(id);
+            }
+            log::debug!(
+                "port {} closed, {}: {} ({:?})",
+                port.number,
+                port.end.as_deref().unwrap_or_default(),
+                port.client,
+                port.counters
+            );
+        }
+        let deadlines = [
+            self.fabric.fdb.next_sweep(),
+            self.applicants.next_deadline(),
+            self.paused,
+        ];
+        self.timer
+            .arm(deadlines.into_iter().flatten().min())
+            .map_err(|errno| Error::io("arm the switch's timer", &errno.into()))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn fabric(&mut self) -> &mut Fabric {
+        &mut self.fabric
+    }
+}
+
+fn set_up_epoll(listener: &UnixListener) -> nix::Result<(Epoll, Timer)> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let timer = Timer::new()?;
+    epoll.add(&timer.fd, Source::Timer.event(EpollFlags::EPOLLIN))?;
+    epoll.add(listener, Source::Listener.event(EpollFlags::EPOLLIN))?;
+    Ok((epoll, timer))
+}
+
+/// Has epoll watch for room in a port's socket exactly while frames wait for it.
+fn watch_for_room(epoll: &Epoll, id: PortId, port: &mut Port) {
+    let is_wanted = port.is_congested();
+    if is_wanted == port.is_watched_for_room {
+        return;
+    }
+    port.is_watched_for_room = is_wanted;
+    let room = if is_wanted {
+        EpollFlags::EPOLLOUT
+    } else {
+        EpollFlags::empty()
+    };
+    let mut event = Source::Data(id).event(EpollFlags::EPOLLIN | room);
+    if epoll.modify(&port.data, &mut event).is_err() {
+        port.close("it cannot be watched");
+    }
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        log::info!(
+            "switch in {} closed, {} stations known, {} frames of stations that found no place",
+            self.directory.path().display(),
+            self.fabric.fdb.len(),
+            self.fabric.fdb.refused()
+        );
+    }
+}
+
+impl Link for Switch {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.epoll.0.as_fd()
+    }
+
+    fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
+        let now = Instant::now();
+        self.poll()?;
+        while batch.is_empty()
+            && let Some(event) = self.ready.pop_front()
+        {
+            self.handle(event, batch, now);
+        }
+        self.settle()
+    }
+
+    fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
+        let now = Instant::now();
+        let too_long = self.fabric.forward(LOCAL, batch, None, now);
+        batch.count_dropped(too_long);
+        self.settle()?;
+        Ok(batch.len())
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,589 @@
+//! The whole switch, driven through the link and by clients that speak the protocol by hand.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tempfile::TempDir;
+use vdens_plugin_api::wire::control::{REPLY_LEN, Reply, Request, RequestKind};
+use vdens_plugin_api::{Batch, Link, MAX_LEGACY_FRAME, OpenOptions};
+
+use crate::config::Config;
+use crate::queue::MAX_FRAMES;
+use crate::switch::Switch;
+
+const BROADCAST: u8 = 0xff;
+
+/// A frame of `len` bytes from station `source` to station `destination`.
+fn frame(destination: u8, source: u8, len: usize) -> Vec<u8> {
+    let mut frame = vec![0; len];
+    frame[..6].copy_from_slice(&mac(destination));
+    frame[6..12].copy_from_slice(&mac(source));
+    frame[12..14].copy_from_slice(&[0x88, 0xb5]);
+    frame
+}
+
+fn mac(station: u8) -> [u8; 6] {
+    match station {
+        BROADCAST => [0xff; 6],
+        n => [2, 0, 0, 0, 0, n],
+    }
+}
+
+fn tagged(destination: u8, source: u8, vlan: u16) -> Vec<u8> {
+    let mut frame = frame(destination, source, 60);
+    frame[12..14].copy_from_slice(&[0x81, 0]);
+    frame[14..16].copy_from_slice(&vlan.to_be_bytes());
+    frame
+}
+
+struct Bench {
+    root: TempDir,
+    path: PathBuf,
+    switch: Switch,
+    /// What the host has received.
+    host: Vec<Vec<u8>>,
+}
+
+impl Bench {
+    fn new(keys: &str) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("sw");
+        let argument = format!("{}{keys}", path.display());
+        let config = Config::new(&argument, &OpenOptions::default()).unwrap();
+        Self {
+            root,
+            path,
+            switch: Switch::open(&config).unwrap(),
+            host: Vec::new(),
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        let mut fds = [PollFd::new(self.switch.fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).unwrap() == 1
+    }
+
+    /// Lets the switch work until it has nothing to do. Returns how many calls that took.
+    fn run(&mut self) -> usize {
+        let mut batch = Batch::new();
+        for calls in 0..10_000 {
+            if !self.is_ready() {
+                return calls;
+            }
+            batch.clear();
+            self.switch.recv(&mut batch.rx()).unwrap();
+            let frames = batch.tx(0);
+            self.host
+                .extend(frames.frames().map(|f| f.bytes().to_vec()));
+        }
+        panic!("the switch does not come to rest");
+    }
+
+    fn send(&mut self, frame: &[u8]) -> u64 {
+        let mut batch = Batch::new();
+        assert!(batch.rx().push(frame));
+        assert_eq!(self.switch.send(&mut batch.tx(0)).unwrap(), 1);
+        batch.take_dropped()
+    }
+
+    fn connect(&self) -> UnixStream {
+        let stream = UnixStream::connect(self.path.join("ctl")).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        stream
+    }
+
+    /// What a new control connection is told after `bytes`: `None` nothing yet, an empty reply its end.
+    fn ask(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
+        let mut stream = self.connect();
+        stream.write_all(bytes).unwrap();
+        self.run();
+        answer(&mut stream)
+    }
+
+    fn try_plug(&mut self, port: u32) -> Option<Client> {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let n = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let path = self.root.path().join(format!("client{n}"));
+        let data = UnixDatagram::bind(&path).unwrap();
+        data.set_nonblocking(true).unwrap();
+        let mut control = self.connect();
+        let request = Request {
+            kind: RequestKind::New,
+            port,
+            socket: path,
+            description: b"test".to_vec(),
+        };
+        control.write_all(&request.encode().unwrap()).unwrap();
+        self.run();
+        let reply = answer(&mut control)?;
+        if reply.is_empty() {
+            return None;
+        }
+        assert_eq!(reply.len(), REPLY_LEN);
+        let peer = Reply::decode(&reply).unwrap().socket;
+        data.connect(&peer).unwrap();
+        Some(Client {
+            control,
+            data,
+            peer,
+        })
+    }
+
+    fn plug(&mut self) -> Client {
+        self.try_plug(0).unwrap()
+    }
+
+    fn stations(&mut self) -> usize {
+        self.switch.fabric().fdb.len()
+    }
+}
+
+fn answer(stream: &mut UnixStream) -> Option<Vec<u8>> {
+    let mut bytes = [0; 1000];
+    match stream.read(&mut bytes) {
+        Ok(n) => Some(bytes[..n].to_vec()),
+        Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => None,
+        Err(_) => Some(Vec::new()),
+    }
+}
+
+struct Client {
+    control: UnixStream,
+    data: UnixDatagram,
+    peer: PathBuf,
+}
+
+impl Client {
+    fn send(&self, frame: &[u8]) {
+        assert_eq!(self.data.send(frame).unwrap(), frame.len());
+    }
+
+    fn recv(&self) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; 10_000];
+        let len = self.data.recv(&mut bytes).ok()?;
+        bytes.truncate(len);
+        Some(bytes)
+    }
+
+    fn drain(&self) -> usize {
+        std::iter::from_fn(|| self.recv()).count()
+    }
+}
+
+#[test]
+fn unknown_to_all_known_to_one() {
+    let mut bench = Bench::new("");
+    let (a, b, c) = (bench.plug(), bench.plug(), bench.plug());
+    let hello = frame(2, 1, 60);
+    a.send(&hello);
+    bench.run();
+    assert_eq!(b.recv(), Some(hello.clone()));
+    assert_eq!(c.recv(), Some(hello.clone()));
+    assert_eq!(a.recv(), None, "not back");
+    assert_eq!(bench.host, [hello]);
+    bench.host.clear();
+
+    let back = frame(1, 2, 1514);
+    b.send(&back);
+    bench.run();
+    assert_eq!(a.recv(), Some(back));
+    a.send(&frame(2, 1, 60));
+    bench.run();
+    assert_eq!(b.drain(), 1);
+    assert_eq!((c.recv(), bench.host.len()), (None, 0));
+
+    c.send(&frame(BROADCAST, 3, 60));
+    bench.run();
+    assert_eq!((a.drain(), b.drain(), c.drain()), (1, 1, 0));
+    assert_eq!(bench.host.len(), 1);
+}
+
+#[test]
+fn the_local_port_is_a_port() {
+    let mut bench = Bench::new("");
+    let (a, b) = (bench.plug(), bench.plug());
+    bench.send(&frame(1, 9, 60));
+    assert_eq!((a.drain(), b.drain()), (1, 1));
+    a.send(&frame(9, 1, 60));
+    bench.run();
+    assert_eq!((b.drain(), bench.host.len()), (0, 1));
+    bench.send(&frame(1, 9, 60));
+    assert_eq!((a.drain(), b.drain()), (1, 0));
+    assert_eq!(bench.send(&frame(1, 9, MAX_LEGACY_FRAME + 1)), 1, "counted");
+    assert_eq!(a.drain(), 0);
+    bench.send(&frame(9, 9, 60));
+    assert_eq!((a.drain(), b.drain(), bench.host.len()), (0, 0, 1));
+}
+
+#[test]
+fn a_batch_of_all_kinds_keeps_its_order() {
+    let mut bench = Bench::new("");
+    let (a, b, c) = (bench.plug(), bench.plug(), bench.plug());
+    b.send(&frame(BROADCAST, 2, 60));
+    c.send(&frame(BROADCAST, 3, 60));
+    bench.run();
+    for client in [&a, &b, &c] {
+        client.drain();
+    }
+    bench.host.clear();
+    for len in 60..90 {
+        let destination = [2, BROADCAST, 3, 77][len % 4];
+        a.send(&frame(destination, 1, len));
+    }
+    bench.run();
+    let lens = |client: &Client| -> Vec<usize> {
+        std::iter::from_fn(|| client.recv())
+            .map(|f| f.len())
+            .collect()
+    };
+    let expected = |own: usize| -> Vec<usize> {
+        (60..90)
+            .filter(|len| len % 4 == own || len % 2 == 1)
+            .collect()
+    };
+    assert_eq!(lens(&b), expected(0));
+    assert_eq!(lens(&c), expected(2));
+    assert_eq!(bench.host.len(), 15);
+}
+
+#[test]
+fn a_station_that_moves_is_followed() {
+    let mut bench = Bench::new("");
+    let (a, b, c) = (bench.plug(), bench.plug(), bench.plug());
+    for client in [&a, &b] {
+        client.send(&frame(BROADCAST, 1, 60));
+        bench.run();
+    }
+    for client in [&a, &b, &c] {
+        client.drain();
+    }
+    c.send(&frame(1, 3, 60));
+    bench.run();
+    assert_eq!((a.drain(), b.drain()), (0, 1));
+}
+
+#[test]
+fn vlans_do_not_alias() {
+    let mut bench = Bench::new("");
+    let (a, b, c) = (bench.plug(), bench.plug(), bench.plug());
+    a.send(&tagged(BROADCAST, 1, 5));
+    b.send(&tagged(BROADCAST, 1, 5 + 1024));
+    bench.run();
+    for client in [&a, &b, &c] {
+        client.drain();
+    }
+    for (vlan, to_a, to_b) in [(5, 1, 0), (1029, 0, 1), (2053, 1, 1)] {
+        c.send(&tagged(1, 3, vlan));
+        bench.run();
+        assert_eq!((a.drain(), b.drain()), (to_a, to_b), "VLAN {vlan}");
+    }
+}
+
+#[test]
+fn long_frames_pass_and_too_long_ones_do_not() {
+    let mut bench = Bench::new("");
+    let (a, b) = (bench.plug(), bench.plug());
+    for len in [14, 1518, 9018, MAX_LEGACY_FRAME] {
+        let long = frame(2, 1, len);
+        a.send(&long);
+        bench.run();
+        assert_eq!(b.recv(), Some(long));
+    }
+    for bad in [&[][..], &[1; 13], &[1; MAX_LEGACY_FRAME + 1], &[1; 60_000]] {
+        a.send(bad);
+        bench.run();
+        assert_eq!(b.recv(), None);
+    }
+    let ports = &mut bench.switch.fabric().ports;
+    let malformed: u64 = ports.iter_mut().map(|(_, p)| p.counters.malformed).sum();
+    assert_eq!(malformed, 4);
+    a.send(&frame(2, 1, 60));
+    bench.run();
+    assert_eq!(b.drain(), 1, "the port still works");
+}
+
+#[test]
+fn ports_have_the_numbers_asked_for() {
+    let mut bench = Bench::new("");
+    let name = |client: &Client| client.peer.file_name().unwrap().to_owned();
+    let three = bench.try_plug(3).unwrap();
+    assert_eq!(name(&three), "fd3");
+    assert!(three.peer.starts_with(&bench.path));
+    assert!(bench.try_plug(3).is_none(), "taken");
+    let clients: Vec<Client> = (0..3).map(|_| bench.plug()).collect();
+    let names: Vec<_> = clients.iter().map(name).collect();
+    assert_eq!(names, ["fd1", "fd2", "fd4"]);
+    let highest = bench.try_plug(0x00ff_ffff).unwrap();
+    assert_eq!(name(&highest), "fd16777215");
+    drop(three);
+    bench.run();
+    assert!(!bench.path.join("fd3").exists());
+    assert_eq!(name(&bench.plug()), "fd3");
+}
+
+#[test]
+fn a_port_goes_with_its_client() {
+    let mut bench = Bench::new("");
+    let (a, b) = (bench.plug(), bench.plug());
+    a.send(&frame(BROADCAST, 1, 60));
+    b.send(&frame(BROADCAST, 2, 60));
+    bench.run();
+    assert_eq!(bench.stations(), 2);
+    let peer = a.peer.clone();
+    drop(a);
+    bench.run();
+    assert_eq!(bench.stations(), 1);
+    assert!(!peer.exists());
+
+    // One that keeps its control stream and closes its data socket is found out by the next frame.
+    let Client {
+        mut control,
+        data,
+        peer,
+    } = b;
+    drop(data);
+    bench.run();
+    bench.send(&frame(BROADCAST, 9, 60));
+    bench.run();
+    assert!(!peer.exists());
+    assert_eq!(answer(&mut control), Some(Vec::new()));
+}
+
+#[test]
+fn clients_that_ask_for_nonsense_are_turned_away() {
+    let mut bench = Bench::new("");
+    let a = bench.plug();
+    let socket = bench.root.path().join("mine");
+    let _data = UnixDatagram::bind(&socket).unwrap();
+    let good = Request {
+        kind: RequestKind::New,
+        port: 0,
+        socket,
+        description: Vec::new(),
+    };
+    let management = Request {
+        kind: RequestKind::Management,
+        ..good.clone()
+    };
+    let nowhere = Request {
+        socket: "/no/such/socket".into(),
+        ..good.clone()
+    };
+    let relative = Request {
+        socket: "mine".into(),
+        ..good.clone()
+    };
+    let good = good.encode().unwrap();
+    let mut wrong_magic = good.clone();
+    wrong_magic[0] ^= 1;
+    let mut wrong_version = good.clone();
+    wrong_version[4] ^= 1;
+    let mut endless = good.clone();
+    endless.resize(4000, b'x');
+    for bytes in [
+        management.encode().unwrap(),
+        nowhere.encode().unwrap(),
+        relative.encode().unwrap(),
+        wrong_magic,
+        wrong_version,
+        endless,
+    ] {
+        assert_eq!(bench.ask(&bytes), Some(Vec::new()));
+    }
+    assert_eq!(bench.ask(&good[..100]), None, "half a request may go on");
+    for _ in 0..200 {
+        drop(bench.connect());
+    }
+    bench.run();
+    let idle: Vec<UnixStream> = (0..200).map(|_| bench.connect()).collect();
+    bench.run();
+    assert!(
+        bench
+            .ask(&good)
+            .is_some_and(|reply| reply.len() == REPLY_LEN)
+    );
+    drop(idle);
+    bench.run();
+    assert!(!bench.is_ready());
+    bench.send(&frame(BROADCAST, 9, 60));
+    assert_eq!(a.drain(), 1);
+    let left = bench.path.read_dir().unwrap().count();
+    assert_eq!(left, 2, "ctl and one port");
+}
+
+#[test]
+fn chatter_on_the_control_stream_is_ignored() {
+    let mut bench = Bench::new("");
+    let mut a = bench.plug();
+    a.control.write_all(&[7; 5000]).unwrap();
+    bench.run();
+    bench.send(&frame(BROADCAST, 9, 60));
+    assert_eq!(a.drain(), 1);
+}
+
+#[test]
+fn a_port_that_never_reads_costs_the_others_nothing() {
+    let mut bench = Bench::new("");
+    let (sender, stuck) = (bench.plug(), bench.plug());
+    let (c, d) = (bench.plug(), bench.plug());
+    for (client, station) in [(&sender, 1), (&stuck, 2), (&c, 3), (&d, 4)] {
+        client.send(&frame(BROADCAST, station, 60));
+        bench.run();
+    }
+    for client in [&sender, &stuck, &c, &d] {
+        client.drain();
+    }
+    const SENT: usize = 3000;
+    for n in 0..SENT {
+        let mut bytes = frame(2, 1, 1514);
+        bytes[14..18].copy_from_slice(&(n as u32).to_be_bytes());
+        sender.send(&bytes);
+        c.send(&frame(4, 3, 1514));
+        bench.run();
+        assert_eq!(d.drain(), 1);
+    }
+    assert!(!bench.is_ready(), "nothing to do while it is stuck");
+    let mut received = Vec::new();
+    while let Some(bytes) = stuck.recv() {
+        received.push(u32::from_be_bytes(bytes[14..18].try_into().unwrap()));
+        bench.run();
+    }
+    assert!(received.len() >= MAX_FRAMES && received.len() < SENT);
+    let in_order: Vec<u32> = (0..received.len() as u32).collect();
+    assert_eq!(received, in_order, "what was kept is the oldest, in order");
+    let ports = &mut bench.switch.fabric().ports;
+    let dropped: u64 = ports.iter_mut().map(|(_, p)| p.counters.dropped).sum();
+    assert_eq!(dropped as usize, SENT - received.len());
+    sender.send(&frame(2, 1, 60));
+    bench.run();
+    assert_eq!(stuck.drain(), 1, "it works again");
+    assert!(!bench.is_ready());
+}
+
+#[test]
+fn sixty_four_ports() {
+    let mut bench = Bench::new("");
+    let clients: Vec<Client> = (0..64).map(|_| bench.plug()).collect();
+    for (station, client) in clients.iter().enumerate() {
+        client.send(&frame(BROADCAST, station as u8, 60));
+    }
+    bench.run();
+    assert!(clients.iter().all(|client| client.drain() == 63));
+    assert_eq!((bench.host.len(), bench.stations()), (64, 64));
+    for (station, client) in clients.iter().enumerate() {
+        client.send(&frame((station as u8 + 1) % 64, station as u8, 60));
+    }
+    bench.run();
+    assert!(clients.iter().all(|client| client.drain() == 1));
+    assert_eq!(bench.host.len(), 64);
+    drop(clients);
+    bench.run();
+    assert_eq!(bench.path.read_dir().unwrap().count(), 1);
+    assert_eq!(bench.stations(), 0);
+}
+
+#[test]
+fn no_frame_for_the_host_is_lost_and_no_port_starves() {
+    let mut bench = Bench::new("");
+    let clients: Vec<Client> = (0..8).map(|_| bench.plug()).collect();
+    bench.send(&frame(BROADCAST, 99, 60));
+    for _ in 0..40 {
+        for (station, client) in clients.iter().enumerate() {
+            client.send(&frame(99, station as u8, 60));
+        }
+    }
+    let mut batch = Batch::new();
+    for _ in 0..8 {
+        batch.clear();
+        bench.switch.recv(&mut batch.rx()).unwrap();
+        let station = batch.tx(0).frame(0).unwrap().bytes()[11];
+        bench.host.push(vec![station]);
+        assert_eq!(batch.len(), 32);
+    }
+    bench.host.sort();
+    bench.host.dedup();
+    assert_eq!(bench.host.len(), 8, "each port was served once");
+    bench.host.clear();
+    bench.run();
+    assert_eq!(bench.host.len(), 8 * 8);
+}
+
+#[test]
+fn stations_are_forgotten_and_then_it_sleeps() {
+    let mut bench = Bench::new("[expiretime=1]");
+    let a = bench.plug();
+    a.send(&frame(BROADCAST, 1, 60));
+    bench.run();
+    assert_eq!(bench.stations(), 1);
+    let start = Instant::now();
+    while bench.stations() > 0 && start.elapsed() < Duration::from_secs(10) {
+        thread::sleep(Duration::from_millis(20));
+        bench.run();
+    }
+    assert_eq!(bench.stations(), 0);
+    assert!(start.elapsed() >= Duration::from_millis(900));
+    assert_eq!(bench.switch.fabric().fdb.next_sweep(), None);
+    thread::sleep(Duration::from_millis(1500));
+    assert!(!bench.is_ready());
+}
+
+#[test]
+fn nothing_is_left() {
+    let mut bench = Bench::new("");
+    let clients: Vec<Client> = (0..3).map(|_| bench.plug()).collect();
+    let Bench {
+        path, switch, root, ..
+    } = bench;
+    assert!(path.exists());
+    drop(switch);
+    assert!(!path.exists());
+    for mut client in clients {
+        assert_eq!(answer(&mut client.control), Some(Vec::new()));
+    }
+    drop(root);
+}
+
+/// Runs in a process of its own, because the limit is the process's.
+#[test]
+fn out_of_descriptors() {
+    const MARK: &str = "VDENS_TEST_FEW_DESCRIPTORS";
+    if std::env::var_os(MARK).is_none() {
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "tests::out_of_descriptors"])
+            .env(MARK, "1")
+            .status()
+            .unwrap();
+        assert!(status.success());
+        return;
+    }
+    let mut bench = Bench::new("");
+    let (a, b) = (bench.plug(), bench.plug());
+    let limit = libc::rlimit {
+        rlim_cur: 40,
+        rlim_max: 40,
+    };
+    // SAFETY: a plain system call on a live value.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
+    // Connected, but not accepted: these use up the descriptors on the client's side.
+    let mut waiting = Vec::new();
+    while let Ok(stream) = UnixStream::connect(bench.path.join("ctl")) {
+        waiting.push(stream);
+    }
+    let calls = bench.run();
+    assert!(calls < 100, "{calls} calls");
+    a.send(&frame(BROADCAST, 1, 60));
+    bench.run();
+    assert_eq!(b.drain(), 1, "the ports it has work");
+    drop(waiting);
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(1200) {
+        bench.run();
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert!(bench.try_plug(0).is_some(), "it recovers");
+}

@@ -1,0 +1,148 @@
+//! The open link: a connected datagram socket for the frames, and the control stream beside it.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::socket::{MsgFlags, send};
+use vdens_plugin_api::{Error, Link, MAX_LEGACY_FRAME, Result, RxBatch, State, TxBatch, log};
+
+use crate::control::Control;
+use crate::endpoint::Endpoint;
+use crate::target::Target;
+
+/// A port of a switch.
+#[derive(Debug)]
+pub(crate) struct Vde {
+    data: UnixDatagram,
+    control: UnixStream,
+    /// Readable when either socket is.
+    ready: Epoll,
+    directory: PathBuf,
+    is_open: bool,
+}
+
+impl Vde {
+    pub(crate) fn open(target: &Target) -> Result<Self> {
+        let directory = target.directory.clone();
+        let control = Control::connect(target)?;
+        let endpoint = Endpoint::bind(&directory, &control.owner, target.group, target.mode)?;
+        let (peer, control) = control.negotiate(&endpoint.path, &target.description)?;
+        let data = endpoint.connect(&peer)?;
+        let ready = watch(&data, &control)
+            .map_err(|errno| Error::io("watch the switch's sockets", &errno.into()))?;
+        log::debug!("port {} of {}", peer.display(), directory.display());
+        Ok(Self {
+            data,
+            control,
+            ready,
+            directory,
+            is_open: true,
+        })
+    }
+
+    /// Looks whether the switch has hung up; it says nothing else.
+    fn check_control(&mut self) -> Result<()> {
+        let mut byte = [0];
+        match self.control.read(&mut byte) {
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                Ok(())
+            }
+            Ok(_) => Err(self.closed("it closed the port")),
+            Err(e) => Err(self.broken(&e)),
+        }
+    }
+
+    fn closed(&mut self, why: &str) -> Error {
+        self.is_open = false;
+        Error::closed(format!(
+            "the switch {} is gone: {why}",
+            self.directory.display()
+        ))
+    }
+
+    fn broken(&mut self, error: &io::Error) -> Error {
+        match error.raw_os_error() {
+            Some(code) => self.closed(Errno::from_raw(code).desc()),
+            None => self.closed(&error.to_string()),
+        }
+    }
+
+    /// Sends frame number `index` alone. `false` if the queue is full.
+    fn send_one(&mut self, batch: &mut TxBatch<'_>, index: usize) -> Result<bool> {
+        let frame = batch.frame(index).map(|frame| frame.bytes());
+        let Some(frame) = frame.filter(|frame| frame.len() <= MAX_LEGACY_FRAME) else {
+            batch.count_dropped(1);
+            return Ok(true);
+        };
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        match send(self.data.as_raw_fd(), frame, flags) {
+            Ok(_) => Ok(true),
+            Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS) => Ok(false),
+            Err(Errno::EMSGSIZE) => {
+                batch.count_dropped(1);
+                Ok(true)
+            }
+            Err(errno) => Err(self.closed(errno.desc())),
+        }
+    }
+}
+
+fn watch(data: &UnixDatagram, control: &UnixStream) -> nix::Result<Epoll> {
+    let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    ready.add(data, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+    let hang_up = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+    ready.add(control, EpollEvent::new(hang_up, 0))?;
+    Ok(ready)
+}
+
+impl Link for Vde {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.ready.0.as_fd()
+    }
+
+    fn send_fd(&self) -> BorrowedFd<'_> {
+        self.data.as_fd()
+    }
+
+    fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
+        match batch.receive_datagrams(&self.data, MAX_LEGACY_FRAME) {
+            // Awake without a frame: then it is the control stream.
+            Ok(0) => self.check_control(),
+            Ok(_) => Ok(()),
+            Err(e) => Err(self.broken(&e)),
+        }
+    }
+
+    fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
+        let fits = |batch: &TxBatch<'_>| {
+            let mut frames = batch.frames();
+            frames.all(|frame| frame.bytes().len() <= MAX_LEGACY_FRAME)
+        };
+        if fits(batch) {
+            match batch.send_datagrams(&self.data, 0) {
+                Err(e) if e.raw_os_error() == Some(Errno::EMSGSIZE as i32) => {}
+                Err(e) => return Err(self.broken(&e)),
+                Ok(sent) => return Ok(sent),
+            }
+        }
+        for index in 0..batch.len() {
+            if !self.send_one(batch, index)? {
+                return Ok(index);
+            }
+        }
+        Ok(batch.len())
+    }
+
+    fn state(&self) -> State {
+        State::carrier(self.is_open)
+    }
+}

@@ -1,0 +1,198 @@
+//! What is to be opened: the VNL's keys, with the command line's options behind them.
+
+use std::env;
+use std::path::PathBuf;
+
+use nix::unistd::{Gid, Group, Uid, User};
+use vdens_plugin_api::vnl::{Keys, Spec};
+use vdens_plugin_api::wire::control::{MAX_DESCRIPTION_LEN, MAX_PORT};
+use vdens_plugin_api::{Error, OpenOptions, Result};
+
+const KEYS: Keys =
+    Keys::new(&["port", "group", "mode", "descr", "description"]).default_key("port");
+
+/// The description of a link that was given none.
+const DEFAULT_DESCRIPTION: &str = "vdens";
+
+/// The port that is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Port {
+    /// Whichever is free.
+    Any,
+    /// This number.
+    Number(u32),
+    /// Any of a named group, which has a control socket of its own.
+    Group(String),
+}
+
+/// A switch, the port wanted of it, and how the client presents itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) directory: PathBuf,
+    pub(crate) port: Port,
+    /// The group that the client's socket is to belong to.
+    pub(crate) group: Option<Gid>,
+    /// The permission bits of the client's socket.
+    pub(crate) mode: Option<u32>,
+    /// What the switch shows for the port.
+    pub(crate) description: Vec<u8>,
+}
+
+impl Target {
+    pub(crate) fn new(argument: &str, options: &OpenOptions) -> Result<Self> {
+        let spec = Spec::path_grammar(argument, &KEYS)?;
+        spec.no_nested()?;
+        let description = spec
+            .get("description")
+            .or(spec.get("descr"))
+            .unwrap_or(&options.description);
+        Ok(Self {
+            directory: match spec.target().as_os_str().is_empty() {
+                true => default_directory()?,
+                false => spec.absolute_path()?,
+            },
+            port: match spec.get("port") {
+                Some(port) => parse_port(port)?,
+                None => options.port.map_or(Ok(Port::Any), number)?,
+            },
+            group: spec
+                .get("group")
+                .or(options.group.as_deref())
+                .map(find_group)
+                .transpose()?,
+            mode: spec.mode("mode")?.or(options.mode),
+            description: describe(description),
+        })
+    }
+}
+
+/// Where a switch is looked for when none is named.
+fn default_directory() -> Result<PathBuf> {
+    let home = env::var_os("HOME").filter(|home| !home.is_empty());
+    let in_home = [".vdeplug/default", ".vde2/default.switch"];
+    let in_home = in_home
+        .iter()
+        .filter_map(|name| home.as_ref().map(|home| PathBuf::from(home).join(name)));
+    let of_system = ["/var/run/vde.ctl", "/tmp/vde.ctl"].map(PathBuf::from);
+    in_home
+        .chain(of_system)
+        .find(|path| path.is_dir())
+        .ok_or_else(|| {
+            Error::new(
+                vdens_plugin_api::ErrorKind::NotFound,
+                "no switch is named and there is no default one",
+            )
+            .hint("name one, vde://DIR, or make $HOME/.vdeplug/default a link to its directory")
+        })
+}
+
+fn number(port: u32) -> Result<Port> {
+    match port {
+        0 => Ok(Port::Any),
+        1..=MAX_PORT => Ok(Port::Number(port)),
+        _ => Err(Error::usage(format!(
+            "port {port} is out of range, the highest is {MAX_PORT}"
+        ))),
+    }
+}
+
+fn parse_port(port: &str) -> Result<Port> {
+    if let Ok(port) = port.parse() {
+        return number(port);
+    }
+    let is_name = !port.contains('/') && !matches!(port, "" | "." | "..");
+    if !is_name || port.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(Error::usage(format!(
+            "'{}' is neither a port number nor the name of a group of ports",
+            port.escape_debug()
+        ))
+        .hint(format!("port numbers are 1 to {MAX_PORT}")));
+    }
+    Ok(Port::Group(port.to_owned()))
+}
+
+fn find_group(name: &str) -> Result<Gid> {
+    if let Ok(Some(group)) = Group::from_name(name) {
+        return Ok(group.gid);
+    }
+    name.parse().map(Gid::from_raw).map_err(|_| {
+        Error::usage(format!("there is no group '{}'", name.escape_debug()))
+            .hint("see `getent group`")
+    })
+}
+
+/// `NAME user=USER pid=PID[ SSH=ADDRESS]`, the name cut so that all of it fits.
+fn describe(name: &str) -> Vec<u8> {
+    let uid = Uid::current();
+    let user = match User::from_uid(uid) {
+        Ok(Some(user)) => user.name,
+        _ => uid.to_string(),
+    };
+    let mut identity = format!(" user={user} pid={}", std::process::id());
+    let ssh = env::var("SSH_CLIENT").unwrap_or_default();
+    if let Some(address) = ssh.split_whitespace().next() {
+        identity.push_str(" SSH=");
+        identity.push_str(address);
+    }
+    let name = if name.is_empty() {
+        DEFAULT_DESCRIPTION
+    } else {
+        name
+    };
+    let room = MAX_DESCRIPTION_LEN.saturating_sub(identity.len());
+    let mut description: Vec<u8> = name.bytes().filter(|b| *b != 0).take(room).collect();
+    description.extend(identity.bytes().filter(|b| *b != 0));
+    description.truncate(MAX_DESCRIPTION_LEN);
+    description
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(argument: &str) -> Result<Target> {
+        Target::new(argument, &OpenOptions::default())
+    }
+
+    #[test]
+    fn the_vnl_wins_over_the_options() {
+        let options = OpenOptions {
+            description: "from options".into(),
+            port: Some(7),
+            group: Some("0".into()),
+            mode: Some(0o640),
+        };
+        let got = Target::new("/tmp/sw", &options).unwrap();
+        assert_eq!(got.port, Port::Number(7));
+        assert_eq!(got.group, Some(Gid::from_raw(0)));
+        assert_eq!(got.mode, Some(0o640));
+        assert!(got.description.starts_with(b"from options user="));
+        let got = Target::new("/tmp/sw[3/mode=700/descr=mine]", &options).unwrap();
+        assert_eq!(got.port, Port::Number(3));
+        assert_eq!(got.mode, Some(0o700));
+        assert!(got.description.starts_with(b"mine user="));
+    }
+
+    #[test]
+    fn ports() {
+        let port = |argument: &str| target(argument).map(|t| t.port);
+        assert_eq!(port("/sw").unwrap(), Port::Any);
+        assert_eq!(port("/sw[0]").unwrap(), Port::Any);
+        assert_eq!(port("/sw[3]").unwrap(), Port::Number(3));
+        assert_eq!(port("/sw[staff]").unwrap(), Port::Group("staff".to_owned()));
+        for bad in ["16777216", "99999999999", "", "..", "a%2fb"] {
+            assert!(port(&format!("/sw[port={bad}]")).is_err(), "{bad}");
+        }
+        assert!(target("/sw[group=no such group]").is_err());
+        assert!(target("/sw{vde://}").is_err());
+    }
+
+    #[test]
+    fn descriptions_fit() {
+        let long = describe(&"x".repeat(300));
+        assert_eq!(long.len(), MAX_DESCRIPTION_LEN);
+        let pid = format!("pid={}", std::process::id());
+        assert!(String::from_utf8(long).unwrap().contains(&pid));
+        assert!(describe("").starts_with(b"vdens user="));
+    }
+}

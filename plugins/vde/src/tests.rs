@@ -1,0 +1,266 @@
+//! The client against a switch of a few lines, for what a real one rarely does.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::Path;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tempfile::TempDir;
+use vdens_plugin_api::wire::control::{MAX_REQUEST_LEN, Reply, Request};
+use vdens_plugin_api::{Batch, ErrorKind, Link, MAX_LEGACY_FRAME, OpenOptions, Result, RxBatch};
+
+use crate::link::Vde;
+use crate::target::Target;
+
+/// The switch's end of a port.
+struct FakePort {
+    control: UnixStream,
+    data: UnixDatagram,
+    request: Request,
+}
+
+fn open(vnl: &str) -> Result<Vde> {
+    Vde::open(&Target::new(vnl, &OpenOptions::default())?)
+}
+
+fn open_in(directory: &TempDir, keys: &str) -> Result<Vde> {
+    open(&format!("{}{keys}", directory.path().display()))
+}
+
+fn fail(vnl: &str) -> (ErrorKind, String) {
+    let error = open(vnl).unwrap_err();
+    let text = error.to_string();
+    assert!(!text.contains('\n') && !error.hint.is_empty(), "{text}");
+    (error.kind, text)
+}
+
+/// Accepts one client of the control socket `name` and answers it.
+fn serve(directory: &Path, name: &str) -> JoinHandle<FakePort> {
+    let listener = UnixListener::bind(directory.join(name)).unwrap();
+    let socket = directory.join("fd1");
+    thread::spawn(move || {
+        let (mut control, _) = listener.accept().unwrap();
+        let mut bytes = [0; MAX_REQUEST_LEN + 1];
+        let n = control.read(&mut bytes).unwrap();
+        let request = Request::decode(&bytes[..n]).unwrap();
+        let data = UnixDatagram::bind(&socket).unwrap();
+        data.connect(&request.socket).unwrap();
+        data.set_nonblocking(true).unwrap();
+        control
+            .write_all(&Reply { socket }.encode().unwrap())
+            .unwrap();
+        FakePort {
+            control,
+            data,
+            request,
+        }
+    })
+}
+
+fn pair(keys: &str) -> (TempDir, Vde, FakePort) {
+    let directory = tempfile::tempdir().unwrap();
+    let switch = serve(directory.path(), "ctl");
+    let link = open_in(&directory, keys).unwrap();
+    (directory, link, switch.join().unwrap())
+}
+
+fn is_readable(fd: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).unwrap() == 1
+}
+
+fn fill(mut batch: RxBatch<'_>, frames: usize, len: usize) {
+    for _ in 0..frames {
+        assert!(batch.push(&vec![7; len]));
+    }
+}
+
+#[test]
+fn frames_pass_both_ways() {
+    let (directory, mut link, switch) = pair("[3/descr=mine]");
+    assert_eq!(switch.request.port, 3);
+    assert!(switch.request.description.starts_with(b"mine user="));
+    assert!(switch.request.socket.starts_with(directory.path()));
+    assert!(
+        !switch.request.socket.exists(),
+        "the path is not needed any more"
+    );
+    assert!(link.state().carrier);
+    assert!(!is_readable(link.fd()));
+
+    for len in [0, 13, 14, 1514, MAX_LEGACY_FRAME, MAX_LEGACY_FRAME + 1] {
+        switch.data.send(&vec![1; len]).unwrap();
+    }
+    assert!(is_readable(link.fd()));
+    let mut batch = Batch::new();
+    link.recv(&mut batch.rx()).unwrap();
+    let lens: Vec<usize> = batch.tx(0).frames().map(|f| f.bytes().len()).collect();
+    assert_eq!(lens, [14, 1514, MAX_LEGACY_FRAME]);
+    assert!(!is_readable(link.fd()));
+
+    assert_eq!(link.send(&mut batch.tx(1)).unwrap(), 2);
+    let mut buffer = vec![0; 10_000];
+    assert_eq!(switch.data.recv(&mut buffer).unwrap(), 1514);
+    assert_eq!(switch.data.recv(&mut buffer).unwrap(), MAX_LEGACY_FRAME);
+}
+
+#[test]
+fn a_full_queue_leaves_frames_and_says_when_it_has_room() {
+    let (_directory, mut link, switch) = pair("");
+    let mut batch = Batch::new();
+    fill(batch.rx(), 32, 60);
+    let mut sent = 0;
+    loop {
+        let n = link.send(&mut batch.tx(0)).unwrap();
+        sent += n;
+        assert!(sent < 1_000_000);
+        if n < 32 {
+            break;
+        }
+    }
+    let writable = |link: &Vde| {
+        let mut fds = [PollFd::new(link.send_fd(), PollFlags::POLLOUT)];
+        poll(&mut fds, PollTimeout::ZERO).unwrap() == 1
+    };
+    assert!(!writable(&link));
+    let mut buffer = [0; 100];
+    for _ in 0..sent {
+        switch.data.recv(&mut buffer).unwrap();
+    }
+    assert!(writable(&link));
+    assert_eq!(link.send(&mut batch.tx(31)).unwrap(), 1);
+}
+
+#[test]
+fn frames_too_long_for_a_switch_are_dropped_and_counted() {
+    let (_directory, mut link, switch) = pair("");
+    let mut batch = Batch::new();
+    fill(batch.rx(), 1, MAX_LEGACY_FRAME + 1);
+    fill(batch.rx(), 1, 60);
+    assert_eq!(link.send(&mut batch.tx(0)).unwrap(), 2);
+    assert_eq!(batch.take_dropped(), 1);
+    assert_eq!(switch.data.recv(&mut [0; 100]).unwrap(), 60);
+}
+
+#[test]
+fn the_end_of_the_control_stream_closes_the_link() {
+    let hang_ups: [fn(&mut FakePort); 2] = [
+        |port| port.control.shutdown(std::net::Shutdown::Both).unwrap(),
+        |port| port.control.write_all(b"x").unwrap(),
+    ];
+    for hang_up in hang_ups {
+        let (_directory, mut link, mut switch) = pair("");
+        let mut batch = Batch::new();
+        link.recv(&mut batch.rx()).unwrap();
+        assert!(link.state().carrier);
+        hang_up(&mut switch);
+        assert!(is_readable(link.fd()));
+        let error = link.recv(&mut batch.rx()).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Closed);
+        assert!(!link.state().carrier);
+    }
+}
+
+#[test]
+fn sending_to_a_dead_switch_closes_the_link() {
+    let (_directory, mut link, switch) = pair("");
+    drop(switch);
+    let mut batch = Batch::new();
+    fill(batch.rx(), 1, 60);
+    let error = link.send(&mut batch.tx(0)).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Closed, "{error}");
+    assert!(!link.state().carrier);
+}
+
+#[test]
+fn a_group_of_ports_has_a_socket_of_its_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let group = serve(directory.path(), "staff");
+    let link = open_in(&directory, "[port=staff]").unwrap();
+    assert_eq!(group.join().unwrap().request.port, 0);
+    drop(link);
+    fs::remove_file(directory.path().join("fd1")).unwrap();
+    let ctl = serve(directory.path(), "ctl");
+    open_in(&directory, "[port=guests]").unwrap();
+    assert_eq!(ctl.join().unwrap().request.port, 0);
+}
+
+#[test]
+fn no_switch_there() {
+    let root = tempfile::tempdir().unwrap();
+    let path = |name: &str| root.path().join(name).display().to_string();
+
+    let (kind, text) = fail(&path("missing"));
+    assert_eq!(kind, ErrorKind::NotFound);
+    let advice = format!("vde_plug null:// switch://{}", path("missing"));
+    assert!(
+        text.contains("no switch directory") && text.contains(&advice),
+        "{text}"
+    );
+
+    fs::write(path("file"), "").unwrap();
+    let (kind, text) = fail(&path("file"));
+    assert_eq!(kind, ErrorKind::NotFound);
+    assert!(text.contains("not a directory"), "{text}");
+
+    fs::create_dir(path("empty")).unwrap();
+    assert!(fail(&path("empty")).1.contains("no listening socket ctl"));
+    fs::write(path("empty/ctl"), "").unwrap();
+    assert!(fail(&path("empty")).1.contains("no listening socket ctl"));
+
+    fs::create_dir(path("dgram")).unwrap();
+    let _dgram = UnixDatagram::bind(path("dgram/ctl")).unwrap();
+    assert!(fail(&path("dgram")).1.contains("no listening socket ctl"));
+
+    fs::create_dir(path("stale")).unwrap();
+    drop(UnixListener::bind(path("stale/ctl")).unwrap());
+    assert!(fail(&path("stale")).1.contains("not running"));
+
+    let (kind, text) = fail(&path(&"x".repeat(107)));
+    assert_eq!(kind, ErrorKind::Usage);
+    assert!(text.contains("limit is 107"), "{text}");
+}
+
+#[test]
+fn a_switch_that_refuses_or_talks_nonsense() {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(directory.path().join("ctl")).unwrap();
+    let answer = |bytes: &'static [u8]| {
+        let listener = listener.try_clone().unwrap();
+        thread::spawn(move || {
+            let (mut control, _) = listener.accept().unwrap();
+            let _ = control.read(&mut [0; MAX_REQUEST_LEN]).unwrap();
+            control.write_all(bytes).unwrap();
+        })
+    };
+    let vnl = directory.path().display().to_string();
+    for (bytes, keys, expected, words) in [
+        (&b""[..], "", ErrorKind::Permission, "refused a port"),
+        (b"", "[5]", ErrorKind::Busy, "refused port 5"),
+        (b"\x01\0/half", "", ErrorKind::Permission, "refused a port"),
+        (&[0x41; 110], "", ErrorKind::Protocol, "family"),
+    ] {
+        let switch = answer(bytes);
+        let (kind, text) = fail(&format!("{vnl}{keys}"));
+        assert_eq!(kind, expected, "{text}");
+        assert!(text.contains(words), "{text}");
+        switch.join().unwrap();
+    }
+    let left = fs::read_dir(directory.path()).unwrap().count();
+    assert_eq!(left, 1, "only ctl is left");
+}
+
+#[test]
+fn a_silent_switch_is_not_waited_for_for_ever() {
+    let directory = tempfile::tempdir().unwrap();
+    let _listener = UnixListener::bind(directory.path().join("ctl")).unwrap();
+    let start = Instant::now();
+    let (_, text) = fail(&directory.path().display().to_string());
+    assert!(text.contains("does not answer"), "{text}");
+    assert!(start.elapsed() < Duration::from_secs(4));
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+}
