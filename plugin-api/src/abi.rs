@@ -445,7 +445,7 @@ const HOST_CALLS: HostCallsV1Ref = {
 
 impl HostV1 {
     /// Leaks a pointer's worth of memory.
-    fn new(services: &'static dyn HostServices) -> Self {
+    pub(crate) fn new(services: &'static dyn HostServices) -> Self {
         Self {
             services: std::ptr::from_ref(Box::leak(Box::new(services))).cast(),
             calls: HOST_CALLS,

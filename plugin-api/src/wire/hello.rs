@@ -11,19 +11,22 @@
 //! | 2 plugged | |
 //! | 3 declined | |
 //! | 4 accept | offload bits (4 bytes) that frames sent to this end may have left undone |
-//! | 5 framed | 1 or 0: whether what follows has a virtio header in front of each frame |
+//! | 5 super-frame | the virtio header in host byte order, and the frame: for the network |
 
 use crate::{Offloads, Ticket};
 
 /// The ethertype of the messages.
 pub const ETHERTYPE: u16 = 0x88b5;
 
-/// The nearest non-TPMR bridge group address (IEEE 802.1Q table 8-1), which bridges keep to themselves.
-const DESTINATION: [u8; 6] = [0x01, 0x80, 0xc2, 0x00, 0x00, 0x03];
-/// A locally administered address.
-const SOURCE: [u8; 6] = [0x02, b'v', b'd', b'e', b'n', b's'];
 const MAGIC: &[u8; 4] = b"VDEN";
 const VERSION: u8 = 1;
+
+/// What stands in front of a super-frame's virtio header: the message's header. It goes to the nearest
+/// non-TPMR bridge group address (IEEE 802.1Q table 8-1), from a locally administered one.
+pub const SUPER_PREFIX: [u8; 20] = [
+    0x01, 0x80, 0xc2, 0x00, 0x00, 0x03, 0x02, b'v', b'd', b'e', b'n', b's', 0x88, 0xb5, b'V', b'D',
+    b'E', b'N', VERSION, 5,
+];
 
 /// A message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,15 +44,13 @@ pub enum Hello {
     Declined,
     /// What frames sent to the sender of this may leave undone.
     Accept(Offloads),
-    /// Whether the frames that follow have a virtio header in front.
-    Framed(bool),
 }
 
 impl Hello {
     /// The message as a frame.
     pub fn encode(&self) -> Vec<u8> {
-        let mut frame = [&DESTINATION[..], &SOURCE, &ETHERTYPE.to_be_bytes(), MAGIC].concat();
-        frame.push(VERSION);
+        // All but the kind.
+        let mut frame = SUPER_PREFIX[..19].to_vec();
         match self {
             Self::Hello { answer, ticket } => {
                 frame.extend([1, u8::from(*answer)]);
@@ -68,7 +69,6 @@ impl Hello {
                 frame.push(4);
                 frame.extend(offloads.0.to_be_bytes());
             }
-            Self::Framed(on) => frame.extend([5, u8::from(*on)]),
         }
         frame
     }
@@ -108,7 +108,6 @@ impl Hello {
                 let bits = u32::from_be_bytes(*rest.first_chunk()?);
                 Some(Self::Accept(Offloads(bits).intersection(Offloads::ALL)))
             }
-            (VERSION, 5) => rest.first().map(|on| Self::Framed(*on == 1)),
             _ => None,
         }
     }
@@ -135,7 +134,6 @@ mod tests {
             Hello::Plugged,
             Hello::Declined,
             Hello::Accept(Offloads::ALL),
-            Hello::Framed(true),
         ]
     }
 
