@@ -46,7 +46,7 @@ pub struct Log {
     /// The least serious level that is logged.
     #[serde(default, deserialize_with = "level")]
     pub level: Option<LevelFilter>,
-    /// A file to append to, instead of standard error.
+    /// A file to append to, instead of standard error; below the home directory with `~/`.
     #[serde(default)]
     pub file: Option<PathBuf>,
 }
@@ -67,6 +67,9 @@ pub struct Defaults {
     /// Whether interfaces start up (`--up`).
     #[serde(default)]
     pub up: Option<bool>,
+    /// Whether the kernel may carry frames between the user's namespaces (not `--no-panel`).
+    #[serde(default)]
+    pub panel: Option<bool>,
 }
 
 fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<LevelFilter>, D::Error> {
@@ -112,7 +115,7 @@ impl Config {
     /// # Errors
     /// The text says something that is not allowed.
     pub fn parse(text: &str, file: &Path) -> Result<Self> {
-        let config: Self = toml::from_str(text)
+        let mut config: Self = toml::from_str(text)
             .map_err(|error| at(text, file, error.span(), &one_line(error.message())))?;
         for dir in config.plugins.path.iter().flatten() {
             if !expand_home(dir.get_ref()).is_absolute() {
@@ -120,6 +123,7 @@ impl Config {
                 return Err(at(text, file, Some(dir.span()), &message));
             }
         }
+        config.log.file = config.log.file.map(|file| expand_home(&file));
         Ok(config)
     }
 
@@ -142,6 +146,7 @@ impl Config {
         replace(&mut self.defaults.resolvaddr, over.defaults.resolvaddr);
         replace(&mut self.defaults.vnl, over.defaults.vnl);
         replace(&mut self.defaults.up, over.defaults.up);
+        replace(&mut self.defaults.panel, over.defaults.panel);
     }
 }
 
@@ -180,7 +185,7 @@ fn at(text: &str, file: &Path, span: Option<std::ops::Range<usize>>, message: &s
     let place = span.and_then(|span| text.get(..span.start)).map(|before| {
         let line = before.matches('\n').count() + 1;
         let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
-        format!(":{line}:{column}")
+        format!(", line {line}, column {column}")
     });
     Error::usage(format!(
         "{}{}: {message}",
@@ -209,14 +214,17 @@ mod tests {
     #[test]
     fn mistakes_are_placed() {
         for (text, place, what) in [
-            ("[plugins]\npaths = []", "/x.toml:2:1: ", "`paths`"),
-            ("[log]\nlevel = 'loud'", "/x.toml:2:9: ", "'loud'"),
-            ("[plugins]\npath = ['lib']", "/x.toml:2:9: ", "'lib'"),
-            ("[defaults]\nup = 3", "/x.toml:2:6: ", "boolean"),
-            ("[defaults", "/x.toml:1:", ""),
+            ("[plugins]\npaths = []", "line 2, column 1: ", "`paths`"),
+            ("[log]\nlevel = 'loud'", "line 2, column 9: ", "'loud'"),
+            ("[plugins]\npath = ['lib']", "line 2, column 9: ", "'lib'"),
+            ("[defaults]\nup = 3", "line 2, column 6: ", "boolean"),
+            ("[defaults", "line 1, column ", ""),
         ] {
             let message = parse(text).unwrap_err().message;
-            assert!(message.starts_with(place), "{message}");
+            assert!(
+                message.starts_with(&format!("/x.toml, {place}")),
+                "{message}"
+            );
             assert!(message.contains(what), "{message}");
             assert!(!message.contains('\n'), "{message}");
         }

@@ -1,8 +1,9 @@
 //! Messages between the supervisor and its children: a few bytes over a SEQPACKET pair.
 //!
-//! The namespace child tells that its interfaces are there, handing over their descriptors, and why the
-//! command cannot be run; a worker tells that its link is open, or why not. The supervisor says go. Closing the pair
-//! is a message too: to a child it means the session is over.
+//! The namespace child tells that its namespace and then its interfaces are there, handing over their
+//! descriptors, and why the command cannot be run; a worker tells that its link is open, or why not, and later has
+//! orders for the panel. The supervisor says which interfaces to make, what a worker's side of its link is,
+//! and go. Closing the pair is a message too: to a child it means the session is over.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -14,6 +15,7 @@ use nix::sys::socket::{
 };
 
 use crate::error::{Error, ErrorKind, Result, system};
+use crate::panel::Order;
 
 /// The longest message, in bytes.
 const MAX_MESSAGE: usize = 4096;
@@ -23,8 +25,16 @@ const MAX_FDS: usize = 64;
 /// What is said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// Done: the interfaces are there, or the link is open.
+    /// Done: the namespace or the interfaces are there, or an order was carried out.
     Ready,
+    /// A worker's link is open; whether it wants the panel.
+    Open(bool),
+    /// For each interface, whether the namespace child is to make it, as a tap.
+    Interfaces(Vec<bool>),
+    /// A worker's side of its link: whether it is a port of the panel, else the tap that comes along.
+    Side(bool),
+    /// To be done on the panel.
+    Order(Order),
     /// It failed, with the exit status that this means.
     Failed(i32, Error),
     /// Go on: run the command.
@@ -117,6 +127,13 @@ fn encode(message: &Message) -> Vec<u8> {
     match message {
         Message::Ready => vec![b'R'],
         Message::Go => vec![b'G'],
+        Message::Open(panel) => vec![b'O', u8::from(*panel)],
+        Message::Side(port) => vec![b'S', u8::from(*port)],
+        Message::Interfaces(taps) => {
+            let taps = taps.iter().map(|tap| u8::from(*tap));
+            [b'I'].into_iter().chain(taps).collect()
+        }
+        Message::Order(order) => [b"P", order.encode().as_bytes()].concat(),
         Message::Failed(status, error) => {
             let mut bytes = vec![b'F'];
             for number in [*status, error.kind as i32, error.errno] {
@@ -134,6 +151,12 @@ fn decode(bytes: &[u8]) -> Option<Message> {
     match tag {
         b'R' => Some(Message::Ready),
         b'G' => Some(Message::Go),
+        b'O' => Some(Message::Open(rest == [1])),
+        b'S' => Some(Message::Side(rest == [1])),
+        b'I' => Some(Message::Interfaces(
+            rest.iter().map(|tap| *tap == 1).collect(),
+        )),
+        b'P' => Order::decode(std::str::from_utf8(rest).ok()?).map(Message::Order),
         b'F' => {
             let mut numbers = rest
                 .chunks_exact(4)
@@ -158,7 +181,15 @@ mod tests {
     fn messages_and_descriptors_arrive_and_the_end_is_seen() {
         let (a, b) = Channel::pair().unwrap();
         let failure = Error::closed("gone").hint("come back");
-        for message in [Message::Ready, Message::Go, Message::Failed(127, failure)] {
+        for message in [
+            Message::Ready,
+            Message::Go,
+            Message::Open(true),
+            Message::Side(false),
+            Message::Interfaces(vec![true, false]),
+            Message::Order(Order::Plug("1n0".into(), "2n0".into())),
+            Message::Failed(127, failure),
+        ] {
             a.send(&message, &[a.as_fd(), a.as_fd()]).unwrap();
             let (got, fds) = b.receive().unwrap().unwrap();
             assert_eq!((got, fds.len()), (message, 2));

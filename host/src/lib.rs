@@ -17,6 +17,7 @@ pub mod logging;
 pub mod namespace;
 pub mod netlink;
 pub mod opener;
+pub mod panel;
 pub mod plug;
 pub mod process;
 pub mod pump;

@@ -2,19 +2,22 @@
 //!
 //! In this order, because each step needs what the one before gave:
 //!
-//! 1. a user namespace, which gives all capabilities over the other namespaces made with it: network,
-//!    UTS, and mount where something is to be mounted;
+//! 1. the panel's user namespace is entered, if there is a panel, so that the next becomes its child;
+//!    then a user namespace is made, which gives all capabilities over the other namespaces made with
+//!    it: network, UTS, and mount where something is to be mounted;
 //! 2. the caller's ids mapped to themselves, so that files keep their owners; `setgroups` is denied
 //!    first, because the kernel wants that of an unprivileged gid map;
-//! 3. host name, resolv.conf, interfaces and addresses, with those capabilities;
-//! 4. the interfaces' descriptors go to the supervisor, which answers when the links are open;
+//! 3. host name and resolv.conf, with those capabilities; the supervisor gets the network namespace, has
+//!    interfaces on the panel made in it, and says which are left to be made here, as taps;
+//! 4. addresses and the like are configured; the taps' descriptors go to the supervisor, which answers
+//!    when the links are open;
 //! 5. the network capabilities are made ambient, so that they survive the exec and everything else
 //!    is lost with it;
 //! 6. the command is executed, and killed by the kernel if the supervisor should die before it.
 
 use std::env;
 use std::ffi::{CStr, CString, OsStr, OsString};
-use std::fs;
+use std::fs::{self, File};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -34,6 +37,7 @@ use crate::error::{
     EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_NOT_RUNNABLE, Error, ErrorKind, Result, system,
 };
 use crate::netlink::{Mac, Netlink};
+use crate::panel::{self, Panel};
 use crate::resolv::Resolv;
 use crate::signals::{self, Signals};
 
@@ -69,27 +73,28 @@ pub struct Plan {
     pub command: Vec<OsString>,
     /// What `VDENS` is in the command's environment.
     pub label: String,
+    /// Whether the kernel may carry frames between this namespace and the user's others.
+    pub panel: bool,
 }
 
 /// The life of the namespace child; returns only if the command could not be run, with the exit status.
-pub fn run(plan: &Plan, channel: &Channel, signals: &Signals, supervisor: Pid) -> i32 {
+pub fn run(
+    plan: &Plan,
+    panel: Option<&Panel>,
+    channel: &Channel,
+    signals: &Signals,
+    supervisor: Pid,
+) -> i32 {
     let failure = |status, error| {
         // The supervisor reports the failure; if it is gone there is nobody to tell.
         let _ = channel.send(&Message::Failed(status, error), &[]);
         status
     };
-    let taps = match build(plan) {
-        Ok(taps) => taps,
+    match build(plan, panel).and_then(|()| interfaces(plan, channel)) {
+        Ok(true) => {}
+        Ok(false) => return EXIT_FAILURE,
         Err(error) => return failure(EXIT_FAILURE, error),
-    };
-    let fds: Vec<_> = taps.iter().map(Tap::as_fd).collect();
-    if let Err(error) = channel.send(&Message::Ready, &fds) {
-        return failure(EXIT_FAILURE, error);
     }
-    drop(taps);
-    let Ok(Some((Message::Go, _))) = channel.receive() else {
-        return EXIT_FAILURE;
-    };
     match prepare(plan, signals, supervisor).and_then(|()| arguments(&plan.command)) {
         Err(error) => failure(EXIT_FAILURE, error),
         Ok(arguments) => {
@@ -99,12 +104,35 @@ pub fn run(plan: &Plan, channel: &Channel, signals: &Signals, supervisor: Pid) -
     }
 }
 
-/// Makes the namespace and its interfaces.
-fn build(plan: &Plan) -> Result<Vec<Tap>> {
+/// Makes the interfaces together with the supervisor, and waits for its word; `false` if that is that
+/// the session is over.
+fn interfaces(plan: &Plan, channel: &Channel) -> Result<bool> {
+    let namespace = File::open("/proc/self/ns/net")
+        .map_err(|error| Error::io("open the network namespace", &error))?;
+    channel.send(&Message::Ready, &[namespace.as_fd()])?;
+    drop(namespace);
+    let Some((Message::Interfaces(taps), _)) = channel.receive()? else {
+        return Ok(false);
+    };
+    let to_make = plan.interfaces.iter().zip(taps).filter(|(_, tap)| *tap);
+    let taps = to_make.map(|(interface, _)| Tap::open(&interface.name));
+    let taps = taps.collect::<Result<Vec<_>>>()?;
+    configure(plan)?;
+    let fds: Vec<_> = taps.iter().map(Tap::as_fd).collect();
+    channel.send(&Message::Ready, &fds)?;
+    drop(taps);
+    Ok(matches!(channel.receive()?, Some((Message::Go, _))))
+}
+
+/// Makes the namespace.
+fn build(plan: &Plan, panel: Option<&Panel>) -> Result<()> {
     let mounts = plan.sysadmin || plan.resolv.is_some();
     let ids = (geteuid(), getegid());
     let mut flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS;
     flags.set(CloneFlags::CLONE_NEWNS, mounts);
+    if let Some(panel) = panel {
+        panel::enter(panel.user_namespace(), CloneFlags::CLONE_NEWUSER)?;
+    }
     unshare(flags).map_err(no_namespace)?;
     write_map("setgroups", "deny")?;
     write_map("uid_map", &format!("{0} {0} 1", ids.0))?;
@@ -120,13 +148,7 @@ fn build(plan: &Plan) -> Result<Vec<Tap>> {
     if let Some(resolv) = &plan.resolv {
         resolv.mount()?;
     }
-    let taps = plan
-        .interfaces
-        .iter()
-        .map(|interface| Tap::open(&interface.name));
-    let taps = taps.collect::<Result<Vec<_>>>()?;
-    configure(plan)?;
-    Ok(taps)
+    Ok(())
 }
 
 fn configure(plan: &Plan) -> Result<()> {

@@ -1,17 +1,22 @@
-//! Configuring interfaces over rtnetlink (RFC 3549, rtnetlink(7)): up, MTU, MAC, addresses, default routes.
+//! Configuring interfaces over rtnetlink (RFC 3549, rtnetlink(7)): up, MTU, MAC, addresses, default routes;
+//! and for the panel making, plugging and listing virtual ones.
 //!
 //! One blocking request at a time, each acknowledged by the kernel. It acts on the network namespace of
 //! the calling process.
 
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use ipnet::IpNet;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{
+    BridgeStpState, InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
+};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -23,6 +28,9 @@ use crate::error::{Error, Result, system};
 
 /// An Ethernet address, in transmission order.
 pub type Mac = [u8; 6];
+
+/// The MTU of everything on the panel, in bytes: whatever a member's own interface takes gets through.
+const PANEL_MTU: u32 = 65_535;
 
 /// A connection to the kernel's network configuration.
 pub struct Netlink(Socket);
@@ -139,6 +147,139 @@ impl Netlink {
         })
     }
 
+    /// Sets an interface down.
+    ///
+    /// # Errors
+    /// As for [`Netlink::set_up`].
+    pub fn set_down(&self, interface: &str) -> Result<()> {
+        let mut message = link(interface)?;
+        message.header.change_mask = LinkFlags::Up;
+        self.set_link(message, || format!("set {interface} down"))
+    }
+
+    /// Makes an interface a port of a bridge, or of none.
+    ///
+    /// # Errors
+    /// There is no such interface or bridge, or the kernel refuses.
+    pub fn set_bridge(&self, interface: &str, bridge: Option<&str>) -> Result<()> {
+        let controller = bridge.map_or(Ok(0), index)?;
+        let mut message = link(interface)?;
+        message
+            .attributes
+            .push(LinkAttribute::Controller(controller));
+        self.set_link(message, || match bridge {
+            Some(bridge) => format!("make {interface} a port of {bridge}"),
+            None => format!("take {interface} off its bridge"),
+        })
+    }
+
+    /// Makes a transparent bridge: no spanning tree, no delay, no multicast snooping, forwarding what other
+    /// bridges keep to themselves as far as the kernel allows, never through iptables, of the largest
+    /// MTU. Addresses are forgotten after `ageing` seconds. One that exists is left as it is.
+    ///
+    /// # Errors
+    /// The kernel has no bridges, or refuses.
+    pub fn add_bridge(&self, name: &str, ageing: u32) -> Result<()> {
+        // The kernel counts in USER_HZ, hundredths of a second.
+        let options = vec![
+            InfoBridge::StpState(BridgeStpState::Disabled),
+            InfoBridge::ForwardDelay(0),
+            InfoBridge::MulticastSnooping(false),
+            InfoBridge::GroupFwdMask(0xfff8),
+            InfoBridge::NfCallIpTables(false),
+            InfoBridge::NfCallIp6Tables(false),
+            InfoBridge::NfCallArpTables(false),
+            InfoBridge::AgeingTime(ageing.saturating_mul(100)),
+        ];
+        let mut message = named(name);
+        message.attributes.push(LinkAttribute::Mtu(PANEL_MTU));
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Bridge),
+            LinkInfo::Data(InfoData::Bridge(options)),
+        ]));
+        match self.add_link(message, || format!("make the bridge {name}")) {
+            Err(error) if error.errno == libc::EEXIST => Ok(()),
+            made => made,
+        }
+    }
+
+    /// Makes a pair of virtual Ethernet interfaces: `name` here, of the number `index` and the largest MTU,
+    /// and `peer` in another network namespace.
+    ///
+    /// # Errors
+    /// The kernel has no veth, a name is taken, or it refuses.
+    pub fn add_veth(
+        &self,
+        name: &str,
+        index: u32,
+        peer: &str,
+        namespace: BorrowedFd<'_>,
+    ) -> Result<()> {
+        let mut far = named(peer);
+        far.attributes
+            .push(LinkAttribute::NetNsFd(namespace.as_raw_fd()));
+        let mut message = named(name);
+        message.header.index = index;
+        message.attributes.push(LinkAttribute::Mtu(PANEL_MTU));
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(far))),
+        ]));
+        self.add_link(message, || format!("make the interface {peer}"))
+    }
+
+    /// Deletes an interface; one that is not there is fine.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn delete(&self, interface: &str) -> Result<()> {
+        let Ok(message) = link(interface) else {
+            return Ok(());
+        };
+        match self.request(RouteNetlinkMessage::DelLink(message), 0, || {
+            format!("delete {interface}")
+        }) {
+            Err(error) if error.errno == libc::ENODEV => Ok(()),
+            deleted => deleted,
+        }
+    }
+
+    /// All interfaces of the namespace.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn links(&self) -> Result<Vec<LinkView>> {
+        let failed = |error: io::Error| Error::io("list interfaces", &error);
+        let message = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        self.0
+            .send(&serialize(message, NLM_F_REQUEST | NLM_F_DUMP), 0)
+            .map_err(failed)?;
+        let mut links = Vec::new();
+        loop {
+            let (bytes, _) = self.0.recv_from_full().map_err(failed)?;
+            let mut rest = &bytes[..];
+            while !rest.is_empty() {
+                let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                    .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))?;
+                let length = (message.header.length as usize).next_multiple_of(4);
+                rest = rest.get(length.max(1)..).unwrap_or_default();
+                match message.payload {
+                    NetlinkPayload::Done(_) => return Ok(links),
+                    NetlinkPayload::Error(error) => return Err(failed(error.to_io())),
+                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+                        links.push(LinkView::new(&link));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn add_link(&self, message: LinkMessage, action: impl FnOnce() -> String) -> Result<()> {
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        self.request(RouteNetlinkMessage::NewLink(message), flags, action)
+    }
+
     fn set_link(&self, message: LinkMessage, action: impl FnOnce() -> String) -> Result<()> {
         self.request(RouteNetlinkMessage::SetLink(message), 0, action)
     }
@@ -150,12 +291,7 @@ impl Netlink {
         flags: u16,
         action: impl FnOnce() -> String,
     ) -> Result<()> {
-        let mut packet = NetlinkMessage::from(message);
-        packet.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
-        packet.finalize();
-        let mut bytes = vec![0; packet.buffer_len()];
-        packet.serialize(&mut bytes);
-        self.exchange(&bytes)
+        self.exchange(&serialize(message, NLM_F_REQUEST | NLM_F_ACK | flags))
             .map_err(|error| Error::io(action(), &error))
     }
 
@@ -171,6 +307,43 @@ impl Netlink {
     }
 }
 
+/// What is seen of an interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkView {
+    /// Its number in its namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// The number of the bridge that it is a port of.
+    pub bridge: Option<u32>,
+}
+
+impl LinkView {
+    fn new(link: &LinkMessage) -> Self {
+        let mut view = Self {
+            index: link.header.index,
+            ..Self::default()
+        };
+        for attribute in &link.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => view.name.clone_from(name),
+                LinkAttribute::Controller(index) => view.bridge = Some(*index),
+                _ => {}
+            }
+        }
+        view
+    }
+}
+
+fn serialize(message: RouteNetlinkMessage, flags: u16) -> Vec<u8> {
+    let mut packet = NetlinkMessage::from(message);
+    packet.header.flags = flags;
+    packet.finalize();
+    let mut bytes = vec![0; packet.buffer_len()];
+    packet.serialize(&mut bytes);
+    bytes
+}
+
 fn index(interface: &str) -> Result<u32> {
     if_nametoindex(interface).map_err(system(format_args!("find the interface {interface}")))
 }
@@ -179,6 +352,14 @@ fn link(interface: &str) -> Result<LinkMessage> {
     let mut message = LinkMessage::default();
     message.header.index = index(interface)?;
     Ok(message)
+}
+
+fn named(name: &str) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message
+        .attributes
+        .push(LinkAttribute::IfName(name.to_owned()));
+    message
 }
 
 fn family(address: IpAddr) -> AddressFamily {

@@ -10,8 +10,10 @@ use vdens_plugin_api::abi::{HostServices, LoadedPlugin};
 use vdens_plugin_api::vnl::Vnl;
 use vdens_plugin_api::{Link, OpenOptions, Port};
 
-use crate::error::Result;
+use crate::control::Channel;
+use crate::error::{Error, ErrorKind, Result};
 use crate::loader::{self, SearchPath};
+use crate::panel::{self, Order};
 
 /// Opens VNLs for one link.
 #[derive(Clone, Copy)]
@@ -21,16 +23,18 @@ pub struct Opener(&'static Services);
 struct Services {
     path: SearchPath,
     port: Port,
+    panel: Option<&'static Channel>,
     loaded: Mutex<HashMap<String, LoadedPlugin>>,
 }
 
 impl Opener {
-    /// An opener that finds plugins on `path`; `port` is the host's side of the link. One a link, for
-    /// the life of the process.
-    pub fn new(path: SearchPath, port: Port) -> Self {
+    /// An opener that finds plugins on `path`; `port` is the host's side of the link, `panel` the way to
+    /// somebody who carries out orders on the panel. One a link, for the life of the process.
+    pub fn new(path: SearchPath, port: Port, panel: Option<&'static Channel>) -> Self {
         Self(Box::leak(Box::new(Services {
             path,
             port,
+            panel,
             loaded: Mutex::default(),
         })))
     }
@@ -64,5 +68,17 @@ impl HostServices for Services {
 
     fn port(&self) -> Port {
         self.port.clone()
+    }
+
+    fn plug(&self, peer: &str) -> Result<()> {
+        let (Some(ticket), Some(panel)) = (&self.port.ticket, self.panel) else {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "there is no panel to plug into",
+            ));
+        };
+        panel::check_place(peer)?;
+        let order = Order::Plug(ticket.place.clone(), peer.to_owned());
+        panel::ask(panel, order).map(drop)
     }
 }

@@ -139,8 +139,13 @@ impl Plug<'_> {
         let _session = cli.log.then(|| SystemLog::start(&near_name, &far_name));
         ready()?;
         let mut pump = Pump::new(near.as_mut(), far.as_mut());
+        let mut settled = pump.settle();
         loop {
-            match pump.run(&signals)? {
+            let stop = match std::mem::replace(&mut settled, Ok(())) {
+                Ok(()) => pump.run(&signals)?,
+                Err((side, error)) => Stop::Broken(side, error),
+            };
+            match stop {
                 Stop::Control => match signals.next() {
                     None | Some(Signal::SIGCHLD) => {}
                     Some(signal) => return Ok(128 + signal as i32),
@@ -176,8 +181,9 @@ impl Plug<'_> {
         let no_interface = Port {
             interface: String::new(),
             mtu: 0,
+            ticket: None,
         };
-        let link = Opener::new(self.path.clone(), no_interface).open(&vnl, &options)?;
+        let link = Opener::new(self.path.clone(), no_interface, None).open(&vnl, &options)?;
         Ok((vnl, link))
     }
 }

@@ -87,13 +87,27 @@ impl<'a> Pump<'a> {
         }
     }
 
+    /// Lets each side know of the other, and each link do what it has to do at once. To be called first.
+    ///
+    /// # Errors
+    /// A link broke: which, and how.
+    pub fn settle(&mut self) -> Result<(), (usize, Error)> {
+        let ready = Ready {
+            readable: [true, true],
+            writable: [false, false],
+            control: false,
+        };
+        self.tell(0);
+        self.tell(1);
+        self.step(1, &ready)?;
+        self.step(0, &ready)
+    }
+
     /// Moves frames until `control` is readable or a link breaks.
     ///
     /// # Errors
     /// The waiting itself fails.
     pub fn run(&mut self, control: impl AsFd) -> Result<Stop> {
-        self.tell(0);
-        self.tell(1);
         loop {
             let ready = self.wait(control.as_fd())?;
             if ready.control {
@@ -233,6 +247,7 @@ mod tests {
         let (stop, control) = UnixStream::pair().unwrap();
         let pump = thread::spawn(move || {
             let mut pump = Pump::new(&mut a, &mut b);
+            pump.settle().unwrap();
             assert!(matches!(pump.run(control).unwrap(), Stop::Control));
             let counters = pump.counters();
             assert_eq!(b.other_side, Some(State::UP));

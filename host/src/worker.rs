@@ -1,23 +1,24 @@
 //! A link worker: the process in which one VNL's plugin lives.
 //!
-//! It has the interface's tap and a channel to the supervisor. It opens the VNL, says so, and pumps
-//! frames until the channel closes. A link that breaks costs the interface its carrier; the VNL is opened
-//! again every [`RETRY`] until the far end is back. Whatever else happens ends the process, and the
-//! supervisor starts another.
+//! It opens the VNL, says so over its channel to the supervisor, is told what its own side of the link is
+//! (a tap in the namespace, or a port of the panel), and pumps frames until the channel closes. A link that breaks costs
+//! the interface its carrier; the VNL is opened again every [`RETRY`] until the far end is back. Whatever
+//! else happens ends the process, and the supervisor starts another.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{Pid, setsid};
 use vdens_plugin_api::tap::Tap;
-use vdens_plugin_api::{Link, OpenOptions, Port};
+use vdens_plugin_api::{Link, OpenOptions, Port, State, Ticket};
 
 use crate::control::{Channel, Message};
 use crate::error::{EXIT_FAILURE, Result, system};
 use crate::loader::SearchPath;
 use crate::opener::Opener;
+use crate::panel::PanelPort;
 use crate::pump::{Pump, Stop};
 use crate::signals::{self, Signals};
 use crate::stream::CommandStream;
@@ -28,6 +29,21 @@ const RETRY: Duration = Duration::from_millis(250);
 
 /// The exit status of a worker whose interface was deleted: starting another is of no use.
 pub const EXIT_NO_INTERFACE: i32 = 3;
+
+/// A worker's own side of its link.
+enum Side {
+    Tap(Tap),
+    Port(PanelPort),
+}
+
+impl Side {
+    fn as_link(&mut self) -> &mut dyn Link {
+        match self {
+            Self::Tap(tap) => tap,
+            Self::Port(port) => port,
+        }
+    }
+}
 
 /// What a worker is to do.
 #[derive(Clone, Debug)]
@@ -40,10 +56,13 @@ pub struct Job {
     pub end: End,
     /// Where plugins are found.
     pub path: SearchPath,
+    /// The interface's place on the panel, if there is one.
+    pub ticket: Option<Ticket>,
 }
 
 /// The life of a worker; returns its exit status.
-pub fn run(job: &Job, tap: OwnedFd, channel: &Channel, signals: &Signals, supervisor: Pid) -> i32 {
+pub fn run(job: &Job, channel: Channel, signals: &Signals, supervisor: Pid) -> i32 {
+    let channel: &'static Channel = Box::leak(Box::new(channel));
     // The terminal's signals are for the command: a session of its own keeps them away.
     let _ = setsid();
     let ready = signals
@@ -54,7 +73,9 @@ pub fn run(job: &Job, tap: OwnedFd, channel: &Channel, signals: &Signals, superv
         Port {
             interface: job.interface.clone(),
             mtu: job.mtu,
+            ticket: job.ticket.clone(),
         },
+        Some(channel),
     );
     let link = match ready.and_then(|()| open(job, opener)) {
         Ok(link) => link,
@@ -64,9 +85,11 @@ pub fn run(job: &Job, tap: OwnedFd, channel: &Channel, signals: &Signals, superv
             return EXIT_FAILURE;
         }
     };
-    let served = channel
-        .send(&Message::Ready, &[])
-        .and_then(|()| serve(job, opener, link, tap, channel));
+    let side = side(job, link.as_ref(), channel);
+    let served = side.and_then(|side| match side {
+        Some(side) => serve(job, opener, link, side, channel),
+        None => Ok(0),
+    });
     served.unwrap_or_else(|error| {
         log::error!("{}: {error}", job.interface);
         EXIT_FAILURE
@@ -84,19 +107,43 @@ fn open(job: &Job, opener: Opener) -> Result<Box<dyn Link>> {
     }
 }
 
+/// Asks the supervisor for this side of the link; `None` if the session is over.
+fn side(job: &Job, link: &dyn Link, channel: &'static Channel) -> Result<Option<Side>> {
+    let ticket = job.ticket.as_ref().filter(|_| link.wants_panel());
+    channel.send(&Message::Open(ticket.is_some()), &[])?;
+    let Some((Message::Side(is_port), mut fds)) = channel.receive()? else {
+        return Ok(None);
+    };
+    Ok(match (is_port, ticket, fds.pop()) {
+        (true, Some(ticket), _) => Some(Side::Port(PanelPort::new(ticket, channel)?)),
+        (false, _, Some(tap)) => Some(Side::Tap(Tap::from_fd(tap, job.interface.clone()))),
+        _ => None,
+    })
+}
+
 /// Serves the interface until the channel closes or the interface is gone.
 fn serve(
     job: &Job,
     opener: Opener,
     link: Box<dyn Link>,
-    tap: OwnedFd,
+    mut side: Side,
     channel: &Channel,
 ) -> Result<i32> {
-    let mut tap = Tap::from_fd(tap, job.interface.clone());
     let mut open_link = Some(link);
+    let mut told = false;
     loop {
         if let Some(mut link) = open_link.take() {
-            match Pump::new(&mut tap, link.as_mut()).run(channel)? {
+            let mut pump = Pump::new(side.as_link(), link.as_mut());
+            let stop = match pump.settle() {
+                Ok(()) => {
+                    if !std::mem::replace(&mut told, true) {
+                        channel.send(&Message::Ready, &[])?;
+                    }
+                    pump.run(channel)?
+                }
+                Err((side, error)) => Stop::Broken(side, error),
+            };
+            match stop {
                 Stop::Control => return Ok(0),
                 Stop::Broken(0, error) => {
                     log::warn!("{}: {error}", job.interface);
@@ -107,7 +154,7 @@ fn serve(
                 }
             }
         }
-        tap.set_carrier(false);
+        side.as_link().other_side(State::DOWN);
         if closed_within(channel, RETRY)? {
             return Ok(0);
         }

@@ -26,7 +26,7 @@ use crate::batch::RawBatch;
 use crate::logging;
 use crate::{
     Error, ErrorKind, Link, Manifest, Offloads, OpenOptions, OpenRequest, Plugin, Port, Result,
-    RxBatch, State, TxBatch,
+    RxBatch, State, Ticket, TxBatch,
 };
 
 #[doc(hidden)]
@@ -102,7 +102,7 @@ pub(crate) struct FdsV1 {
 #[repr(C)]
 #[derive(Clone, Copy, StableAbi)]
 pub(crate) struct StateV1 {
-    /// Bit 0: carrier; bit 1: shared.
+    /// [`CARRIER`], [`SHARED`], [`PLUGGED`] and [`WANTS_PANEL`].
     flags: u32,
     /// [`Offloads`] bits.
     offloads: u32,
@@ -110,11 +110,17 @@ pub(crate) struct StateV1 {
 
 const CARRIER: u32 = 1;
 const SHARED: u32 = 2;
+const PLUGGED: u32 = 4;
+const WANTS_PANEL: u32 = 8;
+
+fn bit(bit: u32, set: bool) -> u32 {
+    if set { bit } else { 0 }
+}
 
 impl From<State> for StateV1 {
     fn from(state: State) -> Self {
         Self {
-            flags: if state.carrier { CARRIER } else { 0 },
+            flags: bit(CARRIER, state.carrier) | bit(PLUGGED, state.plugged),
             offloads: state.offloads.0,
         }
     }
@@ -125,6 +131,7 @@ impl From<StateV1> for State {
         Self {
             carrier: raw.flags & CARRIER != 0,
             offloads: Offloads(raw.offloads).intersection(Offloads::ALL),
+            plugged: raw.flags & PLUGGED != 0,
         }
     }
 }
@@ -156,7 +163,10 @@ unsafe impl Send for LinkV1 {}
 
 /// The author's side: shims from the table's functions to a `Box<dyn Link>`.
 mod shim {
-    use super::{FdsV1, Link, Outcome, RawBatch, RxBatch, SHARED, StateV1, TxBatch, contain};
+    use super::{
+        FdsV1, Link, Outcome, RawBatch, RxBatch, SHARED, StateV1, TxBatch, WANTS_PANEL, bit,
+        contain,
+    };
     use std::os::fd::AsRawFd;
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -218,7 +228,7 @@ mod shim {
         let link = unsafe { &*link.cast::<Box<dyn Link>>() };
         catch_unwind(AssertUnwindSafe(|| {
             let mut state = StateV1::from(link.state());
-            state.flags |= if link.is_shared() { SHARED } else { 0 };
+            state.flags |= bit(SHARED, link.is_shared()) | bit(WANTS_PANEL, link.wants_panel());
             state
         }))
         .unwrap_or_else(|_| give_up("telling its state"))
@@ -312,6 +322,10 @@ impl Link for LinkV1 {
     fn is_shared(&self) -> bool {
         self.raw_state().flags & SHARED != 0
     }
+
+    fn wants_panel(&self) -> bool {
+        self.raw_state().flags & WANTS_PANEL != 0
+    }
 }
 
 /// The host side of a link.
@@ -320,6 +334,9 @@ impl Link for LinkV1 {
 pub(crate) struct PortV1 {
     interface: RString,
     mtu: u32,
+    /// 0 if there is no ticket.
+    panel: u64,
+    place: RString,
 }
 
 /// What a plugin can ask of the host.
@@ -330,8 +347,9 @@ pub(crate) struct HostCallsV1 {
     log: extern "C" fn(u32, RStr<'_>, RStr<'_>),
     log_level: extern "C" fn() -> u32,
     open: unsafe extern "C" fn(*const (), RStr<'_>) -> Outcome<LinkV1>,
-    #[sabi(last_prefix_field)]
     port: unsafe extern "C" fn(*const ()) -> PortV1,
+    #[sabi(last_prefix_field)]
+    plug: unsafe extern "C" fn(*const (), RStr<'_>) -> Outcome<()>,
 }
 
 /// The host, as a plugin holds it: valid for the life of the process.
@@ -357,6 +375,12 @@ pub trait HostServices: Send + Sync {
 
     /// The host side of the link.
     fn port(&self) -> Port;
+
+    /// Plugs the interface into a cable with another place on the panel.
+    ///
+    /// # Errors
+    /// There is no panel, or the kernel refuses.
+    fn plug(&self, peer: &str) -> Result<()>;
 }
 
 /// The host's side: shims from the table's functions to a `&'static dyn HostServices`.
@@ -390,7 +414,21 @@ mod host_shim {
         PortV1 {
             interface: port.interface.into(),
             mtu: port.mtu,
+            panel: port.ticket.as_ref().map_or(0, |ticket| ticket.panel),
+            place: port
+                .ticket
+                .map(|ticket| ticket.place)
+                .unwrap_or_default()
+                .into(),
         }
+    }
+
+    /// # Safety
+    /// As for `open`.
+    pub(super) unsafe extern "C" fn plug(services: *const (), peer: RStr<'_>) -> Outcome<()> {
+        // SAFETY: per this function's contract.
+        let services = unsafe { *services.cast::<&'static dyn HostServices>() };
+        contain("plug", || services.plug(peer.as_str()))
     }
 }
 
@@ -400,13 +438,14 @@ const HOST_CALLS: HostCallsV1Ref = {
         log_level: host_shim::log_level,
         open: host_shim::open,
         port: host_shim::port,
+        plug: host_shim::plug,
     });
     HostCallsV1Ref(TABLE.static_as_prefix())
 };
 
 impl HostV1 {
     /// Leaks a pointer's worth of memory.
-    fn new(services: &'static dyn HostServices) -> Self {
+    pub(crate) fn new(services: &'static dyn HostServices) -> Self {
         Self {
             services: std::ptr::from_ref(Box::leak(Box::new(services))).cast(),
             calls: HOST_CALLS,
@@ -429,7 +468,16 @@ impl HostV1 {
         Port {
             interface: port.interface.into(),
             mtu: port.mtu,
+            ticket: (port.panel != 0).then(|| Ticket {
+                panel: port.panel,
+                place: port.place.into(),
+            }),
         }
+    }
+
+    pub(crate) fn plug(&self, peer: &str) -> Result<()> {
+        // SAFETY: as in `open`.
+        unwrap(unsafe { (self.calls.plug())(self.services, RStr::from(peer)) })
     }
 }
 

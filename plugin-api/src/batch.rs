@@ -38,7 +38,7 @@ pub const MAX_LEGACY_FRAME: usize = 9234;
 pub const MIN_FRAME: usize = 14;
 
 /// Bytes of a batch's arena: [`BATCH_FRAMES`] legacy frames, or seven super-frames.
-const ARENA: usize = 7 * (MAX_FRAME + VNET_HEADER_LEN);
+const ARENA: usize = 7 * (MAX_FRAME + 4 * VNET_HEADER_LEN);
 
 /// The virtio network header (struct virtio_net_hdr of the virtio specification 1.2, section 5.1.6,
 /// as `linux/virtio_net.h` has it): what is left to be done to a frame. Fields are in host byte order.
@@ -160,6 +160,21 @@ impl RawBatch {
         self.used += stride as u32;
     }
 
+    /// Makes slot `to` say what slot `from` says, less `cut` bytes at its start.
+    fn move_slot(&mut self, from: usize, to: usize, cut: u32) {
+        let slots = self.slot_capacity as usize;
+        if from < slots && to < slots {
+            // SAFETY: both slots lie in the array owned by the Batch this view borrows.
+            unsafe {
+                let slot = *self.slots.add(from);
+                *self.slots.add(to) = RawSlot {
+                    offset: slot.offset.saturating_add(cut),
+                    len: slot.len.saturating_sub(cut),
+                };
+            }
+        }
+    }
+
     fn frame(&self, index: usize) -> Option<Frame<'_>> {
         let slot = self.slots().get(index)?;
         let start = slot.offset as usize;
@@ -274,6 +289,17 @@ impl<'a> Frame<'a> {
     }
 }
 
+/// What is to be done with a received frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sift {
+    /// It stays.
+    Keep,
+    /// It was for the link itself, and goes.
+    Take,
+    /// It is a wrapping: behind so many bytes are the virtio header and the frame that stay.
+    Unwrap(usize),
+}
+
 /// A batch that a link receives into.
 #[derive(Debug)]
 pub struct RxBatch<'a> {
@@ -382,6 +408,22 @@ impl RxBatch<'_> {
         Ok(taken)
     }
 
+    /// Looks at the frames from number `from` on, and does with each what `sift` says.
+    pub fn sift(&mut self, from: usize, mut sift: impl FnMut(Frame<'_>) -> Sift) {
+        let from = from.min(self.len());
+        let mut kept = from;
+        for index in from..self.len() {
+            let cut = match self.raw.frame(index).map(&mut sift) {
+                Some(Sift::Keep) => 0,
+                Some(Sift::Unwrap(prefix)) => VNET_HEADER_LEN + prefix,
+                Some(Sift::Take) | None => continue,
+            };
+            self.raw.move_slot(index, kept, cut as u32);
+            kept += 1;
+        }
+        self.raw.len = kept as u32;
+    }
+
     /// Accounts for one received datagram of `len` bytes, 0 if it is to be dropped, whose place is `stride`
     /// bytes long and starts where the free space does.
     fn commit_received(&mut self, len: usize, stride: usize) {
@@ -435,7 +477,30 @@ impl TxBatch<'_> {
     /// # Errors
     /// What sendmmsg reports of the first datagram, except that the queue is full.
     pub fn send_datagrams(&self, socket: impl AsFd, skip: usize) -> io::Result<usize> {
-        let frames = self.frames().skip(skip).map(Frame::bytes);
+        let frames = self
+            .frames()
+            .skip(skip)
+            .map(|frame| [&[][..], frame.bytes()]);
+        datagram::send(socket.as_fd(), frames)
+    }
+
+    /// As [`TxBatch::send_datagrams`], but a frame that has something left to be done, or is longer than a
+    /// legacy peer takes, goes as `prefix`, virtio header and frame in one datagram.
+    ///
+    /// # Errors
+    /// As for [`TxBatch::send_datagrams`].
+    pub fn send_datagrams_wrapped(
+        &self,
+        socket: impl AsFd,
+        skip: usize,
+        prefix: &[u8],
+    ) -> io::Result<usize> {
+        let frames = self.frames().skip(skip).map(|frame| {
+            match frame.header().is_plain() && frame.bytes().len() <= MAX_LEGACY_FRAME {
+                true => [&[][..], frame.bytes()],
+                false => [prefix, frame.with_header()],
+            }
+        });
         datagram::send(socket.as_fd(), frames)
     }
 
@@ -497,6 +562,33 @@ mod tests {
         assert_eq!(lens, [14, 1500, 9000]);
         assert_eq!(batch.take_dropped(), 3);
         assert_eq!(batch.rx().receive_datagrams(&a, 9000).unwrap(), 0);
+    }
+
+    #[test]
+    fn headers_travel_and_frames_can_be_taken_out() {
+        let (a, b) = UnixDatagram::pair().unwrap();
+        let mut batch = Batch::new();
+        for n in 0..6 {
+            let header = VnetHeader {
+                flags: 1,
+                gso_size: n,
+                ..VnetHeader::default()
+            };
+            batch.rx().push_offloaded(header, &[n as u8; 60]);
+        }
+        batch.rx().push(&[6; 60]);
+        let wrapped = batch.tx(0).send_datagrams_wrapped(&a, 1, b"prefix");
+        assert_eq!(wrapped.unwrap(), 6);
+        batch.clear();
+        assert_eq!(batch.rx().receive_datagrams(&b, 1000).unwrap(), 6);
+        batch.rx().sift(1, |frame| match frame.bytes() {
+            [b'p', b'r', ..] if frame.bytes()[20] == 3 => Sift::Take,
+            [b'p', b'r', ..] => Sift::Unwrap(6),
+            _ => Sift::Keep,
+        });
+        let seen = |frame: Frame<'_>| (frame.header().gso_size, frame.bytes().len());
+        let left: Vec<_> = batch.tx(1).frames().map(seen).collect();
+        assert_eq!(left, [(2, 60), (4, 60), (5, 60), (0, 60)]);
     }
 
     #[test]

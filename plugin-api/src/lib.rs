@@ -23,10 +23,10 @@ pub mod vnl;
 pub mod wire;
 
 pub use batch::{
-    BATCH_FRAMES, Batch, Frame, MAX_FRAME, MAX_LEGACY_FRAME, MIN_FRAME, RxBatch, TxBatch,
+    BATCH_FRAMES, Batch, Frame, MAX_FRAME, MAX_LEGACY_FRAME, MIN_FRAME, RxBatch, Sift, TxBatch,
     VNET_HEADER_LEN, VnetHeader,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use link::{Link, Offloads, State};
 pub use log;
-pub use plugin::{Host, Manifest, OpenOptions, OpenRequest, Plugin, Port};
+pub use plugin::{Host, Manifest, OpenOptions, OpenRequest, Plugin, Port, Ticket};

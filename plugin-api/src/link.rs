@@ -50,6 +50,8 @@ pub struct State {
     pub carrier: bool,
     /// What may be left undone in the frames given to [`Link::send`].
     pub offloads: Offloads,
+    /// Whether the kernel carries the frames, since [`crate::Host::plug`]: none go through the link.
+    pub plugged: bool,
 }
 
 impl State {
@@ -57,11 +59,19 @@ impl State {
     pub const UP: Self = Self {
         carrier: true,
         offloads: Offloads::NONE,
+        plugged: false,
     };
     /// No carrier.
     pub const DOWN: Self = Self {
         carrier: false,
         offloads: Offloads::NONE,
+        plugged: false,
+    };
+    /// Carrier, through the kernel.
+    pub const PLUGGED: Self = Self {
+        carrier: true,
+        offloads: Offloads::NONE,
+        plugged: true,
     };
 
     /// [`State::UP`] or [`State::DOWN`].
@@ -112,6 +122,12 @@ pub trait Link: Send {
     /// Whether the link serves others beside this host, as a switch does. Such a link is never made to
     /// wait: what the other side of the host cannot take at once is dropped.
     fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// Whether the link may ask for the interface to be plugged into its peer's ([`crate::Host::plug`]). An
+    /// interface of another link is made in the way that suits user space best.
+    fn wants_panel(&self) -> bool {
         false
     }
 }

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use crate::abi::HostV1;
+use crate::abi::{HostServices, HostV1};
 use crate::vnl::Vnl;
-use crate::{Link, Result};
+use crate::{Error, ErrorKind, Link, Result};
 
 /// What the host tells a plugin when a link is to be opened.
 #[derive(Debug)]
@@ -44,6 +44,18 @@ pub struct Port {
     pub interface: String,
     /// The interface's MTU in bytes at start; 0 if the other end is no interface.
     pub mtu: u32,
+    /// Where the interface can be plugged by the kernel, if it can.
+    pub ticket: Option<Ticket>,
+}
+
+/// A place on the user's panel, where the kernel can carry frames from one interface to another: what two
+/// ends tell each other to find out whether they can be plugged together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    /// The panel: unique on the machine while it exists. Only places on one panel can be plugged together.
+    pub panel: u64,
+    /// The place: lower-case letters and digits, at most 14 of them.
+    pub place: String,
 }
 
 /// The services of the host. Cheap to clone, usable from any thread, valid for the life of the process.
@@ -53,6 +65,13 @@ pub struct Host {
 }
 
 impl Host {
+    /// A host that offers nothing: for a plugin's own tests.
+    pub fn without_services() -> Self {
+        Self {
+            raw: HostV1::new(&NoServices),
+        }
+    }
+
     /// Opens another VNL, through whatever plugin its scheme needs: how `outer://…{inner://…}` reaches
     /// its inner link.
     ///
@@ -65,6 +84,39 @@ impl Host {
     /// The host side of the link.
     pub fn port(&self) -> Port {
         self.raw.port()
+    }
+
+    /// Plugs the interface into a cable with the place `peer` on the same panel, as the peer must do on its
+    /// side. From then on the kernel carries the frames, and the link's state is to say so
+    /// ([`crate::State::plugged`]) until the peer is gone; what the link says after that unplugs it.
+    ///
+    /// # Errors
+    /// There is no ticket, or the kernel refuses: frames go on through the link.
+    pub fn plug(&self, peer: &str) -> Result<()> {
+        self.raw.plug(peer)
+    }
+}
+
+/// What [`Host::without_services`] offers.
+struct NoServices;
+
+impl HostServices for NoServices {
+    fn open(&'static self, vnl: &str) -> Result<Box<dyn Link>> {
+        let message = format!("there is nobody to open {vnl}");
+        Err(Error::new(ErrorKind::Unsupported, message))
+    }
+
+    fn port(&self) -> Port {
+        Port {
+            interface: String::new(),
+            mtu: 0,
+            ticket: None,
+        }
+    }
+
+    fn plug(&self, peer: &str) -> Result<()> {
+        let message = format!("there is no panel to plug into {peer} on");
+        Err(Error::new(ErrorKind::Unsupported, message))
     }
 }
 

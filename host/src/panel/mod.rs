@@ -1,0 +1,277 @@
+//! The panel: where the kernel itself carries frames between one user's namespaces.
+//!
+//! An unprivileged user may own virtual Ethernet pairs between its namespaces if these are children of
+//! one user namespace that it owns. So each user has a user namespace H and in it a network namespace, the
+//! panel. A namespace on it, a member, is made by entering H first; its interface `vde0` is one end of a
+//! veth whose other end, the member's *port*, is on the panel: plugged into a bridge together with its
+//! peer's port, or with a tap that a worker serves, or down, which the member sees as no carrier.
+//!
+//! There is no daemon. Two descriptors keep H and the panel alive, whoever holds them; the
+//! [`registry`] says where the next comer can take them over, and with the last holder everything is
+//! gone. The [`plumbing`] is done by short-lived children that enter the panel, under the registry's lock.
+//!
+//! What is taken over is not believed: both descriptors must be namespaces of the right kind, H owned by this user and a
+//! child of this very user namespace, which no member can make.
+
+mod plumbing;
+mod port;
+mod registry;
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::wait::waitpid;
+use nix::unistd::{getegid, geteuid};
+use vdens_plugin_api::tap::MAX_INTERFACE_NAME;
+
+pub use plumbing::Order;
+pub use port::PanelPort;
+use registry::{Holder, Registration, Registry};
+
+use crate::control::{Channel, Message};
+use crate::error::{EXIT_FAILURE, Error, ErrorKind, Result, system};
+use crate::process::{exit_child, fork_child};
+
+/// The ioctls of nsfs (ioctl_nsfs(2)).
+mod ioctl {
+    const NSIO: u8 = 0xb7;
+    nix::ioctl_none!(user_namespace, NSIO, 1);
+    nix::ioctl_none!(parent, NSIO, 2);
+    nix::ioctl_none!(kind, NSIO, 3);
+    nix::ioctl_read_bad!(owner, nix::request_code_none!(NSIO, 4), libc::uid_t);
+}
+
+/// The user's panel, held.
+#[derive(Debug)]
+pub struct Panel {
+    user: OwnedFd,
+    net: OwnedFd,
+    id: u64,
+    _registration: Registration,
+}
+
+impl Panel {
+    /// Takes the panel over from another holder, or makes it.
+    ///
+    /// # Errors
+    /// The kernel or a limit does not allow it.
+    pub fn acquire() -> Result<Self> {
+        let registry = Registry::lock()?;
+        let taken = registry
+            .holders()
+            .iter()
+            .find_map(|holder| match take_over(holder) {
+                Ok(pair) => Some(pair),
+                Err(error) => {
+                    log::debug!("panel: process {}: {error}", holder.pid);
+                    None
+                }
+            });
+        let (user, net) = taken.map_or_else(make, Ok)?;
+        let id = inode(&net)?;
+        let registration = registry.register(user.as_raw_fd(), net.as_raw_fd())?;
+        log::debug!("panel {id}");
+        Ok(Self {
+            user,
+            net,
+            id,
+            _registration: registration,
+        })
+    }
+
+    /// Its identity: the number of its network namespace, unique on the machine while it exists.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The user namespace that members are children of.
+    pub fn user_namespace(&self) -> BorrowedFd<'_> {
+        self.user.as_fd()
+    }
+
+    /// Has an order carried out by a child on the panel; `namespace` is the member's network namespace
+    /// where the order is about one. Returns the tap that the order makes, if it makes one. For processes that
+    /// no plugin has entered.
+    ///
+    /// # Errors
+    /// What the plumbing reports.
+    pub fn carry_out(
+        &self,
+        order: &Order,
+        namespace: Option<BorrowedFd<'_>>,
+    ) -> Result<Option<OwnedFd>> {
+        let _registry = Registry::lock()?;
+        let mut fds = in_child(|| {
+            enter(self.user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
+            enter(self.net.as_fd(), CloneFlags::CLONE_NEWNET)?;
+            order.carry_out(namespace).map(Vec::from_iter)
+        })?;
+        Ok(fds.pop())
+    }
+}
+
+/// Asks the process at the other end of `channel` to carry out an order; the tap that it makes, if it makes one.
+///
+/// # Errors
+/// What the plumbing reports, or that there is nobody.
+pub fn ask(channel: &Channel, order: Order) -> Result<Option<OwnedFd>> {
+    channel.send(&Message::Order(order), &[])?;
+    match channel.receive()? {
+        Some((Message::Ready, mut fds)) => Ok(fds.pop()),
+        Some((Message::Failed(_, error), _)) => Err(error),
+        _ => Err(Error::closed("the supervisor is gone")),
+    }
+}
+
+/// Whether `place` can be a place on the panel: what a peer says is not believed.
+///
+/// # Errors
+/// It cannot.
+pub fn check_place(place: &str) -> Result<()> {
+    let fits = (1..MAX_INTERFACE_NAME).contains(&place.len());
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    match fits && place.chars().all(allowed) {
+        true => Ok(()),
+        false => Err(Error::usage(format!(
+            "'{}' is no place on the panel",
+            place.escape_debug()
+        ))),
+    }
+}
+
+/// Enters a namespace.
+///
+/// # Errors
+/// It is not this user's.
+pub fn enter(namespace: BorrowedFd<'_>, kind: CloneFlags) -> Result<()> {
+    setns(namespace, kind).map_err(system("enter the panel's namespace"))
+}
+
+/// Runs `work` in a child and returns the descriptors that it results in.
+fn in_child(work: impl FnOnce() -> Result<Vec<OwnedFd>>) -> Result<Vec<OwnedFd>> {
+    let (channel, theirs) = Channel::pair()?;
+    let Some(child) = fork_child()? else {
+        exit_child(|| {
+            let (message, fds) = match work() {
+                Ok(fds) => (Message::Ready, fds),
+                Err(error) => (Message::Failed(EXIT_FAILURE, error), Vec::new()),
+            };
+            let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            theirs
+                .send(&message, &borrowed)
+                .map_or(EXIT_FAILURE, |()| 0)
+        });
+    };
+    drop(theirs);
+    let answer = channel.receive();
+    while waitpid(child, None) == Err(Errno::EINTR) {}
+    match answer? {
+        Some((Message::Ready, fds)) => Ok(fds),
+        Some((Message::Failed(_, error), _)) => Err(error),
+        _ => Err(Error::closed("a helper process died")),
+    }
+}
+
+/// Makes H and the panel.
+fn make() -> Result<(OwnedFd, OwnedFd)> {
+    let mut fds = in_child(|| {
+        let ids = (geteuid(), getegid());
+        unshare(CloneFlags::CLONE_NEWUSER).map_err(system("make a user namespace"))?;
+        for (file, text) in [
+            ("setgroups", "deny".to_owned()),
+            ("uid_map", format!("{0} {0} 1", ids.0)),
+            ("gid_map", format!("{0} {0} 1", ids.1)),
+        ] {
+            fs::write(format!("/proc/self/{file}"), text)
+                .map_err(|error| Error::io(format_args!("write /proc/self/{file}"), &error))?;
+        }
+        unshare(CloneFlags::CLONE_NEWNET).map_err(system("make a network namespace"))?;
+        // Nothing on the panel speaks for itself: without IPv6 an interface there sends nothing.
+        for kind in ["all", "default"] {
+            let path = format!("/proc/sys/net/ipv6/conf/{kind}/disable_ipv6");
+            if let Err(error) = fs::write(&path, "1")
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                return Err(Error::io(format_args!("write {path}"), &error));
+            }
+        }
+        Ok(vec![
+            open_namespace("/proc/self/ns/user")?,
+            open_namespace("/proc/self/ns/net")?,
+        ])
+    })?;
+    match (fds.pop(), fds.pop()) {
+        (Some(net), Some(user)) => Ok((user, net)),
+        _ => Err(Error::closed("a helper process lost descriptors")),
+    }
+}
+
+fn open_namespace(path: &str) -> Result<OwnedFd> {
+    let file = File::open(path).map_err(|error| Error::io(format_args!("open {path}"), &error))?;
+    Ok(file.into())
+}
+
+/// Opens a holder's descriptors and checks that they are what they should be.
+fn take_over(holder: &Holder) -> Result<(OwnedFd, OwnedFd)> {
+    let open = |fd| open_namespace(&format!("/proc/{}/fd/{fd}", holder.pid));
+    let (user, net) = (open(holder.user)?, open(holder.net)?);
+    let not = |what| {
+        Err(Error::new(
+            ErrorKind::Permission,
+            format!("its descriptor is not {what}"),
+        ))
+    };
+    if kind(&user)? != libc::CLONE_NEWUSER || owner(&user)? != geteuid().as_raw() {
+        return not("a user namespace of this user");
+    }
+    // SAFETY: the descriptor is a user namespace; the kernel returns a new descriptor or an error.
+    let parent = unsafe { ioctl::parent(user.as_raw_fd()) };
+    if inode(&own(parent)?)? != inode(&open_namespace("/proc/self/ns/user")?)? {
+        return not("a child of this user namespace");
+    }
+    if kind(&net)? != libc::CLONE_NEWNET {
+        return not("a network namespace");
+    }
+    // SAFETY: the descriptor is a namespace; the kernel returns a new descriptor or an error.
+    let owning = unsafe { ioctl::user_namespace(net.as_raw_fd()) };
+    if inode(&own(owning)?)? != inode(&user)? {
+        return not("a network namespace of that user namespace");
+    }
+    Ok((user, net))
+}
+
+fn own(fd: nix::Result<libc::c_int>) -> Result<OwnedFd> {
+    use std::os::fd::FromRawFd;
+    let fd = fd.map_err(system("look at a namespace"))?;
+    // SAFETY: the ioctl has just made this descriptor for the caller.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn kind(namespace: &OwnedFd) -> Result<libc::c_int> {
+    // SAFETY: the ioctl takes no argument; on another kind of file it fails.
+    unsafe { ioctl::kind(namespace.as_raw_fd()) }.map_err(system("look at a namespace"))
+}
+
+fn owner(namespace: &OwnedFd) -> Result<libc::uid_t> {
+    let mut uid = 0;
+    // SAFETY: the kernel writes a uid_t to `uid`, which outlives the call.
+    unsafe { ioctl::owner(namespace.as_raw_fd(), &mut uid) }
+        .map_err(system("look at a namespace"))?;
+    Ok(uid)
+}
+
+fn inode(namespace: &OwnedFd) -> Result<u64> {
+    let file = File::from(
+        namespace
+            .try_clone()
+            .map_err(|error| Error::io("look at a namespace", &error))?,
+    );
+    let meta = file
+        .metadata()
+        .map_err(|error| Error::io("look at a namespace", &error))?;
+    Ok(meta.ino())
+}

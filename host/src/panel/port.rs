@@ -1,0 +1,115 @@
+//! A port of the panel as a link: a worker's own side.
+//!
+//! While the kernel carries the frames, or there is no carrier, there is nothing to move. When the other
+//! side has carrier and frames must go through user space, the port is served through a tap on a bridge
+//! with it. What the interface is to be connected with follows from the other side's state alone:
+//!
+//! | the other side's state | the port |
+//! |---|---|
+//! | no carrier | unplugged: the interface has none either |
+//! | plugged | left where the plugin had it plugged |
+//! | carrier | on a bridge with a tap |
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use log::Level;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use vdens_plugin_api::tap::Tap;
+use vdens_plugin_api::{Link, Offloads, RxBatch, State, Ticket, TxBatch};
+
+use super::{Order, ask};
+use crate::control::Channel;
+use crate::error::{ErrorKind, Result, system};
+
+/// A worker's port.
+pub struct PanelPort {
+    place: String,
+    channel: &'static Channel,
+    tap: Option<Tap>,
+    /// Never readable: what is polled while there is no tap.
+    idle: EventFd,
+    /// What the other side was last.
+    other_side: State,
+}
+
+impl PanelPort {
+    /// The port of `ticket`, which is unplugged; orders go to `channel`.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn new(ticket: &Ticket, channel: &'static Channel) -> Result<Self> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        Ok(Self {
+            place: ticket.place.clone(),
+            channel,
+            tap: None,
+            idle: EventFd::from_flags(flags).map_err(system("make an eventfd"))?,
+            other_side: State::DOWN,
+        })
+    }
+
+    fn order(&self, order: Order) -> Option<OwnedFd> {
+        ask(self.channel, order).unwrap_or_else(|error| {
+            // At the end of the session the supervisor goes first.
+            let level = match error.kind {
+                ErrorKind::Closed => Level::Debug,
+                _ => Level::Error,
+            };
+            log::log!(level, "the panel: {error}");
+            None
+        })
+    }
+
+    fn serve(&self) -> Option<Tap> {
+        let fd = self.order(Order::Serve(self.place.clone()))?;
+        Some(Tap::from_fd(fd, format!("t{}", self.place)))
+    }
+}
+
+impl Link for PanelPort {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.tap.as_ref().map_or(self.idle.as_fd(), AsFd::as_fd)
+    }
+
+    fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
+        self.tap.as_mut().map_or(Ok(()), |tap| tap.recv(batch))
+    }
+
+    fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
+        match &mut self.tap {
+            Some(tap) => tap.send(batch),
+            None => {
+                let lost = batch.len();
+                batch.count_dropped(lost as u64);
+                Ok(lost)
+            }
+        }
+    }
+
+    fn other_side(&mut self, state: State) {
+        let was = std::mem::replace(&mut self.other_side, state);
+        match (state.carrier, state.plugged) {
+            (false, _) if was.carrier => {
+                self.tap = None;
+                self.order(Order::Unplug(self.place.clone()));
+            }
+            (false, _) => {}
+            (true, true) => self.tap = None,
+            (true, false) => {
+                if self.tap.is_none() {
+                    self.tap = self.serve();
+                }
+                if let Some(tap) = &mut self.tap {
+                    tap.other_side(state);
+                }
+            }
+        }
+    }
+
+    fn state(&self) -> State {
+        State {
+            offloads: Offloads::ALL,
+            ..State::UP
+        }
+    }
+}
