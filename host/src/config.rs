@@ -28,6 +28,9 @@ pub struct Config {
     /// Values for options that are not given.
     #[serde(default)]
     pub defaults: Defaults,
+    /// Files in the usual places that could not be read.
+    #[serde(skip)]
+    pub unread: Vec<Error>,
 }
 
 /// The table `plugins`.
@@ -102,9 +105,7 @@ impl Config {
                         error.kind(),
                         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
                     ) => {}
-                Err(error) => {
-                    return Err(Error::path("read the configuration", &file, &error));
-                }
+                Err(error) => config.unread.push(Error::path("read", &file, &error)),
             }
         }
         Ok(config)
@@ -131,6 +132,11 @@ impl Config {
     pub fn plugin_dirs(&self) -> impl Iterator<Item = PathBuf> {
         let dirs = self.plugins.path.iter().flatten();
         dirs.map(|dir| expand_home(dir.get_ref()))
+    }
+
+    /// Logs which files could not be read.
+    pub fn complain(&self) {
+        self.unread.iter().for_each(|error| log::warn!("{error}"));
     }
 
     fn overlay(&mut self, over: Self) {

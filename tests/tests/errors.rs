@@ -222,15 +222,15 @@ fn configuration() {
         "vdens.toml",
         "[plugins]\npath = []\n\n[log]\n  colour = true\n",
     );
-    let words = [&*file, "colour", ":5:3"];
+    let words = [&*file, "colour", "line 5, column 3"];
     lab.vdens(["--config", &file, "null://", "true"])
         .refused(&words);
     let file = lab.write("broken.toml", "[log\n");
     lab.vdens(["--config", &file, "null://", "true"])
-        .refused(&[&file, ":1:"]);
+        .refused(&[&file, "line 1,"]);
     let file = lab.write("typed.toml", "[log]\nlevel = 7\n");
     lab.vdens(["--config", &file, "null://", "true"])
-        .refused(&[&file, ":2:"]);
+        .refused(&[&file, "line 2,"]);
     lab.vdens(["--config", "/nowhere.toml", "null://", "true"])
         .refused(&["/nowhere.toml"]);
 }

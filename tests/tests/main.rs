@@ -8,6 +8,7 @@ mod interop;
 mod leftovers;
 mod multi;
 mod options;
+mod panel;
 mod plug;
 mod plugins;
 mod resolv;

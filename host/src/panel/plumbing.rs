@@ -12,6 +12,9 @@ use vdens_plugin_api::tap::Tap;
 use crate::error::{Error, Result};
 use crate::netlink::Netlink;
 
+/// The largest MTU of a tap, in bytes: a member's own interface decides what is sent.
+const TAP_MTU: u32 = 65_521;
+
 /// How long a bridge remembers an address, in seconds.
 const AGEING: u32 = 300;
 
@@ -74,6 +77,7 @@ impl Order {
                 netlink.add_bridge(&bridge, AGEING)?;
                 netlink.set_up(&bridge)?;
                 let tap = Tap::open(&format!("t{port}"))?;
+                netlink.set_mtu(tap.name(), TAP_MTU)?;
                 netlink.set_bridge(tap.name(), Some(&bridge))?;
                 netlink.set_up(tap.name())?;
                 attach(&netlink, port, &bridge)?;

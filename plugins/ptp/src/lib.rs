@@ -26,6 +26,7 @@ mod sockets;
 mod tests;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -38,7 +39,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use nix::unistd::Group;
 use vdens_plugin_api::log::warn;
 use vdens_plugin_api::vnl::{self, Keys, Spec};
-use vdens_plugin_api::wire::hello::SUPER_PREFIX;
+use vdens_plugin_api::wire::hello::{Cable, SUPER_PREFIX};
 use vdens_plugin_api::{
     Batch, Error, Host, Link, OpenOptions, OpenRequest, Result, RxBatch, State, TxBatch,
 };
@@ -225,12 +226,24 @@ impl Ptp {
         }
     }
 
+    /// The cable that the ends meet at: the first comer's socket.
+    fn cable(&self) -> Cable {
+        let file = std::fs::symlink_metadata(&self.place.path);
+        file.map_or_else(
+            |_| Cable::default(),
+            |file| Cable {
+                device: file.dev(),
+                inode: file.ino(),
+            },
+        )
+    }
+
     /// Notices whether a far end has come or gone.
     fn notice(&mut self) {
         let carrier = self.socket().is_some();
         if carrier != std::mem::replace(&mut self.carrier, carrier) {
             match carrier {
-                true => self.peer.greet(),
+                true => self.peer.greet(self.cable()),
                 false => self.peer.forget(),
             }
         }

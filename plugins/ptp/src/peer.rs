@@ -15,7 +15,7 @@
 use std::collections::VecDeque;
 
 use vdens_plugin_api::log::{debug, info};
-use vdens_plugin_api::wire::hello::{Hello, SUPER_PREFIX};
+use vdens_plugin_api::wire::hello::{Cable, Hello, SUPER_PREFIX};
 use vdens_plugin_api::{
     Frame, Host, MAX_FRAME, MAX_LEGACY_FRAME, Offloads, Sift, State, Ticket, VNET_HEADER_LEN,
 };
@@ -25,6 +25,7 @@ use vdens_plugin_api::{
 pub(crate) struct Peer {
     host: Host,
     ticket: Option<Ticket>,
+    cable: Cable,
     /// Messages that are still to be sent.
     outbox: VecDeque<Hello>,
     /// The far end's hello, if it is one of ours.
@@ -46,6 +47,7 @@ impl Peer {
         Self {
             ticket: host.port().ticket,
             host,
+            cable: Cable::default(),
             outbox: VecDeque::new(),
             hello: None,
             is_new: false,
@@ -63,9 +65,10 @@ impl Peer {
         self.host_takes = host_takes;
     }
 
-    /// Greets a far end that has appeared.
-    pub(crate) fn greet(&mut self) {
+    /// Greets a far end that has appeared on a cable.
+    pub(crate) fn greet(&mut self, cable: Cable) {
         self.forget();
+        self.cable = cable;
         self.outbox.push_back(Hello::Hello {
             answer: true,
             ticket: self.ticket.clone(),
@@ -86,7 +89,7 @@ impl Peer {
         if !Hello::is_message(bytes) {
             return Sift::Keep;
         }
-        match Hello::decode(bytes) {
+        match Hello::decode(bytes, self.cable) {
             Some(Hello::Hello { answer, ticket }) => {
                 // A far end that greets again has started anew.
                 if answer && self.hello.is_some() {
@@ -148,7 +151,9 @@ impl Peer {
 
     /// The next message to the far end.
     pub(crate) fn next(&self) -> Option<Vec<u8>> {
-        self.outbox.front().map(Hello::encode)
+        self.outbox
+            .front()
+            .map(|message| message.encode(self.cable))
     }
 
     /// The message that was next has been sent.
