@@ -243,13 +243,8 @@ impl Switch {
         match outcome {
             Ok(0) => {}
             Ok(_) => {
-                if port.is_ours {
-                    let was_plugged = port.is_plugged;
-                    hear(port, &mut self.ingress);
-                    if port.is_plugged && !was_plugged {
-                        log::info!("port {}: the kernel carries the frames", port.number);
-                        self.fabric.fdb.forget(id);
-                    }
+                if port.is_ours && hear(port, &mut self.ingress) {
+                    self.fabric.fdb.forget(id);
                 }
                 port.counters.received += self.ingress.len() as u64;
                 self.fabric
@@ -534,8 +529,10 @@ fn set_up_epoll(listener: &UnixListener) -> nix::Result<(Epoll, Timer)> {
 }
 
 /// Takes the messages of a client of ours out of what was received by its port. Once it is plugged nothing is
-/// left: what it sends comes by the hub, and only what was on its way before can come here.
-fn hear(port: &mut Port, received: &mut Batch) {
+/// left: what it sends comes by the hub, and only what was on its way before can come here. Returns whether it
+/// has been plugged now.
+fn hear(port: &mut Port, received: &mut Batch) -> bool {
+    let was_plugged = port.is_plugged;
     received.rx().sift(0, |frame| {
         if !Hello::is_message(frame.bytes()) {
             return Sift::Keep;
@@ -546,6 +543,12 @@ fn hear(port: &mut Port, received: &mut Batch) {
     if port.is_plugged {
         received.clear();
     }
+    let is_new = port.is_plugged && !was_plugged;
+    if is_new {
+        let Port { number, client, .. } = port;
+        log::info!("port {number}: the kernel carries the frames of {client}");
+    }
+    is_new
 }
 
 /// Has epoll watch for room in a port's socket exactly while frames wait for it.
