@@ -36,6 +36,10 @@ pub struct Common {
     /// Append the log to this file
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
+
+    /// Move all frames through user space, even between this user's own namespaces
+    #[arg(long)]
+    pub no_panel: bool,
 }
 
 /// Run a command in a network namespace of its own, plugged into virtual Ethernet
@@ -102,10 +106,6 @@ pub struct Vdens {
     /// Set an interface's Ethernet address
     #[arg(long, value_name = "[N:]MAC", value_parser = numbered::<MacAddress>)]
     pub mac: Vec<Numbered<MacAddress>>,
-
-    /// Move all frames through user space, even between this user's own namespaces
-    #[arg(long)]
-    pub no_panel: bool,
 
     #[command(flatten)]
     #[allow(missing_docs)]

@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
-    sendmsg, socketpair,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType,
+    recvmsg, sendmsg, shutdown, socketpair,
 };
 
 use crate::error::{Error, ErrorKind, Result, system};
@@ -25,8 +25,10 @@ const MAX_FDS: usize = 64;
 /// What is said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// Done: the namespace or the interfaces are there, or an order was carried out.
+    /// Done: the namespace or the interfaces are there.
     Ready,
+    /// An order was carried out, on the panel of this identity; the tap that it made comes along.
+    Done(u64),
     /// A worker's link is open; whether it wants the panel.
     Open(bool),
     /// For each interface, whether the namespace child is to make it, as a tap.
@@ -83,6 +85,12 @@ impl Channel {
         }
     }
 
+    /// Closes both ends: the other one hears nothing more but that.
+    pub fn close(&self) {
+        // It fails only if the other end is closed already.
+        let _ = shutdown(self.0.as_raw_fd(), Shutdown::Both);
+    }
+
     /// Waits for a message and its descriptors; `None` if the other end is closed.
     ///
     /// # Errors
@@ -127,6 +135,7 @@ fn encode(message: &Message) -> Vec<u8> {
     match message {
         Message::Ready => vec![b'R'],
         Message::Go => vec![b'G'],
+        Message::Done(panel) => [&b"D"[..], &panel.to_ne_bytes()].concat(),
         Message::Open(panel) => vec![b'O', u8::from(*panel)],
         Message::Side(port) => vec![b'S', u8::from(*port)],
         Message::Interfaces(taps) => {
@@ -151,6 +160,7 @@ fn decode(bytes: &[u8]) -> Option<Message> {
     match tag {
         b'R' => Some(Message::Ready),
         b'G' => Some(Message::Go),
+        b'D' => Some(Message::Done(u64::from_ne_bytes(rest.try_into().ok()?))),
         b'O' => Some(Message::Open(rest == [1])),
         b'S' => Some(Message::Side(rest == [1])),
         b'I' => Some(Message::Interfaces(
@@ -184,10 +194,13 @@ mod tests {
         for message in [
             Message::Ready,
             Message::Go,
+            Message::Done(1 << 40),
             Message::Open(true),
             Message::Side(false),
             Message::Interfaces(vec![true, false]),
             Message::Order(Order::Plug("1n0".into(), "2n0".into())),
+            Message::Order(Order::Hub("1n0".into(), 120)),
+            Message::Order(Order::Attach("1n0".into(), "2n0".into())),
             Message::Failed(127, failure),
         ] {
             a.send(&message, &[a.as_fd(), a.as_fd()]).unwrap();

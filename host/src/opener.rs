@@ -4,16 +4,23 @@
 //! plugin sees them. A plugin is loaded when its scheme is first opened, and only once.
 
 use std::collections::HashMap;
+use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use vdens_plugin_api::abi::{HostServices, LoadedPlugin};
+use vdens_plugin_api::tap::Tap;
 use vdens_plugin_api::vnl::Vnl;
-use vdens_plugin_api::{Link, OpenOptions, Port};
+use vdens_plugin_api::{Hub, Link, OpenOptions, Port, Ticket};
 
 use crate::control::Channel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::loader::{self, SearchPath};
-use crate::panel::{self, Order};
+use crate::panel::{self, Done, Order};
+
+/// Hubs that this process has made.
+static HUBS: AtomicU32 = AtomicU32::new(0);
 
 /// Opens VNLs for one link.
 #[derive(Clone, Copy)]
@@ -59,6 +66,10 @@ impl Services {
         loaded.insert(scheme.to_owned(), plugin);
         Ok(plugin)
     }
+
+    fn order(&self, order: Order) -> Result<Done> {
+        panel::ask(self.panel.ok_or_else(no_panel)?, order)
+    }
 }
 
 impl HostServices for Services {
@@ -71,14 +82,39 @@ impl HostServices for Services {
     }
 
     fn plug(&self, peer: &str) -> Result<()> {
-        let (Some(ticket), Some(panel)) = (&self.port.ticket, self.panel) else {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "there is no panel to plug into",
-            ));
-        };
+        let ticket = self.port.ticket.as_ref().ok_or_else(no_panel)?;
         panel::check_place(peer)?;
         let order = Order::Plug(ticket.place.clone(), peer.to_owned());
-        panel::ask(panel, order).map(drop)
+        self.order(order).map(drop)
     }
+
+    fn attach(&self, hub: &Ticket) -> Result<()> {
+        let ticket = self.port.ticket.as_ref().ok_or_else(no_panel)?;
+        if hub.panel != ticket.panel {
+            let message = "the hub is on another panel";
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        panel::check_place(&hub.place)?;
+        let order = Order::Attach(ticket.place.clone(), hub.place.clone());
+        self.order(order).map(drop)
+    }
+
+    fn hub(&self, expiry: Duration) -> Result<Hub> {
+        let number = HUBS.fetch_add(1, Ordering::Relaxed);
+        let place = format!("{}n{number}", process::id());
+        let ageing = u32::try_from(expiry.as_secs()).unwrap_or(u32::MAX);
+        let done = self.order(Order::Hub(place.clone(), ageing.max(1)))?;
+        let tap = done.tap.ok_or_else(|| Error::closed("a tap was lost"))?;
+        Ok(Hub {
+            tap: Tap::from_fd(tap, format!("x{place}")),
+            ticket: Ticket {
+                panel: done.panel,
+                place,
+            },
+        })
+    }
+}
+
+fn no_panel() -> Error {
+    Error::new(ErrorKind::Unsupported, "there is no panel to plug into")
 }

@@ -3,7 +3,8 @@
 //! One end is a VNL; the other a second VNL, a command, or this process's own standard input and output. In the background
 //! (`-d`) the child opens the ends and tells the parent over a pipe, so that the parent's
 //! exit status is the truth. The plug ends when an end does, or with a signal; either way its sockets,
-//! its command and its pid file are gone with it.
+//! its command and its pid file are gone with it. Before an end is opened a [`Service`] is started, for
+//! a switch with members on the [panel](crate::panel).
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,10 +14,8 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 
-use nix::fcntl::{OFlag, open};
 use nix::sys::signal::Signal;
-use nix::sys::stat::Mode;
-use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
+use nix::unistd::setsid;
 use vdens_plugin_api::{Link, OpenOptions, Port};
 
 use crate::cli::{VdePlug, text};
@@ -25,7 +24,8 @@ use crate::control::{Channel, Message};
 use crate::error::{Error, ErrorKind, Result, system};
 use crate::loader::SearchPath;
 use crate::opener::Opener;
-use crate::process::fork_child;
+use crate::panel::{self, Service};
+use crate::process::{detach, fork_child};
 use crate::pump::{Pump, Stop};
 use crate::signals::Signals;
 use crate::stream::{CommandStream, Stream};
@@ -58,6 +58,7 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
         cli,
         path: SearchPath::new(&cli.common.plugin_dir, config)?,
         default: config.defaults.vnl.as_deref(),
+        panel: panel::is_wanted(cli.common.no_panel, config),
         near,
         far,
     };
@@ -133,6 +134,8 @@ struct Plug<'a> {
     path: SearchPath,
     /// The configuration's default VNL.
     default: Option<&'a str>,
+    /// Whether the kernel may carry frames.
+    panel: bool,
     near: String,
     far: Far,
 }
@@ -144,9 +147,12 @@ impl Plug<'_> {
     /// Opens both ends, says so through `ready`, and pumps until one ends.
     fn run(&self, ready: impl FnOnce() -> Result<()>) -> Result<i32> {
         let cli = self.cli;
-        let (near_name, mut near) = self.vnl(&self.near, cli.port, &cli.group, cli.mode)?;
+        // Dropped last, after the links that may use it.
+        let mut service = self.panel.then(Service::start).transpose()?;
+        let panel = service.as_ref().map(Service::channel);
+        let (near_name, mut near) = self.vnl(&self.near, cli.port, &cli.group, cli.mode, panel)?;
         let (far_name, mut far) = match &self.far {
-            Far::Vnl(vnl) => self.vnl(vnl, cli.port2, &cli.group2, cli.mode2)?,
+            Far::Vnl(vnl) => self.vnl(vnl, cli.port2, &cli.group2, cli.mode2, panel)?,
             Far::Command(words) => command(words)?,
             Far::Stdio => stdio()?,
         };
@@ -163,7 +169,8 @@ impl Plug<'_> {
             };
             match stop {
                 Stop::Control => match signals.next() {
-                    None | Some(Signal::SIGCHLD) => {}
+                    None => {}
+                    Some(Signal::SIGCHLD) => service.iter_mut().for_each(Service::reap),
                     Some(signal) => return Ok(128 + signal as i32),
                 },
                 Stop::Broken(1, error)
@@ -186,6 +193,7 @@ impl Plug<'_> {
         port: Option<u32>,
         group: &Option<String>,
         mode: Option<u32>,
+        panel: Option<&'static Channel>,
     ) -> Result<NamedLink> {
         let vnl = vnls::resolve(argument, self.default)?;
         let options = OpenOptions {
@@ -199,7 +207,7 @@ impl Plug<'_> {
             mtu: 0,
             ticket: None,
         };
-        let link = Opener::new(self.path.clone(), no_interface, None).open(&vnl, &options)?;
+        let link = Opener::new(self.path.clone(), no_interface, panel).open(&vnl, &options)?;
         Ok((vnl, link))
     }
 }
@@ -222,16 +230,6 @@ fn stdio() -> Result<NamedLink> {
         "standard input".into(),
         Box::new(Stream::new(input, output)?),
     ))
-}
-
-/// Lets go of the terminal: the standard streams become /dev/null.
-fn detach() -> Result<()> {
-    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
-        .map_err(system("open /dev/null"))?;
-    dup2_stdin(&null)
-        .and_then(|()| dup2_stdout(&null))
-        .and_then(|()| dup2_stderr(&null))
-        .map_err(system("let go of the terminal"))
 }
 
 /// A file with this process's id, removed at the end if it still has it.

@@ -1,8 +1,10 @@
-//! Forked children: the only place where this program forks.
+//! Forked children: the only place where this program forks; and what a process in the background does.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use nix::unistd::{ForkResult, Pid, fork};
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork};
 
 use crate::error::{EXIT_FAILURE, Result, system};
 
@@ -24,4 +26,17 @@ pub fn exit_child(life: impl FnOnce() -> i32) -> ! {
     let status = catch_unwind(AssertUnwindSafe(life)).unwrap_or(EXIT_FAILURE);
     // SAFETY: _exit ends the process and touches no memory.
     unsafe { libc::_exit(status) }
+}
+
+/// Lets go of the terminal: the standard streams become /dev/null.
+///
+/// # Errors
+/// There is no /dev/null.
+pub fn detach() -> Result<()> {
+    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(system("open /dev/null"))?;
+    dup2_stdin(&null)
+        .and_then(|()| dup2_stdout(&null))
+        .and_then(|()| dup2_stderr(&null))
+        .map_err(system("let go of the terminal"))
 }

@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::loader::SearchPath;
 use crate::namespace::{Interface, Plan};
+use crate::panel;
 use crate::resolv::Resolv;
 use crate::vnls::{self, End};
 use crate::worker::Job;
@@ -90,7 +91,7 @@ impl Session {
             hostname: cli.hostname.clone(),
             resolv: resolv(cli, config)?,
             sysadmin: cli.sysadm,
-            panel: !cli.no_panel && defaults.panel != Some(false),
+            panel: panel::is_wanted(cli.common.no_panel, config),
             command,
             interfaces,
         };

@@ -26,7 +26,7 @@ use vdens_plugin_api::tap::Tap;
 use crate::control::{Channel, Message};
 use crate::error::{EXIT_FAILURE, Error, ErrorKind, Result, system};
 use crate::namespace::{self, Plan};
-use crate::panel::{Order, Panel};
+use crate::panel::{self, Order, Panel};
 use crate::process::{exit_child, fork_child};
 use crate::signals::Signals;
 use crate::vnls::End;
@@ -207,17 +207,8 @@ impl Supervisor {
 
     /// Carries out a worker's order and tells it how that went.
     fn obey(&self, channel: &Channel, order: &Order) -> Result<()> {
-        let outcome = match &self.panel {
-            Some(panel) => panel.carry_out(order, None),
-            None => Err(Error::new(ErrorKind::Unsupported, "there is no panel")),
-        };
-        match outcome {
-            Ok(tap) => {
-                let fds: Vec<_> = tap.iter().map(AsFd::as_fd).collect();
-                channel.send(&Message::Ready, &fds)
-            }
-            Err(error) => channel.send(&Message::Failed(EXIT_FAILURE, error), &[]),
-        }
+        let none = || Error::new(ErrorKind::Unsupported, "there is no panel");
+        panel::obey(self.panel.as_ref().ok_or_else(none), channel, order)
     }
 
     /// Waits until the namespace child is ready, and returns the descriptors it sends.

@@ -12,8 +12,9 @@
 //! Ownership: a `LinkV1` is closed by whoever holds it, once, by its `close`. A `RawBatch` is lent for
 //! a call. Strings are abi_stable's, which carry their own deallocator.
 
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use abi_stable::StableAbi;
 use abi_stable::library::{CheckTypeLayout, LibraryError, RootModule, RootModuleResult};
@@ -24,9 +25,10 @@ use abi_stable::std_types::{RErr, ROk, RResult, RStr, RString};
 
 use crate::batch::RawBatch;
 use crate::logging;
+use crate::tap::Tap;
 use crate::{
-    Error, ErrorKind, Link, Manifest, Offloads, OpenOptions, OpenRequest, Plugin, Port, Result,
-    RxBatch, State, Ticket, TxBatch,
+    Error, ErrorKind, Hub, Link, Manifest, Offloads, OpenOptions, OpenRequest, Plugin, Port,
+    Result, RxBatch, State, Ticket, TxBatch,
 };
 
 #[doc(hidden)]
@@ -339,6 +341,42 @@ pub(crate) struct PortV1 {
     place: RString,
 }
 
+/// A [`Hub`] in flight. The descriptor goes to the receiver.
+#[repr(C)]
+#[derive(StableAbi)]
+pub(crate) struct HubV1 {
+    panel: u64,
+    place: RString,
+    tap: i32,
+    /// The tap's name.
+    name: RString,
+}
+
+impl From<Hub> for HubV1 {
+    fn from(hub: Hub) -> Self {
+        Self {
+            panel: hub.ticket.panel,
+            place: hub.ticket.place.into(),
+            name: hub.tap.name().into(),
+            tap: OwnedFd::from(hub.tap).into_raw_fd(),
+        }
+    }
+}
+
+impl From<HubV1> for Hub {
+    fn from(raw: HubV1) -> Self {
+        // SAFETY: the sender gave up the descriptor, in `from` above, and `raw` is consumed.
+        let tap = unsafe { OwnedFd::from_raw_fd(raw.tap) };
+        Self {
+            ticket: Ticket {
+                panel: raw.panel,
+                place: raw.place.into(),
+            },
+            tap: Tap::from_fd(tap, raw.name.into()),
+        }
+    }
+}
+
 /// What a plugin can ask of the host.
 #[repr(C)]
 #[derive(StableAbi)]
@@ -348,8 +386,12 @@ pub(crate) struct HostCallsV1 {
     log_level: extern "C" fn() -> u32,
     open: unsafe extern "C" fn(*const (), RStr<'_>) -> Outcome<LinkV1>,
     port: unsafe extern "C" fn(*const ()) -> PortV1,
-    #[sabi(last_prefix_field)]
     plug: unsafe extern "C" fn(*const (), RStr<'_>) -> Outcome<()>,
+    /// The panel and the hub's place on it.
+    attach: unsafe extern "C" fn(*const (), u64, RStr<'_>) -> Outcome<()>,
+    /// The expiry in milliseconds.
+    #[sabi(last_prefix_field)]
+    hub: unsafe extern "C" fn(*const (), u64) -> Outcome<HubV1>,
 }
 
 /// The host, as a plugin holds it: valid for the life of the process.
@@ -381,12 +423,26 @@ pub trait HostServices: Send + Sync {
     /// # Errors
     /// There is no panel, or the kernel refuses.
     fn plug(&self, peer: &str) -> Result<()>;
+
+    /// Plugs the interface into a hub.
+    ///
+    /// # Errors
+    /// There is no panel, the hub is not on it, or the kernel refuses.
+    fn attach(&self, hub: &Ticket) -> Result<()>;
+
+    /// Makes a hub.
+    ///
+    /// # Errors
+    /// There is no panel, or the kernel refuses.
+    fn hub(&self, expiry: Duration) -> Result<Hub>;
 }
 
 /// The host's side: shims from the table's functions to a `&'static dyn HostServices`.
 mod host_shim {
-    use super::{HostServices, LinkV1, Outcome, PortV1, RStr, contain};
-    use crate::logging;
+    use std::time::Duration;
+
+    use super::{HostServices, HubV1, LinkV1, Outcome, PortV1, RStr, contain};
+    use crate::{Ticket, logging};
 
     pub(super) extern "C" fn log(level: u32, target: RStr<'_>, message: RStr<'_>) {
         let level = logging::level_from_code(level);
@@ -430,6 +486,28 @@ mod host_shim {
         let services = unsafe { *services.cast::<&'static dyn HostServices>() };
         contain("plug", || services.plug(peer.as_str()))
     }
+
+    /// # Safety
+    /// As for `open`.
+    pub(super) unsafe extern "C" fn attach(
+        services: *const (),
+        panel: u64,
+        place: RStr<'_>,
+    ) -> Outcome<()> {
+        // SAFETY: per this function's contract.
+        let services = unsafe { *services.cast::<&'static dyn HostServices>() };
+        let place = place.to_string();
+        contain("attach", || services.attach(&Ticket { panel, place }))
+    }
+
+    /// # Safety
+    /// As for `open`.
+    pub(super) unsafe extern "C" fn hub(services: *const (), expiry: u64) -> Outcome<HubV1> {
+        // SAFETY: per this function's contract.
+        let services = unsafe { *services.cast::<&'static dyn HostServices>() };
+        let expiry = Duration::from_millis(expiry);
+        contain("hub", || services.hub(expiry).map(HubV1::from))
+    }
 }
 
 const HOST_CALLS: HostCallsV1Ref = {
@@ -439,6 +517,8 @@ const HOST_CALLS: HostCallsV1Ref = {
         open: host_shim::open,
         port: host_shim::port,
         plug: host_shim::plug,
+        attach: host_shim::attach,
+        hub: host_shim::hub,
     });
     HostCallsV1Ref(TABLE.static_as_prefix())
 };
@@ -478,6 +558,18 @@ impl HostV1 {
     pub(crate) fn plug(&self, peer: &str) -> Result<()> {
         // SAFETY: as in `open`.
         unwrap(unsafe { (self.calls.plug())(self.services, RStr::from(peer)) })
+    }
+
+    pub(crate) fn attach(&self, hub: &Ticket) -> Result<()> {
+        let place = RStr::from(hub.place.as_str());
+        // SAFETY: as in `open`.
+        unwrap(unsafe { (self.calls.attach())(self.services, hub.panel, place) })
+    }
+
+    pub(crate) fn hub(&self, expiry: Duration) -> Result<Hub> {
+        let expiry = u64::try_from(expiry.as_millis()).unwrap_or(u64::MAX);
+        // SAFETY: as in `open`.
+        unwrap(unsafe { (self.calls.hub())(self.services, expiry) }).map(Hub::from)
     }
 }
 

@@ -29,4 +29,4 @@ pub use batch::{
 pub use error::{Error, ErrorKind, Result};
 pub use link::{Link, Offloads, State};
 pub use log;
-pub use plugin::{Host, Manifest, OpenOptions, OpenRequest, Plugin, Port, Ticket};
+pub use plugin::{Host, Hub, Manifest, OpenOptions, OpenRequest, Plugin, Port, Ticket};

@@ -1,8 +1,10 @@
 //! What a plugin author sees at open: the request, and the host's services behind it.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::abi::{HostServices, HostV1};
+use crate::tap::Tap;
 use crate::vnl::Vnl;
 use crate::{Error, ErrorKind, Link, Result};
 
@@ -58,6 +60,16 @@ pub struct Ticket {
     pub place: String,
 }
 
+/// A bridge on the user's panel: whose interfaces are plugged into it, the kernel carries frames between them.
+#[derive(Debug)]
+pub struct Hub {
+    /// Where to plug in: what is told to those who may.
+    pub ticket: Ticket,
+    /// A port of it, through which this process takes part. The hub is gone when this is closed and the last
+    /// interface unplugged.
+    pub tap: Tap,
+}
+
 /// The services of the host. Cheap to clone, usable from any thread, valid for the life of the process.
 #[derive(Clone, Copy)]
 pub struct Host {
@@ -95,6 +107,24 @@ impl Host {
     pub fn plug(&self, peer: &str) -> Result<()> {
         self.raw.plug(peer)
     }
+
+    /// Plugs the interface into a [`Hub`], which may be another process's. For the rest as [`Host::plug`]; neither
+    /// is possible before the link is open and has been told of the other side.
+    ///
+    /// # Errors
+    /// There is no ticket, or the hub is on another panel or gone, or the kernel refuses.
+    pub fn attach(&self, hub: &Ticket) -> Result<()> {
+        self.raw.attach(hub)
+    }
+
+    /// Makes a hub that forgets a station which has been silent for `expiry`. Takes some milliseconds; not
+    /// before the link is open.
+    ///
+    /// # Errors
+    /// There is no panel, or the kernel refuses.
+    pub fn hub(&self, expiry: Duration) -> Result<Hub> {
+        self.raw.hub(expiry)
+    }
 }
 
 /// What [`Host::without_services`] offers.
@@ -116,6 +146,15 @@ impl HostServices for NoServices {
 
     fn plug(&self, peer: &str) -> Result<()> {
         let message = format!("there is no panel to plug into {peer} on");
+        Err(Error::new(ErrorKind::Unsupported, message))
+    }
+
+    fn attach(&self, hub: &Ticket) -> Result<()> {
+        self.plug(&hub.place)
+    }
+
+    fn hub(&self, _expiry: Duration) -> Result<Hub> {
+        let message = "there is no panel to make a hub on";
         Err(Error::new(ErrorKind::Unsupported, message))
     }
 }

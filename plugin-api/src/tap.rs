@@ -17,7 +17,10 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{read, write};
 
-use crate::{Error, Link, MAX_FRAME, Offloads, Result, RxBatch, State, TxBatch};
+use crate::{Error, Frame, Link, MAX_FRAME, Offloads, Result, RxBatch, State, TxBatch};
+
+/// The largest MTU that a tap takes, in bytes.
+pub const MAX_MTU: u32 = 65_521;
 
 /// The longest interface name, in bytes (IFNAMSIZ less the terminating NUL).
 pub const MAX_INTERFACE_NAME: usize = libc::IFNAMSIZ - 1;
@@ -89,6 +92,20 @@ impl Tap {
         }
     }
 
+    /// Writes one frame; `false` if the interface did not take it, because it is down or memory is short.
+    ///
+    /// # Errors
+    /// The interface is gone.
+    pub fn write(&self, frame: Frame<'_>) -> Result<bool> {
+        match write(&self.fd, frame.with_header()) {
+            Ok(_) => Ok(true),
+            Err(errno @ (Errno::EBADFD | Errno::ENODEV | Errno::EBADF)) => {
+                Err(gone(&self.name, errno))
+            }
+            Err(_) => Ok(false),
+        }
+    }
+
     fn apply(&mut self, state: State) {
         self.set_carrier(state.carrier);
         self.set_offloads(state.offloads);
@@ -118,6 +135,12 @@ impl AsFd for Tap {
     }
 }
 
+impl From<Tap> for OwnedFd {
+    fn from(tap: Tap) -> Self {
+        tap.fd
+    }
+}
+
 impl Link for Tap {
     fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -136,13 +159,7 @@ impl Link for Tap {
     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
         let mut lost = 0;
         for frame in batch.frames() {
-            match write(&self.fd, frame.with_header()) {
-                Ok(_) => {}
-                Err(errno @ (Errno::EBADFD | Errno::ENODEV | Errno::EBADF)) => {
-                    return Err(gone(&self.name, errno));
-                }
-                Err(_) => lost += 1,
-            }
+            lost += u64::from(!self.write(frame)?);
         }
         batch.count_dropped(lost);
         Ok(batch.len())

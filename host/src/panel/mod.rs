@@ -8,7 +8,8 @@
 //!
 //! There is no daemon. Two descriptors keep H and the panel alive, whoever holds them; the
 //! [`registry`] says where the next comer can take them over, and with the last holder everything is
-//! gone. The [`plumbing`] is done by short-lived children that enter the panel, under the registry's lock.
+//! gone. The [`plumbing`] is done by short-lived children that enter the panel, under the registry's lock, for
+//! processes that hold it: a supervisor, or a [`service`] beside a process that plugins have entered. These [`ask`].
 //!
 //! What is taken over is not believed: both descriptors must be namespaces of the right kind, H owned by this user and a
 //! child of this very user namespace, which no member can make.
@@ -16,6 +17,7 @@
 mod plumbing;
 mod port;
 mod registry;
+mod service;
 
 use std::fs::{self, File};
 use std::io;
@@ -31,7 +33,9 @@ use vdens_plugin_api::tap::MAX_INTERFACE_NAME;
 pub use plumbing::Order;
 pub use port::PanelPort;
 use registry::{Holder, Registration, Registry};
+pub use service::Service;
 
+use crate::config::Config;
 use crate::control::{Channel, Message};
 use crate::error::{EXIT_FAILURE, Error, ErrorKind, Result, system};
 use crate::process::{exit_child, fork_child};
@@ -114,16 +118,48 @@ impl Panel {
     }
 }
 
-/// Asks the process at the other end of `channel` to carry out an order; the tap that it makes, if it makes one.
+/// Whether the panel may be used, as the command line and the configuration have it.
+pub fn is_wanted(no_panel: bool, config: &Config) -> bool {
+    !no_panel && config.defaults.panel != Some(false)
+}
+
+/// An order that was carried out.
+#[derive(Debug)]
+pub struct Done {
+    /// The panel's identity.
+    pub panel: u64,
+    /// The tap that was made, if one was.
+    pub tap: Option<OwnedFd>,
+}
+
+/// Asks the process at the other end of `channel` to carry out an order.
 ///
 /// # Errors
 /// What the plumbing reports, or that there is nobody.
-pub fn ask(channel: &Channel, order: Order) -> Result<Option<OwnedFd>> {
+pub fn ask(channel: &Channel, order: Order) -> Result<Done> {
     channel.send(&Message::Order(order), &[])?;
     match channel.receive()? {
-        Some((Message::Ready, mut fds)) => Ok(fds.pop()),
+        Some((Message::Done(panel), mut fds)) => Ok(Done {
+            panel,
+            tap: fds.pop(),
+        }),
         Some((Message::Failed(_, error), _)) => Err(error),
-        _ => Err(Error::closed("the supervisor is gone")),
+        _ => Err(Error::closed("there is nobody to carry out orders")),
+    }
+}
+
+/// Carries out an order for whoever asked over `channel`, and answers.
+///
+/// # Errors
+/// The answer cannot be sent.
+pub fn obey(panel: Result<&Panel>, channel: &Channel, order: &Order) -> Result<()> {
+    let done = panel.and_then(|panel| Ok((panel.id(), panel.carry_out(order, None)?)));
+    match done {
+        Ok((panel, tap)) => {
+            let fds: Vec<_> = tap.iter().map(AsFd::as_fd).collect();
+            channel.send(&Message::Done(panel), &fds)
+        }
+        Err(error) => channel.send(&Message::Failed(EXIT_FAILURE, error), &[]),
     }
 }
 

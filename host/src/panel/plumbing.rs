@@ -2,21 +2,21 @@
 //!
 //! Interfaces there are named by what they are and the process and number they belong to: `p12n0` is
 //! port 0 of process 12, `t12n0` the tap through which it is served and `b12n0` the bridge between the
-//! two; `c12n0` is the bridge of a cable whose one end is that port. Bridges left without ports are swept
-//! whenever something is unplugged.
+//! two; `c12n0` is the bridge of a cable whose one end is that port. A hub, that is number 3 of the hubs that
+//! process 12 has made, is the bridge `h12n3` with the tap `x12n3`. Bridges left without ports are swept whenever
+//! something is unplugged: a hub has one as long as its maker holds the tap or something is plugged in.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
-use vdens_plugin_api::tap::Tap;
+use vdens_plugin_api::tap::{MAX_MTU, Tap};
 
 use crate::error::{Error, Result};
 use crate::netlink::Netlink;
 
-/// The largest MTU of a tap, in bytes: a member's own interface decides what is sent.
-const TAP_MTU: u32 = 65_521;
-
-/// How long a bridge remembers an address, in seconds.
+/// How long a bridge with two ports remembers an address, in seconds.
 const AGEING: u32 = 300;
+/// The longest time that a hub does; far below what the kernel's clock can count.
+const LONGEST_AGEING: u32 = 1_000_000;
 
 /// What is to be done. Names are those of interfaces on the panel, without their first letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +27,10 @@ pub enum Order {
     Plug(String, String),
     /// Plug a port into a bridge of its own with a tap, and hand the tap over.
     Serve(String),
+    /// Make a hub that remembers an address for so many seconds, and hand its tap over.
+    Hub(String, u32),
+    /// Plug a port into a hub.
+    Attach(String, String),
     /// Unplug a port: it is down and on no bridge.
     Unplug(String),
 }
@@ -38,6 +42,8 @@ impl Order {
             Self::AddPort(port, interface) => format!("add {port} {interface}"),
             Self::Plug(port, peer) => format!("plug {port} {peer}"),
             Self::Serve(port) => format!("serve {port}"),
+            Self::Hub(hub, ageing) => format!("hub {hub} {ageing}"),
+            Self::Attach(port, hub) => format!("attach {port} {hub}"),
             Self::Unplug(port) => format!("unplug {port}"),
         }
     }
@@ -49,6 +55,8 @@ impl Order {
             ["add", port, interface] => Some(Self::AddPort(port.into(), interface.into())),
             ["plug", port, peer] => Some(Self::Plug(port.into(), peer.into())),
             ["serve", port] => Some(Self::Serve(port.into())),
+            ["hub", hub, ageing] => Some(Self::Hub(hub.into(), ageing.parse().ok()?)),
+            ["attach", port, hub] => Some(Self::Attach(port.into(), hub.into())),
             ["unplug", port] => Some(Self::Unplug(port.into())),
             _ => None,
         }
@@ -74,16 +82,18 @@ impl Order {
             }
             Self::Serve(port) => {
                 let bridge = format!("b{port}");
-                netlink.add_bridge(&bridge, AGEING)?;
-                netlink.set_up(&bridge)?;
-                let tap = Tap::open(&format!("t{port}"))?;
-                netlink.set_mtu(tap.name(), TAP_MTU)?;
-                netlink.set_bridge(tap.name(), Some(&bridge))?;
-                netlink.set_up(tap.name())?;
+                let tap = tapped_bridge(&netlink, &bridge, AGEING, &format!("t{port}"))?;
                 attach(&netlink, port, &bridge)?;
-                let tap = tap.as_fd().try_clone_to_owned();
-                tap.map(Some)
-                    .map_err(|error| Error::io("hand a tap over", &error))
+                Ok(Some(tap))
+            }
+            Self::Hub(hub, ageing) => {
+                let (bridge, tap) = (format!("h{hub}"), format!("x{hub}"));
+                let ageing = (*ageing).min(LONGEST_AGEING);
+                tapped_bridge(&netlink, &bridge, ageing, &tap).map(Some)
+            }
+            Self::Attach(port, hub) => {
+                attach(&netlink, port, &format!("h{hub}"))?;
+                Ok(None)
             }
             Self::Unplug(port) => {
                 let port = format!("p{port}");
@@ -105,6 +115,18 @@ fn index(port: &str) -> u32 {
     (pid << 8 | number & 0xff) & i32::MAX as u32
 }
 
+/// Makes a bridge with a tap on it.
+fn tapped_bridge(netlink: &Netlink, bridge: &str, ageing: u32, tap: &str) -> Result<OwnedFd> {
+    netlink.add_bridge(bridge, ageing)?;
+    netlink.set_up(bridge)?;
+    let tap = Tap::open(tap)?;
+    // A bridge drops what is longer than the MTU of the port it is for.
+    netlink.set_mtu(tap.name(), MAX_MTU)?;
+    netlink.set_bridge(tap.name(), Some(bridge))?;
+    netlink.set_up(tap.name())?;
+    Ok(tap.into())
+}
+
 fn attach(netlink: &Netlink, port: &str, bridge: &str) -> Result<()> {
     let port = format!("p{port}");
     netlink.set_bridge(&port, Some(bridge))?;
@@ -115,7 +137,7 @@ fn attach(netlink: &Netlink, port: &str, bridge: &str) -> Result<()> {
 /// Deletes the bridges that have no port.
 fn sweep(netlink: &Netlink) -> Result<()> {
     let links = netlink.links()?;
-    let is_bridge = |name: &str| name.starts_with(['b', 'c']);
+    let is_bridge = |name: &str| name.starts_with(['b', 'c', 'h']);
     let is_used = |index: u32| links.iter().any(|link| link.bridge == Some(index));
     let empty = links
         .iter()

@@ -49,7 +49,8 @@ impl PanelPort {
     }
 
     fn order(&self, order: Order) -> Option<OwnedFd> {
-        ask(self.channel, order).unwrap_or_else(|error| {
+        let done = ask(self.channel, order).map(|done| done.tap);
+        done.unwrap_or_else(|error| {
             // At the end of the session the supervisor goes first.
             let level = match error.kind {
                 ErrorKind::Closed => Level::Debug,

@@ -20,6 +20,10 @@
 //! A reply is a lone `sockaddr_un`: the family (2 bytes) and 108 bytes of path, ended by a NUL unless
 //! the path fills them. The description has no length of its own: a request is what one `read` into
 //! [`MAX_REQUEST_LEN`]` + 1` bytes returns (the extra byte shows one that is too long).
+//!
+//! A client of ours ends its description with a [`mark`]: the panel that its interface can be plugged on. A switch
+//! of ours then sends a [`Hello`](super::hello::Hello) as the first datagram on the data socket, before the
+//! reply, so that it is there when the client looks; its ticket is the hub that the client may plug into.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -43,6 +47,19 @@ const VERSION: u32 = 3;
 const FAMILY: u16 = libc::AF_UNIX as u16;
 const PATH_LEN: usize = 108;
 const ADDRESS_LEN: usize = 2 + PATH_LEN;
+
+const MARK: &str = "vdens=";
+
+/// The end of our own clients' descriptions: `panel` is a [`Ticket`](crate::Ticket)'s, 0 for none.
+pub fn mark(panel: u64) -> String {
+    format!(" {MARK}{panel}")
+}
+
+/// The panel in the [`mark`] at a description's end, if there is one.
+pub fn marked(description: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(description).ok()?;
+    text.rsplit(' ').next()?.strip_prefix(MARK)?.parse().ok()
+}
 
 /// What a client wants of the switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -367,6 +384,17 @@ mod tests {
         let error = Error::from(ControlError::WrongVersion(2));
         assert_eq!(error.kind, ErrorKind::Protocol);
         assert!(error.message.contains("version 2"), "{error}");
+    }
+
+    #[test]
+    fn a_mark_is_found_at_the_end_only() {
+        for panel in [0, 4_026_532_345, u64::MAX] {
+            let description = format!("vdens vde0 pid=1{}", mark(panel));
+            assert_eq!(marked(description.as_bytes()), Some(panel));
+        }
+        for other in ["", "vdens=", "a vdens=1 pid=2", "a vdens=x", "a xvdens=1"] {
+            assert_eq!(marked(other.as_bytes()), None, "{other}");
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub const SUPER_PREFIX: [u8; 20] = [
 ];
 
 /// What two ends of one cable both know, and no other cable has: device and inode number of the socket
-/// that they meet at.
+/// that they meet at. The default stands for the way between a switch and its client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cable {
     /// The device.

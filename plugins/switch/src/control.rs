@@ -23,6 +23,7 @@ use nix::sys::socket::{
     sockopt,
 };
 use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::unistd::Uid;
 use vdens_plugin_api::wire::control::{ControlError, MAX_REQUEST_LEN, Request, RequestKind};
 
 /// How long a client may take for its request.
@@ -61,6 +62,13 @@ impl Refusal {
 /// Who is at the other end of a control stream, as the kernel knows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(UnixCredentials);
+
+impl Peer {
+    /// Whether it runs as the switch's user.
+    pub(crate) fn is_same_user(self) -> bool {
+        self.0.uid() == Uid::effective().as_raw()
+    }
+}
 
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

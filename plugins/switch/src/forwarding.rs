@@ -3,17 +3,18 @@
 //! A frame for a station whose port is known goes there and nowhere else, not even back; any other goes
 //! to all ports but its own. Decisions are made for a whole batch first, as one [`Selection`] of its
 //! frames per port, and then carried out with one system call a port; frames are not copied unless a
-//! port is congested or they are for the host.
+//! port is congested or they are for the host. The local port and those of clients take no part while their
+//! interfaces are on the hub.
 
 use std::time::Instant;
 
-use vdens_plugin_api::{MAX_LEGACY_FRAME, RxBatch, TxBatch};
+use vdens_plugin_api::{Hub, MAX_LEGACY_FRAME, RxBatch, TxBatch};
 
 use crate::fdb::Fdb;
 use crate::frame::Addresses;
-use crate::port::{LOCAL, Port, PortId, Selection};
+use crate::port::{HUB, LOCAL, Port, PortId, Selection};
 
-/// The ports that clients have, by id. The local port has none of its own.
+/// The ports that clients have, by id. The local port and the hub have ids of their own.
 #[derive(Debug, Default)]
 pub(crate) struct Ports(Vec<Option<Port>>);
 
@@ -74,6 +75,9 @@ impl Ports {
 pub(crate) struct Fabric {
     pub(crate) ports: Ports,
     pub(crate) fdb: Fdb,
+    pub(crate) hub: Option<Hub>,
+    /// Whether the host's interface is on the hub.
+    pub(crate) host_is_plugged: bool,
     /// Ports with frames selected, of which some may be there twice.
     chosen: Vec<PortId>,
     /// Ports that took less than they were given since [`Fabric::drain_congested`].
@@ -85,6 +89,8 @@ impl Fabric {
         Self {
             ports: Ports::default(),
             fdb,
+            hub: None,
+            host_is_plugged: false,
             chosen: Vec::new(),
             congested: Vec::new(),
         }
@@ -99,7 +105,7 @@ impl Fabric {
         host: Option<&mut RxBatch<'_>>,
         now: Instant,
     ) -> u64 {
-        let (mut flooded, mut local) = (Selection::default(), Selection::default());
+        let [mut flooded, mut local, mut bridged] = [Selection::default(); 3];
         let mut too_long = 0;
         for index in 0..batch.len() {
             let Some(frame) = batch.frame(index) else {
@@ -116,6 +122,7 @@ impl Fabric {
             match self.fdb.lookup(addresses.destination, now) {
                 Some(port) if port == source => {}
                 Some(LOCAL) => local.insert(index),
+                Some(HUB) => bridged.insert(index),
                 Some(port) => {
                     if let Some(port) = self.ports.get_mut(port) {
                         port.selected.insert(index);
@@ -134,11 +141,19 @@ impl Fabric {
         } else {
             self.chosen.clear();
             local = local.union(flooded);
-            for (id, port) in self.ports.iter_mut().filter(|(id, _)| *id != source) {
+            bridged = bridged.union(flooded);
+            let others = |(id, port): &(PortId, &mut Port)| *id != source && !port.is_plugged;
+            for (id, port) in self.ports.iter_mut().filter(others) {
                 deliver(id, port, flooded, batch, &mut self.congested);
             }
         }
-        if let Some(host) = host.filter(|_| source != LOCAL) {
+        if let Some(hub) = self.hub.as_ref().filter(|_| source != HUB) {
+            for frame in bridged.frames_of(batch) {
+                // A tap that fails for good is found out when it is read.
+                let _ = hub.tap.write(frame);
+            }
+        }
+        if let Some(host) = host.filter(|_| source != LOCAL && !self.host_is_plugged) {
             for frame in local.of(batch) {
                 if !host.push(frame) {
                     host.count_dropped(1);

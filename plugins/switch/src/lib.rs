@@ -19,6 +19,12 @@
 //! - `forwarding`: from one port's batch of frames to the other ports, one system call each;
 //! - `switch`: the events that drive it all, and the link.
 //!
+//! Clients of the switch's own user whose interfaces are on the panel are offered a hub there, a bridge of the
+//! kernel, made when the first of them comes. One that has plugged in says so in its first frame: the kernel then
+//! carries what goes between such clients, and its port here is idle. The hub has a tap that is to the fabric
+//! one port more, behind which all stations on the hub are. So both kinds of clients are on one network.
+//! The host's interface is plugged in like a client's.
+//!
 //! What a client does never fails the link: it loses its port, or its frames, and the others notice
 //! nothing. An idle switch does not wake up: its only timer runs while there are addresses to forget
 //! or requests to wait for.
@@ -40,7 +46,7 @@ use vdens_plugin_api::{Link, OpenRequest, Result};
 
 fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     let config = config::Config::new(request.argument(), &request.options)?;
-    Ok(Box::new(switch::Switch::open(&config)?))
+    Ok(Box::new(switch::Switch::open(&config, request.host)?))
 }
 
 vdens_plugin_api::export_plugin! {

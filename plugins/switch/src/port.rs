@@ -21,6 +21,9 @@ pub(crate) struct PortId(pub(crate) u32);
 /// The host's side of the link.
 pub(crate) const LOCAL: PortId = PortId(0);
 
+/// The hub on the panel, seen through its tap.
+pub(crate) const HUB: PortId = PortId(u32::MAX);
+
 /// Frames of a batch: bit i stands for number i.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Selection(u32);
@@ -49,15 +52,20 @@ impl Selection {
         u64::from(self.0.count_ones())
     }
 
-    /// The frames selected from `batch`.
+    /// The frames selected from `batch`, as bytes.
     pub(crate) fn of<'a>(self, batch: &'a TxBatch<'_>) -> impl Iterator<Item = &'a [u8]> {
+        self.frames_of(batch).map(Frame::bytes)
+    }
+
+    /// The frames selected from `batch`.
+    pub(crate) fn frames_of<'a>(self, batch: &'a TxBatch<'_>) -> impl Iterator<Item = Frame<'a>> {
         let mut bits = self.0;
         let next = move || {
             let index = bits.trailing_zeros() as usize;
             let rest = bits.wrapping_sub(1) & bits;
             (std::mem::replace(&mut bits, rest) != 0).then_some(index)
         };
-        std::iter::from_fn(next).filter_map(|index| batch.frame(index).map(Frame::bytes))
+        std::iter::from_fn(next).filter_map(|index| batch.frame(index))
     }
 }
 
@@ -83,6 +91,10 @@ pub(crate) struct Port {
     /// The data socket's place in the directory; removed with the port.
     _entry: Entry,
     queue: Queue,
+    /// Whether the client is one of ours, which may send messages among its frames.
+    pub(crate) is_ours: bool,
+    /// Whether its interface is on the hub: then no frames pass here.
+    pub(crate) is_plugged: bool,
     /// Frames of the batch at hand that are for this port.
     pub(crate) selected: Selection,
     /// Whether epoll watches for room in the socket.
@@ -107,6 +119,8 @@ impl Port {
             data,
             _entry: entry,
             queue: Queue::default(),
+            is_ours: false,
+            is_plugged: false,
             selected: Selection::default(),
             is_watched_for_room: false,
             counters: Counters::default(),

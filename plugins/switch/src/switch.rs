@@ -19,15 +19,19 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::socket::{MsgFlags, send};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use vdens_plugin_api::wire::control::{Reply, Request};
-use vdens_plugin_api::{Batch, Error, Link, MAX_LEGACY_FRAME, Result, RxBatch, TxBatch, log};
+use vdens_plugin_api::wire::control::{Reply, Request, marked};
+use vdens_plugin_api::wire::hello::{Cable, Hello};
+use vdens_plugin_api::{
+    Batch, Error, Host, Hub, Link, MAX_LEGACY_FRAME, Result, RxBatch, Sift, State, Ticket, TxBatch,
+    log,
+};
 
 use crate::config::Config;
 use crate::control::{self, Applicant, Applicants, Peer, Refusal};
 use crate::directory::{Directory, Entry};
 use crate::fdb::{self, Fdb};
 use crate::forwarding::Fabric;
-use crate::port::{LOCAL, Port, PortId};
+use crate::port::{HUB, LOCAL, Port, PortId};
 
 /// Events taken from epoll at a time.
 const EVENTS: usize = 64;
@@ -44,6 +48,7 @@ enum Source {
     Applicant(u32),
     Control(PortId),
     Data(PortId),
+    Hub,
 }
 
 impl Source {
@@ -54,6 +59,7 @@ impl Source {
             Self::Applicant(slot) => (2, slot),
             Self::Control(id) => (3, id.0),
             Self::Data(id) => (4, id.0),
+            Self::Hub => (5, 0),
         };
         EpollEvent::new(flags, kind << 32 | u64::from(index))
     }
@@ -65,7 +71,8 @@ impl Source {
             1 => Self::Listener,
             2 => Self::Applicant(index),
             3 => Self::Control(PortId(index)),
-            _ => Self::Data(PortId(index)),
+            4 => Self::Data(PortId(index)),
+            _ => Self::Hub,
         }
     }
 }
@@ -136,6 +143,11 @@ impl Complaints {
 /// The switch.
 #[derive(Debug)]
 pub(crate) struct Switch {
+    host: Host,
+    /// How long a station is remembered.
+    expiry: Duration,
+    /// Whether the host has begun to use the link: only then can its interface be plugged.
+    is_used: bool,
     epoll: Epoll,
     ready: VecDeque<EpollEvent>,
     timer: Timer,
@@ -153,13 +165,16 @@ pub(crate) struct Switch {
 }
 
 impl Switch {
-    pub(crate) fn open(config: &Config) -> Result<Self> {
+    pub(crate) fn open(config: &Config, host: Host) -> Result<Self> {
         let directory = Directory::open(config)?;
         let (listener, control) = directory.listen()?;
         let (epoll, timer) = set_up_epoll(&listener)
             .map_err(|errno| Error::io("set up epoll for the switch", &errno.into()))?;
         log::info!("switch running in {}", directory.path().display());
         Ok(Self {
+            host,
+            expiry: config.expiry,
+            is_used: false,
             epoll,
             ready: VecDeque::with_capacity(EVENTS),
             timer,
@@ -203,6 +218,7 @@ impl Switch {
             Source::Applicant(slot) => self.hear(slot, now),
             Source::Listener => self.accept(now),
             Source::Timer => self.tick(now),
+            Source::Hub => self.serve_hub(host, now),
         }
     }
 
@@ -227,11 +243,80 @@ impl Switch {
         match outcome {
             Ok(0) => {}
             Ok(_) => {
+                if port.is_ours && hear(port, &mut self.ingress) {
+                    self.fabric.fdb.forget(id);
+                }
                 port.counters.received += self.ingress.len() as u64;
                 self.fabric
                     .forward(id, &self.ingress.tx(0), Some(host), now);
             }
             Err(e) => port.close(format!("its data socket fails: {e}")),
+        }
+    }
+
+    /// Serves the hub's tap.
+    fn serve_hub(&mut self, host: &mut RxBatch<'_>, now: Instant) {
+        let Some(hub) = &mut self.fabric.hub else {
+            return;
+        };
+        self.ingress.clear();
+        match hub.tap.recv(&mut self.ingress.rx()) {
+            Ok(()) => {
+                let frames = self.ingress.tx(0);
+                self.fabric.forward(HUB, &frames, Some(host), now);
+            }
+            Err(error) => self.lose_hub(&error),
+        }
+    }
+
+    /// The hub's ticket, if there can be one. The hub is made when it is first asked for.
+    fn hub(&mut self) -> Option<Ticket> {
+        if self.fabric.hub.is_none() {
+            let made = self
+                .host
+                .hub(self.expiry)
+                .and_then(|hub| self.watch_hub(hub));
+            match made {
+                Ok(hub) => self.fabric.hub = Some(hub),
+                Err(error) => log::debug!("no hub: {error}"),
+            }
+        }
+        self.fabric.hub.as_ref().map(|hub| hub.ticket.clone())
+    }
+
+    fn watch_hub(&self, hub: Hub) -> Result<Hub> {
+        let event = Source::Hub.event(EpollFlags::EPOLLIN);
+        let watched = self.epoll.add(&hub.tap, event);
+        watched.map_err(|errno| Error::io("watch the hub", &errno.into()))?;
+        Ok(hub)
+    }
+
+    /// Who was plugged into the hub has to come again; the host's interface is served here.
+    fn lose_hub(&mut self, error: &Error) {
+        log::warn!("the hub is lost: {error}");
+        if let Some(hub) = self.fabric.hub.take() {
+            // Closing it is enough, unless another process has it open.
+            let _ = self.epoll.delete(&hub.tap);
+        }
+        self.fabric.fdb.forget(HUB);
+        self.fabric.host_is_plugged = false;
+        for (_, port) in self.fabric.ports.iter_mut().filter(|(_, p)| p.is_plugged) {
+            port.close("the hub is lost");
+        }
+    }
+
+    /// Has the host's interface plugged into the hub, if it can be.
+    fn plug_host(&mut self) {
+        let port = self.host.port();
+        let Some(hub) = port.ticket.and_then(|_| self.hub()) else {
+            return;
+        };
+        match self.host.attach(&hub) {
+            Ok(()) => {
+                self.fabric.host_is_plugged = true;
+                log::info!("{}: the kernel carries the frames", port.interface);
+            }
+            Err(error) => log::debug!("not plugged: {error}"),
         }
     }
 
@@ -268,6 +353,14 @@ impl Switch {
             .directory
             .bind_data(&data, number)
             .map_err(|errno| Refusal::System("bind the port's socket", errno))?;
+        let panel = marked(&request.description);
+        if let Some(panel) = panel {
+            let can_plug = panel != 0 && applicant.peer.is_same_user();
+            let ticket = can_plug.then(|| self.hub()).flatten();
+            let answer = false;
+            // A client that is not told is served all the same.
+            let _ = data.send(&Hello::Hello { answer, ticket }.encode(Cable::default()));
+        }
         let reply = Reply {
             socket: entry.path(),
         };
@@ -276,7 +369,8 @@ impl Switch {
         let _ = send(applicant.stream.as_raw_fd(), &reply.encode()?, flags);
         let description = String::from_utf8_lossy(&request.description);
         let client = format!("{}, {}", description.escape_debug(), applicant.peer);
-        let port = Port::new(number, client, applicant.stream, data, entry);
+        let mut port = Port::new(number, client, applicant.stream, data, entry);
+        port.is_ours = panel.is_some();
         log::debug!("port {number} opened for {}", port.client);
         let id = self.fabric.ports.insert(port);
         let Some(port) = self.fabric.ports.get_mut(id) else {
@@ -434,6 +528,29 @@ fn set_up_epoll(listener: &UnixListener) -> nix::Result<(Epoll, Timer)> {
     Ok((epoll, timer))
 }
 
+/// Takes the messages of a client of ours out of what was received by its port. Once it is plugged nothing is
+/// left: what it sends comes by the hub, and only what was on its way before can come here. Returns whether it
+/// has been plugged now.
+fn hear(port: &mut Port, received: &mut Batch) -> bool {
+    let was_plugged = port.is_plugged;
+    received.rx().sift(0, |frame| {
+        if !Hello::is_message(frame.bytes()) {
+            return Sift::Keep;
+        }
+        port.is_plugged |= Hello::decode(frame.bytes(), Cable::default()) == Some(Hello::Plugged);
+        Sift::Take
+    });
+    if port.is_plugged {
+        received.clear();
+    }
+    let is_new = port.is_plugged && !was_plugged;
+    if is_new {
+        let Port { number, client, .. } = port;
+        log::info!("port {number}: the kernel carries the frames of {client}");
+    }
+    is_new
+}
+
 /// Has epoll watch for room in a port's socket exactly while frames wait for it.
 fn watch_for_room(epoll: &Epoll, id: PortId, port: &mut Port) {
     let is_wanted = port.is_congested();
@@ -487,7 +604,24 @@ impl Link for Switch {
         Ok(batch.len())
     }
 
+    fn other_side(&mut self, _state: State) {
+        if !std::mem::replace(&mut self.is_used, true) {
+            self.plug_host();
+        }
+    }
+
+    fn state(&self) -> State {
+        match self.fabric.host_is_plugged {
+            true => State::PLUGGED,
+            false => State::UP,
+        }
+    }
+
     fn is_shared(&self) -> bool {
+        true
+    }
+
+    fn wants_panel(&self) -> bool {
         true
     }
 }

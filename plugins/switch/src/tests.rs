@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tempfile::TempDir;
 use vdens_plugin_api::wire::control::{REPLY_LEN, Reply, Request, RequestKind};
-use vdens_plugin_api::{Batch, Link, MAX_LEGACY_FRAME, OpenOptions};
+use vdens_plugin_api::wire::hello::{Cable, Hello};
+use vdens_plugin_api::{Batch, Host, Link, MAX_LEGACY_FRAME, OpenOptions, State};
 
 use crate::config::Config;
 use crate::queue::MAX_FRAMES;
@@ -58,7 +59,7 @@ impl Bench {
         Self {
             root,
             path,
-            switch: Switch::open(&config).unwrap(),
+            switch: Switch::open(&config, Host::without_services()).unwrap(),
             host: Vec::new(),
         }
     }
@@ -106,6 +107,10 @@ impl Bench {
     }
 
     fn try_plug(&mut self, port: u32) -> Option<Client> {
+        self.try_plug_as(port, "test")
+    }
+
+    fn try_plug_as(&mut self, port: u32, description: &str) -> Option<Client> {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let n = COUNTER.fetch_add(1, Ordering::Relaxed);
         let path = self.root.path().join(format!("client{n}"));
@@ -116,7 +121,7 @@ impl Bench {
             kind: RequestKind::New,
             port,
             socket: path,
-            description: b"test".to_vec(),
+            description: description.as_bytes().to_vec(),
         };
         control.write_all(&request.encode().unwrap()).unwrap();
         self.run();
@@ -218,6 +223,51 @@ fn the_local_port_is_a_port() {
     assert_eq!(a.drain(), 0);
     bench.send(&frame(9, 9, 60));
     assert_eq!((a.drain(), b.drain(), bench.host.len()), (0, 0, 1));
+}
+
+#[test]
+fn a_client_of_ours_is_greeted_and_falls_back_to_user_space() {
+    let mut bench = Bench::new("");
+    bench.switch.other_side(State::UP);
+    assert_eq!(bench.switch.state(), State::UP);
+    let legacy = bench.plug();
+    assert_eq!(legacy.recv(), None);
+    let ours = bench.try_plug_as(0, "ours vdens=4026532345").unwrap();
+    let greeting = Hello::Hello {
+        answer: false,
+        ticket: None,
+    };
+    assert_eq!(
+        ours.recv(),
+        Some(greeting.encode(Cable::default())),
+        "it was there first"
+    );
+    ours.send(&Hello::Declined.encode(Cable::default()));
+    ours.send(&frame(BROADCAST, 1, 60));
+    bench.run();
+    assert_eq!((legacy.drain(), bench.host.len()), (1, 1), "no message");
+    legacy.send(&Hello::Declined.encode(Cable::default()));
+    bench.run();
+    assert_eq!(ours.drain(), 1, "a legacy client's frames are its own");
+}
+
+#[test]
+fn a_plugged_client_s_port_is_idle() {
+    let mut bench = Bench::new("");
+    let (legacy, ours) = (bench.plug(), bench.try_plug_as(0, "ours vdens=7").unwrap());
+    ours.drain();
+    ours.send(&frame(BROADCAST, 1, 60));
+    bench.run();
+    assert_eq!((legacy.drain(), bench.stations()), (1, 1));
+    ours.send(&Hello::Plugged.encode(Cable::default()));
+    ours.send(&frame(BROADCAST, 1, 60));
+    bench.run();
+    assert_eq!((legacy.drain(), bench.stations()), (0, 0));
+    legacy.send(&frame(BROADCAST, 2, 60));
+    legacy.send(&frame(1, 2, 60));
+    bench.run();
+    assert_eq!((ours.drain(), legacy.drain()), (0, 0));
+    assert_eq!(bench.host.len(), 3);
 }
 
 #[test]

@@ -14,8 +14,10 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, socket,
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, send, socket,
+    sockopt,
 };
+use nix::unistd::Uid;
 use vdens_plugin_api::log;
 use vdens_plugin_api::vnl::check_socket_path;
 use vdens_plugin_api::wire::control::{REPLY_LEN, Reply, Request, RequestKind};
@@ -78,6 +80,12 @@ impl Control {
             port,
             owner,
         }
+    }
+
+    /// Whether the switch runs as this user.
+    pub(crate) fn is_same_user(&self) -> bool {
+        getsockopt(&self.stream, sockopt::PeerCredentials)
+            .is_ok_and(|peer| peer.uid() == Uid::effective().as_raw())
     }
 
     /// Asks for a port for the datagram socket at `socket`. Returns the address of the datagram socket

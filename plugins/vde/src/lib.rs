@@ -13,9 +13,14 @@
 //! 4. `link`: the two connected sockets as a link. Frames are datagrams; the end of the control
 //!    stream, or any byte on it, says that the port is gone. Such a link reports that it is closed and
 //!    does not come back: the host opens the VNL again.
+//!
+//! A switch of ours has said hello on the data socket before the reply came. If it is this user's too, that
+//! offers a hub on the panel: then the interface is plugged into it as soon as the link is used, the switch
+//! is told, and the kernel carries the frames (`hub`). A legacy switch says nothing, and everything stays as it was.
 
 mod control;
 mod endpoint;
+mod hub;
 mod link;
 mod target;
 #[cfg(test)]
@@ -25,7 +30,7 @@ use vdens_plugin_api::{Link, OpenRequest, Result};
 
 fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     let target = target::Target::new(request.argument(), &request.options)?;
-    Ok(Box::new(link::Vde::open(&target)?))
+    Ok(Box::new(link::Vde::open(&target, request.host)?))
 }
 
 vdens_plugin_api::export_plugin! {

@@ -8,10 +8,12 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::socket::{MsgFlags, send};
-use vdens_plugin_api::{Error, Link, MAX_LEGACY_FRAME, Result, RxBatch, State, TxBatch, log};
+use vdens_plugin_api::wire::control::mark;
+use vdens_plugin_api::{Error, Host, Link, MAX_LEGACY_FRAME, Result, RxBatch, State, TxBatch, log};
 
 use crate::control::Control;
 use crate::endpoint::Endpoint;
+use crate::hub::Switch;
 use crate::target::Target;
 
 /// A port of a switch.
@@ -22,16 +24,21 @@ pub(crate) struct Vde {
     /// Readable when either socket is.
     ready: Epoll,
     directory: PathBuf,
+    switch: Switch,
     is_open: bool,
 }
 
 impl Vde {
-    pub(crate) fn open(target: &Target) -> Result<Self> {
+    pub(crate) fn open(target: &Target, host: Host) -> Result<Self> {
         let directory = target.directory.clone();
         let control = Control::connect(target)?;
         let endpoint = Endpoint::bind(&directory, &control.owner, target.group, target.mode)?;
-        let (peer, control) = control.negotiate(&endpoint.path, &target.description)?;
+        let trusted = control.is_same_user();
+        let panel = host.port().ticket.map_or(0, |ticket| ticket.panel);
+        let description = [&target.description[..], mark(panel).as_bytes()].concat();
+        let (peer, control) = control.negotiate(&endpoint.path, &description)?;
         let data = endpoint.connect(&peer)?;
+        let switch = Switch::meet(host, &data, trusted);
         let ready = watch(&data, &control)
             .map_err(|errno| Error::io("watch the switch's sockets", &errno.into()))?;
         log::debug!("port {} of {}", peer.display(), directory.display());
@@ -40,6 +47,7 @@ impl Vde {
             control,
             ready,
             directory,
+            switch,
             is_open: true,
         })
     }
@@ -114,10 +122,14 @@ impl Link for Vde {
     }
 
     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
+        let first = batch.len();
         match batch.receive_datagrams(&self.data, MAX_LEGACY_FRAME) {
             // Awake without a frame: then it is the control stream.
             Ok(0) => self.check_control(),
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                batch.sift(first, |frame| self.switch.hear(frame));
+                Ok(())
+            }
             Err(e) => Err(self.broken(&e)),
         }
     }
@@ -142,7 +154,18 @@ impl Link for Vde {
         Ok(batch.len())
     }
 
+    fn other_side(&mut self, _state: State) {
+        self.switch.plug(&self.data);
+    }
+
     fn state(&self) -> State {
-        State::carrier(self.is_open)
+        match self.is_open {
+            true => self.switch.state(),
+            false => State::DOWN,
+        }
+    }
+
+    fn wants_panel(&self) -> bool {
+        self.switch.has_hub()
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use nix::unistd::{Gid, Group, Uid, User};
 use vdens_plugin_api::vnl::{Keys, Spec};
-use vdens_plugin_api::wire::control::{MAX_DESCRIPTION_LEN, MAX_PORT};
+use vdens_plugin_api::wire::control::{MAX_DESCRIPTION_LEN, MAX_PORT, mark};
 use vdens_plugin_api::{Error, OpenOptions, Result};
 
 const KEYS: Keys =
@@ -34,7 +34,7 @@ pub(crate) struct Target {
     pub(crate) group: Option<Gid>,
     /// The permission bits of the client's socket.
     pub(crate) mode: Option<u32>,
-    /// What the switch shows for the port.
+    /// What the switch shows for the port; there is room for a mark at its end.
     pub(crate) description: Vec<u8>,
 }
 
@@ -121,7 +121,7 @@ fn find_group(name: &str) -> Result<Gid> {
     })
 }
 
-/// `NAME user=USER pid=PID[ SSH=ADDRESS]`, the name cut so that all of it fits.
+/// `NAME user=USER pid=PID[ SSH=ADDRESS]`, the name cut so that all of it and a mark fit.
 fn describe(name: &str) -> Vec<u8> {
     let uid = Uid::current();
     let user = match User::from_uid(uid) {
@@ -139,10 +139,11 @@ fn describe(name: &str) -> Vec<u8> {
     } else {
         name
     };
-    let room = MAX_DESCRIPTION_LEN.saturating_sub(identity.len());
+    let length = MAX_DESCRIPTION_LEN - mark(u64::MAX).len();
+    let room = length.saturating_sub(identity.len());
     let mut description: Vec<u8> = name.bytes().filter(|b| *b != 0).take(room).collect();
     description.extend(identity.bytes().filter(|b| *b != 0));
-    description.truncate(MAX_DESCRIPTION_LEN);
+    description.truncate(length);
     description
 }
 
@@ -190,7 +191,7 @@ mod tests {
     #[test]
     fn descriptions_fit() {
         let long = describe(&"x".repeat(300));
-        assert_eq!(long.len(), MAX_DESCRIPTION_LEN);
+        assert_eq!(long.len() + mark(u64::MAX).len(), MAX_DESCRIPTION_LEN);
         let pid = format!("pid={}", std::process::id());
         assert!(String::from_utf8(long).unwrap().contains(&pid));
         assert!(describe("").starts_with(b"vdens user="));

@@ -10,8 +10,11 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tempfile::TempDir;
-use vdens_plugin_api::wire::control::{MAX_REQUEST_LEN, Reply, Request};
-use vdens_plugin_api::{Batch, ErrorKind, Link, MAX_LEGACY_FRAME, OpenOptions, Result, RxBatch};
+use vdens_plugin_api::wire::control::{MAX_REQUEST_LEN, Reply, Request, marked};
+use vdens_plugin_api::wire::hello::{Cable, Hello};
+use vdens_plugin_api::{
+    Batch, ErrorKind, Host, Link, MAX_LEGACY_FRAME, OpenOptions, Result, RxBatch, State, Ticket,
+};
 
 use crate::link::Vde;
 use crate::target::Target;
@@ -24,7 +27,8 @@ struct FakePort {
 }
 
 fn open(vnl: &str) -> Result<Vde> {
-    Vde::open(&Target::new(vnl, &OpenOptions::default())?)
+    let target = Target::new(vnl, &OpenOptions::default())?;
+    Vde::open(&target, Host::without_services())
 }
 
 fn open_in(directory: &TempDir, keys: &str) -> Result<Vde> {
@@ -40,6 +44,11 @@ fn fail(vnl: &str) -> (ErrorKind, String) {
 
 /// Accepts one client of the control socket `name` and answers it.
 fn serve(directory: &Path, name: &str) -> JoinHandle<FakePort> {
+    serve_after(directory, name, None)
+}
+
+/// As [`serve`], after saying `hello` on the data socket.
+fn serve_after(directory: &Path, name: &str, hello: Option<Hello>) -> JoinHandle<FakePort> {
     let listener = UnixListener::bind(directory.join(name)).unwrap();
     let socket = directory.join("fd1");
     thread::spawn(move || {
@@ -50,6 +59,9 @@ fn serve(directory: &Path, name: &str) -> JoinHandle<FakePort> {
         let data = UnixDatagram::bind(&socket).unwrap();
         data.connect(&request.socket).unwrap();
         data.set_nonblocking(true).unwrap();
+        if let Some(hello) = hello {
+            data.send(&hello.encode(Cable::default())).unwrap();
+        }
         control
             .write_all(&Reply { socket }.encode().unwrap())
             .unwrap();
@@ -84,6 +96,7 @@ fn frames_pass_both_ways() {
     let (directory, mut link, switch) = pair("[3/descr=mine]");
     assert_eq!(switch.request.port, 3);
     assert!(switch.request.description.starts_with(b"mine user="));
+    assert_eq!(marked(&switch.request.description), Some(0));
     assert!(switch.request.socket.starts_with(directory.path()));
     assert!(
         !switch.request.socket.exists(),
@@ -106,6 +119,37 @@ fn frames_pass_both_ways() {
     let mut buffer = vec![0; 10_000];
     assert_eq!(switch.data.recv(&mut buffer).unwrap(), 1514);
     assert_eq!(switch.data.recv(&mut buffer).unwrap(), MAX_LEGACY_FRAME);
+}
+
+#[test]
+fn messages_of_a_switch_of_ours_are_no_frames() {
+    let legacy = None;
+    let elsewhere = Some(Ticket {
+        panel: 7,
+        place: "1n0".into(),
+    });
+    for (hello, kept) in [(legacy, 2), (Some(None), 1), (Some(elsewhere), 1)] {
+        let directory = tempfile::tempdir().unwrap();
+        let hello = hello.map(|ticket| Hello::Hello {
+            answer: false,
+            ticket,
+        });
+        let switch = serve_after(directory.path(), "ctl", hello);
+        let mut link = open_in(&directory, "").unwrap();
+        let switch = switch.join().unwrap();
+        assert!(!link.wants_panel(), "there is none");
+        link.other_side(State::UP);
+        assert_eq!(link.state(), State::UP);
+        assert!(!is_readable(link.fd()), "the hello has been heard");
+        switch
+            .data
+            .send(&Hello::Declined.encode(Cable::default()))
+            .unwrap();
+        switch.data.send(&[1; 60]).unwrap();
+        let mut batch = Batch::new();
+        link.recv(&mut batch.rx()).unwrap();
+        assert_eq!(batch.len(), kept);
+    }
 }
 
 #[test]

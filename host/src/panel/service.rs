@@ -1,0 +1,94 @@
+//! Orders on the panel for a process that plugins have entered, and that no supervisor stands behind.
+//!
+//! Such a process cannot fork: a plugin may have started threads. So before it loads any it forks a service,
+//! which has one thread and no plugin, and carries out the orders that come over a channel. It takes the panel at
+//! the first order, and ends with the channel: when the [`Service`] is dropped, or its process dies. Signals that are
+//! meant for the process as a whole it leaves to that.
+
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, getpid, setsid};
+
+use super::{Panel, obey};
+use crate::control::{Channel, Message};
+use crate::error::{EXIT_FAILURE, Result};
+use crate::process::{detach, exit_child, fork_child};
+use crate::signals;
+
+/// The service of this process.
+#[derive(Debug)]
+pub struct Service {
+    /// Leaked: plugins may ask as long as the process lives.
+    channel: &'static Channel,
+    /// `None` when it has been collected.
+    process: Option<Pid>,
+}
+
+impl Service {
+    /// Starts it. For processes that no plugin has entered.
+    ///
+    /// # Errors
+    /// There are too many processes or descriptors.
+    pub fn start() -> Result<Self> {
+        let (channel, theirs) = Channel::pair()?;
+        let parent = getpid();
+        let Some(process) = fork_child()? else {
+            drop(channel);
+            exit_child(|| serve(&theirs, parent).map_or(EXIT_FAILURE, |()| 0));
+        };
+        Ok(Self {
+            channel: Box::leak(Box::new(channel)),
+            process: Some(process),
+        })
+    }
+
+    /// Where it takes orders.
+    pub fn channel(&self) -> &'static Channel {
+        self.channel
+    }
+
+    /// Collects it if it has ended. To be called at SIGCHLD.
+    pub fn reap(&mut self) {
+        let waited = |process| waitpid(process, Some(WaitPidFlag::WNOHANG));
+        if self
+            .process
+            .is_some_and(|process| waited(process) != Ok(WaitStatus::StillAlive))
+        {
+            self.process = None;
+        }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.channel.close();
+        if let Some(process) = self.process {
+            // What it ended with is of no interest.
+            let _ = waitpid(process, None);
+        }
+    }
+}
+
+/// The life of the service.
+fn serve(channel: &Channel, parent: Pid) -> Result<()> {
+    let ignored = [
+        Signal::SIGHUP,
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGTERM,
+    ];
+    ignored.into_iter().for_each(signals::ignore);
+    // It must keep neither a terminal nor a pipe open. A group leader, which is none, could not leave its session.
+    let _ = setsid();
+    detach()?;
+    signals::follow_parent(parent)?;
+    let mut panel = None;
+    while let Some((Message::Order(order), _)) = channel.receive()? {
+        let held = match &mut panel {
+            Some(panel) => Ok(&*panel),
+            none => Panel::acquire().map(|acquired| &*none.insert(acquired)),
+        };
+        obey(held, channel, &order)?;
+    }
+    Ok(())
+}
