@@ -4,7 +4,7 @@
 //! (`-d`) the child opens the ends and tells the parent over a pipe, so that the parent's
 //! exit status is the truth. The plug ends when an end does, or with a signal; either way its sockets,
 //! its command and its pid file are gone with it. Before an end is opened a [`Service`] is started, for
-//! a switch with members on the [panel](crate::panel).
+//! a switch with members on the panel.
 
 use std::ffi::OsString;
 use std::fs;

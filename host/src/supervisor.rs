@@ -1,7 +1,7 @@
 //! The supervisor: the process that the user started, which stays until the command ends.
 //!
 //! It forks the namespace child and a worker for each interface. When the links are open it has the
-//! interfaces made, on the [`panel`](crate::panel) where the link wants that and there is one, else as taps by the namespace child;
+//! interfaces made, on the `panel` where the link wants that and there is one, else as taps by the namespace child;
 //! it gives each worker its side of the link, and when all links have settled tells the child to run the command.
 //! From then on it sits in a poll loop over signals and the workers' channels, and carries out the workers' orders on the panel. It
 //! holds the interfaces: a worker that dies costs a link its carrier, and is started again

@@ -203,3 +203,65 @@ fn nobody_gets_at_it() {
     }
     b.ping("10.0.0.1");
 }
+
+/// A namespace on the switch in the directory `sw`.
+fn on_the_switch<'lab>(lab: &'lab Lab, address: &str) -> Session<'lab> {
+    let vnl = lab.vnl("vde", "sw");
+    let session = lab.vdens(["-v", "--addr", address, &vnl, "sh"]).session();
+    session.ok(":");
+    session
+}
+
+#[test]
+fn our_switch_serves_its_users_namespaces_by_the_kernel_and_others_too() {
+    need!("vdens", "socat");
+    let lab = Lab::new();
+    let vnl = lab.vnl("switch", "sw");
+    let switch = lab.vde_plug(["null://", &vnl]).spawn();
+    lab.wait_for("sw/ctl");
+    let a = on_the_switch(&lab, "10.0.0.1/24");
+    let b = on_the_switch(&lab, "10.0.0.2/24");
+    b.ok("ping -c 1 -W 1 10.0.0.1");
+    assert!(is_carried(&a) && is_carried(&b), "{}", a.proc().stderr());
+    a.send_file(&b, "10.0.0.2", 64);
+    let legacy = lab.debian("vdens", [&lab.vnl("vde", "sw"), "sh"]).session();
+    legacy.address("vde0", "10.0.0.3/24");
+    let user_space = lab
+        .vdens([
+            "--no-panel",
+            "--addr",
+            "10.0.0.4/24",
+            &lab.vnl("vde", "sw"),
+            "sh",
+        ])
+        .session();
+    for session in [&legacy, &user_space] {
+        session.ping("10.0.0.1");
+        session.ping("10.0.0.2");
+        session.send_file(&a, "10.0.0.1", 8);
+        b.send_file(
+            session,
+            if std::ptr::eq(session, &legacy) {
+                "10.0.0.3"
+            } else {
+                "10.0.0.4"
+            },
+            8,
+        );
+    }
+    legacy.ping("10.0.0.4");
+
+    switch.signal(Signal::SIGKILL);
+    wait_until("no carrier without a switch", PATIENCE, || {
+        a.ok("ip link show vde0").contains("NO-CARRIER")
+    });
+    let switch = lab.vde_plug(["null://", &vnl]).spawn();
+    a.ping("10.0.0.2");
+    wait_until("carried again", PATIENCE, || {
+        a.proc().stderr().matches(CARRIED).count() == 2
+    });
+    // Debian's vdens does not notice that its switch has gone, and leaves its socket there.
+    drop((a, b, legacy, user_space));
+    switch.terminate();
+    lab.expect("sw");
+}

@@ -7,9 +7,9 @@
 //! peer's port, or with a tap that a worker serves, or down, which the member sees as no carrier.
 //!
 //! There is no daemon. Two descriptors keep H and the panel alive, whoever holds them; the
-//! [`registry`] says where the next comer can take them over, and with the last holder everything is
-//! gone. The [`plumbing`] is done by short-lived children that enter the panel, under the registry's lock, for
-//! processes that hold it: a supervisor, or a [`service`] beside a process that plugins have entered. These [`ask`].
+//! `registry` says where the next comer can take them over, and with the last holder everything is
+//! gone. The `plumbing` is done by short-lived children that enter the panel, under the registry's lock, for
+//! processes that hold it: a supervisor, or a `service` beside a process that plugins have entered. These `ask`.
 //!
 //! What is taken over is not believed: both descriptors must be namespaces of the right kind, H owned by this user and a
 //! child of this very user namespace, which no member can make.
@@ -108,7 +108,8 @@ impl Panel {
         order: &Order,
         namespace: Option<BorrowedFd<'_>>,
     ) -> Result<Option<OwnedFd>> {
-        let _registry = Registry::lock()?;
+        // So that a bridge that has no port yet is not swept.
+        let _lock = order.is_about_a_bridge().then(Registry::lock).transpose()?;
         let mut fds = in_child(|| {
             enter(self.user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
             enter(self.net.as_fd(), CloneFlags::CLONE_NEWNET)?;

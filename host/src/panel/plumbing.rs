@@ -62,6 +62,11 @@ impl Order {
         }
     }
 
+    /// Whether a bridge is made, used or left.
+    pub(super) fn is_about_a_bridge(&self) -> bool {
+        !matches!(self, Self::AddPort(..))
+    }
+
     /// Carries the order out in the calling process's network namespace.
     pub(super) fn carry_out(&self, namespace: Option<BorrowedFd<'_>>) -> Result<Option<OwnedFd>> {
         let netlink = Netlink::open()?;

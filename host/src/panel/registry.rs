@@ -25,8 +25,8 @@ use nix::unistd::geteuid;
 use crate::config::absolute_variable;
 use crate::error::{Error, ErrorKind, Result};
 
-/// How long to wait for the lock: it is held for milliseconds.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long to wait for the lock: it is held for milliseconds, but many may want it at once.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A holder's process and its descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
