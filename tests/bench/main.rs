@@ -59,7 +59,7 @@ struct Options {
     bin: Option<PathBuf>,
 
     /// Where to write results.json, chart.svg and ratios.md
-    #[arg(long, value_name = "DIR", default_value = "bench-results")]
+    #[arg(long, value_name = "DIR", default_value = "target/bench")]
     out: PathBuf,
 
     /// Print the names of everything, and what this machine cannot do

@@ -7,7 +7,7 @@
 //! scheduled does not make up for it with a flood.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, IoSlice, IoSliceMut, Read};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -16,11 +16,13 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use clap::Subcommand;
+use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_timerslack;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, send, setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockType, recvmmsg, send, sendmmsg,
+    setsockopt, socket, sockopt,
 };
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use serde_json::json;
@@ -32,7 +34,11 @@ const PAYLOAD: usize = 64;
 /// What datagrams of the benchmark start with.
 const STAMP: [u8; 8] = *b"vdensbm1";
 /// How many frames a paced sender sends at once, at most.
-const BURST: u64 = 64;
+const BURST: usize = 64;
+/// How long who has nothing to do sleeps.
+const NAP: Duration = Duration::from_micros(100);
+/// Enough of a pause to mean that the sender is done.
+const SILENCE: Duration = Duration::from_millis(400);
 /// The receive buffer asked for: what gets lost is to get lost on the link, not behind it.
 const RECEIVE_BUFFER: usize = 16 << 20;
 
@@ -292,32 +298,27 @@ fn rtt(to: SocketAddr, limit: Duration, count: usize, gap: Duration) -> Result<(
     Ok(())
 }
 
+/// Counts datagrams. It takes them by the batch and naps in between, so that the sender is not busy with waking it up.
 fn sink(port: u16, limit: Duration) -> Result<()> {
     let socket = bind(port)?;
-    // Enough of a pause to mean that the sender is done.
-    socket.set_read_timeout(Some(Duration::from_millis(400)))?;
     let deadline = Instant::now() + limit;
-    let mut buffer = [0; 2048];
+    let mut buffers = [[0; 2 * PAYLOAD]; BURST];
     let mut received: u64 = 0;
     let mut span: Option<(Instant, Instant)> = None;
     loop {
-        match socket.recv(&mut buffer) {
-            Ok(length) if buffer[..length].starts_with(&STAMP) => {
-                let now = Instant::now();
-                received += 1;
-                let (start, _) = span.unwrap_or((now, now));
-                span = Some((start, now));
-                if now > deadline {
-                    break;
-                }
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                if span.is_some() || Instant::now() > deadline {
-                    break;
-                }
-            }
-            Err(error) => return Err(error.into()),
+        let taken = receive(&socket, &mut buffers)?;
+        let now = Instant::now();
+        if taken > 0 {
+            received += taken;
+            let (start, _) = span.unwrap_or((now, now));
+            span = Some((start, now));
+        }
+        let idle = span.is_some_and(|(_, last)| now - last > SILENCE);
+        if idle || now > deadline {
+            break;
+        }
+        if taken < BURST as u64 {
+            sleep(NAP);
         }
     }
     let seconds = span.map_or(0.0, |(first, last)| (last - first).as_secs_f64());
@@ -325,12 +326,32 @@ fn sink(port: u16, limit: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Calls `one` at a rate, or as often as possible if the rate is 0, until `done`. It says whether what it
-/// sent was taken. How many were sent, how many of these were refused, and for how long.
+/// Takes what has arrived, a datagram for each buffer at most; how many of them are the benchmark's.
+fn receive(socket: &UdpSocket, buffers: &mut [[u8; 2 * PAYLOAD]]) -> Result<u64> {
+    let mut headers = MultiHeaders::<()>::preallocate(buffers.len(), None);
+    let mut slices: Vec<_> = buffers
+        .iter_mut()
+        .map(|buffer| [IoSliceMut::new(buffer)])
+        .collect();
+    let flags = MsgFlags::MSG_DONTWAIT;
+    let count = match recvmmsg(socket.as_raw_fd(), &mut headers, &mut slices, flags, None) {
+        Ok(messages) => messages.count(),
+        Err(Errno::EAGAIN) => 0,
+        Err(error) => return Err(error.into()),
+    };
+    let stamped = buffers[..count]
+        .iter()
+        .filter(|buffer| buffer.starts_with(&STAMP));
+    Ok(stamped.count() as u64)
+}
+
+/// Calls `send` with how many to send and how many were before, as often as possible or, if `rate` is not 0, so that it is
+/// asked for so many a second, until `done`. It returns how many were taken. How many were sent, how many
+/// of these were refused, and for how long.
 fn paced(
     rate: u64,
     done: impl Fn(u64, Duration) -> bool,
-    mut one: impl FnMut(u64) -> bool,
+    mut send: impl FnMut(u64, u64) -> u64,
 ) -> (u64, u64, Duration) {
     let start = Instant::now();
     let (mut sent, mut refused, mut forgone) = (0, 0, 0);
@@ -339,20 +360,18 @@ fn paced(
         if done(sent, elapsed) {
             return (sent, refused, elapsed);
         }
-        let mut due = BURST;
+        let mut due = BURST as u64;
         if rate > 0 {
             let owed = (elapsed.as_secs_f64() * rate as f64) as u64 - sent - forgone;
-            due = owed.min(BURST);
+            due = owed.min(BURST as u64);
             forgone += owed - due;
         }
-        for _ in 0..due {
-            if !one(sent) {
-                refused += 1;
-            }
-            sent += 1;
+        if due > 0 {
+            refused += due - send(due, sent).min(due);
+            sent += due;
         }
         if rate > 0 {
-            sleep(Duration::from_micros(100));
+            sleep(NAP);
         }
     }
 }
@@ -361,14 +380,26 @@ fn flood(to: SocketAddr, limit: Duration, rate: u64) -> Result<()> {
     let socket = bind(0)?;
     socket.set_broadcast(true)?;
     socket.connect(to)?;
-    // A paced sender does not wait: what the link does not take in time is lost.
-    socket.set_nonblocking(rate > 0)?;
     let mut datagram = [0; PAYLOAD];
     datagram[..STAMP.len()].copy_from_slice(&STAMP);
+    let slices = vec![[IoSlice::new(&datagram)]; BURST];
+    let addresses = [None::<()>; BURST];
+    // A paced sender does not wait: what the link does not take in time is lost.
+    let flags = match rate {
+        0 => MsgFlags::empty(),
+        _ => MsgFlags::MSG_DONTWAIT,
+    };
+    let mut headers = MultiHeaders::preallocate(BURST, None);
     let (sent, refused, time) = paced(
         rate,
         |_, elapsed| elapsed >= limit,
-        |_| socket.send(&datagram).is_ok(),
+        |due, _| {
+            let due = usize::try_from(due).unwrap_or(BURST);
+            let batch = &slices[..due];
+            let fd = socket.as_raw_fd();
+            let taken = sendmmsg(fd, &mut headers, batch, &addresses[..due], [], flags);
+            taken.map_or(0, |messages| messages.count() as u64)
+        },
     );
     println!(
         "{}",
@@ -404,7 +435,7 @@ fn raw(interface: &str) -> Result<OwnedFd> {
             size_of::<libc::sockaddr_ll>() as libc::socklen_t,
         )
     };
-    nix::errno::Errno::result(result)?;
+    Errno::result(result)?;
     Ok(socket)
 }
 
@@ -424,8 +455,8 @@ fn frame(to: [u8; 6], from: [u8; 6]) -> [u8; 60] {
     frame
 }
 
-fn send_frame(socket: &OwnedFd, frame: &[u8], flags: MsgFlags) -> bool {
-    send(socket.as_raw_fd(), frame, flags).is_ok()
+fn send_frame(socket: &OwnedFd, frame: &[u8]) -> bool {
+    send(socket.as_raw_fd(), frame, MsgFlags::empty()).is_ok()
 }
 
 fn learn(interface: &str, addresses: u32, rate: u64) -> Result<()> {
@@ -433,9 +464,13 @@ fn learn(interface: &str, addresses: u32, rate: u64) -> Result<()> {
     let (sent, refused, time) = paced(
         rate,
         |sent, _| sent >= u64::from(addresses),
-        |number| {
-            let source = station(u32::try_from(number).unwrap_or(u32::MAX));
-            send_frame(&socket, &frame([0xff; 6], source), MsgFlags::empty())
+        |due, before| {
+            let numbers = before..before + due;
+            let taken = numbers.filter(|number| {
+                let source = station(u32::try_from(*number).unwrap_or(u32::MAX));
+                send_frame(&socket, &frame([0xff; 6], source))
+            });
+            taken.count() as u64
         },
     );
     println!(
@@ -454,14 +489,17 @@ fn spray(interface: &str, addresses: u32, limit: Duration) -> Result<()> {
     let (sent, refused, time) = paced(
         0,
         |_, elapsed| elapsed >= limit,
-        |_| {
-            // A linear congruential generator: its upper half is random enough.
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            let number = ((state >> 32) * u64::from(addresses)) >> 32;
-            let number = u32::try_from(number).unwrap_or(0);
-            send_frame(&socket, &frame(station(number), source), MsgFlags::empty())
+        |due, _| {
+            let taken = (0..due).filter(|_| {
+                // A linear congruential generator: its upper half is random enough.
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                let number = ((state >> 32) * u64::from(addresses)) >> 32;
+                let number = u32::try_from(number).unwrap_or(0);
+                send_frame(&socket, &frame(station(number), source))
+            });
+            taken.count() as u64
         },
     );
     println!(
