@@ -3,10 +3,11 @@
 //! Theory of operation. Start-up is the time from starting a program that runs `true` to its end, as its parent sees it. A round takes
 //! the median of so many runs that all rounds have [`STARTS`] together.
 //!
-//! Memory is the sum of the proportional set sizes (`Pss` of `smaps_rollup`) of every process that a namespace needs, but
-//! not of the command inside: pages that several of them share count once. It is user memory; what the
-//! kernel needs for a network namespace is the same for all.
+//! Memory is what is resident of every process that a namespace needs, but not of the command inside. What several of
+//! them share counts once, and in full, though the rest of the machine may use it too (so the sum of `Pss`
+//! would be less). It is user memory; what the kernel needs for a network namespace comes on top for all.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::Result;
 use crate::bench::{Bench, Values};
 use crate::lab::{Lab, Maker, PATIENCE, Who, installed};
-use crate::process::{Proc, Procs, family, name, pause};
+use crate::process::{Proc, Procs, name, pause};
 use crate::results::{Better, Group, Measure, Row, Summary};
 
 /// The name of the group of start-up times.
@@ -173,26 +174,61 @@ pub(crate) fn visit_memory(bench: &mut Bench<'_>, row: &str, probes: &[String]) 
                 procs.0.push(proc);
             }
             pause(Duration::from_millis(500))?;
-            let mut kibibytes = 0.0;
+            let mut memory = Memory::default();
             for id in lab.remains() {
                 if name(id).as_deref() != Some("sleep") {
-                    kibibytes += pss(id)?;
+                    memory.add(id)?;
                 }
             }
-            // The search by environment must have found what is known to be there.
-            if procs.0.iter().any(|proc| family(proc.id()).len() < 2) || kibibytes == 0.0 {
-                return Err("the processes cannot be told".into());
-            }
-            Ok(vec![(probe.clone(), kibibytes / 1024.0 / count as f64)])
+            let mebibytes = memory.kibibytes() / 1024.0 / count as f64;
+            Ok(vec![(probe.clone(), mebibytes)])
         });
     }
 }
 
-/// The proportional set size of a process, in KiB.
-fn pss(id: u32) -> Result<f64> {
-    let path = format!("/proc/{id}/smaps_rollup");
-    let text = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
-    let size = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    size.ok_or_else(|| format!("no Pss in {path}").into())
+/// Resident memory of processes of which some share pages.
+#[derive(Debug, Default)]
+struct Memory {
+    /// What one process alone has, in KiB.
+    private: f64,
+    /// What it shares, for each mapping; by file and offset or, in what was inherited by a fork, by address.
+    shared: BTreeMap<String, f64>,
+}
+
+impl Memory {
+    fn add(&mut self, id: u32) -> Result<()> {
+        let path = format!("/proc/{id}/smaps");
+        let text = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
+        let mut mapping = String::new();
+        for line in text.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words[..] {
+                [key, size, "kB"] => {
+                    let size: f64 = size.parse()?;
+                    match key {
+                        "Private_Clean:" | "Private_Dirty:" => self.private += size,
+                        // One follows the other, and they are for different pages.
+                        "Shared_Clean:" | "Shared_Dirty:" => {
+                            let most = self.shared.entry(format!("{mapping} {key}")).or_default();
+                            *most = most.max(size);
+                        }
+                        _ => {}
+                    }
+                }
+                // Addresses, permissions, offset, device, inode, name.
+                [addresses, _, offset, device, inode, ..] if addresses.contains('-') => {
+                    mapping = match inode {
+                        "0" => addresses.to_owned(),
+                        _ => format!("{device} {inode} {offset}"),
+                    };
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn kibibytes(&self) -> f64 {
+        self.private + self.shared.values().sum::<f64>()
+    }
 }

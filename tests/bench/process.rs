@@ -84,6 +84,8 @@ pub(crate) struct Proc {
     child: Child,
     pidfd: OwnedFd,
     label: String,
+    /// Itself and what was below it when it was told to end: ids and times of birth.
+    family: Vec<(u32, String)>,
     stdout: File,
     stderr: File,
 }
@@ -108,6 +110,7 @@ impl Proc {
             child,
             pidfd,
             label,
+            family: Vec::new(),
             stdout,
             stderr,
         })
@@ -167,25 +170,29 @@ impl Proc {
         matches!(self.child.try_wait(), Ok(Some(_)))
     }
 
-    fn terminate(&mut self) {
+    /// Tells it to end, having noted whom it would leave behind.
+    fn terminate(&mut self, table: &Table) {
         if !self.has_ended() {
+            let family = table.family(self.id());
+            self.family = family
+                .iter()
+                .filter_map(|id| Some((*id, born(*id)?)))
+                .collect();
             let _ = kill(pid(self.id()), Signal::SIGTERM);
         }
     }
 
+    /// Waits for its end, and ends what is left.
     fn end(&mut self) {
-        if self.has_ended() {
-            return;
-        }
-        let family = family(self.id());
-        self.terminate();
         let deadline = Instant::now() + FAREWELL;
         while !self.has_ended() && Instant::now() < deadline {
             sleep(Duration::from_millis(2));
         }
-        for member in family {
-            // Ids are not used again as fast as that; the family was just seen.
-            let _ = kill(pid(member), Signal::SIGKILL);
+        for (member, birth) in self.family.drain(..) {
+            // Somebody else may have got the id meanwhile.
+            if born(member) == Some(birth) {
+                let _ = kill(pid(member), Signal::SIGKILL);
+            }
         }
         let _ = self.child.wait();
     }
@@ -193,6 +200,9 @@ impl Proc {
 
 impl Drop for Proc {
     fn drop(&mut self) {
+        if !self.has_ended() {
+            self.terminate(&Table::read());
+        }
         self.end();
     }
 }
@@ -203,9 +213,9 @@ pub(crate) struct Procs(pub(crate) Vec<Proc>);
 
 impl Drop for Procs {
     fn drop(&mut self) {
+        let table = Table::read();
         for proc in &mut self.0 {
-            // One that does not react takes its family with it, which `end` must still find.
-            proc.terminate();
+            proc.terminate(&table);
         }
         for proc in &mut self.0 {
             proc.end();
@@ -243,21 +253,37 @@ fn pidfd_open(id: u32) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd)?) })
 }
 
+/// Who is whose child.
+#[derive(Debug)]
+struct Table(BTreeMap<u32, Vec<u32>>);
+
+impl Table {
+    fn read() -> Self {
+        let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for process in processes() {
+            let parent = stat(process, 1).and_then(|parent| parent.parse().ok());
+            if let Some(parent) = parent {
+                children.entry(parent).or_default().push(process);
+            }
+        }
+        Self(children)
+    }
+
+    /// A process and all below it.
+    fn family(&self, id: u32) -> Vec<u32> {
+        let mut family = vec![id];
+        let mut next = 0;
+        while let Some(member) = family.get(next) {
+            family.extend(self.0.get(member).into_iter().flatten());
+            next += 1;
+        }
+        family
+    }
+}
+
 /// A process and all below it.
 pub(crate) fn family(id: u32) -> Vec<u32> {
-    let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-    for process in processes() {
-        if let Some(parent) = parent(process) {
-            children.entry(parent).or_default().push(process);
-        }
-    }
-    let mut family = vec![id];
-    let mut next = 0;
-    while let Some(member) = family.get(next) {
-        family.extend(children.remove(member).unwrap_or_default());
-        next += 1;
-    }
-    family
+    Table::read().family(id)
 }
 
 /// All process ids.
@@ -266,11 +292,17 @@ pub(crate) fn processes() -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-fn parent(id: u32) -> Option<u32> {
+/// When a process was started, as the kernel tells it.
+fn born(id: u32) -> Option<String> {
+    stat(id, 19)
+}
+
+/// A word of a process' line of state, counted from the one behind its name: the state, the parent, …
+fn stat(id: u32, word: usize) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-    // The name may contain anything; behind its parenthesis come the state and the parent.
+    // The name may contain anything, parentheses too.
     let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(1)?.parse().ok()
+    rest.split_whitespace().nth(word).map(str::to_owned)
 }
 
 /// The name of a process' program.
