@@ -124,6 +124,7 @@ fn measure(options: Options) -> Result<ExitCode> {
     print!("{}", report::text(&results));
     fs::create_dir_all(&options.out)?;
     let mut json = results.to_json();
+    json["bars"] = report::bars_to_json(&results);
     json["machine"] = machine;
     let mut files = vec![
         ("results.json", format!("{json:#}\n")),
