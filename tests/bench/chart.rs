@@ -1,15 +1,14 @@
 //! The chart: ratios to a veth pair as horizontal bars, in SVG.
 //!
 //! Theory of operation. A panel for each measure worth a look, a bar for each contender that has a ratio, the median as
-//! its length and the range over the rounds as a line on it. A bar much longer than the reference would
-//! make the others vanish, so lengths are logarithmic when the largest and the smallest ratio are far
-//! apart. Ours, Debian's and the reference have a colour each.
+//! its length and the range over the rounds as a line on it. Where less is better a bar much longer than the
+//! reference would make the others vanish, so lengths are logarithmic when the ratios are far apart. Ours, Debian's and the reference have a colour each.
 
 use std::fmt::Write;
 
 use crate::links;
 use crate::report::figure;
-use crate::results::{Group, Measure, Results, Row, Summary};
+use crate::results::{Better, Group, Measure, Results, Row, Summary};
 
 const PANELS: &[&str] = &[
     "tcp1-to",
@@ -72,7 +71,7 @@ fn panel(out: &mut String, y: &mut f64, results: &Results, group: &Group, measur
     if bars.len() < 2 {
         return;
     }
-    let logarithmic = most / least > FAR;
+    let logarithmic = measure.better == Better::Less && most / least > FAR;
     // The shortest bar of a logarithmic panel is still to be seen.
     let floor = least / 2.0;
     let length = |value: f64| match logarithmic {
