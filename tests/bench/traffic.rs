@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::Result;
-use crate::lab::{Lab, Node, PATIENCE, Who};
+use crate::lab::{Lab, Node, PATIENCE, Who, installed};
 use crate::network::{ECHO, wait_for_port};
 use crate::process::{Proc, check_interrupted, pause};
 
@@ -51,6 +51,9 @@ impl TcpRun {
         seconds: u64,
         reverse: bool,
     ) -> Result<Self> {
+        if !installed("iperf3") {
+            return Err("iperf3 is not installed".into());
+        }
         let iperf = |node: &Node, words: &str| {
             let words = words.split_whitespace();
             Proc::spawn(lab.inside(node, Who::Caller, Path::new("/usr/bin/iperf3"), words))
