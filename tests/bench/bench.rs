@@ -1,0 +1,150 @@
+//! The run: rounds, turns and what goes wrong in them.
+//!
+//! Theory of operation. A round visits every row of every group; the next round starts with the next row, so
+//! that no contender is always the first, or always behind the same other. What fails is told at once and kept, and the rest
+//! goes on. Only a signal ends the run early; what has been measured until then is reported.
+
+use std::time::Instant;
+
+use crate::lab::Lab;
+use crate::process::check_interrupted;
+use crate::results::{Failure, Group, Results};
+use crate::{Result, costs, links, switches};
+
+/// Keys of measures and their values.
+pub(crate) type Values = Vec<(String, f64)>;
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) rounds: u32,
+    /// For each measurement.
+    pub(crate) seconds: u64,
+    pub(crate) quick: bool,
+    /// Parts of names; empty is everything.
+    pub(crate) only: Vec<String>,
+}
+
+impl Plan {
+    pub(crate) fn millis(&self) -> u64 {
+        // A second is long for what reaches its pace at once.
+        if self.quick { 500 } else { self.seconds * 1000 }
+    }
+
+    /// Whether something of this name is to be run.
+    pub(crate) fn wants(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|part| name.contains(part.as_str()))
+    }
+}
+
+/// Running a plan.
+#[derive(Debug)]
+pub(crate) struct Bench<'a> {
+    pub(crate) lab: &'a Lab,
+    pub(crate) plan: &'a Plan,
+    pub(crate) results: Results,
+    round: u32,
+    start: Instant,
+}
+
+type Visit = fn(&mut Bench<'_>, &str, &[String]);
+
+/// All groups, with what is run for each row, and how.
+pub(crate) fn groups(lab: &Lab, plan: &Plan) -> Vec<(Group, Vec<String>, Visit)> {
+    vec![
+        (links::group(lab), links::probes(plan), links::visit),
+        (
+            switches::group(lab, plan),
+            switches::probes(plan),
+            switches::visit,
+        ),
+        (
+            costs::startup_group(lab),
+            costs::startup_probes(),
+            costs::visit_startup,
+        ),
+        (
+            costs::memory_group(lab),
+            costs::memory_probes(),
+            costs::visit_memory,
+        ),
+    ]
+}
+
+/// Runs a plan.
+pub(crate) fn run(lab: &Lab, plan: &Plan) -> Results {
+    let groups = groups(lab, plan);
+    let tables = groups.iter().map(|(group, _, _)| group.clone()).collect();
+    let mut bench = Bench {
+        lab,
+        plan,
+        results: Results::new(tables),
+        round: 0,
+        start: Instant::now(),
+    };
+    for round in 1..=plan.rounds {
+        bench.round = round;
+        for (group, probes, visit) in &groups {
+            let turn = round as usize - 1;
+            let count = group.rows.len();
+            for row in (0..count).map(|at| &group.rows[(at + turn) % count]) {
+                let name =
+                    |probe: &&String| plan.wants(&format!("{}/{}/{probe}", group.id, row.id));
+                let wanted: Vec<String> = probes.iter().filter(name).cloned().collect();
+                if row.missing.is_none() && !wanted.is_empty() && check_interrupted().is_ok() {
+                    visit(&mut bench, row.id, &wanted);
+                }
+            }
+        }
+    }
+    bench.results
+}
+
+impl Bench<'_> {
+    /// Prepares something for measurements; `None` if that fails.
+    pub(crate) fn set_up<T>(
+        &mut self,
+        group: &str,
+        row: &str,
+        set_up: impl FnOnce() -> Result<T>,
+    ) -> Option<T> {
+        check_interrupted().ok()?;
+        set_up()
+            .map_err(|error| self.fail(format!("{group}/{row}"), error.to_string()))
+            .ok()
+    }
+
+    /// Measures something.
+    pub(crate) fn measure(
+        &mut self,
+        group: &str,
+        row: &str,
+        probe: &str,
+        measure: impl FnOnce() -> Result<Values>,
+    ) {
+        let name = format!("{group}/{row}/{probe}");
+        if check_interrupted().is_err() {
+            return;
+        }
+        eprintln!(
+            "{:>5} s  round {} of {}  {name}",
+            self.start.elapsed().as_secs(),
+            self.round,
+            self.plan.rounds
+        );
+        match measure() {
+            Ok(values) => {
+                for (key, value) in values {
+                    self.results.add(group, row, &key, self.round, value);
+                }
+            }
+            Err(error) => self.fail(name, error.to_string()),
+        }
+    }
+
+    fn fail(&mut self, what: String, why: String) {
+        eprintln!("FAILED: {what}: {why}");
+        let round = self.round;
+        self.results.failures.push(Failure { what, round, why });
+    }
+}

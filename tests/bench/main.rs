@@ -1,0 +1,205 @@
+//! `vdens-bench`: how fast the links are, beside what else one could use.
+//!
+//! Theory of operation. `lab` is the machine: who runs programs, and namespaces; `process` ends what was
+//! started. `network` wires contenders, `traffic` measures between two nodes by means of `tools`, which are this
+//! same program inside the namespaces. `links`, `switches` and `costs` are the groups of
+//! measurements, which `bench` runs in rounds. `results` keeps what comes out, `report` and `chart` show it.
+//! docs/performance.md is the manual.
+
+mod bench;
+mod chart;
+mod costs;
+mod lab;
+mod links;
+mod network;
+mod process;
+mod report;
+mod results;
+mod switches;
+mod tools;
+mod traffic;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use clap::Parser;
+use serde_json::{Value, json};
+
+use bench::Plan;
+use lab::{Lab, installed, is_root};
+use tools::Tool;
+
+/// Whatever goes wrong ends up as a line for a person.
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// Measure vdens beside Debian's and beside a veth pair, in namespaces of its own
+#[derive(Debug, Parser)]
+#[command(name = "vdens-bench", version, args_conflicts_with_subcommands = true)]
+struct Options {
+    /// How often everything is measured [default: 5]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: Option<u32>,
+
+    /// How long each measurement of traffic takes [default: 2]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    seconds: Option<u64>,
+
+    /// A smoke test: one round, a second or less for each, the less important left out
+    #[arg(long)]
+    quick: bool,
+
+    /// Measure only what has PATTERN in its name, as --list prints them; can be repeated. Ratios need the
+    /// row they refer to (veth, bridge, unshare, or Debian's)
+    #[arg(long, value_name = "PATTERN")]
+    only: Vec<String>,
+
+    /// Where our programs and plugins are [default: beside this program]
+    #[arg(long, value_name = "DIR")]
+    bin: Option<PathBuf>,
+
+    /// Where to write results.json, chart.svg and ratios.md
+    #[arg(long, value_name = "DIR", default_value = "target/bench")]
+    out: PathBuf,
+
+    /// Print the names of everything, and what this machine cannot do
+    #[arg(long)]
+    list: bool,
+
+    #[command(subcommand)]
+    tool: Option<Hidden>,
+}
+
+/// What the benchmark runs itself with, inside namespaces.
+#[derive(Debug, clap::Subcommand)]
+enum Hidden {
+    #[command(subcommand, hide = true)]
+    Tool(Tool),
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let result = match options.tool {
+        Some(Hidden::Tool(tool)) => tool.run().map(|()| ExitCode::SUCCESS),
+        None => measure(options),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("vdens-bench: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn measure(options: Options) -> Result<ExitCode> {
+    let (rounds, seconds) = if options.quick { (1, 1) } else { (5, 2) };
+    let plan = Plan {
+        rounds: options.rounds.unwrap_or(rounds),
+        seconds: options.seconds.unwrap_or(seconds),
+        quick: options.quick,
+        only: options.only,
+    };
+    let programs = match options.bin {
+        Some(directory) => directory,
+        None => std::env::current_exe()?
+            .parent()
+            .ok_or("this program has no directory")?
+            .to_owned(),
+    };
+    process::catch_signals()?;
+    let lab = Lab::new(&programs)?;
+    if options.list {
+        list(&lab, &plan);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !installed("iperf3") {
+        eprintln!("vdens-bench: iperf3 is not installed: there will be no TCP");
+    }
+    if cfg!(debug_assertions) {
+        eprintln!("vdens-bench: a debug build: senders are slower than they should be");
+    }
+    let machine = machine(&plan, &lab);
+    let origin = origin(&machine);
+    let results = bench::run(&lab, &plan);
+
+    println!("{origin}");
+    print!("{}", report::text(&results));
+    fs::create_dir_all(&options.out)?;
+    let mut json = results.to_json();
+    json["bars"] = report::bars_to_json(&results);
+    json["machine"] = machine;
+    let mut files = vec![
+        ("results.json", format!("{json:#}\n")),
+        ("ratios.md", report::markdown(&results, &origin)),
+    ];
+    files.extend(chart::svg(&results, &origin).map(|chart| ("chart.svg", chart)));
+    println!();
+    for (name, text) in files {
+        let path = options.out.join(name);
+        fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
+        println!("{}", path.display());
+    }
+    process::check_interrupted()?;
+    Ok(match results.failures.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(2),
+    })
+}
+
+fn list(lab: &Lab, plan: &Plan) {
+    for (group, probes, _) in bench::groups(lab, plan) {
+        for row in &group.rows {
+            for probe in &probes {
+                let name = format!("{}/{}/{probe}", group.id, row.id);
+                let missing = row.missing.as_ref();
+                let missing = missing.map(|why| format!("  (missing: {why})"));
+                if plan.wants(&name) {
+                    println!("{name}{}", missing.unwrap_or_default());
+                }
+            }
+        }
+    }
+}
+
+/// What the figures depend on.
+fn machine(plan: &Plan, lab: &Lab) -> Value {
+    let read = |path| {
+        fs::read_to_string(path).map_or_else(|_| String::new(), |text| text.trim().to_owned())
+    };
+    let output = |program: &str, words: &[&str]| {
+        let output = Command::new(program).args(words).output().ok()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        Some(text.lines().next()?.to_owned())
+    };
+    let packages = ["vdens", "vdeplug", "vde-switch"].map(|package| {
+        let version = output("dpkg-query", &["-W", "-f", "${Version}\n", package]);
+        (package, version)
+    });
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    json!({
+        "date": output("date", &["-u", "+%Y-%m-%d"]),
+        "kernel": read("/proc/sys/kernel/osrelease"),
+        "processors": std::thread::available_parallelism().map_or(0, usize::from),
+        "command": format!("vdens-bench {}", arguments.join(" ")).trim_end(),
+        "rounds": plan.rounds,
+        "seconds": plan.seconds,
+        "quick": plan.quick,
+        "root": is_root(),
+        "user": lab.user(),
+        "load": read("/proc/loadavg"),
+        "iperf3": output("iperf3", &["--version"]),
+        "debian": packages.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
+    })
+}
+
+/// The same in a line.
+fn origin(machine: &Value) -> String {
+    let word = |key: &str| machine[key].as_str().unwrap_or("unknown").to_owned();
+    format!(
+        "{}, Linux {}, {} processors; `{}`, {} rounds of {} s",
+        word("date"),
+        word("kernel"),
+        machine["processors"],
+        word("command"),
+        machine["rounds"],
+        machine["seconds"],
+    )
+}

@@ -1,0 +1,355 @@
+//! The contenders, and how they are wired.
+//!
+//! Theory of operation. A [`Contender`] is data: who made the two ends, what is between them, whose they are. [`Contender::wire`]
+//! makes as many namespaces as asked for, plugs them together, gives them addresses and waits until they
+//! reach each other. Dropping the [`Network`] ends everything. Nothing is ever added to the caller's own network
+//! namespace: veth pairs, bridges and taps are made inside namespaces that exist for this.
+
+use std::path::Path;
+
+use crate::Result;
+use crate::lab::{Lab, Maker, Node, PATIENCE, Who, installed, is_root};
+use crate::process::{Proc, Procs, wait_for};
+
+/// The port of the echo server that every network has.
+pub(crate) const ECHO: u16 = 7007;
+
+/// What is between the ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Medium {
+    /// A veth pair, without vdens.
+    Veth,
+    /// A kernel bridge with veth pairs, without vdens.
+    Bridge,
+    Ptp,
+    /// `vde_plug null:// switch://…`
+    Plug(Maker),
+    VdeSwitch,
+    /// A persistent tap of root's is the first end.
+    Tap,
+}
+
+/// A way to connect namespaces.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Contender {
+    pub(crate) id: &'static str,
+    pub(crate) title: &'static str,
+    /// Who made the vdens of the first end, and that of all others.
+    pub(crate) makers: [Maker; 2],
+    pub(crate) medium: Medium,
+    /// Whether ours may use the panel.
+    pub(crate) panel: bool,
+    /// Whether the ends are two users'.
+    pub(crate) two_users: bool,
+    /// The contender that does the same with Debian's programs.
+    pub(crate) rival: Option<&'static str>,
+}
+
+/// Namespaces that reach each other.
+#[derive(Debug)]
+pub(crate) struct Network {
+    pub(crate) nodes: Vec<Node>,
+    // In the order in which they are to end.
+    tools: Procs,
+    members: Procs,
+    between: Procs,
+}
+
+impl Contender {
+    const fn new(
+        id: &'static str,
+        title: &'static str,
+        makers: [Maker; 2],
+        medium: Medium,
+    ) -> Self {
+        Self {
+            id,
+            title,
+            makers,
+            medium,
+            panel: true,
+            two_users: false,
+            rival: None,
+        }
+    }
+
+    pub(crate) const fn ours(id: &'static str, title: &'static str, medium: Medium) -> Self {
+        Self::new(id, title, [Maker::Ours; 2], medium)
+    }
+
+    pub(crate) const fn debian(id: &'static str, title: &'static str, medium: Medium) -> Self {
+        Self::new(id, title, [Maker::Debian; 2], medium)
+    }
+
+    pub(crate) const fn mixed(id: &'static str, title: &'static str, medium: Medium) -> Self {
+        Self::new(id, title, [Maker::Ours, Maker::Debian], medium)
+    }
+
+    pub(crate) const fn without_panel(self) -> Self {
+        Self {
+            panel: false,
+            ..self
+        }
+    }
+
+    pub(crate) const fn of_two_users(self) -> Self {
+        Self {
+            two_users: true,
+            ..self
+        }
+    }
+
+    pub(crate) const fn versus(self, rival: &'static str) -> Self {
+        Self {
+            rival: Some(rival),
+            ..self
+        }
+    }
+
+    fn has(&self, maker: Maker) -> bool {
+        let bare = matches!(self.medium, Medium::Veth | Medium::Bridge);
+        self.medium == Medium::Plug(maker) || (!bare && self.makers.contains(&maker))
+    }
+
+    /// Why this machine cannot do it.
+    pub(crate) fn missing(&self, lab: &Lab) -> Option<String> {
+        let mut needs = vec!["ip"];
+        if self.has(Maker::Debian) {
+            needs.push("vdens");
+        }
+        match self.medium {
+            Medium::Plug(Maker::Debian) => needs.push("vde_plug"),
+            Medium::VdeSwitch => needs.push("vde_switch"),
+            Medium::Tap if !is_root() => return Some("needs root, to make the tap".to_owned()),
+            _ => {}
+        }
+        if let Some(program) = needs.into_iter().find(|program| !installed(program)) {
+            return Some(format!("{program} is not installed"));
+        }
+        if self.two_users && !lab.has_two_users() {
+            return Some("needs root and the users vdens-test and vdens-test2".to_owned());
+        }
+        if !self.panel && !lab.has_panel {
+            return Some("this vdens has no --no-panel (and no panel)".to_owned());
+        }
+        None
+    }
+
+    /// Connects `count` namespaces.
+    pub(crate) fn wire(&self, lab: &Lab, count: usize) -> Result<Network> {
+        let mut network = Network {
+            nodes: Vec::new(),
+            tools: Procs::default(),
+            members: Procs::default(),
+            between: Procs::default(),
+        };
+        // A path of its own for each time: nothing is inherited from one that failed.
+        let place = lab.unique(self.id);
+        match self.medium {
+            Medium::Veth => veth(lab, &mut network)?,
+            Medium::Bridge => bridge(lab, &mut network, count)?,
+            Medium::Tap => self.tap(lab, &mut network)?,
+            Medium::Ptp => {
+                let mode = if self.two_users { "[mode=0777]" } else { "" };
+                self.members(lab, &mut network, count, &format!("ptp://{place}{mode}"))?;
+            }
+            Medium::Plug(maker) => {
+                let mode = if self.two_users { "[mode=0777]" } else { "" };
+                let plug = lab.program(maker, "vde_plug");
+                let vnl = format!("switch://{place}{mode}");
+                network.start_switch(
+                    Proc::spawn(lab.command(Who::First, &plug, ["null://", &vnl]))?,
+                    &place,
+                )?;
+                self.members(lab, &mut network, count, &format!("vde://{place}"))?;
+            }
+            Medium::VdeSwitch => {
+                let switch = lab.program(Maker::Debian, "vde_switch");
+                let ports = (count + 2).max(32).to_string();
+                network.start_switch(
+                    Proc::spawn(lab.command(Who::First, &switch, ["-s", &place, "-n", &ports]))?,
+                    &place,
+                )?;
+                self.members(lab, &mut network, count, &format!("vde://{place}"))?;
+            }
+        }
+        for node in &network.nodes {
+            let (address, interface) = (&node.address, &node.interface);
+            lab.sh(
+                node,
+                &format!(
+                    "ip addr add {address}/16 broadcast 10.77.255.255 dev {interface}
+                     ip link set {interface} up; ip link set lo up"
+                ),
+            )?;
+        }
+        network.reach(lab)?;
+        Ok(network)
+    }
+
+    /// Starts vdens `count` times.
+    fn members(&self, lab: &Lab, network: &mut Network, count: usize, vnl: &str) -> Result<()> {
+        let owner = |number| match self.two_users && number > 0 {
+            true => Who::Second,
+            false => Who::First,
+        };
+        let first = network.members.0.len();
+        for number in 0..count {
+            let (program, words) = self.vdens(lab, number, vnl);
+            let command = lab.command(owner(number), &program, words);
+            network.members.0.push(Proc::spawn(command)?);
+            // The first comer decides how both ends speak, so it has to be the first.
+            if number == 0 {
+                network.add_node(lab, first, owner(0), 0)?;
+            }
+        }
+        for number in 1..count {
+            network.add_node(lab, first + number, owner(number), number)?;
+        }
+        Ok(())
+    }
+
+    /// The program and the arguments of the vdens with a number.
+    fn vdens(&self, lab: &Lab, number: usize, vnl: &str) -> (std::path::PathBuf, Vec<String>) {
+        let maker = self.makers[number.min(1)];
+        let option = (maker == Maker::Ours && !self.panel).then_some("--no-panel");
+        let words = option.into_iter().chain([vnl, "sleep", "86400"]);
+        (
+            lab.program(maker, "vdens"),
+            words.map(str::to_owned).collect(),
+        )
+    }
+
+    /// A persistent tap in a namespace of root's as the one end, vdens as the other.
+    fn tap(&self, lab: &Lab, network: &mut Network) -> Result<()> {
+        let (holder, mut host) = lab.bare_node(0)?;
+        network.between.0.push(holder);
+        host.interface = "vb0".to_owned();
+        let user = lab.user();
+        lab.sh(
+            &host,
+            &format!("ip tuntap add dev vb0 mode tap user {user}"),
+        )?;
+        let (program, words) = self.vdens(lab, 1, "tap://vb0");
+        let vdens = lab.inside(&host, Who::First, &program, words);
+        network.nodes.push(host);
+        network.members.0.push(Proc::spawn(vdens)?);
+        network.add_node(lab, 0, Who::First, 1)
+    }
+}
+
+impl Network {
+    fn add_node(&mut self, lab: &Lab, member: usize, who: Who, number: usize) -> Result<()> {
+        let node = lab.node_of(&mut self.members.0[member], who, number)?;
+        self.nodes.push(node);
+        Ok(())
+    }
+
+    fn start_switch(&mut self, switch: Proc, place: &str) -> Result<()> {
+        self.between.0.push(switch);
+        let socket = Path::new(place).join("ctl");
+        wait_for("the switch's socket", PATIENCE, || {
+            socket.symlink_metadata().ok()
+        })?;
+        Ok(())
+    }
+
+    /// Waits until every node gets an answer from the first.
+    fn reach(&mut self, lab: &Lab) -> Result<()> {
+        let (first, others) = self.nodes.split_first().ok_or("no namespaces")?;
+        let server = lab.tool_inside(first, &format!("echo {ECHO}"))?;
+        wait_for_port(&server, "udp", ECHO)?;
+        self.tools.0.push(server);
+        for node in others {
+            let to = &first.address;
+            let within = PATIENCE.as_millis();
+            lab.tool_inside(node, &format!("probe {to}:{ECHO} {within}"))?
+                .output(PATIENCE * 2)?;
+        }
+        Ok(())
+    }
+
+    /// An error if anything of the network has ended.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        let all = [&mut self.members, &mut self.between];
+        for proc in all.into_iter().flat_map(|procs| &mut procs.0) {
+            proc.check()?;
+        }
+        Ok(())
+    }
+}
+
+/// Waits until a process' network namespace has a socket at a port.
+pub(crate) fn wait_for_port(proc: &Proc, protocol: &str, port: u16) -> Result<()> {
+    let mark = format!(":{port:04X} ");
+    wait_for("a server's socket", PATIENCE, || {
+        // Not before the process has joined its namespace, which is when it is no longer ours.
+        let own = std::fs::read_link("/proc/self/ns/net").ok()?;
+        let its = std::fs::read_link(format!("/proc/{}/ns/net", proc.id())).ok()?;
+        let bound = |family: &str| {
+            let path = format!("/proc/{}/net/{protocol}{family}", proc.id());
+            let table = std::fs::read_to_string(path).unwrap_or_default();
+            let local = |line: &str| {
+                line.split_whitespace()
+                    .nth(1)
+                    .map(|word| format!("{word} "))
+            };
+            table
+                .lines()
+                .any(|line| local(line).is_some_and(|local| local.ends_with(&mark)))
+        };
+        (own != its && (bound("") || bound("6"))).then_some(())
+    })
+}
+
+/// Another bare namespace beside one: for an ordinary user in the same user namespace, so that a veth pair
+/// may connect them.
+fn bare_sibling(lab: &Lab, node: &Node, number: usize) -> Result<(Proc, Node)> {
+    if is_root() {
+        return lab.bare_node(number);
+    }
+    let unshare = Path::new("/usr/bin/unshare");
+    let holder = lab.inside(node, Who::First, unshare, ["-n", "sleep", "86400"]);
+    let mut holder = Proc::spawn(holder)?;
+    let node = lab.node_of(&mut holder, Who::First, number)?;
+    Ok((holder, node))
+}
+
+fn veth(lab: &Lab, network: &mut Network) -> Result<()> {
+    let (holder, first) = lab.bare_node(0)?;
+    network.between.0.push(holder);
+    let (holder, second) = bare_sibling(lab, &first, 1)?;
+    network.between.0.push(holder);
+    lab.sh(
+        &first,
+        &format!(
+            "ip link add vde0 type veth peer name vde0 netns {}",
+            second.pid
+        ),
+    )?;
+    network.nodes.extend([first, second]);
+    Ok(())
+}
+
+fn bridge(lab: &Lab, network: &mut Network, count: usize) -> Result<()> {
+    let (holder, hub) = lab.bare_node(count)?;
+    network.between.0.push(holder);
+    lab.sh(
+        &hub,
+        "ip link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0; ip link set br0 up",
+    )?;
+    for number in 0..count {
+        let (holder, node) = bare_sibling(lab, &hub, number)?;
+        network.between.0.push(holder);
+        lab.sh(
+            &hub,
+            &format!(
+                "ip link add p{number} type veth peer name vde0 netns {}
+                 ip link set p{number} master br0 up",
+                node.pid
+            ),
+        )?;
+        network.nodes.push(node);
+    }
+    Ok(())
+}

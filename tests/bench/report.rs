@@ -1,0 +1,385 @@
+//! Results for people: tables for a terminal, ratios in Markdown, and the bars that the product is held to.
+//!
+//! Theory of operation. The terminal gets one table for each measure, with medians, ranges and ratios. The Markdown is what
+//! documentation may quote: ratios and shares, no absolute speeds, which belong to one machine. What is missing or
+//! has failed is part of both.
+
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+
+use crate::links;
+use crate::results::{Better, Group, Measure, Results, Row, Summary};
+use crate::switches;
+
+/// Three digits, whatever the size.
+pub(crate) fn figure(value: f64) -> String {
+    let digits = match value.abs() {
+        size if size >= 100.0 => 0,
+        size if size >= 10.0 => 1,
+        size if size >= 1.0 || size == 0.0 => 2,
+        _ => 3,
+    };
+    format!("{value:.digits$}")
+}
+
+fn range(summary: Summary) -> String {
+    format!("{} – {}", figure(summary.least), figure(summary.most))
+}
+
+/// Everything, for a terminal.
+pub(crate) fn text(results: &Results) -> String {
+    let mut out = String::new();
+    for group in &results.groups {
+        for measure in &group.measures {
+            table(&mut out, results, group, measure);
+        }
+    }
+    shortcomings(&mut out, results);
+    let bars = bars(results);
+    let (found, unknown): (Vec<&Bar>, Vec<&Bar>) = bars.iter().partition(|bar| bar.found.is_some());
+    let _ = writeln!(
+        out,
+        "\nBars: {} measured, {} not measured",
+        found.len(),
+        unknown.len()
+    );
+    for bar in found {
+        let verdict = if bar.is_met() { "met" } else { "NOT MET" };
+        let found = bar.found.map(figure).unwrap_or_default();
+        let _ = writeln!(
+            out,
+            "  {verdict:<8} {:<70} {found:>7} (bar: {})",
+            bar.what,
+            bar.limit()
+        );
+    }
+    out
+}
+
+/// The bars, for programs.
+pub(crate) fn bars_to_json(results: &Results) -> Value {
+    let bars = bars(results).into_iter().map(|bar| {
+        let met = bar.found.is_some().then(|| bar.is_met());
+        json!({ "what": bar.what, "found": bar.found, "bar": bar.limit(), "met": met })
+    });
+    bars.collect()
+}
+
+fn table(out: &mut String, results: &Results, group: &Group, measure: &Measure) {
+    let summaries = group.rows.iter().filter_map(|row| {
+        let summary = results.summary(group.id, row.id, &measure.key)?;
+        Some((row, summary))
+    });
+    let ratio = |row: &Row, other: Option<&str>| {
+        let other = other.filter(|other| measure.ratios && *other != row.id);
+        let ratio = other.and_then(|other| results.ratio(group.id, &measure.key, row.id, other));
+        ratio.map_or_else(String::new, |ratio| format!("{}×", figure(ratio.median)))
+    };
+    let mut head = Some(());
+    for (row, summary) in summaries {
+        if head.take().is_some() {
+            let reference = group.reference.map_or("", |(_, name)| name);
+            let _ = writeln!(
+                out,
+                "\n{} [{}], {}\n  {:<36} {:>9} {:>20} {:>9} {:>9}",
+                measure.title,
+                measure.unit,
+                measure.better.word(),
+                group.title,
+                "median",
+                "range",
+                reference,
+                "Debian's",
+            );
+        }
+        let line = format!(
+            "  {:<36} {:>9} {:>20} {:>9} {:>9}",
+            row.title,
+            figure(summary.median),
+            range(summary),
+            ratio(row, group.reference.map(|(id, _)| id)),
+            ratio(row, row.rival),
+        );
+        let _ = writeln!(out, "{}", line.trim_end());
+    }
+}
+
+/// What could not be measured, and what went wrong.
+fn shortcomings(out: &mut String, results: &Results) {
+    let missing: Vec<String> = results
+        .groups
+        .iter()
+        .flat_map(|group| group.rows.iter().map(move |row| (group, row)))
+        .filter_map(|(group, row)| {
+            let why = row.missing.as_ref()?;
+            Some(format!("  {}/{}: {why}\n", group.id, row.id))
+        })
+        .collect();
+    if !missing.is_empty() {
+        out.push_str("\nMissing here\n");
+        out.extend(missing);
+    }
+    if !results.failures.is_empty() {
+        out.push_str("\nFailed\n");
+    }
+    for failure in &results.failures {
+        let _ = writeln!(
+            out,
+            "  {} (round {}): {}",
+            failure.what, failure.round, failure.why
+        );
+    }
+}
+
+/// Ratios, for documentation. `origin` says where they come from.
+pub(crate) fn markdown(results: &Results, origin: &str) -> String {
+    let mut out = format!("{origin}\n");
+    for group in &results.groups {
+        // Measures in groups of a few: a table has to fit on a page.
+        let measured = |measure: &&Measure| {
+            let has = |row: &Row| results.summary(group.id, row.id, &measure.key).is_some();
+            group.rows.iter().any(has)
+        };
+        let measures: Vec<&Measure> = group.measures.iter().filter(measured).collect();
+        for measures in measures.chunks(6) {
+            let _ = writeln!(out, "\n**{}**\n", group.title);
+            let titles: Vec<String> = measures
+                .iter()
+                .map(|measure| match (measure.ratios, measure.better) {
+                    (true, Better::More) => format!("{} ↑", measure.title),
+                    (true, Better::Less) => format!("{} ↓", measure.title),
+                    (false, _) => format!("{} [{}]", measure.title, measure.unit),
+                })
+                .collect();
+            let _ = writeln!(out, "| | {} |", titles.join(" | "));
+            let _ = writeln!(out, "|---|{}", "---|".repeat(titles.len()));
+            for row in &group.rows {
+                let cells: Vec<String> = measures
+                    .iter()
+                    .map(|measure| cell(results, group, row, measure))
+                    .collect();
+                if cells.iter().any(|cell| !cell.is_empty()) {
+                    let _ = writeln!(out, "| {} | {} |", row.title, cells.join(" | "));
+                }
+            }
+        }
+    }
+    let mut notes = String::new();
+    shortcomings(&mut notes, results);
+    if !notes.is_empty() {
+        let _ = writeln!(out, "\n```text{notes}```");
+    }
+    out
+}
+
+/// The ratio to the reference and, behind a slash, to Debian's.
+fn cell(results: &Results, group: &Group, row: &Row, measure: &Measure) -> String {
+    let Some(summary) = results.summary(group.id, row.id, &measure.key) else {
+        return String::new();
+    };
+    if !measure.ratios {
+        return figure(summary.median);
+    }
+    let to = |other: &str| results.ratio(group.id, &measure.key, row.id, other);
+    let reference = group.reference.and_then(|(id, _)| to(id));
+    let rival = row.rival.and_then(to);
+    let ratios = [reference, rival].map(|ratio| ratio.map(|ratio| figure(ratio.median)));
+    match ratios {
+        [Some(reference), Some(rival)] => format!("{reference} / {rival}"),
+        [Some(reference), None] => reference,
+        [None, Some(rival)] => format!("– / {rival}"),
+        [None, None] => "measured".to_owned(),
+    }
+}
+
+/// Something that the product is to reach.
+#[derive(Debug)]
+struct Bar {
+    what: String,
+    found: Option<f64>,
+    better: Better,
+    bar: f64,
+}
+
+impl Bar {
+    /// Whether it is reached; a bar that was not measured is not.
+    fn is_met(&self) -> bool {
+        self.found.is_some_and(|found| match self.better {
+            Better::More => found >= self.bar,
+            Better::Less => found <= self.bar,
+        })
+    }
+
+    fn limit(&self) -> String {
+        let sign = if self.better == Better::More {
+            "≥"
+        } else {
+            "≤"
+        };
+        format!("{sign} {}", self.bar)
+    }
+}
+
+/// Stands for the worse of both directions.
+const TCP: &str = "tcp1";
+
+/// The bars for links: row, measure, the row compared with, the direction and the value.
+const LINK_BARS: &[(&str, &str, &str, Better, f64)] = &[
+    ("ours-ptp", TCP, "veth", Better::More, 0.90),
+    ("ours-ptp", TCP, "debian-ptp", Better::More, 15.0),
+    ("ours-ptp", "rtt-idle-p50", "debian-ptp", Better::Less, 0.25),
+    ("ours-switch", TCP, "veth", Better::More, 0.88),
+    ("ours-switch", TCP, "debian-vde-switch", Better::More, 20.0),
+    (
+        "ours-switch",
+        "rtt-idle-p50",
+        "debian-vde-switch",
+        Better::Less,
+        0.25,
+    ),
+    ("ours-tap", TCP, "veth", Better::More, 0.60),
+    ("ours-tap", "rtt-idle-p50", "debian-tap", Better::Less, 1.0),
+    ("ours-ptp-2-users", TCP, "veth", Better::More, 0.40),
+    (
+        "ours-ptp-2-users",
+        "rtt-idle-p50",
+        "debian-ptp",
+        Better::Less,
+        1.0,
+    ),
+    ("ours-ptp-no-panel", TCP, "veth", Better::More, 0.40),
+    (
+        "ours-ptp-no-panel",
+        "rtt-idle-p50",
+        "debian-ptp",
+        Better::Less,
+        1.0,
+    ),
+    ("ours-switch-2-users", TCP, "veth", Better::More, 0.40),
+    (
+        "ours-switch-2-users",
+        "rtt-idle-p50",
+        "debian-vde-switch",
+        Better::Less,
+        1.0,
+    ),
+    ("ours-switch-no-panel", TCP, "veth", Better::More, 0.40),
+    (
+        "ours-switch-no-panel",
+        "rtt-idle-p50",
+        "debian-vde-switch",
+        Better::Less,
+        1.0,
+    ),
+    (
+        "ours-vde-switch",
+        TCP,
+        "debian-vde-switch",
+        Better::More,
+        1.3,
+    ),
+    (
+        "ours-vde-switch",
+        "rtt-idle-p50",
+        "debian-vde-switch",
+        Better::Less,
+        1.0,
+    ),
+    ("mixed-ptp", TCP, "debian-ptp", Better::More, 1.3),
+    ("mixed-ptp", "rtt-idle-p50", "debian-ptp", Better::Less, 1.0),
+    ("ours-ptp", "udp-overload", "debian-ptp", Better::More, 2.0),
+    (
+        "ours-switch",
+        "udp-overload",
+        "debian-vde-switch",
+        Better::More,
+        2.0,
+    ),
+];
+
+fn bars(results: &Results) -> Vec<Bar> {
+    let ratio = |group: &str, measure: &str, row: &str, other: &str, better, bar| {
+        let median = |measure: &str| {
+            let ratio = results.ratio(group, measure, row, other)?;
+            Some(ratio.median)
+        };
+        let found = match measure {
+            TCP => median("tcp1-to").and_then(|to| Some(to.min(median("tcp1-from")?))),
+            _ => median(measure),
+        };
+        Bar {
+            what: format!("{group}/{row}: {measure}, ratio to {other}"),
+            found,
+            better,
+            bar,
+        }
+    };
+    let mut bars: Vec<Bar> = LINK_BARS
+        .iter()
+        .map(|&(row, measure, other, better, bar)| {
+            ratio(links::ID, measure, row, other, better, bar)
+        })
+        .collect();
+    let ours = |row: &&Row| row.id.starts_with("ours") || row.id.starts_with("mixed");
+    for group in results.groups.iter().filter(|group| group.id == links::ID) {
+        for row in group.rows.iter().filter(ours) {
+            for (measure, bar) in [("udp-20k-loss", 0.1), ("tcp1-retransmits", 999.0)] {
+                let found = results.summary(group.id, row.id, measure);
+                bars.push(Bar {
+                    what: format!("{}/{}: {measure}", group.id, row.id),
+                    found: found.map(|found| found.median),
+                    better: Better::Less,
+                    bar,
+                });
+            }
+        }
+    }
+    bars.push(ratio(
+        "start-up",
+        "ptp",
+        "ours",
+        "debian",
+        Better::Less,
+        0.5,
+    ));
+    bars.push(ratio(
+        "start-up",
+        "no",
+        "ours",
+        "unshare",
+        Better::Less,
+        1.5,
+    ));
+    for row in ["ours", "ours-no-panel"] {
+        let value = |measure| {
+            let summary = results.summary(switches::ID, row, measure)?;
+            Some(summary.median)
+        };
+        bars.push(Bar {
+            what: format!("switches/{row}: one pair on 128 ports, ratio to 2 ports"),
+            found: value("pair-128").and_then(|many| Some(many / value("pair-2")?)),
+            better: Better::More,
+            bar: 0.9,
+        });
+        let found = results.summary("memory", row, "one");
+        bars.push(Bar {
+            what: format!("memory/{row}: MiB of the only namespace"),
+            found: found.map(|found| found.median),
+            better: Better::Less,
+            bar: 6.0,
+        });
+    }
+    bars
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_have_three_digits() {
+        let figures = [1234.5, 123.4, 12.34, 1.234, 0.1234, 0.0].map(figure);
+        assert_eq!(figures, ["1234", "123", "12.3", "1.23", "0.123", "0.00"]);
+    }
+}

@@ -1,0 +1,510 @@
+//! What runs inside the namespaces: hidden subcommands of the benchmark's own binary.
+//!
+//! Theory of operation. `enter` joins the namespaces of a process and becomes another command; the rest
+//! are senders and receivers of one purpose each. A tool ends by itself and prints one line of JSON, or
+//! is a server and is ended by its owner. UDP tools stamp their datagrams, so that nothing else on the
+//! link is counted. Pacing wakes every 100 µs and sends what is due, at most [`BURST`] at once: a sender that was not
+//! scheduled does not make up for it with a flood.
+
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Read};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use clap::Subcommand;
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::prctl::set_timerslack;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockType, recvmmsg, send, sendmmsg,
+    setsockopt, socket, sockopt,
+};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use serde_json::json;
+
+use crate::Result;
+
+/// The size of a datagram of [`Tool::Flood`].
+const PAYLOAD: usize = 64;
+/// What datagrams of the benchmark start with.
+const STAMP: [u8; 8] = *b"vdensbm1";
+/// How many frames a paced sender sends at once, at most.
+const BURST: usize = 64;
+/// How long who has nothing to do sleeps.
+const NAP: Duration = Duration::from_micros(100);
+/// Enough of a pause to mean that the sender is done.
+const SILENCE: Duration = Duration::from_millis(400);
+/// The receive buffer asked for: what gets lost is to get lost on the link, not behind it.
+const RECEIVE_BUFFER: usize = 16 << 20;
+
+/// A tool.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Tool {
+    /// Run a command in the namespaces of a process
+    Enter {
+        /// Whose namespaces
+        #[arg(long)]
+        pid: u32,
+        /// The user namespace too, with its capabilities
+        #[arg(long)]
+        user: bool,
+        /// As whom (root only)
+        #[arg(long)]
+        uid: Option<u32>,
+        /// As which group (root only)
+        #[arg(long)]
+        gid: Option<u32>,
+        /// The command
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        command: Vec<std::ffi::OsString>,
+    },
+    /// Send datagrams back
+    Echo {
+        /// The port
+        port: u16,
+    },
+    /// Send datagrams until one comes back
+    Probe {
+        /// An echo server
+        to: SocketAddr,
+        /// For how long
+        milliseconds: u64,
+    },
+    /// Time round trips, one after the other
+    Rtt {
+        /// An echo server
+        to: SocketAddr,
+        /// For how long
+        milliseconds: u64,
+        /// How many, at most
+        count: usize,
+        /// The pause between two
+        gap_microseconds: u64,
+    },
+    /// Count what `flood` sends
+    Sink {
+        /// The port
+        port: u16,
+        /// For how long, at most
+        milliseconds: u64,
+    },
+    /// Send datagrams
+    Flood {
+        /// Where
+        to: SocketAddr,
+        /// For how long
+        milliseconds: u64,
+        /// How many a second; 0 is as many as possible
+        rate: u64,
+    },
+    /// Send broadcast frames with many source addresses
+    Learn {
+        /// The interface
+        interface: String,
+        /// How many addresses
+        addresses: u32,
+        /// How many a second
+        rate: u64,
+    },
+    /// Send frames to the addresses of `learn`, in random order
+    Spray {
+        /// The interface
+        interface: String,
+        /// How many addresses
+        addresses: u32,
+        /// For how long
+        milliseconds: u64,
+    },
+}
+
+impl Tool {
+    /// Does what the tool is for.
+    pub(crate) fn run(self) -> Result<()> {
+        // Sleeps of 100 µs are not to be rounded up to 150.
+        set_timerslack(1)?;
+        let millis = Duration::from_millis;
+        match self {
+            Self::Enter {
+                pid,
+                user,
+                uid,
+                gid,
+                command,
+            } => enter(pid, user, uid.zip(gid), &command),
+            Self::Echo { port } => echo(port),
+            Self::Probe { to, milliseconds } => probe(to, millis(milliseconds)),
+            Self::Rtt {
+                to,
+                milliseconds,
+                count,
+                gap_microseconds,
+            } => rtt(
+                to,
+                millis(milliseconds),
+                count,
+                Duration::from_micros(gap_microseconds),
+            ),
+            Self::Sink { port, milliseconds } => sink(port, millis(milliseconds)),
+            Self::Flood {
+                to,
+                milliseconds,
+                rate,
+            } => flood(to, millis(milliseconds), rate),
+            Self::Learn {
+                interface,
+                addresses,
+                rate,
+            } => learn(&interface, addresses, rate),
+            Self::Spray {
+                interface,
+                addresses,
+                milliseconds,
+            } => spray(&interface, addresses, millis(milliseconds)),
+        }
+    }
+}
+
+/// Becomes a command in the namespaces of a process. An ordinary user has all capabilities right after
+/// joining a user namespace, and would lose them by executing a program: they are made ambient.
+fn enter(
+    pid: u32,
+    user: bool,
+    owner: Option<(u32, u32)>,
+    command: &[std::ffi::OsString],
+) -> Result<()> {
+    let open = |kind: &str| File::open(format!("/proc/{pid}/ns/{kind}"));
+    let net = open("net")?;
+    if user {
+        let namespace = open("user")?;
+        owner.map_or(Ok(()), become_user)?;
+        setns(namespace, CloneFlags::CLONE_NEWUSER)?;
+        setns(net, CloneFlags::CLONE_NEWNET)?;
+        let all = caps::read(None, caps::CapSet::Permitted)?;
+        caps::set(None, caps::CapSet::Inheritable, &all)?;
+        caps::set(None, caps::CapSet::Ambient, &all)?;
+    } else {
+        setns(net, CloneFlags::CLONE_NEWNET)?;
+        owner.map_or(Ok(()), become_user)?;
+    }
+    let (program, arguments) = command.split_first().ok_or("no command")?;
+    Err(Command::new(program).args(arguments).exec().into())
+}
+
+fn become_user((uid, gid): (u32, u32)) -> Result<()> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    setgroups(&[])?;
+    setresgid(gid, gid, gid)?;
+    setresuid(uid, uid, uid)?;
+    Ok(())
+}
+
+fn bind(port: u16) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    // Beyond the machine's limit if the namespace's owner may, else up to it.
+    if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+        setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
+    }
+    Ok(socket)
+}
+
+fn echo(port: u16) -> Result<()> {
+    let socket = bind(port)?;
+    let mut buffer = [0; 2048];
+    loop {
+        let (length, from) = socket.recv_from(&mut buffer)?;
+        // A full queue loses an answer, as it would lose anything else.
+        let _ = socket.send_to(&buffer[..length], from);
+    }
+}
+
+/// A numbered datagram out and the one with the same number back; whether it came in time.
+struct Rounds {
+    socket: UdpSocket,
+    number: u64,
+}
+
+impl Rounds {
+    fn new(to: SocketAddr, patience: Duration) -> Result<Self> {
+        let socket = bind(0)?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(patience))?;
+        Ok(Self { socket, number: 0 })
+    }
+
+    fn one(&mut self) -> bool {
+        self.number += 1;
+        let mut datagram = [0; 2 * STAMP.len()];
+        datagram[..STAMP.len()].copy_from_slice(&STAMP);
+        datagram[STAMP.len()..].copy_from_slice(&self.number.to_be_bytes());
+        if self.socket.send(&datagram).is_err() {
+            return false;
+        }
+        let mut answer = [0; PAYLOAD];
+        loop {
+            match self.socket.recv(&mut answer) {
+                Ok(length) if answer[..length] == datagram => return true,
+                // An answer to a question that was given up.
+                Ok(_) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+fn probe(to: SocketAddr, limit: Duration) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    let mut rounds = Rounds::new(to, Duration::from_millis(50))?;
+    while Instant::now() < deadline {
+        if rounds.one() {
+            println!("{}", json!({ "attempts": rounds.number }));
+            return Ok(());
+        }
+        // A refusal comes at once.
+        sleep(Duration::from_millis(10));
+    }
+    Err(format!("no answer from {to} within {limit:?}").into())
+}
+
+fn rtt(to: SocketAddr, limit: Duration, count: usize, gap: Duration) -> Result<()> {
+    let mut rounds = Rounds::new(to, Duration::from_millis(500))?;
+    let deadline = Instant::now() + limit;
+    let mut times = Vec::with_capacity(count);
+    let mut lost = 0;
+    while times.len() + lost < count && Instant::now() < deadline {
+        let start = Instant::now();
+        if rounds.one() {
+            times.push(start.elapsed());
+        } else {
+            lost += 1;
+        }
+        if !gap.is_zero() {
+            sleep(gap);
+        }
+    }
+    times.sort_unstable();
+    let at = |share: f64| {
+        let rank = (times.len().checked_sub(1)? as f64 * share).round() as usize;
+        times.get(rank).map(|time| time.as_secs_f64() * 1e6)
+    };
+    println!(
+        "{}",
+        json!({ "answers": times.len(), "lost": lost, "p50": at(0.5), "p99": at(0.99) })
+    );
+    Ok(())
+}
+
+/// Counts datagrams. It takes them by the batch and naps in between, so that the sender is not busy with waking it up.
+fn sink(port: u16, limit: Duration) -> Result<()> {
+    let socket = bind(port)?;
+    let deadline = Instant::now() + limit;
+    let mut buffers = [[0; 2 * PAYLOAD]; BURST];
+    let mut received: u64 = 0;
+    let mut span: Option<(Instant, Instant)> = None;
+    loop {
+        let taken = receive(&socket, &mut buffers)?;
+        let now = Instant::now();
+        if taken > 0 {
+            received += taken;
+            let (start, _) = span.unwrap_or((now, now));
+            span = Some((start, now));
+        }
+        let idle = span.is_some_and(|(_, last)| now - last > SILENCE);
+        if idle || now > deadline {
+            break;
+        }
+        if taken < BURST as u64 {
+            sleep(NAP);
+        }
+    }
+    let seconds = span.map_or(0.0, |(first, last)| (last - first).as_secs_f64());
+    println!("{}", json!({ "received": received, "seconds": seconds }));
+    Ok(())
+}
+
+/// Takes what has arrived, a datagram for each buffer at most; how many of them are the benchmark's.
+fn receive(socket: &UdpSocket, buffers: &mut [[u8; 2 * PAYLOAD]]) -> Result<u64> {
+    let mut headers = MultiHeaders::<()>::preallocate(buffers.len(), None);
+    let mut slices: Vec<_> = buffers
+        .iter_mut()
+        .map(|buffer| [IoSliceMut::new(buffer)])
+        .collect();
+    let flags = MsgFlags::MSG_DONTWAIT;
+    let count = match recvmmsg(socket.as_raw_fd(), &mut headers, &mut slices, flags, None) {
+        Ok(messages) => messages.count(),
+        Err(Errno::EAGAIN) => 0,
+        Err(error) => return Err(error.into()),
+    };
+    let stamped = buffers[..count]
+        .iter()
+        .filter(|buffer| buffer.starts_with(&STAMP));
+    Ok(stamped.count() as u64)
+}
+
+/// Calls `send` with how many to send and how many were before, as often as possible or, if `rate` is not 0, so that it is
+/// asked for so many a second, until `done`. It returns how many were taken. How many were sent, how many
+/// of these were refused, and for how long.
+fn paced(
+    rate: u64,
+    done: impl Fn(u64, Duration) -> bool,
+    mut send: impl FnMut(u64, u64) -> u64,
+) -> (u64, u64, Duration) {
+    let start = Instant::now();
+    let (mut sent, mut refused, mut forgone) = (0, 0, 0);
+    loop {
+        let elapsed = start.elapsed();
+        if done(sent, elapsed) {
+            return (sent, refused, elapsed);
+        }
+        let mut due = BURST as u64;
+        if rate > 0 {
+            let owed = (elapsed.as_secs_f64() * rate as f64) as u64 - sent - forgone;
+            due = owed.min(BURST as u64);
+            forgone += owed - due;
+        }
+        if due > 0 {
+            refused += due - send(due, sent).min(due);
+            sent += due;
+        }
+        if rate > 0 {
+            sleep(NAP);
+        }
+    }
+}
+
+fn flood(to: SocketAddr, limit: Duration, rate: u64) -> Result<()> {
+    let socket = bind(0)?;
+    socket.set_broadcast(true)?;
+    socket.connect(to)?;
+    let mut datagram = [0; PAYLOAD];
+    datagram[..STAMP.len()].copy_from_slice(&STAMP);
+    let slices = vec![[IoSlice::new(&datagram)]; BURST];
+    let addresses = [None::<()>; BURST];
+    // A paced sender does not wait: what the link does not take in time is lost.
+    let flags = match rate {
+        0 => MsgFlags::empty(),
+        _ => MsgFlags::MSG_DONTWAIT,
+    };
+    let mut headers = MultiHeaders::preallocate(BURST, None);
+    let (sent, refused, time) = paced(
+        rate,
+        |_, elapsed| elapsed >= limit,
+        |due, _| {
+            let due = usize::try_from(due).unwrap_or(BURST);
+            let batch = &slices[..due];
+            let fd = socket.as_raw_fd();
+            let taken = sendmmsg(fd, &mut headers, batch, &addresses[..due], [], flags);
+            taken.map_or(0, |messages| messages.count() as u64)
+        },
+    );
+    println!(
+        "{}",
+        json!({ "sent": sent, "refused": refused, "seconds": time.as_secs_f64() })
+    );
+    Ok(())
+}
+
+/// A socket for whole frames on an interface.
+fn raw(interface: &str) -> Result<OwnedFd> {
+    let socket = socket(
+        AddressFamily::Packet,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        // No protocol: it sends only.
+        None,
+    )?;
+    let index = if_nametoindex(interface)?;
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: 0,
+        sll_ifindex: index.try_into()?,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: the address is a whole sockaddr_ll and outlives the call, and its own length is passed.
+    let result = unsafe {
+        libc::bind(
+            socket.as_fd().as_raw_fd(),
+            (&raw const address).cast(),
+            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+        )
+    };
+    Errno::result(result)?;
+    Ok(socket)
+}
+
+/// The address of an imagined station.
+fn station(number: u32) -> [u8; 6] {
+    let [a, b, c, d] = number.to_be_bytes();
+    [0x02, 0xbe, a, b, c, d]
+}
+
+/// A frame of the smallest size, of the ethertype for local experiments.
+fn frame(to: [u8; 6], from: [u8; 6]) -> [u8; 60] {
+    let mut frame = [0; 60];
+    frame[..6].copy_from_slice(&to);
+    frame[6..12].copy_from_slice(&from);
+    // The second of the two, as the first is used by vdens itself.
+    frame[12..14].copy_from_slice(&0x88b6_u16.to_be_bytes());
+    frame
+}
+
+fn send_frame(socket: &OwnedFd, frame: &[u8]) -> bool {
+    send(socket.as_raw_fd(), frame, MsgFlags::empty()).is_ok()
+}
+
+fn learn(interface: &str, addresses: u32, rate: u64) -> Result<()> {
+    let socket = raw(interface)?;
+    let (sent, refused, time) = paced(
+        rate,
+        |sent, _| sent >= u64::from(addresses),
+        |due, before| {
+            let numbers = before..before + due;
+            let taken = numbers.filter(|number| {
+                let source = station(u32::try_from(*number).unwrap_or(u32::MAX));
+                send_frame(&socket, &frame([0xff; 6], source))
+            });
+            taken.count() as u64
+        },
+    );
+    println!(
+        "{}",
+        json!({ "sent": sent, "refused": refused, "seconds": time.as_secs_f64() })
+    );
+    Ok(())
+}
+
+fn spray(interface: &str, addresses: u32, limit: Duration) -> Result<()> {
+    let socket = raw(interface)?;
+    let mut seed = [0; 8];
+    File::open("/dev/urandom")?.read_exact(&mut seed)?;
+    let mut state = u64::from_ne_bytes(seed);
+    let source = [0x02, 0xba, 0, 0, 0, 1];
+    let (sent, refused, time) = paced(
+        0,
+        |_, elapsed| elapsed >= limit,
+        |due, _| {
+            let taken = (0..due).filter(|_| {
+                // A linear congruential generator: its upper half is random enough.
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                let number = ((state >> 32) * u64::from(addresses)) >> 32;
+                let number = u32::try_from(number).unwrap_or(0);
+                send_frame(&socket, &frame(station(number), source))
+            });
+            taken.count() as u64
+        },
+    );
+    println!(
+        "{}",
+        json!({ "sent": sent, "refused": refused, "seconds": time.as_secs_f64() })
+    );
+    Ok(())
+}

@@ -1,0 +1,200 @@
+//! Measurements of traffic between two nodes.
+//!
+//! Theory of operation. Receivers are started first and waited for by looking for their socket in the namespace.
+//! TCP is measured with iperf3, a server for each run; everything else with the benchmark's own tools, since iperf3's UDP
+//! sender is too slow to overload a link. Processor time is what all processors of the machine were busy
+//! during a run: it includes softirqs, the kernel's work for both ends and iperf3 itself, and whatever else
+//! the machine did.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::Result;
+use crate::lab::{Lab, Node, PATIENCE, Who, installed};
+use crate::network::{ECHO, wait_for_port};
+use crate::process::{Proc, check_interrupted, pause};
+
+const IPERF: u16 = 5201;
+const SINK: u16 = 7008;
+const GIB: f64 = (1_u64 << 30) as f64;
+
+/// What a TCP run found.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tcp {
+    /// What arrived, in Gbit/s.
+    pub(crate) rate: f64,
+    /// For each second.
+    pub(crate) retransmits: f64,
+    /// Processor seconds for each GiB that arrived.
+    pub(crate) effort: f64,
+}
+
+/// A TCP run that has been started.
+#[derive(Debug)]
+pub(crate) struct TcpRun {
+    client: Proc,
+    server: Proc,
+    seconds: u64,
+    busy: f64,
+}
+
+impl TcpRun {
+    /// Starts sending from one node to another, or the other way round if `reverse`.
+    pub(crate) fn start(
+        lab: &Lab,
+        from: &Node,
+        to: &Node,
+        streams: u32,
+        seconds: u64,
+        reverse: bool,
+    ) -> Result<Self> {
+        if !installed("iperf3") {
+            return Err("iperf3 is not installed".into());
+        }
+        let iperf = |node: &Node, words: &str| {
+            let words = words.split_whitespace();
+            Proc::spawn(lab.inside(node, Who::Caller, Path::new("/usr/bin/iperf3"), words))
+        };
+        let server = iperf(to, &format!("-s -1 -p {IPERF}"))?;
+        wait_for_port(&server, "tcp", IPERF)?;
+        let busy = busy_seconds()?;
+        let reverse = if reverse { "-R" } else { "" };
+        let client = iperf(
+            from,
+            &format!(
+                "-J -c {} -p {IPERF} -t {seconds} -P {streams} {reverse}",
+                to.address
+            ),
+        )?;
+        Ok(Self {
+            client,
+            server,
+            seconds,
+            busy,
+        })
+    }
+
+    /// Waits for the end.
+    pub(crate) fn finish(self) -> Result<Tcp> {
+        let limit = Duration::from_secs(self.seconds) + PATIENCE;
+        let text = self.client.any_output(limit)?;
+        let busy = busy_seconds()? - self.busy;
+        drop(self.server);
+        let report: Value = serde_json::from_str(&text)
+            .map_err(|_| "iperf3 said nothing that could be read".to_owned())?;
+        if let Some(error) = report["error"].as_str() {
+            return Err(format!("iperf3: {error}").into());
+        }
+        let number = |sum: &str, key: &str| {
+            report["end"][sum][key]
+                .as_f64()
+                .ok_or_else(|| format!("iperf3 reports no {key}"))
+        };
+        let bytes = number("sum_received", "bytes")?;
+        if bytes == 0.0 {
+            return Err("nothing arrived".into());
+        }
+        Ok(Tcp {
+            rate: number("sum_received", "bits_per_second")? / 1e9,
+            retransmits: number("sum_sent", "retransmits")? / number("sum_sent", "seconds")?,
+            effort: busy / (bytes / GIB),
+        })
+    }
+}
+
+/// How long the machine's processors have been busy, in seconds.
+fn busy_seconds() -> Result<f64> {
+    let stat = fs::read_to_string("/proc/stat")?;
+    let line = stat.lines().next().unwrap_or_default();
+    let ticks: Vec<u64> = line
+        .split_whitespace()
+        .skip(1)
+        .map_while(|word| word.parse().ok())
+        .collect();
+    // user nice system idle iowait irq softirq
+    let busy: u64 = [0, 1, 2, 5, 6].iter().filter_map(|&at| ticks.get(at)).sum();
+    // The unit of this file is 1/100 s on every architecture that Linux runs on today.
+    Ok(busy as f64 / 100.0)
+}
+
+/// What a UDP run found.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Udp {
+    /// Datagrams that arrived, a second, in thousands.
+    pub(crate) rate: f64,
+    /// Datagrams that were offered, a second, in thousands.
+    pub(crate) offered: f64,
+    /// The share of the offered ones that did not arrive, in percent.
+    pub(crate) loss: f64,
+}
+
+/// Sends datagrams of 64 bytes, at a rate or, if that is 0, as many as possible.
+pub(crate) fn udp(lab: &Lab, from: &Node, to: &Node, rate: u64, millis: u64) -> Result<Udp> {
+    let limit = Duration::from_millis(millis) + PATIENCE;
+    let sink = lab.tool_inside(to, &format!("sink {SINK} {}", millis + 5000))?;
+    wait_for_port(&sink, "udp", SINK)?;
+    let flood = format!("flood {}:{SINK} {millis} {rate}", to.address);
+    let sent = json(&lab.tool_inside(from, &flood)?.output(limit)?)?;
+    let received = json(&sink.output(limit)?)?;
+    let arrived = number(&received, "received")?;
+    let seconds = number(&received, "seconds")?;
+    if arrived < 2.0 {
+        return Err("nothing arrived".into());
+    }
+    let offered = number(&sent, "sent")?;
+    Ok(Udp {
+        rate: arrived / seconds / 1000.0,
+        offered: offered / number(&sent, "seconds")? / 1000.0,
+        loss: (1.0 - arrived / offered) * 100.0,
+    })
+}
+
+/// Times round trips: the middle one and the 99th of 100, in µs.
+pub(crate) fn rtt(
+    lab: &Lab,
+    from: &Node,
+    to: &Node,
+    millis: u64,
+    gap_micros: u64,
+) -> Result<(f64, f64)> {
+    let limit = Duration::from_millis(millis) + PATIENCE;
+    let words = format!("rtt {}:{ECHO} {millis} 20000 {gap_micros}", to.address);
+    let report = json(&lab.tool_inside(from, &words)?.output(limit)?)?;
+    let lost = number(&report, "lost")?;
+    let answers = number(&report, "answers")?;
+    if answers < 10.0 {
+        return Err(format!("{answers} answers, {lost} lost").into());
+    }
+    Ok((number(&report, "p50")?, number(&report, "p99")?))
+}
+
+/// The same beside a TCP stream in the direction of the questions.
+pub(crate) fn rtt_under_load(
+    lab: &Lab,
+    from: &Node,
+    to: &Node,
+    seconds: u64,
+) -> Result<(f64, f64)> {
+    let load = TcpRun::start(lab, from, to, 1, seconds + 1, false)?;
+    // Past the start of the stream, and over before its end.
+    pause(Duration::from_millis(400))?;
+    let times = rtt(lab, from, to, seconds * 1000, 1000)?;
+    load.finish()?;
+    Ok(times)
+}
+
+/// The output of a tool.
+pub(crate) fn json(text: &str) -> Result<Value> {
+    check_interrupted()?;
+    Ok(serde_json::from_str(text)?)
+}
+
+/// A number of a tool's output.
+pub(crate) fn number(value: &Value, key: &str) -> Result<f64> {
+    value[key]
+        .as_f64()
+        .ok_or_else(|| format!("no {key} reported").into())
+}
