@@ -19,6 +19,16 @@ use vdens_tests::{Lab, need};
 /// The blocks that are not run: page, first line, reason.
 const NOT_RUN: &[(&str, &str, &str)] = &[
     (
+        "docs/performance.md",
+        "$ tests/bench/run            #",
+        "takes an hour; the_benchmark_runs measures a little",
+    ),
+    (
+        "docs/performance.md",
+        "$ tests/bench/run --only",
+        "builds the workspace; the_benchmark_runs measures a little",
+    ),
+    (
         "README.md",
         "$ qemu-system-x86_64",
         "needs a disk image; vm.rs has a virtual machine",
@@ -166,6 +176,26 @@ fn every_block_that_is_not_run_is_there() {
             .iter()
             .any(|block| block.language == "console" && block.text.starts_with(first_line));
         assert!(found, "{page} has no block '{first_line}'");
+    }
+}
+
+#[test]
+fn the_benchmark_runs() {
+    need!("root", "iperf3");
+    let lab = Lab::new();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_vdens-bench"))
+        .args(["--rounds", "1", "--seconds", "1"])
+        .args(["--only", "links/veth/tcp1", "--only", "links/ours-ptp/tcp1"])
+        .arg("--bin")
+        .arg(lab.bin())
+        .arg("--out")
+        .arg(lab.dir())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:#?}");
+    for file in ["results.json", "ratios.md", "chart.svg"] {
+        assert!(fs::metadata(lab.dir().join(file)).unwrap().len() > 0);
+        lab.expect(file);
     }
 }
 
