@@ -58,24 +58,13 @@ pub struct Vdens {
     #[arg(short, long, value_name = "PREFIX")]
     pub iface: Option<String>,
 
-    /// Show FILE at /etc/resolv.conf
-    #[arg(
-        short,
-        long,
-        value_name = "FILE",
-        env = "VDE_RESOLVCONF",
-        hide_env_values = true
-    )]
+    /// Show FILE at /etc/resolv.conf [env: VDE_RESOLVCONF]
+    #[arg(short, long, value_name = "FILE")]
     pub resolvconf: Option<PathBuf>,
 
-    /// Show a resolv.conf with these name servers, separated by commas; wins over -r
-    #[arg(
-        short = 'R',
-        long,
-        value_name = "ADDR[,ADDR]",
-        env = "VDE_RESOLVADDR",
-        hide_env_values = true
-    )]
+    /// Show a resolv.conf with these name servers, separated by commas; wins over -r [env:
+    /// VDE_RESOLVADDR]
+    #[arg(short = 'R', long, value_name = "ADDR[,ADDR]")]
     pub resolvaddr: Option<String>,
 
     /// Set the host name
@@ -99,8 +88,8 @@ pub struct Vdens {
     pub up: bool,
 
     /// Give an interface an address, and set all up; with --multi, N: is the interface's number; can be repeated
-    #[arg(long, value_name = "[N:]IP/PREFIX", value_parser = numbered::<IpNet>)]
-    pub addr: Vec<Numbered<IpNet>>,
+    #[arg(long, value_name = "[N:]IP/PREFIX", value_parser = numbered::<Cidr>)]
+    pub addr: Vec<Numbered<Cidr>>,
 
     /// Route everything else through this address; once for IPv4 and once for IPv6
     #[arg(long, value_name = "IP")]
@@ -153,7 +142,7 @@ pub struct VdePlug {
     #[arg(short, long)]
     pub log: bool,
 
-    /// The port group, or the group of the sockets, at the first end
+    /// The group of the sockets at the first end
     #[arg(short, long, value_name = "GROUP")]
     pub group: Option<String>,
 
@@ -231,6 +220,29 @@ fn numbered<T: FromStr>(text: &str) -> Result<Numbered<T>, T::Err> {
             whole: whole.ok(),
             numbered,
         }),
+    }
+}
+
+/// An address with the length of its network's prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cidr(pub IpNet);
+
+impl FromStr for Cidr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (address, prefix) = text.split_once('/').unwrap_or((text, ""));
+        let address: IpAddr = address
+            .parse()
+            .map_err(|_| format!("'{}' is no IP address", address.escape_debug()))?;
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        let net = prefix
+            .parse()
+            .ok()
+            .and_then(|prefix| IpNet::new(address, prefix).ok());
+        net.map(Self).ok_or_else(|| {
+            format!("a prefix length from 0 to {most} is wanted, as in {address}/24")
+        })
     }
 }
 
@@ -380,7 +392,7 @@ mod tests {
     #[test]
     fn values_may_name_their_interface() {
         let number =
-            |text: &str, count| numbered::<IpNet>(text).unwrap().resolve(count).map(|n| n.0);
+            |text: &str, count| numbered::<Cidr>(text).unwrap().resolve(count).map(|n| n.0);
         assert_eq!(number("10.0.0.1/24", 1), Ok(None));
         assert_eq!(number("1:10.0.0.1/24", 2), Ok(Some(1)));
         assert_eq!(number("1:10.0.0.1/24", 1), Err(1));
@@ -398,6 +410,11 @@ mod tests {
             Ok((Some(1), MacAddress([2, 0, 0, 0, 0, 255])))
         );
         assert!(numbered::<MacAddress>("03:00:00:00:00:01").is_err());
-        assert!(numbered::<IpNet>("10.0.0.1").is_err());
+        assert!(numbered::<Cidr>("10.0.0.1").is_err());
+        assert!(
+            numbered::<Cidr>("10.0.0.1/33")
+                .unwrap_err()
+                .contains("0 to 32")
+        );
     }
 }

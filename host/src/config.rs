@@ -28,6 +28,9 @@ pub struct Config {
     /// Values for options that are not given.
     #[serde(default)]
     pub defaults: Defaults,
+    /// Files in the usual places that could not be read.
+    #[serde(skip)]
+    pub unread: Vec<Error>,
 }
 
 /// The table `plugins`.
@@ -46,7 +49,7 @@ pub struct Log {
     /// The least serious level that is logged.
     #[serde(default, deserialize_with = "level")]
     pub level: Option<LevelFilter>,
-    /// A file to append to, instead of standard error.
+    /// A file to append to, instead of standard error; below the home directory with `~/`.
     #[serde(default)]
     pub file: Option<PathBuf>,
 }
@@ -102,9 +105,7 @@ impl Config {
                         error.kind(),
                         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
                     ) => {}
-                Err(error) => {
-                    return Err(Error::path("read the configuration", &file, &error));
-                }
+                Err(error) => config.unread.push(Error::path("read", &file, &error)),
             }
         }
         Ok(config)
@@ -115,7 +116,7 @@ impl Config {
     /// # Errors
     /// The text says something that is not allowed.
     pub fn parse(text: &str, file: &Path) -> Result<Self> {
-        let config: Self = toml::from_str(text)
+        let mut config: Self = toml::from_str(text)
             .map_err(|error| at(text, file, error.span(), &one_line(error.message())))?;
         for dir in config.plugins.path.iter().flatten() {
             if !expand_home(dir.get_ref()).is_absolute() {
@@ -123,6 +124,7 @@ impl Config {
                 return Err(at(text, file, Some(dir.span()), &message));
             }
         }
+        config.log.file = config.log.file.map(|file| expand_home(&file));
         Ok(config)
     }
 
@@ -130,6 +132,11 @@ impl Config {
     pub fn plugin_dirs(&self) -> impl Iterator<Item = PathBuf> {
         let dirs = self.plugins.path.iter().flatten();
         dirs.map(|dir| expand_home(dir.get_ref()))
+    }
+
+    /// Logs which files could not be read.
+    pub fn complain(&self) {
+        self.unread.iter().for_each(|error| log::warn!("{error}"));
     }
 
     fn overlay(&mut self, over: Self) {
@@ -184,7 +191,7 @@ fn at(text: &str, file: &Path, span: Option<std::ops::Range<usize>>, message: &s
     let place = span.and_then(|span| text.get(..span.start)).map(|before| {
         let line = before.matches('\n').count() + 1;
         let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
-        format!(":{line}:{column}")
+        format!(", line {line}, column {column}")
     });
     Error::usage(format!(
         "{}{}: {message}",
@@ -213,14 +220,17 @@ mod tests {
     #[test]
     fn mistakes_are_placed() {
         for (text, place, what) in [
-            ("[plugins]\npaths = []", "/x.toml:2:1: ", "`paths`"),
-            ("[log]\nlevel = 'loud'", "/x.toml:2:9: ", "'loud'"),
-            ("[plugins]\npath = ['lib']", "/x.toml:2:9: ", "'lib'"),
-            ("[defaults]\nup = 3", "/x.toml:2:6: ", "boolean"),
-            ("[defaults", "/x.toml:1:", ""),
+            ("[plugins]\npaths = []", "line 2, column 1: ", "`paths`"),
+            ("[log]\nlevel = 'loud'", "line 2, column 9: ", "'loud'"),
+            ("[plugins]\npath = ['lib']", "line 2, column 9: ", "'lib'"),
+            ("[defaults]\nup = 3", "line 2, column 6: ", "boolean"),
+            ("[defaults", "line 1, column ", ""),
         ] {
             let message = parse(text).unwrap_err().message;
-            assert!(message.starts_with(place), "{message}");
+            assert!(
+                message.starts_with(&format!("/x.toml, {place}")),
+                "{message}"
+            );
             assert!(message.contains(what), "{message}");
             assert!(!message.contains('\n'), "{message}");
         }

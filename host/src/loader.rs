@@ -8,6 +8,7 @@
 //! name promises. A library once loaded stays until the process ends.
 
 use std::env;
+use std::error::Error as _;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -101,8 +102,10 @@ pub fn load(file: &Path, scheme: &str) -> Result<LoadedPlugin> {
     // the user, root or the owner of this program put there to be run.
     let library = unsafe { Library::open(Some(&file), RTLD_NOW | RTLD_LOCAL) };
     let library = library.map_err(|error| {
-        log::debug!("{}: {error}", file.display());
-        refuse(reason(&error.to_string(), &file))
+        let linker = error
+            .source()
+            .map_or_else(|| error.to_string(), ToString::to_string);
+        refuse(reason(&linker, &file)).hint("build or fetch it again, with what it needs")
     })?;
     // SAFETY: the symbol, if it is there, is the u32 that every plugin exports under this name.
     let version = unsafe { library.get::<*const u32>(b"vdens_plugin_abi\0") }

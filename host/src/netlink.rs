@@ -203,16 +203,23 @@ impl Netlink {
         }
     }
 
-    /// Makes a pair of virtual Ethernet interfaces: `name` here, of the largest MTU, and `peer` in another
-    /// network namespace.
+    /// Makes a pair of virtual Ethernet interfaces: `name` here, of the number `index` and the largest MTU,
+    /// and `peer` in another network namespace.
     ///
     /// # Errors
     /// The kernel has no veth, a name is taken, or it refuses.
-    pub fn add_veth(&self, name: &str, peer: &str, namespace: BorrowedFd<'_>) -> Result<()> {
+    pub fn add_veth(
+        &self,
+        name: &str,
+        index: u32,
+        peer: &str,
+        namespace: BorrowedFd<'_>,
+    ) -> Result<()> {
         let mut far = named(peer);
         far.attributes
             .push(LinkAttribute::NetNsFd(namespace.as_raw_fd()));
         let mut message = named(name);
+        message.header.index = index;
         message.attributes.push(LinkAttribute::Mtu(PANEL_MTU));
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),

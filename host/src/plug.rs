@@ -75,14 +75,17 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
     }
     drop(channel);
     setsid().map_err(system("start a session"))?;
+    let mut told = false;
     let outcome = plug.run(|| {
         detach()?;
+        told = true;
         theirs.send(&Message::Ready, &[])
     });
-    if let Err(error) = &outcome {
-        log::error!("{error}");
-        // Heard only before the plug was ready; afterwards the parent is gone.
-        theirs.send(&Message::Failed(EXIT_FAILURE, error.clone()), &[])?;
+    if let Err(error) = outcome {
+        match told {
+            true => log::error!("{error}"),
+            false => theirs.send(&Message::Failed(EXIT_FAILURE, error), &[])?,
+        }
         process::exit(EXIT_FAILURE);
     }
     outcome
@@ -101,6 +104,7 @@ fn ends(rest: &[OsString]) -> Result<(String, Far)> {
     }
     match rest {
         [] => Ok((String::new(), Far::Stdio)),
+        [option, ..] | [_, option, ..] if is_option(option) => Err(misplaced(option)),
         [near] => Ok((text(near)?, Far::Stdio)),
         [near, far] => Ok((text(near)?, Far::Vnl(text(far)?))),
         [_, _, third, ..] => Err(Error::usage(format!(
@@ -109,6 +113,18 @@ fn ends(rest: &[OsString]) -> Result<(String, Far)> {
         ))
         .hint("a plug has two ends; options come before the first VNL")),
     }
+}
+
+fn is_option(word: &OsString) -> bool {
+    word.as_encoded_bytes().starts_with(b"-") && word != "-"
+}
+
+fn misplaced(option: &OsString) -> Error {
+    Error::usage(format!(
+        "'{}' stands where a VNL should",
+        option.to_string_lossy()
+    ))
+    .hint("options come before the first VNL; see vde_plug --help")
 }
 
 /// A plug to be opened.

@@ -2,11 +2,13 @@
 //! [`Job`] for each link. Whatever can be found wrong without making anything is found here.
 
 use std::collections::HashSet;
+use std::env;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use vdens_plugin_api::tap::{MAX_INTERFACE_NAME, check_interface_name};
 
-use crate::cli::{Numbered, Vdens};
+use crate::cli::{Numbered, Vdens, text};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::loader::SearchPath;
@@ -68,7 +70,7 @@ impl Session {
             let interface = interfaces
                 .get_mut(at.unwrap_or(0))
                 .ok_or_else(|| none("--addr"))?;
-            interface.addresses.push(address);
+            interface.addresses.push(address.0);
             Ok(())
         })?;
         let jobs = interfaces.iter().zip(&ends).map(|(interface, end)| Job {
@@ -79,10 +81,6 @@ impl Session {
             ticket: None,
         });
         let jobs = jobs.collect();
-        let servers = cli.resolvaddr.as_deref().or(match cli.resolvconf {
-            None => defaults.resolvaddr.as_deref(),
-            Some(_) => None,
-        });
         let up =
             cli.up || defaults.up == Some(true) || !cli.addr.is_empty() || !cli.gateway.is_empty();
         let plan = Plan {
@@ -90,7 +88,7 @@ impl Session {
             up,
             gateways: gateways(&cli.gateway)?,
             hostname: cli.hostname.clone(),
-            resolv: Resolv::choose(servers, cli.resolvconf.as_deref())?,
+            resolv: resolv(cli, config)?,
             sysadmin: cli.sysadm,
             panel: !cli.no_panel && defaults.panel != Some(false),
             command,
@@ -98,6 +96,27 @@ impl Session {
         };
         Ok(Self { plan, jobs })
     }
+}
+
+/// The resolv.conf: what the command line says, else the environment, else the configuration.
+fn resolv(cli: &Vdens, config: &Config) -> Result<Option<Resolv>> {
+    let variable = |name| env::var_os(name).filter(|value| !value.is_empty());
+    let choices = [
+        (cli.resolvaddr.clone(), cli.resolvconf.clone()),
+        (
+            variable("VDE_RESOLVADDR")
+                .map(|value| text(&value))
+                .transpose()?,
+            variable("VDE_RESOLVCONF").map(PathBuf::from),
+        ),
+        (config.defaults.resolvaddr.clone(), None),
+    ];
+    let made = choices
+        .iter()
+        .find(|(servers, file)| servers.is_some() || file.is_some());
+    made.map_or(Ok(None), |(servers, file)| {
+        Resolv::choose(servers.as_deref(), file.as_deref())
+    })
 }
 
 fn name_interfaces(prefix: &str, count: usize) -> Result<Vec<Interface>> {

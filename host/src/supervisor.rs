@@ -5,7 +5,7 @@
 //! it gives each worker its side of the link, and when all links have settled tells the child to run the command.
 //! From then on it sits in a poll loop over signals and the workers' channels, and carries out the workers' orders on the panel. It
 //! holds the interfaces: a worker that dies costs a link its carrier, and is started again
-//! after a delay that doubles from [`FIRST_DELAY`] to [`LAST_DELAY`]. The loop ends with the command; closing the
+//! after a delay that doubles from `FIRST_DELAY` to `LAST_DELAY`. The loop ends with the command; closing the
 //! channels then tells the workers to clean up and go.
 //!
 //! It is single-threaded and loads no plugin: forking stays safe throughout. Each child first

@@ -2,7 +2,7 @@
 //!
 //! It opens the VNL, says so over its channel to the supervisor, is told what its own side of the link is
 //! (a tap in the namespace, or a port of the panel), and pumps frames until the channel closes. A link that breaks costs
-//! the interface its carrier; the VNL is opened again every [`RETRY`] until the far end is back. Whatever
+//! the interface its carrier; the VNL is opened again every `RETRY` until the far end is back. Whatever
 //! else happens ends the process, and the supervisor starts another.
 
 use std::os::fd::AsFd;

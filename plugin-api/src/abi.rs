@@ -1,15 +1,15 @@
 //! ABI version 1: the types that cross the boundary, and the adapters on both sides of it.
 //!
 //! A plugin exports two symbols: `vdens_plugin_abi`, the newest ABI version it speaks, and
-//! `vdens_plugin_v1`, an abi_stable library header from which the host gets a [`ModuleV1`] after
+//! `vdens_plugin_v1`, an abi_stable library header from which the host gets a `ModuleV1` after
 //! comparing its layout with its own. From there on everything is a table of `extern "C"` functions
-//! over an opaque pointer: [`LinkV1`] is an open link, the host's [`HostV1`] its services.
+//! over an opaque pointer: `LinkV1` is an open link, the host's `HostV1` its services.
 //!
 //! Authors and the host never see these types: on the plugin's side an `extern "C"` shim turns each
-//! call into one of the [`Link`] trait's and catches panics; on the caller's side [`LinkV1`] implements
+//! call into one of the [`Link`] trait's and catches panics; on the caller's side `LinkV1` implements
 //! [`Link`] again. A nested link is such a `LinkV1` handed through, so it costs one more call a batch.
 //!
-//! Ownership: a `LinkV1` is closed by whoever holds it, once, by its `close`. A [`RawBatch`] is lent for
+//! Ownership: a `LinkV1` is closed by whoever holds it, once, by its `close`. A `RawBatch` is lent for
 //! a call. Strings are abi_stable's, which carry their own deallocator.
 
 use std::os::fd::{BorrowedFd, RawFd};
@@ -102,7 +102,7 @@ pub(crate) struct FdsV1 {
 #[repr(C)]
 #[derive(Clone, Copy, StableAbi)]
 pub(crate) struct StateV1 {
-    /// [`CARRIER`], [`SHARED`], [`PLUGGED`] and [`WANTS_PANEL`].
+    /// `CARRIER`, `SHARED`, `PLUGGED` and `WANTS_PANEL`.
     flags: u32,
     /// [`Offloads`] bits.
     offloads: u32,
@@ -445,7 +445,7 @@ const HOST_CALLS: HostCallsV1Ref = {
 
 impl HostV1 {
     /// Leaks a pointer's worth of memory.
-    fn new(services: &'static dyn HostServices) -> Self {
+    pub(crate) fn new(services: &'static dyn HostServices) -> Self {
         Self {
             services: std::ptr::from_ref(Box::leak(Box::new(services))).cast(),
             calls: HOST_CALLS,

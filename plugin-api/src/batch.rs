@@ -38,7 +38,7 @@ pub const MAX_LEGACY_FRAME: usize = 9234;
 pub const MIN_FRAME: usize = 14;
 
 /// Bytes of a batch's arena: [`BATCH_FRAMES`] legacy frames, or seven super-frames.
-const ARENA: usize = 7 * (MAX_FRAME + VNET_HEADER_LEN);
+const ARENA: usize = 7 * (MAX_FRAME + 4 * VNET_HEADER_LEN);
 
 /// The virtio network header (struct virtio_net_hdr of the virtio specification 1.2, section 5.1.6,
 /// as `linux/virtio_net.h` has it): what is left to be done to a frame. Fields are in host byte order.
@@ -160,12 +160,18 @@ impl RawBatch {
         self.used += stride as u32;
     }
 
-    /// Makes slot `to` say what slot `from` says.
-    fn move_slot(&mut self, from: usize, to: usize) {
+    /// Makes slot `to` say what slot `from` says, less `cut` bytes at its start.
+    fn move_slot(&mut self, from: usize, to: usize, cut: u32) {
         let slots = self.slot_capacity as usize;
         if from < slots && to < slots {
             // SAFETY: both slots lie in the array owned by the Batch this view borrows.
-            unsafe { *self.slots.add(to) = *self.slots.add(from) };
+            unsafe {
+                let slot = *self.slots.add(from);
+                *self.slots.add(to) = RawSlot {
+                    offset: slot.offset.saturating_add(cut),
+                    len: slot.len.saturating_sub(cut),
+                };
+            }
         }
     }
 
@@ -283,6 +289,17 @@ impl<'a> Frame<'a> {
     }
 }
 
+/// What is to be done with a received frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sift {
+    /// It stays.
+    Keep,
+    /// It was for the link itself, and goes.
+    Take,
+    /// It is a wrapping: behind so many bytes are the virtio header and the frame that stay.
+    Unwrap(usize),
+}
+
 /// A batch that a link receives into.
 #[derive(Debug)]
 pub struct RxBatch<'a> {
@@ -391,36 +408,18 @@ impl RxBatch<'_> {
         Ok(taken)
     }
 
-    /// As [`RxBatch::receive_datagrams`], but each datagram starts with the virtio header of its frame.
-    ///
-    /// # Errors
-    /// As for [`RxBatch::receive_datagrams`].
-    pub fn receive_datagrams_with_header(&mut self, socket: impl AsFd) -> io::Result<usize> {
-        let stride = VNET_HEADER_LEN + MAX_FRAME;
-        let free = self.raw.arena_len.saturating_sub(self.raw.used) as usize;
-        let slots = (self.raw.slot_capacity - self.raw.len.min(self.raw.slot_capacity)) as usize;
-        let want = slots.min(free / stride).min(BATCH_FRAMES);
-        let mut lengths = [0_usize; BATCH_FRAMES];
-        let room = &mut self.raw.free()[..want * stride];
-        let taken = datagram::receive(socket.as_fd(), room, stride, 0, &mut lengths[..want])?;
-        for len in &lengths[..taken] {
-            if (VNET_HEADER_LEN + MIN_FRAME..=stride).contains(len) {
-                self.raw.commit(*len, stride);
-            } else {
-                self.commit_received(0, stride);
-            }
-        }
-        Ok(taken)
-    }
-
-    /// Keeps only the frames from number `from` on that `keep` approves of, and all before.
-    pub fn retain(&mut self, from: usize, mut keep: impl FnMut(Frame<'_>) -> bool) {
-        let mut kept = from.min(self.len());
-        for index in kept..self.len() {
-            if self.raw.frame(index).is_some_and(&mut keep) {
-                self.raw.move_slot(index, kept);
-                kept += 1;
-            }
+    /// Looks at the frames from number `from` on, and does with each what `sift` says.
+    pub fn sift(&mut self, from: usize, mut sift: impl FnMut(Frame<'_>) -> Sift) {
+        let from = from.min(self.len());
+        let mut kept = from;
+        for index in from..self.len() {
+            let cut = match self.raw.frame(index).map(&mut sift) {
+                Some(Sift::Keep) => 0,
+                Some(Sift::Unwrap(prefix)) => VNET_HEADER_LEN + prefix,
+                Some(Sift::Take) | None => continue,
+            };
+            self.raw.move_slot(index, kept, cut as u32);
+            kept += 1;
         }
         self.raw.len = kept as u32;
     }
@@ -478,16 +477,30 @@ impl TxBatch<'_> {
     /// # Errors
     /// What sendmmsg reports of the first datagram, except that the queue is full.
     pub fn send_datagrams(&self, socket: impl AsFd, skip: usize) -> io::Result<usize> {
-        let frames = self.frames().skip(skip).map(Frame::bytes);
+        let frames = self
+            .frames()
+            .skip(skip)
+            .map(|frame| [&[][..], frame.bytes()]);
         datagram::send(socket.as_fd(), frames)
     }
 
-    /// As [`TxBatch::send_datagrams`], but each datagram starts with the virtio header of its frame.
+    /// As [`TxBatch::send_datagrams`], but a frame that has something left to be done, or is longer than a
+    /// legacy peer takes, goes as `prefix`, virtio header and frame in one datagram.
     ///
     /// # Errors
     /// As for [`TxBatch::send_datagrams`].
-    pub fn send_datagrams_with_header(&self, socket: impl AsFd, skip: usize) -> io::Result<usize> {
-        let frames = self.frames().skip(skip).map(Frame::with_header);
+    pub fn send_datagrams_wrapped(
+        &self,
+        socket: impl AsFd,
+        skip: usize,
+        prefix: &[u8],
+    ) -> io::Result<usize> {
+        let frames = self.frames().skip(skip).map(|frame| {
+            match frame.header().is_plain() && frame.bytes().len() <= MAX_LEGACY_FRAME {
+                true => [&[][..], frame.bytes()],
+                false => [prefix, frame.with_header()],
+            }
+        });
         datagram::send(socket.as_fd(), frames)
     }
 
@@ -557,17 +570,25 @@ mod tests {
         let mut batch = Batch::new();
         for n in 0..6 {
             let header = VnetHeader {
+                flags: 1,
                 gso_size: n,
                 ..VnetHeader::default()
             };
             batch.rx().push_offloaded(header, &[n as u8; 60]);
         }
-        assert_eq!(batch.tx(0).send_datagrams_with_header(&a, 1).unwrap(), 5);
+        batch.rx().push(&[6; 60]);
+        let wrapped = batch.tx(0).send_datagrams_wrapped(&a, 1, b"prefix");
+        assert_eq!(wrapped.unwrap(), 6);
         batch.clear();
-        assert_eq!(batch.rx().receive_datagrams_with_header(&b).unwrap(), 5);
-        batch.rx().retain(1, |frame| frame.bytes()[0] % 2 == 0);
-        let left: Vec<u16> = batch.tx(0).frames().map(|f| f.header().gso_size).collect();
-        assert_eq!(left, [1, 2, 4]);
+        assert_eq!(batch.rx().receive_datagrams(&b, 1000).unwrap(), 6);
+        batch.rx().sift(1, |frame| match frame.bytes() {
+            [b'p', b'r', ..] if frame.bytes()[20] == 3 => Sift::Take,
+            [b'p', b'r', ..] => Sift::Unwrap(6),
+            _ => Sift::Keep,
+        });
+        let seen = |frame: Frame<'_>| (frame.header().gso_size, frame.bytes().len());
+        let left: Vec<_> = batch.tx(1).frames().map(seen).collect();
+        assert_eq!(left, [(2, 60), (4, 60), (5, 60), (0, 60)]);
     }
 
     #[test]

@@ -67,22 +67,28 @@ pub(crate) fn receive(
     Ok(taken)
 }
 
-/// Sends up to [`BATCH_FRAMES`] datagrams. Returns how many the socket took, 0 if its queue is full.
+/// Sends up to [`BATCH_FRAMES`] datagrams, each of two parts, the first of which may be empty. Returns how
+/// many the socket took, 0 if its queue is full.
 pub(crate) fn send<'a>(
     socket: BorrowedFd<'_>,
-    datagrams: impl Iterator<Item = &'a [u8]>,
+    datagrams: impl Iterator<Item = [&'a [u8]; 2]>,
 ) -> io::Result<usize> {
-    let mut iovecs = [EMPTY_IOVEC; BATCH_FRAMES];
+    let mut iovecs = [[EMPTY_IOVEC; 2]; BATCH_FRAMES];
     let mut messages = headers();
     let count = datagrams
         .zip(iovecs.iter_mut().zip(messages.iter_mut()))
-        .map(|(datagram, (iovec, message))| {
-            *iovec = libc::iovec {
-                iov_base: datagram.as_ptr().cast_mut().cast(),
-                iov_len: datagram.len(),
+        .map(|(parts, (iovec, message))| {
+            *iovec = parts.map(|part| libc::iovec {
+                iov_base: part.as_ptr().cast_mut().cast(),
+                iov_len: part.len(),
+            });
+            let used = if parts[0].is_empty() {
+                &mut iovec[1..]
+            } else {
+                &mut iovec[..]
             };
-            message.msg_hdr.msg_iov = iovec;
-            message.msg_hdr.msg_iovlen = 1;
+            message.msg_hdr.msg_iov = used.as_mut_ptr();
+            message.msg_hdr.msg_iovlen = used.len();
         })
         .count();
     if count == 0 {

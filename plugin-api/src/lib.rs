@@ -23,7 +23,7 @@ pub mod vnl;
 pub mod wire;
 
 pub use batch::{
-    BATCH_FRAMES, Batch, Frame, MAX_FRAME, MAX_LEGACY_FRAME, MIN_FRAME, RxBatch, TxBatch,
+    BATCH_FRAMES, Batch, Frame, MAX_FRAME, MAX_LEGACY_FRAME, MIN_FRAME, RxBatch, Sift, TxBatch,
     VNET_HEADER_LEN, VnetHeader,
 };
 pub use error::{Error, ErrorKind, Result};

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use crate::abi::HostV1;
+use crate::abi::{HostServices, HostV1};
 use crate::vnl::Vnl;
-use crate::{Link, Result};
+use crate::{Error, ErrorKind, Link, Result};
 
 /// What the host tells a plugin when a link is to be opened.
 #[derive(Debug)]
@@ -65,6 +65,13 @@ pub struct Host {
 }
 
 impl Host {
+    /// A host that offers nothing: for a plugin's own tests.
+    pub fn without_services() -> Self {
+        Self {
+            raw: HostV1::new(&NoServices),
+        }
+    }
+
     /// Opens another VNL, through whatever plugin its scheme needs: how `outer://…{inner://…}` reaches
     /// its inner link.
     ///
@@ -87,6 +94,29 @@ impl Host {
     /// There is no ticket, or the kernel refuses: frames go on through the link.
     pub fn plug(&self, peer: &str) -> Result<()> {
         self.raw.plug(peer)
+    }
+}
+
+/// What [`Host::without_services`] offers.
+struct NoServices;
+
+impl HostServices for NoServices {
+    fn open(&'static self, vnl: &str) -> Result<Box<dyn Link>> {
+        let message = format!("there is nobody to open {vnl}");
+        Err(Error::new(ErrorKind::Unsupported, message))
+    }
+
+    fn port(&self) -> Port {
+        Port {
+            interface: String::new(),
+            mtu: 0,
+            ticket: None,
+        }
+    }
+
+    fn plug(&self, peer: &str) -> Result<()> {
+        let message = format!("there is no panel to plug into {peer} on");
+        Err(Error::new(ErrorKind::Unsupported, message))
     }
 }
 

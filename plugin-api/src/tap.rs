@@ -203,6 +203,9 @@ fn attach_error(name: &str, errno: Errno) -> Error {
     );
     match errno {
         Errno::EBUSY => error.hint("another program has it open"),
+        Errno::EPERM if name.is_empty() => {
+            error.hint("without root, name a tap that was made for you: tap://NAME")
+        }
         Errno::EPERM => error.hint(format!(
             "it is not there or belongs to another user; make it: sudo ip tuntap add mode tap name {name} user $USER"
         )),

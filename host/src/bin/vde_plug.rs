@@ -36,5 +36,6 @@ fn login(cli: &mut VdePlug) -> Result<()> {
 fn run(cli: &VdePlug) -> Result<i32> {
     let config = Config::load(cli.common.config.as_deref())?;
     logging::start(&Choice::new(&cli.common, &config))?;
+    config.complain();
     plug::run(cli, &config)
 }

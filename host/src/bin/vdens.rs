@@ -26,6 +26,7 @@ fn main() {
 fn run(cli: &Vdens) -> Result<i32, Failure> {
     let config = Config::load(cli.common.config.as_deref())?;
     logging::start(&Choice::new(&cli.common, &config))?;
+    config.complain();
     let session = Session::new(cli, &config)?;
     supervisor::run(&session.plan, session.jobs)
 }

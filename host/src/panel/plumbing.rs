@@ -12,6 +12,9 @@ use vdens_plugin_api::tap::Tap;
 use crate::error::{Error, Result};
 use crate::netlink::Netlink;
 
+/// The largest MTU of a tap, in bytes: a member's own interface decides what is sent.
+const TAP_MTU: u32 = 65_521;
+
 /// How long a bridge remembers an address, in seconds.
 const AGEING: u32 = 300;
 
@@ -58,7 +61,8 @@ impl Order {
             Self::AddPort(port, interface) => {
                 let namespace = namespace
                     .ok_or_else(|| Error::closed("a port is to be made for no namespace"))?;
-                netlink.add_veth(&format!("p{port}"), interface, namespace)?;
+                let name = format!("p{port}");
+                netlink.add_veth(&name, index(port), interface, namespace)?;
                 Ok(None)
             }
             Self::Plug(port, peer) => {
@@ -73,6 +77,7 @@ impl Order {
                 netlink.add_bridge(&bridge, AGEING)?;
                 netlink.set_up(&bridge)?;
                 let tap = Tap::open(&format!("t{port}"))?;
+                netlink.set_mtu(tap.name(), TAP_MTU)?;
                 netlink.set_bridge(tap.name(), Some(&bridge))?;
                 netlink.set_up(tap.name())?;
                 attach(&netlink, port, &bridge)?;
@@ -89,6 +94,15 @@ impl Order {
             }
         }
     }
+}
+
+/// The number of a port's interface: larger than any in a member, because the kernel tells of the carrier
+/// of a veth at once only if its number and its peer's differ, and else up to a second later.
+fn index(port: &str) -> u32 {
+    let numbers = port.split_once('n');
+    let numbers = numbers.and_then(|(pid, number)| Some((pid.parse().ok()?, number.parse().ok()?)));
+    let (pid, number): (u32, u32) = numbers.unwrap_or_default();
+    (pid << 8 | number & 0xff) & i32::MAX as u32
 }
 
 fn attach(netlink: &Netlink, port: &str, bridge: &str) -> Result<()> {

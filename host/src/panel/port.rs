@@ -10,16 +10,16 @@
 //! | plugged | left where the plugin had it plugged |
 //! | carrier | on a bridge with a tap |
 
-use std::os::fd::AsFd;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use log::Level;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vdens_plugin_api::tap::Tap;
 use vdens_plugin_api::{Link, Offloads, RxBatch, State, Ticket, TxBatch};
 
 use super::{Order, ask};
 use crate::control::Channel;
-use crate::error::{Result, system};
+use crate::error::{ErrorKind, Result, system};
 
 /// A worker's port.
 pub struct PanelPort {
@@ -48,9 +48,14 @@ impl PanelPort {
         })
     }
 
-    fn order(&self, order: Order) -> Option<std::os::fd::OwnedFd> {
+    fn order(&self, order: Order) -> Option<OwnedFd> {
         ask(self.channel, order).unwrap_or_else(|error| {
-            log::error!("the panel: {error}");
+            // At the end of the session the supervisor goes first.
+            let level = match error.kind {
+                ErrorKind::Closed => Level::Debug,
+                _ => Level::Error,
+            };
+            log::log!(level, "the panel: {error}");
             None
         })
     }

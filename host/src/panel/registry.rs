@@ -5,11 +5,12 @@
 //! can only be taken over within these; in that a file `lock`, and for each holder a file named by its
 //! process id that says when the process started and which of its descriptors are the panel's.
 //!
-//! Everything is done under the lock. A file whose process is gone is removed by whoever finds it. The
-//! last holder removes the directory, lock included; so one who waited for the lock looks whether what
-//! it has locked is still the file of that name.
+//! Everything is done under the lock. A file whose process is gone is removed by whoever finds it. Who
+//! leaves no holder behind removes the directory, lock included; so one who waited for the lock looks
+//! whether what it has locked is still the file of that name.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -47,27 +48,14 @@ impl Registry {
     /// Locks the registry, and makes it if need be.
     pub(super) fn lock() -> Result<Self> {
         let dir = directory()?;
-        let path = dir.join("lock");
         let deadline = Instant::now() + PATIENCE;
         loop {
-            private_dir(&dir)?;
-            let opened = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(&path);
-            let file = match opened {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                opened => opened.map_err(|error| Error::path("open", &path, &error))?,
-            };
-            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) if is_at(&lock, &path) => return Ok(Self { dir, _lock: lock }),
-                Ok(_) => continue,
-                Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) if Instant::now() < deadline => {}
-                Err((_, errno)) => return Err(Error::path("lock", &path, &errno.into())),
+            match try_lock(&dir) {
+                Ok(lock) => return Ok(Self { dir, _lock: lock }),
+                Err((error, false)) => return Err(error),
+                Err((error, true)) if Instant::now() >= deadline => return Err(error),
+                Err((_, true)) => sleep(Duration::from_millis(1)),
             }
-            sleep(Duration::from_millis(1));
         }
     }
 
@@ -101,6 +89,19 @@ impl Registry {
     }
 }
 
+impl Drop for Registry {
+    /// Without holders there is nothing to register.
+    fn drop(&mut self) {
+        if self.holders().is_empty() {
+            let _ = fs::remove_file(self.dir.join("lock"));
+            let _ = fs::remove_dir(&self.dir);
+            if let Some(base) = self.dir.parent() {
+                let _ = fs::remove_dir(base);
+            }
+        }
+    }
+}
+
 /// This process's entry, removed when dropped by the process that made it.
 #[derive(Debug)]
 pub(super) struct Registration {
@@ -113,18 +114,39 @@ impl Drop for Registration {
         if self.pid != process::id() {
             return;
         }
-        let registry = Registry::lock();
+        let _registry = Registry::lock();
         // What cannot be removed is removed by the next who finds it stale.
         let _ = fs::remove_file(&self.path);
-        if let Ok(registry) = registry
-            && registry.holders().is_empty()
-        {
-            let _ = fs::remove_file(registry.dir.join("lock"));
-            let _ = fs::remove_dir(&registry.dir);
-            if let Some(base) = registry.dir.parent() {
-                let _ = fs::remove_dir(base);
-            }
-        }
+    }
+}
+
+/// Makes and locks the registry; an error comes with whether trying again may help, because somebody else
+/// has the lock or has just removed the directory.
+fn try_lock(dir: &Path) -> Result<Flock<File>, (Error, bool)> {
+    let path = dir.join("lock");
+    for dir in dir.parent().into_iter().chain([dir]) {
+        make_private_dir(dir)?;
+    }
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|error| {
+            let gone = error.kind() == io::ErrorKind::NotFound;
+            (Error::path("open", &path, &error), gone)
+        })?;
+    let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+        let held = matches!(errno, Errno::EWOULDBLOCK | Errno::EINTR);
+        (Error::path("lock", &path, &errno.into()), held)
+    })?;
+    match is_at(&lock, &path) {
+        true => Ok(lock),
+        false => Err((
+            Error::closed(format!("{} was removed", path.display())),
+            true,
+        )),
     }
 }
 
@@ -138,11 +160,16 @@ fn parse(pid: u32, text: &str) -> Option<Holder> {
     })
 }
 
-/// When a process started: field 22 of /proc/PID/stat (proc(5)), counted behind the name in brackets.
+/// When a process started: field 22 of /proc/PID/stat (proc(5)), counted behind the name in brackets. `None`
+/// if it has ended, even if nobody has taken note of that yet.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_whitespace().nth(19)?.parse().ok()
+    let mut fields = fields.split_whitespace();
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
 }
 
 fn directory() -> Result<PathBuf> {
@@ -150,7 +177,6 @@ fn directory() -> Result<PathBuf> {
         Some(dir) => dir.join("vdens"),
         None => PathBuf::from(format!("/tmp/vdens-{}", geteuid())),
     };
-    private_dir(&base)?;
     let namespace = |kind: &str| {
         let path = PathBuf::from(format!("/proc/self/ns/{kind}"));
         let meta = fs::metadata(&path);
@@ -160,17 +186,19 @@ fn directory() -> Result<PathBuf> {
     Ok(base.join(format!("{}-{}", namespace("user")?, namespace("pid")?)))
 }
 
-/// Makes a directory that only the user can enter, or checks that it is one.
-fn private_dir(dir: &Path) -> Result<()> {
+/// Makes a directory that only the user can enter, or checks that it is one. An error comes with whether
+/// trying again may help.
+fn make_private_dir(dir: &Path) -> Result<(), (Error, bool)> {
     let made = DirBuilder::new().mode(0o700).create(dir);
     if made.is_ok() || is_private(dir) {
         return Ok(());
     }
-    Err(Error::new(
+    let gone = made.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) || !dir.exists();
+    let error = Error::new(
         ErrorKind::Permission,
         format!("{} is not a directory of this user's alone", dir.display()),
-    )
-    .hint("remove it, or set XDG_RUNTIME_DIR"))
+    );
+    Err((error.hint("remove it, or set XDG_RUNTIME_DIR"), gone))
 }
 
 fn is_private(dir: &Path) -> bool {

@@ -19,15 +19,17 @@
 //! An end whose own path is gone or leads to another socket, or that finds a socket of the other
 //! generation where its peer should be, gives up ([`End::tick`]) and joins from the start.
 
+use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollFlags};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::socket::SockType;
 use vdens_plugin_api::log::{debug, warn};
-use vdens_plugin_api::{MAX_LEGACY_FRAME, Result, RxBatch};
+use vdens_plugin_api::{Result, RxBatch};
 
 use crate::sockets::{self, Claim, Found};
 use crate::{DATA, End, Place, TICKS, watch};
@@ -44,6 +46,17 @@ pub(crate) struct Dgram {
     behind: bool,
     /// What connecting said last.
     last: Option<Errno>,
+    /// The peer's socket file.
+    peer_file: Option<FileId>,
+}
+
+/// What tells a socket's file from a later one: device, inode, and the time it was made, since inodes
+/// are used again.
+type FileId = (u64, u64, i64, i64);
+
+fn file_id(path: &Path) -> Option<FileId> {
+    let meta = fs::symlink_metadata(path).ok()?;
+    Some((meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec()))
 }
 
 impl Dgram {
@@ -81,13 +94,21 @@ impl Dgram {
             carrier: false,
             behind: false,
             last: None,
+            peer_file: None,
         };
         end.follow_peer();
         Ok(end)
     }
 
     fn follow_peer(&mut self) {
-        let result = sockets::connect(&self.socket, &self.peer);
+        let file = file_id(&self.peer);
+        let replaced = self.carrier && file != self.peer_file;
+        self.peer_file = file;
+        // A peer that was replaced is shown to be gone first, until the next tick.
+        let result = match replaced {
+            true => Err(Errno::ENOENT),
+            false => sockets::connect(&self.socket, &self.peer),
+        };
         if result.is_ok()
             && let Some(departures) = &self.departures
         {
@@ -125,12 +146,12 @@ impl End for Dgram {
         self.carrier = false;
     }
 
-    fn receive(&mut self, _events: EpollFlags, batch: &mut RxBatch<'_>) {
-        if let Err(error) = batch.receive_datagrams(&self.socket, MAX_LEGACY_FRAME) {
+    fn receive(&mut self, _events: EpollFlags, max_frame: usize, batch: &mut RxBatch<'_>) {
+        if let Err(error) = batch.receive_datagrams(&self.socket, max_frame) {
             // ECONNRESET: the peer has let go of this end. The tick sees to it.
             debug!("{}: receive: {error}", self.own.path().display());
         }
-        self.behind = !batch.has_room(MAX_LEGACY_FRAME);
+        self.behind = !batch.has_room(max_frame);
         if !self.carrier && !self.behind {
             // Somebody is there, and will want an answer before the next tick.
             self.follow_peer();

@@ -10,31 +10,42 @@
 //! path was taken, is dropped, and `Ptp` joins again as at the start. So whoever leaves, whoever
 //! returns, and in whatever order, two ends find each other.
 //!
+//! When a far end appears the two find out whether it is one of ours, and then whether the kernel can
+//! carry the frames, or super-frames can be sent (see `peer`).
+//!
 //! Much of this cannot be waited for: a killed process leaves its path behind, and nothing tells when a path
 //! appears. So there is a tick, `TICK` long, of a few cheap system calls. The descriptor that the
 //! host waits for is an epoll instance over the timer and the socket that frames come from. Frames are
 //! sent straight to the socket; while nobody is there they are dropped and counted.
 
 mod dgram;
+mod peer;
 mod seqpacket;
 mod sockets;
 #[cfg(test)]
 mod tests;
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{MsgFlags, send};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::unistd::Group;
 use vdens_plugin_api::log::warn;
 use vdens_plugin_api::vnl::{self, Keys, Spec};
-use vdens_plugin_api::{Error, Link, OpenOptions, OpenRequest, Result, RxBatch, State, TxBatch};
+use vdens_plugin_api::wire::hello::{Cable, SUPER_PREFIX};
+use vdens_plugin_api::{
+    Batch, Error, Host, Link, OpenOptions, OpenRequest, Result, RxBatch, State, TxBatch,
+};
 
 use dgram::Dgram;
+use peer::Peer;
 use seqpacket::{Connector, Listener};
 use sockets::{Access, Found};
 
@@ -42,6 +53,9 @@ const KEYS: Keys = Keys::new(&["seqpacket", "mode", "group"]);
 
 /// How often an end looks whether things are as they were.
 const TICK: Duration = Duration::from_millis(50);
+
+/// How long to wait at open for the answer of a far end that may be one of ours.
+const ACQUAINTANCE: Duration = Duration::from_millis(60);
 
 /// How long to wait after joining has failed.
 const RETRY: Duration = Duration::from_millis(500);
@@ -125,8 +139,8 @@ trait End: Send {
     /// Sending to the far end has failed: there is no [`End::peer`] until it is found again.
     fn peer_lost(&mut self);
 
-    /// Receives frames, after `events` on the socket.
-    fn receive(&mut self, events: EpollFlags, batch: &mut RxBatch<'_>);
+    /// Receives datagrams of up to `max_frame` bytes, after `events` on the socket.
+    fn receive(&mut self, events: EpollFlags, max_frame: usize, batch: &mut RxBatch<'_>);
 
     /// Looks after things; `false` if this end cannot go on and is to be replaced.
     fn tick(&mut self, epoll: &Epoll) -> bool;
@@ -146,6 +160,9 @@ struct Ptp {
     place: Place,
     /// `None` while it cannot join.
     end: Option<Box<dyn End>>,
+    peer: Peer,
+    /// Whether the far end was there when last looked at.
+    carrier: bool,
     /// When to try to join again.
     retry: Instant,
     /// Why joining failed last.
@@ -157,7 +174,7 @@ struct Ptp {
 }
 
 impl Ptp {
-    fn open(place: Place) -> Result<Self> {
+    fn open(place: Place, host: Host) -> Result<Self> {
         let cannot = |what: &'static str| move |errno: nix::Error| Error::io(what, &errno.into());
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .map_err(cannot("make an epoll instance"))?;
@@ -176,6 +193,8 @@ impl Ptp {
         let mut link = Self {
             place,
             end: None,
+            peer: Peer::new(host),
+            carrier: false,
             retry: Instant::now(),
             complaint: None,
             epoll,
@@ -183,7 +202,98 @@ impl Ptp {
             writable,
         };
         link.end = Some(link.join(true)?);
+        link.notice();
+        link.speak();
+        link.get_acquainted();
         Ok(link)
+    }
+
+    /// Gives a far end that is there already a moment to answer, so that the interface need not change
+    /// right after it was made.
+    fn get_acquainted(&mut self) {
+        let deadline = Instant::now() + ACQUAINTANCE;
+        let mut batch = Batch::new();
+        while self.carrier && !self.peer.is_known() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+            let mut fds = [PollFd::new(self.fd(), PollFlags::POLLIN)];
+            if !poll(&mut fds, timeout).is_ok_and(|ready| ready > 0) {
+                return;
+            }
+            batch.clear();
+            self.serve(&mut batch.rx());
+            self.speak();
+        }
+    }
+
+    /// The cable that the ends meet at: the first comer's socket.
+    fn cable(&self) -> Cable {
+        let file = std::fs::symlink_metadata(&self.place.path);
+        file.map_or_else(
+            |_| Cable::default(),
+            |file| Cable {
+                device: file.dev(),
+                inode: file.ino(),
+            },
+        )
+    }
+
+    /// Notices whether a far end has come or gone.
+    fn notice(&mut self) {
+        let carrier = self.socket().is_some();
+        if carrier != std::mem::replace(&mut self.carrier, carrier) {
+            match carrier {
+                true => self.peer.greet(self.cable()),
+                false => self.peer.forget(),
+            }
+        }
+    }
+
+    /// Sends what is to be said.
+    fn speak(&mut self) {
+        while let (Some(message), Some(socket)) = (self.peer.next(), self.socket()) {
+            // A queue that is full has room at one of the next ticks; a far end that is gone is missed there.
+            if send(
+                socket.as_raw_fd(),
+                &message,
+                MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
+            )
+            .is_err()
+            {
+                return;
+            }
+            self.peer.sent();
+        }
+    }
+
+    /// Does what the conversation with the far end has come to.
+    fn act(&mut self) {
+        self.peer.act();
+        self.speak();
+    }
+
+    /// Receives what is waiting, and looks after things if it is time to.
+    fn serve(&mut self, batch: &mut RxBatch<'_>) {
+        let mut events = [EpollEvent::empty(); 3];
+        // It fails only if a signal came first.
+        let ready = self
+            .epoll
+            .wait(&mut events, EpollTimeout::ZERO)
+            .unwrap_or(0);
+        let ready = &events[..ready];
+        // Frames come first: what a peer sent before it left is received before the tick finds it gone.
+        if let (Some(data), Some(end)) = (ready.iter().find(|e| e.data() == DATA), &mut self.end) {
+            let first = batch.len();
+            end.receive(data.events(), self.peer.max_datagram(), batch);
+            // Before the far end's first message is heard.
+            self.notice();
+            batch.sift(first, |frame| self.peer.hear(frame));
+        }
+        if ready.iter().any(|event| event.data() == TICKS) {
+            let _ = self.timer.wait();
+            self.tick();
+            self.notice();
+        }
     }
 
     /// Joins who is there, or comes first. `wait`: until the far end has agreed.
@@ -264,7 +374,8 @@ impl Ptp {
         }
     }
 
-    fn peer(&self) -> Option<BorrowedFd<'_>> {
+    /// The socket to the far end, if that is there.
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.end.as_ref()?.peer()
     }
 }
@@ -275,36 +386,23 @@ impl Link for Ptp {
     }
 
     fn send_fd(&self) -> BorrowedFd<'_> {
-        self.peer().unwrap_or(self.writable.as_fd())
+        self.socket().unwrap_or(self.writable.as_fd())
     }
 
     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
-        let mut events = [EpollEvent::empty(); 3];
-        // It fails only if a signal came first.
-        let ready = self
-            .epoll
-            .wait(&mut events, EpollTimeout::ZERO)
-            .unwrap_or(0);
-        let ready = &events[..ready];
-        // Frames come first: what a peer sent before it left is received before the tick finds it gone.
-        if let (Some(data), Some(end)) = (ready.iter().find(|e| e.data() == DATA), &mut self.end) {
-            end.receive(data.events(), batch);
-        }
-        if ready.iter().any(|event| event.data() == TICKS) {
-            let _ = self.timer.wait();
-            self.tick();
-        }
+        self.serve(batch);
+        self.act();
         Ok(())
     }
 
     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
         let mut taken = 0;
         while taken < batch.len() {
-            let Some(peer) = self.peer() else {
+            let Some(socket) = self.socket() else {
                 batch.count_dropped((batch.len() - taken) as u64);
                 return Ok(batch.len());
             };
-            match batch.send_datagrams(peer, taken) {
+            match batch.send_datagrams_wrapped(socket, taken, &SUPER_PREFIX) {
                 Ok(0) => break,
                 Ok(sent) => taken += sent,
                 Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
@@ -322,13 +420,25 @@ impl Link for Ptp {
     }
 
     fn state(&self) -> State {
-        State::carrier(self.peer().is_some())
+        match self.carrier {
+            true => self.peer.state(),
+            false => State::DOWN,
+        }
+    }
+
+    fn other_side(&mut self, state: State) {
+        self.peer.host_takes(state.offloads);
+        self.act();
+    }
+
+    fn wants_panel(&self) -> bool {
+        true
     }
 }
 
 fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     let place = Place::parse(request.argument(), &request.options)?;
-    Ok(Box::new(Ptp::open(place)?))
+    Ok(Box::new(Ptp::open(place, request.host)?))
 }
 
 vdens_plugin_api::export_plugin! {

@@ -20,7 +20,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollFlags};
 use nix::sys::socket::{self, Backlog, MsgFlags, Shutdown, SockFlag, SockType};
 use vdens_plugin_api::log::{debug, warn};
-use vdens_plugin_api::{Error, ErrorKind, MAX_LEGACY_FRAME, Result, RxBatch};
+use vdens_plugin_api::{Error, ErrorKind, Result, RxBatch};
 
 use crate::sockets::{self, Claim};
 use crate::{DATA, End, Place, watch};
@@ -60,10 +60,10 @@ impl Session {
     }
 
     /// Receives what fits. Returns whether the connection is still of use.
-    fn receive(&mut self, events: EpollFlags, batch: &mut RxBatch<'_>) -> bool {
+    fn receive(&mut self, events: EpollFlags, max_frame: usize, batch: &mut RxBatch<'_>) -> bool {
         if !events.intersects(HANG_UP) {
             // An error here is the first sign of a hang-up, whose flags come with the next call.
-            let _ = batch.receive_datagrams(&self.socket, MAX_LEGACY_FRAME);
+            let _ = batch.receive_datagrams(&self.socket, max_frame);
             return true;
         }
         self.closing = true;
@@ -76,7 +76,7 @@ impl Session {
             Ok(if length > room.len() { 0 } else { length })
         };
         loop {
-            match batch.fill(MAX_LEGACY_FRAME, read) {
+            match batch.fill(max_frame, read) {
                 Ok(true) | Err(Errno::ECONNRESET | Errno::EINTR) => {}
                 Ok(false) => return true,
                 Err(_) => return false,
@@ -151,9 +151,9 @@ impl End for Listener {
         }
     }
 
-    fn receive(&mut self, events: EpollFlags, batch: &mut RxBatch<'_>) {
+    fn receive(&mut self, events: EpollFlags, max_frame: usize, batch: &mut RxBatch<'_>) {
         if let Some(session) = &mut self.session
-            && !session.receive(events, batch)
+            && !session.receive(events, max_frame, batch)
         {
             self.session = None;
             debug!("{}: carrier false", self.own.path().display());
@@ -269,11 +269,11 @@ impl End for Connector {
         }
     }
 
-    fn receive(&mut self, events: EpollFlags, batch: &mut RxBatch<'_>) {
+    fn receive(&mut self, events: EpollFlags, max_frame: usize, batch: &mut RxBatch<'_>) {
         if self.deadline.is_some() {
             self.greet();
         } else if let Some(session) = &mut self.session
-            && !session.receive(events, batch)
+            && !session.receive(events, max_frame, batch)
         {
             self.session = None;
             debug!("{}: carrier false", self.path.display());

@@ -59,7 +59,7 @@ pub(crate) fn probe(path: &Path) -> Result<Found> {
             return Err(Error::usage(message).hint("remove it or use another path"));
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
-        Err(error) => return Err(Error::path("look at", path, &error)),
+        Err(error) => return Err(unreachable(path, &error)),
     }
     match connect(&new(SockType::Datagram)?, path) {
         Ok(()) | Err(Errno::EPERM) => Ok(Found::Dgram),
@@ -144,7 +144,7 @@ pub(crate) fn bind(
         Err(Errno::EADDRINUSE) => return Ok(None),
         Err(errno) => return Err(cannot_bind(path, errno)),
     }
-    let claim = Claim::new(path).map_err(|error| Error::path("look at", path, &error))?;
+    let claim = Claim::new(path).map_err(|error| unreachable(path, &error))?;
     if let Some(group) = access.group {
         lchown(path, None, Some(group)).map_err(|error| {
             Error::path("give its group to", path, &error)
@@ -221,4 +221,9 @@ pub(crate) fn contended(path: &Path) -> Error {
 pub(crate) fn foreign(path: &Path) -> Error {
     let message = format!("{} is no ptp socket", path.display());
     Error::usage(message).hint("another program serves it: use another path or another scheme")
+}
+
+/// The path cannot be looked at.
+fn unreachable(path: &Path, error: &io::Error) -> Error {
+    Error::path("look at", path, error).hint("name a path in a directory that you may use")
 }

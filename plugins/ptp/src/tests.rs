@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{self, Backlog, MsgFlags, SockType};
 use tempfile::TempDir;
 use vdens_plugin_api::{
-    BATCH_FRAMES, Batch, Error, ErrorKind, Link, MAX_LEGACY_FRAME, OpenOptions, Result,
+    BATCH_FRAMES, Batch, Error, ErrorKind, Host, Link, MAX_LEGACY_FRAME, OpenOptions, Result,
 };
 
 use super::{Place, Ptp, sockets};
@@ -45,7 +45,7 @@ impl Dir {
     }
 
     fn try_open(&self, keys: &str) -> Result<End> {
-        let link = Ptp::open(self.place(keys))?;
+        let link = Ptp::open(self.place(keys), Host::without_services())?;
         Ok(End {
             link,
             batch: Batch::new(),
@@ -427,7 +427,7 @@ fn errors_name_the_path_and_the_remedy() {
     let dir = Dir::new();
     let open = |argument: &str, options: &OpenOptions| {
         Place::parse(argument, options).and_then(|place| {
-            Ptp::open(place).map(|link| End {
+            Ptp::open(place, Host::without_services()).map(|link| End {
                 link,
                 batch: Batch::new(),
                 dropped: 0,
@@ -478,7 +478,9 @@ fn permissions_are_an_error_not_a_theft() {
             &format!("{}/q", dir.0.path().display()),
             &OpenOptions::default(),
         );
-        let error = Ptp::open(other.unwrap()).err().unwrap();
+        let error = Ptp::open(other.unwrap(), Host::without_services())
+            .err()
+            .unwrap();
         assert_eq!(error.kind, ErrorKind::Permission);
         assert!(error.hint.contains("write permission"), "{error}");
         fs::set_permissions(dir.0.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -504,7 +506,11 @@ fn mode_and_group_are_applied() {
     };
     let open = |keys: &str| {
         let argument = format!("{}{keys}", dir.path().display());
-        Ptp::open(Place::parse(&argument, &options).unwrap()).unwrap()
+        Ptp::open(
+            Place::parse(&argument, &options).unwrap(),
+            Host::without_services(),
+        )
+        .unwrap()
     };
     let _a = open("[mode=0770]");
     let _b = open("");

@@ -1,0 +1,42 @@
+#!/bin/bash
+# Prepares a Debian or Ubuntu machine for the tests: packages, two ordinary users, /dev/net/tun, a virtual machine.
+# Needs root. Changes nothing that is in order already, so it may run before every test.
+set -euo pipefail
+cd "$(dirname "$0")"
+[ "$(id -u)" = 0 ] || { echo "tests/setup.sh: needs root" >&2; exit 1; }
+
+# Foreign peers (vdens, vdeplug, vde-switch, qemu) and tools that the tests drive them with.
+packages="gcc libc6-dev iproute2 iputils-ping util-linux procps passwd tmux socat tcpdump iptables python3
+          vdens vdeplug vde-switch qemu-system-x86 cpio gzip"
+missing=$(for package in $packages; do dpkg -s "$package" 2>/dev/null | grep -q '^Status: install ok' || echo "$package"; done)
+if [ -n "$missing" ]; then
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    # shellcheck disable=SC2086
+    apt-get install -y -qq --no-install-recommends $missing
+fi
+
+for user in vdens-test vdens-test2; do
+    id "$user" >/dev/null 2>&1 || useradd --system --no-create-home --home-dir /nonexistent --shell /bin/sh --user-group "$user"
+done
+
+[ -c /dev/net/tun ] || { mkdir -p /dev/net; mknod /dev/net/tun c 10 200; }
+chmod 0666 /dev/net/tun
+
+setpriv --reuid vdens-test --regid vdens-test --clear-groups unshare -Urn true || {
+    echo "tests/setup.sh: ordinary users cannot make user namespaces here; look at the sysctls user.max_user_namespaces," >&2
+    echo "kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns" >&2
+    exit 1
+}
+
+# The virtual machine, made anew when the way it is made has changed. Its test is skipped if there is none.
+guest=/var/cache/vdens-tests/guest
+if ! sha256sum --status -c "$guest/made-by" 2>/dev/null; then
+    rm -rf "$guest"
+    if ./guest.sh "$guest"; then
+        sha256sum guest.sh > "$guest/made-by"
+    else
+        rm -rf "$guest"
+        echo "tests/setup.sh: no virtual machine, the tests that need it will be skipped" >&2
+    fi
+fi

@@ -1,0 +1,318 @@
+//! A test's own corner of the machine, and the search for what it left there.
+//!
+//! ```text
+//! /tmp/vt-XXXXXX/      root's (or the user's, if root does not run the tests)
+//!     bin/             vdens, vde_plug and the plugins: nobody but their owner can write here
+//!     home/            $HOME
+//!     run/             $XDG_RUNTIME_DIR
+//!     w/               the working directory: switches, cables, files
+//! ```
+//!
+//! Programs are copied here because the user may not be able to read the repository they were built
+//! in. Names are short because a socket's path has at most 107 bytes.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::{Cmd, Netns, PATIENCE, Tmux, User, becomes_true, wait_until};
+
+/// A test's directory, user and commands. Dropping it fails the test if anything was left behind.
+#[derive(Debug)]
+pub struct Lab {
+    directory: TempDir,
+    user: User,
+    /// Paths that may be left, because the test or a foreign program made them.
+    expected: RefCell<BTreeSet<PathBuf>>,
+    interfaces: BTreeSet<String>,
+}
+
+impl Lab {
+    /// Sets up a lab.
+    ///
+    /// # Panics
+    /// When the programs have not been built.
+    #[expect(
+        clippy::new_without_default,
+        reason = "a lab is made on purpose, and costs"
+    )]
+    pub fn new() -> Self {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix("vt-").rand_bytes(6);
+        let directory = builder.tempdir_in("/tmp").unwrap();
+        open_to_all(directory.path());
+        let lab = Self {
+            directory,
+            user: User::ordinary(),
+            expected: RefCell::default(),
+            interfaces: interfaces(),
+        };
+        fs::create_dir(lab.bin()).unwrap();
+        open_to_all(&lab.bin());
+        for file in products() {
+            fs::copy(&file, lab.bin().join(file.file_name().unwrap())).unwrap();
+        }
+        for directory in [lab.home(), lab.runtime_dir(), lab.dir()] {
+            fs::create_dir(&directory).unwrap();
+            lab.give(&directory);
+        }
+        fs::set_permissions(lab.runtime_dir(), fs::Permissions::from_mode(0o700)).unwrap();
+        lab
+    }
+
+    /// The lab's name on this machine.
+    pub fn id(&self) -> &str {
+        let name = self.directory.path().file_name();
+        name.and_then(OsStr::to_str).expect("a plain name")
+    }
+
+    /// The ordinary user.
+    pub fn user(&self) -> &User {
+        &self.user
+    }
+
+    /// The working directory.
+    pub fn dir(&self) -> PathBuf {
+        self.directory.path().join("w")
+    }
+
+    /// Where the programs and plugins are.
+    pub fn bin(&self) -> PathBuf {
+        self.directory.path().join("bin")
+    }
+
+    /// The user's home.
+    pub fn home(&self) -> PathBuf {
+        self.directory.path().join("home")
+    }
+
+    fn runtime_dir(&self) -> PathBuf {
+        self.directory.path().join("run")
+    }
+
+    /// The path of something in the working directory.
+    pub fn path(&self, name: &str) -> String {
+        format!("{}/{name}", self.dir().display())
+    }
+
+    /// The VNL of something in the working directory.
+    pub fn vnl(&self, scheme: &str, name: &str) -> String {
+        format!("{scheme}://{}", self.path(name))
+    }
+
+    /// Makes a file of the user's in the working directory; its path.
+    pub fn write(&self, name: &str, contents: impl AsRef<[u8]>) -> String {
+        let path = self.path(name);
+        fs::write(&path, contents).unwrap();
+        self.give(Path::new(&path));
+        self.expect(name);
+        path
+    }
+
+    /// Makes a directory of the user's in the working directory; its path.
+    pub fn mkdir(&self, name: &str) -> String {
+        let path = self.path(name);
+        fs::create_dir(&path).unwrap();
+        self.give(Path::new(&path));
+        self.expect(name);
+        path
+    }
+
+    /// Waits until something is in the working directory.
+    #[track_caller]
+    pub fn wait_for(&self, name: &str) {
+        let path = self.dir().join(name);
+        let here = || path.symlink_metadata().is_ok();
+        wait_until(&path.display().to_string(), PATIENCE, here);
+    }
+
+    /// Lets something in the working directory be there at the end: a foreign program leaves it.
+    pub fn expect(&self, name: &str) {
+        self.expected.borrow_mut().insert(self.dir().join(name));
+    }
+
+    /// Makes the user the owner of a file.
+    pub fn give(&self, path: &Path) {
+        if User::is_root() {
+            chown(path, Some(self.user.uid), Some(self.user.gid)).unwrap();
+        }
+    }
+
+    /// vdens, as built from this repository.
+    pub fn vdens(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Cmd<'_> {
+        self.command(self.bin().join("vdens"), args)
+    }
+
+    /// vde_plug, as built from this repository.
+    pub fn vde_plug(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Cmd<'_> {
+        self.command(self.bin().join("vde_plug"), args)
+    }
+
+    /// One of Debian's programs, though there may be one of ours by that name.
+    pub fn debian(
+        &self,
+        program: &str,
+        args: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    ) -> Cmd<'_> {
+        self.command(Path::new("/usr/bin").join(program), args)
+    }
+
+    /// Any command.
+    pub fn command(
+        &self,
+        program: impl AsRef<OsStr>,
+        args: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    ) -> Cmd<'_> {
+        Cmd::new(self, program, args)
+    }
+
+    /// A shell script that the user runs.
+    pub fn sh(&self, script: &str) -> Cmd<'_> {
+        self.command("sh", ["-ec", script])
+    }
+
+    /// A network namespace, made by root.
+    pub fn netns(&self) -> Netns<'_> {
+        Netns::new(self)
+    }
+
+    /// A terminal with a shell of the user's.
+    pub fn tmux(&self) -> Tmux<'_> {
+        Tmux::new(self)
+    }
+
+    /// A login's environment.
+    pub(crate) fn environment(&self, user: &User) -> Vec<(&'static str, String)> {
+        let bin = self.bin();
+        let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        vec![
+            ("PATH", format!("{}:{path}", bin.display())),
+            ("HOME", self.home().display().to_string()),
+            ("XDG_RUNTIME_DIR", self.runtime_dir().display().to_string()),
+            ("USER", user.name.clone()),
+            ("LOGNAME", user.name.clone()),
+            ("SHELL", "/bin/sh".to_owned()),
+            ("TERM", "xterm".to_owned()),
+            ("LC_ALL", "C.UTF-8".to_owned()),
+            ("VDENS_LAB", self.id().to_owned()),
+        ]
+    }
+
+    /// Whether a process of the lab is running whose command line starts with `words`.
+    pub fn is_running(&self, words: &str) -> bool {
+        let processes = self.processes();
+        processes.iter().any(|(_, line)| line.starts_with(words))
+    }
+
+    /// The lab's processes: id and command line.
+    fn processes(&self) -> Vec<(i32, String)> {
+        let mark = format!("VDENS_LAB={}\0", self.id()).into_bytes();
+        let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+            let directory = entry.ok()?.path();
+            let pid = directory.file_name()?.to_str()?.parse().ok()?;
+            // Processes end while we look, and other people's cannot be read.
+            let environment = fs::read(directory.join("environ")).ok()?;
+            let found = environment.windows(mark.len()).any(|bytes| bytes == mark);
+            let line = fs::read_to_string(directory.join("cmdline")).ok()?;
+            found.then(|| (pid, line.replace('\0', " ")))
+        });
+        processes.collect()
+    }
+
+    /// What is left of the lab, a line each.
+    fn leaks(&self) -> Vec<String> {
+        let expected = self.expected.borrow();
+        // A lab whose set-up failed may not have them.
+        let below = |directory: PathBuf| fs::read_dir(directory).into_iter().flatten().flatten();
+        let paths = below(self.dir())
+            .chain(below(self.runtime_dir()))
+            .map(|entry| entry.path())
+            .filter(|path| !expected.contains(path));
+        let strays = ["/tmp", "/var/tmp", "/run"]
+            .into_iter()
+            .filter_map(|directory| fs::read_dir(directory).ok())
+            .flat_map(Iterator::flatten)
+            .map(|entry| entry.path())
+            .filter(|path| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                name.starts_with("vdenode_") || name.starts_with("vde.") || name == self.id()
+            })
+            .filter(|path| path != self.directory.path());
+        let netns = Path::new("/run/netns").join(self.id());
+        let mut leaks: Vec<String> = self
+            .processes()
+            .iter()
+            .map(|(pid, line)| format!("process {pid}: {line}"))
+            .chain(paths.chain(strays).map(|path| path.display().to_string()))
+            .chain(netns.exists().then(|| netns.display().to_string()))
+            .collect();
+        let new = interfaces();
+        leaks.extend(
+            new.difference(&self.interfaces)
+                .map(|name| format!("interface {name}")),
+        );
+        leaks
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // A panicking test has its processes killed by surprise; what they leave is no news then.
+        let patience = Duration::from_secs(if std::thread::panicking() { 0 } else { 4 });
+        let clean = becomes_true(patience, || self.leaks().is_empty());
+        let leaks = self.leaks();
+        for (pid, _) in self.processes() {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        if !clean && !std::thread::panicking() {
+            panic!("left behind:\n  {}", leaks.join("\n  "));
+        }
+    }
+}
+
+/// The interfaces of the network namespace that the tests run in.
+fn interfaces() -> BTreeSet<String> {
+    let entries = fs::read_dir("/sys/class/net").unwrap().flatten();
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+/// The programs and plugins built beside this test: `target/<profile>/deps/<test>` runs.
+fn products() -> Vec<PathBuf> {
+    let test = std::env::current_exe().unwrap();
+    let target = test
+        .ancestors()
+        .nth(2)
+        .expect("tests run in the target directory");
+    let is_product = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name == "vdens"
+            || name == "vde_plug"
+            || (name.starts_with("libvdens_") && name.ends_with(".so"))
+    };
+    let entries = fs::read_dir(target).unwrap().flatten();
+    let products: Vec<_> = entries
+        .map(|entry| entry.path())
+        .filter(is_product)
+        .collect();
+    let has = |name: &str| products.iter().any(|path| path.ends_with(name));
+    assert!(
+        has("vdens") && has("vde_plug") && has("libvdens_null.so"),
+        "no vdens, vde_plug and plugins in {}: run tests/run, which builds them first",
+        target.display()
+    );
+    products
+}
+
+fn open_to_all(directory: &Path) {
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).unwrap();
+}

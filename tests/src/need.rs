@@ -1,0 +1,60 @@
+//! What a machine may lack, and saying so.
+//!
+//! A test that cannot run here ends early and says `SKIPPED: test: reason` on standard error, past
+//! the test runner's capture; `tests/run` repeats these lines at its end.
+
+use std::io::Write;
+use std::path::Path;
+
+use crate::User;
+
+/// Where `tests/setup.sh` keeps the virtual machine's kernel and initial ram disk.
+pub const GUEST: &str = "/var/cache/vdens-tests/guest";
+
+/// Ends the test, with a word about why, unless the machine has what it needs.
+///
+/// Needs are `"root"`, `"guest"` (the virtual machine) and names of installed programs.
+///
+/// ```no_run
+/// # fn test() {
+/// vdens_tests::need!("root", "vde_switch");
+/// # }
+/// ```
+#[macro_export]
+macro_rules! need {
+    ($($need:expr),+ $(,)?) => {
+        if let Some(reason) = $crate::lacks(&[$($need),+]) {
+            $crate::skip(&reason);
+            return;
+        }
+    };
+}
+
+/// The first of `needs` that this machine does not have, as a reason to skip.
+pub fn lacks(needs: &[&str]) -> Option<String> {
+    needs.iter().find_map(|&need| match need {
+        "root" => (!User::is_root()).then(|| "the test needs root to build its host".to_owned()),
+        "guest" => (!Path::new(GUEST).join("initrd.gz").exists())
+            .then(|| format!("no virtual machine in {GUEST}: run tests/setup.sh as root")),
+        program => (!installed(program)).then(|| format!("{program} is not installed")),
+    })
+}
+
+fn installed(program: &str) -> bool {
+    ["/usr/bin", "/usr/sbin", "/bin", "/sbin"]
+        .iter()
+        .any(|directory| Path::new(directory).join(program).exists())
+}
+
+/// Reports that the running test is skipped.
+#[track_caller]
+pub fn skip(reason: &str) {
+    let thread = std::thread::current();
+    let place = std::panic::Location::caller();
+    let line = format!(
+        "SKIPPED: {} ({place}): {reason}\n",
+        thread.name().unwrap_or("?")
+    );
+    // Not eprintln!, which the test runner keeps to itself when the test passes.
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
+}

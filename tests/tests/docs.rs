@@ -1,0 +1,336 @@
+//! The documentation says what is true, and the commands in it work.
+//!
+//! Theory of operation. README.md and the pages in docs/ are read as text; what they state about the
+//! products is compared with what the products say of themselves: `--help`, the keys in the
+//! configuration's and the plugins' own error messages. Fenced blocks are treated by their language:
+//!
+//! - `sh` is run as a script by the ordinary user, with `set -e`, in a fresh lab: `$HOME` and the working
+//!   directory are empty, the programs are on `$PATH`. It must succeed and leave nothing behind. What it
+//!   left running in the background is ended first, as the reader would end it.
+//! - `console` cannot be run here; [`NOT_RUN`] has each of them, and why.
+//! - `text` is output or a picture.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use vdens_tests::{Lab, need};
+
+/// The blocks that are not run: page, first line, reason.
+const NOT_RUN: &[(&str, &str, &str)] = &[
+    (
+        "README.md",
+        "$ qemu-system-x86_64",
+        "needs a disk image; vm.rs has a virtual machine",
+    ),
+    (
+        "README.md",
+        "# ip tuntap add",
+        "needs root and changes the host's network; router.rs does it in a namespace",
+    ),
+    (
+        "docs/schemes/tap.md",
+        "# ip tuntap add",
+        "as in README.md; router.rs",
+    ),
+];
+
+/// How wide `--help` is in docs/commands.md.
+const COLUMNS: &str = "100";
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn read(page: &str) -> String {
+    fs::read_to_string(repository().join(page)).unwrap_or_else(|error| panic!("{page}: {error}"))
+}
+
+/// The files in a directory whose names end in `end`, as paths from the top of the repository.
+fn files(directory: &str, end: &str) -> Vec<String> {
+    let entries = fs::read_dir(repository().join(directory))
+        .into_iter()
+        .flatten();
+    let names = entries.flatten().map(|entry| entry.file_name());
+    let mut files: Vec<_> = names
+        .filter_map(|name| name.into_string().ok())
+        .filter(|name| name.ends_with(end))
+        .map(|name| format!("{directory}/{name}"))
+        .collect();
+    files.sort();
+    files
+}
+
+/// All pages.
+fn pages() -> Vec<String> {
+    let mut pages = vec!["README.md".to_owned(), "CHANGELOG.md".to_owned()];
+    pages.extend(files("docs", ".md"));
+    pages.extend(files("docs/schemes", ".md"));
+    pages
+}
+
+/// A fenced block.
+struct Block {
+    language: String,
+    text: String,
+    line: usize,
+}
+
+fn blocks(page: &str) -> Vec<Block> {
+    let mut blocks = Vec::new();
+    let mut open: Option<Block> = None;
+    for (line, text) in read(page).lines().enumerate() {
+        match (text.strip_prefix("```"), &mut open) {
+            (Some(""), Some(_)) => blocks.extend(open.take()),
+            (Some(language), None) => {
+                let language = language.to_owned();
+                let text = String::new();
+                open = Some(Block {
+                    language,
+                    text,
+                    line: line + 1,
+                });
+            }
+            (Some(_), Some(_)) => panic!("{page}:{}: a fence within a block", line + 1),
+            (None, Some(block)) => {
+                block.text.push_str(text);
+                block.text.push('\n');
+            }
+            (None, None) => assert!(!text.contains("```"), "{page}:{}: a fence", line + 1),
+        }
+    }
+    assert!(open.is_none(), "{page}: a block has no end");
+    blocks
+}
+
+/// The part of a page below a heading, up to the next one of the same level.
+fn section<'a>(text: &'a str, heading: &str) -> Option<&'a str> {
+    let level = heading.split(' ').next()?;
+    let (_, below) = text.split_once(&format!("\n{heading}\n"))?;
+    below.split(&format!("\n{level} ")).next()
+}
+
+/// The words in backticks in the first column of a table.
+fn first_column(text: &str) -> BTreeSet<String> {
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| "));
+    let cells = rows.filter_map(|row| row.split(" |").next());
+    cells.flat_map(quoted).collect()
+}
+
+/// The words in backticks in a text.
+fn quoted(text: &str) -> BTreeSet<String> {
+    let words = text.split('`').skip(1).step_by(2);
+    words.map(str::to_owned).collect()
+}
+
+#[test]
+fn commands_in_the_pages_work() {
+    need!("ip", "ping", "iptables", "pgrep");
+    let mut number = 0;
+    for page in pages() {
+        for block in blocks(&page) {
+            let place = format!("{page}:{}", block.line);
+            let is_excused = |(name, first_line, _): &(&str, &str, &str)| {
+                *name == page && block.text.starts_with(first_line)
+            };
+            match &*block.language {
+                "sh" => {
+                    run(&place, &block.text);
+                    number += 1;
+                }
+                "console" if NOT_RUN.iter().any(is_excused) => {}
+                "console" => panic!("{place}: why is this block not run?"),
+                "text" => {}
+                other => panic!("{place}: a block in '{other}'"),
+            }
+        }
+    }
+    assert!(number > 10, "only {number} blocks found");
+}
+
+/// Runs a block.
+#[track_caller]
+fn run(place: &str, block: &str) {
+    let lab = Lab::new();
+    let end = "trap 'kill $(pgrep -P $$) 2>/dev/null || :; wait' EXIT";
+    let output = lab.sh(&format!("{end}\n{block}")).run();
+    assert!(output.status.success(), "{place}: {output:#?}");
+    let refused = |line: &str| line.starts_with("vdens: ") || line.starts_with("vde_plug: ");
+    assert!(!output.stderr.lines().any(refused), "{place}: {output:#?}");
+}
+
+#[test]
+fn every_block_that_is_not_run_is_there() {
+    for (page, first_line, _) in NOT_RUN {
+        let found = blocks(page)
+            .iter()
+            .any(|block| block.language == "console" && block.text.starts_with(first_line));
+        assert!(found, "{page} has no block '{first_line}'");
+    }
+}
+
+#[test]
+fn the_demo_works() {
+    need!("ping");
+    let lab = Lab::new();
+    let demo = lab.write("demo", read("docs/demo"));
+    let output = lab
+        .command("bash", [demo])
+        .env("VDENS_BIN", lab.bin())
+        .run();
+    assert!(output.status.success(), "{output:#?}");
+    for (text, words) in [
+        (&output.stdout, " 0% packet loss"),
+        (&output.stdout, "10.0.0.1 answered"),
+        (&output.stderr, "libvdens_ptp.so"),
+    ] {
+        assert!(text.contains(words), "no '{words}': {output:#?}");
+    }
+}
+
+#[test]
+fn the_command_reference_is_what_help_says() {
+    let lab = Lab::new();
+    let reference = read("docs/commands.md");
+    for program in ["vdens", "vde_plug"] {
+        let help = lab
+            .command(lab.bin().join(program), ["--help"])
+            .env("COLUMNS", COLUMNS)
+            .ok();
+        let lines: Vec<_> = help.lines().map(str::trim_end).collect();
+        let block = format!("\n```text\n{}\n```\n", lines.join("\n"));
+        assert!(
+            reference.contains(&block),
+            "docs/commands.md does not have what `COLUMNS={COLUMNS} {program} --help` says now:\n{block}"
+        );
+    }
+}
+
+#[test]
+fn every_variable_is_in_the_command_reference() {
+    let reference = read("docs/commands.md");
+    let variables = first_column(section(&reference, "## Environment").unwrap());
+    for name in [
+        "VDE_RESOLVCONF",
+        "VDE_RESOLVADDR",
+        "VDENS_PLUGIN_PATH",
+        "VDENS",
+        "XDG_CONFIG_HOME",
+        "XDG_DATA_HOME",
+    ] {
+        assert!(variables.contains(name), "{name}: {variables:?}");
+    }
+}
+
+/// What vdens says it would have expected in the place of an unknown key.
+fn known_keys(lab: &Lab, configuration: &str) -> BTreeSet<String> {
+    let file = lab.write("unknown.toml", configuration);
+    let output = lab
+        .vdens(["--config", &file, "no", "true"])
+        .refused(&["no_such_key", "expected"]);
+    let expected = output.stderr.split("expected").nth(1);
+    quoted(expected.unwrap_or_default())
+}
+
+#[test]
+fn every_configuration_key_is_documented() {
+    let lab = Lab::new();
+    let example = read("docs/vdens.toml");
+    let page = read("docs/configuration.md");
+    let mut expected = BTreeSet::new();
+    let tables = known_keys(&lab, "no_such_key = 1\n");
+    assert!(tables.contains("plugins"), "{tables:?}");
+    for table in tables {
+        let start = format!("\n[{table}]\n");
+        let (_, keys_below) = example
+            .split_once(&start)
+            .unwrap_or_else(|| panic!("docs/vdens.toml has no [{table}]"));
+        let keys_below = keys_below.split("\n[").next().unwrap();
+        for key in known_keys(&lab, &format!("[{table}]\nno_such_key = 1\n")) {
+            let assignment = format!("{key} = ");
+            let shown = |line: &str| line.trim_start_matches('#').starts_with(&assignment);
+            assert!(
+                keys_below.lines().any(shown),
+                "docs/vdens.toml has no {table}.{key}"
+            );
+            expected.insert(format!("{table}.{key}"));
+        }
+    }
+    assert_eq!(first_column(&page), expected, "docs/configuration.md");
+    let file = lab.write("vdens.toml", example);
+    lab.vdens(["--config", &file, "no", "true"]).ok();
+}
+
+/// The keys that a plugin says it takes.
+fn plugin_keys(lab: &Lab, scheme: &str) -> BTreeSet<String> {
+    let vnl = format!("{scheme}://x[no_such_key=1]");
+    let output = lab.vdens([&vnl, "true"]).refused(&["no_such_key"]);
+    match output.stderr.trim_end().split_once("valid keys: ") {
+        Some((_, keys)) => keys.split(", ").map(str::to_owned).collect(),
+        None => {
+            let has_none = ["takes no keys", "takes no argument"];
+            let says_so = has_none.iter().any(|words| output.stderr.contains(words));
+            assert!(says_so, "{scheme}: {output:?}");
+            BTreeSet::new()
+        }
+    }
+}
+
+#[test]
+fn every_scheme_has_a_page_with_its_keys() {
+    let lab = Lab::new();
+    let plugins = fs::read_dir(lab.bin()).unwrap().filter_map(|entry| {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let scheme = name.strip_prefix("libvdens_")?.strip_suffix(".so")?;
+        Some(scheme.to_owned())
+    });
+    let schemes: BTreeSet<_> = plugins.collect();
+    let documented: BTreeSet<_> = files("docs/schemes", ".md")
+        .iter()
+        .map(|page| Path::new(page).file_stem().unwrap().to_str().unwrap())
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(documented, schemes, "docs/schemes");
+    let (readme, commands) = (read("README.md"), read("docs/commands.md"));
+    for scheme in schemes {
+        let page = read(&format!("docs/schemes/{scheme}.md"));
+        let keys = section(&page, "## Keys").unwrap_or_else(|| panic!("{scheme}.md has no Keys"));
+        assert_eq!(first_column(keys), plugin_keys(&lab, &scheme), "{scheme}");
+        let link = format!("schemes/{scheme}.md");
+        assert!(readme.contains(&link), "README.md does not name {link}");
+        assert!(commands.contains(&link), "commands.md does not name {link}");
+    }
+}
+
+/// What GitHub makes of a heading for links to it.
+fn anchor(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    text.chars()
+        .filter(|c| c.is_alphanumeric() || " -_".contains(*c))
+        .map(|c| if c == ' ' { '-' } else { c })
+        .collect()
+}
+
+#[test]
+fn links_lead_somewhere() {
+    for page in pages() {
+        let directory = Path::new(&page).parent().unwrap().to_owned();
+        let text = read(&page);
+        let targets = text
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split(')').next());
+        for target in targets.filter(|target| !target.starts_with("https://")) {
+            let (file, part) = target.split_once('#').unwrap_or((target, ""));
+            let path = match file {
+                "" => PathBuf::from(&page),
+                file => directory.join(file),
+            };
+            assert!(repository().join(&path).exists(), "{page}: {target}");
+            let there = read(path.to_str().unwrap());
+            let headings = there.lines().filter(|line| line.starts_with('#'));
+            let found = part.is_empty() || headings.map(anchor).any(|anchor| anchor == part);
+            assert!(found, "{page}: {target}");
+        }
+    }
+}

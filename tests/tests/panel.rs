@@ -1,0 +1,205 @@
+//! The panel: the kernel carries frames between one user's namespaces, and nobody else gets at them.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use vdens_tests::{Lab, PATIENCE, Session, User, need, wait_until};
+
+const CARRIED: &str = "the kernel carries the frames";
+
+/// Two of our namespaces on a cable, 10.0.0.1 and 10.0.0.2.
+fn pair<'lab>(lab: &'lab Lab, options: &[&str]) -> (Session<'lab>, Session<'lab>) {
+    let vnl = lab.vnl("ptp", "p");
+    let start = |address: &str| {
+        lab.vdens(["-v"])
+            .args(options)
+            .args(["--addr", address, &vnl, "sh"])
+            .session()
+    };
+    let first = start("10.0.0.1/24");
+    first.ok(":");
+    (first, start("10.0.0.2/24"))
+}
+
+fn is_carried(session: &Session<'_>) -> bool {
+    session.proc().stderr().contains(CARRIED)
+}
+
+fn registry(lab: &Lab) -> PathBuf {
+    lab.dir().with_file_name("run").join("vdens")
+}
+
+/// The entries of the holders' registry: process ids.
+fn holders(lab: &Lab) -> Vec<String> {
+    let dirs = fs::read_dir(registry(lab)).into_iter().flatten().flatten();
+    let files = dirs.flat_map(|dir| fs::read_dir(dir.path()).into_iter().flatten().flatten());
+    let names = files.filter_map(|file| file.file_name().into_string().ok());
+    names.filter(|name| name != "lock").collect()
+}
+
+#[test]
+fn two_of_a_users_namespaces_are_plugged_together() {
+    need!("socat");
+    let lab = Lab::new();
+    let (a, b) = pair(&lab, &[]);
+    // Carrier and an answer at once: the joining end's command starts when the link has settled.
+    b.ok("ping -c 1 -W 1 10.0.0.1");
+    assert!(is_carried(&a) && is_carried(&b), "{}", a.proc().stderr());
+    a.send_file(&b, "10.0.0.2", 64);
+    for session in [&a, &b] {
+        session.ok("ip link set vde0 mtu 9000");
+    }
+    a.ok("ping -c 2 -W 2 -M do -s 8972 10.0.0.2");
+    b.exit(0);
+    wait_until("no carrier without a peer", PATIENCE, || {
+        a.ok("ip link show vde0").contains("NO-CARRIER")
+    });
+}
+
+#[test]
+fn without_the_panel_frames_go_through_user_space() {
+    need!("socat");
+    for options in [["--no-panel"].as_slice(), &["--config", "panel.toml"]] {
+        let lab = Lab::new();
+        let config = lab.write("panel.toml", "[defaults]\npanel = false\n");
+        let options: Vec<&str> = options
+            .iter()
+            .map(|word| {
+                if *word == "panel.toml" {
+                    &config
+                } else {
+                    *word
+                }
+            })
+            .collect();
+        let (a, b) = pair(&lab, &options);
+        b.ping("10.0.0.1");
+        a.send_file(&b, "10.0.0.2", 8);
+        assert!(!is_carried(&a) && !is_carried(&b));
+        assert_eq!(holders(&lab).len(), 0);
+    }
+}
+
+#[test]
+fn one_end_without_the_panel_is_served_through_user_space() {
+    need!("socat");
+    let lab = Lab::new();
+    let vnl = lab.vnl("ptp", "p");
+    let a = lab
+        .vdens(["-v", "--addr", "10.0.0.1/24", &vnl, "sh"])
+        .session();
+    let b = lab
+        .vdens(["-v", "--no-panel", "--addr", "10.0.0.2/24", &vnl, "sh"])
+        .session();
+    b.ping("10.0.0.1");
+    a.send_file(&b, "10.0.0.2", 8);
+    b.send_file(&a, "10.0.0.1", 8);
+    assert!(!is_carried(&a) && !is_carried(&b));
+}
+
+#[test]
+fn addresses_survive_re_plugging() {
+    need!("vdens");
+    let lab = Lab::new();
+    let vnl = lab.vnl("ptp", "p");
+    let a = lab
+        .vdens(["-v", "--addr", "10.0.0.1/24", &vnl, "sh"])
+        .session();
+    let link = a.ok("cat /sys/class/net/vde0/address; ip -o link show vde0 | grep -o ether.*");
+    for round in 0..2 {
+        let legacy = lab.debian("vdens", [&vnl, "sh"]).session();
+        legacy.address("vde0", "10.0.0.2/24");
+        legacy.ping("10.0.0.1");
+        legacy.exit(0);
+        let ours = lab.vdens(["--addr", "10.0.0.3/24", &vnl, "sh"]).session();
+        ours.ping("10.0.0.1");
+        wait_until("carried by the kernel", PATIENCE, || {
+            a.proc().stderr().matches(CARRIED).count() > round
+        });
+        ours.exit(0);
+    }
+    let after = a.ok("cat /sys/class/net/vde0/address; ip -o link show vde0 | grep -o ether.*");
+    assert_eq!(link, after);
+}
+
+#[test]
+fn the_panel_survives_its_holders() {
+    let lab = Lab::new();
+    let vnl = lab.vnl("ptp", "p");
+    let start = |address: &str| lab.vdens(["-v", "--addr", address, &vnl, "sh"]).session();
+    let maker = lab.vdens([&lab.vnl("ptp", "other"), "sh"]).session();
+    let (a, b) = (start("10.0.0.1/24"), start("10.0.0.2/24"));
+    b.ping("10.0.0.1");
+    maker.proc().signal(Signal::SIGKILL);
+    a.ping("10.0.0.2");
+    b.proc().signal(Signal::SIGKILL);
+    wait_until("no carrier without a peer", PATIENCE, || {
+        a.ok("ip link show vde0").contains("NO-CARRIER")
+    });
+    let c = start("10.0.0.3/24");
+    c.ping("10.0.0.1");
+    assert!(is_carried(&c), "{}", c.proc().stderr());
+    assert_eq!(holders(&lab).len(), 2, "the dead are forgotten");
+    // The killed left their socket at most; the next comer reclaims it.
+    lab.expect("p+");
+    lab.expect("other");
+}
+
+#[test]
+fn fifty_at_once_find_one_panel() {
+    let lab = Lab::new();
+    let start = |n: usize| {
+        let vnl = lab.vnl("ptp", &format!("p{}", n / 2));
+        let address = format!("10.0.{}.{}/24", n / 2, n % 2 + 1);
+        lab.vdens(["-v", "--addr", &address, &vnl, "sh"])
+    };
+    // All are started before any is waited for.
+    let sessions: Vec<Session<'_>> = (0..50).map(|n| start(n).session()).collect();
+    for (n, session) in sessions.iter().enumerate() {
+        let peer = format!("10.0.{}.{}", n / 2, 2 - n % 2);
+        session.start(&format!("ping -c 1 -W 1 -i 0.2 -w 20 {peer}"));
+    }
+    for session in &sessions {
+        let (status, text) = session.finish(Duration::from_secs(30));
+        assert_eq!(status, 0, "{text}");
+        wait_until("carried by the kernel", PATIENCE, || is_carried(session));
+    }
+    assert_eq!(holders(&lab).len(), 50);
+}
+
+#[test]
+fn nobody_gets_at_it() {
+    need!("root");
+    let lab = Lab::new();
+    let (a, b) = pair(&lab, &[]);
+    b.ping("10.0.0.1");
+    let supervisor = a.proc().pid();
+    let held = |n: usize| {
+        let holder = &holders(&lab)[0];
+        let dir = fs::read_dir(registry(&lab)).unwrap();
+        let dir = dir.flatten().next().unwrap().path();
+        let entry = fs::read_to_string(dir.join(holder)).unwrap();
+        let fd: u32 = entry.split_whitespace().nth(n).unwrap().parse().unwrap();
+        format!("/proc/{holder}/fd/{fd}")
+    };
+    let (user, net) = (held(1), held(2));
+    // A member, with all the capabilities it has.
+    let (status, text) = b.run(&format!("nsenter --net={net} ip link"));
+    assert_ne!(status, 0, "{text}");
+    let (status, text) = b.run(&format!("nsenter --user={user} --net={net} true"));
+    assert_ne!(status, 0, "{text}");
+    // A member and its sibling.
+    let sibling = format!("nsenter -t {supervisor} -U -n --preserve-credentials true");
+    let child = a.ok("echo $$");
+    let child = child.trim();
+    let (status, text) = b.run(&format!("nsenter -t {child} -n ip link"));
+    assert_ne!(status, 0, "{text}");
+    // Another user.
+    for script in [sibling, format!("nsenter --user={user} --net={net} true")] {
+        let output = lab.sh(&script).by(User::other()).run();
+        assert_ne!(output.code(), Some(0), "{output:?}");
+    }
+    b.ping("10.0.0.1");
+}

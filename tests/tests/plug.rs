@@ -1,0 +1,159 @@
+//! The command line of vde_plug.
+
+use vdens_tests::{Lab, need};
+
+/// Ends a daemon by its pid file, which it takes along.
+#[track_caller]
+fn end(lab: &Lab, pidfile: &str) {
+    let kill = format!(
+        "pid=$(cat {pidfile}); kill $pid; while kill -0 $pid; do sleep 0.05; done 2>/dev/null"
+    );
+    lab.sh(&kill).ok();
+    assert!(!lab.dir().join(pidfile).exists());
+}
+
+#[test]
+fn a_cable_between_two_switches() {
+    let lab = Lab::new();
+    let switches =
+        ["sw1", "sw2"].map(|name| lab.vde_plug(["null://", &lab.vnl("switch", name)]).spawn());
+    lab.wait_for("sw1/ctl");
+    lab.wait_for("sw2/ctl");
+    let cable = lab
+        .vde_plug([lab.vnl("vde", "sw1"), lab.vnl("vde", "sw2")])
+        .spawn();
+    let a = lab
+        .vdens(["--addr", "10.0.0.1/24", &lab.vnl("vde", "sw1"), "sh"])
+        .session();
+    let b = lab
+        .vdens(["--addr", "10.0.0.2/24", &lab.vnl("vde", "sw2"), "sh"])
+        .session();
+    a.ping("10.0.0.2");
+    drop(cable);
+    assert_ne!(b.run("ping -c 1 -W 1 10.0.0.1").0, 0);
+    drop(switches);
+}
+
+#[test]
+fn as_a_daemon() {
+    let lab = Lab::new();
+    // When the command returns, both ends are open: no waiting here.
+    lab.vde_plug(["-d", "-p", "pid", "null://", "switch://sw"])
+        .ok();
+    assert!(lab.dir().join("sw/ctl").exists());
+    let a = lab
+        .vdens(["--addr", "10.0.0.1/24", &lab.vnl("vde", "sw"), "sh"])
+        .session();
+    let b = lab
+        .vdens(["--addr", "10.0.0.2/24", &lab.vnl("vde", "sw"), "sh"])
+        .session();
+    a.ping("10.0.0.2");
+    drop((a, b));
+    end(&lab, "pid");
+}
+
+#[test]
+fn as_a_daemon_with_the_long_options() {
+    let lab = Lab::new();
+    let (pid, vnl) = (lab.path("pid"), lab.vnl("switch", "sw"));
+    lab.vde_plug(["--daemon", "--pidfile", &pid, "null://", &vnl])
+        .ok();
+    end(&lab, "pid");
+}
+
+#[test]
+fn a_daemon_that_fails_says_so() {
+    let lab = Lab::new();
+    lab.vde_plug(["-d", "-p", "pid", "null://", &lab.vnl("vde", "nosuch")])
+        .refused(&["/nosuch"]);
+    lab.vde_plug(["-d", "-p", "/nowhere/pid", "null://", "null://"])
+        .refused(&["/nowhere/pid"]);
+}
+
+#[test]
+fn mode_and_group() {
+    need!("root");
+    let lab = Lab::new();
+    // The client's own socket is unlinked once it is connected, so what shows is the switch's.
+    let group = &lab.user().name;
+    let vnl = format!("{}[mode=0660/grp={group}]", lab.vnl("switch", "sw"));
+    let _switch = lab.vde_plug(["null://", &vnl]).spawn();
+    lab.wait_for("sw/ctl");
+    let mode = lab
+        .command("stat", ["-c", "%a %G", &lab.path("sw/ctl")])
+        .ok();
+    assert_eq!(mode, format!("660 {group}\n"));
+    let options = [
+        "-m", "0660", "-g", group, "--mod2", "0600", "--group2", group, "-D", "a plug",
+    ];
+    let plug = lab
+        .vde_plug(options)
+        .args([&lab.vnl("vde", "sw"), "null://"])
+        .spawn();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(plug.stderr(), "");
+    drop(plug);
+    let bad = lab.vde_plug(["-g", "nosuchgroup", &lab.vnl("vde", "sw"), "null://"]);
+    bad.refused(&["nosuchgroup"]);
+}
+
+#[test]
+fn as_a_login_shell() {
+    let lab = Lab::new();
+    let _switch = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
+    lab.wait_for("sw/ctl");
+    let vnl = lab.vnl("vde", "sw");
+    // sshd runs the account's shell as SHELL -c COMMAND.
+    let stream = format!("=vde_plug -c 'vde_plug {vnl}'");
+    let a = lab
+        .vdens(["--addr", "10.0.0.1/24", &stream, "sh"])
+        .session();
+    let b = lab.vdens(["--addr", "10.0.0.2/24", &vnl, "sh"]).session();
+    a.ping("10.0.0.2");
+    b.ping("10.0.0.1");
+    // Nothing else may be run that way.
+    lab.vde_plug(["-c", "touch started"]).refused(&["touch"]);
+}
+
+#[test]
+fn a_stream_on_standard_input_and_output() {
+    need!("python3");
+    let lab = Lab::new();
+    // Frames put into a stream at one end of a cable come out of the stream at its other end: the shortest one,
+    // one with a length of more than a byte, and the longest.
+    let script = "
+import os, subprocess, sys
+plug = lambda: subprocess.Popen(['vde_plug', sys.argv[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+a = plug()
+while not os.path.exists('p'): pass
+b = plug()
+import time; time.sleep(0.5)
+for size in (14, 300, 9230):
+    frame = b'\\xff' * 6 + b'\\x02\\0\\0\\0\\0\\1' + b'\\x88\\xb5' + os.urandom(size - 14)
+    stream = size.to_bytes(2, 'big') + frame
+    for sender, receiver in ((a, b), (b, a)):
+        for byte in stream[:3]: sender.stdin.write(bytes([byte])); sender.stdin.flush(); time.sleep(0.02)
+        sender.stdin.write(stream[3:]); sender.stdin.flush()
+        assert receiver.stdout.read(len(stream)) == stream, size
+for end in (a, b): end.stdin.close()
+for end in (a, b): assert end.wait(5) == 0, 'the end of the stream is a good end'
+";
+    lab.command("python3", ["-c", script, &lab.vnl("ptp", "p")])
+        .ok();
+}
+
+#[test]
+fn help_succeeds() {
+    let lab = Lab::new();
+    let help = lab.vde_plug(["-h"]).ok();
+    for option in [
+        "--daemon",
+        "--pidfile",
+        "--group",
+        "--mod",
+        "--port",
+        "--descr",
+    ] {
+        assert!(help.contains(option), "{option}: {help}");
+    }
+}

@@ -1,0 +1,149 @@
+//! Namespaces on a switch made by `vde_plug null:// switch://…`.
+
+use vdens_tests::{Lab, Proc, Session, need};
+
+fn switch<'lab>(lab: &'lab Lab) -> Proc<'lab> {
+    let switch = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
+    lab.wait_for("sw/ctl");
+    switch
+}
+
+fn member<'lab>(lab: &'lab Lab, number: u8) -> Session<'lab> {
+    let session = lab.vdens([&lab.vnl("vde", "sw"), "sh"]).session();
+    session.address("vde0", &format!("10.0.0.{number}/24"));
+    session.address("vde0", &format!("fd00::{number}/64"));
+    session
+}
+
+/// Bytes that an interface received.
+fn received(session: &Session<'_>) -> u64 {
+    let text = session.ok(
+        "cat /sys/class/net/vde0/statistics/rx_bytes 2>/dev/null || \
+         awk '$1 == \"vde0:\" { print $2 }' /proc/net/dev",
+    );
+    // /sys shows the network namespace it was mounted in, /proc the reader's.
+    let text = if text.trim().is_empty() {
+        "0"
+    } else {
+        text.trim()
+    };
+    text.parse()
+        .unwrap_or_else(|_| panic!("no number: {text:?}"))
+}
+
+#[test]
+fn two_namespaces_and_a_large_file() {
+    need!("socat");
+    let lab = Lab::new();
+    let _switch = switch(&lab);
+    let (a, b) = (member(&lab, 1), member(&lab, 2));
+    a.ping("10.0.0.2");
+    b.ping("10.0.0.1");
+    a.ping("fd00::2");
+    a.send_file(&b, "10.0.0.2", 64);
+    b.send_file(&a, "fd00::1", 64);
+    assert_eq!(a.exit(0).code(), Some(0));
+    assert_eq!(b.exit(0).code(), Some(0));
+}
+
+#[test]
+fn frames_go_only_where_they_belong() {
+    need!("socat");
+    let lab = Lab::new();
+    let _switch = switch(&lab);
+    let (a, b, c) = (member(&lab, 1), member(&lab, 2), member(&lab, 3));
+    a.ping("10.0.0.2");
+    a.ping("10.0.0.3");
+    let before = received(&c);
+    a.send_file(&b, "10.0.0.2", 4);
+    let overheard = received(&c) - before;
+    assert!(overheard < 100_000, "the third port saw {overheard} bytes");
+}
+
+#[test]
+fn broadcasts_go_everywhere() {
+    let lab = Lab::new();
+    let _switch = switch(&lab);
+    let (a, b, c) = (member(&lab, 1), member(&lab, 2), member(&lab, 3));
+    for member in [&b, &c] {
+        member.ok("echo 0 >/proc/sys/net/ipv4/icmp_echo_ignore_broadcasts");
+    }
+    a.ping("10.0.0.2");
+    let text = a.run("ping -b -c 3 -W 2 10.0.0.255").1;
+    assert!(
+        text.contains("from 10.0.0.2") && text.contains("from 10.0.0.3"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_switch_within_vdens() {
+    let lab = Lab::new();
+    let a = lab.vdens([&lab.vnl("switch", "sw"), "sh"]).session();
+    a.address("vde0", "10.0.0.1/24");
+    a.ok("ip addr add fd00::1/64 dev vde0 nodad");
+    lab.wait_for("sw/ctl");
+    let (b, c) = (member(&lab, 2), member(&lab, 3));
+    b.ping("10.0.0.1");
+    c.ping("10.0.0.2");
+    assert_eq!(a.exit(0).code(), Some(0));
+}
+
+#[test]
+fn a_numbered_port() {
+    let lab = Lab::new();
+    let _switch = switch(&lab);
+    let a = lab.vdens([&lab.vnl("vde", "sw[7]"), "sh"]).session();
+    a.address("vde0", "10.0.0.1/24");
+    let b = lab.vdens([&lab.vnl("vde", "sw[port=9]"), "sh"]).session();
+    b.address("vde0", "10.0.0.2/24");
+    a.ping("10.0.0.2");
+    // One port, one plug.
+    lab.vdens([&lab.vnl("vde", "sw[7]"), "true"])
+        .refused(&["/sw"]);
+    a.ping("10.0.0.2");
+}
+
+#[test]
+fn its_permissions_are_what_was_asked_for() {
+    let lab = Lab::new();
+    let vnl = lab.vnl("switch", "sw[mode=0660/dirmode=02750]");
+    let _switch = lab.vde_plug(["null://", &vnl]).spawn();
+    lab.wait_for("sw/ctl");
+    let modes = lab
+        .command("stat", ["-c", "%a", &lab.path("sw"), &lab.path("sw/ctl")])
+        .ok();
+    assert_eq!(modes, "2750\n660\n");
+}
+
+#[test]
+fn connecting_and_leaving_does_no_harm() {
+    need!("python3");
+    let lab = Lab::new();
+    let switch = switch(&lab);
+    let script = "import socket, sys
+for i in range(2000):
+    s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.close()";
+    lab.command("python3", ["-c", script, &lab.path("sw/ctl")])
+        .ok();
+    let (a, b) = (member(&lab, 1), member(&lab, 2));
+    a.ping("10.0.0.2");
+    let open = format!("/proc/{}/fd", switch.pid());
+    let open = std::fs::read_dir(open).unwrap().count();
+    assert!(open < 100, "{open} descriptors are open");
+    drop((a, b));
+    // Idle means idle.
+    let ticks = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", switch.pid())).unwrap();
+        let fields: Vec<_> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let before = ticks();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let used = ticks() - before;
+    assert!(
+        used < 20,
+        "{used} ticks of processor time in two idle seconds"
+    );
+}

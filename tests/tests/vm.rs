@@ -1,0 +1,69 @@
+//! A virtual machine at the other end of the cable: Debian's QEMU with Debian's libvdeplug.
+
+use std::time::Duration;
+
+use vdens_tests::{GUEST, Lab, Session, need, wait_until};
+
+/// Boots the guest with its network card on a VNL; a root shell on its serial line.
+fn guest<'lab>(lab: &'lab Lab, vnl: &str) -> Session<'lab> {
+    let (kernel, initrd) = (format!("{GUEST}/vmlinuz"), format!("{GUEST}/initrd.gz"));
+    let netdev = format!("vde,id=n,sock={vnl}");
+    let machine = "-machine q35,accel=tcg -cpu max -m 256 -no-reboot -display none -monitor none -serial stdio";
+    let card = [
+        "-device",
+        "virtio-net-pci,romfile=,netdev=n",
+        "-netdev",
+        &netdev,
+    ];
+    let guest = lab
+        .command("qemu-system-x86_64", machine.split(' '))
+        .args(["-kernel", &kernel, "-initrd", &initrd])
+        .args(["-append", "console=ttyS0 quiet panic=-1"])
+        .args(card)
+        .session();
+    let ready = || guest.proc().stdout().contains("guest ready");
+    wait_until("the guest boots", Duration::from_secs(90), ready);
+    guest
+}
+
+#[test]
+fn a_cable_to_a_virtual_machine() {
+    need!("guest", "qemu-system-x86_64");
+    let lab = Lab::new();
+    let vnl = lab.vnl("ptp", "p");
+    let ours = lab.vdens([&vnl, "sh"]).session();
+    ours.address("vde0", "10.0.0.1/24");
+    let guest = guest(&lab, &vnl);
+    guest.address("eth0", "10.0.0.2/24");
+    ours.ping("10.0.0.2");
+    guest.ping("10.0.0.1");
+    assert_eq!(ours.exit(0).code(), Some(0));
+}
+
+#[test]
+fn the_virtual_machine_comes_first() {
+    need!("guest", "qemu-system-x86_64");
+    let lab = Lab::new();
+    let vnl = lab.vnl("ptp", "p");
+    let guest = guest(&lab, &vnl);
+    guest.address("eth0", "10.0.0.2/24");
+    let ours = lab.vdens([&vnl, "sh"]).session();
+    ours.address("vde0", "10.0.0.1/24");
+    ours.ping("10.0.0.2");
+    guest.ping("10.0.0.1");
+}
+
+#[test]
+fn a_virtual_machine_on_our_switch() {
+    need!("guest", "qemu-system-x86_64");
+    let lab = Lab::new();
+    let _switch = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
+    lab.wait_for("sw/ctl");
+    let vnl = lab.vnl("vde", "sw");
+    let guest = guest(&lab, &vnl);
+    guest.address("eth0", "10.0.0.2/24");
+    let ours = lab.vdens([&vnl, "sh"]).session();
+    ours.address("vde0", "10.0.0.1/24");
+    ours.ping("10.0.0.2");
+    guest.ping("10.0.0.1");
+}
