@@ -5,17 +5,21 @@
 //! the source's own queue fills and its senders slow down, as on a cable. A shared source, a switch, is
 //! never made to wait: what the sink does not take is dropped and counted.
 //!
+//! Links are told that the other side takes all offloads, whether it does or not: each direction's batch
+//! is in a [`Stage`], which does in user space what the sink needs done.
+//!
 //! After every call the state of the link that was called is compared with what its opposite was last
-//! told; carrier and offloads are passed on when they change. The loop ends when the control descriptor
+//! told, and passed on when it has changed. The loop ends when the control descriptor
 //! becomes readable, which is its owner's to interpret, or when a link breaks.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vdens_plugin_api::{Batch, Link, State};
+use vdens_plugin_api::{Link, Offloads, State};
 
 use crate::error::{Error, Result, system};
+use crate::offload::Stage;
 
 /// Why a pump stopped without a failure of its own.
 #[derive(Debug)]
@@ -38,31 +42,38 @@ pub struct Counters {
 /// One direction.
 #[derive(Default)]
 struct Flow {
-    batch: Batch,
-    /// Frames at the start of the batch that the sink has taken.
-    sent: usize,
+    stage: Stage,
     counters: Counters,
 }
 
 impl Flow {
     fn is_blocked(&self) -> bool {
-        self.sent < self.batch.len()
+        !self.stage.is_empty()
+    }
+
+    /// Receives what the source has.
+    fn receive(&mut self, source: &mut dyn Link) -> Result<()> {
+        source.recv(&mut self.stage.rx())?;
+        self.counters.dropped += self.stage.take_dropped();
+        Ok(())
     }
 
     /// Offers what is left to the sink.
     fn offer(&mut self, source_waits: bool, sink: &mut dyn Link) -> Result<()> {
-        let taken = sink.send(&mut self.batch.tx(self.sent))?;
-        self.sent += taken;
-        self.counters.frames += taken as u64;
-        if !source_waits {
-            self.counters.dropped += (self.batch.len() - self.sent) as u64;
-            self.sent = self.batch.len();
+        let offloads = sink.state().offloads;
+        while let Some(mut frames) = self.stage.tx(offloads) {
+            let offered = frames.len();
+            let taken = sink.send(&mut frames)?;
+            self.stage.taken(taken);
+            self.counters.frames += taken as u64;
+            if taken < offered {
+                if !source_waits {
+                    self.counters.dropped += self.stage.discard();
+                }
+                break;
+            }
         }
-        if !self.is_blocked() {
-            self.counters.dropped += self.batch.take_dropped();
-            self.batch.clear();
-            self.sent = 0;
-        }
+        self.counters.dropped += self.stage.take_dropped();
         Ok(())
     }
 }
@@ -131,9 +142,8 @@ impl<'a> Pump<'a> {
         let sink = 1 - source;
         let flow = &mut self.flows[source];
         if ready.readable[source] {
-            let received = self.links[source].recv(&mut flow.batch.rx());
+            let received = flow.receive(self.links[source]);
             received.map_err(|error| (source, error))?;
-            flow.counters.dropped += flow.batch.take_dropped();
         }
         if flow.is_blocked() && (ready.readable[source] || ready.writable[sink]) {
             let offered = flow.offer(!self.shared[source], self.links[sink]);
@@ -148,7 +158,10 @@ impl<'a> Pump<'a> {
 
     /// Tells the opposite of link `side` that link's state, if it has changed.
     fn tell(&mut self, side: usize) {
-        let state = self.links[side].state();
+        let state = State {
+            offloads: Offloads::ALL,
+            ..self.links[side].state()
+        };
         if self.told[side] != Some(state) {
             self.told[side] = Some(state);
             self.links[1 - side].other_side(state);
@@ -250,7 +263,8 @@ mod tests {
             pump.settle().unwrap();
             assert!(matches!(pump.run(control).unwrap(), Stop::Control));
             let counters = pump.counters();
-            assert_eq!(b.other_side, Some(State::UP));
+            let told = b.other_side.unwrap();
+            assert_eq!((told.carrier, told.offloads), (true, Offloads::ALL));
             counters
         });
         let sender = thread::spawn(move || {
