@@ -7,6 +7,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -201,9 +202,14 @@ impl<'lab> Cmd<'lab> {
             command.uid(self.user.uid).gid(self.user.gid);
         }
         let label = self.label();
-        let mut child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("cannot start {label}: {error}"));
+        let mut child = loop {
+            match command.spawn() {
+                Ok(child) => break child,
+                // Another test's child, between fork and exec, still has the copy open for writing.
+                Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {}
+                Err(error) => panic!("cannot start {label}: {error}"),
+            }
+        };
         let stdin = child.stdin.take();
         let proc = Proc {
             child,

@@ -14,6 +14,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, open};
@@ -34,6 +36,9 @@ const CONTROL: &str = "ctl";
 
 /// Clients that may wait to be accepted.
 const BACKLOG: i32 = 1024;
+
+/// How long a switch that is ending may hold its directory.
+const LETTING_GO: Duration = Duration::from_millis(300);
 
 /// Attempts at a directory that others make and remove at the same time.
 const ATTEMPTS: usize = 20;
@@ -99,11 +104,10 @@ impl Directory {
             )
             .hint(ELSEWHERE));
         }
-        let locked = match Flock::lock(handle, FlockArg::LockExclusiveNonblock) {
-            Ok(locked) => locked,
-            Err((_, Errno::EWOULDBLOCK)) => return Err(occupied(path)),
-            Err((_, errno)) => return Err(Error::path("lock", path, &errno.into())),
-        };
+        let locked = lock(handle).map_err(|errno| match errno {
+            Errno::EWOULDBLOCK => occupied(path),
+            errno => Error::path("lock", path, &errno.into()),
+        })?;
         if !lstat(path).is_ok_and(|now| identity(&now) == identity(&found)) {
             return Ok(None);
         }
@@ -225,6 +229,19 @@ impl Drop for Entry {
         if now.is_ok_and(|now| identity(&now) == self.identity) {
             let _ = unlinkat(directory, self.name.as_str(), UnlinkatFlags::NoRemoveDir);
         }
+    }
+}
+
+/// Locks a directory, and gives a switch that is just ending a moment to let go of it.
+fn lock(mut handle: OwnedFd) -> Result<Flock<OwnedFd>, Errno> {
+    let deadline = Instant::now() + LETTING_GO;
+    loop {
+        handle = match Flock::lock(handle, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Ok(locked),
+            Err((handle, Errno::EWOULDBLOCK)) if Instant::now() < deadline => handle,
+            Err((_, errno)) => return Err(errno),
+        };
+        sleep(Duration::from_millis(10));
     }
 }
 
