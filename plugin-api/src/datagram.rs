@@ -4,9 +4,24 @@
 //! Both calls are non-blocking whatever the socket's mode.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use crate::batch::BATCH_FRAMES;
+
+/// Sends up to [`BATCH_FRAMES`] datagrams on a connected socket with one system call (sendmmsg). Returns how
+/// many the socket took; fewer than all, or 0, when its queue is full.
+///
+/// # Errors
+/// What sendmmsg reports of the first datagram, except that the queue is full.
+pub fn send_datagrams<'a>(
+    socket: impl AsFd,
+    datagrams: impl Iterator<Item = &'a [u8]>,
+) -> io::Result<usize> {
+    send(
+        socket.as_fd(),
+        datagrams.map(|datagram| [&[][..], datagram]),
+    )
+}
 
 const EMPTY_IOVEC: libc::iovec = libc::iovec {
     iov_base: std::ptr::null_mut(),
@@ -112,7 +127,7 @@ pub(crate) fn send<'a>(
 fn none_if_would_block() -> io::Result<usize> {
     let error = io::Error::last_os_error();
     match error.raw_os_error() {
-        Some(libc::EAGAIN | libc::EINTR | libc::ENOBUFS) => Ok(0),
+        Some(libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM) => Ok(0),
         _ => Err(error),
     }
 }

@@ -26,6 +26,7 @@ pub use batch::{
     BATCH_FRAMES, Batch, Frame, MAX_FRAME, MAX_LEGACY_FRAME, MIN_FRAME, RxBatch, Sift, TxBatch,
     VNET_HEADER_LEN, VnetHeader,
 };
+pub use datagram::send_datagrams;
 pub use error::{Error, ErrorKind, Result};
 pub use link::{Link, Offloads, State};
 pub use log;

@@ -215,6 +215,20 @@ impl Spec {
     }
 }
 
+/// The id of a group that is given by its name or its number.
+///
+/// # Errors
+/// There is no such group.
+pub fn group_id(name: &str) -> Result<u32> {
+    if let Ok(Some(group)) = nix::unistd::Group::from_name(name) {
+        return Ok(group.gid.as_raw());
+    }
+    name.parse().map_err(|_| {
+        Error::usage(format!("there is no group '{}'", name.escape_debug()))
+            .hint("see `getent group`")
+    })
+}
+
 /// Checks that `path` fits the address of a UNIX socket with its terminating NUL.
 pub fn check_socket_path(path: &Path) -> Result<()> {
     let length = path.as_os_str().len();

@@ -4,8 +4,8 @@
 //! to be completed. A legacy peer knows nothing of this. So frames that a link gives are changed for the link
 //! that takes them, with as much done at once as possible:
 //!
-//! * what the sink does not take is done here: super-frames are cut ([`segment`]), checksums completed;
-//! * complete frames on their way to a sink that takes super-frames are put together ([`coalesce`]).
+//! * what the sink does not take is done here: super-frames are cut (`segment`), checksums completed;
+//! * complete frames on their way to a sink that takes super-frames are put together (`coalesce`).
 //!
 //! Between a source and a sink stands a [`Stage`]. It owns the batch that the source fills, and looks at
 //! what is to be offered in the light of what the sink takes at that moment. Frames that suit as

@@ -36,7 +36,6 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{MsgFlags, send};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use nix::unistd::Group;
 use vdens_plugin_api::log::warn;
 use vdens_plugin_api::vnl::{self, Keys, Spec};
 use vdens_plugin_api::wire::hello::{Cable, SUPER_PREFIX};
@@ -107,27 +106,13 @@ impl Place {
             plus,
             access: Access {
                 mode: mode.unwrap_or(0o700) & 0o777,
-                group: group.map(group_id).transpose()?,
+                group: group.map(vnl::group_id).transpose()?,
             },
             generation: match spec.has("seqpacket") {
                 true => Generation::Seqpacket,
                 false => Generation::Dgram,
             },
         })
-    }
-}
-
-/// The id of a group given by name or number.
-fn group_id(name: &str) -> Result<u32> {
-    match Group::from_name(name) {
-        Ok(Some(group)) => Ok(group.gid.as_raw()),
-        Ok(None) => name.parse().map_err(|_| {
-            Error::usage(format!("there is no group '{name}'")).hint("see getent group")
-        }),
-        Err(errno) => Err(Error::io(
-            format_args!("look up the group '{name}'"),
-            &errno.into(),
-        )),
     }
 }
 

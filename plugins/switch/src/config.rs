@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::stat::Mode;
-use nix::unistd::{Gid, Group, Uid, User};
-use vdens_plugin_api::vnl::{Keys, Spec};
+use nix::unistd::{Gid, Uid, User};
+use vdens_plugin_api::vnl::{Keys, Spec, group_id};
 use vdens_plugin_api::{Error, OpenOptions, Result};
 
 const KEYS: Keys = Keys::new(&[
@@ -56,7 +56,7 @@ impl Config {
                 .get("group")
                 .or(spec.get("grp"))
                 .or(options.group.as_deref())
-                .map(find_group)
+                .map(|name| group_id(name).map(Gid::from_raw))
                 .transpose()?,
             expiry: Duration::from_secs(positive(&spec, "expiretime")?.unwrap_or(DEFAULT_EXPIRY)),
         })
@@ -84,16 +84,6 @@ fn default_directory() -> PathBuf {
         _ => uid.to_string(),
     };
     PathBuf::from(format!("/tmp/vdenode_{user}"))
-}
-
-fn find_group(name: &str) -> Result<Gid> {
-    if let Ok(Some(group)) = Group::from_name(name) {
-        return Ok(group.gid);
-    }
-    name.parse().map(Gid::from_raw).map_err(|_| {
-        Error::usage(format!("there is no group '{}'", name.escape_debug()))
-            .hint("see `getent group`")
-    })
 }
 
 #[cfg(test)]

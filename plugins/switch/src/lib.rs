@@ -31,7 +31,6 @@
 
 mod config;
 mod control;
-mod datagrams;
 mod directory;
 mod fdb;
 mod forwarding;

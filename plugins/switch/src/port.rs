@@ -8,9 +8,8 @@ use std::io::{self, Read};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 
 use nix::errno::Errno;
-use vdens_plugin_api::{BATCH_FRAMES, Frame, TxBatch};
+use vdens_plugin_api::{BATCH_FRAMES, Frame, TxBatch, send_datagrams};
 
-use crate::datagrams;
 use crate::directory::Entry;
 use crate::queue::Queue;
 
@@ -135,7 +134,7 @@ impl Port {
         }
         let mut left = selection;
         if self.queue.is_empty() {
-            match datagrams::send(&self.data, selection.of(batch)) {
+            match send_datagrams(&self.data, selection.of(batch)) {
                 Ok(sent) => {
                     self.counters.sent += sent as u64;
                     left = selection.skip(sent);
@@ -154,7 +153,7 @@ impl Port {
     pub(crate) fn flush(&mut self) {
         while !self.queue.is_empty() {
             let offered = self.queue.len().min(BATCH_FRAMES);
-            match datagrams::send(&self.data, self.queue.frames()) {
+            match send_datagrams(&self.data, self.queue.frames()) {
                 Ok(sent) => {
                     self.counters.sent += sent as u64;
                     self.queue.pop(sent);

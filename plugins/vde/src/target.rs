@@ -3,8 +3,8 @@
 use std::env;
 use std::path::PathBuf;
 
-use nix::unistd::{Gid, Group, Uid, User};
-use vdens_plugin_api::vnl::{Keys, Spec};
+use nix::unistd::{Gid, Uid, User};
+use vdens_plugin_api::vnl::{Keys, Spec, group_id};
 use vdens_plugin_api::wire::control::{MAX_DESCRIPTION_LEN, MAX_PORT, mark};
 use vdens_plugin_api::{Error, OpenOptions, Result};
 
@@ -58,7 +58,7 @@ impl Target {
             group: spec
                 .get("group")
                 .or(options.group.as_deref())
-                .map(find_group)
+                .map(|name| group_id(name).map(Gid::from_raw))
                 .transpose()?,
             mode: spec.mode("mode")?.or(options.mode),
             description: describe(description),
@@ -109,16 +109,6 @@ fn parse_port(port: &str) -> Result<Port> {
         .hint(format!("port numbers are 1 to {MAX_PORT}")));
     }
     Ok(Port::Group(port.to_owned()))
-}
-
-fn find_group(name: &str) -> Result<Gid> {
-    if let Ok(Some(group)) = Group::from_name(name) {
-        return Ok(group.gid);
-    }
-    name.parse().map(Gid::from_raw).map_err(|_| {
-        Error::usage(format!("there is no group '{}'", name.escape_debug()))
-            .hint("see `getent group`")
-    })
 }
 
 /// `NAME user=USER pid=PID[ SSH=ADDRESS]`, the name cut so that all of it and a mark fit.
