@@ -159,10 +159,11 @@ fn fifty_at_once_find_one_panel() {
     let sessions: Vec<Session<'_>> = (0..50).map(|n| start(n).session()).collect();
     for (n, session) in sessions.iter().enumerate() {
         let peer = format!("10.0.{}.{}", n / 2, 2 - n % 2);
-        session.start(&format!("ping -c 1 -W 1 -i 0.2 -w 20 {peer}"));
+        let ping = format!("until ping -c 1 -W 1 {peer}; do sleep 0.2; done");
+        session.start(&format!("timeout 30 sh -c '{ping}'"));
     }
     for session in &sessions {
-        let (status, text) = session.finish(Duration::from_secs(30));
+        let (status, text) = session.finish(Duration::from_secs(40));
         assert_eq!(status, 0, "{text}");
         wait_until("carried by the kernel", PATIENCE, || is_carried(session));
     }
