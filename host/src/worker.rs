@@ -109,12 +109,13 @@ fn open(job: &Job, opener: Opener) -> Result<Box<dyn Link>> {
 
 /// Asks the supervisor for this side of the link; `None` if the session is over.
 fn side(job: &Job, link: &dyn Link, channel: &'static Channel) -> Result<Option<Side>> {
-    let ticket = job.ticket.as_ref().filter(|_| link.wants_panel());
-    channel.send(&Message::Open(ticket.is_some()), &[])?;
+    let wants_panel = job.ticket.is_some() && link.wants_panel();
+    channel.send(&Message::Open(wants_panel), &[])?;
     let Some((Message::Side(is_port), mut fds)) = channel.receive()? else {
         return Ok(None);
     };
-    Ok(match (is_port, ticket, fds.pop()) {
+    // A worker that replaces another gets what the interface is, whatever its link would like best.
+    Ok(match (is_port, &job.ticket, fds.pop()) {
         (true, Some(ticket), _) => Some(Side::Port(PanelPort::new(ticket, channel)?)),
         (false, _, Some(tap)) => Some(Side::Tap(Tap::from_fd(tap, job.interface.clone()))),
         _ => None,

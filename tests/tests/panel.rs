@@ -171,6 +171,35 @@ fn fifty_at_once_find_one_panel() {
 }
 
 #[test]
+fn a_worker_that_dies_on_a_legacy_switch_is_replaced() {
+    need!("vde_switch", "vdens");
+    let lab = Lab::new();
+    let ours = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
+    lab.wait_for("sw/ctl");
+    let a = on_the_switch(&lab, "10.0.0.1/24");
+    wait_until("carried by the kernel", PATIENCE, || is_carried(&a));
+    ours.terminate();
+    let (legacy, _stdin) = lab
+        .debian("vde_switch", ["-s", &lab.path("sw")])
+        .spawn_piped();
+    lab.wait_for("sw/ctl");
+    let b = lab.debian("vdens", [&lab.vnl("vde", "sw"), "sh"]).session();
+    b.address("vde0", "10.0.0.2/24");
+    a.ping("10.0.0.2");
+    let shell = a.ok("echo $$");
+    let children = lab.sh(&format!("pgrep -P {}", a.proc().pid())).ok();
+    let workers = children
+        .split_whitespace()
+        .filter(|pid| *pid != shell.trim());
+    let killed = workers.map(|worker| lab.command("kill", ["-9", worker]).ok());
+    assert_eq!(killed.count(), 1);
+    b.ping("10.0.0.1");
+    drop((a, b));
+    legacy.terminate();
+    lab.expect("sw");
+}
+
+#[test]
 fn nobody_gets_at_it() {
     need!("root");
     let lab = Lab::new();
