@@ -8,6 +8,7 @@
 //! The supervisor forks before any plugin is loaded, so a plugin's code never runs in it, and
 //! nothing a plugin does can reach the session but through its own link.
 
+pub mod busy_poll;
 pub mod cli;
 pub mod config;
 pub mod control;

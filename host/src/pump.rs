@@ -11,13 +11,16 @@
 //! After every call the state of the link that was called is compared with what its opposite was last
 //! told, and passed on when it has changed. The loop ends when the control descriptor
 //! becomes readable, which is its owner's to interpret, or when a link breaks.
+//!
+//! While frames follow each other closely the pump stays awake between them (`busy_poll`).
 
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
 use vdens_plugin_api::{Link, Offloads, State};
 
+use crate::busy_poll::BusyPoll;
 use crate::error::{Error, Result, system};
 use crate::offload::Stage;
 
@@ -84,6 +87,7 @@ pub struct Pump<'a> {
     told: [Option<State>; 2],
     shared: [bool; 2],
     flows: [Flow; 2],
+    waiting: BusyPoll,
 }
 
 impl<'a> Pump<'a> {
@@ -95,6 +99,7 @@ impl<'a> Pump<'a> {
             told: [None; 2],
             shared,
             flows: Default::default(),
+            waiting: BusyPoll::default(),
         }
     }
 
@@ -169,12 +174,23 @@ impl<'a> Pump<'a> {
     }
 
     /// Waits until there is something to do, and says what.
-    fn wait(&self, control: BorrowedFd<'_>) -> Result<Ready> {
+    fn wait(&mut self, control: BorrowedFd<'_>) -> Result<Ready> {
         let [a, b] = &self.links;
         let blocked = [self.flows[0].is_blocked(), self.flows[1].is_blocked()];
+        let [more_a, more_b] = [a.control_fd(), b.control_fd()];
         let wanted = [
             (a.fd(), PollFlags::POLLIN, !blocked[0]),
             (b.fd(), PollFlags::POLLIN, !blocked[1]),
+            (
+                more_a.unwrap_or(control),
+                PollFlags::POLLIN,
+                more_a.is_some() && !blocked[0],
+            ),
+            (
+                more_b.unwrap_or(control),
+                PollFlags::POLLIN,
+                more_b.is_some() && !blocked[1],
+            ),
             (a.send_fd(), PollFlags::POLLOUT, blocked[1]),
             (b.send_fd(), PollFlags::POLLOUT, blocked[0]),
             (control, PollFlags::POLLIN, true),
@@ -185,16 +201,16 @@ impl<'a> Pump<'a> {
             true => PollFd::new(fd, flags),
             false => PollFd::new(control, PollFlags::empty()),
         });
-        while let Err(errno) = poll(&mut fds, PollTimeout::NONE) {
+        while let Err(errno) = self.waiting.wait(&mut fds) {
             if errno != Errno::EINTR {
                 return Err(system("wait for frames")(errno));
             }
         }
         let ready = |i: usize| wanted[i].2 && fds[i].any() == Some(true);
         Ok(Ready {
-            readable: [ready(0), ready(1)],
-            writable: [ready(2), ready(3)],
-            control: ready(4),
+            readable: [ready(0) || ready(2), ready(1) || ready(3)],
+            writable: [ready(4), ready(5)],
+            control: ready(6),
         })
     }
 }

@@ -32,7 +32,7 @@ use vdens_plugin_api::log::{debug, warn};
 use vdens_plugin_api::{Result, RxBatch};
 
 use crate::sockets::{self, Claim, Found};
-use crate::{DATA, End, Place, TICKS, watch};
+use crate::{End, Place, TICKS, watch};
 
 #[derive(Debug)]
 pub(crate) struct Dgram {
@@ -80,7 +80,6 @@ impl Dgram {
     }
 
     fn new(own: Claim, socket: OwnedFd, peer: PathBuf, epoll: &Epoll) -> Result<Self> {
-        watch(epoll, &socket, DATA)?;
         // Without it, as when the system's limit of instances is reached, the timer's ticks must do.
         let departures = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
         if let Some(departures) = &departures {
@@ -141,18 +140,25 @@ impl End for Dgram {
         self.carrier.then(|| self.socket.as_fd())
     }
 
+    fn frames(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.socket.as_fd())
+    }
+
     fn peer_lost(&mut self) {
         sockets::disconnect(&self.socket);
         self.carrier = false;
     }
 
     fn receive(&mut self, _events: EpollFlags, max_frame: usize, batch: &mut RxBatch<'_>) {
-        if let Err(error) = batch.receive_datagrams(&self.socket, max_frame) {
-            // ECONNRESET: the peer has let go of this end. The tick sees to it.
-            debug!("{}: receive: {error}", self.own.path().display());
-        }
+        let came = batch
+            .receive_datagrams(&self.socket, max_frame)
+            .unwrap_or_else(|error| {
+                // ECONNRESET: the peer has let go of this end. The tick sees to it.
+                debug!("{}: receive: {error}", self.own.path().display());
+                0
+            });
         self.behind = !batch.has_room(max_frame);
-        if !self.carrier && !self.behind {
+        if came > 0 && !self.carrier && !self.behind {
             // Somebody is there, and will want an answer before the next tick.
             self.follow_peer();
         }

@@ -14,8 +14,9 @@
 //! carry the frames, or super-frames can be sent (see `peer`).
 //!
 //! Much of this cannot be waited for: a killed process leaves its path behind, and nothing tells when a path
-//! appears. So there is a tick, `TICK` long, of a few cheap system calls. The descriptor that the
-//! host waits for is an epoll instance over the timer and the socket that frames come from. Frames are
+//! appears. So there is a tick, `TICK` long, of a few cheap system calls. The host waits for an epoll instance
+//! over the timer and what else calls for a tick, and for the socket that frames come from: a dgram end's is
+//! read at once, a seqpacket end's is in the epoll instance, which tells hang-ups from packets. Frames are
 //! sent straight to the socket; while nobody is there they are dropped and counted.
 
 mod dgram;
@@ -64,6 +65,9 @@ const RACES: usize = 8;
 
 /// How long to let somebody else finish.
 const RACE: Duration = Duration::from_millis(1);
+
+/// How many times in a row to look for frames alone, while there are some.
+const FRAMES_ONLY: u32 = 16;
 
 /// What a descriptor in the epoll instance is for: frames to receive.
 const DATA: u64 = 0;
@@ -121,6 +125,11 @@ trait End: Send {
     /// The socket to the far end, if that is there.
     fn peer(&self) -> Option<BorrowedFd<'_>>;
 
+    /// The socket that frames come from, if it is to be read without asking epoll first.
+    fn frames(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
     /// Sending to the far end has failed: there is no [`End::peer`] until it is found again.
     fn peer_lost(&mut self);
 
@@ -154,6 +163,8 @@ struct Ptp {
     complaint: Option<Error>,
     epoll: Epoll,
     timer: TimerFd,
+    /// How often in a row frames were looked for and nothing else.
+    frames_only: u32,
     /// Always writable: what to wait for when there is nobody to send to.
     writable: EventFd,
 }
@@ -184,6 +195,7 @@ impl Ptp {
             complaint: None,
             epoll,
             timer,
+            frames_only: 0,
             writable,
         };
         link.end = Some(link.join(true)?);
@@ -201,7 +213,8 @@ impl Ptp {
         while self.carrier && !self.peer.is_known() {
             let left = deadline.saturating_duration_since(Instant::now());
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
-            let mut fds = [PollFd::new(self.fd(), PollFlags::POLLIN)];
+            let fds = [self.fd(), self.epoll.0.as_fd()];
+            let mut fds = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
             if !poll(&mut fds, timeout).is_ok_and(|ready| ready > 0) {
                 return;
             }
@@ -259,6 +272,14 @@ impl Ptp {
 
     /// Receives what is waiting, and looks after things if it is time to.
     fn serve(&mut self, batch: &mut RxBatch<'_>) {
+        if self.end.as_ref().is_some_and(|end| end.frames().is_some())
+            && self.receive(EpollFlags::EPOLLIN, batch)
+            && self.frames_only < FRAMES_ONLY
+        {
+            self.frames_only += 1;
+            return;
+        }
+        self.frames_only = 0;
         let mut events = [EpollEvent::empty(); 3];
         // It fails only if a signal came first.
         let ready = self
@@ -267,18 +288,28 @@ impl Ptp {
             .unwrap_or(0);
         let ready = &events[..ready];
         // Frames come first: what a peer sent before it left is received before the tick finds it gone.
-        if let (Some(data), Some(end)) = (ready.iter().find(|e| e.data() == DATA), &mut self.end) {
-            let first = batch.len();
-            end.receive(data.events(), self.peer.max_datagram(), batch);
-            // Before the far end's first message is heard.
-            self.notice();
-            batch.sift(first, |frame| self.peer.hear(frame));
+        if let Some(data) = ready.iter().find(|event| event.data() == DATA) {
+            self.receive(data.events(), batch);
         }
         if ready.iter().any(|event| event.data() == TICKS) {
             let _ = self.timer.wait();
             self.tick();
             self.notice();
         }
+    }
+
+    /// Receives what is waiting, after `events` on the socket. Returns whether there was anything.
+    fn receive(&mut self, events: EpollFlags, batch: &mut RxBatch<'_>) -> bool {
+        let Some(end) = &mut self.end else {
+            return false;
+        };
+        let first = batch.len();
+        end.receive(events, self.peer.max_datagram(), batch);
+        let received = batch.len() > first;
+        // Before the far end's first message is heard.
+        self.notice();
+        batch.sift(first, |frame| self.peer.hear(frame));
+        received
     }
 
     /// Joins who is there, or comes first. `wait`: until the far end has agreed.
@@ -367,7 +398,12 @@ impl Ptp {
 
 impl Link for Ptp {
     fn fd(&self) -> BorrowedFd<'_> {
-        self.epoll.0.as_fd()
+        let frames = self.end.as_ref().and_then(|end| end.frames());
+        frames.unwrap_or(self.epoll.0.as_fd())
+    }
+
+    fn control_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.epoll.0.as_fd())
     }
 
     fn send_fd(&self) -> BorrowedFd<'_> {
