@@ -8,19 +8,17 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use crate::batch::BATCH_FRAMES;
 
-/// Sends up to [`BATCH_FRAMES`] datagrams on a connected socket with one system call (sendmmsg). Returns how
-/// many the socket took; fewer than all, or 0, when its queue is full.
+/// Sends up to [`BATCH_FRAMES`] datagrams on a connected socket with one system call (sendmmsg). Each has two parts,
+/// the first of which may be empty (see [`Frame::wrapped`](crate::Frame::wrapped)). Returns how many the socket took;
+/// fewer than all, or 0, when its queue is full.
 ///
 /// # Errors
 /// What sendmmsg reports of the first datagram, except that the queue is full.
 pub fn send_datagrams<'a>(
     socket: impl AsFd,
-    datagrams: impl Iterator<Item = &'a [u8]>,
+    datagrams: impl Iterator<Item = [&'a [u8]; 2]>,
 ) -> io::Result<usize> {
-    send(
-        socket.as_fd(),
-        datagrams.map(|datagram| [&[][..], datagram]),
-    )
+    send(socket.as_fd(), datagrams)
 }
 
 const EMPTY_IOVEC: libc::iovec = libc::iovec {
@@ -82,9 +80,7 @@ pub(crate) fn receive(
     Ok(taken)
 }
 
-/// Sends up to [`BATCH_FRAMES`] datagrams, each of two parts, the first of which may be empty. Returns how
-/// many the socket took, 0 if its queue is full.
-pub(crate) fn send<'a>(
+fn send<'a>(
     socket: BorrowedFd<'_>,
     datagrams: impl Iterator<Item = [&'a [u8]; 2]>,
 ) -> io::Result<usize> {

@@ -14,7 +14,7 @@
 //! with other numbers. Its other fields must agree with what is found. A super-frame comes from a
 //! peer that may be anybody, so what does not agree makes no segments at all.
 
-use vdens_plugin_api::{MIN_FRAME, VnetHeader};
+use crate::{MIN_FRAME, VnetHeader};
 
 use super::checksum::Sum;
 use super::packet::{
