@@ -8,7 +8,7 @@
 //! * complete frames on their way to a sink that takes super-frames are put together (`coalesce`).
 //!
 //! The source therefore need not know what the sink takes: it may always leave everything undone. What a header asks
-//! for is checked against the frame before it is done, so frames may come from anybody.
+//! for is checked against the frame before it is done, so frames may come from anybody; [`examine`] only checks.
 //!
 //! Two types do the work; nothing is allocated after the start, and no frame waits for another to come.
 //!
@@ -59,6 +59,33 @@ fn suits(header: VnetHeader, offloads: Offloads) -> bool {
     offloads.contains(segments)
         && (header.is_plain() || offloads.contains(Offloads::CSUM))
         && (header.gso_type & ECN == 0 || offloads.contains(Offloads::TSO_ECN))
+}
+
+/// What a frame is cut into where nothing may be left undone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segments {
+    /// How many there are; 1 unless the frame is a super-frame.
+    pub count: usize,
+    /// Bytes of the longest.
+    pub longest: usize,
+}
+
+/// Looks at a frame that may come from anybody: what it would be cut into, or `None` if what its header asks for
+/// makes no sense for it.
+pub fn examine(frame: Frame<'_>) -> Option<Segments> {
+    let (header, bytes) = (frame.header(), frame.bytes());
+    if header.gso_type == GSO_NONE {
+        let is_sound = header.is_plain() || segment::has_checksum(header, bytes);
+        return is_sound.then_some(Segments {
+            count: 1,
+            longest: bytes.len(),
+        });
+    }
+    let cut = Cut::new(header, bytes)?;
+    Some(Segments {
+        count: cut.count(),
+        longest: cut.longest(),
+    })
 }
 
 /// How far a batch has been changed; the default is its start.
@@ -145,15 +172,11 @@ impl Changed {
         self.batch.is_empty()
     }
 
-    /// The frames.
-    pub fn tx(&mut self) -> TxBatch<'_> {
-        self.batch.tx(0)
-    }
-
-    /// The number, in the batch they were changed from, that each frame has or had. What was put together
+    /// The frames, and for each the number that it has in the batch it was changed from. What was put together
     /// has its first frame's.
-    pub fn origins(&self) -> &[u8] {
-        &self.origins[..self.batch.len()]
+    pub fn tx(&mut self) -> (TxBatch<'_>, &[u8]) {
+        let origins = &self.origins[..self.batch.len()];
+        (self.batch.tx(0), origins)
     }
 
     /// Takes the count of frames dropped here, which starts again at 0.

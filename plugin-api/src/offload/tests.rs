@@ -165,6 +165,12 @@ fn a_sink_is_given_what_it_takes() {
     );
 }
 
+fn examined(header: VnetHeader, frame: &[u8]) -> Option<super::Segments> {
+    let mut batch = crate::Batch::new();
+    assert!(batch.rx().push_offloaded(header, frame));
+    super::examine(batch.tx(0).frame(0).unwrap())
+}
+
 #[test]
 fn what_makes_no_sense_is_dropped_and_counted() {
     let connection = Connection::tcp(false);
@@ -226,7 +232,11 @@ fn what_makes_no_sense_is_dropped_and_counted() {
             9,
         );
         assert_eq!((out.len(), lost), (3, 1), "{header:?}");
+        assert_eq!(examined(header, &frame), None, "{header:?}");
     }
+    let (count, longest) = (3, 1066);
+    let segments = super::Segments { count, longest };
+    assert_eq!(examined(good, &frame), Some(segments));
     let mut fragment = frame.clone();
     fragment[20] = 0x20;
     let mut short = frame;
@@ -484,8 +494,8 @@ fn a_plan_is_made_for_the_frames_that_are_left() {
     }
     let mut out = Changed::default();
     assert!(out.coalesce(&batch.tx(1), Offloads::ALL, |_| true));
-    assert_eq!(out.tx().len(), 1);
-    assert_eq!(out.tx().frame(0).unwrap().bytes().len(), 66 + 2000);
+    assert_eq!(out.tx().0.len(), 1);
+    assert_eq!(out.tx().0.frame(0).unwrap().bytes().len(), 66 + 2000);
 }
 
 #[test]
@@ -508,9 +518,10 @@ fn a_changed_batch_knows_where_its_frames_come_from() {
         if out.is_empty() {
             break;
         }
-        assert!(out.tx().frames().all(|frame| frame.header().is_plain()));
-        assert_eq!(out.origins().len(), out.tx().len());
-        origins.extend_from_slice(out.origins());
+        let (changed, from) = out.tx();
+        assert!(changed.frames().all(|frame| frame.header().is_plain()));
+        assert_eq!(from.len(), changed.len());
+        origins.extend_from_slice(from);
     }
     let expected = [&[0][..], &[2; 23], &[3], &[4; 20]].concat();
     assert_eq!((origins, out.take_dropped()), (expected, 0));
@@ -527,9 +538,9 @@ fn only_what_is_wanted_is_put_together() {
     }
     let (frames, mut out) = (batch.tx(0), Changed::default());
     assert!(out.coalesce(&frames, Offloads::ALL, |_| true));
-    assert_eq!(out.origins(), [0, 4]);
+    assert_eq!(out.tx().1, [0, 4]);
     assert!(out.coalesce(&frames, Offloads::ALL, |number| number > 2));
-    assert_eq!(out.origins(), [3, 4]);
+    assert_eq!(out.tx().1, [3, 4]);
     assert!(!out.coalesce(&frames, Offloads::ALL, |number| number == 2));
     assert!(!out.coalesce(&frames, Offloads::NONE, |_| true));
     assert!(out.is_empty());
