@@ -530,6 +530,11 @@ impl Switch {
     }
 
     #[cfg(test)]
+    pub(crate) fn set_hub(&mut self, hub: Hub) {
+        self.fabric.hub = Some(self.watch_hub(hub).unwrap());
+    }
+
+    #[cfg(test)]
     pub(crate) fn fabric(&mut self) -> &mut Fabric {
         &mut self.fabric
     }
