@@ -17,7 +17,6 @@ pub mod loader;
 pub mod logging;
 pub mod namespace;
 pub mod netlink;
-pub mod offload;
 pub mod opener;
 pub mod panel;
 pub mod plug;

@@ -18,11 +18,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
+use vdens_plugin_api::offload::Stage;
 use vdens_plugin_api::{Link, Offloads, State};
 
 use crate::busy_poll::BusyPoll;
 use crate::error::{Error, Result, system};
-use crate::offload::Stage;
 
 /// Why a pump stopped without a failure of its own.
 #[derive(Debug)]

@@ -287,6 +287,15 @@ impl<'a> Frame<'a> {
     pub fn with_header(self) -> &'a [u8] {
         self.bytes
     }
+
+    /// The frame as a datagram between two ends of ours, in two parts: nothing and the frame or, if it has something
+    /// left to be done or is longer than a legacy peer takes, `prefix` and [`Frame::with_header`].
+    pub fn wrapped(self, prefix: &'a [u8]) -> [&'a [u8]; 2] {
+        match self.header().is_plain() && self.bytes().len() <= MAX_LEGACY_FRAME {
+            true => [&[], self.bytes()],
+            false => [prefix, self.with_header()],
+        }
+    }
 }
 
 /// What is to be done with a received frame.
@@ -481,11 +490,10 @@ impl TxBatch<'_> {
             .frames()
             .skip(skip)
             .map(|frame| [&[][..], frame.bytes()]);
-        datagram::send(socket.as_fd(), frames)
+        datagram::send_datagrams(socket, frames)
     }
 
-    /// As [`TxBatch::send_datagrams`], but a frame that has something left to be done, or is longer than a
-    /// legacy peer takes, goes as `prefix`, virtio header and frame in one datagram.
+    /// As [`TxBatch::send_datagrams`], but with frames [wrapped](Frame::wrapped).
     ///
     /// # Errors
     /// As for [`TxBatch::send_datagrams`].
@@ -495,13 +503,8 @@ impl TxBatch<'_> {
         skip: usize,
         prefix: &[u8],
     ) -> io::Result<usize> {
-        let frames = self.frames().skip(skip).map(|frame| {
-            match frame.header().is_plain() && frame.bytes().len() <= MAX_LEGACY_FRAME {
-                true => [&[][..], frame.bytes()],
-                false => [prefix, frame.with_header()],
-            }
-        });
-        datagram::send(socket.as_fd(), frames)
+        let frames = self.frames().skip(skip).map(|frame| frame.wrapped(prefix));
+        datagram::send_datagrams(socket, frames)
     }
 
     /// Counts frames that were lost on the way out.

@@ -8,21 +8,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use crate::batch::BATCH_FRAMES;
 
-/// Sends up to [`BATCH_FRAMES`] datagrams on a connected socket with one system call (sendmmsg). Returns how
-/// many the socket took; fewer than all, or 0, when its queue is full.
-///
-/// # Errors
-/// What sendmmsg reports of the first datagram, except that the queue is full.
-pub fn send_datagrams<'a>(
-    socket: impl AsFd,
-    datagrams: impl Iterator<Item = &'a [u8]>,
-) -> io::Result<usize> {
-    send(
-        socket.as_fd(),
-        datagrams.map(|datagram| [&[][..], datagram]),
-    )
-}
-
 const EMPTY_IOVEC: libc::iovec = libc::iovec {
     iov_base: std::ptr::null_mut(),
     iov_len: 0,
@@ -82,10 +67,14 @@ pub(crate) fn receive(
     Ok(taken)
 }
 
-/// Sends up to [`BATCH_FRAMES`] datagrams, each of two parts, the first of which may be empty. Returns how
-/// many the socket took, 0 if its queue is full.
-pub(crate) fn send<'a>(
-    socket: BorrowedFd<'_>,
+/// Sends up to [`BATCH_FRAMES`] datagrams on a connected socket with one system call (sendmmsg). Each has two parts,
+/// the first of which may be empty (see [`Frame::wrapped`](crate::Frame::wrapped)). Returns how many the socket took;
+/// fewer than all, or 0, when its queue is full.
+///
+/// # Errors
+/// What sendmmsg reports of the first datagram, except that the queue is full.
+pub fn send_datagrams<'a>(
+    socket: impl AsFd,
     datagrams: impl Iterator<Item = [&'a [u8]; 2]>,
 ) -> io::Result<usize> {
     let mut iovecs = [[EMPTY_IOVEC; 2]; BATCH_FRAMES];
@@ -112,7 +101,7 @@ pub(crate) fn send<'a>(
     // SAFETY: the first `count` messages point to iovecs that point to live datagrams, which the kernel only reads.
     let sent = unsafe {
         libc::sendmmsg(
-            socket.as_raw_fd(),
+            socket.as_fd().as_raw_fd(),
             messages.as_mut_ptr(),
             count as u32,
             libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,

@@ -6,6 +6,7 @@
 //!
 //! * [`OpenRequest`] says what is to be opened, [`vnl`] parses it, [`Host`] offers the host's services;
 //! * [`RxBatch`] and [`TxBatch`] move the frames, 32 a call, without copying or allocating;
+//! * [`offload`] cuts, completes and puts together frames for far ends that take less, or more, than their source;
 //! * [`Error`] carries what a person needs to know, [`mod@log`] records reach the host's log;
 //! * [`wire`] has the codecs of the protocols that existing peers speak.
 //!
@@ -17,6 +18,7 @@ mod datagram;
 mod error;
 mod link;
 mod logging;
+pub mod offload;
 mod plugin;
 pub mod tap;
 pub mod vnl;

@@ -1,6 +1,6 @@
 //! Namespaces on a switch made by `vde_plug null:// switch://…`.
 
-use vdens_tests::{Lab, Proc, Session, need};
+use vdens_tests::{Lab, PATIENCE, Proc, Session, need, wait_until};
 
 fn switch<'lab>(lab: &'lab Lab) -> Proc<'lab> {
     let switch = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
@@ -87,6 +87,72 @@ fn a_switch_within_vdens() {
     b.ping("10.0.0.1");
     c.ping("10.0.0.2");
     assert_eq!(a.exit(0).code(), Some(0));
+}
+
+/// Whoever can plug in: the kernel carries some's frames, some exchange super-frames with the switch, some know of
+/// neither; and the switch's own side.
+#[test]
+fn files_between_every_kind_of_member() {
+    need!("vdens", "socat");
+    let lab = Lab::new();
+    let (sw, vde) = (lab.vnl("switch", "sw"), lab.vnl("vde", "sw"));
+    let host = lab.vdens(["--no-panel", &sw, "sh"]).session();
+    lab.wait_for("sw/ctl");
+    let no_panel = || lab.vdens(["--no-panel", &vde, "sh"]).session();
+    let members = [
+        host,
+        lab.vdens([&vde, "sh"]).session(),
+        lab.vdens([&vde, "sh"]).session(),
+        no_panel(),
+        no_panel(),
+        lab.debian("vdens", [&vde, "sh"]).session(),
+        lab.debian("vdens", [&vde, "sh"]).session(),
+    ];
+    for (number, member) in members.iter().enumerate() {
+        member.address("vde0", &format!("10.0.0.{number}1/24"));
+        member.address("vde0", &format!("fd00::{number}1/64"));
+    }
+    for (to, receiver) in members.iter().enumerate() {
+        for (from, sender) in members.iter().enumerate().filter(|(from, _)| *from != to) {
+            let address = match (from + to) % 2 {
+                0 => format!("10.0.0.{to}1"),
+                _ => format!("fd00::{to}1"),
+            };
+            sender.send_file(receiver, &address, 4);
+        }
+    }
+    // Debian's vdens ends with its switch, and may leave its socket.
+    drop(members);
+    lab.expect("sw");
+}
+
+/// Super-frames cross the switch whole: it receives far fewer frames than there are segments in the file.
+#[test]
+fn super_frames_between_two_without_the_panel() {
+    need!("socat");
+    let lab = Lab::new();
+    let vnl = lab.vnl("switch", "sw");
+    let switch = lab.vde_plug(["-vv", "null://", &vnl]).spawn();
+    lab.wait_for("sw/ctl");
+    let start = |address: &str| {
+        let vnl = lab.vnl("vde", "sw");
+        let options = ["--no-panel", "--addr", address];
+        lab.vdens(options).args([&vnl, "sh"]).session()
+    };
+    let (a, b) = (start("10.0.0.1/24"), start("10.0.0.2/24"));
+    a.send_file(&b, "10.0.0.2", 64);
+    drop((a, b));
+    // What a port has seen is in the log when it closes.
+    let received = || -> Vec<u64> {
+        let log = switch.stderr();
+        let counts = log.split("received: ").skip(1);
+        let number = |text: &str| text.split(',').next()?.parse().ok();
+        counts.map(|text| number(text).unwrap()).collect()
+    };
+    wait_until("both ports closed", PATIENCE, || received().len() == 2);
+    let frames: u64 = received().iter().sum();
+    let segments = (64 << 20) / 1448;
+    assert!((100..segments / 3).contains(&frames), "{frames} frames");
 }
 
 #[test]

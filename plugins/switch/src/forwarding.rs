@@ -2,17 +2,42 @@
 //!
 //! A frame for a station whose port is known goes there and nowhere else, not even back; any other goes
 //! to all ports but its own. Decisions are made for a whole batch first, as one [`Selection`] of its
-//! frames per port, and then carried out with one system call a port; frames are not copied unless a
-//! port is congested or they are for the host. The local port and those of clients take no part while their
-//! interfaces are on the hub.
+//! frames per port, and then carried out with one system call a port. The local port and those of clients take no
+//! part while their interfaces are on the hub.
+//!
+//! Frames may be super-frames, or have their checksum still to be completed. The hub and our own clients get them
+//! as they came, or put together if they came from a legacy client; everybody else gets them complete. So all that a
+//! port gets of a batch has one form and keeps its order, and what is to be done is done once for all ports. A batch
+//! that is cut may need several rounds, with one system call a port in each. Frames are copied for that only, or
+//! when a port is congested, or for the host.
+//!
+//! Nothing is forwarded whose header makes no sense, or that would be cut into longer pieces than legacy clients
+//! take, or into so many that one client could keep the switch from serving others. Messages between ends of ours
+//! are not for the network either: nobody can speak to a client in the switch's name.
 
 use std::time::Instant;
 
-use vdens_plugin_api::{Hub, MAX_LEGACY_FRAME, RxBatch, TxBatch};
+use vdens_plugin_api::offload::{Changed, Progress, examine};
+use vdens_plugin_api::wire::hello::Hello;
+use vdens_plugin_api::{Frame, Hub, MAX_LEGACY_FRAME, Offloads, RxBatch, TxBatch};
 
 use crate::fdb::Fdb;
 use crate::frame::Addresses;
 use crate::port::{HUB, LOCAL, Port, PortId, Selection};
+
+/// The most segments that a frame is cut into: enough for 64 KiB and any sensible segment size.
+const MAX_SEGMENTS: usize = 2048;
+
+/// Where the frames of a batch go, beside the clients' ports.
+#[derive(Debug, Default)]
+struct Decision {
+    local: Selection,
+    bridged: Selection,
+    /// Frames with something left to be done.
+    unfinished: Selection,
+    /// How many go nowhere because nobody could use them.
+    refused: u64,
+}
 
 /// The ports that clients have, by id. The local port and the hub have ids of their own.
 #[derive(Debug, Default)]
@@ -78,8 +103,12 @@ pub(crate) struct Fabric {
     pub(crate) hub: Option<Hub>,
     /// Whether the host's interface is on the hub.
     pub(crate) host_is_plugged: bool,
-    /// Ports with frames selected, of which some may be there twice.
+    /// Whether the host takes super-frames, with everything left undone.
+    pub(crate) host_takes_super_frames: bool,
+    /// Ports with frames selected.
     chosen: Vec<PortId>,
+    /// The batch at hand in another form.
+    changed: Changed,
     /// Ports that took less than they were given since [`Fabric::drain_congested`].
     congested: Vec<PortId>,
 }
@@ -91,13 +120,15 @@ impl Fabric {
             fdb,
             hub: None,
             host_is_plugged: false,
+            host_takes_super_frames: false,
             chosen: Vec::new(),
+            changed: Changed::default(),
             congested: Vec::new(),
         }
     }
 
     /// Forwards a batch that came in by `source`. Frames for the local port are put into `host`, and
-    /// counted as dropped there if they do not fit. Returns how many frames were too long to forward.
+    /// counted as dropped there if they do not fit. Returns how many frames were refused.
     pub(crate) fn forward(
         &mut self,
         source: PortId,
@@ -105,62 +136,158 @@ impl Fabric {
         host: Option<&mut RxBatch<'_>>,
         now: Instant,
     ) -> u64 {
-        let [mut flooded, mut local, mut bridged] = [Selection::default(); 3];
-        let mut too_long = 0;
+        let decision = self.decide(source, batch, now);
+        self.pass_on(source, batch, decision.bridged);
+        match host {
+            // It has a stage of its own, which puts frames together.
+            Some(host) if self.host_takes_super_frames => {
+                give(host, batch, decision.local);
+                self.complete(batch, &decision, None);
+            }
+            host => self.complete(batch, &decision, host),
+        }
+        for id in self.chosen.drain(..) {
+            if let Some(port) = self.ports.get_mut(id) {
+                port.selected = Selection::default();
+            }
+        }
+        decision.refused
+    }
+
+    /// Selects the frames for each port, and learns where they came from.
+    fn decide(&mut self, source: PortId, batch: &TxBatch<'_>, now: Instant) -> Decision {
+        let mut flooded = Selection::default();
+        let mut decision = Decision::default();
         for index in 0..batch.len() {
-            let Some(frame) = batch.frame(index) else {
+            let frame = batch.frame(index).filter(|frame| is_sound(*frame));
+            let Some(frame) = frame else {
+                decision.refused += 1;
                 continue;
             };
-            if frame.bytes().len() > MAX_LEGACY_FRAME {
-                too_long += 1;
-                continue;
-            }
             let Some(addresses) = Addresses::of(frame.bytes()) else {
                 continue;
             };
+            if Hello::is_message(frame.bytes()) {
+                continue;
+            }
+            if !frame.header().is_plain() {
+                decision.unfinished.insert(index);
+            }
             self.fdb.learn(addresses.source, source, now);
             match self.fdb.lookup(addresses.destination, now) {
                 Some(port) if port == source => {}
-                Some(LOCAL) => local.insert(index),
-                Some(HUB) => bridged.insert(index),
-                Some(port) => {
-                    if let Some(port) = self.ports.get_mut(port) {
+                Some(LOCAL) => decision.local.insert(index),
+                Some(HUB) => decision.bridged.insert(index),
+                Some(id) => {
+                    if let Some(port) = self.ports.get_mut(id) {
+                        choose(&mut self.chosen, id, port);
                         port.selected.insert(index);
                     }
-                    self.chosen.push(port);
                 }
                 None => flooded.insert(index),
             }
         }
-        if flooded.is_empty() {
-            for id in self.chosen.drain(..) {
-                if let Some(port) = self.ports.get_mut(id) {
-                    deliver(id, port, Selection::default(), batch, &mut self.congested);
-                }
-            }
-        } else {
-            self.chosen.clear();
-            local = local.union(flooded);
-            bridged = bridged.union(flooded);
+        if !flooded.is_empty() {
+            decision.local = decision.local.union(flooded);
+            decision.bridged = decision.bridged.union(flooded);
             let others = |(id, port): &(PortId, &mut Port)| *id != source && !port.is_plugged;
             for (id, port) in self.ports.iter_mut().filter(others) {
-                deliver(id, port, flooded, batch, &mut self.congested);
+                choose(&mut self.chosen, id, port);
+                port.selected = port.selected.union(flooded);
             }
         }
-        if let Some(hub) = self.hub.as_ref().filter(|_| source != HUB) {
-            for frame in bridged.frames_of(batch) {
-                // A tap that fails for good is found out when it is read.
-                let _ = hub.tap.write(frame);
+        if source == LOCAL || self.host_is_plugged {
+            decision.local = Selection::default();
+        }
+        if source == HUB || self.hub.is_none() {
+            decision.bridged = Selection::default();
+        }
+        decision
+    }
+
+    /// Sends those who take super-frames what is for them, and the hub `bridged`.
+    fn pass_on(&mut self, source: PortId, batch: &TxBatch<'_>, bridged: Selection) {
+        let wanted = self.selected(true).union(bridged);
+        if wanted.is_empty() {
+            return;
+        }
+        let is_legacy = |port: &mut Port| !port.is_ours;
+        let is_changed = self.ports.get_mut(source).is_some_and(is_legacy)
+            && self
+                .changed
+                .coalesce(batch, Offloads::ALL, |index| wanted.contains(index));
+        let mut outlet = Outlet {
+            takes_super_frames: true,
+            chosen: &self.chosen,
+            ports: &mut self.ports,
+            congested: &mut self.congested,
+        };
+        let hub = self.hub.as_ref();
+        match is_changed {
+            true => {
+                let (frames, origins) = self.changed.tx();
+                outlet.send(&frames, |selection| selection.among(origins));
+                bridge(hub, &frames, bridged.among(origins));
+            }
+            false => {
+                outlet.send(batch, |selection| selection);
+                bridge(hub, batch, bridged);
             }
         }
-        if let Some(host) = host.filter(|_| source != LOCAL && !self.host_is_plugged) {
-            for frame in local.of(batch) {
-                if !host.push(frame) {
-                    host.count_dropped(1);
-                }
+    }
+
+    /// Sends those who take complete frames only what is for them, among them the host if that is given.
+    fn complete(
+        &mut self,
+        batch: &TxBatch<'_>,
+        decision: &Decision,
+        mut host: Option<&mut RxBatch<'_>>,
+    ) {
+        let local = host
+            .as_ref()
+            .map_or(Selection::default(), |_| decision.local);
+        let wanted = self.selected(false).union(local);
+        let mut outlet = Outlet {
+            takes_super_frames: false,
+            chosen: &self.chosen,
+            ports: &mut self.ports,
+            congested: &mut self.congested,
+        };
+        if !wanted.intersects(decision.unfinished) {
+            outlet.send(batch, |selection| selection);
+            if let Some(host) = host {
+                give(host, batch, local);
+            }
+            return;
+        }
+        let mut at = Progress::default();
+        loop {
+            self.changed
+                .resolve(batch, &mut at, Offloads::NONE, |index| {
+                    wanted.contains(index)
+                });
+            if self.changed.is_empty() {
+                return;
+            }
+            let (frames, origins) = self.changed.tx();
+            outlet.send(&frames, |selection| selection.among(origins));
+            if let Some(host) = &mut host {
+                give(host, &frames, local.among(origins));
             }
         }
-        too_long
+    }
+
+    /// What is selected for any of the ports that take super-frames, or for any of those that do not.
+    fn selected(&mut self, takes_super_frames: bool) -> Selection {
+        let mut all = Selection::default();
+        for id in &self.chosen {
+            if let Some(port) = self.ports.get_mut(*id)
+                && port.takes_super_frames == takes_super_frames
+            {
+                all = all.union(port.selected);
+            }
+        }
+        all
     }
 
     /// Ports that are congested and may not be watched for room yet.
@@ -173,20 +300,65 @@ impl Fabric {
     }
 }
 
-/// Gives a port the frames selected for it and the flooded ones, if there are any.
-fn deliver(
-    id: PortId,
-    port: &mut Port,
-    flooded: Selection,
-    batch: &TxBatch<'_>,
-    congested: &mut Vec<PortId>,
-) {
-    let selection = std::mem::take(&mut port.selected).union(flooded);
-    if selection.is_empty() {
-        return;
+/// Those of the chosen ports that get frames in the same form.
+struct Outlet<'a> {
+    takes_super_frames: bool,
+    chosen: &'a [PortId],
+    ports: &'a mut Ports,
+    congested: &'a mut Vec<PortId>,
+}
+
+impl Outlet<'_> {
+    /// Sends each port what `among` the frames is selected for it.
+    fn send(&mut self, frames: &TxBatch<'_>, among: impl Fn(Selection) -> Selection) {
+        for id in self.chosen {
+            let port = self.ports.get_mut(*id);
+            let Some(port) = port.filter(|port| port.takes_super_frames == self.takes_super_frames)
+            else {
+                continue;
+            };
+            let selection = among(port.selected);
+            if selection.is_empty() {
+                continue;
+            }
+            let was_congested = port.is_congested();
+            port.send(frames, selection);
+            if port.is_congested() && !was_congested {
+                self.congested.push(*id);
+            }
+        }
     }
-    port.send(batch, selection);
-    if port.is_congested() && !port.is_watched_for_room {
-        congested.push(id);
+}
+
+/// Notes that a port is to have frames selected.
+fn choose(chosen: &mut Vec<PortId>, id: PortId, port: &Port) {
+    if port.selected.is_empty() {
+        chosen.push(id);
+    }
+}
+
+/// Whether a frame can be forwarded to anybody.
+fn is_sound(frame: Frame<'_>) -> bool {
+    examine(frame).is_some_and(|segments| {
+        segments.count <= MAX_SEGMENTS && segments.longest <= MAX_LEGACY_FRAME
+    })
+}
+
+/// Puts the selected frames into the host's batch.
+fn give(host: &mut RxBatch<'_>, frames: &TxBatch<'_>, selection: Selection) {
+    for frame in selection.of(frames) {
+        if !host.push_offloaded(frame.header(), frame.bytes()) {
+            host.count_dropped(1);
+        }
+    }
+}
+
+/// Writes the selected frames to the hub.
+fn bridge(hub: Option<&Hub>, frames: &TxBatch<'_>, selection: Selection) {
+    for frame in selection.of(frames) {
+        if let Some(hub) = hub {
+            // A tap that fails for good is found out when it is read.
+            let _ = hub.tap.write(frame);
+        }
     }
 }

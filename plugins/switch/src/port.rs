@@ -3,15 +3,26 @@
 //! Frames for a port go straight to its socket. What that does not take waits in the port's queue until
 //! epoll says that there is room; when the queue is full too, frames are dropped and counted. A
 //! client that never reads thus costs a bounded amount of memory, and no time.
+//!
+//! A client of ours says that it takes super-frames. From then on it is sent frames as they are, wrapped where
+//! something is left to be done to them (see `wire::hello`); every other is sent complete frames only.
 
 use std::io::{self, Read};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 
 use nix::errno::Errno;
-use vdens_plugin_api::{BATCH_FRAMES, Frame, TxBatch, send_datagrams};
+use nix::sys::socket::{setsockopt, sockopt};
+use vdens_plugin_api::wire::hello::SUPER_PREFIX;
+use vdens_plugin_api::{
+    BATCH_FRAMES, Frame, MAX_FRAME, MAX_LEGACY_FRAME, Offloads, TxBatch, VNET_HEADER_LEN,
+    send_datagrams,
+};
 
 use crate::directory::Entry;
 use crate::queue::Queue;
+
+/// The send buffer asked for where super-frames are sent, in bytes; the usual one holds four of them.
+const SEND_BUFFER: usize = 4 << 20;
 
 /// Names a port within the switch. Port numbers, which clients see, are something else: they can be any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,12 +45,32 @@ impl Selection {
         self.0 |= 1 << index;
     }
 
+    pub(crate) fn contains(self, index: usize) -> bool {
+        self.0 >> index & 1 != 0
+    }
+
     pub(crate) fn is_empty(self) -> bool {
         self.0 == 0
     }
 
+    pub(crate) fn intersects(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
     pub(crate) fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
+    }
+
+    /// What is selected in a batch that was made from the one that this is about; `origins` has for each frame
+    /// the number of the one it comes from.
+    pub(crate) fn among(self, origins: &[u8]) -> Self {
+        let mut selection = Self::default();
+        for (index, origin) in origins.iter().enumerate() {
+            if self.contains(usize::from(*origin)) {
+                selection.insert(index);
+            }
+        }
+        selection
     }
 
     /// Without the first `count`.
@@ -51,13 +82,8 @@ impl Selection {
         u64::from(self.0.count_ones())
     }
 
-    /// The frames selected from `batch`, as bytes.
-    pub(crate) fn of<'a>(self, batch: &'a TxBatch<'_>) -> impl Iterator<Item = &'a [u8]> {
-        self.frames_of(batch).map(Frame::bytes)
-    }
-
     /// The frames selected from `batch`.
-    pub(crate) fn frames_of<'a>(self, batch: &'a TxBatch<'_>) -> impl Iterator<Item = Frame<'a>> {
+    pub(crate) fn of<'a>(self, batch: &'a TxBatch<'_>) -> impl Iterator<Item = Frame<'a>> {
         let mut bits = self.0;
         let next = move || {
             let index = bits.trailing_zeros() as usize;
@@ -73,7 +99,7 @@ impl Selection {
 pub(crate) struct Counters {
     pub(crate) received: u64,
     pub(crate) sent: u64,
-    /// Frames from the client that were no frames, or too long.
+    /// Frames from the client that were no frames, or too long, or with a header that makes no sense.
     pub(crate) malformed: u64,
     /// Frames for the client that it did not take in time.
     pub(crate) dropped: u64,
@@ -90,8 +116,10 @@ pub(crate) struct Port {
     /// The data socket's place in the directory; removed with the port.
     _entry: Entry,
     queue: Queue,
-    /// Whether the client is one of ours, which may send messages among its frames.
+    /// Whether the client is one of ours, which may send messages and super-frames among its frames.
     pub(crate) is_ours: bool,
+    /// Whether it takes super-frames, with everything left undone.
+    pub(crate) takes_super_frames: bool,
     /// Whether its interface is on the hub: then no frames pass here.
     pub(crate) is_plugged: bool,
     /// Frames of the batch at hand that are for this port.
@@ -119,6 +147,7 @@ impl Port {
             _entry: entry,
             queue: Queue::default(),
             is_ours: false,
+            takes_super_frames: false,
             is_plugged: false,
             selected: Selection::default(),
             is_watched_for_room: false,
@@ -127,14 +156,41 @@ impl Port {
         }
     }
 
-    /// Sends the selected frames of `batch`, or keeps them until there is room.
+    /// Learns what the client takes. One that does not take everything is sent complete frames.
+    pub(crate) fn accept(&mut self, offloads: Offloads) {
+        self.takes_super_frames = offloads.contains(Offloads::ALL);
+        if self.takes_super_frames {
+            // A small one is slower, nothing else.
+            let _ = setsockopt(&self.data, sockopt::SndBuf, &SEND_BUFFER);
+        }
+    }
+
+    /// The longest datagram that the client may send, in bytes.
+    pub(crate) fn max_datagram(&self) -> usize {
+        match self.is_ours {
+            true => SUPER_PREFIX.len() + VNET_HEADER_LEN + MAX_FRAME,
+            false => MAX_LEGACY_FRAME,
+        }
+    }
+
+    /// A frame as it is sent to the client.
+    fn datagram<'a>(&self, frame: Frame<'a>) -> [&'a [u8]; 2] {
+        match self.takes_super_frames {
+            true => frame.wrapped(&SUPER_PREFIX),
+            false => [&[], frame.bytes()],
+        }
+    }
+
+    /// Sends the selected frames of `batch`, or keeps them until there is room. Whoever takes no super-frames is to
+    /// be given none.
     pub(crate) fn send(&mut self, batch: &TxBatch<'_>, selection: Selection) {
         if self.end.is_some() {
             return;
         }
         let mut left = selection;
         if self.queue.is_empty() {
-            match send_datagrams(&self.data, selection.of(batch)) {
+            let datagrams = selection.of(batch).map(|frame| self.datagram(frame));
+            match send_datagrams(&self.data, datagrams) {
                 Ok(sent) => {
                     self.counters.sent += sent as u64;
                     left = selection.skip(sent);
@@ -143,7 +199,7 @@ impl Port {
             }
         }
         for frame in left.of(batch) {
-            if !self.queue.push(frame) {
+            if !self.queue.push(self.datagram(frame)) {
                 self.counters.dropped += 1;
             }
         }
@@ -153,7 +209,8 @@ impl Port {
     pub(crate) fn flush(&mut self) {
         while !self.queue.is_empty() {
             let offered = self.queue.len().min(BATCH_FRAMES);
-            match send_datagrams(&self.data, self.queue.frames()) {
+            let datagrams = self.queue.datagrams().map(|datagram| [&[], datagram]);
+            match send_datagrams(&self.data, datagrams) {
                 Ok(sent) => {
                     self.counters.sent += sent as u64;
                     self.queue.pop(sent);
@@ -221,7 +278,7 @@ mod tests {
         }
         let numbers = |selection: Selection, batch: &mut Batch| {
             let tx = batch.tx(0);
-            selection.of(&tx).map(|f| f[0]).collect::<Vec<_>>()
+            selection.of(&tx).map(|f| f.bytes()[0]).collect::<Vec<_>>()
         };
         assert_eq!(numbers(selection, &mut batch), [0, 5, 31]);
         assert_eq!(numbers(selection.skip(1), &mut batch), [5, 31]);
@@ -233,5 +290,8 @@ mod tests {
         });
         assert_eq!(numbers(all, &mut batch).len(), 32);
         assert!(all.skip(32).is_empty());
+        assert!(selection.contains(5) && !selection.contains(6));
+        let changed = selection.among(&[0, 5, 5, 6, 31]);
+        assert_eq!(numbers(changed, &mut batch), [0, 1, 2, 4]);
     }
 }

@@ -20,10 +20,9 @@ use nix::sys::socket::{MsgFlags, send};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use vdens_plugin_api::wire::control::{Reply, Request, marked};
-use vdens_plugin_api::wire::hello::{Cable, Hello};
+use vdens_plugin_api::wire::hello::{Cable, Hello, SUPER_PREFIX};
 use vdens_plugin_api::{
-    Batch, Error, Host, Hub, Link, MAX_LEGACY_FRAME, Result, RxBatch, Sift, State, Ticket, TxBatch,
-    log,
+    Batch, Error, Host, Hub, Link, Offloads, Result, RxBatch, Sift, State, Ticket, TxBatch, log,
 };
 
 use crate::config::Config;
@@ -39,6 +38,12 @@ const EVENTS: usize = 64;
 const ACCEPTS: usize = 16;
 /// How long no client is accepted when there are no descriptors for them.
 const OVERLOAD_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the switch is to its ports: it takes everything, and does itself what theirs do not take.
+const TAKES_ALL: State = State {
+    offloads: Offloads::ALL,
+    ..State::UP
+};
 
 /// What a descriptor in the epoll instance is: its data there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -238,19 +243,21 @@ impl Switch {
         let outcome = self
             .ingress
             .rx()
-            .receive_datagrams(&port.data, MAX_LEGACY_FRAME);
+            .receive_datagrams(&port.data, port.max_datagram());
         port.counters.malformed += self.ingress.take_dropped();
         match outcome {
-            Ok(0) => {}
-            Ok(_) => {
-                if port.is_ours && hear(port, &mut self.ingress) {
-                    self.fabric.fdb.forget(id);
-                }
-                port.counters.received += self.ingress.len() as u64;
-                self.fabric
-                    .forward(id, &self.ingress.tx(0), Some(host), now);
-            }
-            Err(e) => port.close(format!("its data socket fails: {e}")),
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(e) => return port.close(format!("its data socket fails: {e}")),
+        }
+        if port.is_ours && hear(port, &mut self.ingress) {
+            self.fabric.fdb.forget(id);
+        }
+        port.counters.received += self.ingress.len() as u64;
+        let frames = self.ingress.tx(0);
+        let malformed = self.fabric.forward(id, &frames, Some(host), now);
+        if let Some(port) = self.fabric.ports.get_mut(id) {
+            port.counters.malformed += malformed;
         }
     }
 
@@ -284,7 +291,9 @@ impl Switch {
         self.fabric.hub.as_ref().map(|hub| hub.ticket.clone())
     }
 
-    fn watch_hub(&self, hub: Hub) -> Result<Hub> {
+    /// Takes part in a hub, with everything left undone in frames from there.
+    fn watch_hub(&self, mut hub: Hub) -> Result<Hub> {
+        hub.tap.other_side(TAKES_ALL);
         let event = Source::Hub.event(EpollFlags::EPOLLIN);
         let watched = self.epoll.add(&hub.tap, event);
         watched.map_err(|errno| Error::io("watch the hub", &errno.into()))?;
@@ -358,8 +367,14 @@ impl Switch {
             let can_plug = panel != 0 && applicant.peer.is_same_user();
             let ticket = can_plug.then(|| self.hub()).flatten();
             let answer = false;
-            // A client that is not told is served all the same.
-            let _ = data.send(&Hello::Hello { answer, ticket }.encode(Cable::default()));
+            let messages = [
+                Hello::Hello { answer, ticket },
+                Hello::Accept(TAKES_ALL.offloads),
+            ];
+            for message in messages {
+                // A client that is not told is served all the same.
+                let _ = data.send(&message.encode(Cable::default()));
+            }
         }
         let reply = Reply {
             socket: entry.path(),
@@ -515,6 +530,11 @@ impl Switch {
     }
 
     #[cfg(test)]
+    pub(crate) fn set_hub(&mut self, hub: Hub) {
+        self.fabric.hub = Some(self.watch_hub(hub).unwrap());
+    }
+
+    #[cfg(test)]
     pub(crate) fn fabric(&mut self) -> &mut Fabric {
         &mut self.fabric
     }
@@ -528,16 +548,24 @@ fn set_up_epoll(listener: &UnixListener) -> nix::Result<(Epoll, Timer)> {
     Ok((epoll, timer))
 }
 
-/// Takes the messages of a client of ours out of what was received by its port. Once it is plugged nothing is
+/// Takes the messages of a client of ours out of what was received by its port, and unwraps super-frames. Once it is plugged nothing is
 /// left: what it sends comes by the hub, and only what was on its way before can come here. Returns whether it
 /// has been plugged now.
 fn hear(port: &mut Port, received: &mut Batch) -> bool {
     let was_plugged = port.is_plugged;
     received.rx().sift(0, |frame| {
-        if !Hello::is_message(frame.bytes()) {
+        let bytes = frame.bytes();
+        if bytes.starts_with(&SUPER_PREFIX) {
+            return Sift::Unwrap(SUPER_PREFIX.len());
+        }
+        if !Hello::is_message(bytes) {
             return Sift::Keep;
         }
-        port.is_plugged |= Hello::decode(frame.bytes(), Cable::default()) == Some(Hello::Plugged);
+        match Hello::decode(bytes, Cable::default()) {
+            Some(Hello::Plugged) => port.is_plugged = true,
+            Some(Hello::Accept(offloads)) => port.accept(offloads),
+            Some(Hello::Hello { .. } | Hello::Declined) | None => {}
+        }
         Sift::Take
     });
     if port.is_plugged {
@@ -598,13 +626,14 @@ impl Link for Switch {
 
     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
         let now = Instant::now();
-        let too_long = self.fabric.forward(LOCAL, batch, None, now);
-        batch.count_dropped(too_long);
+        let refused = self.fabric.forward(LOCAL, batch, None, now);
+        batch.count_dropped(refused);
         self.settle()?;
         Ok(batch.len())
     }
 
-    fn other_side(&mut self, _state: State) {
+    fn other_side(&mut self, state: State) {
+        self.fabric.host_takes_super_frames = state.offloads.contains(Offloads::ALL);
         if !std::mem::replace(&mut self.is_used, true) {
             self.plug_host();
         }
@@ -613,7 +642,7 @@ impl Link for Switch {
     fn state(&self) -> State {
         match self.fabric.host_is_plugged {
             true => State::PLUGGED,
-            false => State::UP,
+            false => TAKES_ALL,
         }
     }
 

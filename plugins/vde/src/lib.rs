@@ -16,7 +16,8 @@
 //!
 //! A switch of ours has said hello on the data socket before the reply came. If it is this user's too, that
 //! offers a hub on the panel: then the interface is plugged into it as soon as the link is used, the switch
-//! is told, and the kernel carries the frames (`hub`). A legacy switch says nothing, and everything stays as it was.
+//! is told, and the kernel carries the frames. Otherwise the two exchange super-frames (`hub`). A legacy switch says
+//! nothing, and is sent complete frames, one in a datagram.
 
 mod control;
 mod endpoint;

@@ -1,15 +1,14 @@
 //! The open link: a connected datagram socket for the frames, and the control stream beside it.
 
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::iter;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
 
 use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-use nix::sys::socket::{MsgFlags, send};
 use vdens_plugin_api::wire::control::mark;
-use vdens_plugin_api::{Error, Host, Link, MAX_LEGACY_FRAME, Result, RxBatch, State, TxBatch, log};
+use vdens_plugin_api::{Error, Host, Link, Result, RxBatch, State, TxBatch, log, send_datagrams};
 
 use crate::control::Control;
 use crate::endpoint::Endpoint;
@@ -21,8 +20,6 @@ use crate::target::Target;
 pub(crate) struct Vde {
     data: UnixDatagram,
     control: UnixStream,
-    /// Readable when either socket is.
-    ready: Epoll,
     directory: PathBuf,
     switch: Switch,
     is_open: bool,
@@ -39,13 +36,10 @@ impl Vde {
         let (peer, control) = control.negotiate(&endpoint.path, &description)?;
         let data = endpoint.connect(&peer)?;
         let switch = Switch::meet(host, &data, trusted);
-        let ready = watch(&data, &control)
-            .map_err(|errno| Error::io("watch the switch's sockets", &errno.into()))?;
         log::debug!("port {} of {}", peer.display(), directory.display());
         Ok(Self {
             data,
             control,
-            ready,
             directory,
             switch,
             is_open: true,
@@ -86,61 +80,47 @@ impl Vde {
 
     /// Sends frame number `index` alone. `false` if the queue is full.
     fn send_one(&mut self, batch: &mut TxBatch<'_>, index: usize) -> Result<bool> {
-        let frame = batch.frame(index).map(|frame| frame.bytes());
-        let Some(frame) = frame.filter(|frame| frame.len() <= MAX_LEGACY_FRAME) else {
+        let frame = batch.frame(index);
+        let Some(datagram) = frame.and_then(|frame| self.switch.datagram(frame)) else {
             batch.count_dropped(1);
             return Ok(true);
         };
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        match send(self.data.as_raw_fd(), frame, flags) {
-            Ok(_) => Ok(true),
-            Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS) => Ok(false),
-            Err(Errno::EMSGSIZE) => {
+        match send_datagrams(&self.data, iter::once(datagram)) {
+            Ok(sent) => Ok(sent > 0),
+            Err(e) if e.raw_os_error() == Some(Errno::EMSGSIZE as i32) => {
                 batch.count_dropped(1);
                 Ok(true)
-            }
-            Err(errno) => Err(self.closed(errno.desc())),
-        }
-    }
-}
-
-fn watch(data: &UnixDatagram, control: &UnixStream) -> nix::Result<Epoll> {
-    let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    ready.add(data, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
-    let hang_up = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
-    ready.add(control, EpollEvent::new(hang_up, 0))?;
-    Ok(ready)
-}
-
-impl Link for Vde {
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.ready.0.as_fd()
-    }
-
-    fn send_fd(&self) -> BorrowedFd<'_> {
-        self.data.as_fd()
-    }
-
-    fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
-        let first = batch.len();
-        match batch.receive_datagrams(&self.data, MAX_LEGACY_FRAME) {
-            // Awake without a frame: then it is the control stream.
-            Ok(0) => self.check_control(),
-            Ok(_) => {
-                batch.sift(first, |frame| self.switch.hear(frame));
-                Ok(())
             }
             Err(e) => Err(self.broken(&e)),
         }
     }
+}
+
+impl Link for Vde {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.data.as_fd()
+    }
+
+    fn control_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.control.as_fd())
+    }
+
+    fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
+        let first = batch.len();
+        match batch.receive_datagrams(&self.data, self.switch.max_datagram()) {
+            // Awake without a frame: then it is the control stream.
+            Ok(0) => self.check_control()?,
+            Ok(_) => batch.sift(first, |frame| self.switch.hear(frame, &self.data)),
+            Err(e) => return Err(self.broken(&e)),
+        }
+        self.switch.speak(&self.data);
+        Ok(())
+    }
 
     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
-        let fits = |batch: &TxBatch<'_>| {
-            let mut frames = batch.frames();
-            frames.all(|frame| frame.bytes().len() <= MAX_LEGACY_FRAME)
-        };
-        if fits(batch) {
-            match batch.send_datagrams(&self.data, 0) {
+        let datagrams = || batch.frames().map(|frame| self.switch.datagram(frame));
+        if datagrams().all(|datagram| datagram.is_some()) {
+            match send_datagrams(&self.data, datagrams().flatten()) {
                 Err(e) if e.raw_os_error() == Some(Errno::EMSGSIZE as i32) => {}
                 Err(e) => return Err(self.broken(&e)),
                 Ok(sent) => return Ok(sent),
@@ -154,8 +134,10 @@ impl Link for Vde {
         Ok(batch.len())
     }
 
-    fn other_side(&mut self, _state: State) {
+    fn other_side(&mut self, state: State) {
         self.switch.plug(&self.data);
+        self.switch.host_takes(state.offloads);
+        self.switch.speak(&self.data);
     }
 
     fn state(&self) -> State {

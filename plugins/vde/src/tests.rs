@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tempfile::TempDir;
 use vdens_plugin_api::wire::control::{MAX_REQUEST_LEN, Reply, Request, marked};
-use vdens_plugin_api::wire::hello::{Cable, Hello};
+use vdens_plugin_api::wire::hello::{Cable, Hello, SUPER_PREFIX};
 use vdens_plugin_api::{
-    Batch, ErrorKind, Host, Link, MAX_LEGACY_FRAME, OpenOptions, Result, RxBatch, State, Ticket,
+    Batch, ErrorKind, Host, Link, MAX_FRAME, MAX_LEGACY_FRAME, Offloads, OpenOptions, Result,
+    RxBatch, State, Ticket, VnetHeader,
 };
 
 use crate::link::Vde;
@@ -152,6 +153,81 @@ fn messages_of_a_switch_of_ours_are_no_frames() {
     }
 }
 
+const TAKES_ALL: State = State {
+    offloads: Offloads::ALL,
+    ..State::UP
+};
+
+/// TCP over IPv4, to be cut.
+const TSO: VnetHeader = VnetHeader {
+    flags: 1,
+    gso_type: 1,
+    hdr_len: 54,
+    gso_size: 1000,
+    csum_start: 34,
+    csum_offset: 16,
+};
+
+fn wrapped(frame: &[u8]) -> Vec<u8> {
+    [&SUPER_PREFIX[..], &TSO.to_bytes(), frame].concat()
+}
+
+#[test]
+fn a_switch_of_ours_is_told_what_the_host_takes_and_sent_what_it_takes() {
+    let directory = tempfile::tempdir().unwrap();
+    let hello = Hello::Hello {
+        answer: false,
+        ticket: None,
+    };
+    let switch = serve_after(directory.path(), "ctl", Some(hello));
+    let mut link = open_in(&directory, "").unwrap();
+    let switch = switch.join().unwrap();
+    let accept = Hello::Accept(Offloads::ALL).encode(Cable::default());
+    let mut buffer = vec![0; 100_000];
+    link.other_side(TAKES_ALL);
+    link.other_side(TAKES_ALL);
+    let told = switch.data.recv(&mut buffer).unwrap();
+    assert_eq!(buffer[..told], accept);
+    assert!(switch.data.recv(&mut buffer).is_err(), "told once");
+    assert_eq!(link.state(), State::UP, "it takes none so far");
+
+    let whole = vec![1; MAX_FRAME];
+    for datagram in [&accept, &wrapped(&whole), &whole[..60].to_vec()] {
+        switch.data.send(datagram).unwrap();
+    }
+    let mut batch = Batch::new();
+    link.recv(&mut batch.rx()).unwrap();
+    assert_eq!(link.state(), TAKES_ALL);
+    let frames = batch.tx(0);
+    let got: Vec<_> = frames.frames().map(|f| (f.header(), f.bytes())).collect();
+    assert!(got == [(TSO, &whole[..]), (VnetHeader::default(), &whole[..60])]);
+
+    assert!(batch.rx().push(&[1; MAX_LEGACY_FRAME + 1]));
+    assert_eq!(link.send(&mut batch.tx(0)).unwrap(), 3);
+    assert_eq!(batch.take_dropped(), 1);
+    let sent = switch.data.recv(&mut buffer).unwrap();
+    assert!(buffer[..sent] == wrapped(&whole));
+    assert_eq!(switch.data.recv(&mut buffer).unwrap(), 60);
+    assert!(switch.data.recv(&mut buffer).is_err());
+}
+
+#[test]
+fn a_legacy_switch_is_told_nothing() {
+    let (_directory, mut link, switch) = pair("");
+    link.other_side(TAKES_ALL);
+    let accept = Hello::Accept(Offloads::ALL).encode(Cable::default());
+    let datagrams = [accept, wrapped(&[1; 60])];
+    for datagram in &datagrams {
+        switch.data.send(datagram).unwrap();
+    }
+    let mut batch = Batch::new();
+    link.recv(&mut batch.rx()).unwrap();
+    let frames = batch.tx(0);
+    assert!(frames.frames().map(|f| f.bytes()).eq(&datagrams), "frames");
+    assert_eq!(link.state(), State::UP);
+    assert!(switch.data.recv(&mut [0; 100]).is_err());
+}
+
 #[test]
 fn a_full_queue_leaves_frames_and_says_when_it_has_room() {
     let (_directory, mut link, switch) = pair("");
@@ -202,7 +278,7 @@ fn the_end_of_the_control_stream_closes_the_link() {
         link.recv(&mut batch.rx()).unwrap();
         assert!(link.state().carrier);
         hang_up(&mut switch);
-        assert!(is_readable(link.fd()));
+        assert!(is_readable(link.control_fd().unwrap()));
         let error = link.recv(&mut batch.rx()).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Closed);
         assert!(!link.state().carrier);

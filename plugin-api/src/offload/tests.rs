@@ -1,9 +1,9 @@
 //! The stage as a whole: what comes out of it for what went in.
 
-use vdens_plugin_api::{MAX_FRAME, Offloads, VnetHeader};
+use crate::{MAX_FRAME, Offloads, VnetHeader};
 
 use super::samples::{Connection, Numbers};
-use super::{Stage, coalesce, packet};
+use super::{Changed, Progress, Stage, packet};
 
 const ACK: u8 = 0x10;
 const PSH: u8 = 0x08;
@@ -165,6 +165,12 @@ fn a_sink_is_given_what_it_takes() {
     );
 }
 
+fn examined(header: VnetHeader, frame: &[u8]) -> Option<super::Segments> {
+    let mut batch = crate::Batch::new();
+    assert!(batch.rx().push_offloaded(header, frame));
+    super::examine(batch.tx(0).frame(0).unwrap())
+}
+
 #[test]
 fn what_makes_no_sense_is_dropped_and_counted() {
     let connection = Connection::tcp(false);
@@ -226,7 +232,11 @@ fn what_makes_no_sense_is_dropped_and_counted() {
             9,
         );
         assert_eq!((out.len(), lost), (3, 1), "{header:?}");
+        assert_eq!(examined(header, &frame), None, "{header:?}");
     }
+    let (count, longest) = (3, 1066);
+    let segments = super::Segments { count, longest };
+    assert_eq!(examined(good, &frame), Some(segments));
     let mut fragment = frame.clone();
     fragment[20] = 0x20;
     let mut short = frame;
@@ -478,14 +488,60 @@ fn hostile_frames_do_no_harm() {
 #[test]
 fn a_plan_is_made_for_the_frames_that_are_left() {
     let frames = Connection::tcp(false).packets(ACK, &[7; 3000], 1000);
-    let mut batch = vdens_plugin_api::Batch::new();
+    let mut batch = crate::Batch::new();
     for frame in &frames {
         assert!(batch.rx().push(frame));
     }
-    let left = batch.tx(1);
-    let plan = coalesce::Plan::new(&left, Offloads::ALL);
-    let mut out = vdens_plugin_api::Batch::new();
-    plan.write(&left, &mut out.rx());
-    assert_eq!(out.len(), 1);
-    assert_eq!(out.tx(0).frame(0).unwrap().bytes().len(), 66 + 2000);
+    let mut out = Changed::default();
+    assert!(out.coalesce(&batch.tx(1), Offloads::ALL, |_| true));
+    assert_eq!(out.tx().0.len(), 1);
+    assert_eq!(out.tx().0.frame(0).unwrap().bytes().len(), 66 + 2000);
+}
+
+#[test]
+fn a_changed_batch_knows_where_its_frames_come_from() {
+    let connection = Connection::tcp(false);
+    let whole = connection.unfinished(ACK, &[7; 20_000]);
+    let plain = connection.packet(ACK, &[7; 60]);
+    let mut batch = crate::Batch::new();
+    for size in [0, 1000, 900, 0, 1000] {
+        let (header, frame) = match size {
+            0 => (VnetHeader::default(), &plain),
+            size => (connection.header(size), &whole),
+        };
+        assert!(batch.rx().push_offloaded(header, frame));
+    }
+    let (frames, mut at) = (batch.tx(0), Progress::default());
+    let (mut out, mut origins) = (Changed::default(), Vec::new());
+    loop {
+        out.resolve(&frames, &mut at, Offloads::NONE, |number| number != 1);
+        if out.is_empty() {
+            break;
+        }
+        let (changed, from) = out.tx();
+        assert!(changed.frames().all(|frame| frame.header().is_plain()));
+        assert_eq!(from.len(), changed.len());
+        origins.extend_from_slice(from);
+    }
+    let expected = [&[0][..], &[2; 23], &[3], &[4; 20]].concat();
+    assert_eq!((origins, out.take_dropped()), (expected, 0));
+}
+
+#[test]
+fn only_what_is_wanted_is_put_together() {
+    let (one, other) = (Connection::tcp(false), Connection::tcp(true));
+    let mut batch = crate::Batch::new();
+    for connection in [one, other] {
+        for frame in connection.clone().packets(ACK, &[7; 4000], 1000) {
+            assert!(batch.rx().push(&frame));
+        }
+    }
+    let (frames, mut out) = (batch.tx(0), Changed::default());
+    assert!(out.coalesce(&frames, Offloads::ALL, |_| true));
+    assert_eq!(out.tx().1, [0, 4]);
+    assert!(out.coalesce(&frames, Offloads::ALL, |number| number > 2));
+    assert_eq!(out.tx().1, [3, 4]);
+    assert!(!out.coalesce(&frames, Offloads::ALL, |number| number == 2));
+    assert!(!out.coalesce(&frames, Offloads::NONE, |_| true));
+    assert!(out.is_empty());
 }

@@ -14,7 +14,7 @@
 //! with other numbers. Its other fields must agree with what is found. A super-frame comes from a
 //! peer that may be anybody, so what does not agree makes no segments at all.
 
-use vdens_plugin_api::{MIN_FRAME, VnetHeader};
+use crate::{MIN_FRAME, VnetHeader};
 
 use super::checksum::Sum;
 use super::packet::{
@@ -147,16 +147,22 @@ fn finish_ipv6(packet: &mut [u8]) {
     put(packet, 4, payload.to_be_bytes());
 }
 
+/// Whether a frame has a place for the checksum that `header` speaks of.
+pub(super) fn has_checksum(header: VnetHeader, frame: &[u8]) -> bool {
+    let start = usize::from(header.csum_start);
+    let place = start + usize::from(header.csum_offset);
+    start >= MIN_FRAME && place + 2 <= frame.len()
+}
+
 /// Completes the checksum that `header` speaks of in `frame`. `false` if there is no place for one.
 pub(super) fn complete_checksum(header: VnetHeader, frame: &mut [u8]) -> bool {
     debug_assert!(header.gso_type == GSO_NONE);
-    let start = usize::from(header.csum_start);
-    let place = start + usize::from(header.csum_offset);
-    if start < MIN_FRAME || place + 2 > frame.len() {
+    if !has_checksum(header, frame) {
         return false;
     }
+    let start = usize::from(header.csum_start);
     // Zero would mean to UDP that there is none, and means the same as all ones to everybody else.
     let checksum = Sum::default().bytes(&frame[start..]).checksum_not_zero();
-    put(frame, place, checksum);
+    put(frame, start + usize::from(header.csum_offset), checksum);
     true
 }

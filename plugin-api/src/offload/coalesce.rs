@@ -14,7 +14,7 @@
 //! The order within a connection is kept: a frame is only strung behind the one whose payload it
 //! continues, and any other frame of the connection ends the chain.
 
-use vdens_plugin_api::{BATCH_FRAMES, Frame, Offloads, RxBatch, TxBatch, VnetHeader};
+use crate::{BATCH_FRAMES, Frame, Offloads, RxBatch, TxBatch, VnetHeader};
 
 use super::checksum::Sum;
 use super::packet::{
@@ -41,8 +41,13 @@ pub(super) struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// Looks at the frames of a batch, all of which must be complete, for a sink that takes `offloads`.
-    pub(super) fn new(frames: &'a TxBatch<'_>, offloads: Offloads) -> Self {
+    /// Looks at the frames of a batch whose numbers are wanted, all of which must be complete, for a sink that
+    /// takes `offloads`.
+    pub(super) fn new(
+        frames: &'a TxBatch<'_>,
+        offloads: Offloads,
+        is_wanted: impl Fn(usize) -> bool,
+    ) -> Self {
         let mut plan = Self {
             chains: [None; BATCH_FRAMES],
             next: [0; BATCH_FRAMES],
@@ -50,7 +55,10 @@ impl<'a> Plan<'a> {
         };
         // One bit a chain: whether more frames may follow.
         let mut open = 0_u32;
-        for number in 0..frames.len().min(BATCH_FRAMES) {
+        if !offloads.contains(Offloads::CSUM) {
+            return plan;
+        }
+        for number in (0..frames.len().min(BATCH_FRAMES)).filter(|number| is_wanted(*number)) {
             let packet = frames
                 .frame(number)
                 .map(Frame::bytes)
@@ -83,21 +91,20 @@ impl<'a> Plan<'a> {
         self.followers == 0
     }
 
-    /// Writes what comes out for the frames the plan was made for to an empty batch.
-    pub(super) fn write(&self, frames: &TxBatch<'_>, out: &mut RxBatch<'_>) {
-        for number in 0..frames.len().min(BATCH_FRAMES) {
-            if self.followers >> number & 1 != 0 {
-                continue;
-            }
-            let chain = self.chains[number].filter(|chain| chain.count > 1);
-            let written = match (chain, frames.frame(number)) {
-                (Some(chain), _) => self.write_chain(&chain, number, frames, out),
-                (None, Some(frame)) => out.push_offloaded(frame.header(), frame.bytes()),
-                (None, None) => false,
-            };
-            if !written {
-                out.count_dropped(1);
-            }
+    /// Writes what comes out for frame `number` of those that the plan was made for: the frame, the super-frame that
+    /// starts with it, or nothing if it is behind another.
+    pub(super) fn write(&self, frames: &TxBatch<'_>, number: usize, out: &mut RxBatch<'_>) {
+        if self.followers >> number & 1 != 0 {
+            return;
+        }
+        let chain = self.chains[number].filter(|chain| chain.count > 1);
+        let written = match (chain, frames.frame(number)) {
+            (Some(chain), _) => self.write_chain(&chain, number, frames, out),
+            (None, Some(frame)) => out.push_offloaded(frame.header(), frame.bytes()),
+            (None, None) => false,
+        };
+        if !written {
+            out.count_dropped(1);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Packets made by hand for the tests, with checksums computed the slow way.
 
-use vdens_plugin_api::VnetHeader;
+use crate::VnetHeader;
 
 /// A small deterministic generator of numbers (xorshift64).
 pub(super) struct Numbers(pub(super) u64);

@@ -1,0 +1,358 @@
+//! Legacy clients, clients that take super-frames, the host and the hub on one switch.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+
+use vdens_plugin_api::tap::Tap;
+use vdens_plugin_api::wire::hello::{Cable, Hello, SUPER_PREFIX};
+use vdens_plugin_api::{
+    Hub, Link, MAX_FRAME, Offloads, State, Ticket, VNET_HEADER_LEN, VnetHeader,
+};
+
+use super::{BROADCAST, Bench, Client, frame};
+
+/// Bytes of the headers in front of the payload: Ethernet, IPv4, TCP.
+const HEADERS: usize = 14 + 20 + 20;
+
+/// The sum of RFC 1071.
+fn sum(parts: &[&[u8]]) -> u16 {
+    let mut sum = 0_u32;
+    for pair in parts.concat().chunks(2) {
+        sum += u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+/// A TCP segment over IPv4 from station `source` to station `destination`, with its checksums.
+fn tcp(destination: u8, source: u8, sequence: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = frame(destination, source, HEADERS);
+    bytes[12..14].copy_from_slice(&[8, 0]);
+    bytes.extend(payload);
+    let total = (bytes.len() - 14) as u16;
+    bytes[14] = 0x45;
+    bytes[16..18].copy_from_slice(&total.to_be_bytes());
+    // Don't fragment; time to live; TCP; 10.0.0.source to 10.0.0.destination.
+    bytes[20] = 0x40;
+    bytes[22..24].copy_from_slice(&[64, 6]);
+    bytes[26..34].copy_from_slice(&[10, 0, 0, source, 10, 0, 0, destination]);
+    bytes[34..38].copy_from_slice(&[0, 80, 0, 81]);
+    bytes[38..42].copy_from_slice(&sequence.to_be_bytes());
+    bytes[46..50].copy_from_slice(&[0x50, 0x10, 1, 0]);
+    let ip = !sum(&[&bytes[14..34]]);
+    bytes[24..26].copy_from_slice(&ip.to_be_bytes());
+    let checksum = !sum(&[&pseudo_header(&bytes), &bytes[34..]]);
+    bytes[50..52].copy_from_slice(&checksum.to_be_bytes());
+    bytes
+}
+
+fn pseudo_header(bytes: &[u8]) -> Vec<u8> {
+    let len = (bytes.len() - 34) as u16;
+    [&bytes[26..34], &[0, 6], &len.to_be_bytes()].concat()
+}
+
+/// The same without its checksum: with the sum of the pseudo-header in its place.
+fn unfinished(mut bytes: Vec<u8>) -> Vec<u8> {
+    let partial = sum(&[&pseudo_header(&bytes)]);
+    bytes[50..52].copy_from_slice(&partial.to_be_bytes());
+    bytes
+}
+
+const NEEDS_CSUM: VnetHeader = VnetHeader {
+    flags: 1,
+    gso_type: 0,
+    hdr_len: 0,
+    gso_size: 0,
+    csum_start: 34,
+    csum_offset: 16,
+};
+
+/// TCP over IPv4, to be cut into pieces of 1000 bytes.
+const TSO: VnetHeader = VnetHeader {
+    gso_type: 1,
+    hdr_len: HEADERS as u16,
+    gso_size: 1000,
+    ..NEEDS_CSUM
+};
+
+fn wrapped(header: VnetHeader, frame: &[u8]) -> Vec<u8> {
+    [&SUPER_PREFIX[..], &header.to_bytes(), frame].concat()
+}
+
+fn payload(len: usize) -> Vec<u8> {
+    (0..len).map(|n| (n * n / 7) as u8).collect()
+}
+
+/// What a super-frame of `payload` is cut into.
+fn segments(destination: u8, source: u8, payload: &[u8]) -> Vec<Vec<u8>> {
+    let pieces = payload.chunks(TSO.gso_size.into()).enumerate();
+    let segment = |(n, piece): (usize, &[u8])| {
+        let mut bytes = tcp(destination, source, n as u32 * 1000, piece);
+        // The identification counts up, which changes the header's checksum.
+        bytes[18..20].copy_from_slice(&(n as u16).to_be_bytes());
+        bytes[24..26].fill(0);
+        let checksum = !sum(&[&bytes[14..34]]);
+        bytes[24..26].copy_from_slice(&checksum.to_be_bytes());
+        bytes
+    };
+    pieces.map(segment).collect()
+}
+
+impl Client {
+    fn all(&self) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| self.receive(100_000)).collect()
+    }
+}
+
+impl Bench {
+    /// A client that takes super-frames.
+    fn plug_ours(&mut self) -> Client {
+        let client = self.try_plug_as(0, "ours vdens=0").unwrap();
+        assert_eq!(client.all()[1], accept(Offloads::ALL));
+        client.send(&accept(Offloads::ALL));
+        self.run();
+        client
+    }
+
+    /// The far side of a tap on a hub: what is written to it comes from the hub.
+    fn plug_hub(&mut self) -> UnixDatagram {
+        let (near, far) = UnixDatagram::pair().unwrap();
+        for socket in [&near, &far] {
+            socket.set_nonblocking(true).unwrap();
+        }
+        let tap = Tap::from_fd(OwnedFd::from(near), "hub".into());
+        let (panel, place) = (1, "hub".into());
+        let ticket = Ticket { panel, place };
+        self.switch.set_hub(Hub { ticket, tap });
+        far
+    }
+
+    fn malformed(&mut self) -> u64 {
+        let ports = self.switch.fabric().ports.iter_mut();
+        ports.map(|(_, port)| port.counters.malformed).sum()
+    }
+}
+
+fn accept(offloads: Offloads) -> Vec<u8> {
+    Hello::Accept(offloads).encode(Cable::default())
+}
+
+/// What came out of the hub.
+fn bridged(hub: &UnixDatagram) -> Vec<(VnetHeader, Vec<u8>)> {
+    let mut bytes = vec![0; 100_000];
+    let next = || {
+        let len = hub.recv(&mut bytes).ok()?;
+        let (header, frame) = bytes[..len].split_at(VNET_HEADER_LEN);
+        Some((VnetHeader::from_bytes(header)?, frame.to_vec()))
+    };
+    std::iter::from_fn(next).collect()
+}
+
+const TAKES_ALL: State = State {
+    offloads: Offloads::ALL,
+    ..State::UP
+};
+
+#[test]
+fn a_super_frame_reaches_everybody_in_the_form_it_takes() {
+    let mut bench = Bench::new("");
+    bench.switch.other_side(TAKES_ALL);
+    let (sender, ours) = (bench.plug_ours(), bench.plug_ours());
+    let (one, two) = (bench.plug(), bench.plug());
+    let hub = bench.plug_hub();
+    let payload = payload(60_500);
+    let whole = unfinished(tcp(BROADCAST, 1, 0, &payload));
+    let datagram = wrapped(TSO, &whole);
+    let before = frame(BROADCAST, 1, 60);
+    sender.send(&before);
+    sender.send(&datagram);
+    sender.send(&before);
+    bench.run();
+    assert_eq!(ours.all(), [&before, &datagram, &before].map(Clone::clone));
+    let mut expected = segments(BROADCAST, 1, &payload);
+    expected.insert(0, before.clone());
+    expected.push(before.clone());
+    assert_eq!(expected.len(), 63, "more than a batch holds");
+    for legacy in [&one, &two] {
+        assert!(legacy.all() == expected);
+    }
+    assert_eq!(bench.host, [before.clone(), whole.clone(), before.clone()]);
+    let plain = VnetHeader::default();
+    let same = [(plain, before.clone()), (TSO, whole), (plain, before)];
+    assert_eq!(bridged(&hub), same);
+    assert_eq!((sender.drain(), bench.malformed()), (0, 0));
+}
+
+#[test]
+fn a_checksum_left_undone_is_completed_for_a_legacy_port_only() {
+    let mut bench = Bench::new("");
+    bench.switch.other_side(State::UP);
+    let (sender, ours, legacy) = (bench.plug_ours(), bench.plug_ours(), bench.plug());
+    let hub = bench.plug_hub();
+    let complete = tcp(BROADCAST, 1, 7, &payload(200));
+    let whole = unfinished(complete.clone());
+    assert_ne!(complete, whole);
+    sender.send(&wrapped(NEEDS_CSUM, &whole));
+    bench.run();
+    assert_eq!(legacy.all(), [complete.clone()]);
+    assert_eq!(bench.host, [complete.clone()], "it takes none");
+    assert_eq!(ours.all(), [wrapped(NEEDS_CSUM, &whole)]);
+    assert_eq!(bridged(&hub), [(NEEDS_CSUM, whole.clone())]);
+
+    // The same from the hub, from the host, and to one station alone.
+    legacy.send(&frame(BROADCAST, 5, 60));
+    bench.run();
+    let complete = tcp(5, 9, 7, &payload(200));
+    let whole = unfinished(complete.clone());
+    hub.send(&[&NEEDS_CSUM.to_bytes(), &whole[..]].concat())
+        .unwrap();
+    bench.run();
+    let mut batch = vdens_plugin_api::Batch::new();
+    assert!(batch.rx().push_offloaded(NEEDS_CSUM, &whole));
+    assert_eq!(bench.switch.send(&mut batch.tx(0)).unwrap(), 1);
+    assert_eq!(legacy.all(), [complete.clone(), complete]);
+}
+
+#[test]
+fn what_a_legacy_client_sends_is_put_together_for_those_who_take_it() {
+    let mut bench = Bench::new("");
+    bench.switch.other_side(TAKES_ALL);
+    let (sender, legacy, ours) = (bench.plug(), bench.plug(), bench.plug_ours());
+    let hub = bench.plug_hub();
+    let payload = payload(8000);
+    let frames = segments(BROADCAST, 1, &payload);
+    for frame in &frames {
+        sender.send(frame);
+    }
+    bench.run();
+    let whole = unfinished(tcp(BROADCAST, 1, 0, &payload));
+    assert_eq!(ours.all(), [wrapped(TSO, &whole)]);
+    assert_eq!(bridged(&hub), [(TSO, whole)]);
+    assert_eq!(legacy.all(), frames, "as they were");
+    assert_eq!(bench.host, frames, "left to the host's own stage");
+
+    // Nothing is put together where nobody takes it.
+    ours.send(&accept(Offloads::NONE));
+    ours.send(&frame(BROADCAST, 6, 60));
+    bench.run();
+    sender.send(&frames[0]);
+    sender.send(&frames[1]);
+    bench.run();
+    assert_eq!(ours.all(), frames[..2]);
+}
+
+#[test]
+fn super_frames_that_make_no_sense_go_nowhere() {
+    let mut bench = Bench::new("");
+    bench.switch.other_side(TAKES_ALL);
+    let (sender, ours, legacy) = (bench.plug_ours(), bench.plug_ours(), bench.plug());
+    let hub = bench.plug_hub();
+    let whole = unfinished(tcp(BROADCAST, 1, 0, &payload(60_000)));
+    let mut fragment = whole.clone();
+    fragment[20] = 0x20;
+    let bad = [
+        // Endless, or too many or too long pieces.
+        wrapped(VnetHeader { gso_size: 0, ..TSO }, &whole),
+        wrapped(VnetHeader { gso_size: 1, ..TSO }, &whole),
+        wrapped(
+            VnetHeader {
+                gso_size: 9300,
+                ..TSO
+            },
+            &whole,
+        ),
+        // Not what the header says, or of no kind at all.
+        wrapped(VnetHeader { gso_type: 4, ..TSO }, &whole),
+        wrapped(
+            VnetHeader {
+                gso_type: 0x7f,
+                ..TSO
+            },
+            &whole,
+        ),
+        wrapped(TSO, &fragment),
+        wrapped(TSO, &whole[..60]),
+        // Not to be cut, and too long as it is.
+        wrapped(NEEDS_CSUM, &whole),
+        wrapped(VnetHeader::default(), &whole),
+        // A checksum outside the frame.
+        wrapped(
+            VnetHeader {
+                csum_start: 0xffff,
+                ..NEEDS_CSUM
+            },
+            &whole[..1000],
+        ),
+        wrapped(
+            VnetHeader {
+                csum_offset: 0xffff,
+                ..NEEDS_CSUM
+            },
+            &whole[..1000],
+        ),
+        wrapped(
+            VnetHeader {
+                csum_start: 0,
+                ..NEEDS_CSUM
+            },
+            &whole[..1000],
+        ),
+        // No frame.
+        wrapped(TSO, &whole[..13]),
+        SUPER_PREFIX.to_vec(),
+        wrapped(TSO, &vec![0; MAX_FRAME + 1]),
+    ];
+    for datagram in &bad {
+        sender.send(datagram);
+        bench.run();
+    }
+    assert_eq!(bench.malformed(), bad.len() as u64);
+    // A message in a wrapping would come to the others as if the switch had sent it.
+    let message = Hello::Plugged.encode(Cable::default());
+    sender.send(&wrapped(VnetHeader::default(), &message));
+    sender.send(&wrapped(VnetHeader::default(), &wrapped(TSO, &whole)));
+    // A legacy client's super-frame is none.
+    legacy.send(&wrapped(TSO, &whole[..5000]));
+    bench.run();
+    assert_eq!((ours.drain(), legacy.drain(), sender.drain()), (0, 0, 0));
+    assert_eq!((bench.host.len(), bridged(&hub).len()), (0, 0));
+    sender.send(&wrapped(TSO, &whole));
+    bench.run();
+    assert_eq!((ours.drain(), legacy.drain()), (1, 60), "it still works");
+}
+
+#[test]
+fn a_stuck_client_holds_megabytes_of_super_frames_and_others_do_not_wait() {
+    let mut bench = Bench::new("");
+    let (sender, stuck, legacy) = (bench.plug_ours(), bench.plug_ours(), bench.plug());
+    stuck.send(&frame(BROADCAST, 2, 60));
+    legacy.send(&frame(BROADCAST, 3, 60));
+    bench.run();
+    for client in [&sender, &stuck, &legacy] {
+        client.drain();
+    }
+    let payload = payload(64_000);
+    const SENT: u32 = 300;
+    for n in 0..SENT {
+        let mut whole = tcp(2, 1, 0, &payload);
+        whole[38..42].copy_from_slice(&n.to_be_bytes());
+        sender.send(&wrapped(TSO, &unfinished(whole)));
+        sender.send(&wrapped(TSO, &unfinished(tcp(3, 1, 0, &payload[..3000]))));
+        bench.run();
+        assert_eq!(legacy.drain(), 3);
+    }
+    assert!(!bench.is_ready(), "nothing to do while it is stuck");
+    let mut numbers = Vec::new();
+    while let Some(bytes) = stuck.receive(100_000) {
+        let at = SUPER_PREFIX.len() + VNET_HEADER_LEN + 38;
+        numbers.push(u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap()));
+        bench.run();
+    }
+    assert!(
+        numbers.len() * 64_000 > (4 << 20) - 64_000,
+        "{}",
+        numbers.len()
+    );
+    assert!(numbers.len() < SENT as usize);
+    assert!(numbers.iter().copied().eq(0..numbers.len() as u32));
+}
