@@ -29,7 +29,7 @@ use nix::sys::epoll::{Epoll, EpollFlags};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::socket::SockType;
 use vdens_plugin_api::log::{debug, warn};
-use vdens_plugin_api::{Result, RxBatch};
+use vdens_plugin_api::{Peer as Credentials, Result, RxBatch};
 
 use crate::sockets::{self, Claim, Found};
 use crate::{DATA, End, Place, TICKS, watch};
@@ -139,6 +139,14 @@ impl Dgram {
 impl End for Dgram {
     fn peer(&self) -> Option<BorrowedFd<'_>> {
         self.carrier.then(|| self.socket.as_fd())
+    }
+
+    /// The kernel does not tell a datagram socket's process.
+    fn credentials(&self) -> Credentials {
+        Credentials {
+            uid: fs::symlink_metadata(&self.peer).ok().map(|meta| meta.uid()),
+            ..Credentials::default()
+        }
     }
 
     fn peer_lost(&mut self) {

@@ -9,11 +9,14 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::socket::{MsgFlags, send};
 use vdens_plugin_api::wire::control::mark;
-use vdens_plugin_api::{Error, Host, Link, MAX_LEGACY_FRAME, Result, RxBatch, State, TxBatch, log};
+use vdens_plugin_api::{
+    Error, Host, Link, MAX_LEGACY_FRAME, Result, RxBatch, State, Status, TxBatch, log,
+};
 
 use crate::control::Control;
 use crate::endpoint::Endpoint;
 use crate::hub::Switch;
+use crate::status;
 use crate::target::Target;
 
 /// A port of a switch.
@@ -163,6 +166,10 @@ impl Link for Vde {
             true => self.switch.state(),
             false => State::DOWN,
         }
+    }
+
+    fn status(&self) -> Status {
+        status::of(&self.switch, &self.control)
     }
 
     fn wants_panel(&self) -> bool {
