@@ -103,8 +103,8 @@ pub struct Vdens {
     #[arg(long)]
     pub status: bool,
 
-    /// List them as JSON
-    #[arg(long, requires = "status")]
+    /// With --status, print JSON
+    #[arg(long)]
     pub json: bool,
 
     /// Give an interface an address, and set all up; with --multi, N: is the interface's number; can be repeated

@@ -32,6 +32,18 @@ pub fn namespace(kind: &str) -> Result<u64> {
         .map_err(|error| Error::path("look at", &path, &error))
 }
 
+/// When a process started, in clock ticks since boot: field 22 of /proc/PID/stat (proc(5)), counted behind the name in brackets. `None`
+/// if it has ended, even if nobody has taken note of that yet.
+pub fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace();
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
 /// Makes a directory that only the user can enter, or checks that it is one.
 ///
 /// # Errors

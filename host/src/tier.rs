@@ -69,15 +69,16 @@ impl Watch {
         }
         let status = far.status();
         let tier = tier(near, far, &status);
-        if self.told == Some(tier) {
-            self.due = None;
+        let is_good = matches!(tier, Some(Tier::Kernel | Tier::Taps));
+        // One that comes back is told again, however short its absence was.
+        let was_away = self.due.take().is_some();
+        if self.told == Some(tier) && !(is_good && was_away) {
             return;
         }
-        if is_change && !matches!(tier, Some(Tier::Kernel | Tier::Taps)) {
+        if is_change && !is_good {
             self.due = Some(Instant::now() + SETTLING);
             return;
         }
-        self.due = None;
         self.told = Some(tier);
         self.tell(tier, &status);
     }

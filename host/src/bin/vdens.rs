@@ -32,6 +32,9 @@ fn run(cli: &Vdens) -> Result<i32, Failure> {
     if cli.status {
         return Ok(show_status(cli)?);
     }
+    if cli.json {
+        return Err(Error::usage("--json goes with --status only").into());
+    }
     let session = Session::new(cli, &config)?;
     supervisor::run(&session.plan, session.jobs)
 }

@@ -66,7 +66,7 @@ impl Registry {
         });
         let alive = entries.filter_map(|(pid, path)| {
             let holder = parse(pid, &fs::read_to_string(&path).ok()?);
-            let alive = holder.filter(|holder| start_time(pid) == Some(holder.started));
+            let alive = holder.filter(|holder| runtime::start_time(pid) == Some(holder.started));
             if alive.is_none() {
                 // Another may have been faster; then it is gone all the same.
                 let _ = fs::remove_file(&path);
@@ -80,7 +80,7 @@ impl Registry {
     pub(super) fn register(&self, user: RawFd, net: RawFd) -> Result<Registration> {
         let pid = process::id();
         let path = self.dir.join(pid.to_string());
-        let started = start_time(pid).unwrap_or(0);
+        let started = runtime::start_time(pid).unwrap_or(0);
         fs::write(&path, format!("{started} {user} {net}\n"))
             .map_err(|error| Error::path("write", &path, &error))?;
         Ok(Registration { path, pid })
@@ -156,18 +156,6 @@ fn parse(pid: u32, text: &str) -> Option<Holder> {
         user: words.next()?.parse().ok()?,
         net: words.next()?.parse().ok()?,
     })
-}
-
-/// When a process started: field 22 of /proc/PID/stat (proc(5)), counted behind the name in brackets. `None`
-/// if it has ended, even if nobody has taken note of that yet.
-fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_whitespace();
-    if matches!(fields.next()?, "Z" | "X") {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
 }
 
 fn directory() -> Result<PathBuf> {

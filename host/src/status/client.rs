@@ -8,14 +8,13 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::signal::kill;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
-use nix::unistd::Pid;
 
 use super::{Process, Report, directory};
 use crate::control::{Channel, Message, read_report};
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::wait;
+use crate::runtime;
 
 /// How long a process may take to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -50,8 +49,8 @@ pub(super) fn sweep(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let pid = name.to_str().map(|name| name.trim_start_matches('.'));
-        let pid = pid.and_then(|pid| pid.parse().ok()).map(Pid::from_raw);
-        if pid.is_some_and(|pid| kill(pid, None) == Err(Errno::ESRCH)) {
+        let pid = pid.and_then(|pid| pid.parse().ok());
+        if pid.is_some_and(|pid| runtime::start_time(pid).is_none()) {
             // Another may have been faster; then it is gone all the same.
             let _ = fs::remove_file(entry.path());
         }
