@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollTimeout, poll};
 use nix::sched::sched_yield;
 
+use crate::error::Result;
+use crate::process;
+
 /// How long to stay awake.
 const SPIN: Duration = Duration::from_micros(100);
 
@@ -24,19 +27,20 @@ pub struct BusyPoll {
 }
 
 impl BusyPoll {
-    /// As poll(2) without a timeout.
+    /// As [`process::wait`].
     ///
     /// # Errors
-    /// Those of poll(2).
-    pub fn wait(&mut self, fds: &mut [PollFd<'_>]) -> nix::Result<()> {
+    /// As there.
+    pub fn wait(&mut self, fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> Result<()> {
         let start = Instant::now();
         while self.was_short && start.elapsed() < SPIN {
-            if poll(fds, PollTimeout::ZERO)? > 0 {
+            if poll(fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
                 return Ok(());
             }
-            sched_yield()?;
+            // It never fails on Linux.
+            let _ = sched_yield();
         }
-        poll(fds, PollTimeout::NONE)?;
+        process::wait(fds, deadline)?;
         self.was_short = start.elapsed() < SHORT;
         Ok(())
     }
@@ -62,7 +66,7 @@ mod tests {
                 far.send(&[1]).unwrap()
             });
             let mut fds = [PollFd::new(near.as_fd(), PollFlags::POLLIN)];
-            waiting.wait(&mut fds).unwrap();
+            waiting.wait(&mut fds, None).unwrap();
             assert_eq!(fds[0].any(), Some(true));
             near.recv(&mut [0]).unwrap();
             sender.join().unwrap();

@@ -7,11 +7,13 @@ use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser};
 use ipnet::IpNet;
 
 use crate::error::{Error, Result};
+use crate::lasting::Wait;
 use crate::netlink::Mac;
 
 /// Options that both programs have.
@@ -40,6 +42,12 @@ pub struct Common {
     /// Move all frames through user space, even between this user's own namespaces
     #[arg(long)]
     pub no_panel: bool,
+
+    /// Start although what a VNL needs is not there yet, and plug in when it is; with SECONDS, wait first, at most
+    /// that long, and fail then
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
+        default_missing_value = "", value_parser = wait)]
+    pub wait: Option<Wait>,
 }
 
 /// Run a command in a network namespace of its own, plugged into virtual Ethernet
@@ -90,6 +98,14 @@ pub struct Vdens {
     /// Set lo and all interfaces up
     #[arg(long)]
     pub up: bool,
+
+    /// List this user's running vdens and vde_plug, with their links, and do nothing else
+    #[arg(long)]
+    pub status: bool,
+
+    /// With --status, print JSON
+    #[arg(long)]
+    pub json: bool,
 
     /// Give an interface an address, and set all up; with --multi, N: is the interface's number; can be repeated
     #[arg(long, value_name = "[N:]IP/PREFIX", value_parser = numbered::<Cidr>)]
@@ -285,6 +301,17 @@ impl FromStr for MacAddress {
     }
 }
 
+fn wait(text: &str) -> Result<Wait, String> {
+    if text.is_empty() {
+        return Ok(Wait::Meanwhile);
+    }
+    let seconds = text.parse().ok().map(Duration::try_from_secs_f64);
+    match seconds {
+        Some(Ok(time)) => Ok(Wait::AtMost(time)),
+        _ => Err("a number of seconds is wanted, such as 10".into()),
+    }
+}
+
 fn octal(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
         Ok(mode) if mode <= 0o7777 => Ok(mode),
@@ -377,6 +404,17 @@ mod tests {
         assert_eq!(vdens(&[]).split_rest().unwrap().0, [""]);
         assert_eq!(vdens(&["-", "id"]).split_rest().unwrap().0, ["-"]);
         assert_eq!(vdens(&["", "id"]).split_rest().unwrap().1, ["id"]);
+    }
+
+    #[test]
+    fn waiting_may_have_a_limit() {
+        let wait = |option| vdens(&[option, "x"]).common.wait;
+        assert_eq!(wait("--wait"), Some(Wait::Meanwhile));
+        let limit = Duration::from_millis(2500);
+        assert_eq!(wait("--wait=2.5"), Some(Wait::AtMost(limit)));
+        for bad in ["--wait=-1", "--wait=soon", "--wait=1e99", "--wait=NaN"] {
+            assert!(Vdens::try_parse_from(["vdens", bad]).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -1,14 +1,25 @@
 //! Messages between the supervisor and its children: a few bytes over a SEQPACKET pair.
 //!
 //! The namespace child tells that its namespace and then its interfaces are there, handing over their
-//! descriptors, and why the command cannot be run; a worker tells that its link is open, or why not, and later has
-//! orders for the panel. The supervisor says which interfaces to make, what a worker's side of its link is,
-//! and go. Closing the pair is a message too: to a child it means the session is over.
+//! descriptors, and why the command cannot be run. The supervisor says which interfaces to make, and go.
+//!
+//! A worker has two pairs. Over the first it tells that its link is open, or why not, and that it has settled; the
+//! supervisor says what its side of the link is, and from then on asks, whether it is there and for a report.
+//! Over the second the worker asks: it gives orders for the panel, one at a time. So neither side mistakes a
+//! question for the answer to its own. Closing the first pair is a message too: to a child it means
+//! the session is over.
+//!
+//! A report may be long, so it is a file in memory, whose descriptor is sent. That is also how a process answers
+//! to `vdens --status`.
 
-use std::io::{IoSlice, IoSliceMut};
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType,
     recvmsg, sendmsg, shutdown, socketpair,
@@ -16,6 +27,7 @@ use nix::sys::socket::{
 
 use crate::error::{Error, ErrorKind, Result, system};
 use crate::panel::Order;
+use crate::process::wait;
 
 /// The longest message, in bytes.
 const MAX_MESSAGE: usize = 4096;
@@ -41,6 +53,12 @@ pub enum Message {
     Failed(i32, Error),
     /// Go on: run the command.
     Go,
+    /// Are you there?
+    Ping,
+    /// Yes.
+    Alive,
+    /// A report is asked for, or comes along.
+    Report,
 }
 
 /// One end of the pair.
@@ -85,6 +103,38 @@ impl Channel {
         }
     }
 
+    /// As [`Channel::receive`], but an error if nothing comes within `patience`.
+    ///
+    /// # Errors
+    /// As for [`Channel::receive`], and that nothing came.
+    pub fn receive_within(&self, patience: Duration) -> Result<Option<(Message, Vec<OwnedFd>)>> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+            wait(&mut fds, Some(deadline))?;
+            if fds[0].any() == Some(true) {
+                return self.receive();
+            }
+            if Instant::now() >= deadline {
+                let message = format!("another process of vdens is silent for {patience:?}");
+                return Err(Error::new(ErrorKind::Busy, message));
+            }
+        }
+    }
+
+    /// Sends a report.
+    ///
+    /// # Errors
+    /// The system has no memory or descriptors left.
+    pub fn send_report(&self, report: &str) -> Result<()> {
+        let fd = memfd_create("vdens-report", MFdFlags::MFD_CLOEXEC)
+            .map_err(system("make a file in memory"))?;
+        let mut file = File::from(fd);
+        file.write_all(report.as_bytes())
+            .map_err(|error| Error::io("write a report", &error))?;
+        self.send(&Message::Report, &[file.as_fd()])
+    }
+
     /// Closes both ends: the other one hears nothing more but that.
     pub fn close(&self) {
         // It fails only if the other end is closed already.
@@ -115,10 +165,31 @@ impl Channel {
     }
 }
 
+impl From<OwnedFd> for Channel {
+    /// A connected SEQPACKET socket.
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+}
+
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// Reads a report that has come.
+///
+/// # Errors
+/// It cannot be read.
+pub fn read_report(fd: OwnedFd) -> Result<String> {
+    let cannot = |error| Error::io("read a report", &error);
+    let mut file = File::from(fd);
+    // The sender wrote it through the same open file, and left the offset at its end.
+    file.rewind().map_err(cannot)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(cannot)?;
+    Ok(text)
 }
 
 /// Takes ownership of received descriptors.
@@ -135,6 +206,9 @@ fn encode(message: &Message) -> Vec<u8> {
     match message {
         Message::Ready => vec![b'R'],
         Message::Go => vec![b'G'],
+        Message::Ping => vec![b'?'],
+        Message::Alive => vec![b'!'],
+        Message::Report => vec![b'T'],
         Message::Done(panel) => [&b"D"[..], &panel.to_ne_bytes()].concat(),
         Message::Open(panel) => vec![b'O', u8::from(*panel)],
         Message::Side(port) => vec![b'S', u8::from(*port)],
@@ -160,6 +234,9 @@ fn decode(bytes: &[u8]) -> Option<Message> {
     match tag {
         b'R' => Some(Message::Ready),
         b'G' => Some(Message::Go),
+        b'?' => Some(Message::Ping),
+        b'!' => Some(Message::Alive),
+        b'T' => Some(Message::Report),
         b'D' => Some(Message::Done(u64::from_ne_bytes(rest.try_into().ok()?))),
         b'O' => Some(Message::Open(rest == [1])),
         b'S' => Some(Message::Side(rest == [1])),
@@ -194,6 +271,8 @@ mod tests {
         for message in [
             Message::Ready,
             Message::Go,
+            Message::Ping,
+            Message::Alive,
             Message::Done(1 << 40),
             Message::Open(true),
             Message::Side(false),
@@ -207,6 +286,12 @@ mod tests {
             let (got, fds) = b.receive().unwrap().unwrap();
             assert_eq!((got, fds.len()), (message, 2));
         }
+        let report = "x".repeat(100_000);
+        a.send_report(&report).unwrap();
+        let (_, mut fds) = b.receive_within(Duration::from_secs(5)).unwrap().unwrap();
+        assert_eq!(read_report(fds.pop().unwrap()).unwrap(), report);
+        let silence = b.receive_within(Duration::from_millis(10)).unwrap_err();
+        assert_eq!(silence.kind, ErrorKind::Busy);
         drop(a);
         assert!(b.receive().unwrap().is_none());
         b.send(&Message::Go, &[]).unwrap();

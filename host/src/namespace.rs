@@ -258,14 +258,19 @@ fn prepare(plan: &Plan, signals: &Signals, supervisor: Pid) -> Result<()> {
     }
 }
 
-fn arguments(command: &[OsString]) -> Result<Vec<CString>> {
+/// The words of the command: those that were given, else the user's shell.
+pub fn command_words(command: &[OsString]) -> Vec<OsString> {
     let shell = || env::var_os("SHELL").filter(|shell| !shell.is_empty());
-    let words = match command {
+    match command {
         [] => vec![shell().unwrap_or_else(|| "/bin/sh".into())],
         words => words.to_vec(),
-    };
-    let words = words.into_iter().map(|word| CString::new(word.into_vec()));
+    }
+}
+
+fn arguments(command: &[OsString]) -> Result<Vec<CString>> {
+    let words = command_words(command).into_iter();
     words
+        .map(|word| CString::new(word.into_vec()))
         .collect::<Result<_, _>>()
         .map_err(|_| Error::usage("an argument has a NUL byte in it"))
 }

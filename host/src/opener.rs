@@ -4,6 +4,7 @@
 //! plugin sees them. A plugin is loaded when its scheme is first opened, and only once.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -12,12 +13,11 @@ use std::time::Duration;
 use vdens_plugin_api::abi::{HostServices, LoadedPlugin};
 use vdens_plugin_api::tap::Tap;
 use vdens_plugin_api::vnl::Vnl;
-use vdens_plugin_api::{Hub, Link, OpenOptions, Port, Ticket};
+use vdens_plugin_api::{Hub, Link, Manifest, OpenOptions, Port, Ticket};
 
-use crate::control::Channel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::loader::{self, SearchPath};
-use crate::panel::{self, Done, Order};
+use crate::panel::{self, Done, Order, Orders};
 
 /// Hubs that this process has made.
 static HUBS: AtomicU32 = AtomicU32::new(0);
@@ -30,14 +30,14 @@ pub struct Opener(&'static Services);
 struct Services {
     path: SearchPath,
     port: Port,
-    panel: Option<&'static Channel>,
-    loaded: Mutex<HashMap<String, LoadedPlugin>>,
+    panel: Option<Orders>,
+    loaded: Mutex<HashMap<String, (LoadedPlugin, PathBuf)>>,
 }
 
 impl Opener {
     /// An opener that finds plugins on `path`; `port` is the host's side of the link, `panel` the way to
     /// somebody who carries out orders on the panel. One a link, for the life of the process.
-    pub fn new(path: SearchPath, port: Port, panel: Option<&'static Channel>) -> Self {
+    pub fn new(path: SearchPath, port: Port, panel: Option<Orders>) -> Self {
         Self(Box::leak(Box::new(Services {
             path,
             port,
@@ -54,21 +54,29 @@ impl Opener {
         let plugin = self.0.plugin(Vnl::parse(vnl)?.scheme)?;
         plugin.open(vnl, options, self.0)
     }
+
+    /// What the plugin for a scheme says of itself, and its file, if it has been loaded.
+    pub fn plugin(self, scheme: &str) -> Option<(Manifest, PathBuf)> {
+        let loaded = self.0.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let (plugin, file) = loaded.get(scheme)?;
+        Some((plugin.manifest(), file.clone()))
+    }
 }
 
 impl Services {
     fn plugin(&self, scheme: &str) -> Result<LoadedPlugin> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(plugin) = loaded.get(scheme) {
+        if let Some((plugin, _)) = loaded.get(scheme) {
             return Ok(*plugin);
         }
-        let plugin = loader::load(&self.path.find(scheme)?, scheme)?;
-        loaded.insert(scheme.to_owned(), plugin);
+        let file = self.path.find(scheme)?;
+        let plugin = loader::load(&file, scheme)?;
+        loaded.insert(scheme.to_owned(), (plugin, file));
         Ok(plugin)
     }
 
     fn order(&self, order: Order) -> Result<Done> {
-        panel::ask(self.panel.ok_or_else(no_panel)?, order)
+        self.panel.ok_or_else(no_panel)?.give(order)
     }
 }
 

@@ -2,10 +2,11 @@
 //!
 //! One end is a VNL; the other a second VNL, a command, or this process's own standard input and output. In the background
 //! (`-d`) the child opens the ends and tells the parent over a pipe, so that the parent's
-//! exit status is the truth. The plug ends when an end does, or with a signal; either way its sockets,
-//! its command and its pid file are gone with it. Before an end is opened a [`Service`] is started, for
+//! exit status is the truth. A VNL that breaks is opened again ([`Lasting`]). The plug ends when a stream does, or with a
+//! signal; either way its sockets, its command and its pid file are gone with it. Before an end is opened a [`Service`] is started, for
 //! a switch with members on the panel.
 
+use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -13,22 +14,30 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
+use std::thread::sleep;
+use std::time::{Instant, SystemTime};
 
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::signal::Signal;
 use nix::unistd::setsid;
+use vdens_plugin_api::vnl::Vnl;
 use vdens_plugin_api::{Link, OpenOptions, Port};
 
 use crate::cli::{VdePlug, text};
 use crate::config::Config;
 use crate::control::{Channel, Message};
 use crate::error::{Error, ErrorKind, Result, system};
+use crate::lasting::Lasting;
 use crate::loader::SearchPath;
 use crate::opener::Opener;
-use crate::panel::{self, Service};
+use crate::panel::{self, Orders, Service};
 use crate::process::{detach, fork_child};
 use crate::pump::{Pump, Stop};
 use crate::signals::Signals;
+use crate::status::server::Server;
+use crate::status::{self, Entry, LinkEntry, Process, Report, this_process};
 use crate::stream::{CommandStream, Stream};
+use crate::tier::Watch;
 use crate::vnls;
 
 /// The exit status of `vde_plug` when it fails.
@@ -45,7 +54,7 @@ enum Far {
 /// Runs a plug. Returns the exit status: 0 when a stream ended, 128 + n for signal n.
 ///
 /// # Errors
-/// An end cannot be opened, or hangs up.
+/// An end cannot be opened, or a stream breaks.
 pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
     let (near, far) = ends(&cli.rest)?;
     if cli.daemon && far == Far::Stdio {
@@ -140,47 +149,86 @@ struct Plug<'a> {
     far: Far,
 }
 
-/// An open end and what to call it.
-type NamedLink = (String, Box<dyn Link>);
+/// What an end is.
+struct About {
+    name: String,
+    /// What opens it, if it is a VNL.
+    opener: Option<Opener>,
+}
+
+/// An open end.
+type End = (About, Box<dyn Link>);
 
 impl Plug<'_> {
-    /// Opens both ends, says so through `ready`, and pumps until one ends.
+    /// Opens both ends, says so through `ready`, and pumps until a stream ends or a signal comes.
     fn run(&self, ready: impl FnOnce() -> Result<()>) -> Result<i32> {
         let cli = self.cli;
         // Dropped last, after the links that may use it.
         let mut service = self.panel.then(Service::start).transpose()?;
-        let panel = service.as_ref().map(Service::channel);
-        let (near_name, mut near) = self.vnl(&self.near, cli.port, &cli.group, cli.mode, panel)?;
-        let (far_name, mut far) = match &self.far {
-            Far::Vnl(vnl) => self.vnl(vnl, cli.port2, &cli.group2, cli.mode2, panel)?,
+        let orders = service.as_ref().map(Service::orders);
+        let (near, mut near_link) = self.vnl(&self.near, cli.port, &cli.group, cli.mode, orders)?;
+        let (far, mut far_link) = match &self.far {
+            Far::Vnl(vnl) => self.vnl(vnl, cli.port2, &cli.group2, cli.mode2, orders)?,
             Far::Command(words) => command(words)?,
             Far::Stdio => stdio()?,
         };
-        let signals = Signals::block()?;
+        let mut events = Events::new()?;
         let _pidfile = cli.pidfile.as_deref().map(PidFile::write).transpose()?;
-        let _session = cli.log.then(|| SystemLog::start(&near_name, &far_name));
+        let _session = cli.log.then(|| SystemLog::start(&near.name, &far.name));
         ready()?;
-        let mut pump = Pump::new(near.as_mut(), far.as_mut());
-        let mut settled = pump.settle();
+        let pump = Pump::new(near_link.as_mut(), far_link.as_mut());
+        self.pump([&near, &far], pump, &mut events, &mut service)
+    }
+
+    fn pump(
+        &self,
+        ends: [&About; 2],
+        mut pump: Pump<'_>,
+        events: &mut Events,
+        service: &mut Option<Service>,
+    ) -> Result<i32> {
+        let mut watches = ends.map(|end| Watch::new(end.name.clone()));
+        let mut broken = pump.settle().err();
         loop {
-            let stop = match std::mem::replace(&mut settled, Ok(())) {
-                Ok(()) => pump.run(&signals)?,
-                Err((side, error)) => Stop::Broken(side, error),
+            let due = watches.iter().filter_map(Watch::due).min();
+            let stop = match broken.take() {
+                Some((side, error)) => Stop::Broken(side, error),
+                None => pump.run(&events.ready.0, due)?,
             };
+            let links = pump.links();
             match stop {
-                Stop::Control => match signals.next() {
-                    None => {}
-                    Some(Signal::SIGCHLD) => service.iter_mut().for_each(Service::reap),
-                    Some(signal) => return Ok(128 + signal as i32),
-                },
+                Stop::Control => {
+                    while let Some(signal) = events.signals.next() {
+                        match signal {
+                            Signal::SIGCHLD => service.iter_mut().for_each(Service::reap),
+                            signal => return Ok(128 + signal as i32),
+                        }
+                    }
+                    events.answer(|| {
+                        let counters = pump.counters();
+                        [0, 1].map(|side| {
+                            let (received, sent) = (counters[side], counters[1 - side]);
+                            let report = Report::new(links[1 - side], links[side], received, sent);
+                            entry(ends[side], report)
+                        })
+                    })?;
+                }
+                Stop::Changed(side) => watches[side].look(links[1 - side], links[side], true),
+                Stop::Time => {
+                    let is_due = |watch: &Watch| watch.due().is_some_and(|d| d <= Instant::now());
+                    for side in [0, 1] {
+                        if is_due(&watches[side]) {
+                            watches[side].look(links[1 - side], links[side], false);
+                        }
+                    }
+                }
                 Stop::Broken(1, error)
                     if self.far == Far::Stdio && error.kind == ErrorKind::Closed =>
                 {
                     return Ok(0);
                 }
                 Stop::Broken(side, mut error) => {
-                    let name = [&near_name, &far_name][side];
-                    error.message = format!("{name}: {}", error.message);
+                    error.message = format!("{}: {}", ends[side].name, error.message);
                     return Err(error);
                 }
             }
@@ -193,9 +241,11 @@ impl Plug<'_> {
         port: Option<u32>,
         group: &Option<String>,
         mode: Option<u32>,
-        panel: Option<&'static Channel>,
-    ) -> Result<NamedLink> {
+        orders: Option<Orders>,
+    ) -> Result<End> {
         let vnl = vnls::resolve(argument, self.default)?;
+        // A plugin that is not there is not waited for.
+        self.path.find(Vnl::parse(&vnl)?.scheme)?;
         let options = OpenOptions {
             description: self.cli.descr.clone().unwrap_or_else(|| "vde_plug".into()),
             port,
@@ -207,29 +257,113 @@ impl Plug<'_> {
             mtu: 0,
             ticket: None,
         };
-        let link = Opener::new(self.path.clone(), no_interface, panel).open(&vnl, &options)?;
-        Ok((vnl, link))
+        let opener = Opener::new(self.path.clone(), no_interface, orders);
+        let wait = self.cli.common.wait.unwrap_or_default();
+        let name = vnl.clone();
+        let open = Box::new(move || opener.open(&vnl, &options));
+        let link = Lasting::open(name.clone(), open, wait, |_, time| {
+            sleep(time);
+            Ok(true)
+        })?;
+        let opener = Some(opener);
+        Ok((About { name, opener }, Box::new(link)))
     }
 }
 
-fn command(words: &[OsString]) -> Result<NamedLink> {
+/// What a plug waits for beside frames.
+struct Events {
+    /// Readable when the signals or the status are.
+    ready: Epoll,
+    signals: Signals,
+    status: Option<Server>,
+    started: SystemTime,
+}
+
+impl Events {
+    fn new() -> Result<Self> {
+        let cannot = || system("wait for signals");
+        let signals = Signals::block()?;
+        let status = Server::start();
+        let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(cannot())?;
+        let fds = [Some(signals.as_fd()), status.as_ref().map(AsFd::as_fd)];
+        for fd in fds.into_iter().flatten() {
+            let event = EpollEvent::new(EpollFlags::EPOLLIN, 0);
+            ready.add(fd, event).map_err(cannot())?;
+        }
+        let started = SystemTime::now();
+        Ok(Self {
+            ready,
+            signals,
+            status,
+            started,
+        })
+    }
+
+    /// Answers who asks for the status.
+    fn answer(&mut self, links: impl FnOnce() -> [Entry<Report>; 2]) -> Result<()> {
+        let Some(status) = &mut self.status else {
+            return Ok(());
+        };
+        match status.accept() {
+            Ok(false) => {}
+            Ok(true) => {
+                let words: Vec<OsString> = env::args_os().skip(1).collect();
+                let process = Process {
+                    links: links().into(),
+                    ..this_process("vde_plug", &words, self.started, "")
+                };
+                let text = serde_json::to_string(&process);
+                status.answer(&text.map_err(|error| Error::usage(error.to_string()))?);
+            }
+            Err(error) => {
+                log::info!("{error}");
+                // Closing the socket takes it out of the epoll instance too.
+                self.status = None;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn entry(end: &About, report: Report) -> Entry<Report> {
+    let report = match end.opener {
+        Some(opener) => report.with_plugin(opener, &end.name),
+        None => report,
+    };
+    let link = LinkEntry {
+        interface: String::new(),
+        vnl: end.name.clone(),
+        service: status::Service::Served,
+        worker: None,
+        restarts: 0,
+        last_end: String::new(),
+        interface_traffic: None,
+    };
+    let report = Some(report);
+    Entry { link, report }
+}
+
+fn command(words: &[OsString]) -> Result<End> {
     let (program, arguments) = words
         .split_first()
         .ok_or_else(|| Error::usage("there is no command"))?;
     let stream = CommandStream::start(Command::new(program).args(arguments))?;
-    Ok((program.to_string_lossy().into_owned(), Box::new(stream)))
+    let name = program.to_string_lossy().into_owned();
+    let opener = None;
+    Ok((About { name, opener }, Box::new(stream)))
 }
 
-fn stdio() -> Result<NamedLink> {
+fn stdio() -> Result<End> {
     let duplicate = |fd: std::io::Result<OwnedFd>| {
         fd.map_err(|error| Error::io("use standard input and output", &error))
     };
     let input = duplicate(io::stdin().as_fd().try_clone_to_owned())?;
     let output = duplicate(io::stdout().as_fd().try_clone_to_owned())?;
-    Ok((
-        "standard input".into(),
-        Box::new(Stream::new(input, output)?),
-    ))
+    let about = About {
+        name: "standard input".into(),
+        opener: None,
+    };
+    Ok((about, Box::new(Stream::new(input, output)?)))
 }
 
 /// A file with this process's id, removed at the end if it still has it.

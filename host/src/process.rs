@@ -1,8 +1,11 @@
-//! Forked children: the only place where this program forks; and what a process in the background does.
+//! Forked children: the only place where this program forks; what a process in the background does; and waiting.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::poll::{PollFd, PollTimeout, poll};
 use nix::sys::stat::Mode;
 use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork};
 
@@ -39,4 +42,21 @@ pub fn detach() -> Result<()> {
         .and_then(|()| dup2_stdout(&null))
         .and_then(|()| dup2_stderr(&null))
         .map_err(system("let go of the terminal"))
+}
+
+/// Polls, until `deadline` if there is one. A signal may end the wait early.
+///
+/// # Errors
+/// A descriptor is not one.
+pub fn wait(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> Result<()> {
+    let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // Rounded up: a timeout of 0 just before the deadline would spin.
+        let left = left + Duration::from_millis(1);
+        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+    });
+    match poll(fds, timeout) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(system("wait for events")(errno)),
+    }
 }

@@ -9,37 +9,66 @@
 //! is in a [`Stage`], which does in user space what the sink needs done.
 //!
 //! After every call the state of the link that was called is compared with what its opposite was last
-//! told, and passed on when it has changed. The loop ends when the control descriptor
-//! becomes readable, which is its owner's to interpret, or when a link breaks.
+//! told, and passed on when it has changed. The loop stops when a state has changed, when the control descriptor
+//! becomes readable, which is its owner's to interpret, at a time that its owner sets, or when a link breaks; after all
+//! but the last it can be run again, and nothing is lost.
 //!
 //! While frames follow each other closely the pump stays awake between them (`busy_poll`).
+//! Frames and bytes are counted on the way, in plain numbers.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
 
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
+use serde::{Deserialize, Serialize};
 use vdens_plugin_api::offload::Stage;
 use vdens_plugin_api::{Link, Offloads, State};
 
 use crate::busy_poll::BusyPoll;
-use crate::error::{Error, Result, system};
+use crate::error::{Error, Result};
 
 /// Why a pump stopped without a failure of its own.
 #[derive(Debug)]
 pub enum Stop {
     /// The control descriptor is readable.
     Control,
+    /// The state of a link has changed: 0 for the first, 1 for the second.
+    Changed(usize),
+    /// It is time.
+    Time,
     /// A link broke: 0 for the first, 1 for the second, and how.
     Broken(usize, Error),
 }
 
 /// What a pump has moved in one direction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Counters {
-    /// Frames taken by the sink.
+    /// Frames taken by the sink; a super-frame is one.
     pub frames: u64,
+    /// Bytes in these frames.
+    pub bytes: u64,
     /// Frames lost on the way.
-    pub dropped: u64,
+    pub dropped: Dropped,
+}
+
+/// Frames lost, by cause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Dropped {
+    /// The source could not make a frame of them, because they were too short or too long, or made no sense.
+    pub malformed: u64,
+    /// The sink's queue was full, and the source serves others and cannot wait.
+    pub queue_full: u64,
+    /// The sink could not send them: its far end is not there or does not take them, or the interface is down.
+    pub undeliverable: u64,
+}
+
+impl Dropped {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.malformed + self.queue_full + self.undeliverable
+    }
 }
 
 /// One direction.
@@ -56,9 +85,9 @@ impl Flow {
 
     /// Receives what the source has.
     fn receive(&mut self, source: &mut dyn Link) -> Result<()> {
-        source.recv(&mut self.stage.rx())?;
-        self.counters.dropped += self.stage.take_dropped();
-        Ok(())
+        let received = source.recv(&mut self.stage.rx());
+        self.counters.dropped.malformed += self.stage.take_dropped();
+        received
     }
 
     /// Offers what is left to the sink.
@@ -67,16 +96,23 @@ impl Flow {
         while let Some(mut frames) = self.stage.tx(offloads) {
             let offered = frames.len();
             let taken = sink.send(&mut frames)?;
+            let bytes: usize = frames.frames().take(taken).map(|f| f.bytes().len()).sum();
             self.stage.taken(taken);
-            self.counters.frames += taken as u64;
+            // What a sink takes and drops is lost: usually all of a batch or nothing.
+            let lost = self.stage.take_dropped();
+            self.counters.dropped.undeliverable += lost;
+            if let Some(sent @ 1..) = (taken as u64).checked_sub(lost) {
+                self.counters.frames += sent;
+                self.counters.bytes += bytes as u64;
+            }
             if taken < offered {
                 if !source_waits {
-                    self.counters.dropped += self.stage.discard();
+                    self.counters.dropped.queue_full += self.stage.discard();
                 }
                 break;
             }
         }
-        self.counters.dropped += self.stage.take_dropped();
+        self.counters.dropped.undeliverable += self.stage.take_dropped();
         Ok(())
     }
 }
@@ -85,7 +121,8 @@ impl Flow {
 pub struct Pump<'a> {
     links: [&'a mut dyn Link; 2],
     told: [Option<State>; 2],
-    shared: [bool; 2],
+    /// Links whose change of state has not been reported.
+    changed: [bool; 2],
     flows: [Flow; 2],
     waiting: BusyPoll,
 }
@@ -93,11 +130,10 @@ pub struct Pump<'a> {
 impl<'a> Pump<'a> {
     /// A pump between two open links.
     pub fn new(a: &'a mut dyn Link, b: &'a mut dyn Link) -> Self {
-        let shared = [a.is_shared(), b.is_shared()];
         Self {
             links: [a, b],
             told: [None; 2],
-            shared,
+            changed: [false; 2],
             flows: Default::default(),
             waiting: BusyPoll::default(),
         }
@@ -119,13 +155,27 @@ impl<'a> Pump<'a> {
         self.step(0, &ready)
     }
 
-    /// Moves frames until `control` is readable or a link breaks.
+    /// The links.
+    pub fn links(&self) -> [&dyn Link; 2] {
+        let [a, b] = &self.links;
+        [&**a, &**b]
+    }
+
+    /// Moves frames until there is a reason to stop, at `until` at the latest.
     ///
     /// # Errors
     /// The waiting itself fails.
-    pub fn run(&mut self, control: impl AsFd) -> Result<Stop> {
+    pub fn run(&mut self, control: impl AsFd, until: Option<Instant>) -> Result<Stop> {
         loop {
-            let ready = self.wait(control.as_fd())?;
+            for side in [0, 1] {
+                if std::mem::take(&mut self.changed[side]) {
+                    return Ok(Stop::Changed(side));
+                }
+            }
+            if until.is_some_and(|until| until <= Instant::now()) {
+                return Ok(Stop::Time);
+            }
+            let ready = self.wait(control.as_fd(), until)?;
             if ready.control {
                 return Ok(Stop::Control);
             }
@@ -146,12 +196,13 @@ impl<'a> Pump<'a> {
     fn step(&mut self, source: usize, ready: &Ready) -> Result<(), (usize, Error)> {
         let sink = 1 - source;
         let flow = &mut self.flows[source];
+        let is_shared = self.links[source].is_shared();
         if ready.readable[source] {
             let received = flow.receive(self.links[source]);
             received.map_err(|error| (source, error))?;
         }
         if flow.is_blocked() && (ready.readable[source] || ready.writable[sink]) {
-            let offered = flow.offer(!self.shared[source], self.links[sink]);
+            let offered = flow.offer(!is_shared, self.links[sink]);
             offered.map_err(|error| (sink, error))?;
             self.tell(sink);
         }
@@ -169,12 +220,13 @@ impl<'a> Pump<'a> {
         };
         if self.told[side] != Some(state) {
             self.told[side] = Some(state);
+            self.changed[side] = true;
             self.links[1 - side].other_side(state);
         }
     }
 
     /// Waits until there is something to do, and says what.
-    fn wait(&mut self, control: BorrowedFd<'_>) -> Result<Ready> {
+    fn wait(&mut self, control: BorrowedFd<'_>, until: Option<Instant>) -> Result<Ready> {
         let [a, b] = &self.links;
         let blocked = [self.flows[0].is_blocked(), self.flows[1].is_blocked()];
         let [more_a, more_b] = [a.control_fd(), b.control_fd()];
@@ -201,11 +253,7 @@ impl<'a> Pump<'a> {
             true => PollFd::new(fd, flags),
             false => PollFd::new(control, PollFlags::empty()),
         });
-        while let Err(errno) = self.waiting.wait(&mut fds) {
-            if errno != Errno::EINTR {
-                return Err(system("wait for frames")(errno));
-            }
-        }
+        self.waiting.wait(&mut fds, until)?;
         let ready = |i: usize| wanted[i].2 && fds[i].any() == Some(true);
         Ok(Ready {
             readable: [ready(0) || ready(2), ready(1) || ready(3)],
@@ -277,7 +325,7 @@ mod tests {
         let pump = thread::spawn(move || {
             let mut pump = Pump::new(&mut a, &mut b);
             pump.settle().unwrap();
-            assert!(matches!(pump.run(control).unwrap(), Stop::Control));
+            while let Stop::Changed(_) = pump.run(&control, None).unwrap() {}
             let counters = pump.counters();
             let told = b.other_side.unwrap();
             assert_eq!((told.carrier, told.offloads), (true, Offloads::ALL));
@@ -318,7 +366,8 @@ mod tests {
             counters[0],
             Counters {
                 frames: 1000,
-                dropped: 0
+                bytes: 60_000,
+                dropped: Dropped::default()
             }
         );
     }
@@ -328,6 +377,7 @@ mod tests {
         let (got, counters) = pass(1000, true);
         assert!(got.len() < 1000);
         assert_eq!(counters[0].frames, got.len() as u64);
-        assert_eq!(counters[0].frames + counters[0].dropped, 1000);
+        assert_eq!(counters[0].frames + counters[0].dropped.queue_full, 1000);
+        assert_eq!(counters[0].dropped.total(), counters[0].dropped.queue_full);
     }
 }

@@ -78,6 +78,7 @@ impl Session {
             interface: interface.name.clone(),
             mtu: interface.mtu.unwrap_or(DEFAULT_MTU),
             end: end.clone(),
+            wait: cli.common.wait.unwrap_or_default(),
             path: path.clone(),
             ticket: None,
         });

@@ -1,31 +1,34 @@
 //! A link worker: the process in which one VNL's plugin lives.
 //!
 //! It opens the VNL, says so over its channel to the supervisor, is told what its own side of the link is
-//! (a tap in the namespace, or a port of the panel), and pumps frames until the channel closes. A link that breaks costs
-//! the interface its carrier; the VNL is opened again every `RETRY` until the far end is back. Whatever
-//! else happens ends the process, and the supervisor starts another.
+//! (a tap in the namespace, or a port of the panel), and pumps frames until the channel closes. A link that breaks, or
+//! that cannot be opened yet and is to be waited for, costs the interface its carrier until it is back ([`Lasting`]).
+//! Whatever else happens ends the process, and the supervisor starts another.
+//!
+//! Between frames it answers the supervisor, which asks now and then whether it is still there: a
+//! plugin that never comes back from a call is found out by its silence.
 
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
 use nix::unistd::{Pid, setsid};
 use vdens_plugin_api::tap::Tap;
 use vdens_plugin_api::{Link, OpenOptions, Port, State, Ticket};
 
 use crate::control::{Channel, Message};
-use crate::error::{EXIT_FAILURE, Result, system};
+use crate::error::{EXIT_FAILURE, Error, Result};
+use crate::lasting::{Lasting, Wait};
 use crate::loader::SearchPath;
 use crate::opener::Opener;
-use crate::panel::PanelPort;
+use crate::panel::{Orders, PanelPort};
+use crate::process::wait;
 use crate::pump::{Pump, Stop};
 use crate::signals::{self, Signals};
+use crate::status::Report;
 use crate::stream::CommandStream;
+use crate::tier::Watch;
 use crate::vnls::End;
-
-/// How long after a link broke it is opened again.
-const RETRY: Duration = Duration::from_millis(250);
 
 /// The exit status of a worker whose interface was deleted: starting another is of no use.
 pub const EXIT_NO_INTERFACE: i32 = 3;
@@ -54,40 +57,55 @@ pub struct Job {
     pub mtu: u32,
     /// What it is to be plugged into.
     pub end: End,
+    /// What to do if that is not there yet.
+    pub wait: Wait,
     /// Where plugins are found.
     pub path: SearchPath,
     /// The interface's place on the panel, if there is one.
     pub ticket: Option<Ticket>,
 }
 
+/// A worker's ends of its two channels.
+#[derive(Debug)]
+pub struct Channels {
+    /// Where it answers.
+    pub control: Channel,
+    /// Where it asks.
+    pub orders: Channel,
+}
+
 /// The life of a worker; returns its exit status.
-pub fn run(job: &Job, channel: Channel, signals: &Signals, supervisor: Pid) -> i32 {
-    let channel: &'static Channel = Box::leak(Box::new(channel));
+pub fn run(job: &Job, channels: Channels, signals: &Signals, supervisor: Pid) -> i32 {
     // The terminal's signals are for the command: a session of its own keeps them away.
     let _ = setsid();
     let ready = signals
         .restore()
         .and_then(|()| signals::follow_parent(supervisor));
-    let opener = Opener::new(
-        job.path.clone(),
-        Port {
-            interface: job.interface.clone(),
-            mtu: job.mtu,
-            ticket: job.ticket.clone(),
-        },
-        Some(channel),
-    );
-    let link = match ready.and_then(|()| open(job, opener)) {
+    let Channels { control, orders } = channels;
+    let orders = Orders::to_supervisor(orders);
+    let port = Port {
+        interface: job.interface.clone(),
+        mtu: job.mtu,
+        ticket: job.ticket.clone(),
+    };
+    let opener = Opener::new(job.path.clone(), port, Some(orders));
+    let worker = Worker {
+        job,
+        opener,
+        control,
+    };
+    let link = match ready.and_then(|()| worker.open()) {
         Ok(link) => link,
         Err(error) => {
             // If the supervisor is gone there is nobody to tell.
-            let _ = channel.send(&Message::Failed(EXIT_FAILURE, error), &[]);
+            let _ = worker
+                .control
+                .send(&Message::Failed(EXIT_FAILURE, error), &[]);
             return EXIT_FAILURE;
         }
     };
-    let side = side(job, link.as_ref(), channel);
-    let served = side.and_then(|side| match side {
-        Some(side) => serve(job, opener, link, side, channel),
+    let served = worker.side(&link, orders).and_then(|side| match side {
+        Some(side) => worker.serve(link, side),
         None => Ok(0),
     });
     served.unwrap_or_else(|error| {
@@ -96,86 +114,117 @@ pub fn run(job: &Job, channel: Channel, signals: &Signals, supervisor: Pid) -> i
     })
 }
 
-fn open(job: &Job, opener: Opener) -> Result<Box<dyn Link>> {
-    let options = OpenOptions {
-        description: format!("vdens {}", job.interface),
-        ..OpenOptions::default()
-    };
-    match &job.end {
-        End::Vnl(vnl) => opener.open(vnl, &options),
-        End::Command(command) => Ok(Box::new(CommandStream::shell(command)?)),
-    }
-}
-
-/// Asks the supervisor for this side of the link; `None` if the session is over.
-fn side(job: &Job, link: &dyn Link, channel: &'static Channel) -> Result<Option<Side>> {
-    let wants_panel = job.ticket.is_some() && link.wants_panel();
-    channel.send(&Message::Open(wants_panel), &[])?;
-    let Some((Message::Side(is_port), mut fds)) = channel.receive()? else {
-        return Ok(None);
-    };
-    // A worker that replaces another gets what the interface is, whatever its link would like best.
-    Ok(match (is_port, &job.ticket, fds.pop()) {
-        (true, Some(ticket), _) => Some(Side::Port(PanelPort::new(ticket, channel)?)),
-        (false, _, Some(tap)) => Some(Side::Tap(Tap::from_fd(tap, job.interface.clone()))),
-        _ => None,
-    })
-}
-
-/// Serves the interface until the channel closes or the interface is gone.
-fn serve(
-    job: &Job,
+struct Worker<'a> {
+    job: &'a Job,
     opener: Opener,
-    link: Box<dyn Link>,
-    mut side: Side,
-    channel: &Channel,
-) -> Result<i32> {
-    let mut open_link = Some(link);
-    let mut told = false;
-    loop {
-        if let Some(mut link) = open_link.take() {
-            let mut pump = Pump::new(side.as_link(), link.as_mut());
-            let stop = match pump.settle() {
-                Ok(()) => {
-                    if !std::mem::replace(&mut told, true) {
-                        channel.send(&Message::Ready, &[])?;
-                    }
-                    pump.run(channel)?
-                }
-                Err((side, error)) => Stop::Broken(side, error),
+    control: Channel,
+}
+
+impl Worker<'_> {
+    fn open(&self) -> Result<Lasting> {
+        let (job, opener) = (self.job.clone(), self.opener);
+        let name = format!("{} ({})", job.interface, job.end);
+        let options = OpenOptions {
+            description: format!("vdens {}", job.interface),
+            ..OpenOptions::default()
+        };
+        let open = move || match &job.end {
+            End::Vnl(vnl) => opener.open(vnl, &options),
+            End::Command(command) => Ok(Box::new(CommandStream::shell(command)?) as Box<dyn Link>),
+        };
+        Lasting::open(name, Box::new(open), self.job.wait, |error, time| {
+            self.pause(error, time)
+        })
+    }
+
+    /// Waits for `time`, or until the supervisor closes the channel: then `false`.
+    fn pause(&self, error: &Error, time: Duration) -> Result<bool> {
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            let mut fds = [PollFd::new(self.control.as_fd(), PollFlags::POLLIN)];
+            wait(&mut fds, Some(until))?;
+            if fds[0].any() == Some(true) {
+                let Some((message, _)) = self.control.receive()? else {
+                    return Ok(false);
+                };
+                self.answer(&message, || Report {
+                    reason: error.to_string(),
+                    ..Report::default()
+                })?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Answers the supervisor.
+    fn answer(&self, message: &Message, report: impl FnOnce() -> Report) -> Result<()> {
+        match message {
+            Message::Ping => self.control.send(&Message::Alive, &[]),
+            Message::Report => {
+                let report = match &self.job.end {
+                    End::Vnl(vnl) => report().with_plugin(self.opener, vnl),
+                    End::Command(_) => report(),
+                };
+                let text = serde_json::to_string(&report);
+                let text = text.map_err(|error| Error::usage(error.to_string()))?;
+                self.control.send_report(&text)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Asks the supervisor for this side of the link; `None` if the session is over.
+    fn side(&self, link: &dyn Link, orders: Orders) -> Result<Option<Side>> {
+        let job = self.job;
+        let wants_panel = job.ticket.is_some() && link.wants_panel();
+        self.control.send(&Message::Open(wants_panel), &[])?;
+        let (is_port, mut fds) = loop {
+            match self.control.receive()? {
+                Some((Message::Side(is_port), fds)) => break (is_port, fds),
+                Some((message, _)) => self.answer(&message, Report::default)?,
+                None => return Ok(None),
+            }
+        };
+        // A worker that replaces another gets what the interface is, whatever its link would like best.
+        Ok(match (is_port, &job.ticket, fds.pop()) {
+            (true, Some(ticket), _) => Some(Side::Port(PanelPort::new(ticket, orders)?)),
+            (false, _, Some(tap)) => {
+                let name = job.interface.clone();
+                Some(Side::Tap(Tap::resume(tap, name, State::DOWN)))
+            }
+            _ => None,
+        })
+    }
+
+    /// Serves the interface until the channel closes or the interface is gone.
+    fn serve(&self, mut link: Lasting, mut side: Side) -> Result<i32> {
+        let mut watch = Watch::new(self.job.interface.clone());
+        let mut pump = Pump::new(side.as_link(), &mut link);
+        let mut broken = pump.settle().err();
+        self.control.send(&Message::Ready, &[])?;
+        loop {
+            let stop = match broken.take() {
+                Some((side, error)) => Stop::Broken(side, error),
+                None => pump.run(&self.control, watch.due())?,
             };
+            let [near, far] = pump.links();
             match stop {
-                Stop::Control => return Ok(0),
-                Stop::Broken(0, error) => {
-                    log::warn!("{}: {error}", job.interface);
+                Stop::Control => {
+                    let Some((message, _)) = self.control.receive()? else {
+                        return Ok(0);
+                    };
+                    let [sent, received] = pump.counters();
+                    self.answer(&message, || Report::new(near, far, received, sent))?;
+                }
+                Stop::Changed(0) => {}
+                Stop::Changed(_) => watch.look(near, far, true),
+                Stop::Time => watch.look(near, far, false),
+                // A link that lasts does not break, so it is the interface.
+                Stop::Broken(_, error) => {
+                    log::warn!("{}: {error}", self.job.interface);
                     return Ok(EXIT_NO_INTERFACE);
                 }
-                Stop::Broken(_, error) => {
-                    log::warn!("{} ({}): {error}; trying again", job.interface, job.end);
-                }
             }
         }
-        side.as_link().other_side(State::DOWN);
-        if closed_within(channel, RETRY)? {
-            return Ok(0);
-        }
-        match open(job, opener) {
-            Ok(link) => {
-                log::warn!("{} ({}): the link is back", job.interface, job.end);
-                open_link = Some(link);
-            }
-            Err(error) => log::debug!("{} ({}): {error}", job.interface, job.end),
-        }
-    }
-}
-
-/// Waits for `time`, or until the supervisor closes the channel.
-fn closed_within(channel: &Channel, time: Duration) -> Result<bool> {
-    let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
-    let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
-    match poll(&mut fds, timeout) {
-        Ok(ready) => Ok(ready > 0),
-        Err(Errno::EINTR) => Ok(false),
-        Err(errno) => Err(system("wait for the supervisor")(errno)),
     }
 }

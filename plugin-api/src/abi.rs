@@ -28,7 +28,7 @@ use crate::logging;
 use crate::tap::Tap;
 use crate::{
     Error, ErrorKind, Hub, Link, Manifest, Offloads, OpenOptions, OpenRequest, Plugin, Port,
-    Result, RxBatch, State, Ticket, TxBatch,
+    Result, RxBatch, State, Status, Ticket, TxBatch,
 };
 
 #[doc(hidden)]
@@ -150,6 +150,8 @@ pub(crate) struct LinkCallsV1 {
     send: unsafe extern "C" fn(*mut (), *mut RawBatch, u32) -> Outcome<u32>,
     other_side: unsafe extern "C" fn(*mut (), StateV1),
     state: unsafe extern "C" fn(*const ()) -> StateV1,
+    /// A [`Status`] as JSON, so that it can grow without a change here.
+    status: unsafe extern "C" fn(*const ()) -> RString,
     #[sabi(last_prefix_field)]
     close: unsafe extern "C" fn(*mut ()),
 }
@@ -168,8 +170,8 @@ unsafe impl Send for LinkV1 {}
 /// The author's side: shims from the table's functions to a `Box<dyn Link>`.
 mod shim {
     use super::{
-        FdsV1, Link, Outcome, RawBatch, RxBatch, SHARED, StateV1, TxBatch, WANTS_PANEL, bit,
-        contain,
+        FdsV1, Link, Outcome, RString, RawBatch, RxBatch, SHARED, StateV1, TxBatch, WANTS_PANEL,
+        bit, contain,
     };
     use std::os::fd::AsRawFd;
     use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -240,6 +242,17 @@ mod shim {
     }
 
     /// # Safety
+    /// As for `fds`.
+    pub(super) unsafe extern "C" fn status(link: *const ()) -> RString {
+        // SAFETY: per this function's contract.
+        let link = unsafe { &*link.cast::<Box<dyn Link>>() };
+        catch_unwind(AssertUnwindSafe(|| link.status().to_json().into())).unwrap_or_else(|_| {
+            log::error!("the plugin panicked while telling its status");
+            RString::new()
+        })
+    }
+
+    /// # Safety
     /// As for `fds`; the pointer is not used again.
     pub(super) unsafe extern "C" fn close(link: *mut ()) {
         // SAFETY: per this function's contract this is the one owner of the box.
@@ -257,6 +270,7 @@ const LINK_CALLS: LinkCallsV1Ref = {
         send: shim::send,
         other_side: shim::other_side,
         state: shim::state,
+        status: shim::status,
         close: shim::close,
     });
     LinkCallsV1Ref(TABLE.static_as_prefix())
@@ -327,6 +341,12 @@ impl Link for LinkV1 {
 
     fn state(&self) -> State {
         self.raw_state().into()
+    }
+
+    fn status(&self) -> Status {
+        // SAFETY: as in `fds`.
+        let json = unsafe { (self.calls.status())(self.link) };
+        Status::from_json(&json)
     }
 
     fn is_shared(&self) -> bool {

@@ -6,7 +6,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use crate::{Result, RxBatch, TxBatch};
+use crate::{Result, RxBatch, Status, TxBatch};
 
 /// Offloads that the far end of a link understands: bits of the kernel's `TUN_F_*` (`linux/if_tun.h`).
 /// Bits that the receiver does not know are ignored.
@@ -124,6 +124,12 @@ pub trait Link: Send {
     /// The link's state, asked for after every call.
     fn state(&self) -> State {
         State::UP
+    }
+
+    /// What a person may want to know of the link, for `vdens --status`. Asked for now and then, when somebody
+    /// looks or the state has changed; it need not be cheap, but must not block.
+    fn status(&self) -> Status {
+        Status::default()
     }
 
     /// Whether the link serves others beside this host, as a switch does. Such a link is never made to

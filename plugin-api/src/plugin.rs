@@ -60,6 +60,13 @@ pub struct Ticket {
     pub place: String,
 }
 
+impl Ticket {
+    /// The process that made the place: a place is that number, `n` and another.
+    pub fn process(&self) -> Option<u32> {
+        self.place.split_once('n')?.0.parse().ok()
+    }
+}
+
 /// A bridge on the user's panel: whose interfaces are plugged into it, the kernel carries frames between them.
 #[derive(Debug)]
 pub struct Hub {

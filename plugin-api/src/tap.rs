@@ -17,7 +17,9 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{read, write};
 
-use crate::{Error, Frame, Link, MAX_FRAME, Offloads, Result, RxBatch, State, TxBatch};
+use crate::{
+    Error, Frame, Link, MAX_FRAME, Offloads, Result, RxBatch, State, Status, Tier, TxBatch,
+};
 
 /// The largest MTU that a tap takes, in bytes.
 pub const MAX_MTU: u32 = 65_521;
@@ -69,12 +71,17 @@ impl Tap {
 
     /// Takes over the descriptor of a tap that [`Tap::open`] attached, in this process or another.
     pub fn from_fd(fd: OwnedFd, name: String) -> Self {
+        Self::resume(fd, name, State::UP)
+    }
+
+    /// As [`Tap::from_fd`], for an interface whose other side is in another state than up.
+    pub fn resume(fd: OwnedFd, name: String, other_side: State) -> Self {
         let mut tap = Self {
             fd,
             name,
-            other_side: State::DOWN,
+            other_side,
         };
-        tap.apply(State::UP);
+        tap.apply(other_side);
         tap
     }
 
@@ -175,6 +182,13 @@ impl Link for Tap {
         State {
             offloads: Offloads::ALL,
             ..State::UP
+        }
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            tier: Some(Tier::Taps),
+            ..Status::default()
         }
     }
 }

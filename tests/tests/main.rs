@@ -4,10 +4,12 @@
 mod config;
 mod docs;
 mod errors;
+mod faults;
 mod interop;
 mod leftovers;
 mod multi;
 mod options;
+mod overview;
 mod panel;
 mod plug;
 mod plugins;
@@ -17,3 +19,4 @@ mod status;
 mod switch;
 mod tutorial;
 mod vm;
+mod waiting;

@@ -9,7 +9,7 @@
 //! There is no daemon. Two descriptors keep H and the panel alive, whoever holds them; the
 //! `registry` says where the next comer can take them over, and with the last holder everything is
 //! gone. The `plumbing` is done by short-lived children that enter the panel, under the registry's lock, for
-//! processes that hold it: a supervisor, or a `service` beside a process that plugins have entered. These `ask`.
+//! processes that hold it: a supervisor, or a `service` beside a process that plugins have entered. These give [`Orders`].
 //!
 //! What is taken over is not believed: both descriptors must be namespaces of the right kind, H owned by this user and a
 //! child of this very user namespace, which no member can make.
@@ -23,6 +23,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
@@ -133,19 +134,43 @@ pub struct Done {
     pub tap: Option<OwnedFd>,
 }
 
-/// Asks the process at the other end of `channel` to carry out an order.
-///
-/// # Errors
-/// What the plumbing reports, or that there is nobody.
-pub fn ask(channel: &Channel, order: Order) -> Result<Done> {
-    channel.send(&Message::Order(order), &[])?;
-    match channel.receive()? {
-        Some((Message::Done(panel), mut fds)) => Ok(Done {
-            panel,
-            tap: fds.pop(),
-        }),
-        Some((Message::Failed(_, error), _)) => Err(error),
-        _ => Err(Error::closed("there is nobody to carry out orders")),
+/// The way to somebody who carries out orders.
+#[derive(Clone, Copy, Debug)]
+pub struct Orders {
+    /// Leaked: plugins may give orders as long as the process lives.
+    channel: &'static Channel,
+    /// How long an answer may take; `None` for as long as there is somebody.
+    patience: Option<Duration>,
+}
+
+impl Orders {
+    /// Orders that go to a supervisor. If that is stopped, by Ctrl-Z, say, they wait.
+    pub fn to_supervisor(channel: Channel) -> Self {
+        Self {
+            channel: Box::leak(Box::new(channel)),
+            patience: None,
+        }
+    }
+
+    /// Has an order carried out.
+    ///
+    /// # Errors
+    /// What the plumbing reports, or that there is nobody.
+    pub fn give(self, order: Order) -> Result<Done> {
+        self.channel.send(&Message::Order(order), &[])?;
+        let answer = match self.patience {
+            None => self.channel.receive(),
+            Some(patience) => self.channel.receive_within(patience),
+        };
+        // An answer that came too late would be taken for the next one's.
+        match answer.inspect_err(|_| self.channel.close())? {
+            Some((Message::Done(panel), mut fds)) => Ok(Done {
+                panel,
+                tap: fds.pop(),
+            }),
+            Some((Message::Failed(_, error), _)) => Err(error),
+            _ => Err(Error::closed("there is nobody to carry out orders")),
+        }
     }
 }
 

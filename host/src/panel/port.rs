@@ -15,16 +15,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use log::Level;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vdens_plugin_api::tap::Tap;
-use vdens_plugin_api::{Link, Offloads, RxBatch, State, Ticket, TxBatch};
+use vdens_plugin_api::{Link, Offloads, RxBatch, State, Status, Ticket, TxBatch};
 
-use super::{Order, ask};
-use crate::control::Channel;
+use super::{Order, Orders};
 use crate::error::{ErrorKind, Result, system};
 
 /// A worker's port.
 pub struct PanelPort {
     place: String,
-    channel: &'static Channel,
+    orders: Orders,
     tap: Option<Tap>,
     /// Never readable: what is polled while there is no tap.
     idle: EventFd,
@@ -33,15 +32,15 @@ pub struct PanelPort {
 }
 
 impl PanelPort {
-    /// The port of `ticket`, which is unplugged; orders go to `channel`.
+    /// The port of `ticket`, which is unplugged.
     ///
     /// # Errors
     /// There are no descriptors left.
-    pub fn new(ticket: &Ticket, channel: &'static Channel) -> Result<Self> {
+    pub fn new(ticket: &Ticket, orders: Orders) -> Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Self {
             place: ticket.place.clone(),
-            channel,
+            orders,
             tap: None,
             idle: EventFd::from_flags(flags).map_err(system("make an eventfd"))?,
             other_side: State::DOWN,
@@ -49,7 +48,7 @@ impl PanelPort {
     }
 
     fn order(&self, order: Order) -> Option<OwnedFd> {
-        let done = ask(self.channel, order).map(|done| done.tap);
+        let done = self.orders.give(order).map(|done| done.tap);
         done.unwrap_or_else(|error| {
             // At the end of the session the supervisor goes first.
             let level = match error.kind {
@@ -105,6 +104,10 @@ impl Link for PanelPort {
                 }
             }
         }
+    }
+
+    fn status(&self) -> Status {
+        self.tap.as_ref().map(Link::status).unwrap_or_default()
     }
 
     fn state(&self) -> State {

@@ -1,7 +1,6 @@
 //! Who holds the panel: a directory with one small file a holder.
 //!
-//! `$XDG_RUNTIME_DIR/vdens` or, failing that, `/tmp/vdens-UID`, must be the user's and closed to others. In
-//! it stands a directory for each user and process namespace that the user works from, because descriptors
+//! In the user's [`runtime`] directory stands a directory for each user and process namespace that the user works from, because descriptors
 //! can only be taken over within these; in that a file `lock`, and for each holder a file named by its
 //! process id that says when the process started and which of its descriptors are the panel's.
 //!
@@ -9,10 +8,10 @@
 //! leaves no holder behind removes the directory, lock included; so one who waited for the lock looks
 //! whether what it has locked is still the file of that name.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::RawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::thread::sleep;
@@ -20,10 +19,9 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::unistd::geteuid;
 
-use crate::config::absolute_variable;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
+use crate::runtime;
 
 /// How long to wait for the lock: it is held for milliseconds, but many may want it at once.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -68,7 +66,7 @@ impl Registry {
         });
         let alive = entries.filter_map(|(pid, path)| {
             let holder = parse(pid, &fs::read_to_string(&path).ok()?);
-            let alive = holder.filter(|holder| start_time(pid) == Some(holder.started));
+            let alive = holder.filter(|holder| runtime::start_time(pid) == Some(holder.started));
             if alive.is_none() {
                 // Another may have been faster; then it is gone all the same.
                 let _ = fs::remove_file(&path);
@@ -82,7 +80,7 @@ impl Registry {
     pub(super) fn register(&self, user: RawFd, net: RawFd) -> Result<Registration> {
         let pid = process::id();
         let path = self.dir.join(pid.to_string());
-        let started = start_time(pid).unwrap_or(0);
+        let started = runtime::start_time(pid).unwrap_or(0);
         fs::write(&path, format!("{started} {user} {net}\n"))
             .map_err(|error| Error::path("write", &path, &error))?;
         Ok(Registration { path, pid })
@@ -125,7 +123,7 @@ impl Drop for Registration {
 fn try_lock(dir: &Path) -> Result<Flock<File>, (Error, bool)> {
     let path = dir.join("lock");
     for dir in dir.parent().into_iter().chain([dir]) {
-        make_private_dir(dir)?;
+        runtime::make_private_dir(dir)?;
     }
     let file = OpenOptions::new()
         .write(true)
@@ -160,51 +158,9 @@ fn parse(pid: u32, text: &str) -> Option<Holder> {
     })
 }
 
-/// When a process started: field 22 of /proc/PID/stat (proc(5)), counted behind the name in brackets. `None`
-/// if it has ended, even if nobody has taken note of that yet.
-fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_whitespace();
-    if matches!(fields.next()?, "Z" | "X") {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
-}
-
 fn directory() -> Result<PathBuf> {
-    let base = match absolute_variable("XDG_RUNTIME_DIR").filter(|dir| is_private(dir)) {
-        Some(dir) => dir.join("vdens"),
-        None => PathBuf::from(format!("/tmp/vdens-{}", geteuid())),
-    };
-    let namespace = |kind: &str| {
-        let path = PathBuf::from(format!("/proc/self/ns/{kind}"));
-        let meta = fs::metadata(&path);
-        meta.map(|meta| meta.ino())
-            .map_err(|error| Error::path("look at", &path, &error))
-    };
-    Ok(base.join(format!("{}-{}", namespace("user")?, namespace("pid")?)))
-}
-
-/// Makes a directory that only the user can enter, or checks that it is one. An error comes with whether
-/// trying again may help.
-fn make_private_dir(dir: &Path) -> Result<(), (Error, bool)> {
-    let made = DirBuilder::new().mode(0o700).create(dir);
-    if made.is_ok() || is_private(dir) {
-        return Ok(());
-    }
-    let gone = made.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) || !dir.exists();
-    let error = Error::new(
-        ErrorKind::Permission,
-        format!("{} is not a directory of this user's alone", dir.display()),
-    );
-    Err((error.hint("remove it, or set XDG_RUNTIME_DIR"), gone))
-}
-
-fn is_private(dir: &Path) -> bool {
-    fs::symlink_metadata(dir).is_ok_and(|meta| {
-        meta.is_dir() && meta.uid() == geteuid().as_raw() && meta.mode() & 0o077 == 0
-    })
+    let (user, pid) = (runtime::namespace("user")?, runtime::namespace("pid")?);
+    Ok(runtime::base().join(format!("{user}-{pid}")))
 }
 
 fn is_at(file: &File, path: &Path) -> bool {

@@ -5,21 +5,30 @@
 //! the first order, and ends with the channel: when the [`Service`] is dropped, or its process dies. Signals that are
 //! meant for the process as a whole it leaves to that.
 
-use nix::sys::signal::Signal;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid, setsid};
 
-use super::{Panel, obey};
+use super::{Orders, Panel, obey};
 use crate::control::{Channel, Message};
 use crate::error::{EXIT_FAILURE, Result};
 use crate::process::{detach, exit_child, fork_child};
 use crate::signals;
 
+/// How long it may take to carry out an order; then it hangs, and the plug goes on without the panel. Longer than
+/// the registry's lock may take.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// How long it may take to end.
+const FAREWELL: Duration = Duration::from_secs(2);
+
 /// The service of this process.
 #[derive(Debug)]
 pub struct Service {
-    /// Leaked: plugins may ask as long as the process lives.
-    channel: &'static Channel,
+    orders: Orders,
     /// `None` when it has been collected.
     process: Option<Pid>,
 }
@@ -37,14 +46,17 @@ impl Service {
             exit_child(|| serve(&theirs, parent).map_or(EXIT_FAILURE, |()| 0));
         };
         Ok(Self {
-            channel: Box::leak(Box::new(channel)),
+            orders: Orders {
+                channel: Box::leak(Box::new(channel)),
+                patience: Some(PATIENCE),
+            },
             process: Some(process),
         })
     }
 
-    /// Where it takes orders.
-    pub fn channel(&self) -> &'static Channel {
-        self.channel
+    /// The way to it.
+    pub fn orders(&self) -> Orders {
+        self.orders
     }
 
     /// Collects it if it has ended. To be called at SIGCHLD.
@@ -61,10 +73,15 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        self.channel.close();
-        if let Some(process) = self.process {
-            // What it ended with is of no interest.
-            let _ = waitpid(process, None);
+        self.orders.channel.close();
+        let deadline = Instant::now() + FAREWELL;
+        while let Some(process) = self.process {
+            if Instant::now() >= deadline {
+                // It hangs. One that has just ended is no failure.
+                let _ = kill(process, Signal::SIGKILL);
+            }
+            sleep(Duration::from_millis(1));
+            self.reap();
         }
     }
 }

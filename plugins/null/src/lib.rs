@@ -5,7 +5,9 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use vdens_plugin_api::{Error, Link, OpenRequest, Result, RxBatch, TxBatch};
+use vdens_plugin_api::{
+    Error, Link, Offloads, OpenRequest, Result, RxBatch, State, Status, TxBatch,
+};
 
 struct Null(EventFd);
 
@@ -20,6 +22,21 @@ impl Link for Null {
 
     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
         Ok(batch.len())
+    }
+
+    /// Nobody minds what is left undone.
+    fn state(&self) -> State {
+        State {
+            offloads: Offloads::ALL,
+            ..State::UP
+        }
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            reason: "nothing is sent anywhere".into(),
+            ..Status::default()
+        }
     }
 }
 

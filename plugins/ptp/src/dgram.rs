@@ -29,7 +29,7 @@ use nix::sys::epoll::{Epoll, EpollFlags};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::socket::SockType;
 use vdens_plugin_api::log::{debug, warn};
-use vdens_plugin_api::{Result, RxBatch};
+use vdens_plugin_api::{Peer as Credentials, Result, RxBatch};
 
 use crate::sockets::{self, Claim, Found};
 use crate::{End, Place, TICKS, watch};
@@ -142,6 +142,14 @@ impl End for Dgram {
 
     fn frames(&self) -> Option<BorrowedFd<'_>> {
         Some(self.socket.as_fd())
+    }
+
+    /// The kernel does not tell a datagram socket's process.
+    fn credentials(&self) -> Credentials {
+        Credentials {
+            uid: fs::symlink_metadata(&self.peer).ok().map(|meta| meta.uid()),
+            ..Credentials::default()
+        }
     }
 
     fn peer_lost(&mut self) {

@@ -41,7 +41,8 @@ use vdens_plugin_api::log::warn;
 use vdens_plugin_api::vnl::{self, Keys, Spec};
 use vdens_plugin_api::wire::hello::{Cable, SUPER_PREFIX};
 use vdens_plugin_api::{
-    Batch, Error, Host, Link, OpenOptions, OpenRequest, Result, RxBatch, State, TxBatch,
+    Batch, Error, Host, Link, OpenOptions, OpenRequest, Peer as Credentials, Result, RxBatch,
+    State, Status, TxBatch,
 };
 
 use dgram::Dgram;
@@ -129,6 +130,9 @@ trait End: Send {
     fn frames(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+
+    /// What the kernel tells of the far end.
+    fn credentials(&self) -> Credentials;
 
     /// Sending to the far end has failed: there is no [`End::peer`] until it is found again.
     fn peer_lost(&mut self);
@@ -445,6 +449,21 @@ impl Link for Ptp {
             true => self.peer.state(),
             false => State::DOWN,
         }
+    }
+
+    fn status(&self) -> Status {
+        let end = self.end.as_ref().filter(|_| self.carrier);
+        let mut status =
+            end.map_or_else(Status::default, |end| self.peer.status(end.credentials()));
+        let generation = match self.place.generation {
+            Generation::Dgram => "dgram",
+            Generation::Seqpacket => "seqpacket",
+        };
+        status.extra.insert("generation".into(), generation.into());
+        if let Some(complaint) = &self.complaint {
+            status.reason = complaint.to_string();
+        }
+        status
     }
 
     fn other_side(&mut self, state: State) {

@@ -14,10 +14,11 @@
 
 use std::collections::VecDeque;
 
-use vdens_plugin_api::log::{debug, info};
+use vdens_plugin_api::log::debug;
 use vdens_plugin_api::wire::hello::{Cable, Hello, SUPER_PREFIX};
 use vdens_plugin_api::{
-    Frame, Host, MAX_FRAME, MAX_LEGACY_FRAME, Offloads, Sift, State, Ticket, VNET_HEADER_LEN,
+    Frame, Host, MAX_FRAME, MAX_LEGACY_FRAME, Offloads, Peer as Credentials, Sift, State, Status,
+    Ticket, VNET_HEADER_LEN,
 };
 
 /// The conversation with a far end, from its appearance on.
@@ -34,6 +35,8 @@ pub(crate) struct Peer {
     is_new: bool,
     /// Whether this interface is plugged, and has not been declined.
     plugged: bool,
+    /// Why it is not, though both interfaces are on one panel.
+    declined: String,
     /// What the host takes.
     host_takes: Offloads,
     /// What the far end was told of it.
@@ -52,6 +55,7 @@ impl Peer {
             hello: None,
             is_new: false,
             plugged: false,
+            declined: String::new(),
             host_takes: Offloads::NONE,
             told: Offloads::NONE,
             takes: Offloads::NONE,
@@ -109,7 +113,10 @@ impl Peer {
                 }
             }
             Some(Hello::Accept(offloads)) => self.takes = offloads,
-            Some(Hello::Declined) => self.plugged = false,
+            Some(Hello::Declined) => {
+                self.plugged = false;
+                self.declined = "the peer cannot be plugged in".into();
+            }
             Some(Hello::Plugged) | None => {}
         }
         Sift::Take
@@ -125,11 +132,11 @@ impl Peer {
         {
             let plugged = self.host.plug(&theirs.place);
             match &plugged {
-                Ok(()) => info!(
-                    "{}: the kernel carries the frames",
-                    self.host.port().interface
-                ),
-                Err(error) => debug!("not plugged: {error}"),
+                Ok(()) => debug!("plugged into the peer's {}", theirs.place),
+                Err(error) => {
+                    debug!("not plugged: {error}");
+                    self.declined = error.to_string();
+                }
             }
             self.plugged = plugged.is_ok();
             // Before any hello: who is answered can count on this end.
@@ -166,6 +173,34 @@ impl Peer {
         match self.told {
             Offloads::NONE => MAX_LEGACY_FRAME,
             _ => SUPER_PREFIX.len() + VNET_HEADER_LEN + MAX_FRAME,
+        }
+    }
+
+    /// What is known of the far end, beside the `credentials` that the kernel gives.
+    pub(crate) fn status(&self, credentials: Credentials) -> Status {
+        let ticket = self.hello.as_ref().and_then(Option::as_ref);
+        let reason = match (&self.hello, &self.ticket, ticket) {
+            _ if self.plugged => "",
+            (None, ..) => "the peer is a legacy one",
+            (_, None, _) => "this end is not on the panel",
+            (_, _, None) => "the peer is not on the panel",
+            (_, Some(ours), Some(theirs)) if ours.panel != theirs.panel => {
+                "the peer is on another panel"
+            }
+            _ => &self.declined,
+        };
+        let description = match self.hello {
+            Some(_) => "vdens",
+            None => "a legacy program",
+        };
+        Status {
+            peer: Some(Credentials {
+                description: description.into(),
+                pid: credentials.pid.or_else(|| ticket.and_then(Ticket::process)),
+                ..credentials
+            }),
+            reason: reason.into(),
+            ..Status::default()
         }
     }
 

@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollFlags};
-use nix::sys::socket::{self, Backlog, MsgFlags, Shutdown, SockFlag, SockType};
+use nix::sys::socket::{self, Backlog, MsgFlags, Shutdown, SockFlag, SockType, sockopt};
 use vdens_plugin_api::log::{debug, warn};
-use vdens_plugin_api::{Error, ErrorKind, Result, RxBatch};
+use vdens_plugin_api::{Error, ErrorKind, Peer as Credentials, Result, RxBatch};
 
 use crate::sockets::{self, Claim};
 use crate::{DATA, End, Place, watch};
@@ -51,6 +51,15 @@ impl Session {
 
     fn peer(&self) -> Option<BorrowedFd<'_>> {
         (!self.closing).then(|| self.socket.as_fd())
+    }
+
+    fn credentials(&self) -> Credentials {
+        let peer = socket::getsockopt(&self.socket, sockopt::PeerCredentials).ok();
+        Credentials {
+            uid: peer.map(|peer| peer.uid()),
+            pid: peer.and_then(|peer| u32::try_from(peer.pid()).ok()),
+            ..Credentials::default()
+        }
     }
 
     /// Hangs up; what has been received can still be read.
@@ -143,6 +152,13 @@ impl Listener {
 impl End for Listener {
     fn peer(&self) -> Option<BorrowedFd<'_>> {
         self.session.as_ref()?.peer()
+    }
+
+    fn credentials(&self) -> Credentials {
+        self.session
+            .as_ref()
+            .map(Session::credentials)
+            .unwrap_or_default()
     }
 
     fn peer_lost(&mut self) {
@@ -261,6 +277,13 @@ impl End for Connector {
             None => self.session.as_ref()?.peer(),
             Some(_) => None,
         }
+    }
+
+    fn credentials(&self) -> Credentials {
+        self.session
+            .as_ref()
+            .map(Session::credentials)
+            .unwrap_or_default()
     }
 
     fn peer_lost(&mut self) {

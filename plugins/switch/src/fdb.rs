@@ -88,6 +88,21 @@ impl Fdb {
         self.next_sweep
     }
 
+    /// The stations that are believed in, with their ports and how long ago they were heard of.
+    pub(crate) fn stations(
+        &self,
+        now: Instant,
+    ) -> impl Iterator<Item = (Station, PortId, Duration)> {
+        let fresh = self
+            .stations
+            .iter()
+            .filter(move |(_, entry)| self.is_fresh(entry, now));
+        fresh.map(move |(station, entry)| {
+            let age = now.saturating_duration_since(entry.seen);
+            (*station, entry.port, age)
+        })
+    }
+
     /// Stations known.
     pub(crate) fn len(&self) -> usize {
         self.stations.len()

@@ -72,6 +72,11 @@ impl Ports {
         ports.filter_map(|(index, slot)| Some((PortId(index as u32), slot.as_mut()?)))
     }
 
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (PortId, &Port)> {
+        let ports = self.0.iter().enumerate();
+        ports.filter_map(|(index, slot)| Some((PortId(index as u32), slot.as_ref()?)))
+    }
+
     /// Takes out the ports that are to be closed.
     pub(crate) fn take_ended(&mut self) -> impl Iterator<Item = (PortId, Port)> {
         let ports = self.0.iter_mut().enumerate();

@@ -20,6 +20,17 @@ impl Station {
         Self(mac << VLAN_BITS | u64::from(vlan))
     }
 
+    /// The MAC address.
+    pub(crate) fn mac(self) -> [u8; 6] {
+        let [_, _, mac @ ..] = (self.0 >> VLAN_BITS).to_be_bytes();
+        mac
+    }
+
+    /// The VLAN id, 0 for none.
+    pub(crate) fn vlan(self) -> u16 {
+        (self.0 & ((1 << VLAN_BITS) - 1)) as u16
+    }
+
     /// Whether this is a group of stations, the broadcast address among them.
     pub(crate) fn is_multicast(self) -> bool {
         (self.0 >> VLAN_BITS) & MULTICAST != 0
@@ -66,6 +77,8 @@ mod tests {
         for vlan in 0..4096 {
             let addresses = Addresses::of(&tagged(0xf000 | vlan)).unwrap();
             assert!(seen.insert(addresses.source), "VLAN {vlan} aliases");
+            assert_eq!(addresses.source.vlan(), vlan);
+            assert_eq!(addresses.source.mac(), [2, 0, 0, 0, 0, 2]);
         }
     }
 

@@ -17,6 +17,7 @@
 //! - `port`: a client's data socket, with a bounded `queue` for what it does not take at once;
 //! - `frame` and `fdb`: who a frame is from and for, and where that is; pure code;
 //! - `forwarding`: from one port's batch of frames to the other ports, one system call each;
+//! - `status`: what a person may want to know;
 //! - `switch`: the events that drive it all, and the link.
 //!
 //! Clients of the switch's own user whose interfaces are on the panel are offered a hub there, a bridge of the
@@ -37,6 +38,7 @@ mod forwarding;
 mod frame;
 mod port;
 mod queue;
+mod status;
 mod switch;
 #[cfg(test)]
 mod tests;

@@ -22,7 +22,8 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use vdens_plugin_api::wire::control::{Reply, Request, marked};
 use vdens_plugin_api::wire::hello::{Cable, Hello, SUPER_PREFIX};
 use vdens_plugin_api::{
-    Batch, Error, Host, Hub, Link, Offloads, Result, RxBatch, Sift, State, Ticket, TxBatch, log,
+    Batch, Error, Host, Hub, Link, Offloads, Result, RxBatch, Sift, State, Status, Ticket, TxBatch,
+    log,
 };
 
 use crate::config::Config;
@@ -31,6 +32,7 @@ use crate::directory::{Directory, Entry};
 use crate::fdb::{self, Fdb};
 use crate::forwarding::Fabric;
 use crate::port::{HUB, LOCAL, Port, PortId};
+use crate::status;
 
 /// Events taken from epoll at a time.
 const EVENTS: usize = 64;
@@ -644,6 +646,10 @@ impl Link for Switch {
             true => State::PLUGGED,
             false => TAKES_ALL,
         }
+    }
+
+    fn status(&self) -> Status {
+        status::of(&self.fabric, Instant::now())
     }
 
     fn is_shared(&self) -> bool {

@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 
 use vdens_plugin_api::tap::Tap;
 use vdens_plugin_api::vnl::{Keys, Spec};
-use vdens_plugin_api::{Link, OpenRequest, Result, RxBatch, State, TxBatch, export_plugin};
+use vdens_plugin_api::{Link, OpenRequest, Result, RxBatch, State, Status, TxBatch, export_plugin};
 
 const KEYS: Keys = Keys::new(&[]);
 
@@ -33,6 +33,13 @@ impl Link for HostTap {
 
     fn state(&self) -> State {
         self.0.state()
+    }
+
+    fn status(&self) -> Status {
+        let mut status = self.0.status();
+        status.reason = "a tap of the host cannot be plugged into the panel".into();
+        status.extra.insert("tap".into(), self.0.name().into());
+        status
     }
 }
 

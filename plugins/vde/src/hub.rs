@@ -59,6 +59,11 @@ impl Switch {
         }
     }
 
+    /// Whether it is one of ours.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.is_ours
+    }
+
     /// Whether the interface is to be on the panel.
     pub(crate) fn has_hub(&self) -> bool {
         self.hub.is_some()

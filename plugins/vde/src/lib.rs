@@ -23,6 +23,7 @@ mod control;
 mod endpoint;
 mod hub;
 mod link;
+mod status;
 mod target;
 #[cfg(test)]
 mod tests;

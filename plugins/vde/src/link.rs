@@ -8,11 +8,14 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 use vdens_plugin_api::wire::control::mark;
-use vdens_plugin_api::{Error, Host, Link, Result, RxBatch, State, TxBatch, log, send_datagrams};
+use vdens_plugin_api::{
+    Error, Host, Link, Result, RxBatch, State, Status, TxBatch, log, send_datagrams,
+};
 
 use crate::control::Control;
 use crate::endpoint::Endpoint;
 use crate::hub::Switch;
+use crate::status;
 use crate::target::Target;
 
 /// A port of a switch.
@@ -145,6 +148,10 @@ impl Link for Vde {
             true => self.switch.state(),
             false => State::DOWN,
         }
+    }
+
+    fn status(&self) -> Status {
+        status::of(&self.switch, &self.control)
     }
 
     fn wants_panel(&self) -> bool {

@@ -1,0 +1,254 @@
+//! A link that lasts: one that is opened again whenever it breaks.
+//!
+//! To whom it is given it is a [`Link`] like any other, without carrier while there is nothing behind it: a timer
+//! is its descriptor then, what is sent is dropped and counted, and every `RETRY` opening is tried. So the
+//! other side of the host goes on undisturbed, above all a switch that serves others.
+//!
+//! It may also start with nothing behind it ([`Wait`]): a VNL whose far end is yet to come is opened as one whose
+//! far end has gone. That is for failures that may pass, not for a VNL that makes no sense.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use log::Level;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use vdens_plugin_api::{Link, RxBatch, State, Status, TxBatch};
+
+use crate::error::{Error, ErrorKind, Result, system};
+
+/// How long after a link broke, or could not be opened, it is opened again.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// How long after it broke it is news that it breaks again.
+const NEWS: Duration = Duration::from_secs(5);
+
+/// What to do about a link that cannot be opened yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wait {
+    /// Fail at once.
+    #[default]
+    No,
+    /// Go on without it until it can.
+    Meanwhile,
+    /// Try for that long before going on, then fail.
+    AtMost(Duration),
+}
+
+/// Opens a link.
+pub type Open = Box<dyn FnMut() -> Result<Box<dyn Link>> + Send>;
+
+/// A link that is opened again whenever it breaks.
+pub struct Lasting {
+    /// What to call it in the log.
+    name: String,
+    open: Open,
+    /// `None` while there is nothing behind it.
+    link: Option<Box<dyn Link>>,
+    /// Why there is nothing.
+    failure: Option<Error>,
+    /// When it broke last.
+    broke: Option<Instant>,
+    /// At which level its coming and going is logged: that of a link which does nothing else is no news.
+    level: Level,
+    /// What the other side was last.
+    other_side: State,
+    /// Rings when opening is to be tried.
+    timer: TimerFd,
+    /// Always writable: what to wait for while there is nobody to send to.
+    writable: EventFd,
+}
+
+impl Lasting {
+    /// Opens it for the first time. While it waits it calls `pause` with what it waits for, which comes back after the
+    /// time given, or with `false` if the waiting is to be given up.
+    ///
+    /// # Errors
+    /// It cannot be opened, and is not to be waited for, or was for long enough; or there are no descriptors left.
+    pub fn open(
+        name: String,
+        mut open: Open,
+        wait: Wait,
+        pause: impl FnMut(&Error, Duration) -> Result<bool>,
+    ) -> Result<Self> {
+        let cannot = || system("wait for a link");
+        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(cannot())?;
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let writable = EventFd::from_flags(flags).map_err(cannot())?;
+        let (link, failure) = match first(&mut open, wait, pause) {
+            Ok(link) => (Some(link), None),
+            Err(error) if wait == Wait::Meanwhile && may_pass(&error) => (None, Some(error)),
+            Err(error) => return Err(error),
+        };
+        let lasting = Self {
+            name,
+            open,
+            link,
+            failure,
+            broke: None,
+            level: Level::Warn,
+            other_side: State::DOWN,
+            timer,
+            writable,
+        };
+        if let Some(error) = &lasting.failure {
+            log::warn!("{}: {error}; waiting for it", lasting.name);
+            lasting.set_timer();
+        }
+        Ok(lasting)
+    }
+
+    fn set_timer(&self) {
+        let once = Expiration::OneShot(TimeSpec::from_duration(RETRY));
+        if let Err(errno) = self.timer.set(once, TimerSetTimeFlags::empty()) {
+            log::error!("{}: cannot set a timer: {errno}", self.name);
+        }
+    }
+
+    fn lose(&mut self, error: Error) {
+        let last = self.broke.replace(Instant::now());
+        self.level = match last.is_none_or(|last| last.elapsed() >= NEWS) {
+            true => Level::Warn,
+            false => Level::Debug,
+        };
+        log::log!(self.level, "{}: {error}; trying again", self.name);
+        self.link = None;
+        self.failure = Some(error);
+        self.set_timer();
+    }
+
+    /// Tries to open it again.
+    fn reopen(&mut self, batch: &mut RxBatch<'_>) {
+        // That it has rung is all that matters.
+        let _ = self.timer.wait();
+        match (self.open)() {
+            Ok(mut link) => {
+                log::log!(self.level, "{}: the link is back", self.name);
+                self.failure = None;
+                link.other_side(self.other_side);
+                self.link = Some(link);
+                // It may have something to do at once.
+                self.try_link(|link| link.recv(batch));
+            }
+            Err(error) => {
+                log::debug!("{}: {error}", self.name);
+                self.failure = Some(error);
+                self.set_timer();
+            }
+        }
+    }
+
+    /// Calls the link, if there is one; what does not break it.
+    fn try_link<T>(&mut self, call: impl FnOnce(&mut dyn Link) -> Result<T>) -> Option<T> {
+        let link = self.link.as_deref_mut()?;
+        call(link).map_err(|error| self.lose(error)).ok()
+    }
+}
+
+/// Opens a link, and tries again for as long as that may help.
+fn first(
+    open: &mut Open,
+    wait: Wait,
+    mut pause: impl FnMut(&Error, Duration) -> Result<bool>,
+) -> Result<Box<dyn Link>> {
+    let deadline = match wait {
+        Wait::AtMost(time) => Instant::now().checked_add(time),
+        Wait::No | Wait::Meanwhile => Some(Instant::now()),
+    };
+    loop {
+        let error = match open() {
+            Ok(link) => return Ok(link),
+            Err(error) => error,
+        };
+        let is_over = deadline.is_some_and(|deadline| deadline <= Instant::now());
+        if !may_pass(&error) || is_over || !pause(&error, RETRY)? {
+            return Err(match wait {
+                Wait::No if may_pass(&error) => advise(error),
+                _ => error,
+            });
+        }
+    }
+}
+
+/// Whether what keeps a link from being opened may pass by itself, when somebody else is started, say.
+fn may_pass(error: &Error) -> bool {
+    !matches!(
+        error.kind,
+        ErrorKind::Usage | ErrorKind::Unsupported | ErrorKind::Protocol | ErrorKind::Panic
+    )
+}
+
+/// Tells of `--wait`.
+fn advise(error: Error) -> Error {
+    let hint = match error.hint.as_str() {
+        "" => "--wait waits for it".to_owned(),
+        hint => format!("{hint}; or wait for it with --wait"),
+    };
+    error.hint(hint)
+}
+
+impl Link for Lasting {
+    fn fd(&self) -> BorrowedFd<'_> {
+        let link = self.link.as_ref();
+        link.map_or(self.timer.as_fd(), |link| link.fd())
+    }
+
+    fn send_fd(&self) -> BorrowedFd<'_> {
+        let link = self.link.as_ref();
+        link.map_or(self.writable.as_fd(), |link| link.send_fd())
+    }
+
+    fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
+        match self.link {
+            Some(_) => self.try_link(|link| link.recv(batch)).unwrap_or_default(),
+            None => self.reopen(batch),
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
+        let taken = self.try_link(|link| link.send(batch));
+        Ok(taken.unwrap_or_else(|| {
+            batch.count_dropped(batch.len() as u64);
+            batch.len()
+        }))
+    }
+
+    fn other_side(&mut self, state: State) {
+        self.other_side = state;
+        if let Some(link) = &mut self.link {
+            link.other_side(state);
+        }
+    }
+
+    fn state(&self) -> State {
+        let link = self.link.as_ref();
+        link.map_or(State::DOWN, |link| link.state())
+    }
+
+    fn status(&self) -> Status {
+        let link = self.link.as_ref();
+        link.map_or_else(
+            || Status {
+                reason: self
+                    .failure
+                    .as_ref()
+                    .map(Error::to_string)
+                    .unwrap_or_default(),
+                ..Status::default()
+            },
+            |link| link.status(),
+        )
+    }
+
+    fn is_shared(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.is_shared())
+    }
+
+    /// One that is still to be opened may.
+    fn wants_panel(&self) -> bool {
+        self.link.as_ref().is_none_or(|link| link.wants_panel())
+    }
+}

@@ -1,0 +1,279 @@
+//! One interface's link, as its supervisor sees it: the hold on the interface, and the worker.
+//!
+//! A worker that dies costs the interface its carrier, and is started again after a delay that doubles from
+//! `FIRST_DELAY` to `LAST_DELAY`. One that hangs is helped to die: it is asked at every beat whether it is there, and
+//! ended when it owes the answer for too many. Beats are counted, not time: while the supervisor
+//! itself is stopped, nobody is late.
+
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::value::RawValue;
+use vdens_plugin_api::State;
+use vdens_plugin_api::tap::Tap;
+
+use crate::control::{Channel, Message, read_report};
+use crate::error::{Error, Result};
+use crate::lasting::Wait;
+use crate::panel::{Order, Panel};
+use crate::status::interface;
+use crate::status::{Entry, LinkEntry, Service};
+use crate::worker::{self, Job};
+
+/// How long after its death a worker is started again, the first time.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+/// The longest such delay.
+const LAST_DELAY: Duration = Duration::from_secs(5);
+/// How long a worker must have lived for the delay to start anew.
+const STABLE: Duration = Duration::from_secs(10);
+
+/// How often workers are asked whether they are there.
+pub(super) const BEAT: Duration = Duration::from_secs(1);
+/// For how many beats a worker may owe an answer. One that is stopped for three seconds does no harm.
+const PATIENCE: u32 = 5;
+/// The same for a worker that has not opened its link yet.
+pub(super) const PATIENCE_AT_OPEN: u32 = 10;
+
+/// The supervisor's hold on an interface.
+pub(super) enum Side {
+    Tap(OwnedFd),
+    /// A port of the panel, by its place.
+    Port(String),
+}
+
+/// How far a worker has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// It opens its link.
+    Opening,
+    /// It has; whether the link wants the panel.
+    Open(bool),
+    /// The link and the interface know of each other.
+    Settled,
+}
+
+/// How a child ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Exit(i32),
+    Signal(Signal),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exit(status) => write!(f, "status {status}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+        }
+    }
+}
+
+pub(super) struct Worker {
+    pub(super) pid: Pid,
+    pub(super) control: Channel,
+    pub(super) orders: Channel,
+    pub(super) stage: Stage,
+    started: Instant,
+    /// For how many beats it owes an answer; `None` if it does not.
+    owes: Option<u32>,
+    /// Whether it owes a report.
+    owes_report: bool,
+    report: Option<Box<RawValue>>,
+    /// Whether its channels are closed: then it is about to end.
+    pub(super) is_closed: bool,
+}
+
+impl Worker {
+    pub(super) fn new(pid: Pid, control: Channel, orders: Channel) -> Self {
+        Self {
+            pid,
+            control,
+            orders,
+            stage: Stage::Opening,
+            started: Instant::now(),
+            owes: None,
+            owes_report: false,
+            report: None,
+            is_closed: false,
+        }
+    }
+
+    fn end(&self) {
+        // One that has just ended is no failure.
+        let _ = kill(self.pid, Signal::SIGKILL);
+    }
+
+    /// It has closed a channel. A worker does that when it ends, and one that goes on without is of no use.
+    pub(super) fn close(&mut self) {
+        self.is_closed = true;
+        self.end();
+    }
+
+    /// It has answered.
+    pub(super) fn is_alive(&mut self) {
+        self.owes = None;
+    }
+
+    /// Takes a report that has come.
+    pub(super) fn take_report(&mut self, mut fds: Vec<OwnedFd>) {
+        self.owes = None;
+        self.owes_report = false;
+        let text = fds.pop().map(read_report).transpose();
+        self.report = text
+            .inspect_err(|error| log::debug!("{error}"))
+            .ok()
+            .flatten()
+            .and_then(|text| RawValue::from_string(text).ok());
+    }
+
+    /// Whether a report is still to come.
+    pub(super) fn owes_report(&self) -> bool {
+        self.owes_report && !self.is_closed
+    }
+
+    /// Asks for a report.
+    pub(super) fn ask_for_report(&mut self) -> Result<()> {
+        self.report = None;
+        match std::mem::replace(&mut self.owes_report, true) {
+            true => Ok(()),
+            false => self.control.send(&Message::Report, &[]),
+        }
+    }
+}
+
+/// One interface's link.
+pub(super) struct Link {
+    pub(super) job: Job,
+    pub(super) side: Option<Side>,
+    pub(super) worker: Option<Worker>,
+    /// When to start a worker, if there is none; `None` if never.
+    pub(super) restart: Option<Instant>,
+    delay: Duration,
+    restarts: u32,
+    last_end: String,
+}
+
+impl Link {
+    pub(super) fn new(job: Job) -> Self {
+        Self {
+            job,
+            side: None,
+            worker: None,
+            restart: None,
+            delay: FIRST_DELAY,
+            restarts: 0,
+            last_end: String::new(),
+        }
+    }
+
+    /// How far it has come.
+    pub(super) fn stage(&self) -> Option<Stage> {
+        self.worker.as_ref().map(|worker| worker.stage)
+    }
+
+    /// Tells the worker what its side of the link is.
+    pub(super) fn give_side(&self) -> Result<()> {
+        let Some(Worker { control, .. }) = &self.worker else {
+            return Ok(());
+        };
+        match &self.side {
+            Some(Side::Tap(tap)) => control.send(&Message::Side(false), &[tap.as_fd()]),
+            Some(Side::Port(_)) => control.send(&Message::Side(true), &[]),
+            None => Ok(()),
+        }
+    }
+
+    /// Asks the worker whether it is there, or ends it if it has owed the answer for too long.
+    pub(super) fn beat(&mut self) -> Result<()> {
+        let Some(worker) = &mut self.worker else {
+            return Ok(());
+        };
+        let patience = match worker.stage {
+            Stage::Opening => PATIENCE_AT_OPEN,
+            Stage::Open(_) | Stage::Settled => PATIENCE,
+        };
+        match &mut worker.owes {
+            None => {
+                worker.owes = Some(0);
+                worker.control.send(&Message::Ping, &[])
+            }
+            Some(beats) if *beats < patience => {
+                *beats += 1;
+                Ok(())
+            }
+            Some(_) => {
+                let (name, end, pid) = (&self.job.interface, &self.job.end, worker.pid);
+                log::warn!("{name} ({end}): process {pid} hangs, and is ended");
+                worker.end();
+                Ok(())
+            }
+        }
+    }
+
+    /// The worker has ended: takes the carrier away, and has another started later.
+    pub(super) fn lose_worker(&mut self, end: End, panel: Option<&Panel>) {
+        let lived = self.worker.take().map(|worker| worker.started.elapsed());
+        if lived.is_some_and(|lived| lived >= STABLE) {
+            self.delay = FIRST_DELAY;
+        }
+        self.last_end = end.to_string();
+        let name = &self.job.interface;
+        if end == End::Exit(worker::EXIT_NO_INTERFACE) {
+            log::warn!("{name}: the interface was deleted, its link is closed");
+            return;
+        }
+        if let Err(error) = self.take_carrier(panel) {
+            log::warn!("{name}: {error}");
+        }
+        log::warn!(
+            "{name} ({}): the worker ended with {end}; starting it again in {:?}",
+            self.job.end,
+            self.delay
+        );
+        self.restart = Some(Instant::now() + self.delay);
+        self.delay = (self.delay * 2).min(LAST_DELAY);
+        self.restarts += 1;
+        // The session has started, so there is nobody to fail for.
+        self.job.wait = Wait::Meanwhile;
+    }
+
+    fn take_carrier(&self, panel: Option<&Panel>) -> Result<()> {
+        match (&self.side, panel) {
+            (Some(Side::Port(place)), Some(panel)) => panel
+                .carry_out(&Order::Unplug(place.clone()), None)
+                .map(drop),
+            (Some(Side::Tap(tap)), _) => tap
+                .try_clone()
+                .map(|tap| drop(Tap::resume(tap, self.job.interface.clone(), State::DOWN)))
+                .map_err(|error| Error::io("set the carrier", &error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The link for `vdens --status`, with the report that the worker has given; `command` is in the
+    /// interface's namespace.
+    pub(super) fn entry(&mut self, command: Pid) -> Entry<Box<RawValue>> {
+        let worker = self.worker.as_mut();
+        let service = match &worker {
+            Some(worker) if worker.owes_report => Service::Silent,
+            Some(_) => Service::Served,
+            None if self.restart.is_some() => Service::Restarting,
+            None => Service::Closed,
+        };
+        Entry {
+            link: LinkEntry {
+                interface: self.job.interface.clone(),
+                vnl: self.job.end.to_string(),
+                service,
+                worker: worker.as_ref().map(|w| w.pid.as_raw().cast_unsigned()),
+                restarts: self.restarts,
+                last_end: self.last_end.clone(),
+                interface_traffic: interface::traffic(command, &self.job.interface),
+            },
+            report: worker.and_then(|worker| worker.report.take()),
+        }
+    }
+}

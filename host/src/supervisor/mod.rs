@@ -1,0 +1,569 @@
+//! The supervisor: the process that the user started, which stays until the command ends.
+//!
+//! It forks the namespace child and a worker for each interface. When the links are open it has the
+//! interfaces made, on the `panel` where the link wants that and there is one, else as taps by the namespace child;
+//! it gives each worker its side of the link, and when all links have settled tells the child to run the command.
+//! From then on it supervises: it carries out the workers' orders on the panel, asks them whether they are
+//! there, and starts those that die again (see `link`). It holds the interfaces, so a worker that dies costs a
+//! link its carrier and nothing else. The session ends with the command; closing the channels then tells the
+//! workers to clean up and go.
+//!
+//! Everything happens in `turn`: one wait for signals, channels, the socket of `vdens --status` and the next
+//! deadline, and what is to be done about them. Before the command runs whatever fails, and whatever takes too long, ends
+//! the session; then nothing does.
+//!
+//! It is single-threaded and loads no plugin: forking stays safe throughout. Each child first
+//! drops what it inherited and does not need, so that a closed channel is seen by the one at its other end.
+
+mod link;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, getpid};
+use vdens_plugin_api::Ticket;
+
+use crate::control::{Channel, Message};
+use crate::error::{EXIT_FAILURE, Error, ErrorKind, Result};
+use crate::lasting::Wait;
+use crate::namespace::{self, Plan};
+use crate::panel::{self, Order, Panel};
+use crate::process::{exit_child, fork_child, wait};
+use crate::signals::Signals;
+use crate::status::server::Server;
+use crate::status::{self, Process};
+use crate::vnls;
+use crate::worker::{self, Job};
+use link::{BEAT, End, Link, PATIENCE_AT_OPEN, Side, Stage, Worker};
+
+/// How long children may take to clean up at the end.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a link may take to open, and again to settle, before the command runs.
+const OPENING: Duration = BEAT.saturating_mul(PATIENCE_AT_OPEN);
+/// How long workers may take to report.
+const REPORTING: Duration = Duration::from_millis(500);
+
+/// Why there is no exit status of the command to pass on.
+#[derive(Debug)]
+pub enum Failure {
+    /// It failed: the exit status, and what to tell the user.
+    Error(i32, Error),
+    /// A signal came before the command ran.
+    Signal(Signal),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Error(EXIT_FAILURE, error)
+    }
+}
+
+/// What a turn waits for.
+#[derive(Clone, Copy)]
+enum Source {
+    Signals,
+    Namespace,
+    Control(usize),
+    Orders(usize),
+    Status,
+}
+
+struct Supervisor<'a> {
+    plan: &'a Plan,
+    signals: Signals,
+    panel: Option<Panel>,
+    /// Why there is none.
+    no_panel: String,
+    command: Pid,
+    /// How that ended.
+    ended: Option<End>,
+    /// The namespace child's channel, until it becomes the command.
+    namespace: Option<Channel>,
+    /// The descriptors that it has sent when it was ready, until they are used.
+    received: Option<Vec<OwnedFd>>,
+    links: Vec<Link>,
+    /// Whether the command was told to run.
+    is_running: bool,
+    /// When to ask the workers whether they are there.
+    next_beat: Instant,
+    started: SystemTime,
+    status: Option<Server>,
+    /// Until when reports are waited for, if somebody asks.
+    reporting: Option<Instant>,
+}
+
+/// Runs the command in a namespace as planned, with one link a job, in the order of the plan's
+/// interfaces. Returns the command's exit status, 128 + n if signal n ended it.
+///
+/// # Errors
+/// The namespace, a link or the command could not be had.
+pub fn run(plan: &Plan, jobs: Vec<Job>) -> Result<i32, Failure> {
+    let signals = Signals::block()?;
+    let (panel, no_panel) = panel_for(plan, &jobs);
+    let parent = getpid();
+    let (channel, theirs) = Channel::pair()?;
+    let Some(command) = fork_child()? else {
+        drop(channel);
+        exit_child(|| namespace::run(plan, panel.as_ref(), &theirs, &signals, parent));
+    };
+    drop(theirs);
+    let links = jobs.into_iter().enumerate().map(|(number, mut job)| {
+        job.ticket = panel.as_ref().map(|panel| Ticket {
+            panel: panel.id(),
+            place: format!("{parent}n{number}"),
+        });
+        Link::new(job)
+    });
+    let mut supervisor = Supervisor {
+        plan,
+        links: links.collect(),
+        signals,
+        panel,
+        no_panel,
+        command,
+        ended: None,
+        namespace: Some(channel),
+        received: None,
+        is_running: false,
+        next_beat: Instant::now(),
+        started: SystemTime::now(),
+        status: Server::start(),
+        reporting: None,
+    };
+    let outcome = supervisor.session();
+    supervisor.end();
+    outcome
+}
+
+/// The panel, if it is wanted and there could be a link for it, or why there is none.
+fn panel_for(plan: &Plan, jobs: &[Job]) -> (Option<Panel>, String) {
+    if !plan.panel {
+        return (None, "it is switched off".into());
+    }
+    if !jobs.iter().any(|job| matches!(job.end, vnls::End::Vnl(_))) {
+        return (None, String::new());
+    }
+    match Panel::acquire() {
+        Ok(panel) => (Some(panel), String::new()),
+        Err(error) => {
+            log::info!("no panel, frames go through user space: {error}");
+            (None, error.to_string())
+        }
+    }
+}
+
+impl Supervisor<'_> {
+    /// Everything between the first fork and the command's end.
+    fn session(&mut self) -> Result<i32, Failure> {
+        for index in 0..self.links.len() {
+            self.start_worker(index)?;
+        }
+        let namespace = self.await_namespace()?.pop();
+        self.await_stage("the plugin has not opened the link", |stage| {
+            stage != Stage::Opening
+        })?;
+        for index in 0..self.links.len() {
+            if self.links[index].stage() == Some(Stage::Open(true)) {
+                self.add_port(index, namespace.as_ref());
+            }
+        }
+        drop(namespace);
+        let is_tap = |link: &Link| link.side.is_none();
+        let taps = self.links.iter().map(is_tap).collect();
+        self.tell_namespace(&Message::Interfaces(taps))?;
+        let mut taps = self.await_namespace()?.into_iter();
+        for link in &mut self.links {
+            if link.side.is_none() {
+                let tap = taps.next();
+                let tap =
+                    tap.ok_or_else(|| Error::closed("the namespace child lost interfaces"))?;
+                link.side = Some(Side::Tap(tap));
+            }
+            link.give_side()?;
+        }
+        self.await_stage("the link does not settle", |stage| stage == Stage::Settled)?;
+        self.tell_namespace(&Message::Go)?;
+        self.is_running = true;
+        self.next_beat = Instant::now() + BEAT;
+        loop {
+            match self.ended {
+                Some(End::Exit(status)) => return Ok(status),
+                Some(End::Signal(signal)) => return Ok(128 + signal as i32),
+                None => self.turn(None)?,
+            }
+        }
+    }
+
+    /// Takes turns until every worker has come far enough.
+    fn await_stage(
+        &mut self,
+        complaint: &str,
+        is_enough: impl Fn(Stage) -> bool,
+    ) -> Result<(), Failure> {
+        let waits = self.links.iter().map(|link| match link.job.wait {
+            Wait::AtMost(time) => time,
+            Wait::No | Wait::Meanwhile => Duration::ZERO,
+        });
+        let limit = OPENING.saturating_add(waits.max().unwrap_or_default());
+        let deadline = Instant::now().checked_add(limit);
+        let lags = |link: &&Link| !link.stage().is_some_and(&is_enough);
+        while let Some(late) = self.links.iter().find(lags) {
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                let Job { interface, end, .. } = &late.job;
+                let message = format!("{interface} ({end}): {complaint} within {limit:?}");
+                let error = Error::new(ErrorKind::Busy, message);
+                return Err(error.hint("-vv may tell what it waits for").into());
+            }
+            self.turn(deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Takes turns until the namespace child is ready, and returns the descriptors it sends.
+    fn await_namespace(&mut self) -> Result<Vec<OwnedFd>, Failure> {
+        loop {
+            if let Some(fds) = self.received.take() {
+                return Ok(fds);
+            }
+            self.turn(None)?;
+        }
+    }
+
+    fn tell_namespace(&self, message: &Message) -> Result<(), Failure> {
+        let channel = self.namespace.as_ref().ok_or_else(died)?;
+        Ok(channel.send(message, &[])?)
+    }
+
+    /// Waits until something happens, at most until `deadline`, and sees to it.
+    fn turn(&mut self, deadline: Option<Instant>) -> Result<(), Failure> {
+        self.do_what_is_due()?;
+        let restarts = self.links.iter().filter_map(|link| link.restart);
+        let has_workers = self.links.iter().any(|link| link.worker.is_some());
+        let beat = (self.is_running && has_workers).then_some(self.next_beat);
+        let deadlines = [deadline, beat, self.reporting, restarts.min()];
+        let sources = self.sources();
+        let mut fds: Vec<PollFd<'_>> = sources
+            .iter()
+            .filter_map(|source| Some(PollFd::new(self.fd(*source)?, PollFlags::POLLIN)))
+            .collect();
+        wait(&mut fds, deadlines.into_iter().flatten().min())?;
+        let heard: Vec<bool> = fds.iter().map(|fd| fd.any() == Some(true)).collect();
+        drop(fds);
+        let heard: Vec<Source> = sources
+            .into_iter()
+            .zip(heard)
+            .filter_map(|(source, heard)| heard.then_some(source))
+            .collect();
+        // Signals are looked for first and seen to last: who has ended has said everything before.
+        for source in heard.iter().rev() {
+            match *source {
+                Source::Signals => self.hear_signals()?,
+                Source::Namespace => self.hear_namespace()?,
+                Source::Control(index) => self.hear_worker(index)?,
+                Source::Orders(index) => self.obey(index)?,
+                Source::Status => self.hear_asker()?,
+            }
+        }
+        Ok(())
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        let mut sources = vec![Source::Signals];
+        sources.extend(self.namespace.as_ref().map(|_| Source::Namespace));
+        for (index, link) in self.links.iter().enumerate() {
+            if link.worker.as_ref().is_some_and(|w| !w.is_closed) {
+                sources.extend([Source::Orders(index), Source::Control(index)]);
+            }
+        }
+        sources.extend(self.status.as_ref().map(|_| Source::Status));
+        sources
+    }
+
+    fn fd(&self, source: Source) -> Option<BorrowedFd<'_>> {
+        let worker = |index: usize| self.links[index].worker.as_ref();
+        match source {
+            Source::Signals => Some(self.signals.as_fd()),
+            Source::Namespace => self.namespace.as_ref().map(AsFd::as_fd),
+            Source::Control(index) => worker(index).map(|worker| worker.control.as_fd()),
+            Source::Orders(index) => worker(index).map(|worker| worker.orders.as_fd()),
+            Source::Status => self.status.as_ref().map(AsFd::as_fd),
+        }
+    }
+
+    /// Does what it is time for.
+    fn do_what_is_due(&mut self) -> Result<()> {
+        let now = Instant::now();
+        for index in 0..self.links.len() {
+            if self.links[index].restart.is_some_and(|due| due <= now) {
+                self.start_worker(index)?;
+            }
+        }
+        if self.is_running && self.next_beat <= now {
+            self.next_beat = now + BEAT;
+            for link in &mut self.links {
+                link.beat()?;
+            }
+        }
+        let mut workers = self.links.iter().filter_map(|link| link.worker.as_ref());
+        if let Some(deadline) = self.reporting
+            && (deadline <= now || !workers.any(Worker::owes_report))
+        {
+            self.reporting = None;
+            self.report();
+        }
+        Ok(())
+    }
+
+    fn hear_signals(&mut self) -> Result<(), Failure> {
+        while let Some(signal) = self.signals.next() {
+            match signal {
+                Signal::SIGCHLD => {}
+                _ if !self.is_running => return Err(Failure::Signal(signal)),
+                Signal::SIGTERM | Signal::SIGHUP => {
+                    if let Err(errno) = kill(self.command, signal) {
+                        log::debug!("cannot pass {signal} on to the command: {errno}");
+                    }
+                }
+                // The rest comes from the terminal, and reaches the command by itself.
+                _ => {}
+            }
+        }
+        self.reap()
+    }
+
+    /// The namespace child is ready, or has failed. Its channel closes when the command is executed.
+    fn hear_namespace(&mut self) -> Result<(), Failure> {
+        let Some(channel) = &self.namespace else {
+            return Ok(());
+        };
+        match channel.receive()? {
+            Some((Message::Failed(status, error), _)) => Err(Failure::Error(status, error)),
+            Some((_, fds)) => {
+                self.received = Some(fds);
+                Ok(())
+            }
+            None if self.is_running => {
+                self.namespace = None;
+                Ok(())
+            }
+            None => Err(died()),
+        }
+    }
+
+    /// Takes what a worker says.
+    fn hear_worker(&mut self, index: usize) -> Result<(), Failure> {
+        let link = &mut self.links[index];
+        let Some(worker) = &mut link.worker else {
+            return Ok(());
+        };
+        let message = worker.control.receive().unwrap_or_else(|error| {
+            log::debug!("{}: {error}", link.job.interface);
+            None
+        });
+        match message {
+            Some((Message::Open(wants_panel), _)) => {
+                worker.stage = Stage::Open(wants_panel);
+                worker.is_alive();
+                // One that replaces another gets what there is.
+                link.give_side()?;
+            }
+            Some((Message::Ready, _)) => {
+                worker.stage = Stage::Settled;
+                worker.is_alive();
+            }
+            Some((Message::Alive, _)) => worker.is_alive(),
+            Some((Message::Report, fds)) => worker.take_report(fds),
+            Some((Message::Failed(status, error), _)) if !self.is_running => {
+                return Err(Failure::Error(status, error));
+            }
+            Some((Message::Failed(_, error), _)) => {
+                log::warn!("{}: {error}", link.job.interface);
+            }
+            Some(_) => log::debug!("{}: a strange message", link.job.interface),
+            None => worker.close(),
+        }
+        Ok(())
+    }
+
+    /// Carries out a worker's order and tells it how that went.
+    fn obey(&mut self, index: usize) -> Result<()> {
+        let Some(worker) = &mut self.links[index].worker else {
+            return Ok(());
+        };
+        let none = || Error::new(ErrorKind::Unsupported, "there is no panel");
+        match worker.orders.receive() {
+            Ok(Some((Message::Order(order), _))) => {
+                let panel = self.panel.as_ref().ok_or_else(none);
+                panel::obey(panel, &worker.orders, &order)
+            }
+            _ => {
+                worker.close();
+                Ok(())
+            }
+        }
+    }
+
+    /// Somebody wants to know: so do the workers have to report.
+    fn hear_asker(&mut self) -> Result<()> {
+        let Some(status) = &mut self.status else {
+            return Ok(());
+        };
+        match status.accept() {
+            Ok(false) => {}
+            Ok(true) => {
+                for link in &mut self.links {
+                    if let Some(worker) = &mut link.worker {
+                        worker.ask_for_report()?;
+                    }
+                }
+                self.reporting.get_or_insert(Instant::now() + REPORTING);
+            }
+            Err(error) => {
+                log::info!("{error}");
+                self.status = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers who asks.
+    fn report(&mut self) {
+        let Some(server) = &mut self.status else {
+            return;
+        };
+        let links = self.links.iter_mut();
+        let process = Process {
+            links: links.map(|link| link.entry(self.command)).collect(),
+            ..status::this_process(
+                "vdens",
+                &namespace::command_words(&self.plan.command),
+                self.started,
+                &self.no_panel,
+            )
+        };
+        match serde_json::to_string(&process) {
+            Ok(text) => server.answer(&text),
+            Err(error) => log::debug!("the status cannot be told: {error}"),
+        }
+    }
+
+    /// Makes an interface on the panel; if that fails, a tap will do.
+    fn add_port(&mut self, index: usize, namespace: Option<&OwnedFd>) {
+        let link = &mut self.links[index];
+        let (Some(panel), Some(ticket)) = (&self.panel, &link.job.ticket) else {
+            return;
+        };
+        let order = Order::AddPort(ticket.place.clone(), link.job.interface.clone());
+        match panel.carry_out(&order, namespace.map(AsFd::as_fd)) {
+            Ok(_) => link.side = Some(Side::Port(ticket.place.clone())),
+            Err(error) => log::info!("{}: not on the panel: {error}", link.job.interface),
+        }
+    }
+
+    /// Collects children that have ended.
+    fn reap(&mut self) -> Result<(), Failure> {
+        loop {
+            let (pid, end) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, status)) => (pid, End::Exit(status)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, End::Signal(signal)),
+                Ok(WaitStatus::StillAlive) | Err(_) => return Ok(()),
+                Ok(_) => continue,
+            };
+            if pid == self.command {
+                self.ended = Some(end);
+                if !self.is_running {
+                    return Err(died());
+                }
+            }
+            let is_it = |worker: &Worker| worker.pid == pid;
+            let mut links = self.links.iter_mut();
+            let Some(link) = links.find(|link| link.worker.as_ref().is_some_and(is_it)) else {
+                continue;
+            };
+            if !self.is_running {
+                let Job {
+                    interface,
+                    end: vnl,
+                    ..
+                } = &link.job;
+                let message = format!("{interface} ({vnl}): its process ended with {end}");
+                link.worker = None;
+                let error = Error::closed(message);
+                return Err(error
+                    .hint("its plugin is to blame; -vv may tell more")
+                    .into());
+            }
+            link.lose_worker(end, self.panel.as_ref());
+        }
+    }
+
+    fn start_worker(&mut self, index: usize) -> Result<()> {
+        let parent = getpid();
+        let (control, its_control) = Channel::pair()?;
+        let (orders, its_orders) = Channel::pair()?;
+        let Some(pid) = fork_child()? else {
+            drop((control, orders));
+            let link = self.links.swap_remove(index);
+            self.links.clear();
+            self.namespace = None;
+            self.status = None;
+            let channels = worker::Channels {
+                control: its_control,
+                orders: its_orders,
+            };
+            let signals = &self.signals;
+            exit_child(|| worker::run(&link.job, channels, signals, parent));
+        };
+        let link = &mut self.links[index];
+        link.restart = None;
+        link.worker = Some(Worker::new(pid, control, orders));
+        log::info!(
+            "{}: {} is served by process {pid}",
+            link.job.interface,
+            link.job.end
+        );
+        Ok(())
+    }
+
+    /// Ends what is still there: a namespace child that never became the command, and the workers.
+    fn end(&mut self) {
+        self.namespace = None;
+        let mut left: Vec<Pid> = self
+            .links
+            .drain(..)
+            .filter_map(|link| Some(link.worker?.pid))
+            .chain(self.ended.is_none().then_some(self.command))
+            .collect();
+        let deadline = Instant::now() + PATIENCE;
+        let mut killed = false;
+        loop {
+            left.retain(|pid| {
+                waitpid(*pid, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive)
+            });
+            if left.is_empty() {
+                return;
+            }
+            if Instant::now() < deadline {
+                sleep(Duration::from_millis(1));
+            } else if killed {
+                log::error!("processes {left:?} cannot be ended");
+                return;
+            } else {
+                for pid in &left {
+                    // One that has just ended is no failure.
+                    let _ = kill(*pid, Signal::SIGKILL);
+                }
+                killed = true;
+                sleep(Duration::from_millis(100));
+            }
+        }
+    }
+}
+
+fn died() -> Failure {
+    Error::closed("a process of vdens died while starting").into()
+}

@@ -1,0 +1,71 @@
+//! What a person may want to know of the switch: its ports and its forwarding database.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use nix::sys::socket::{getsockopt, sockopt};
+use vdens_plugin_api::{Peer, PortStatus, StationStatus, Status, SwitchStatus, Tier};
+
+use crate::forwarding::Fabric;
+use crate::port::{HUB, LOCAL, Port, PortId};
+
+/// The status of the switch.
+pub(crate) fn of(fabric: &Fabric, now: Instant) -> Status {
+    let mut ports: Vec<PortStatus> = fabric.ports.iter().map(|(_, port)| of_port(port)).collect();
+    ports.sort_unstable_by_key(|port| port.number);
+    let names = fabric.ports.iter();
+    let mut names: HashMap<PortId, String> = names
+        .map(|(id, port)| (id, port.number.to_string()))
+        .collect();
+    names.insert(LOCAL, "local".into());
+    names.insert(HUB, "panel".into());
+    let stations = fabric.fdb.stations(now).map(|(station, port, age)| {
+        let mac = station.mac().map(|byte| format!("{byte:02x}"));
+        StationStatus {
+            mac: mac.join(":"),
+            vlan: station.vlan(),
+            port: names.get(&port).cloned().unwrap_or_default(),
+            age: age.as_secs(),
+        }
+    });
+    let mut fdb: Vec<StationStatus> = stations.collect();
+    fdb.sort_unstable();
+    let refused = fabric.fdb.refused();
+    let refused = (refused > 0).then_some(("frames of stations that found no place", refused));
+    let extra = refused.map(|(name, count)| (name.to_owned(), count.to_string()));
+    Status {
+        switch: Some(SwitchStatus { ports, fdb }),
+        extra: extra.into_iter().collect(),
+        ..Status::default()
+    }
+}
+
+fn of_port(port: &Port) -> PortStatus {
+    let credentials = getsockopt(&port.control, sockopt::PeerCredentials).ok();
+    // What the kernel tells stands behind what the client says.
+    let said = port.client.rsplit_once(", process ");
+    let description = said.map_or(port.client.as_str(), |(said, _)| said);
+    let counters = &port.counters;
+    let causes = [
+        ("malformed", counters.malformed),
+        ("queue_full", counters.dropped),
+    ];
+    let causes = causes.iter().filter(|(_, count)| *count > 0);
+    PortStatus {
+        number: port.number,
+        client: Peer {
+            description: description.into(),
+            uid: credentials.map(|peer| peer.uid()),
+            pid: credentials.and_then(|peer| u32::try_from(peer.pid()).ok()),
+        },
+        tier: Some(match port.is_plugged {
+            true => Tier::Kernel,
+            false => Tier::Segmented,
+        }),
+        received: counters.received,
+        sent: counters.sent,
+        dropped: causes
+            .map(|(cause, count)| ((*cause).to_owned(), *count))
+            .collect(),
+    }
+}

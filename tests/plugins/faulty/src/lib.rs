@@ -1,0 +1,102 @@
+//! `test_faulty://FILE`: a link that fails as the file says, for the tests of what a plugin's failure costs.
+//!
+//! The file holds two words, where and how: `recv abort`. It is read at every call, so a link goes wrong and
+//! becomes good again while it is in use. An empty file, or none, lets it be good: it has carrier, and swallows
+//! what is sent. Where is `open`, `recv` or `send`; a link that is to fail in `open` is closed, so that it is
+//! opened again. A timer calls for `recv` every `TICK`.
+
+use std::fs;
+use std::hint::black_box;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use vdens_plugin_api::vnl::{Keys, Spec};
+use vdens_plugin_api::{Error, Link, OpenRequest, Result, RxBatch, TxBatch};
+
+const KEYS: Keys = Keys::new(&[]);
+
+/// How often `recv` has something to do.
+const TICK: Duration = Duration::from_millis(50);
+
+struct Faulty {
+    mood: PathBuf,
+    timer: TimerFd,
+}
+
+impl Faulty {
+    /// Fails if it is time to.
+    fn at(mood: &PathBuf, place: &str) -> Result<()> {
+        let text = fs::read_to_string(mood).unwrap_or_default();
+        let mut words = text.split_whitespace();
+        match (words.next(), words.next()) {
+            (Some("open"), _) if place != "open" => Err(Error::closed("it is told to open again")),
+            (Some(at), Some(how)) if at == place => fail(how),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Fails.
+fn fail(how: &str) -> Result<()> {
+    match how {
+        "panic" => panic!("it is told to"),
+        "abort" => std::process::abort(),
+        "segfault" => {
+            let nowhere = black_box(8 as *const u64);
+            // SAFETY: none; the process is to die of it.
+            black_box(unsafe { nowhere.read_volatile() });
+        }
+        "loop" => loop {
+            black_box(());
+        },
+        "sleep" => loop {
+            thread::sleep(Duration::from_secs(1000));
+        },
+        "allocate" => loop {
+            std::mem::forget(black_box(Vec::<u8>::with_capacity(1 << 20)));
+        },
+        _ => return Err(Error::closed("it is told to break")),
+    }
+    Ok(())
+}
+
+impl Link for Faulty {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.timer.as_fd()
+    }
+
+    fn recv(&mut self, _batch: &mut RxBatch<'_>) -> Result<()> {
+        // That it has rung is all that matters.
+        let _ = self.timer.wait();
+        Self::at(&self.mood, "recv")
+    }
+
+    fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
+        Self::at(&self.mood, "send")?;
+        Ok(batch.len())
+    }
+}
+
+fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
+    let spec = Spec::path_grammar(request.argument(), &KEYS)?;
+    let mood = spec.absolute_path()?;
+    Faulty::at(&mood, "open")?;
+    let cannot = |errno: nix::Error| Error::io("make a timer", &errno.into());
+    let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+    let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(cannot)?;
+    let every = Expiration::Interval(TimeSpec::from_duration(TICK));
+    timer
+        .set(every, TimerSetTimeFlags::empty())
+        .map_err(cannot)?;
+    Ok(Box::new(Faulty { mood, timer }))
+}
+
+vdens_plugin_api::export_plugin! {
+    scheme: "test_faulty",
+    description: "fails when it is told to",
+    open: open,
+}

@@ -1,0 +1,162 @@
+//! `--wait`: the order in which things are started does not matter.
+
+use std::time::{Duration, Instant};
+
+use vdens_tests::{Lab, PATIENCE, Session, need, wait_until};
+
+fn has_carrier(session: &Session<'_>) -> bool {
+    !session.ok("ip link show vde0").contains("NO-CARRIER")
+}
+
+/// A namespace on a switch that is still to come.
+fn early<'lab>(lab: &'lab Lab, address: &str) -> Session<'lab> {
+    let vnl = lab.vnl("vde", "sw");
+    let session = lab
+        .vdens(["--wait", "--addr", address, &vnl, "sh"])
+        .session();
+    session.ok("ip -o addr show vde0 | grep 10.0.0.");
+    assert!(!has_carrier(&session));
+    session
+}
+
+#[test]
+fn for_our_switch() {
+    let lab = Lab::new();
+    let (a, b) = (early(&lab, "10.0.0.1/24"), early(&lab, "10.0.0.2/24"));
+    let said = a.proc().stderr();
+    assert!(said.contains("waiting for it"), "{said}");
+    let switch = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
+    wait_until("carrier", PATIENCE, || has_carrier(&a) && has_carrier(&b));
+    a.ok("ping -c 1 -W 2 10.0.0.2");
+    let status = lab.vdens(["--status"]).ok();
+    assert_eq!(status.matches("vde://").count(), 2, "{status}");
+    assert_eq!(status.matches("up, kernel").count(), 2, "{status}");
+    drop((a, b, switch));
+}
+
+#[test]
+fn for_debians_switch() {
+    need!("vde_switch");
+    for options in [&[][..], &["--no-panel"]] {
+        let lab = Lab::new();
+        let vnl = lab.vnl("vde", "sw");
+        let start = |address: &str| {
+            let command = lab.vdens(["--wait", "--addr", address]).args(options);
+            command.args([&vnl, "sh"]).session()
+        };
+        let (a, b) = (start("10.0.0.1/24"), start("10.0.0.2/24"));
+        assert!(!has_carrier(&a) && !has_carrier(&b));
+        let (switch, _stdin) = lab
+            .debian("vde_switch", ["-s", &lab.path("sw")])
+            .spawn_piped();
+        wait_until("carrier", PATIENCE, || has_carrier(&a) && has_carrier(&b));
+        a.ping("10.0.0.2");
+        drop((a, b));
+        switch.terminate();
+        lab.expect("sw");
+    }
+}
+
+#[test]
+fn for_a_tap() {
+    need!("root");
+    let lab = Lab::new();
+    let host = lab.netns();
+    let session = lab
+        .vdens(["--wait", "--addr", "10.0.0.2/24", "tap://tap0", "sh"])
+        .inside(&host)
+        .session();
+    assert!(!has_carrier(&session));
+    let user = &lab.user().name;
+    host.sh(&format!(
+        "ip tuntap add dev tap0 mode tap user {user}; ip addr add 10.0.0.1/24 dev tap0; ip link set tap0 up"
+    ))
+    .ok();
+    wait_until("carrier", PATIENCE, || has_carrier(&session));
+    session.ping("10.0.0.1");
+}
+
+#[test]
+fn with_a_limit_the_command_waits_too() {
+    let lab = Lab::new();
+    let vnl = lab.vnl("vde", "sw");
+    let start = Instant::now();
+    lab.vdens(["--wait=1", &vnl, "true"])
+        .refused(&["no switch directory"]);
+    assert!(
+        (1..8).contains(&start.elapsed().as_secs()),
+        "{:?}",
+        start.elapsed()
+    );
+    let waiting = lab
+        .vdens(["--wait=20", &vnl, "sh", "-c"])
+        .args(["ip link show vde0; exit 3"])
+        .spawn();
+    std::thread::sleep(Duration::from_millis(400));
+    assert_eq!(waiting.stdout(), "");
+    let status = lab.vdens(["--status"]).ok();
+    assert!(
+        status.contains("no carrier: there is no switch directory"),
+        "{status}"
+    );
+    let switch = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
+    let output = waiting.wait(PATIENCE);
+    assert_eq!(output.code(), Some(3), "{output:?}");
+    assert!(!output.stdout.contains("NO-CARRIER"), "{output:?}");
+    switch.terminate();
+}
+
+#[test]
+fn not_for_what_makes_no_sense() {
+    let lab = Lab::new();
+    let bad = format!("{}[bad=1]", lab.vnl("vde", "sw"));
+    for vnl in ["nosuch:///x", "ptp://", &bad] {
+        let start = Instant::now();
+        let output = lab.vdens(["--wait", vnl, "true"]).run();
+        assert_eq!(output.code(), Some(125), "{vnl}: {output:?}");
+        assert_eq!(output.stderr.lines().count(), 1, "{vnl}: {output:?}");
+        let output = lab.vde_plug(["--wait", vnl, "null://"]).run();
+        assert_eq!(output.code(), Some(1), "{vnl}: {output:?}");
+        assert!(start.elapsed() < Duration::from_secs(5));
+    }
+    lab.vdens(["--wait=soon", "null://"]).refused(&["seconds"]);
+}
+
+#[test]
+fn without_it_the_error_tells_of_it() {
+    let lab = Lab::new();
+    let vnl = lab.vnl("vde", "sw");
+    lab.vdens([&vnl, "true"])
+        .refused(&["no switch directory", "vde_plug null://", "--wait"]);
+    lab.vdens(["tap://vt-nosuch", "true"])
+        .refused(&["vt-nosuch", "--wait"]);
+    lab.vde_plug([&vnl, "null://"]).refused(&["--wait"]);
+}
+
+#[test]
+fn a_plug_waits_for_both_its_ends_and_for_their_return() {
+    let lab = Lab::new();
+    let vnls = [lab.vnl("vde", "sw1"), lab.vnl("vde", "sw2")];
+    lab.vde_plug(["--wait", "-d", "-p", "pid"]).args(&vnls).ok();
+    let start = |name: &str| lab.vde_plug(["null://", &lab.vnl("switch", name)]).spawn();
+    let (first, second) = (start("sw1"), start("sw2"));
+    lab.wait_for("sw1/ctl");
+    lab.wait_for("sw2/ctl");
+    let a = lab
+        .vdens(["--addr", "10.0.0.1/24", &vnls[0], "sh"])
+        .session();
+    let b = lab
+        .vdens(["--addr", "10.0.0.2/24", &vnls[1], "sh"])
+        .session();
+    a.ping("10.0.0.2");
+    // A switch that was started again has its plug back.
+    second.terminate();
+    let second = start("sw2");
+    a.ping("10.0.0.2");
+    drop((a, b));
+    first.terminate();
+    second.terminate();
+    lab.sh("pid=$(cat pid); kill $pid; while kill -0 $pid; do sleep 0.05; done 2>/dev/null")
+        .ok();
+    assert!(!lab.dir().join("pid").exists());
+}
