@@ -240,7 +240,11 @@ fn prepare(plan: &Plan, signals: &Signals, supervisor: Pid) -> Result<()> {
     let sysadmin = plan.sysadmin.then_some(CAP_SYS_ADMIN);
     let kept: CapsHashSet = network.into_iter().chain(sysadmin).collect();
     caps::set(None, CapSet::Inheritable, &kept)
-        .and_then(|()| caps::set(None, CapSet::Ambient, &kept))
+        .and_then(|()| caps::clear(None, CapSet::Ambient))
+        .and_then(|()| {
+            let mut kept = kept.iter();
+            kept.try_for_each(|capability| caps::raise(None, CapSet::Ambient, *capability))
+        })
         .map_err(|error| {
             Error::new(
                 ErrorKind::Other,
