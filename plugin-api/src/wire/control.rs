@@ -23,7 +23,8 @@
 //!
 //! A client of ours ends its description with a [`mark`]: the panel that its interface can be plugged on. A switch
 //! of ours then sends a [`Hello`](super::hello::Hello) as the first datagram on the data socket, before the
-//! reply, so that it is there when the client looks; its ticket is the hub that the client may plug into.
+//! reply, so that it is there when the client looks; its ticket is the hub that the client may plug into. It says what
+//! it takes next; a client that says so too is sent super-frames.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
