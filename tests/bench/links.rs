@@ -1,14 +1,13 @@
 //! The group `links`: two namespaces and what is between them.
 //!
-//! Theory of operation. In each round each contender is wired anew and measured from its second end (whose echo
-//! server is at the first) with all probes in turn. One probe that fails does not keep the next from running,
+//! Theory of operation. In each round each contender is wired anew and measured from its second end with all probes in turn. One probe that fails does not keep the next from running,
 //! unless something of the link has ended.
 
 use crate::bench::{Bench, Plan, Values};
 use crate::lab::{Lab, Maker};
 use crate::network::{Contender, Medium, Network};
 use crate::results::{Better, Group, Measure, Row};
-use crate::traffic::{TcpRun, rtt, rtt_under_load, udp};
+use crate::traffic::{TcpRun, rtt, rtt_of_processes, rtt_under_load, udp};
 
 /// The group's name.
 pub(crate) const ID: &str = "links";
@@ -84,24 +83,23 @@ const PROBES: &[(&str, Run)] = &[
     ("udp-100k", |at| paced(at, "udp-100k", 100_000)),
     ("rtt-idle", |at| {
         let nodes = &at.net.nodes;
-        let (p50, p99) = rtt(at.lab, &nodes[1], &nodes[0], at.plan.millis() / 2, 0)?;
-        Ok(vec![
-            ("rtt-idle-p50".into(), p50),
-            ("rtt-idle-p99".into(), p99),
-        ])
+        let found = rtt(at.lab, &nodes[1], &nodes[0], at.plan.millis(), 0)?;
+        Ok(percentiles("rtt-idle", found))
     }),
     ("rtt-load", |at| {
         let nodes = &at.net.nodes;
-        let (p50, p99) = rtt_under_load(at.lab, &nodes[1], &nodes[0], at.plan.seconds)?;
-        Ok(vec![
-            ("rtt-load-p50".into(), p50),
-            ("rtt-load-p99".into(), p99),
-        ])
+        let found = rtt_under_load(at.lab, &nodes[1], &nodes[0], at.plan.seconds)?;
+        Ok(percentiles("rtt-load", found))
+    }),
+    ("rtt-processes", |at| {
+        let nodes = &at.net.nodes;
+        let found = rtt_of_processes(at.lab, &nodes[1], &nodes[0], at.plan.millis() / 2)?;
+        Ok(percentiles("rtt-processes", found))
     }),
 ];
 
 /// Probes left out of a quick run.
-const NOT_QUICK: &[&str] = &["tcp4", "udp-100k"];
+const NOT_QUICK: &[&str] = &["tcp4", "udp-100k", "rtt-processes"];
 
 type Run = fn(&At<'_>) -> crate::Result<Values>;
 
@@ -128,6 +126,10 @@ fn tcp(at: &At<'_>, streams: u32) -> crate::Result<Values> {
     values.push((format!("tcp{streams}-retransmits"), retransmits * 10.0));
     values.push((format!("tcp{streams}-effort"), effort));
     Ok(values)
+}
+
+fn percentiles(key: &str, (p50, p99): (f64, f64)) -> Values {
+    vec![(format!("{key}-p50"), p50), (format!("{key}-p99"), p99)]
 }
 
 fn paced(at: &At<'_>, key: &str, rate: u64) -> crate::Result<Values> {
@@ -189,11 +191,15 @@ pub(crate) fn group(lab: &Lab) -> Group {
             .absolute(),
         );
     }
-    for (key, title) in [("idle", "idle"), ("load", "beside a TCP stream")] {
+    for (key, title) in [
+        ("idle", "Round trip, idle"),
+        ("load", "Round trip, beside a TCP stream"),
+        ("processes", "Round trip between two processes, idle"),
+    ] {
         for (rank, name) in [("p50", "median"), ("p99", "99th percentile")] {
             measures.push(Measure::new(
                 format!("rtt-{key}-{rank}"),
-                format!("Round trip, {title}, {name}"),
+                format!("{title}, {name}"),
                 "µs",
                 Better::Less,
             ));

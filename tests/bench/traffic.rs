@@ -14,10 +14,11 @@ use serde_json::Value;
 
 use crate::Result;
 use crate::lab::{Lab, Node, PATIENCE, Who, installed};
-use crate::network::{ECHO, wait_for_port};
+use crate::network::wait_for_port;
 use crate::process::{Proc, check_interrupted, pause};
 
 const IPERF: u16 = 5201;
+const ECHO: u16 = 7007;
 const SINK: u16 = 7008;
 const GIB: f64 = (1_u64 << 30) as f64;
 
@@ -152,7 +153,7 @@ pub(crate) fn udp(lab: &Lab, from: &Node, to: &Node, rate: u64, millis: u64) -> 
     })
 }
 
-/// Times round trips: the middle one and the 99th of 100, in µs.
+/// Times round trips of ICMP echo, which the other kernel answers: the middle one and the 99th of 100, in µs.
 pub(crate) fn rtt(
     lab: &Lab,
     from: &Node,
@@ -160,8 +161,31 @@ pub(crate) fn rtt(
     millis: u64,
     gap_micros: u64,
 ) -> Result<(f64, f64)> {
+    round_trips(lab, from, to, "", millis, gap_micros)
+}
+
+/// The same of UDP, which a process has to answer.
+pub(crate) fn rtt_of_processes(
+    lab: &Lab,
+    from: &Node,
+    to: &Node,
+    millis: u64,
+) -> Result<(f64, f64)> {
+    let server = lab.tool_inside(to, &format!("echo {ECHO}"))?;
+    wait_for_port(&server, "udp", ECHO)?;
+    round_trips(lab, from, to, &format!("--port {ECHO}"), millis, 0)
+}
+
+fn round_trips(
+    lab: &Lab,
+    from: &Node,
+    to: &Node,
+    options: &str,
+    millis: u64,
+    gap_micros: u64,
+) -> Result<(f64, f64)> {
     let limit = Duration::from_millis(millis) + PATIENCE;
-    let words = format!("rtt {}:{ECHO} {millis} 20000 {gap_micros}", to.address);
+    let words = format!("rtt {options} {} {millis} 20000 {gap_micros}", to.address);
     let report = json(&lab.tool_inside(from, &words)?.output(limit)?)?;
     let lost = number(&report, "lost")?;
     let answers = number(&report, "answers")?;
