@@ -144,6 +144,14 @@ impl Proc {
     }
 
     fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        match self.ends(limit)? {
+            true => Ok(self.child.wait()?),
+            false => Err(self.complaint(&format!("did not end within {limit:?}"))),
+        }
+    }
+
+    /// Whether it ends within a time.
+    pub(crate) fn ends(&self, limit: Duration) -> Result<bool> {
         let deadline = Instant::now() + limit;
         loop {
             check_interrupted()?;
@@ -151,8 +159,7 @@ impl Proc {
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
             let mut fds = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, timeout) {
-                Ok(0) => return Err(self.complaint(&format!("did not end within {limit:?}"))),
-                Ok(_) => return Ok(self.child.wait()?),
+                Ok(events) => return Ok(events > 0),
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
