@@ -179,7 +179,11 @@ impl Bench<'_> {
         }
     }
 
+    /// Keeps what went wrong, unless that is the end of the run.
     fn fail(&mut self, what: String, why: String) {
+        if check_interrupted().is_err() {
+            return;
+        }
         tell(&format!("FAILED: {what}: {why}"));
         let round = self.round;
         self.results.failures.push(Failure { what, round, why });

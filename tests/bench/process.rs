@@ -39,7 +39,12 @@ pub(crate) fn catch_signals() -> Result<()> {
         SaFlags::empty(),
         SigSet::empty(),
     );
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+    for signal in [
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+    ] {
         // SAFETY: the handler only stores to an atomic.
         unsafe { sigaction(signal, &action) }?;
     }
