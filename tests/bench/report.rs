@@ -319,12 +319,19 @@ fn bars(results: &Results) -> Vec<Bar> {
             TCP => median("tcp1-to").and_then(|to| Some(to.min(median("tcp1-from")?))),
             _ => median(measure),
         };
+        // Overload takes several senders; what a single one gets across is worth knowing as well.
+        let note = match measure {
+            "udp-overload" => median("udp-1-sender"),
+            _ => None,
+        };
         Bar {
             what: format!("{group}/{row}: {measure}, ratio to {other}"),
             found,
             better,
             bar,
-            note: String::new(),
+            note: note.map_or_else(String::new, |one| {
+                format!("; with one sender: {}", figure(one))
+            }),
         }
     };
     let mut bars: Vec<Bar> = LINK_BARS

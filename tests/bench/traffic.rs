@@ -132,23 +132,49 @@ pub(crate) struct Udp {
     pub(crate) loss: f64,
 }
 
-/// Sends datagrams of 64 bytes, at a rate or, if that is 0, as many as possible.
-pub(crate) fn udp(lab: &Lab, from: &Node, to: &Node, rate: u64, millis: u64) -> Result<Udp> {
+/// What is offered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Offer {
+    /// So many datagrams a second.
+    Paced(u64),
+    /// As many as one sender can send.
+    OneSender,
+    /// As many as one sender for each processor can send. What works in the sender's time, as a veth pair does, would
+    /// never be offered more than it takes by a single one.
+    Overload,
+}
+
+/// Sends datagrams of 64 bytes.
+pub(crate) fn udp(lab: &Lab, from: &Node, to: &Node, offer: Offer, millis: u64) -> Result<Udp> {
+    let (senders, rate) = match offer {
+        Offer::Paced(rate) => (1, rate),
+        Offer::OneSender => (1, 0),
+        Offer::Overload => (
+            std::thread::available_parallelism().map_or(1, usize::from),
+            0,
+        ),
+    };
     let limit = Duration::from_millis(millis) + PATIENCE;
     let sink = lab.tool_inside(to, &format!("sink {SINK} {}", millis + 5000))?;
     wait_for_port(&sink, "udp", SINK)?;
     let flood = format!("flood {}:{SINK} {millis} {rate}", to.address);
-    let sent = json(&lab.tool_inside(from, &flood)?.output(limit)?)?;
+    let senders = (0..senders).map(|_| lab.tool_inside(from, &flood));
+    let senders: Vec<Proc> = senders.collect::<Result<_>>()?;
+    let (mut offered, mut offered_rate) = (0.0, 0.0);
+    for sender in senders {
+        let sent = json(&sender.output(limit)?)?;
+        offered += number(&sent, "sent")?;
+        offered_rate += number(&sent, "sent")? / number(&sent, "seconds")? / 1000.0;
+    }
     let received = json(&sink.output(limit)?)?;
     let arrived = number(&received, "received")?;
     let seconds = number(&received, "seconds")?;
     if arrived < 2.0 {
         return Err("nothing arrived".into());
     }
-    let offered = number(&sent, "sent")?;
     Ok(Udp {
         rate: arrived / seconds / 1000.0,
-        offered: offered / number(&sent, "seconds")? / 1000.0,
+        offered: offered_rate,
         loss: (1.0 - arrived / offered) * 100.0,
     })
 }
