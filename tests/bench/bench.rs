@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::lab::Lab;
 use crate::process::check_interrupted;
 use crate::results::{Failure, Group, Results};
-use crate::{Result, costs, links, switches};
+use crate::{Result, costs, links, switches, tell};
 
 /// Keys of measures and their values.
 pub(crate) type Values = Vec<(String, f64)>;
@@ -47,26 +47,37 @@ pub(crate) struct Bench<'a> {
     start: Instant,
 }
 
-type Visit = fn(&mut Bench<'_>, &str, &[String]);
+/// How a group is measured in a round.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Visit {
+    /// One row after the other, with all probes.
+    Rows(fn(&mut Bench<'_>, &str, &[String])),
+    /// One probe after the other, with all rows.
+    Probes(fn(&mut Bench<'_>, &str, &[&str])),
+}
 
 /// All groups, with what is run for each row, and how.
 pub(crate) fn groups(lab: &Lab, plan: &Plan) -> Vec<(Group, Vec<String>, Visit)> {
     vec![
-        (links::group(lab), links::probes(plan), links::visit),
+        (
+            links::group(lab),
+            links::probes(plan),
+            Visit::Rows(links::visit),
+        ),
         (
             switches::group(lab, plan),
             switches::probes(plan),
-            switches::visit,
+            Visit::Rows(switches::visit),
         ),
         (
             costs::startup_group(lab),
             costs::startup_probes(),
-            costs::visit_startup,
+            Visit::Probes(costs::visit_startup),
         ),
         (
             costs::memory_group(lab),
             costs::memory_probes(),
-            costs::visit_memory,
+            Visit::Rows(costs::visit_memory),
         ),
     ]
 }
@@ -87,12 +98,30 @@ pub(crate) fn run(lab: &Lab, plan: &Plan) -> Results {
         for (group, probes, visit) in &groups {
             let turn = round as usize - 1;
             let count = group.rows.len();
-            for row in (0..count).map(|at| &group.rows[(at + turn) % count]) {
-                let name =
-                    |probe: &&String| plan.wants(&format!("{}/{}/{probe}", group.id, row.id));
-                let wanted: Vec<String> = probes.iter().filter(name).cloned().collect();
-                if row.missing.is_none() && !wanted.is_empty() && check_interrupted().is_ok() {
-                    visit(&mut bench, row.id, &wanted);
+            let rows = (0..count).map(|at| &group.rows[(at + turn) % count]);
+            let rows: Vec<&str> = rows
+                .filter(|row| row.missing.is_none())
+                .map(|row| row.id)
+                .collect();
+            let wants = |row: &str, probe: &str| plan.wants(&format!("{}/{row}/{probe}", group.id));
+            match visit {
+                Visit::Rows(visit) => {
+                    for row in rows {
+                        let wanted = probes.iter().filter(|probe| wants(row, probe));
+                        let wanted: Vec<String> = wanted.cloned().collect();
+                        if !wanted.is_empty() && check_interrupted().is_ok() {
+                            visit(&mut bench, row, &wanted);
+                        }
+                    }
+                }
+                Visit::Probes(visit) => {
+                    for probe in probes {
+                        let wanted = rows.iter().filter(|row| wants(row, probe));
+                        let wanted: Vec<&str> = wanted.copied().collect();
+                        if !wanted.is_empty() && check_interrupted().is_ok() {
+                            visit(&mut bench, probe, &wanted);
+                        }
+                    }
                 }
             }
         }
@@ -122,28 +151,40 @@ impl Bench<'_> {
         probe: &str,
         measure: impl FnOnce() -> Result<Values>,
     ) {
-        let name = format!("{group}/{row}/{probe}");
-        if check_interrupted().is_err() {
-            return;
+        if check_interrupted().is_ok() {
+            self.announce(&format!("{group}/{row}/{probe}"));
+            self.record(group, row, probe, measure());
         }
-        eprintln!(
+    }
+
+    /// Tells what is going to be measured.
+    pub(crate) fn announce(&self, name: &str) {
+        tell(&format!(
             "{:>5} s  round {} of {}  {name}",
             self.start.elapsed().as_secs(),
             self.round,
             self.plan.rounds
-        );
-        match measure() {
+        ));
+    }
+
+    /// Keeps what was measured.
+    pub(crate) fn record(&mut self, group: &str, row: &str, probe: &str, found: Result<Values>) {
+        match found {
             Ok(values) => {
                 for (key, value) in values {
                     self.results.add(group, row, &key, self.round, value);
                 }
             }
-            Err(error) => self.fail(name, error.to_string()),
+            Err(error) => self.fail(format!("{group}/{row}/{probe}"), error.to_string()),
         }
     }
 
+    /// Keeps what went wrong, unless that is the end of the run.
     fn fail(&mut self, what: String, why: String) {
-        eprintln!("FAILED: {what}: {why}");
+        if check_interrupted().is_err() {
+            return;
+        }
+        tell(&format!("FAILED: {what}: {why}"));
         let round = self.round;
         self.results.failures.push(Failure { what, round, why });
     }

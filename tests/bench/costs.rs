@@ -1,7 +1,8 @@
 //! The groups `start-up` and `memory`: what a namespace costs before any frame.
 //!
-//! Theory of operation. Start-up is the time from starting a program that runs `true` to its end, as its parent sees it. A round takes
-//! the median of so many runs that all rounds have [`STARTS`] together.
+//! Theory of operation. Start-up is the time from the moment at which a process executes a program, which runs `true`, to its end as
+//! its parent sees it. Forking that process and making it the user's come before. The contenders take turns: one start of each, [`STARTS`]
+//! times in a round, of which the median counts. A start that does not end within [`HUNG`] is ended and counted apart.
 //!
 //! Memory is what is resident of every process that a namespace needs, but not of the command inside. What several of
 //! them share counts once, and in full, though the rest of the machine may use it too (so the sum of `Pss`
@@ -9,8 +10,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
 
 use crate::Result;
 use crate::bench::{Bench, Values};
@@ -22,10 +27,19 @@ use crate::results::{Better, Group, Measure, Row, Summary};
 pub(crate) const STARTUP: &str = "start-up";
 /// The name of the group of memory sizes.
 pub(crate) const MEMORY: &str = "memory";
-/// How often a program is started, all rounds together.
-const STARTS: u32 = 20;
+/// How often a program is started in a round.
+const STARTS: u32 = 30;
+/// How long a start may take. Debian's vdens sometimes never ends.
+const HUNG: Duration = Duration::from_secs(1);
 /// How many namespaces there are when there are several.
 const SEVERAL: usize = 8;
+
+/// What is started: names and titles.
+const STARTS_OF: &[(&str, &str)] = &[
+    ("ptp", "vdens ptp://… true"),
+    ("beside", "vdens ptp://… true, beside another namespace"),
+    ("no", "vdens no true"),
+];
 
 fn vdens_rows(lab: &Lab) -> Vec<Row> {
     let debian = !installed("vdens");
@@ -65,17 +79,18 @@ pub(crate) fn startup_group(lab: &Lab) -> Group {
             missing: None,
         },
     );
-    let measure = |key, title| Measure::new(key, title, "ms", Better::Less);
+    let mut measures = Vec::new();
+    for (key, title) in STARTS_OF {
+        measures.push(Measure::new(*key, *title, "ms", Better::Less));
+        let (key, title) = (format!("{key}-hung"), format!("{title}: never ended"));
+        measures.push(Measure::new(key, title, "%", Better::Less).absolute());
+    }
     Group {
         id: STARTUP,
         title: "Start-up, `true` and exit",
         reference: Some(("unshare", "unshare")),
         rows,
-        measures: vec![
-            measure("ptp", "vdens ptp://… true"),
-            measure("beside", "vdens ptp://… true, beside another namespace"),
-            measure("no", "vdens no true"),
-        ],
+        measures,
     }
 }
 
@@ -96,7 +111,8 @@ pub(crate) fn memory_group(lab: &Lab) -> Group {
 
 /// The names of what is run.
 pub(crate) fn startup_probes() -> Vec<String> {
-    ["ptp", "beside", "no"].map(str::to_owned).to_vec()
+    let names = STARTS_OF.iter().map(|(name, _)| (*name).to_owned());
+    names.collect()
 }
 
 /// The names of what is run.
@@ -119,41 +135,119 @@ fn start(lab: &Lab, row: &str, words: &[&str]) -> Result<Proc> {
     Proc::spawn(lab.command(Who::First, &program, options.iter().chain(words)))
 }
 
-/// Measures how long a row takes to start.
-pub(crate) fn visit_startup(bench: &mut Bench<'_>, row: &str, probes: &[String]) {
+/// Measures how long the rows take to start.
+pub(crate) fn visit_startup(bench: &mut Bench<'_>, probe: &str, rows: &[&str]) {
     let lab = bench.lab;
-    let runs = STARTS.div_ceil(bench.plan.rounds);
-    for probe in probes {
-        // unshare knows no links; it is what `no` compares with.
-        if row == "unshare" && probe != "no" {
-            continue;
+    // unshare knows no links; it is what `no` compares with.
+    let rows = rows
+        .iter()
+        .filter(|row| **row != "unshare" || probe == "no");
+    bench.announce(&format!("{STARTUP}/*/{probe}"));
+    let mut all: Vec<Starts<'_>> = Vec::new();
+    for row in rows {
+        let starts = Starts::prepare(lab, row, probe);
+        if let Some(starts) = bench.set_up(STARTUP, row, || starts) {
+            all.push(starts);
         }
-        bench.measure(STARTUP, row, probe, || {
-            let vnl = match probe.as_str() {
-                "no" => "no".to_owned(),
-                _ => format!("ptp://{}", lab.unique("start")),
-            };
-            let words: &[&str] = match row {
-                "unshare" => &["true"],
-                _ => &[&vnl, "true"],
-            };
-            let mut neighbour = Procs::default();
-            if probe == "beside" {
-                let vnl = format!("ptp://{}", lab.unique("beside"));
-                let mut proc = start(lab, row, &[&vnl, "sleep", "86400"])?;
-                lab.node_of(&mut proc, Who::First, 0)?;
-                neighbour.0.push(proc);
+    }
+    for _ in 0..STARTS {
+        for starts in &mut all {
+            starts.one(lab);
+        }
+    }
+    for starts in all {
+        let row = starts.row;
+        bench.record(STARTUP, row, probe, starts.values(probe));
+    }
+}
+
+/// The starts of a row in a round.
+#[derive(Debug)]
+struct Starts<'a> {
+    row: &'a str,
+    words: Vec<String>,
+    /// In milliseconds.
+    times: Vec<f64>,
+    hung: u32,
+    failure: Option<String>,
+    /// Whoever is there meanwhile.
+    _neighbour: Option<Proc>,
+}
+
+impl<'a> Starts<'a> {
+    fn prepare(lab: &Lab, row: &'a str, probe: &str) -> Result<Self> {
+        let vnl = match probe {
+            "no" => "no".to_owned(),
+            _ => format!("ptp://{}", lab.unique("start")),
+        };
+        let words = match row {
+            "unshare" => vec!["true".to_owned()],
+            _ => vec![vnl, "true".to_owned()],
+        };
+        let mut neighbour = None;
+        if probe == "beside" {
+            let vnl = format!("ptp://{}", lab.unique("beside"));
+            let proc = neighbour.insert(start(lab, row, &[&vnl, "sleep", "86400"])?);
+            lab.node_of(proc, Who::First, 0)?;
+        }
+        Ok(Self {
+            row,
+            words,
+            times: Vec::new(),
+            hung: 0,
+            failure: None,
+            _neighbour: neighbour,
+        })
+    }
+
+    /// Starts it once, unless it has failed before.
+    fn one(&mut self, lab: &Lab) {
+        if self.failure.is_none() {
+            match self.time(lab) {
+                Ok(Some(time)) => self.times.push(time.as_secs_f64() * 1000.0),
+                Ok(None) => self.hung += 1,
+                Err(error) => self.failure = Some(error.to_string()),
             }
-            let times = (0..runs)
-                .map(|_| {
-                    let begin = Instant::now();
-                    start(lab, row, words)?.output(PATIENCE)?;
-                    Ok(begin.elapsed().as_secs_f64() * 1000.0)
-                })
-                .collect::<Result<Vec<f64>>>()?;
-            let median = Summary::of(times).ok_or("no runs")?.median;
-            Ok(Values::from([(probe.clone(), median)]))
-        });
+        }
+    }
+
+    /// From the program's execution to its end; `None` if that does not come.
+    fn time(&self, lab: &Lab) -> Result<Option<Duration>> {
+        let (program, options) = program(lab, self.row);
+        let words = options
+            .iter()
+            .copied()
+            .chain(self.words.iter().map(String::as_str));
+        let mut command = lab.command(Who::First, &program, words);
+        let (mut reader, writer) = std::io::pipe()?;
+        let stamp = move || {
+            let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
+            (&writer).write_all(&now.as_nanos().to_ne_bytes())
+        };
+        // SAFETY: between fork and exec it asks for the time and writes to a pipe, which are system calls only.
+        unsafe { command.pre_exec(stamp) };
+        let proc = Proc::spawn(command)?;
+        if !proc.ends(HUNG)? {
+            return Ok(None);
+        }
+        let end = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
+        proc.output(PATIENCE)?;
+        let mut stamp = [0; size_of::<u128>()];
+        reader.read_exact(&mut stamp)?;
+        let begin = Duration::from_nanos(u64::try_from(u128::from_ne_bytes(stamp))?);
+        Ok(Some(end - begin))
+    }
+
+    fn values(self, probe: &str) -> Result<Values> {
+        if let Some(failure) = self.failure {
+            return Err(failure.into());
+        }
+        let median = Summary::of(self.times).ok_or("it never ended")?.median;
+        let hung = 100.0 * f64::from(self.hung) / f64::from(STARTS);
+        Ok(vec![
+            (probe.to_owned(), median),
+            (format!("{probe}-hung"), hung),
+        ])
     }
 }
 

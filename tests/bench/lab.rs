@@ -19,8 +19,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, geteuid};
 use tempfile::TempDir;
 
-use crate::Result;
 use crate::process::{Proc, family, name, processes, wait_for};
+use crate::{Result, tell};
 
 /// How long anything that should happen at once may take on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
@@ -318,10 +318,10 @@ impl Drop for Lab {
     fn drop(&mut self) {
         // All values that stand for processes are gone: these got away from their parents.
         for id in self.remains() {
-            eprintln!(
+            tell(&format!(
                 "vdens-bench: left behind: {} ({id})",
                 name(id).unwrap_or_default()
-            );
+            ));
             let _ = kill(Pid::from_raw(id.cast_signed()), Signal::SIGKILL);
         }
     }

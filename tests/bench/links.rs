@@ -1,14 +1,13 @@
 //! The group `links`: two namespaces and what is between them.
 //!
-//! Theory of operation. In each round each contender is wired anew and measured from its second end (whose echo
-//! server is at the first) with all probes in turn. One probe that fails does not keep the next from running,
+//! Theory of operation. In each round each contender is wired anew and measured from its second end with all probes in turn. One probe that fails does not keep the next from running,
 //! unless something of the link has ended.
 
 use crate::bench::{Bench, Plan, Values};
 use crate::lab::{Lab, Maker};
 use crate::network::{Contender, Medium, Network};
 use crate::results::{Better, Group, Measure, Row};
-use crate::traffic::{TcpRun, rtt, rtt_under_load, udp};
+use crate::traffic::{Offer, TcpRun, rtt, rtt_of_processes, rtt_under_load, udp};
 
 /// The group's name.
 pub(crate) const ID: &str = "links";
@@ -71,37 +70,32 @@ const PROBES: &[(&str, Run)] = &[
     ("tcp1", |at| tcp(at, 1)),
     ("tcp4", |at| tcp(at, 4)),
     ("udp-overload", |at| {
-        let found = udp(
-            at.lab,
-            &at.net.nodes[1],
-            &at.net.nodes[0],
-            0,
-            at.plan.millis(),
-        )?;
-        Ok(vec![("udp-overload".into(), found.rate)])
+        received(at, "udp-overload", Offer::Overload)
+    }),
+    ("udp-1-sender", |at| {
+        received(at, "udp-1-sender", Offer::OneSender)
     }),
     ("udp-20k", |at| paced(at, "udp-20k", 20_000)),
     ("udp-100k", |at| paced(at, "udp-100k", 100_000)),
     ("rtt-idle", |at| {
         let nodes = &at.net.nodes;
-        let (p50, p99) = rtt(at.lab, &nodes[1], &nodes[0], at.plan.millis() / 2, 0)?;
-        Ok(vec![
-            ("rtt-idle-p50".into(), p50),
-            ("rtt-idle-p99".into(), p99),
-        ])
+        let found = rtt(at.lab, &nodes[1], &nodes[0], at.plan.millis(), 0)?;
+        Ok(percentiles("rtt-idle", found))
     }),
     ("rtt-load", |at| {
         let nodes = &at.net.nodes;
-        let (p50, p99) = rtt_under_load(at.lab, &nodes[1], &nodes[0], at.plan.seconds)?;
-        Ok(vec![
-            ("rtt-load-p50".into(), p50),
-            ("rtt-load-p99".into(), p99),
-        ])
+        let found = rtt_under_load(at.lab, &nodes[1], &nodes[0], at.plan.seconds)?;
+        Ok(percentiles("rtt-load", found))
+    }),
+    ("rtt-processes", |at| {
+        let nodes = &at.net.nodes;
+        let found = rtt_of_processes(at.lab, &nodes[1], &nodes[0], at.plan.millis() / 2)?;
+        Ok(percentiles("rtt-processes", found))
     }),
 ];
 
 /// Probes left out of a quick run.
-const NOT_QUICK: &[&str] = &["tcp4", "udp-100k"];
+const NOT_QUICK: &[&str] = &["tcp4", "udp-1-sender", "udp-100k", "rtt-processes"];
 
 type Run = fn(&At<'_>) -> crate::Result<Values>;
 
@@ -130,9 +124,25 @@ fn tcp(at: &At<'_>, streams: u32) -> crate::Result<Values> {
     Ok(values)
 }
 
+fn percentiles(key: &str, (p50, p99): (f64, f64)) -> Values {
+    vec![(format!("{key}-p50"), p50), (format!("{key}-p99"), p99)]
+}
+
+fn received(at: &At<'_>, key: &str, offer: Offer) -> crate::Result<Values> {
+    let nodes = &at.net.nodes;
+    let found = udp(at.lab, &nodes[1], &nodes[0], offer, at.plan.millis())?;
+    Ok(vec![(key.to_owned(), found.rate)])
+}
+
 fn paced(at: &At<'_>, key: &str, rate: u64) -> crate::Result<Values> {
     let nodes = &at.net.nodes;
-    let found = udp(at.lab, &nodes[1], &nodes[0], rate, at.plan.millis())?;
+    let found = udp(
+        at.lab,
+        &nodes[1],
+        &nodes[0],
+        Offer::Paced(rate),
+        at.plan.millis(),
+    )?;
     Ok(vec![
         (format!("{key}-loss"), found.loss),
         (format!("{key}-offered"), found.offered),
@@ -162,12 +172,13 @@ pub(crate) fn group(lab: &Lab) -> Group {
         add("retransmits", "retransmits", "in 10 s", Better::Less);
         add("effort", "processor time", "s/GiB", Better::Less);
     }
-    measures.push(Measure::new(
-        "udp-overload",
-        "UDP, 64 bytes, received under overload",
-        "kpps",
-        Better::More,
-    ));
+    for (key, title) in [
+        ("udp-overload", "received under overload"),
+        ("udp-1-sender", "received from one sender at full speed"),
+    ] {
+        let title = format!("UDP, 64 bytes, {title}");
+        measures.push(Measure::new(key, title, "kpps", Better::More));
+    }
     for rate in ["20k", "100k"] {
         let offered = format!("UDP, 64 bytes, {rate}pps offered");
         measures.push(
@@ -189,11 +200,15 @@ pub(crate) fn group(lab: &Lab) -> Group {
             .absolute(),
         );
     }
-    for (key, title) in [("idle", "idle"), ("load", "beside a TCP stream")] {
+    for (key, title) in [
+        ("idle", "Round trip, idle"),
+        ("load", "Round trip, beside a TCP stream"),
+        ("processes", "Round trip between two processes, idle"),
+    ] {
         for (rank, name) in [("p50", "median"), ("p99", "99th percentile")] {
             measures.push(Measure::new(
                 format!("rtt-{key}-{rank}"),
-                format!("Round trip, {title}, {name}"),
+                format!("{title}, {name}"),
                 "µs",
                 Better::Less,
             ));

@@ -20,6 +20,7 @@ mod tools;
 mod traffic;
 
 use std::fs;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
@@ -70,6 +71,16 @@ struct Options {
     tool: Option<Hidden>,
 }
 
+/// Prints a result. Who reads may go away meanwhile (`| head`): there are files as well, and things to clean up.
+pub(crate) fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// Prints a line to standard error, if anybody reads it.
+pub(crate) fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// What the benchmark runs itself with, inside namespaces.
 #[derive(Debug, clap::Subcommand)]
 enum Hidden {
@@ -84,7 +95,7 @@ fn main() -> ExitCode {
         None => measure(options),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("vdens-bench: {error}");
+        tell(&format!("vdens-bench: {error}"));
         ExitCode::FAILURE
     })
 }
@@ -111,17 +122,16 @@ fn measure(options: Options) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if !installed("iperf3") {
-        eprintln!("vdens-bench: iperf3 is not installed: there will be no TCP");
+        tell("vdens-bench: iperf3 is not installed: there will be no TCP");
     }
     if cfg!(debug_assertions) {
-        eprintln!("vdens-bench: a debug build: senders are slower than they should be");
+        tell("vdens-bench: a debug build: senders are slower than they should be");
     }
     let machine = machine(&plan, &lab);
     let origin = origin(&machine);
     let results = bench::run(&lab, &plan);
 
-    println!("{origin}");
-    print!("{}", report::text(&results));
+    print(&format!("{origin}\n{}\n", report::text(&results)));
     fs::create_dir_all(&options.out)?;
     let mut json = results.to_json();
     json["bars"] = report::bars_to_json(&results);
@@ -131,11 +141,10 @@ fn measure(options: Options) -> Result<ExitCode> {
         ("ratios.md", report::markdown(&results, &origin)),
     ];
     files.extend(chart::svg(&results, &origin).map(|chart| ("chart.svg", chart)));
-    println!();
     for (name, text) in files {
         let path = options.out.join(name);
         fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
-        println!("{}", path.display());
+        print(&format!("{}\n", path.display()));
     }
     process::check_interrupted()?;
     Ok(match results.failures.is_empty() {
@@ -152,7 +161,7 @@ fn list(lab: &Lab, plan: &Plan) {
                 let missing = row.missing.as_ref();
                 let missing = missing.map(|why| format!("  (missing: {why})"));
                 if plan.wants(&name) {
-                    println!("{name}{}", missing.unwrap_or_default());
+                    print(&format!("{name}{}\n", missing.unwrap_or_default()));
                 }
             }
         }

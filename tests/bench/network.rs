@@ -11,9 +11,6 @@ use crate::Result;
 use crate::lab::{Lab, Maker, Node, PATIENCE, Who, installed, is_root};
 use crate::process::{Proc, Procs, wait_for};
 
-/// The port of the echo server that every network has.
-pub(crate) const ECHO: u16 = 7007;
-
 /// What is between the ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Medium {
@@ -50,7 +47,6 @@ pub(crate) struct Contender {
 pub(crate) struct Network {
     pub(crate) nodes: Vec<Node>,
     // In the order in which they are to end.
-    tools: Procs,
     members: Procs,
     between: Procs,
 }
@@ -139,7 +135,6 @@ impl Contender {
     pub(crate) fn wire(&self, lab: &Lab, count: usize) -> Result<Network> {
         let mut network = Network {
             nodes: Vec::new(),
-            tools: Procs::default(),
             members: Procs::default(),
             between: Procs::default(),
         };
@@ -255,16 +250,11 @@ impl Network {
     }
 
     /// Waits until every node gets an answer from the first.
-    fn reach(&mut self, lab: &Lab) -> Result<()> {
+    fn reach(&self, lab: &Lab) -> Result<()> {
         let (first, others) = self.nodes.split_first().ok_or("no namespaces")?;
-        let server = lab.tool_inside(first, &format!("echo {ECHO}"))?;
-        wait_for_port(&server, "udp", ECHO)?;
-        self.tools.0.push(server);
         for node in others {
-            let to = &first.address;
-            let within = PATIENCE.as_millis();
-            lab.tool_inside(node, &format!("probe {to}:{ECHO} {within}"))?
-                .output(PATIENCE * 2)?;
+            let words = format!("probe {} {}", first.address, PATIENCE.as_millis());
+            lab.tool_inside(node, &words)?.output(PATIENCE * 2)?;
         }
         Ok(())
     }

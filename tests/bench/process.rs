@@ -39,7 +39,12 @@ pub(crate) fn catch_signals() -> Result<()> {
         SaFlags::empty(),
         SigSet::empty(),
     );
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+    for signal in [
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+    ] {
         // SAFETY: the handler only stores to an atomic.
         unsafe { sigaction(signal, &action) }?;
     }
@@ -144,6 +149,14 @@ impl Proc {
     }
 
     fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        match self.ends(limit)? {
+            true => Ok(self.child.wait()?),
+            false => Err(self.complaint(&format!("did not end within {limit:?}"))),
+        }
+    }
+
+    /// Whether it ends within a time.
+    pub(crate) fn ends(&self, limit: Duration) -> Result<bool> {
         let deadline = Instant::now() + limit;
         loop {
             check_interrupted()?;
@@ -151,8 +164,7 @@ impl Proc {
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
             let mut fds = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, timeout) {
-                Ok(0) => return Err(self.complaint(&format!("did not end within {limit:?}"))),
-                Ok(_) => return Ok(self.child.wait()?),
+                Ok(events) => return Ok(events > 0),
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }

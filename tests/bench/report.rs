@@ -8,9 +8,9 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use crate::links;
 use crate::results::{Better, Group, Measure, Results, Row, Summary};
 use crate::switches;
+use crate::{costs, links};
 
 /// Three digits, whatever the size.
 pub(crate) fn figure(value: f64) -> String {
@@ -49,9 +49,10 @@ pub(crate) fn text(results: &Results) -> String {
         let found = bar.found.map(figure).unwrap_or_default();
         let _ = writeln!(
             out,
-            "  {verdict:<8} {:<70} {found:>7} (bar: {})",
+            "  {verdict:<8} {:<70} {found:>7} (bar: {}{})",
             bar.what,
-            bar.limit()
+            bar.limit(),
+            bar.note
         );
     }
     out
@@ -200,6 +201,8 @@ struct Bar {
     found: Option<f64>,
     better: Better,
     bar: f64,
+    /// What to see it beside.
+    note: String,
 }
 
 impl Bar {
@@ -298,6 +301,14 @@ const LINK_BARS: &[(&str, &str, &str, Better, f64)] = &[
     ),
 ];
 
+/// What a veth pair did, for which no bar is set.
+fn beside_veth(results: &Results, measure: &str) -> String {
+    let found = results.summary(links::ID, links::REFERENCE, measure);
+    found.map_or_else(String::new, |found| {
+        format!("; veth: {}", figure(found.median))
+    })
+}
+
 fn bars(results: &Results) -> Vec<Bar> {
     let ratio = |group: &str, measure: &str, row: &str, other: &str, better, bar| {
         let median = |measure: &str| {
@@ -308,11 +319,19 @@ fn bars(results: &Results) -> Vec<Bar> {
             TCP => median("tcp1-to").and_then(|to| Some(to.min(median("tcp1-from")?))),
             _ => median(measure),
         };
+        // Overload takes several senders; what a single one gets across is worth knowing as well.
+        let note = match measure {
+            "udp-overload" => median("udp-1-sender"),
+            _ => None,
+        };
         Bar {
             what: format!("{group}/{row}: {measure}, ratio to {other}"),
             found,
             better,
             bar,
+            note: note.map_or_else(String::new, |one| {
+                format!("; with one sender: {}", figure(one))
+            }),
         }
     };
     let mut bars: Vec<Bar> = LINK_BARS
@@ -331,12 +350,13 @@ fn bars(results: &Results) -> Vec<Bar> {
                     found: found.map(|found| found.median),
                     better: Better::Less,
                     bar,
+                    note: beside_veth(results, measure),
                 });
             }
         }
     }
     bars.push(ratio(
-        "start-up",
+        costs::STARTUP,
         "ptp",
         "ours",
         "debian",
@@ -344,7 +364,7 @@ fn bars(results: &Results) -> Vec<Bar> {
         0.5,
     ));
     bars.push(ratio(
-        "start-up",
+        costs::STARTUP,
         "no",
         "ours",
         "unshare",
@@ -352,23 +372,22 @@ fn bars(results: &Results) -> Vec<Bar> {
         1.5,
     ));
     for row in ["ours", "ours-no-panel"] {
-        let value = |measure| {
-            let summary = results.summary(switches::ID, row, measure)?;
-            Some(summary.median)
+        let mut add = |group: &str, measure: &str, what: &str, better, bar| {
+            let found = results.summary(group, row, measure);
+            bars.push(Bar {
+                what: format!("{group}/{row}: {what}"),
+                found: found.map(|found| found.median),
+                better,
+                bar,
+                note: String::new(),
+            });
         };
-        bars.push(Bar {
-            what: format!("switches/{row}: one pair on 128 ports, ratio to 2 ports"),
-            found: value("pair-128").and_then(|many| Some(many / value("pair-2")?)),
-            better: Better::More,
-            bar: 0.9,
-        });
-        let found = results.summary("memory", row, "one");
-        bars.push(Bar {
-            what: format!("memory/{row}: MiB of the only namespace"),
-            found: found.map(|found| found.median),
-            better: Better::Less,
-            bar: 6.0,
-        });
+        let what = "one pair on 128 ports, ratio to 2 ports";
+        add(switches::ID, &switches::many(128), what, Better::More, 0.9);
+        let what = "MiB of the only namespace";
+        add(costs::MEMORY, "one", what, Better::Less, 6.0);
+        let what = "MiB of each of several namespaces";
+        add(costs::MEMORY, "several", what, Better::Less, 6.0);
     }
     bars
 }

@@ -2,7 +2,8 @@
 //!
 //! Theory of operation. Each contender is wired with 2, 8, 32 and 128 ports. On each, one pair talks TCP while the
 //! others are idle, then up to [`PAIRS`] pairs at once, then the first node floods the broadcast address. The
-//! interface counters of the others, as the kernel keeps them, say what arrived.
+//! interface counters of the others, as the kernel keeps them, say what arrived. Beside the contender with most ports
+//! there is the same one with 2, and their pairs take turns: the machine may change its pace from minute to minute.
 //!
 //! For the table of addresses three ports suffice: the first makes itself known under many addresses by
 //! sending from them, the second sends to these in random order. What arrives at the third should not have: the
@@ -73,6 +74,11 @@ fn addresses(plan: &Plan) -> &'static [u32] {
     }
 }
 
+/// The measure that compares most ports with 2.
+pub(crate) fn many(count: usize) -> String {
+    format!("pair-{count}-to-2")
+}
+
 /// The group's rows and measures.
 pub(crate) fn group(lab: &Lab, plan: &Plan) -> Group {
     let row = |contender: &Contender| Row {
@@ -91,6 +97,13 @@ pub(crate) fn group(lab: &Lab, plan: &Plan) -> Group {
             "Gbit/s",
             more,
         );
+        if Some(&count) == ports(plan).last() {
+            let (key, title) = (
+                many(count),
+                format!("TCP, 1 pair, {count} ports to 2 ports"),
+            );
+            add(key, title, "ratio", more);
+        }
         if pairs > 1 {
             let title = format!("TCP, {pairs} pairs at once, {count} ports");
             add(format!("pairs-{count}"), title, "Gbit/s", more);
@@ -117,7 +130,7 @@ pub(crate) fn group(lab: &Lab, plan: &Plan) -> Group {
         );
     }
     for measure in &mut measures {
-        measure.ratios &= !measure.key.ends_with("astray");
+        measure.ratios &= !(measure.key.ends_with("astray") || measure.key.ends_with("to-2"));
     }
     Group {
         id: ID,
@@ -148,7 +161,15 @@ pub(crate) fn visit(bench: &mut Bench<'_>, row: &str, probes: &[String]) {
             let Some(net) = bench.set_up(ID, &label, || settled(contender, lab, count)) else {
                 continue;
             };
-            for run in [pair, pairs, broadcast] {
+            if Some(&count) == ports(plan).last() {
+                bench.measure(ID, row, &probe, || {
+                    let few = settled(contender, lab, 2)?;
+                    pair_beside(lab, plan, &net, &few)
+                });
+            } else {
+                bench.measure(ID, row, &probe, || pair(lab, plan, &net));
+            }
+            for run in [pairs, broadcast] {
                 bench.measure(ID, row, &probe, || run(lab, plan, &net));
             }
         }
@@ -173,6 +194,17 @@ fn settled(contender: &Contender, lab: &Lab, count: usize) -> Result<Network> {
 fn pair(lab: &Lab, plan: &Plan, net: &Network) -> Result<Values> {
     let rate = throughput(lab, plan, net, 1)?;
     Ok(vec![(format!("pair-{}", net.nodes.len()), rate)])
+}
+
+/// A pair among many and a pair alone, in an order that makes up for a machine that gets steadily slower or faster.
+fn pair_beside(lab: &Lab, plan: &Plan, net: &Network, few: &Network) -> Result<Values> {
+    let rate = |net| throughput(lab, plan, net, 1);
+    let [alone, among, again, last] = [rate(few)?, rate(net)?, rate(net)?, rate(few)?];
+    let count = net.nodes.len();
+    Ok(vec![
+        (format!("pair-{count}"), f64::midpoint(among, again)),
+        (many(count), (among + again) / (alone + last)),
+    ])
 }
 
 fn pairs(lab: &Lab, plan: &Plan, net: &Network) -> Result<Values> {

@@ -2,13 +2,13 @@
 //!
 //! Theory of operation. `enter` joins the namespaces of a process and becomes another command; the rest
 //! are senders and receivers of one purpose each. A tool ends by itself and prints one line of JSON, or
-//! is a server and is ended by its owner. UDP tools stamp their datagrams, so that nothing else on the
+//! is a server and is ended by its owner. Datagrams and ICMP echo requests are stamped, so that nothing else on the
 //! link is counted. Pacing wakes every 100 µs and sends what is due, at most [`BURST`] at once: a sender that was not
 //! scheduled does not make up for it with a flood.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read};
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -21,8 +21,8 @@ use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_timerslack;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockType, recvmmsg, send, sendmmsg,
-    setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockProtocol, SockType, recvmmsg, send,
+    sendmmsg, setsockopt, socket, sockopt,
 };
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use serde_json::json;
@@ -68,17 +68,20 @@ pub(crate) enum Tool {
         /// The port
         port: u16,
     },
-    /// Send datagrams until one comes back
+    /// Send ICMP echo requests until one is answered
     Probe {
-        /// An echo server
-        to: SocketAddr,
+        /// Whose kernel is to answer
+        to: Ipv4Addr,
         /// For how long
         milliseconds: u64,
     },
     /// Time round trips, one after the other
     Rtt {
-        /// An echo server
-        to: SocketAddr,
+        /// The port of an echo server; without one ICMP is used, which the kernel answers
+        #[arg(long)]
+        port: Option<u16>,
+        /// Who is to answer
+        to: Ipv4Addr,
         /// For how long
         milliseconds: u64,
         /// How many, at most
@@ -139,12 +142,13 @@ impl Tool {
             Self::Echo { port } => echo(port),
             Self::Probe { to, milliseconds } => probe(to, millis(milliseconds)),
             Self::Rtt {
+                port,
                 to,
                 milliseconds,
                 count,
                 gap_microseconds,
             } => rtt(
-                to,
+                &mut Rounds::new(to, port, Duration::from_millis(500))?,
                 millis(milliseconds),
                 count,
                 Duration::from_micros(gap_microseconds),
@@ -222,32 +226,50 @@ fn echo(port: u16) -> Result<()> {
     }
 }
 
-/// A numbered datagram out and the one with the same number back; whether it came in time.
+/// Numbered questions to an echo server, or by ICMP to a kernel, each asked when the one before is answered.
 struct Rounds {
     socket: UdpSocket,
+    /// What goes before the stamp and the number: the header of an ICMP echo request, its checksum left out; or nothing.
+    header: &'static [u8],
     number: u64,
 }
 
+/// Type 8 of RFC 792; as there is one who asks, identifier and sequence number may be 0.
+const ECHO_REQUEST: &[u8] = &[8, 0, 0, 0, 0, 0, 0, 0];
+
 impl Rounds {
-    fn new(to: SocketAddr, patience: Duration) -> Result<Self> {
-        let socket = bind(0)?;
-        socket.connect(to)?;
+    /// `port` is that of an echo server; without one the kernel is asked. An answer may take as long as `patience`.
+    fn new(to: Ipv4Addr, port: Option<u16>, patience: Duration) -> Result<Self> {
+        let (socket, header) = match port {
+            Some(_) => (bind(0)?, &[][..]),
+            None => (icmp()?, ECHO_REQUEST),
+        };
+        socket.connect(SocketAddrV4::new(to, port.unwrap_or(0)))?;
         socket.set_read_timeout(Some(patience))?;
-        Ok(Self { socket, number: 0 })
+        Ok(Self {
+            socket,
+            header,
+            number: 0,
+        })
     }
 
+    /// Asks and waits for the answer, without spinning; whether it came in time.
     fn one(&mut self) -> bool {
         self.number += 1;
-        let mut datagram = [0; 2 * STAMP.len()];
-        datagram[..STAMP.len()].copy_from_slice(&STAMP);
-        datagram[STAMP.len()..].copy_from_slice(&self.number.to_be_bytes());
-        if self.socket.send(&datagram).is_err() {
+        let mark = [STAMP, self.number.to_be_bytes()].concat();
+        let mut question = [self.header, &mark].concat();
+        if !self.header.is_empty() {
+            let sum = checksum(&question);
+            question[2..4].copy_from_slice(&sum.to_be_bytes());
+        }
+        if self.socket.send(&question).is_err() {
             return false;
         }
-        let mut answer = [0; PAYLOAD];
+        let mut answer = [0; 2 * PAYLOAD];
         loop {
             match self.socket.recv(&mut answer) {
-                Ok(length) if answer[..length] == datagram => return true,
+                // From a raw socket the answer comes with its headers.
+                Ok(length) if answer[..length].ends_with(&mark) => return true,
                 // An answer to a question that was given up.
                 Ok(_) => {}
                 Err(_) => return false,
@@ -256,9 +278,32 @@ impl Rounds {
     }
 }
 
-fn probe(to: SocketAddr, limit: Duration) -> Result<()> {
+/// A raw socket for ICMP. The standard library's calls for UDP do for any datagrams.
+fn icmp() -> Result<UdpSocket> {
+    let socket = socket(
+        AddressFamily::Inet,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::Icmp,
+    )?;
+    Ok(socket.into())
+}
+
+/// The Internet checksum (RFC 1071) of an even number of bytes.
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes
+        .chunks_exact(2)
+        .map(|word| u16::from_be_bytes([word[0], word[1]]));
+    let sum = words.fold(0_u16, |sum, word| {
+        let (sum, carry) = sum.overflowing_add(word);
+        sum + u16::from(carry)
+    });
+    !sum
+}
+
+fn probe(to: Ipv4Addr, limit: Duration) -> Result<()> {
     let deadline = Instant::now() + limit;
-    let mut rounds = Rounds::new(to, Duration::from_millis(50))?;
+    let mut rounds = Rounds::new(to, None, Duration::from_millis(50))?;
     while Instant::now() < deadline {
         if rounds.one() {
             println!("{}", json!({ "attempts": rounds.number }));
@@ -270,8 +315,7 @@ fn probe(to: SocketAddr, limit: Duration) -> Result<()> {
     Err(format!("no answer from {to} within {limit:?}").into())
 }
 
-fn rtt(to: SocketAddr, limit: Duration, count: usize, gap: Duration) -> Result<()> {
-    let mut rounds = Rounds::new(to, Duration::from_millis(500))?;
+fn rtt(rounds: &mut Rounds, limit: Duration, count: usize, gap: Duration) -> Result<()> {
     let deadline = Instant::now() + limit;
     let mut times = Vec::with_capacity(count);
     let mut lost = 0;
@@ -507,4 +551,19 @@ fn spray(interface: &str, addresses: u32, limit: Duration) -> Result<()> {
         json!({ "sent": sent, "refused": refused, "seconds": time.as_secs_f64() })
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checksum_makes_the_sum_zero() {
+        // The example of RFC 1071, section 3.
+        let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
+        assert_eq!(checksum(&bytes), !0xddf2);
+        let mut whole = bytes.to_vec();
+        whole.extend(checksum(&bytes).to_be_bytes());
+        assert_eq!(checksum(&whole), 0);
+    }
 }

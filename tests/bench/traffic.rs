@@ -14,10 +14,11 @@ use serde_json::Value;
 
 use crate::Result;
 use crate::lab::{Lab, Node, PATIENCE, Who, installed};
-use crate::network::{ECHO, wait_for_port};
+use crate::network::wait_for_port;
 use crate::process::{Proc, check_interrupted, pause};
 
 const IPERF: u16 = 5201;
+const ECHO: u16 = 7007;
 const SINK: u16 = 7008;
 const GIB: f64 = (1_u64 << 30) as f64;
 
@@ -131,28 +132,54 @@ pub(crate) struct Udp {
     pub(crate) loss: f64,
 }
 
-/// Sends datagrams of 64 bytes, at a rate or, if that is 0, as many as possible.
-pub(crate) fn udp(lab: &Lab, from: &Node, to: &Node, rate: u64, millis: u64) -> Result<Udp> {
+/// What is offered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Offer {
+    /// So many datagrams a second.
+    Paced(u64),
+    /// As many as one sender can send.
+    OneSender,
+    /// As many as one sender for each processor can send. What works in the sender's time, as a veth pair does, would
+    /// never be offered more than it takes by a single one.
+    Overload,
+}
+
+/// Sends datagrams of 64 bytes.
+pub(crate) fn udp(lab: &Lab, from: &Node, to: &Node, offer: Offer, millis: u64) -> Result<Udp> {
+    let (senders, rate) = match offer {
+        Offer::Paced(rate) => (1, rate),
+        Offer::OneSender => (1, 0),
+        Offer::Overload => (
+            std::thread::available_parallelism().map_or(1, usize::from),
+            0,
+        ),
+    };
     let limit = Duration::from_millis(millis) + PATIENCE;
     let sink = lab.tool_inside(to, &format!("sink {SINK} {}", millis + 5000))?;
     wait_for_port(&sink, "udp", SINK)?;
     let flood = format!("flood {}:{SINK} {millis} {rate}", to.address);
-    let sent = json(&lab.tool_inside(from, &flood)?.output(limit)?)?;
+    let senders = (0..senders).map(|_| lab.tool_inside(from, &flood));
+    let senders: Vec<Proc> = senders.collect::<Result<_>>()?;
+    let (mut offered, mut offered_rate) = (0.0, 0.0);
+    for sender in senders {
+        let sent = json(&sender.output(limit)?)?;
+        offered += number(&sent, "sent")?;
+        offered_rate += number(&sent, "sent")? / number(&sent, "seconds")? / 1000.0;
+    }
     let received = json(&sink.output(limit)?)?;
     let arrived = number(&received, "received")?;
     let seconds = number(&received, "seconds")?;
     if arrived < 2.0 {
         return Err("nothing arrived".into());
     }
-    let offered = number(&sent, "sent")?;
     Ok(Udp {
         rate: arrived / seconds / 1000.0,
-        offered: offered / number(&sent, "seconds")? / 1000.0,
+        offered: offered_rate,
         loss: (1.0 - arrived / offered) * 100.0,
     })
 }
 
-/// Times round trips: the middle one and the 99th of 100, in µs.
+/// Times round trips of ICMP echo, which the other kernel answers: the middle one and the 99th of 100, in µs.
 pub(crate) fn rtt(
     lab: &Lab,
     from: &Node,
@@ -160,8 +187,31 @@ pub(crate) fn rtt(
     millis: u64,
     gap_micros: u64,
 ) -> Result<(f64, f64)> {
+    round_trips(lab, from, to, "", millis, gap_micros)
+}
+
+/// The same of UDP, which a process has to answer.
+pub(crate) fn rtt_of_processes(
+    lab: &Lab,
+    from: &Node,
+    to: &Node,
+    millis: u64,
+) -> Result<(f64, f64)> {
+    let server = lab.tool_inside(to, &format!("echo {ECHO}"))?;
+    wait_for_port(&server, "udp", ECHO)?;
+    round_trips(lab, from, to, &format!("--port {ECHO}"), millis, 0)
+}
+
+fn round_trips(
+    lab: &Lab,
+    from: &Node,
+    to: &Node,
+    options: &str,
+    millis: u64,
+    gap_micros: u64,
+) -> Result<(f64, f64)> {
     let limit = Duration::from_millis(millis) + PATIENCE;
-    let words = format!("rtt {}:{ECHO} {millis} 20000 {gap_micros}", to.address);
+    let words = format!("rtt {options} {} {millis} 20000 {gap_micros}", to.address);
     let report = json(&lab.tool_inside(from, &words)?.output(limit)?)?;
     let lost = number(&report, "lost")?;
     let answers = number(&report, "answers")?;
