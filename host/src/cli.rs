@@ -107,6 +107,14 @@ pub struct Vdens {
     #[arg(long, value_name = "[N:]MAC", value_parser = numbered::<MacAddress>)]
     pub mac: Vec<Numbered<MacAddress>>,
 
+    /// Check that this machine has what vdens needs, and say how to mend what it lacks
+    #[arg(long, conflicts_with = "rest")]
+    pub doctor: bool,
+
+    /// Print as JSON what --doctor finds
+    #[arg(long, requires = "doctor", conflicts_with = "rest")]
+    pub json: bool,
+
     #[command(flatten)]
     #[allow(missing_docs)]
     pub common: Common,
@@ -345,6 +353,8 @@ pub fn parse<T: Parser>(program: &str, failure: i32, words: impl Iterator<Item =
             std::process::exit(0);
         }
         let text = error.to_string();
+        // What a colon announces stands on the next line.
+        let text = text.replacen(":\n ", ":", 1);
         let line = text.lines().next().unwrap_or_default();
         let line = line.strip_prefix("error: ").unwrap_or(line);
         crate::error::report(program, format_args!("{line}; see {program} --help"));

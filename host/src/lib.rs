@@ -11,6 +11,7 @@
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod doctor;
 pub mod error;
 pub mod loader;
 pub mod logging;

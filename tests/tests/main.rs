@@ -3,6 +3,7 @@
 
 mod config;
 mod docs;
+mod doctor;
 mod errors;
 mod interop;
 mod leftovers;

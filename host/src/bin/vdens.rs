@@ -4,6 +4,7 @@ use std::process::exit;
 
 use vdens::cli::{self, Vdens};
 use vdens::config::Config;
+use vdens::doctor;
 use vdens::error::{EXIT_FAILURE, report};
 use vdens::logging::{self, Choice};
 use vdens::session::Session;
@@ -24,6 +25,9 @@ fn main() {
 }
 
 fn run(cli: &Vdens) -> Result<i32, Failure> {
+    if cli.doctor {
+        return Ok(doctor::run(&cli.common, cli.json)?);
+    }
     let config = Config::load(cli.common.config.as_deref())?;
     logging::start(&Choice::new(&cli.common, &config))?;
     config.complain();

@@ -172,11 +172,16 @@ fn start_time(pid: u32) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
-fn directory() -> Result<PathBuf> {
-    let base = match absolute_variable("XDG_RUNTIME_DIR").filter(|dir| is_private(dir)) {
+/// The directory for what this user's processes must find of each other; it may not be there.
+pub(crate) fn runtime_dir() -> PathBuf {
+    match absolute_variable("XDG_RUNTIME_DIR").filter(|dir| is_private(dir)) {
         Some(dir) => dir.join("vdens"),
         None => PathBuf::from(format!("/tmp/vdens-{}", geteuid())),
-    };
+    }
+}
+
+fn directory() -> Result<PathBuf> {
+    let base = runtime_dir();
     let namespace = |kind: &str| {
         let path = PathBuf::from(format!("/proc/self/ns/{kind}"));
         let meta = fs::metadata(&path);
@@ -201,7 +206,8 @@ fn make_private_dir(dir: &Path) -> Result<(), (Error, bool)> {
     Err((error.hint("remove it, or set XDG_RUNTIME_DIR"), gone))
 }
 
-fn is_private(dir: &Path) -> bool {
+/// Whether a directory is there, is this user's, and closed to others.
+pub(crate) fn is_private(dir: &Path) -> bool {
     fs::symlink_metadata(dir).is_ok_and(|meta| {
         meta.is_dir() && meta.uid() == geteuid().as_raw() && meta.mode() & 0o077 == 0
     })
