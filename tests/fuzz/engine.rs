@@ -13,7 +13,7 @@ use nix::time::{ClockId, clock_gettime};
 use crate::random::Random;
 
 /// The longest that an input may take, in time of the processor.
-pub(crate) const LONGEST: Duration = Duration::from_millis(200);
+pub(crate) const LONGEST: Duration = Duration::from_secs(1);
 
 /// The most that the process may grow while a target runs, in KiB.
 pub(crate) const GROWTH: u64 = 32 * 1024;

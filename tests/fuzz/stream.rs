@@ -128,7 +128,14 @@ impl Stream {
         self.written.clear();
         self.canonical.clear();
         let mut encoder = Encoder::new();
-        for frame in frames {
+        // Now and then so much that the encoder's limits come into it.
+        let bytes = frames.iter().map(|frame| frame.len()).sum::<usize>();
+        let times = match random.chance(128) {
+            true => 3 * ENCODER_LIMIT / bytes.max(1000),
+            false => 1,
+        };
+        let most = if times > 1 { 2000 } else { usize::MAX };
+        for frame in frames.iter().cycle().take(times * frames.len()) {
             let (before, record) = (encoder.pending().len(), HEADER_LEN + frame.len());
             match encoder.push(frame) {
                 Ok(true) => {
@@ -144,7 +151,7 @@ impl Stream {
             ensure(pending.len() <= ENCODER_LIMIT, || {
                 "it keeps too much".into()
             })?;
-            let len = random.below(pending.len() + 1);
+            let len = random.below(pending.len().min(most) + 1);
             self.written.extend(&pending[..len]);
             encoder.consume(len);
         }

@@ -5,6 +5,7 @@ mod config;
 mod docs;
 mod doctor;
 mod errors;
+mod fuzz;
 mod interop;
 mod leftovers;
 mod multi;
