@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, alarm, setpgid};
 
-use super::{Finding, PATIENCE};
+use super::{Finding, KERNEL_PATIENCE};
 use crate::error::{Error, Result};
 use crate::process::{detach, exit_child, fork_child};
 
@@ -59,7 +59,7 @@ impl Child {
                 // What fails here is not what is to be found out.
                 let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
                 let _ = detach();
-                alarm::set(PATIENCE.as_secs() as u32 + 1);
+                alarm::set(KERNEL_PATIENCE.as_secs() as u32 + 1);
                 work(&Reporter(writer));
                 0
             });
