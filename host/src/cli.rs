@@ -103,7 +103,11 @@ pub struct Vdens {
     #[arg(long)]
     pub status: bool,
 
-    /// With --status, print JSON
+    /// Check that this machine has what vdens needs, say how to mend what it lacks, and do nothing else
+    #[arg(long)]
+    pub doctor: bool,
+
+    /// With --status or --doctor, print JSON
     #[arg(long)]
     pub json: bool,
 
@@ -372,6 +376,8 @@ pub fn parse<T: Parser>(program: &str, failure: i32, words: impl Iterator<Item =
             std::process::exit(0);
         }
         let text = error.to_string();
+        // What a colon announces stands on the next line.
+        let text = text.replacen(":\n ", ":", 1);
         let line = text.lines().next().unwrap_or_default();
         let line = line.strip_prefix("error: ").unwrap_or(line);
         crate::error::report(program, format_args!("{line}; see {program} --help"));

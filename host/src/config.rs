@@ -156,7 +156,8 @@ impl Config {
     }
 }
 
-fn usual_places() -> impl Iterator<Item = PathBuf> {
+/// The files that are read where none is named, the later on top of the earlier.
+pub fn usual_places() -> impl Iterator<Item = PathBuf> {
     let user = absolute_variable("XDG_CONFIG_HOME").or_else(|| Some(home()?.join(".config")));
     [Some(PathBuf::from("/etc")), user]
         .into_iter()

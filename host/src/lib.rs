@@ -12,6 +12,7 @@ pub mod busy_poll;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod doctor;
 pub mod error;
 pub mod lasting;
 pub mod loader;

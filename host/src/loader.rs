@@ -60,6 +60,11 @@ impl SearchPath {
         Ok(Self(path))
     }
 
+    /// The directories, whether they are there or not.
+    pub fn dirs(&self) -> &[PathBuf] {
+        &self.0
+    }
+
     /// The plugin file for a scheme.
     ///
     /// # Errors
@@ -152,30 +157,37 @@ fn reason(linker: &str, file: &Path) -> String {
     linker.replace(&name, "").replace('\n', " ")
 }
 
-/// Whether only trusted users can write the file and its directory. An error is what is wrong, and
+/// Whether only trusted users can write a plugin's file and its directory. An error is what is wrong, and
 /// the remedy.
 fn check_trust(file: &Path) -> Result<(), (String, String)> {
-    for path in [Some(file), file.parent()].into_iter().flatten() {
-        let unreadable = |error| (format!("{}: {error}", path.display()), String::new());
-        let meta = fs::metadata(path).map_err(unreadable)?;
-        if !trusted_owners().contains(&meta.uid()) {
-            return Err((
-                format!(
-                    "{} belongs to another user (uid {})",
-                    path.display(),
-                    meta.uid()
-                ),
-                "install a copy of your own".into(),
-            ));
-        }
-        if writable_by_others(&meta) {
-            return Err((
-                format!("{} can be written by others", path.display()),
-                format!("chmod go-w {}", path.display()),
-            ));
-        }
+    let mut paths = [Some(file), file.parent()].into_iter().flatten();
+    paths.try_for_each(check_owner)
+}
+
+/// Whether only trusted users can write a file or directory.
+///
+/// # Errors
+/// What is wrong, and the remedy.
+pub fn check_owner(path: &Path) -> Result<(), (String, String)> {
+    let unreadable = |error| (format!("{}: {error}", path.display()), String::new());
+    let meta = fs::metadata(path).map_err(unreadable)?;
+    if !trusted_owners().contains(&meta.uid()) {
+        return Err((
+            format!(
+                "{} belongs to another user (uid {})",
+                path.display(),
+                meta.uid()
+            ),
+            "install a copy of your own".into(),
+        ));
     }
-    Ok(())
+    match writable_by_others(&meta) {
+        false => Ok(()),
+        true => Err((
+            format!("{} can be written by others", path.display()),
+            format!("chmod go-w {}", path.display()),
+        )),
+    }
 }
 
 fn trusted_owners() -> Vec<u32> {

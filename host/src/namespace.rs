@@ -127,16 +127,12 @@ fn interfaces(plan: &Plan, channel: &Channel) -> Result<bool> {
 /// Makes the namespace.
 fn build(plan: &Plan, panel: Option<&Panel>) -> Result<()> {
     let mounts = plan.sysadmin || plan.resolv.is_some();
-    let ids = (geteuid(), getegid());
     let mut flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS;
     flags.set(CloneFlags::CLONE_NEWNS, mounts);
     if let Some(panel) = panel {
         panel::enter(panel.user_namespace(), CloneFlags::CLONE_NEWUSER)?;
     }
-    unshare(flags).map_err(no_namespace)?;
-    write_map("setgroups", "deny")?;
-    write_map("uid_map", &format!("{0} {0} 1", ids.0))?;
-    write_map("gid_map", &format!("{0} {0} 1", ids.1))?;
+    unshare_mapped(flags)?;
     if let Some(name) = &plan.hostname {
         sethostname(name).map_err(system(format_args!("set the host name to '{name}'")))?;
     }
@@ -149,6 +145,19 @@ fn build(plan: &Plan, panel: Option<&Panel>) -> Result<()> {
         resolv.mount()?;
     }
     Ok(())
+}
+
+/// Makes the namespaces of `flags`, a user namespace among them, with the caller's ids mapped to themselves, and
+/// enters them. For processes with one thread.
+///
+/// # Errors
+/// The kernel or a limit does not allow it; the hint says which setting decides.
+pub fn unshare_mapped(flags: CloneFlags) -> Result<()> {
+    let ids = (geteuid(), getegid());
+    unshare(flags).map_err(no_namespace)?;
+    write_map("setgroups", "deny")?;
+    write_map("uid_map", &format!("{0} {0} 1", ids.0))?;
+    write_map("gid_map", &format!("{0} {0} 1", ids.1))
 }
 
 fn configure(plan: &Plan) -> Result<()> {
@@ -179,25 +188,37 @@ fn write_map(file: &str, text: &str) -> Result<()> {
     let path = format!("/proc/self/{file}");
     match fs::write(&path, text) {
         Ok(()) => Ok(()),
-        Err(error) => {
-            let failure = Error::io(format_args!("write '{text}' to {path}"), &error);
-            Err(match apparmor_restricts() {
-                true => failure.hint(APPARMOR_HINT),
-                false => failure,
-            })
-        }
+        Err(error) => Err(blame_apparmor(Error::io(
+            format_args!("write '{text}' to {path}"),
+            &error,
+        ))),
+    }
+}
+
+/// Adds what to do about AppArmor to a failure, if it restricts user namespaces.
+pub fn blame_apparmor(error: Error) -> Error {
+    match apparmor_restricts() {
+        true => error.hint(APPARMOR_HINT),
+        false => error,
     }
 }
 
 const APPARMOR_HINT: &str = "AppArmor forbids it: sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0, or give vdens a profile that allows userns";
 
-fn sysctl(name: &str) -> Option<u64> {
+/// A kernel setting that is a number, by its path below /proc/sys; `None` if this kernel does not have it.
+pub fn sysctl(name: &str) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/sys/{name}")).ok()?;
     text.trim().parse().ok()
 }
 
 fn apparmor_restricts() -> bool {
     sysctl("kernel/apparmor_restrict_unprivileged_userns") == Some(1)
+}
+
+/// Whether a seccomp filter is in force for this process (proc_pid_status(5)).
+fn is_filtered() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status.lines().any(|line| line == "Seccomp:\t2")
 }
 
 /// Why there is no namespace, and the setting that decides it.
@@ -219,9 +240,10 @@ fn no_namespace(errno: Errno) -> Error {
             error.hint("sudo sysctl kernel.unprivileged_userns_clone=1")
         }
         Errno::EPERM | Errno::EACCES if apparmor_restricts() => error.hint(APPARMOR_HINT),
-        Errno::EPERM => error.hint(
-            "a container's seccomp filter or a chroot may forbid it: allow unshare(CLONE_NEWUSER) there",
+        Errno::EPERM if is_filtered() => error.hint(
+            "a container's seccomp filter may forbid it: allow unshare(CLONE_NEWUSER) there",
         ),
+        Errno::EPERM => error.hint("not possible in a chroot, nor where a security module forbids it"),
         _ => error,
     }
 }

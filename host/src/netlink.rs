@@ -14,8 +14,8 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    BridgeStpState, InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
-    LinkMessage,
+    BridgeStpState, InfoBridge, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -31,6 +31,9 @@ pub type Mac = [u8; 6];
 
 /// The MTU of everything on the panel, in bytes: whatever a member's own interface takes gets through.
 const PANEL_MTU: u32 = 65_535;
+
+/// The UDP port of VXLAN (RFC 7348, section 8).
+const VXLAN_PORT: u16 = 4789;
 
 /// A connection to the kernel's network configuration.
 pub struct Netlink(Socket);
@@ -201,6 +204,35 @@ impl Netlink {
             Err(error) if error.errno == libc::EEXIST => Ok(()),
             made => made,
         }
+    }
+
+    /// Makes a bridge keep VLANs apart.
+    ///
+    /// # Errors
+    /// The kernel's bridges cannot, or there is no such bridge.
+    pub fn set_vlan_filtering(&self, bridge: &str) -> Result<()> {
+        let mut message = link(bridge)?;
+        let options = vec![InfoBridge::VlanFiltering(true)];
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Bridge),
+            LinkInfo::Data(InfoData::Bridge(options)),
+        ]));
+        let request = RouteNetlinkMessage::NewLink(message);
+        self.request(request, 0, || format!("filter VLANs on {bridge}"))
+    }
+
+    /// Makes a VXLAN interface (RFC 7348) of the network `vni`.
+    ///
+    /// # Errors
+    /// The kernel has no VXLAN, the name is taken, or it refuses.
+    pub fn add_vxlan(&self, name: &str, vni: u32) -> Result<()> {
+        let mut message = named(name);
+        let options = vec![InfoVxlan::Id(vni), InfoVxlan::Port(VXLAN_PORT)];
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Vxlan),
+            LinkInfo::Data(InfoData::Vxlan(options)),
+        ]));
+        self.add_link(message, || format!("make the VXLAN interface {name}"))
     }
 
     /// Makes a pair of virtual Ethernet interfaces: `name` here, of the number `index` and the largest MTU,

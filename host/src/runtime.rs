@@ -61,7 +61,8 @@ pub fn make_private_dir(dir: &Path) -> Result<(), (Error, bool)> {
     Err((error.hint("remove it, or set XDG_RUNTIME_DIR"), gone))
 }
 
-fn is_private(dir: &Path) -> bool {
+/// Whether a directory is there, is this user's, and closed to others.
+pub fn is_private(dir: &Path) -> bool {
     fs::symlink_metadata(dir).is_ok_and(|meta| {
         meta.is_dir() && meta.uid() == geteuid().as_raw() && meta.mode() & 0o077 == 0
     })

@@ -52,8 +52,7 @@ impl Tap {
     /// The name is not one, /dev/net/tun is missing or closed, or the tap is in use or another user's.
     pub fn open(name: &str) -> Result<Self> {
         check_interface_name(name)?;
-        let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let fd = open(DEVICE, flags, Mode::empty()).map_err(device_error)?;
+        let fd = open_device()?;
         // SAFETY: ifreq is plain data for which all bits zero is a valid value.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         for (place, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
@@ -122,17 +121,21 @@ impl Tap {
     /// Lets the kernel leave `offloads` undone, or as much of them as it knows.
     fn set_offloads(&self, offloads: Offloads) {
         let without_uso = offloads.0 & !(Offloads::USO4.0 | Offloads::USO6.0);
-        let tried = [offloads.0, without_uso, 0];
-        let set = tried.into_iter().find(|bits| {
-            // SAFETY: the descriptor is open; the argument is a plain number.
-            unsafe { ioctl::set_offload(self.fd.as_raw_fd(), *bits as libc::c_int) }.is_ok()
-        });
+        let tried = [offloads.0, without_uso, 0].map(Offloads);
+        let set = tried.into_iter().find(|tried| self.leaves(*tried));
         log::debug!(
             "{}: offloads {:#x} of {:#x}",
             self.name,
-            set.unwrap_or(0),
+            set.unwrap_or_default().0,
             offloads.0
         );
+    }
+
+    /// Lets the kernel leave exactly `offloads` undone in frames that are read from here on; `false` if it does not
+    /// know them all, and then nothing is changed.
+    pub fn leaves(&self, offloads: Offloads) -> bool {
+        // SAFETY: the descriptor is open; the argument is a plain number.
+        unsafe { ioctl::set_offload(self.fd.as_raw_fd(), offloads.0 as libc::c_int) }.is_ok()
     }
 }
 
@@ -191,6 +194,15 @@ impl Link for Tap {
             ..Status::default()
         }
     }
+}
+
+/// Opens the device that taps are made with, attached to none.
+///
+/// # Errors
+/// /dev/net/tun is missing or closed.
+pub fn open_device() -> Result<OwnedFd> {
+    let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    open(DEVICE, flags, Mode::empty()).map_err(device_error)
 }
 
 /// Whether `name` can be an interface's: not longer than the kernel takes, and of characters it takes.

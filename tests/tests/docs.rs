@@ -29,6 +29,11 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "builds the workspace; the_benchmark_runs measures a little",
     ),
     (
+        "docs/reliability.md",
+        "$ cargo run --release",
+        "takes minutes and builds the workspace; a_little_fuzzing does it for seconds",
+    ),
+    (
         "README.md",
         "$ qemu-system-x86_64",
         "needs a disk image; vm.rs has a virtual machine",

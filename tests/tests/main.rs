@@ -3,8 +3,10 @@
 
 mod config;
 mod docs;
+mod doctor;
 mod errors;
 mod faults;
+mod fuzz;
 mod interop;
 mod leftovers;
 mod multi;

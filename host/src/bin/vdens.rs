@@ -5,6 +5,7 @@ use std::process::exit;
 
 use vdens::cli::{self, Vdens};
 use vdens::config::Config;
+use vdens::doctor;
 use vdens::error::{EXIT_FAILURE, Error, Result, report};
 use vdens::logging::{self, Choice};
 use vdens::session::Session;
@@ -26,25 +27,39 @@ fn main() {
 }
 
 fn run(cli: &Vdens) -> Result<i32, Failure> {
+    check_mode(cli)?;
+    if cli.doctor {
+        return Ok(doctor::run(&cli.common, cli.json)?);
+    }
     let config = Config::load(cli.common.config.as_deref())?;
     logging::start(&Choice::new(&cli.common, &config))?;
     config.complain();
     if cli.status {
         return Ok(show_status(cli)?);
     }
-    if cli.json {
-        return Err(Error::usage("--json goes with --status only").into());
-    }
     let session = Session::new(cli, &config)?;
     supervisor::run(&session.plan, session.jobs)
 }
 
+/// What does something else than run a command stands alone.
+fn check_mode(cli: &Vdens) -> Result<()> {
+    let modes = [(cli.status, "--status"), (cli.doctor, "--doctor")];
+    let mut modes = modes.iter().filter(|(is_wanted, _)| *is_wanted);
+    match (modes.next(), modes.next(), cli.rest.first()) {
+        (None, ..) if cli.json => Err(Error::usage("--json goes with --status and --doctor only")),
+        (Some((_, mode)), Some((_, other)), _) => Err(Error::usage(format!(
+            "{mode} and {other} exclude each other"
+        ))),
+        (Some((_, mode)), None, Some(word)) => {
+            let message = format!("'{}' stands behind {mode}", word.to_string_lossy());
+            Err(Error::usage(message).hint("it takes nothing but --json"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Lists what is running.
 fn show_status(cli: &Vdens) -> Result<i32> {
-    if let Some(word) = cli.rest.first() {
-        let message = format!("'{}' stands behind --status", word.to_string_lossy());
-        return Err(Error::usage(message).hint("it takes nothing but --json"));
-    }
     let answers = client::ask_all()?;
     let text = match cli.json {
         true => format!("{:#}\n", text::json(&answers)),

@@ -28,7 +28,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::wait::waitpid;
-use nix::unistd::{getegid, geteuid};
+use nix::unistd::geteuid;
 use vdens_plugin_api::tap::MAX_INTERFACE_NAME;
 
 pub use plumbing::Order;
@@ -39,6 +39,7 @@ pub use service::Service;
 use crate::config::Config;
 use crate::control::{Channel, Message};
 use crate::error::{EXIT_FAILURE, Error, ErrorKind, Result, system};
+use crate::namespace::unshare_mapped;
 use crate::process::{exit_child, fork_child};
 
 /// The ioctls of nsfs (ioctl_nsfs(2)).
@@ -214,7 +215,7 @@ pub fn enter(namespace: BorrowedFd<'_>, kind: CloneFlags) -> Result<()> {
 }
 
 /// Runs `work` in a child and returns the descriptors that it results in.
-fn in_child(work: impl FnOnce() -> Result<Vec<OwnedFd>>) -> Result<Vec<OwnedFd>> {
+pub(crate) fn in_child(work: impl FnOnce() -> Result<Vec<OwnedFd>>) -> Result<Vec<OwnedFd>> {
     let (channel, theirs) = Channel::pair()?;
     let Some(child) = fork_child()? else {
         exit_child(|| {
@@ -234,23 +235,19 @@ fn in_child(work: impl FnOnce() -> Result<Vec<OwnedFd>>) -> Result<Vec<OwnedFd>>
     match answer? {
         Some((Message::Ready, fds)) => Ok(fds),
         Some((Message::Failed(_, error), _)) => Err(error),
-        _ => Err(Error::closed("a helper process died")),
+        _ => Err(Error::closed("a helper process died")
+            .hint("a container's seccomp filter may kill it: allow unshare(2) and setns(2) there")),
     }
 }
 
-/// Makes H and the panel.
-fn make() -> Result<(OwnedFd, OwnedFd)> {
+/// Makes H and the panel: descriptors of a user namespace and a network namespace, which nobody else finds until
+/// they are registered.
+///
+/// # Errors
+/// The kernel or a limit does not allow it.
+pub(crate) fn make() -> Result<(OwnedFd, OwnedFd)> {
     let mut fds = in_child(|| {
-        let ids = (geteuid(), getegid());
-        unshare(CloneFlags::CLONE_NEWUSER).map_err(system("make a user namespace"))?;
-        for (file, text) in [
-            ("setgroups", "deny".to_owned()),
-            ("uid_map", format!("{0} {0} 1", ids.0)),
-            ("gid_map", format!("{0} {0} 1", ids.1)),
-        ] {
-            fs::write(format!("/proc/self/{file}"), text)
-                .map_err(|error| Error::io(format_args!("write /proc/self/{file}"), &error))?;
-        }
+        unshare_mapped(CloneFlags::CLONE_NEWUSER)?;
         unshare(CloneFlags::CLONE_NEWNET).map_err(system("make a network namespace"))?;
         // Nothing on the panel speaks for itself: without IPv6 an interface there sends nothing.
         for kind in ["all", "default"] {
@@ -272,7 +269,8 @@ fn make() -> Result<(OwnedFd, OwnedFd)> {
     }
 }
 
-fn open_namespace(path: &str) -> Result<OwnedFd> {
+/// Opens a namespace by its path in /proc.
+pub(crate) fn open_namespace(path: &str) -> Result<OwnedFd> {
     let file = File::open(path).map_err(|error| Error::io(format_args!("open {path}"), &error))?;
     Ok(file.into())
 }

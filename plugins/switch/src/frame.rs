@@ -105,6 +105,51 @@ mod tests {
         }
     }
 
+    /// Any bytes at all: read here field by field, and the same whatever follows the header.
+    #[test]
+    fn any_frame() {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        let mut tagged = 0;
+        for _ in 0..1_000_000 {
+            let mut frame = [random(), random(), random()]
+                .map(u64::to_be_bytes)
+                .concat();
+            match random() % 4 {
+                0 => frame[12..14].copy_from_slice(&[0x81, 0]),
+                1 => frame[12..14].copy_from_slice(&[0x81, random() as u8]),
+                _ => {}
+            }
+            frame.truncate(random() as usize % 25);
+            let Some(addresses) = Addresses::of(&frame) else {
+                assert!(frame.len() < MIN_FRAME);
+                continue;
+            };
+            assert!(frame.len() >= MIN_FRAME);
+            let is_tagged = frame.len() >= 16 && frame[12] == 0x81 && frame[13] == 0;
+            let vlan = match is_tagged {
+                true => u64::from(frame[14] % 16) * 256 + u64::from(frame[15]),
+                false => 0,
+            };
+            tagged += u32::from(is_tagged);
+            for (station, at) in [(addresses.destination, 0), (addresses.source, 6)] {
+                let mac = frame[at..at + 6]
+                    .iter()
+                    .fold(0, |mac, byte| mac * 256 + u64::from(*byte));
+                assert_eq!(station.0, mac * 4096 + vlan, "{frame:?}");
+                assert_eq!(station.is_multicast(), frame[at] % 2 == 1, "{frame:?}");
+            }
+            frame.truncate(16);
+            assert_eq!(Addresses::of(&frame), Some(addresses));
+        }
+        assert!(tagged > 50_000, "{tagged}");
+    }
+
     #[test]
     fn multicast() {
         let station = |first| Station::new(&[first, 0xff, 0xff, 0xff, 0xff, 0xff], 0xfff);
