@@ -286,13 +286,14 @@ fn interfaces() -> BTreeSet<String> {
         .collect()
 }
 
-/// The programs and plugins built beside this test: `target/<profile>/deps/<test>` runs.
+/// The programs and plugins built with this one: `target/<profile>/deps/<test>` or `target/<profile>/<program>` runs.
 fn products() -> Vec<PathBuf> {
     let test = std::env::current_exe().unwrap();
-    let target = test
-        .ancestors()
-        .nth(2)
-        .expect("tests run in the target directory");
+    let directories = test.ancestors().skip(1).take(2);
+    let target = directories
+        .into_iter()
+        .find(|directory| directory.join("vde_plug").exists())
+        .expect("vdens and vde_plug are built: run tests/run");
     let is_product = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         name == "vdens"
