@@ -196,13 +196,13 @@ impl<'a> Pump<'a> {
     fn step(&mut self, source: usize, ready: &Ready) -> Result<(), (usize, Error)> {
         let sink = 1 - source;
         let flow = &mut self.flows[source];
-        let is_shared = self.links[source].is_shared();
         if ready.readable[source] {
             let received = flow.receive(self.links[source]);
             received.map_err(|error| (source, error))?;
         }
         if flow.is_blocked() && (ready.readable[source] || ready.writable[sink]) {
-            let offered = flow.offer(!is_shared, self.links[sink]);
+            let source_waits = !self.links[source].is_shared();
+            let offered = flow.offer(source_waits, self.links[sink]);
             offered.map_err(|error| (sink, error))?;
             self.tell(sink);
         }

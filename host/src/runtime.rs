@@ -21,6 +21,19 @@ pub fn base() -> PathBuf {
     }
 }
 
+/// The directories in which this user's processes may be, for they need not all have been started with the same
+/// environment: [`base`], `/tmp/vdens-UID`, and without a `$XDG_RUNTIME_DIR` the usual one of a login.
+pub fn bases() -> Vec<PathBuf> {
+    let uid = geteuid();
+    let mut bases = vec![base(), PathBuf::from(format!("/tmp/vdens-{uid}"))];
+    if absolute_variable("XDG_RUNTIME_DIR").is_none() {
+        bases.push(PathBuf::from(format!("/run/user/{uid}/vdens")));
+    }
+    bases.dedup();
+    bases.retain(|dir| is_private(dir));
+    bases
+}
+
 /// The number of this process's namespace of a kind (`user`, `pid`, …).
 ///
 /// # Errors

@@ -112,6 +112,7 @@ impl<'lab> Links<'lab> {
         .expect("the program can be copied");
         // A switch that was killed leaves its directory, and so may one of Debian's that is ended.
         lab.expect("debians");
+        lab.expect("mixed");
         let switches = [Switch::new(lab, true), Switch::new(lab, false)];
         let tool = tool.display().to_string();
         let links = LINKS

@@ -7,6 +7,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use clap::Subcommand;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 
 const PORT: u16 = 5001;
 /// Bytes sent at once, and how often.
@@ -31,6 +33,8 @@ pub(crate) enum Tool {
 
 impl Tool {
     pub(crate) fn run(&self) -> ExitCode {
+        // Debian's vdens leaves its command behind.
+        let _ = set_pdeathsig(Signal::SIGKILL);
         let outcome = match self {
             Self::Send { address } => send(*address),
             Self::Receive => receive(),

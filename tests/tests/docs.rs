@@ -319,7 +319,8 @@ fn every_scheme_has_a_page_with_its_keys() {
         let scheme = name.strip_prefix("libvdens_")?.strip_suffix(".so")?;
         Some(scheme.to_owned())
     });
-    let schemes: BTreeSet<_> = plugins.collect();
+    // Those in tests/plugins are nobody else's business.
+    let schemes: BTreeSet<_> = plugins.filter(|s| !s.starts_with("test_")).collect();
     let documented: BTreeSet<_> = files("docs/schemes", ".md")
         .iter()
         .map(|page| Path::new(page).file_stem().unwrap().to_str().unwrap())

@@ -203,6 +203,28 @@ fn a_plug_outlives_its_plugins_panic() {
     assert_eq!(plug.terminate().code(), Some(128 + 15));
 }
 
+#[test]
+fn a_status_that_cannot_be_told_costs_the_status_only() {
+    let lab = Lab::new();
+    lab.write("mood", "");
+    let session = lab.vdens([&lab.vnl("test_faulty", "mood"), "sh"]).session();
+    session.ok(":");
+    let pid = session.proc().pid().cast_unsigned();
+    let told = || link(&status(&lab), pid, 0);
+    assert_eq!(told()["reason"], "it is told to be good");
+    let worker = told()["worker"].clone();
+    lab.write("mood", "status panic");
+    assert_eq!(told()["state"], "up");
+    assert_eq!(told()["worker"], worker);
+    // One that is never told makes the worker hang.
+    lab.write("mood", "status sleep");
+    assert_eq!(told()["state"], "silent");
+    lab.write("mood", "");
+    wait_until("another worker", MENDING, || {
+        told()["state"] == "up" && told()["worker"] != worker
+    });
+}
+
 /// The worker of a session's only link.
 fn worker(lab: &Lab, session: &Session<'_>) -> u32 {
     let pid = session.proc().pid().cast_unsigned();
@@ -211,7 +233,8 @@ fn worker(lab: &Lab, session: &Session<'_>) -> u32 {
 }
 
 fn signal(process: u32, signal: Signal) {
-    kill(Pid::from_raw(process.cast_signed()), signal).unwrap();
+    let sent = kill(Pid::from_raw(process.cast_signed()), signal);
+    assert_eq!(sent, Ok(()), "{process}");
 }
 
 #[test]
@@ -235,6 +258,9 @@ fn a_worker_that_is_stopped_is_replaced_after_a_while() {
         assert_eq!(worker(&lab, &a), stopped, "{options:?}");
         assert_eq!(a.proc().stderr(), "", "{options:?}");
 
+        a.ok("ip monitor link dev vde0 >links 2>/dev/null & echo $! >monitor");
+        lab.expect("links");
+        lab.expect("monitor");
         signal(stopped, Signal::SIGSTOP);
         let pid = a.proc().pid().cast_unsigned();
         assert_eq!(
@@ -249,6 +275,11 @@ fn a_worker_that_is_stopped_is_replaced_after_a_while() {
         wait_until("it answers again", MENDING, || {
             b.run("ping -c 1 -W 1 10.0.0.1").0 == 0
         });
+        let links = a.ok("kill $(cat monitor); cat links");
+        // It is away too briefly for the flag NO-CARRIER, which the kernel takes its time for.
+        let mut events = links.lines().filter(|line| line.contains("vde0"));
+        let is_down = |line: &str| !line.contains("LOWER_UP");
+        assert!(events.any(is_down), "{options:?}: {links}");
         let link = link(&status(&lab), pid, 0);
         assert_eq!(link["restarts"], 1, "{link}");
         assert!(link["last_end"].to_string().contains("SIGKILL"), "{link}");

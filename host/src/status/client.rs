@@ -34,13 +34,14 @@ pub struct Answer {
 /// Asks all processes of this user, in the order of their ids.
 ///
 /// # Errors
-/// The directory cannot be read.
+/// A directory cannot be read.
 pub fn ask_all() -> Result<Vec<Answer>> {
-    let dir = directory()?;
-    let mut pids: Vec<u32> = sockets(&dir)?.into_iter().map(|(pid, _)| pid).collect();
-    pids.sort_unstable();
-    let answers = pids.chunks(AT_ONCE).flat_map(|pids| ask(&dir, pids));
-    Ok(answers.collect())
+    let mut all = Vec::new();
+    for base in runtime::bases() {
+        all.extend(sockets(&directory(&base)?)?);
+    }
+    all.sort_unstable();
+    Ok(all.chunks(AT_ONCE).flat_map(ask).collect())
 }
 
 /// Removes the sockets of processes that are gone, without asking the others.
@@ -89,18 +90,18 @@ fn remove_stale(pid: u32, path: &Path, errno: Errno) -> bool {
 }
 
 /// Asks some processes; those that are gone say nothing.
-fn ask(dir: &Path, pids: &[u32]) -> Vec<Answer> {
+fn ask(sockets: &[(u32, PathBuf)]) -> Vec<Answer> {
     let mut answers: Vec<Answer> = Vec::new();
     let mut asked: Vec<(u32, Channel)> = Vec::new();
-    for &pid in pids {
-        let path = dir.join(pid.to_string());
-        match call(&path) {
+    for (pid, path) in sockets {
+        let pid = *pid;
+        match call(path) {
             Ok(socket) => asked.push((pid, Channel::from(socket))),
-            Err(errno) if remove_stale(pid, &path, errno) => {}
+            Err(errno) if remove_stale(pid, path, errno) => {}
             // Its queue is full of others whom it does not answer.
             Err(Errno::EAGAIN) => answers.push(silent(pid)),
             Err(errno) => {
-                let error = Error::path("connect to", &path, &errno.into());
+                let error = Error::path("connect to", path, &errno.into());
                 let process = Err(error);
                 answers.push(Answer { pid, process });
             }

@@ -20,7 +20,7 @@ use nix::unistd::geteuid;
 use super::{client, directory};
 use crate::control::Channel;
 use crate::error::{Error, Result, system};
-use crate::runtime::make_private_dir;
+use crate::runtime::{self, make_private_dir};
 
 /// Askers that wait to be answered at a time; more are turned away.
 const MAX_ASKERS: usize = 32;
@@ -42,7 +42,7 @@ pub struct Server {
 impl Server {
     /// Makes the socket, if that is possible.
     pub fn start() -> Option<Self> {
-        let started = directory().and_then(|dir| Self::listen_in(&dir));
+        let started = directory(&runtime::base()).and_then(|dir| Self::listen_in(&dir));
         started
             .inspect_err(|error| log::info!("vdens --status will not see this: {error}"))
             .ok()

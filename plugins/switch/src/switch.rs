@@ -325,7 +325,7 @@ impl Switch {
         match self.host.attach(&hub) {
             Ok(()) => {
                 self.fabric.host_is_plugged = true;
-                log::info!("{}: the kernel carries the frames", port.interface);
+                log::debug!("{}: the kernel carries the frames", port.interface);
             }
             Err(error) => log::debug!("not plugged: {error}"),
         }
@@ -576,7 +576,7 @@ fn hear(port: &mut Port, received: &mut Batch) -> bool {
     let is_new = port.is_plugged && !was_plugged;
     if is_new {
         let Port { number, client, .. } = port;
-        log::info!("port {number}: the kernel carries the frames of {client}");
+        log::debug!("port {number}: the kernel carries the frames of {client}");
     }
     is_new
 }

@@ -2,7 +2,7 @@
 //!
 //! The file holds two words, where and how: `recv abort`. It is read at every call, so a link goes wrong and
 //! becomes good again while it is in use. An empty file, or none, lets it be good: it has carrier, and swallows
-//! what is sent. Where is `open`, `recv` or `send`; a link that is to fail in `open` is closed, so that it is
+//! what is sent. Where is `open`, `recv`, `send` or `status`; a link that is to fail in `open` is closed, so that it is
 //! opened again. A timer calls for `recv` every `TICK`.
 
 use std::fs;
@@ -15,7 +15,7 @@ use std::time::Duration;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use vdens_plugin_api::vnl::{Keys, Spec};
-use vdens_plugin_api::{Error, Link, OpenRequest, Result, RxBatch, TxBatch};
+use vdens_plugin_api::{Error, Link, OpenRequest, Result, RxBatch, Status, TxBatch};
 
 const KEYS: Keys = Keys::new(&[]);
 
@@ -46,7 +46,7 @@ fn fail(how: &str) -> Result<()> {
         "panic" => panic!("it is told to"),
         "abort" => std::process::abort(),
         "segfault" => {
-            let nowhere = black_box(8 as *const u64);
+            let nowhere = black_box(std::ptr::dangling::<u64>());
             // SAFETY: none; the process is to die of it.
             black_box(unsafe { nowhere.read_volatile() });
         }
@@ -78,6 +78,17 @@ impl Link for Faulty {
     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
         Self::at(&self.mood, "send")?;
         Ok(batch.len())
+    }
+
+    fn status(&self) -> Status {
+        let mood = Self::at(&self.mood, "status");
+        Status {
+            reason: format!(
+                "it is told to be {}",
+                if mood.is_ok() { "good" } else { "bad" }
+            ),
+            ..Status::default()
+        }
     }
 }
 
