@@ -107,6 +107,26 @@ pub struct Vdens {
     #[arg(long, value_name = "[N:]MAC", value_parser = numbered::<MacAddress>)]
     pub mac: Vec<Numbered<MacAddress>>,
 
+    /// List the plugins in all places, and what is wrong with them
+    #[arg(long, group = "task")]
+    pub list_plugins: bool,
+
+    /// Check a plugin, given as FILE or SCHEME; with a VNL it is opened twice and tried out, with two each is an end
+    #[arg(long, value_name = "PLUGIN", group = "task")]
+    pub check_plugin: Option<PathBuf>,
+
+    /// Write the source of a plugin into DIR, whose name becomes its scheme
+    #[arg(long, value_name = "DIR", group = "task")]
+    pub new_plugin: Option<PathBuf>,
+
+    /// The plugin-api that --new-plugin is to use: its directory, or a version
+    #[arg(long, value_name = "DIR|VERSION", requires = "new_plugin")]
+    pub api: Option<String>,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
     #[command(flatten)]
     #[allow(missing_docs)]
     pub common: Common,

@@ -8,10 +8,13 @@
 //! The supervisor forks before any plugin is loaded, so a plugin's code never runs in it, and
 //! nothing a plugin does can reach the session but through its own link.
 
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod error;
+pub mod isolate;
+pub mod listing;
 pub mod loader;
 pub mod logging;
 pub mod namespace;
@@ -23,6 +26,7 @@ pub mod plug;
 pub mod process;
 pub mod pump;
 pub mod resolv;
+pub mod scaffold;
 pub mod session;
 pub mod signals;
 pub mod stream;

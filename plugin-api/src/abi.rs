@@ -27,8 +27,8 @@ use crate::batch::RawBatch;
 use crate::logging;
 use crate::tap::Tap;
 use crate::{
-    Error, ErrorKind, Hub, Link, Manifest, Offloads, OpenOptions, OpenRequest, Plugin, Port,
-    Result, RxBatch, State, Ticket, TxBatch,
+    Capabilities, Error, ErrorKind, Hub, Link, Manifest, Offloads, OpenOptions, OpenRequest,
+    Plugin, Port, Result, RxBatch, State, Ticket, TxBatch,
 };
 
 #[doc(hidden)]
@@ -620,7 +620,7 @@ extern "C" fn manifest<P: Plugin>() -> ManifestV1 {
         scheme: P::SCHEME.into(),
         description: P::DESCRIPTION.into(),
         version: P::VERSION.into(),
-        capabilities: 0,
+        capabilities: P::CAPABILITIES.0,
     }
 }
 
@@ -722,7 +722,7 @@ impl LoadedPlugin {
             scheme: manifest.scheme.into(),
             description: manifest.description.into(),
             version: manifest.version.into(),
-            capabilities: manifest.capabilities,
+            capabilities: Capabilities(manifest.capabilities),
         }
     }
 

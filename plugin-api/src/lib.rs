@@ -30,4 +30,6 @@ pub use datagram::send_datagrams;
 pub use error::{Error, ErrorKind, Result};
 pub use link::{Link, Offloads, State};
 pub use log;
-pub use plugin::{Host, Hub, Manifest, OpenOptions, OpenRequest, Plugin, Port, Ticket};
+pub use plugin::{
+    Capabilities, Host, Hub, Manifest, OpenOptions, OpenRequest, Plugin, Port, Ticket,
+};

@@ -5,7 +5,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use vdens_plugin_api::{Error, Link, OpenRequest, Result, RxBatch, TxBatch};
+use vdens_plugin_api::{Capabilities, Error, Link, OpenRequest, Result, RxBatch, TxBatch};
 
 struct Null(EventFd);
 
@@ -38,5 +38,6 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
 vdens_plugin_api::export_plugin! {
     scheme: "null",
     description: "swallows what is sent, receives nothing",
+    capabilities: Capabilities::ONE_END,
     open: open,
 }
