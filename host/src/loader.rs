@@ -9,7 +9,8 @@
 
 use std::env;
 use std::error::Error as _;
-use std::fs::{self, Metadata};
+use std::fs::{self, File, Metadata};
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -121,6 +122,7 @@ pub struct Loaded {
 
 /// The stages of loading, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// Only trusted users can write the file.
     Trust,
@@ -226,10 +228,17 @@ pub fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
     };
     let Some((spoken, header)) = agree(SPOKEN, find) else {
         let versions: Vec<String> = SPOKEN.iter().map(|s| s.version.to_string()).collect();
-        let why = format!(
-            "it speaks ABI version {newest}, and this vdens speaks {}",
-            versions.join(", ")
-        );
+        let why = match SPOKEN.iter().find(|spoken| spoken.version == newest) {
+            Some(Spoken { symbol, .. }) => {
+                format!(
+                    "it says that it speaks ABI version {newest}, and lacks the symbol {symbol}"
+                )
+            }
+            None => format!(
+                "it speaks ABI version {newest}, and this vdens speaks version {}",
+                versions.join(", ")
+            ),
+        };
         let hint = "get a plugin built for this vdens, or another vdens";
         return Err(refuse(Stage::Version, why, hint.into()));
     };
@@ -253,10 +262,26 @@ pub fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
     Ok(Loaded { plugin, abi })
 }
 
-/// The linker's words without the file's name, which the message has already.
+/// Why the linker does not take the file: its own words, without the file's name, which the message has already; or
+/// ours, where it speaks of a file that cannot be found and means one for another machine.
 fn reason(linker: &str, file: &Path) -> String {
-    let name = format!("{}: ", file.display());
-    linker.replace(&name, "").replace('\n', " ")
+    match (elf_kind(Path::new("/proc/self/exe")), elf_kind(file)) {
+        (Some(own), Some(other)) if own != other => {
+            "it was built for another architecture".to_owned()
+        }
+        _ => {
+            let name = format!("{}: ", file.display());
+            linker.replace(&name, "").replace('\n', " ")
+        }
+    }
+}
+
+/// What an ELF file is for: its class, byte order and machine (`e_ident`, `e_machine`); `None` if it is none.
+fn elf_kind(file: &Path) -> Option<[u8; 4]> {
+    let mut header = [0; 20];
+    File::open(file).ok()?.read_exact(&mut header).ok()?;
+    let is_elf = header.starts_with(b"\x7fELF");
+    is_elf.then_some([header[4], header[5], header[18], header[19]])
 }
 
 /// Whether only trusted users can write the file and its directory. An error is what is wrong, and

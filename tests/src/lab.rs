@@ -94,6 +94,21 @@ impl Lab {
         self.directory.path().join("home")
     }
 
+    /// The user's drop-in directory for plugins, which is made if it is not there.
+    pub fn drop_in(&self) -> PathBuf {
+        let directory = self.home().join(".local/share/vdens/plugins");
+        self.command("mkdir", ["-p"]).args([&directory]).ok();
+        directory
+    }
+
+    /// Puts a plugin for `scheme` into the drop-in directory; its path.
+    pub fn drop_plugin(&self, file: &Path, scheme: &str) -> PathBuf {
+        let plugin = self.drop_in().join(format!("libvdens_{scheme}.so"));
+        fs::copy(file, &plugin).unwrap();
+        self.give(&plugin);
+        plugin
+    }
+
     fn runtime_dir(&self) -> PathBuf {
         self.directory.path().join("run")
     }
@@ -286,20 +301,27 @@ fn interfaces() -> BTreeSet<String> {
         .collect()
 }
 
-/// The programs and plugins built beside this test: `target/<profile>/deps/<test>` runs.
-fn products() -> Vec<PathBuf> {
+/// Where this test was built: `target/<profile>`, for it runs from `target/<profile>/deps`.
+pub fn target() -> PathBuf {
     let test = std::env::current_exe().unwrap();
-    let target = test
-        .ancestors()
-        .nth(2)
-        .expect("tests run in the target directory");
+    let target = test.ancestors().nth(2);
+    target
+        .expect("tests run in the target directory")
+        .to_owned()
+}
+
+/// The programs and plugins built beside this test, less what third parties copy.
+fn products() -> Vec<PathBuf> {
+    let target = target();
     let is_product = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         name == "vdens"
             || name == "vde_plug"
-            || (name.starts_with("libvdens_") && name.ends_with(".so"))
+            || (name.starts_with("libvdens_")
+                && name.ends_with(".so")
+                && name != "libvdens_template.so")
     };
-    let entries = fs::read_dir(target).unwrap().flatten();
+    let entries = fs::read_dir(&target).unwrap().flatten();
     let products: Vec<_> = entries
         .map(|entry| entry.path())
         .filter(is_product)

@@ -255,7 +255,9 @@ impl Bench {
                 taken += self.offer(from, &batch[taken..])?;
                 if taken < batch.len() && Instant::now() > deadline {
                     let message = "send() takes nothing although the far end receives";
-                    return Err(Error::closed(message));
+                    return Err(Error::closed(message).hint(
+                        "it must go on when send_fd() is writable, and that when there is room",
+                    ));
                 }
                 if taken < batch.len() {
                     let ready = self.wait(Duration::from_millis(20), Some(from))?;

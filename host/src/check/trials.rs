@@ -353,10 +353,21 @@ fn full_queue(subject: &Subject) -> Result<Verdict> {
     bench.serve_until(PATIENCE, |bench| bench.wakes > u32::MAX - 1)?;
     let got = bench.take(1);
     let mut expected = sent.iter();
-    if let Some(at) = got.iter().position(|frame| {
-        frame[14..18] != u32::MAX.to_be_bytes() && !expected.any(|sent| sent == frame)
-    }) {
-        return Ok(flawed(Flaw::Changed(at), &sent));
+    let wrong = got
+        .iter()
+        .filter(|frame| frame[14..18] != u32::MAX.to_be_bytes());
+    let wrong = wrong
+        .enumerate()
+        .find(|(_, frame)| !expected.any(|sent| sent == *frame));
+    if let Some((at, frame)) = wrong {
+        return Ok(flawed(
+            match (sent.contains(frame), got[..at].contains(frame)) {
+                (false, _) => Flaw::Changed(at),
+                (true, true) => Flaw::Repeated(at),
+                (true, false) => Flaw::Reordered(at),
+            },
+            &sent,
+        ));
     }
     let more: Vec<_> = (0..10).map(|n| frame(0, n, 100)).collect();
     let again = bench.pass(0, &more, 1)?;

@@ -65,7 +65,7 @@ impl Link for Broken {
             "panics" if !frames.is_empty() => panic!("a frame has come"),
             "aborts" if !frames.is_empty() => std::process::abort(),
             "reorders" => frames.reverse(),
-            "changes" => frames.iter_mut().for_each(|frame| frame[13] ^= 8),
+            "changes" => frames.iter_mut().for_each(|frame| frame[13] ^= 1),
             _ => {}
         }
         for frame in &frames {
