@@ -365,8 +365,14 @@ pub fn parse<T: Parser>(program: &str, failure: i32, words: impl Iterator<Item =
             std::process::exit(0);
         }
         let text = error.to_string();
-        let line = text.lines().next().unwrap_or_default();
-        let line = line.strip_prefix("error: ").unwrap_or(line);
+        // What is missing stands on lines of its own.
+        let lines: Vec<_> = text
+            .lines()
+            .take_while(|line| !line.is_empty())
+            .map(str::trim)
+            .collect();
+        let line = lines.join(" ");
+        let line = line.strip_prefix("error: ").unwrap_or(&line);
         crate::error::report(program, format_args!("{line}; see {program} --help"));
         std::process::exit(failure);
     })

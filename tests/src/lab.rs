@@ -94,6 +94,11 @@ impl Lab {
         self.directory.path().join("home")
     }
 
+    /// Somewhere else in the lab, where the user may not write.
+    pub fn aside(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
     /// The user's drop-in directory for plugins, which is made if it is not there.
     pub fn drop_in(&self) -> PathBuf {
         let directory = self.home().join(".local/share/vdens/plugins");

@@ -53,14 +53,10 @@ fn is_reported(lab: &Lab, scheme: &str, words: &[&str]) {
 fn what_is_no_library() {
     let lab = Lab::new();
     let plugin = lab.drop_in().join("libvdens_x.so");
-    fs::write(&plugin, "not a library").unwrap();
-    is_refused(
-        &lab,
-        "x",
-        &["libvdens_x.so", "refused: ", "invalid ELF header"],
-    );
+    fs::write(&plugin, "not a library".repeat(9)).unwrap();
+    is_refused(&lab, "x", &["libvdens_x.so", "invalid ELF header"]);
     fs::write(&plugin, "").unwrap();
-    is_refused(&lab, "x", &["libvdens_x.so", "refused: ", "too short"]);
+    is_refused(&lab, "x", &["libvdens_x.so", "too short"]);
 }
 
 #[test]
