@@ -51,7 +51,7 @@ pub struct Common {
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vdens", version, disable_help_subcommand = true)]
 #[command(
-    override_usage = "vdens [OPTIONS] [VNL [COMMAND [ARG]...]]\n       vdens [OPTIONS] --multi [VNL]... [-- COMMAND [ARG]...]"
+    override_usage = "vdens [OPTIONS] [VNL [COMMAND [ARG]...]]\n       vdens [OPTIONS] --multi [VNL]... [-- COMMAND [ARG]...]\n       vdens --list-plugins | --check-plugin PLUGIN [VNL [VNL]] | --new-plugin DIR"
 )]
 pub struct Vdens {
     /// Make one interface for each VNL up to '--'
@@ -123,7 +123,7 @@ pub struct Vdens {
     #[arg(long, value_name = "DIR|VERSION", requires = "new_plugin")]
     pub api: Option<String>,
 
-    /// Print JSON
+    /// Print JSON, with --list-plugins
     #[arg(long)]
     pub json: bool,
 

@@ -39,6 +39,17 @@ fn the_tutorial_leads_to_a_ping() {
     let blocks = blocks.iter().filter(|block| block.language == "sh");
     let script: Vec<&str> = blocks.map(|block| &*block.text).collect();
     assert!(script.len() >= 5, "{script:?}");
+    // The short form for those who read nothing else.
+    let readme = docs::blocks("README.md").into_iter();
+    let mut short = readme.filter(|block| block.text.starts_with("$ vdens --new-plugin"));
+    let short = short.next().unwrap().text;
+    for line in short.lines() {
+        let command = line.trim_start_matches("$ ");
+        assert!(
+            script.concat().lines().any(|line| line == command),
+            "{command}"
+        );
+    }
     let end = "trap 'kill $(pgrep -P $$) 2>/dev/null || :; wait' EXIT";
     let script = lab.sh(&format!("{end}\n{}", script.join("\n")));
     let output = script.with_rust(&lab).spawn().wait(BUILD);

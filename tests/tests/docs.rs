@@ -39,6 +39,11 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "needs root and changes the host's network; router.rs does it in a namespace",
     ),
     (
+        "README.md",
+        "$ vdens --new-plugin",
+        "needs Rust; author.rs runs the same commands in the tutorial",
+    ),
+    (
         "docs/schemes/tap.md",
         "# ip tuntap add",
         "as in README.md; router.rs",
