@@ -59,7 +59,7 @@ pub struct Common {
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vdens", version, disable_help_subcommand = true)]
 #[command(
-    override_usage = "vdens [OPTIONS] [VNL [COMMAND [ARG]...]]\n       vdens [OPTIONS] --multi [VNL]... [-- COMMAND [ARG]...]"
+    override_usage = "vdens [OPTIONS] [VNL [COMMAND [ARG]...]]\n       vdens [OPTIONS] --multi [VNL]... [-- COMMAND [ARG]...]\n       vdens --list-plugins | --check-plugin PLUGIN [VNL [VNL]] | --new-plugin DIR"
 )]
 pub struct Vdens {
     /// Make one interface for each VNL up to '--'
@@ -107,7 +107,7 @@ pub struct Vdens {
     #[arg(long)]
     pub doctor: bool,
 
-    /// With --status or --doctor, print JSON
+    /// With --status, --doctor or --list-plugins, print JSON
     #[arg(long)]
     pub json: bool,
 
@@ -126,6 +126,22 @@ pub struct Vdens {
     /// Set an interface's Ethernet address
     #[arg(long, value_name = "[N:]MAC", value_parser = numbered::<MacAddress>)]
     pub mac: Vec<Numbered<MacAddress>>,
+
+    /// List the plugins in all places, and what is wrong with them
+    #[arg(long, group = "task")]
+    pub list_plugins: bool,
+
+    /// Check a plugin, given as FILE or SCHEME; with a VNL it is opened twice and tried out, with two each is an end
+    #[arg(long, value_name = "PLUGIN", group = "task")]
+    pub check_plugin: Option<PathBuf>,
+
+    /// Write the source of a plugin into DIR, whose name becomes its scheme
+    #[arg(long, value_name = "DIR", group = "task")]
+    pub new_plugin: Option<PathBuf>,
+
+    /// The plugin-api that --new-plugin is to use: its directory, or a version
+    #[arg(long, value_name = "DIR|VERSION", requires = "new_plugin")]
+    pub api: Option<String>,
 
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -376,10 +392,14 @@ pub fn parse<T: Parser>(program: &str, failure: i32, words: impl Iterator<Item =
             std::process::exit(0);
         }
         let text = error.to_string();
-        // What a colon announces stands on the next line.
-        let text = text.replacen(":\n ", ":", 1);
-        let line = text.lines().next().unwrap_or_default();
-        let line = line.strip_prefix("error: ").unwrap_or(line);
+        // What is missing stands on lines of its own.
+        let lines: Vec<_> = text
+            .lines()
+            .take_while(|line| !line.is_empty())
+            .map(str::trim)
+            .collect();
+        let line = lines.join(" ");
+        let line = line.strip_prefix("error: ").unwrap_or(&line);
         crate::error::report(program, format_args!("{line}; see {program} --help"));
         std::process::exit(failure);
     })

@@ -9,12 +9,15 @@
 //! nothing a plugin does can reach the session but through its own link.
 
 pub mod busy_poll;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod doctor;
 pub mod error;
+pub mod isolate;
 pub mod lasting;
+pub mod listing;
 pub mod loader;
 pub mod logging;
 pub mod namespace;
@@ -26,6 +29,7 @@ pub mod process;
 pub mod pump;
 pub mod resolv;
 pub mod runtime;
+pub mod scaffold;
 pub mod session;
 pub mod signals;
 pub mod status;

@@ -9,13 +9,16 @@
 
 use std::env;
 use std::error::Error as _;
-use std::fs::{self, Metadata};
+use std::fs::{self, File, Metadata};
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid};
-use vdens_plugin_api::abi::{BindError, LoadedPlugin, VERSION};
+use serde::{Deserialize, Serialize};
+use vdens_plugin_api::abi::{BindError, LoadedPlugin};
+use vdens_plugin_api::vnl::Vnl;
 
 use crate::config::{Config, absolute_variable, home};
 use crate::error::{Error, ErrorKind, Result};
@@ -60,9 +63,15 @@ impl SearchPath {
         Ok(Self(path))
     }
 
-    /// The directories, whether they are there or not.
+    /// The directories, best first.
     pub fn dirs(&self) -> &[PathBuf] {
         &self.0
+    }
+
+    /// The same path with `dir` in front.
+    #[must_use]
+    pub fn with_first(&self, dir: PathBuf) -> Self {
+        Self([&[dir], &self.0[..]].concat())
     }
 
     /// The plugin file for a scheme.
@@ -70,7 +79,7 @@ impl SearchPath {
     /// # Errors
     /// There is none in any directory: the error lists them.
     pub fn find(&self, scheme: &str) -> Result<PathBuf> {
-        let file = format!("libvdens_{scheme}.so");
+        let file = file_name(scheme);
         let mut places = self.0.iter().map(|dir| dir.join(&file));
         places.find(|place| place.is_file()).ok_or_else(|| {
             let dirs: Vec<String> = self.0.iter().map(|d| d.display().to_string()).collect();
@@ -86,8 +95,79 @@ impl SearchPath {
     }
 }
 
+/// The name of the file that serves a scheme.
+pub fn file_name(scheme: &str) -> String {
+    format!("libvdens_{scheme}.so")
+}
+
+/// The scheme that a file's name promises to serve.
+pub fn scheme_of(file: &Path) -> Option<&str> {
+    let name = file.file_name()?.to_str()?;
+    let scheme = name.strip_prefix("libvdens_")?.strip_suffix(".so")?;
+    Vnl::is_scheme(scheme).then_some(scheme)
+}
+
 fn executable_dir() -> Option<PathBuf> {
     Some(env::current_exe().ok()?.parent()?.to_owned())
+}
+
+/// A loaded plugin, and how host and plugin agreed.
+#[derive(Clone, Copy, Debug)]
+pub struct Loaded {
+    /// The plugin.
+    pub plugin: LoadedPlugin,
+    /// The ABI version that is spoken with it.
+    pub abi: u32,
+}
+
+/// The stages of loading, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Only trusted users can write the file.
+    Trust,
+    /// The linker loads it.
+    Library,
+    /// It is a plugin, and speaks an ABI version that this host speaks.
+    Version,
+    /// The layouts of the interface agree.
+    Layout,
+    /// It serves the scheme that its name promises.
+    Scheme,
+}
+
+/// Why a file is refused, and at which stage.
+#[derive(Debug)]
+pub struct Refusal {
+    /// The stage that it did not pass.
+    pub stage: Stage,
+    /// Why not.
+    pub error: Error,
+}
+
+/// An ABI version that this host speaks.
+struct Spoken {
+    version: u32,
+    /// The symbol that a plugin's side of it stands at.
+    symbol: &'static str,
+    bind: unsafe fn(*const ()) -> Result<LoadedPlugin, BindError>,
+}
+
+/// All of them, newest first. A version that was released stays.
+const SPOKEN: &[Spoken] = &[Spoken {
+    version: 1,
+    symbol: "vdens_plugin_v1",
+    bind: LoadedPlugin::bind,
+}];
+
+/// The newest version that both sides speak, and the address of the plugin's side of it.
+fn agree(
+    spoken: &[Spoken],
+    mut find: impl FnMut(&str) -> Option<*const ()>,
+) -> Option<(&Spoken, *const ())> {
+    spoken
+        .iter()
+        .find_map(|spoken| Some((spoken, find(spoken.symbol)?)))
 }
 
 /// Loads the plugin `file` for `scheme`.
@@ -95,66 +175,113 @@ fn executable_dir() -> Option<PathBuf> {
 /// # Errors
 /// Why the file is refused.
 pub fn load(file: &Path, scheme: &str) -> Result<LoadedPlugin> {
-    let refuse = |why: String| {
-        Error::new(
-            ErrorKind::Unsupported,
-            format!("the plugin {} is refused: {why}", file.display()),
-        )
-    };
-    let file = fs::canonicalize(file).map_err(|error| Error::path("find", file, &error))?;
-    check_trust(&file).map_err(|(why, hint)| refuse(why).hint(hint))?;
-    // SAFETY: loading runs the library's constructors. The file passed the trust check: it is code that
-    // the user, root or the owner of this program put there to be run.
-    let library = unsafe { Library::open(Some(&file), RTLD_NOW | RTLD_LOCAL) };
-    let library = library.map_err(|error| {
-        let linker = error
-            .source()
-            .map_or_else(|| error.to_string(), ToString::to_string);
-        refuse(reason(&linker, &file)).hint("build or fetch it again, with what it needs")
-    })?;
-    // SAFETY: the symbol, if it is there, is the u32 that every plugin exports under this name.
-    let version = unsafe { library.get::<*const u32>(b"vdens_plugin_abi\0") }
-        .map_err(|_| refuse("it is a shared library, but no vdens plugin".into()))?;
-    // SAFETY: as above; the symbol's address is aligned for its type by the plugin's linker.
-    let version = unsafe { **version };
-    // SAFETY: only the address is taken here.
-    let header = unsafe { library.get::<*const ()>(b"vdens_plugin_v1\0") }.map_err(|_| {
-        refuse(format!(
-            "it speaks ABI version {version}, and this vdens speaks version {VERSION}"
-        ))
-        .hint("get a plugin built for this vdens, or another vdens")
-    })?;
-    let header = *header;
-    // The library stays loaded for the life of the process.
-    std::mem::forget(library);
-    // SAFETY: `header` is the address of the symbol `vdens_plugin_v1` in a library that is never unloaded.
-    let plugin = unsafe { LoadedPlugin::bind(header) }.map_err(|error| {
-        if let BindError::Layout { report, .. } = &error {
-            log::debug!("{}: {report}", file.display());
-        }
-        refuse(error.to_string()).hint("build it again with the plugin-api of this vdens")
-    })?;
-    let manifest = plugin.manifest();
-    if manifest.scheme != scheme {
-        return Err(refuse(format!(
-            "it serves the scheme '{}', not '{scheme}'",
-            manifest.scheme
-        ))
-        .hint(format!("rename it to libvdens_{}.so", manifest.scheme)));
-    }
+    let loaded = inspect(file, scheme).map_err(|refusal| refusal.error)?;
+    let manifest = loaded.plugin.manifest();
     log::info!(
         "{scheme}:// is served by {} {}, {}",
         file.display(),
         manifest.version,
         manifest.description
     );
-    Ok(plugin)
+    Ok(loaded.plugin)
 }
 
-/// The linker's words without the file's name, which the message has already.
+/// As [`load`], with what was found out on the way.
+///
+/// # Errors
+/// Why the file is refused, and at which stage.
+pub fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
+    let refuse = |stage: Stage, why: String, hint: String| Refusal {
+        stage,
+        error: Error::new(
+            ErrorKind::Unsupported,
+            format!("the plugin {} is refused: {why}", file.display()),
+        )
+        .hint(hint),
+    };
+    let real = fs::canonicalize(file).map_err(|error| Refusal {
+        stage: Stage::Trust,
+        error: Error::path("find", file, &error),
+    })?;
+    check_trust(&real).map_err(|(why, hint)| refuse(Stage::Trust, why, hint))?;
+    // SAFETY: loading runs the library's constructors. The file passed the trust check: it is code that
+    // the user, root or the owner of this program put there to be run.
+    let library = unsafe { Library::open(Some(&real), RTLD_NOW | RTLD_LOCAL) };
+    let library = library.map_err(|error| {
+        let linker = error
+            .source()
+            .map_or_else(|| error.to_string(), ToString::to_string);
+        let hint = "build or fetch it again, with what it needs";
+        refuse(Stage::Library, reason(&linker, &real), hint.into())
+    })?;
+    // SAFETY: the symbol, if it is there, is the u32 that every plugin exports under this name.
+    let newest = unsafe { library.get::<*const u32>(b"vdens_plugin_abi\0") }.map_err(|_| {
+        let why = "it is a shared library, but no vdens plugin";
+        refuse(Stage::Version, why.into(), String::new())
+    })?;
+    // SAFETY: as above; the symbol's address is aligned for its type by the plugin's linker.
+    let newest = unsafe { **newest };
+    let find = |symbol: &str| {
+        // SAFETY: only the address is taken here.
+        let found = unsafe { library.get::<*const ()>(symbol) };
+        found.ok().map(|address| *address)
+    };
+    let Some((spoken, header)) = agree(SPOKEN, find) else {
+        let versions: Vec<String> = SPOKEN.iter().map(|s| s.version.to_string()).collect();
+        let why = match SPOKEN.iter().find(|spoken| spoken.version == newest) {
+            Some(Spoken { symbol, .. }) => {
+                format!(
+                    "it says that it speaks ABI version {newest}, and lacks the symbol {symbol}"
+                )
+            }
+            None => format!(
+                "it speaks ABI version {newest}, and this vdens speaks version {}",
+                versions.join(", ")
+            ),
+        };
+        let hint = "get a plugin built for this vdens, or another vdens";
+        return Err(refuse(Stage::Version, why, hint.into()));
+    };
+    // The library stays loaded for the life of the process.
+    std::mem::forget(library);
+    // SAFETY: `header` is the address of this version's symbol in a library that is never unloaded.
+    let plugin = unsafe { (spoken.bind)(header) }.map_err(|error| {
+        if let BindError::Layout { report, .. } = &error {
+            log::debug!("{}: {report}", real.display());
+        }
+        let hint = "build it again with the plugin-api of this vdens";
+        refuse(Stage::Layout, error.to_string(), hint.into())
+    })?;
+    let served = plugin.manifest().scheme;
+    if served != scheme {
+        let why = format!("it serves the scheme '{served}', not '{scheme}'");
+        let hint = format!("rename it to {}", file_name(&served));
+        return Err(refuse(Stage::Scheme, why, hint));
+    }
+    let abi = spoken.version;
+    Ok(Loaded { plugin, abi })
+}
+
+/// Why the linker does not take the file: its own words, without the file's name, which the message has already; or
+/// ours, where it speaks of a file that cannot be found and means one for another machine.
 fn reason(linker: &str, file: &Path) -> String {
-    let name = format!("{}: ", file.display());
-    linker.replace(&name, "").replace('\n', " ")
+    match (elf_kind(Path::new("/proc/self/exe")), elf_kind(file)) {
+        (Some(own), Some(other)) if own != other => {
+            "it was built for another architecture".to_owned()
+        }
+        _ => {
+            let name = format!("{}: ", file.display());
+            linker.replace(&name, "").replace('\n', " ")
+        }
+    }
+}
+
+/// What an ELF file is for: its class, byte order and machine (`e_ident`, `e_machine`); `None` if it is none.
+fn elf_kind(file: &Path) -> Option<[u8; 4]> {
+    let mut header = [0; 20];
+    File::open(file).ok()?.read_exact(&mut header).ok()?;
+    let is_elf = header.starts_with(b"\x7fELF");
+    is_elf.then_some([header[4], header[5], header[18], header[19]])
 }
 
 /// Whether only trusted users can write a plugin's file and its directory. An error is what is wrong, and
@@ -233,6 +360,28 @@ mod tests {
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
         assert!(refusal(&file).contains("chmod go-w"));
+    }
+
+    #[test]
+    fn the_newest_version_that_both_speak_is_used() {
+        let spoken = |version, symbol| Spoken {
+            version,
+            symbol,
+            bind: LoadedPlugin::bind,
+        };
+        let host = [spoken(2, "v2"), spoken(1, "v1")];
+        let with = |exported: &[&str]| {
+            let mut asked = Vec::new();
+            let agreed = agree(&host, |symbol| {
+                asked.push(symbol.to_owned());
+                exported.contains(&symbol).then_some(std::ptr::null())
+            });
+            (agreed.map(|(spoken, _)| spoken.version), asked.len())
+        };
+        assert_eq!(with(&["v1", "v2"]), (Some(2), 1));
+        assert_eq!(with(&["v1"]), (Some(1), 2));
+        assert_eq!(with(&["v3"]), (None, 2));
+        assert!(SPOKEN.is_sorted_by(|a, b| a.version > b.version));
     }
 
     #[test]

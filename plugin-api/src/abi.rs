@@ -27,8 +27,8 @@ use crate::batch::RawBatch;
 use crate::logging;
 use crate::tap::Tap;
 use crate::{
-    Error, ErrorKind, Hub, Link, Manifest, Offloads, OpenOptions, OpenRequest, Plugin, Port,
-    Result, RxBatch, State, Status, Ticket, TxBatch,
+    Capabilities, Error, ErrorKind, Hub, Link, Manifest, Offloads, OpenOptions, OpenRequest,
+    Plugin, Port, Result, RxBatch, State, Status, Ticket, TxBatch,
 };
 
 #[doc(hidden)]
@@ -648,7 +648,7 @@ extern "C" fn manifest<P: Plugin>() -> ManifestV1 {
         scheme: P::SCHEME.into(),
         description: P::DESCRIPTION.into(),
         version: P::VERSION.into(),
-        capabilities: 0,
+        capabilities: P::CAPABILITIES.0,
     }
 }
 
@@ -750,7 +750,7 @@ impl LoadedPlugin {
             scheme: manifest.scheme.into(),
             description: manifest.description.into(),
             version: manifest.version.into(),
-            capabilities: manifest.capabilities,
+            capabilities: Capabilities(manifest.capabilities),
         }
     }
 

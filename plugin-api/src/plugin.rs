@@ -181,8 +181,53 @@ pub struct Manifest {
     pub description: String,
     /// The plugin's own version.
     pub version: String,
-    /// Capability bits; none is defined yet, and unknown ones are ignored.
-    pub capabilities: u64,
+    /// What its links are like.
+    pub capabilities: Capabilities,
+}
+
+/// What a plugin's links are like, for listings and for the conformance checks: what a link really does, it
+/// says when it is open ([`crate::State`]). Bits that the reader does not know are ignored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities(pub u64);
+
+impl Capabilities {
+    /// None of the others: a cable that joins two ends.
+    pub const NONE: Self = Self(0);
+    /// Its VNLs have another VNL in braces, which it opens with [`Host::open`].
+    pub const NESTS: Self = Self(1);
+    /// Its links may take super-frames ([`crate::State::offloads`]).
+    pub const SUPER_FRAMES: Self = Self(2);
+    /// The kernel may carry its frames ([`crate::Link::wants_panel`]).
+    pub const PANEL: Self = Self(4);
+    /// Its links serve others as well ([`crate::Link::is_shared`]).
+    pub const SHARED: Self = Self(8);
+    /// Its far end is no link of its own: what goes into one link does not come out of another.
+    pub const ONE_END: Self = Self(16);
+
+    const NAMES: [(Self, &str); 5] = [
+        (Self::NESTS, "nests"),
+        (Self::SUPER_FRAMES, "super-frames"),
+        (Self::PANEL, "panel"),
+        (Self::SHARED, "shared"),
+        (Self::ONE_END, "one-end"),
+    ];
+
+    /// Both sets together.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether every capability in `other` is in this set too.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// The names of those that are known.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        let known = Self::NAMES.iter();
+        known.filter_map(move |(bit, name)| self.contains(*bit).then_some(*name))
+    }
 }
 
 /// A plugin, as [`crate::export_plugin!`] makes one.
@@ -193,6 +238,8 @@ pub trait Plugin: 'static {
     const DESCRIPTION: &'static str;
     /// The plugin's own version.
     const VERSION: &'static str;
+    /// What its links are like.
+    const CAPABILITIES: Capabilities = Capabilities::NONE;
 
     /// Opens a link.
     ///
@@ -241,7 +288,12 @@ pub trait Plugin: 'static {
 /// ```
 #[macro_export]
 macro_rules! export_plugin {
-    (scheme: $scheme:expr, description: $description:expr, open: $open:expr $(,)?) => {
+    (
+        scheme: $scheme:expr,
+        description: $description:expr,
+        $(capabilities: $capabilities:expr,)?
+        open: $open:expr $(,)?
+    ) => {
         const _: () = {
             struct Exported;
 
@@ -249,6 +301,7 @@ macro_rules! export_plugin {
                 const SCHEME: &'static str = $scheme;
                 const DESCRIPTION: &'static str = $description;
                 const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+                $(const CAPABILITIES: $crate::Capabilities = $capabilities;)?
 
                 fn open(
                     request: &$crate::OpenRequest<'_>,

@@ -44,8 +44,7 @@ impl<'a> Vnl<'a> {
     /// Splits `vnl`; without a `://` it is the argument of `vde`.
     pub fn parse(vnl: &'a str) -> Result<Self> {
         let (scheme, argument) = vnl.split_once("://").unwrap_or(("vde", vnl));
-        let valid = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
-        if scheme.is_empty() || !scheme.bytes().all(valid) {
+        if !Self::is_scheme(scheme) {
             return Err(Error::usage(format!(
                 "bad scheme '{}' in {}",
                 OneLine(scheme),
@@ -54,6 +53,12 @@ impl<'a> Vnl<'a> {
             .hint("schemes are of a-z, 0-9 and _; a path with :// in it is vde://PATH"));
         }
         Ok(Self { scheme, argument })
+    }
+
+    /// Whether `name` can be a scheme: `[a-z0-9_]+`.
+    pub fn is_scheme(name: &str) -> bool {
+        let valid = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+        !name.is_empty() && name.bytes().all(valid)
     }
 }
 

@@ -94,6 +94,26 @@ impl Lab {
         self.directory.path().join("home")
     }
 
+    /// Somewhere else in the lab, where the user may not write.
+    pub fn aside(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The user's drop-in directory for plugins, which is made if it is not there.
+    pub fn drop_in(&self) -> PathBuf {
+        let directory = self.home().join(".local/share/vdens/plugins");
+        self.command("mkdir", ["-p"]).args([&directory]).ok();
+        directory
+    }
+
+    /// Puts a plugin for `scheme` into the drop-in directory; its path.
+    pub fn drop_plugin(&self, file: &Path, scheme: &str) -> PathBuf {
+        let plugin = self.drop_in().join(format!("libvdens_{scheme}.so"));
+        fs::copy(file, &plugin).unwrap();
+        self.give(&plugin);
+        plugin
+    }
+
     fn runtime_dir(&self) -> PathBuf {
         self.directory.path().join("run")
     }
@@ -286,21 +306,29 @@ fn interfaces() -> BTreeSet<String> {
         .collect()
 }
 
-/// The programs and plugins built with this one: `target/<profile>/deps/<test>` or `target/<profile>/<program>` runs.
+/// Where this program was built: `target/<profile>/deps/<test>` or `target/<profile>/<program>` runs.
+pub fn target() -> PathBuf {
+    let program = std::env::current_exe().unwrap();
+    let target = program.ancestors().skip(1).take(2);
+    let mut target = target.filter(|directory| directory.join("vde_plug").exists());
+    let target = target.next();
+    target
+        .expect("vdens and vde_plug are built: run tests/run")
+        .to_owned()
+}
+
+/// The programs and plugins built beside this one, less what third parties copy.
 fn products() -> Vec<PathBuf> {
-    let test = std::env::current_exe().unwrap();
-    let directories = test.ancestors().skip(1).take(2);
-    let target = directories
-        .into_iter()
-        .find(|directory| directory.join("vde_plug").exists())
-        .expect("vdens and vde_plug are built: run tests/run");
+    let target = target();
     let is_product = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         name == "vdens"
             || name == "vde_plug"
-            || (name.starts_with("libvdens_") && name.ends_with(".so"))
+            || (name.starts_with("libvdens_")
+                && name.ends_with(".so")
+                && name != "libvdens_template.so")
     };
-    let entries = fs::read_dir(target).unwrap().flatten();
+    let entries = fs::read_dir(&target).unwrap().flatten();
     let products: Vec<_> = entries
         .map(|entry| entry.path())
         .filter(is_product)

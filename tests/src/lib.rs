@@ -25,16 +25,18 @@ mod lab;
 mod need;
 mod netns;
 mod process;
+mod rust;
 mod session;
 mod tmux;
 mod user;
 
 use std::time::{Duration, Instant};
 
-pub use lab::Lab;
+pub use lab::{Lab, target};
 pub use need::{GUEST, lacks, skip};
 pub use netns::Netns;
 pub use process::{Cmd, Output, Proc};
+pub use rust::{build, has_toolchain};
 pub use session::Session;
 pub use tmux::Tmux;
 pub use user::User;

@@ -148,18 +148,20 @@ impl<'lab> Cmd<'lab> {
 
     /// Runs the command on a machine that differs from this one: in a mount namespace that `script`
     /// changes first, as its root, before the user is an ordinary one again.
-    pub fn on_changed_machine(mut self, script: &str) -> Self {
+    pub fn on_changed_machine(self, script: &str) -> Self {
         let back = format!(
             "exec unshare -U --map-user={} --map-group={} -- \"$@\"",
             self.user.uid, self.user.gid
         );
         let script = format!("{script}\n{back}");
-        let mut argv: Vec<OsString> = ["unshare", "-Urm", "--", "sh", "-ec", &script, "sh"]
-            .iter()
-            .map(Into::into)
-            .collect();
-        argv.append(&mut self.argv);
-        self.argv = argv;
+        let words = ["unshare", "-Urm", "--", "sh", "-ec", &script, "sh"];
+        self.behind(words.iter().map(Into::into).collect())
+    }
+
+    /// Puts words in front of the command line.
+    pub(crate) fn behind(mut self, mut words: Vec<OsString>) -> Self {
+        words.append(&mut self.argv);
+        self.argv = words;
         self
     }
 

@@ -1,6 +1,8 @@
 //! End-to-end and interoperability tests, an area a module. `tests/run` builds what they test and runs them;
 //! then `cargo test --release -p vdens-tests router` runs those of one area.
 
+mod author;
+mod check;
 mod config;
 mod docs;
 mod doctor;
@@ -9,6 +11,7 @@ mod faults;
 mod fuzz;
 mod interop;
 mod leftovers;
+mod loading;
 mod multi;
 mod options;
 mod overview;

@@ -5,12 +5,13 @@ use std::process::exit;
 
 use vdens::cli::{self, Vdens};
 use vdens::config::Config;
-use vdens::doctor;
 use vdens::error::{EXIT_FAILURE, Error, Result, report};
+use vdens::loader::SearchPath;
 use vdens::logging::{self, Choice};
 use vdens::session::Session;
 use vdens::status::{client, text};
 use vdens::supervisor::{self, Failure};
+use vdens::{check, doctor, listing, scaffold};
 
 const PROGRAM: &str = "vdens";
 
@@ -26,40 +27,71 @@ fn main() {
     });
 }
 
+/// Does what is asked for instead of running a command; `None` if that is nothing.
+fn task(cli: &Vdens, config: &Config) -> Result<Option<i32>> {
+    let path = SearchPath::new(&cli.common.plugin_dir, config)?;
+    if cli.status {
+        show_status(cli)?;
+    } else if cli.list_plugins {
+        listing::run(&path, cli.json)?;
+    } else if let Some(dir) = &cli.new_plugin {
+        scaffold::run(dir, cli.api.as_deref(), &path)?;
+    } else if let Some(plugin) = &cli.check_plugin {
+        return check::run(plugin, &cli.rest, &path).map(Some);
+    } else {
+        return Ok(None);
+    }
+    Ok(Some(0))
+}
+
 fn run(cli: &Vdens) -> Result<i32, Failure> {
-    check_mode(cli)?;
+    check_task(cli)?;
     if cli.doctor {
         return Ok(doctor::run(&cli.common, cli.json)?);
     }
     let config = Config::load(cli.common.config.as_deref())?;
     logging::start(&Choice::new(&cli.common, &config))?;
     config.complain();
-    if cli.status {
-        return Ok(show_status(cli)?);
+    if let Some(status) = task(cli, &config)? {
+        return Ok(status);
     }
     let session = Session::new(cli, &config)?;
     supervisor::run(&session.plan, session.jobs)
 }
 
 /// What does something else than run a command stands alone.
-fn check_mode(cli: &Vdens) -> Result<()> {
-    let modes = [(cli.status, "--status"), (cli.doctor, "--doctor")];
-    let mut modes = modes.iter().filter(|(is_wanted, _)| *is_wanted);
-    match (modes.next(), modes.next(), cli.rest.first()) {
-        (None, ..) if cli.json => Err(Error::usage("--json goes with --status and --doctor only")),
-        (Some((_, mode)), Some((_, other)), _) => Err(Error::usage(format!(
-            "{mode} and {other} exclude each other"
-        ))),
-        (Some((_, mode)), None, Some(word)) => {
-            let message = format!("'{}' stands behind {mode}", word.to_string_lossy());
-            Err(Error::usage(message).hint("it takes nothing but --json"))
+fn check_task(cli: &Vdens) -> Result<()> {
+    let tasks = [
+        (cli.status, "--status", "nothing but --json"),
+        (cli.doctor, "--doctor", "nothing but --json"),
+        (cli.list_plugins, "--list-plugins", "nothing but --json"),
+        (
+            cli.new_plugin.is_some(),
+            "--new-plugin",
+            "nothing but --api",
+        ),
+        (cli.check_plugin.is_some(), "--check-plugin", ""),
+    ];
+    let mut wanted = tasks.iter().filter(|(is_wanted, ..)| *is_wanted);
+    match (wanted.next(), wanted.next(), cli.rest.first()) {
+        (Some((_, task, _)), Some((_, other, _)), _) => {
+            let message = format!("{task} and {other} exclude each other");
+            Err(Error::usage(message))
+        }
+        (Some((_, task, takes)), None, Some(word)) if !takes.is_empty() => {
+            let message = format!("'{}' stands behind {task}", word.to_string_lossy());
+            Err(Error::usage(message).hint(format!("it takes {takes}")))
+        }
+        (task, _, _) if cli.json && task.is_none_or(|(_, _, takes)| !takes.contains("--json")) => {
+            let message = "--json goes with --status, --doctor and --list-plugins only";
+            Err(Error::usage(message))
         }
         _ => Ok(()),
     }
 }
 
 /// Lists what is running.
-fn show_status(cli: &Vdens) -> Result<i32> {
+fn show_status(cli: &Vdens) -> Result<()> {
     let answers = client::ask_all()?;
     let text = match cli.json {
         true => format!("{:#}\n", text::json(&answers)),
@@ -67,5 +99,5 @@ fn show_status(cli: &Vdens) -> Result<i32> {
     };
     // A closed standard output is nobody's failure.
     let _ = stdout().write_all(text.as_bytes());
-    Ok(0)
+    Ok(())
 }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vdens_plugin_api::{
-    Error, Link, Offloads, OpenRequest, Result, RxBatch, State, Status, TxBatch,
+    Capabilities, Error, Link, Offloads, OpenRequest, Result, RxBatch, State, Status, TxBatch,
 };
 
 struct Null(EventFd);
@@ -55,5 +55,6 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
 vdens_plugin_api::export_plugin! {
     scheme: "null",
     description: "swallows what is sent, receives nothing",
+    capabilities: Capabilities::ONE_END,
     open: open,
 }

@@ -41,8 +41,8 @@ use vdens_plugin_api::log::warn;
 use vdens_plugin_api::vnl::{self, Keys, Spec};
 use vdens_plugin_api::wire::hello::{Cable, SUPER_PREFIX};
 use vdens_plugin_api::{
-    Batch, Error, Host, Link, OpenOptions, OpenRequest, Peer as Credentials, Result, RxBatch,
-    State, Status, TxBatch,
+    Batch, Capabilities, Error, Host, Link, OpenOptions, OpenRequest, Peer as Credentials, Result,
+    RxBatch, State, Status, TxBatch,
 };
 
 use dgram::Dgram;
@@ -484,5 +484,6 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
 vdens_plugin_api::export_plugin! {
     scheme: "ptp",
     description: "a cable between two ends that meet at a socket's path",
+    capabilities: Capabilities::SUPER_FRAMES.and(Capabilities::PANEL),
     open: open,
 }

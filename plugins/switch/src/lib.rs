@@ -43,7 +43,7 @@ mod switch;
 #[cfg(test)]
 mod tests;
 
-use vdens_plugin_api::{Link, OpenRequest, Result};
+use vdens_plugin_api::{Capabilities, Link, OpenRequest, Result};
 
 fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     let config = config::Config::new(request.argument(), &request.options)?;
@@ -53,5 +53,6 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
 vdens_plugin_api::export_plugin! {
     scheme: "switch",
     description: "an Ethernet switch in a directory: switch://DIR",
+    capabilities: Capabilities::ONE_END.and(Capabilities::SHARED).and(Capabilities::PANEL),
     open: open,
 }

@@ -8,7 +8,9 @@ use std::os::fd::BorrowedFd;
 
 use vdens_plugin_api::tap::Tap;
 use vdens_plugin_api::vnl::{Keys, Spec};
-use vdens_plugin_api::{Link, OpenRequest, Result, RxBatch, State, Status, TxBatch, export_plugin};
+use vdens_plugin_api::{
+    Capabilities, Link, OpenRequest, Result, RxBatch, State, Status, TxBatch, export_plugin,
+};
 
 const KEYS: Keys = Keys::new(&[]);
 
@@ -58,5 +60,6 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
 export_plugin! {
     scheme: "tap",
     description: "a tap interface of the host",
+    capabilities: Capabilities::ONE_END.and(Capabilities::SUPER_FRAMES),
     open: open,
 }

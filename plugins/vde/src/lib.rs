@@ -28,7 +28,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-use vdens_plugin_api::{Link, OpenRequest, Result};
+use vdens_plugin_api::{Capabilities, Link, OpenRequest, Result};
 
 fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     let target = target::Target::new(request.argument(), &request.options)?;
@@ -38,5 +38,6 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
 vdens_plugin_api::export_plugin! {
     scheme: "vde",
     description: "a port of a switch: vde://DIR[PORT]",
+    capabilities: Capabilities::PANEL,
     open: open,
 }

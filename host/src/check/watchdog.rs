@@ -1,0 +1,85 @@
+//! Knows which of the plugin's functions is running, and since when, and ends a check whose plugin blocks.
+
+use std::fs::File;
+use std::io::Write;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, raise};
+
+use super::Verdict;
+
+/// How long opening a link may take.
+const OPEN: Duration = Duration::from_secs(10);
+/// How long any other call may take. A link does not block; a busy machine may let it wait for its turn.
+const CALL: Duration = Duration::from_secs(2);
+
+/// The calls that are running: opening goes on beside others.
+static CALLS: Mutex<Vec<(&'static str, Instant)>> = Mutex::new(Vec::new());
+/// Where the verdict goes, once.
+static REPORT: Mutex<Option<File>> = Mutex::new(None);
+
+/// A watchdog. One a process.
+#[derive(Debug)]
+pub struct Watchdog(());
+
+impl Watchdog {
+    /// Starts to watch; the verdict will go to `to`.
+    pub fn start(to: File) -> Self {
+        *REPORT.lock().unwrap_or_else(PoisonError::into_inner) = Some(to);
+        thread::spawn(watch);
+        Self(())
+    }
+
+    /// Tells the verdict.
+    pub fn finish(self, verdict: &Verdict) {
+        tell(verdict);
+    }
+}
+
+/// Makes a call into the plugin, watched.
+pub fn call<T>(name: &'static str, code: impl FnOnce() -> T) -> T {
+    let running = || CALLS.lock().unwrap_or_else(PoisonError::into_inner);
+    running().push((name, Instant::now()));
+    let result = code();
+    let mut running = running();
+    if let Some(at) = running.iter().rposition(|(other, _)| *other == name) {
+        running.remove(at);
+    }
+    result
+}
+
+fn tell(verdict: &Verdict) {
+    let file = REPORT.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(mut file) = file {
+        // If nobody listens there is nobody to tell.
+        let _ = file.write_all(&serde_json::to_vec(verdict).unwrap_or_default());
+    }
+}
+
+fn watch() {
+    loop {
+        thread::sleep(Duration::from_millis(50));
+        let calls = CALLS.lock().unwrap_or_else(PoisonError::into_inner);
+        let limit = |name: &str| if name == "open" { OPEN } else { CALL };
+        let late = calls
+            .iter()
+            .find(|(name, since)| since.elapsed() > limit(name));
+        let Some((name, _)) = late else {
+            continue;
+        };
+        let why = format!("{name}() did not return within {} s", limit(name).as_secs());
+        let remedy = match *name {
+            "open" => {
+                "give up waiting for what does not come, with an error that says what is missing"
+            }
+            _ => {
+                "a link never blocks: use non-blocking descriptors, and return when they have nothing to offer"
+            }
+        };
+        tell(&Verdict::failed(why, remedy));
+        // The plugin is in the middle of something: nothing can be closed in good order.
+        let _ = raise(Signal::SIGKILL);
+    }
+}

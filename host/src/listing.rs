@@ -1,0 +1,223 @@
+//! `vdens --list-plugins`: every plugin file on the search path, and what it is or why it is refused.
+//!
+//! Each file is loaded in a child of its own for at most `LIMIT`, so one that crashes or hangs is reported
+//! as that. The first file of a scheme is the one that is used, even if it is refused; the others are
+//! shadowed by it.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use vdens_plugin_api::Capabilities;
+
+use crate::error::{Error, Result};
+use crate::isolate::{End, Fate, isolated};
+use crate::loader::{self, SearchPath, Stage};
+
+/// How long a library may take to load.
+pub const LIMIT: Duration = Duration::from_secs(2);
+
+/// What a file was found to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Found {
+    /// A plugin that can be used.
+    Plugin {
+        /// One line for a person.
+        description: String,
+        /// The plugin's own version.
+        version: String,
+        /// The ABI version that is spoken with it.
+        abi: u32,
+        /// Its capability bits.
+        capabilities: u64,
+    },
+    /// Nothing that can be used.
+    Refused {
+        /// The stage of loading that it did not pass.
+        stage: Stage,
+        /// Why, in one line.
+        why: String,
+        /// What to do about it; empty if there is nothing to say.
+        hint: String,
+    },
+}
+
+/// Loads a file in a child and says what it is.
+///
+/// # Errors
+/// There are too many processes or descriptors.
+pub fn probe(file: &Path, scheme: &str) -> Result<Found> {
+    let fate = isolated(LIMIT, |mut to| {
+        let found = match loader::inspect(file, scheme) {
+            Ok(loaded) => {
+                let manifest = loaded.plugin.manifest();
+                Found::Plugin {
+                    description: manifest.description,
+                    version: manifest.version,
+                    abi: loaded.abi,
+                    capabilities: manifest.capabilities.0,
+                }
+            }
+            Err(refusal) => Found::Refused {
+                stage: refusal.stage,
+                why: refusal.error.message,
+                hint: refusal.error.hint,
+            },
+        };
+        // If nobody listens there is nobody to tell.
+        let _ = to.write_all(&serde_json::to_vec(&found).unwrap_or_default());
+    })?;
+    Ok(judge(&fate, file))
+}
+
+fn judge(fate: &Fate, file: &Path) -> Found {
+    if let Ok(found) = serde_json::from_slice(&fate.said) {
+        return found;
+    }
+    let how = match fate.end {
+        End::Hung => format!("it does not load within {} s", LIMIT.as_secs()),
+        End::Killed(signal) => format!("it crashes while it is loaded ({signal})"),
+        End::Exited(status) => format!("it ends the process while it is loaded (status {status})"),
+    };
+    Found::Refused {
+        stage: Stage::Library,
+        why: format!("the plugin {} is refused: {how}", file.display()),
+        hint: "remove it, or tell its author".into(),
+    }
+}
+
+/// A plugin file.
+#[derive(Debug, Serialize)]
+struct Entry {
+    scheme: String,
+    path: PathBuf,
+    /// The file that is used in its place.
+    shadowed_by: Option<PathBuf>,
+    #[serde(flatten)]
+    found: Found,
+    /// The names of its capability bits.
+    capability_names: Vec<&'static str>,
+}
+
+/// A directory of the search path.
+#[derive(Debug, Serialize)]
+struct Directory {
+    path: PathBuf,
+    /// Why there is nothing to be seen in it.
+    unread: Option<String>,
+    plugins: Vec<Entry>,
+}
+
+/// Prints the listing.
+///
+/// # Errors
+/// A child cannot be started, or standard output takes nothing.
+pub fn run(path: &SearchPath, json: bool) -> Result<()> {
+    let mut first: HashMap<String, PathBuf> = HashMap::new();
+    let dirs = path.dirs().iter();
+    let dirs = dirs.map(|dir| directory(dir, &mut first));
+    let dirs = dirs.collect::<Result<Vec<_>>>()?;
+    let text = match json {
+        true => {
+            let text = serde_json::to_string_pretty(&dirs);
+            text.map_err(|error| {
+                Error::usage(format!("a path cannot be written as JSON: {error}"))
+            })? + "\n"
+        }
+        false => render(&dirs),
+    };
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::io("write to standard output", &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Looks at all plugins in a directory. `first` has the file that is used for each scheme so far.
+fn directory(dir: &Path, first: &mut HashMap<String, PathBuf>) -> Result<Directory> {
+    let mut files: Vec<PathBuf> = Vec::new();
+    let mut unread = None;
+    match fs::read_dir(dir) {
+        Ok(entries) => files.extend(entries.flatten().map(|entry| entry.path())),
+        Err(error) => unread = Some(Error::path("read", dir, &error).message),
+    }
+    files.sort();
+    let mut plugins = Vec::new();
+    for file in files.into_iter().filter(|file| file.is_file()) {
+        let Some(scheme) = loader::scheme_of(&file).map(str::to_owned) else {
+            continue;
+        };
+        let found = probe(&file, &scheme)?;
+        let capability_names = match found {
+            Found::Plugin { capabilities, .. } => Capabilities(capabilities).names().collect(),
+            Found::Refused { .. } => Vec::new(),
+        };
+        let shadowed_by = first.get(&scheme).cloned();
+        first.entry(scheme.clone()).or_insert_with(|| file.clone());
+        plugins.push(Entry {
+            scheme,
+            path: file,
+            shadowed_by,
+            found,
+            capability_names,
+        });
+    }
+    Ok(Directory {
+        path: dir.to_owned(),
+        unread,
+        plugins,
+    })
+}
+
+fn render(dirs: &[Directory]) -> String {
+    let mut text = String::new();
+    let width = dirs.iter().flat_map(|dir| &dir.plugins);
+    let width = width.map(|entry| entry.scheme.len()).max().unwrap_or(0);
+    for dir in dirs {
+        let remark = match (&dir.unread, dir.plugins.is_empty()) {
+            (Some(_), _) if !dir.path.exists() => ": is not there",
+            (Some(why), _) => &format!(": {why}"),
+            (None, true) => ": no plugins",
+            (None, false) => "",
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{}{remark}", dir.path.display());
+        for entry in &dir.plugins {
+            let _ = writeln!(text, "  {:width$}  {}", entry.scheme, describe(entry));
+        }
+    }
+    text
+}
+
+fn describe(entry: &Entry) -> String {
+    let mut line = match &entry.found {
+        Found::Plugin {
+            description,
+            version,
+            abi,
+            ..
+        } => format!("{version}  ABI {abi}  {description}"),
+        Found::Refused { why, hint, .. } => {
+            let why = why
+                .split_once("is refused: ")
+                .map_or(&**why, |(_, why)| why);
+            match &**hint {
+                "" => format!("refused: {why}"),
+                hint => format!("refused: {why}; {hint}"),
+            }
+        }
+    };
+    if !entry.capability_names.is_empty() {
+        let _ = write!(line, " [{}]", entry.capability_names.join(", "));
+    }
+    if let Some(other) = &entry.shadowed_by {
+        let _ = write!(line, " (not used: {} comes first)", other.display());
+    }
+    line
+}

@@ -1,0 +1,157 @@
+//! `broken://FAULT{VNL}`: the link of another VNL, with a fault; `none` has none.
+//!
+//! The conformance checks must find each fault. If the environment has `VDENS_BROKEN=panic`, the library
+//! panics while it is loaded.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread::sleep;
+use std::time::Duration;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use vdens_plugin_api::vnl::{Keys, Spec};
+use vdens_plugin_api::{
+    Batch, Capabilities, Error, Link, OpenRequest, Result, RxBatch, State, TxBatch,
+};
+
+const KEYS: Keys = Keys::new(&[]);
+
+/// Every link's faults, at most one of which is set.
+const FAULTS: [&str; 15] = [
+    "none", "loses", "reorders", "repeats", "changes", "busy", "deaf", "leaks", "inherits",
+    "blocks", "panics", "aborts", "silent", "swallows", "spins",
+];
+
+struct Broken {
+    fault: &'static str,
+    inner: Box<dyn Link>,
+    batch: Batch,
+    sent: u32,
+    /// Always readable and writable.
+    ready: EventFd,
+    /// Never readable.
+    never: EventFd,
+    _inherited: Option<OwnedFd>,
+}
+
+impl Broken {
+    fn has(&self, fault: &str) -> bool {
+        self.fault == fault
+    }
+}
+
+impl Link for Broken {
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self.fault {
+            "busy" => self.ready.as_fd(),
+            "deaf" => self.never.as_fd(),
+            _ => self.inner.fd(),
+        }
+    }
+
+    fn send_fd(&self) -> BorrowedFd<'_> {
+        match self.fault {
+            "spins" => self.ready.as_fd(),
+            _ => self.inner.send_fd(),
+        }
+    }
+
+    fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
+        self.batch.clear();
+        self.inner.recv(&mut self.batch.rx())?;
+        let frames = self.batch.tx(0);
+        let mut frames: Vec<_> = frames.frames().map(|f| f.bytes().to_vec()).collect();
+        match self.fault {
+            "panics" if !frames.is_empty() => panic!("a frame has come"),
+            "aborts" if !frames.is_empty() => std::process::abort(),
+            "reorders" => frames.reverse(),
+            "changes" => frames.iter_mut().for_each(|frame| frame[13] ^= 1),
+            _ => {}
+        }
+        for frame in &frames {
+            batch.push(frame);
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
+        let mut kept = Batch::new();
+        for frame in batch.frames() {
+            self.sent += 1;
+            let copies = match self.fault {
+                "loses" if self.sent.is_multiple_of(20) => 0,
+                "repeats" if self.sent.is_multiple_of(20) => 2,
+                "swallows" => 0,
+                _ => 1,
+            };
+            for _ in 0..copies {
+                kept.rx().push(frame.bytes());
+            }
+        }
+        if self.has("blocks") {
+            sleep(Duration::from_secs(60));
+        }
+        if self.has("spins") && self.sent > 1000 {
+            return Ok(0);
+        }
+        let (taken, all) = (self.inner.send(&mut kept.tx(0))?, kept.len());
+        Ok(if taken < all { taken } else { batch.len() })
+    }
+
+    fn other_side(&mut self, state: State) {
+        self.inner.other_side(state);
+    }
+
+    fn state(&self) -> State {
+        match self.fault {
+            "silent" => State::DOWN,
+            _ => self.inner.state(),
+        }
+    }
+}
+
+fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
+    let spec = Spec::path_grammar(request.argument(), &KEYS)?;
+    let name = spec.target_str()?;
+    let fault = FAULTS.into_iter().find(|fault| *fault == name);
+    let fault = fault.ok_or_else(|| Error::usage(format!("'{name}' is no fault")))?;
+    let inner = spec.nested();
+    let inner = inner.ok_or_else(|| Error::usage("no VNL in braces"))?;
+    let cannot = |errno: nix::Error| Error::io("make a descriptor", &errno.into());
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    let null = || File::open("/dev/null").map_err(|error| Error::io("open /dev/null", &error));
+    if fault == "leaks" {
+        std::mem::forget(null()?);
+    }
+    let inherited = match fault {
+        "inherits" => Some(nix::unistd::dup(null()?).map_err(cannot)?),
+        _ => None,
+    };
+    Ok(Box::new(Broken {
+        fault,
+        inner: request.host.open(inner)?,
+        batch: Batch::new(),
+        sent: 0,
+        ready: EventFd::from_value_and_flags(1, flags).map_err(cannot)?,
+        never: EventFd::from_flags(flags).map_err(cannot)?,
+        _inherited: inherited,
+    }))
+}
+
+vdens_plugin_api::export_plugin! {
+    scheme: "broken",
+    description: "another link with a fault",
+    capabilities: Capabilities::NESTS,
+    open: open,
+}
+
+extern "C" fn at_load() {
+    if std::env::var("VDENS_BROKEN").is_ok_and(|fault| fault == "panic") {
+        panic!("the library panics while it is loaded");
+    }
+}
+
+// SAFETY: the section holds functions of this type, which the linker's loader calls before anything else.
+#[unsafe(link_section = ".init_array")]
+#[used]
+static AT_LOAD: extern "C" fn() = at_load;

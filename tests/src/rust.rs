@@ -1,0 +1,145 @@
+//! Rust: building what a test needs, and lending the toolchain to the ordinary user.
+//!
+//! A user may not be able to read the toolchain, the registry's crates or the repository, when these are root's. So
+//! [`Cmd::with_rust`] runs a command in a mount namespace in which they are where the user can: the toolchain in the
+//! lab, a copy of the registry's index and crates as the user's `CARGO_HOME`, and the repository at its own path. Nothing
+//! is fetched from the network.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::{Cmd, Lab, User};
+
+/// Makes the toolchain ($1) appear at $2, and the repository ($4) readable where it is, with the help of $3. Then runs
+/// the rest as the user whose ids are $5 and $6.
+const BORROW: &str = r#"
+mount --bind "$1" "$2"
+part=$4; closed=
+while [ "$part" != / ]; do
+    [ $(( 0$(stat -c %a "$part") & 1 )) = 1 ] || closed=$part
+    part=$(dirname "$part")
+done
+if [ -n "$closed" ]; then
+    mount --bind "$4" "$3"
+    mount -t tmpfs -o mode=755 tmpfs "$closed"
+    mkdir -p "$4"
+    mount --bind "$3" "$4"
+fi
+uid=$5; gid=$6; shift 6
+exec setpriv --reuid "$uid" --regid "$gid" --clear-groups -- "$@"
+"#;
+
+impl Cmd<'_> {
+    /// Runs the command with Rust, offline, as whoever runs the tests has it.
+    ///
+    /// # Panics
+    /// When there is no Rust.
+    pub fn with_rust(self, lab: &Lab) -> Self {
+        let sysroot = PathBuf::from(said(rustc().args(["--print", "sysroot"])).trim());
+        let path = |rust: &Path| {
+            let path = lab.environment(lab.user()).into_iter();
+            let path: Vec<_> = path.filter(|(name, _)| *name == "PATH").collect();
+            format!("{}:{}", path[0].1, rust.join("bin").display())
+        };
+        let offline = self.env("CARGO_NET_OFFLINE", "true");
+        if !User::is_root() {
+            let home = cargo_home();
+            return offline.env("PATH", path(&sysroot)).env("CARGO_HOME", home);
+        }
+        let [rust, repository, home] = ["rust", "repository", "cargo"].map(|name| lab.aside(name));
+        for place in [&rust, &repository, &home] {
+            std::fs::create_dir_all(place).unwrap();
+        }
+        let registry = home.join("registry");
+        std::fs::create_dir_all(&registry).unwrap();
+        for part in ["index", "cache"] {
+            let from = cargo_home().join("registry").join(part);
+            said(Command::new("cp").arg("-r").args([&from, &registry]));
+        }
+        let (uid, gid) = (lab.user().uid, lab.user().gid);
+        let owner = format!("{uid}:{gid}");
+        said(Command::new("chown").args(["-R", &owner]).arg(&home));
+        let root = repository_root();
+        let words = ["unshare", "-m", "--", "sh", "-ec", BORROW, "sh"].map(Into::into);
+        let words = words.into_iter().chain([
+            sysroot.into_os_string(),
+            rust.clone().into_os_string(),
+            repository.into_os_string(),
+            root.into_os_string(),
+            uid.to_string().into(),
+            gid.to_string().into(),
+        ]);
+        offline
+            .env("PATH", path(&rust))
+            .env("CARGO_HOME", home)
+            .env("USER", &lab.user().name)
+            .env("LOGNAME", &lab.user().name)
+            .by(User::root())
+            .behind(words.collect())
+    }
+}
+
+/// Where the repository is.
+fn repository_root() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    root.canonicalize().unwrap()
+}
+
+fn cargo_home() -> PathBuf {
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cargo");
+    std::env::var_os("CARGO_HOME").map_or_else(home, PathBuf::from)
+}
+
+fn rustc() -> Command {
+    Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+}
+
+/// Runs a command that must succeed; what it wrote to standard output.
+#[track_caller]
+fn said(command: &mut Command) -> String {
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {output:#?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Whether rustup has a toolchain of that name.
+pub fn has_toolchain(name: &str) -> bool {
+    let list = Command::new("rustup").args(["toolchain", "list"]).output();
+    list.is_ok_and(|list| {
+        let list = String::from_utf8_lossy(&list.stdout).into_owned();
+        list.lines().any(|line| line.starts_with(name))
+    })
+}
+
+/// Runs `cargo build` with these arguments on a manifest of the repository, with another toolchain if one is named, as
+/// whoever runs the tests. What it builds stays for the next time.
+///
+/// # Panics
+/// When that fails.
+#[track_caller]
+pub fn build(toolchain: Option<&str>, manifest: &str, target: &Path, arguments: &[&str]) {
+    let mut command = match toolchain {
+        Some(name) => {
+            let mut command = Command::new("rustup");
+            command.args(["run", name, "cargo"]);
+            command.env_remove("RUSTUP_TOOLCHAIN");
+            command
+        }
+        None => Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())),
+    };
+    let inherited = std::env::vars_os().map(|(name, _)| name);
+    for name in inherited.filter(|name| name.to_string_lossy().starts_with("CARGO_PKG_")) {
+        command.env_remove(name);
+    }
+    said(
+        command
+            .env_remove("RUSTC")
+            .args(["build", "--quiet", "--locked", "--manifest-path"])
+            .arg(repository_root().join(manifest))
+            .arg("--target-dir")
+            .arg(target)
+            .args(arguments),
+    );
+}

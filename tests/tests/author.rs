@@ -1,0 +1,213 @@
+//! Third parties: from nothing to a working transport, and plugins that were built otherwise than the host.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use vdens_tests::{Lab, build, has_toolchain, need, skip, target};
+
+use crate::docs;
+
+/// How long a build of a plugin and all that it needs may take on a busy machine.
+const BUILD: Duration = Duration::from_secs(900);
+
+/// Where what is built for these tests stays for the next time.
+fn kept(name: &str) -> PathBuf {
+    target().with_file_name(name)
+}
+
+/// Both ends of a link of `vnl` are as they should be, and two namespaces talk through it.
+#[track_caller]
+fn works(lab: &Lab, vdens: &str, scheme: &str, vnl: &str) {
+    let vdens = |words: &[&str]| lab.command(lab.bin().join(vdens), words);
+    let check = vdens(&["--check-plugin", scheme, vnl]);
+    let output = check.spawn().wait(Duration::from_secs(120));
+    assert_eq!(output.code(), Some(0), "{output:#?}");
+    let first = vdens(&["--addr", "10.0.0.1/24", vnl, "sleep", "60"]).spawn();
+    let second = vdens(&["--addr", "10.0.0.2/24", vnl, "ping", "-c", "1", "-w", "15"]);
+    let output = second.args(["10.0.0.1"]).run();
+    assert!(output.status.success(), "{output:#?} {}", first.stderr());
+}
+
+/// The tutorial's commands, one by one, as a user types them in an empty directory.
+#[test]
+fn the_tutorial_leads_to_a_ping() {
+    need!("ping", "gcc", "unshare", "setpriv");
+    let lab = Lab::new();
+    lab.expect("mycable");
+    let blocks = docs::blocks(docs::TUTORIAL);
+    let blocks = blocks.iter().filter(|block| block.language == "sh");
+    let script: Vec<&str> = blocks.map(|block| &*block.text).collect();
+    assert!(script.len() >= 5, "{script:?}");
+    // The short form for those who read nothing else.
+    let readme = docs::blocks("README.md").into_iter();
+    let mut short = readme.filter(|block| block.text.starts_with("$ vdens --new-plugin"));
+    let short = short.next().unwrap().text;
+    for line in short.lines() {
+        let command = line.trim_start_matches("$ ");
+        assert!(
+            script.concat().lines().any(|line| line == command),
+            "{command}"
+        );
+    }
+    let end = "trap 'kill $(pgrep -P $$) 2>/dev/null || :; wait' EXIT";
+    let script = lab.sh(&format!("{end}\n{}", script.join("\n")));
+    let output = script.with_rust(&lab).spawn().wait(BUILD);
+    assert!(output.status.success(), "{output:#?}");
+    for words in [
+        "mycable has a transport for mycable://",
+        "ok       batches",
+        "0 failed",
+        "it_passes_the_conformance_checks ... ok",
+        "  mycable  0.1.0  ABI 1  a cable of UDP datagrams",
+        "1 received, 0% packet loss",
+    ] {
+        assert!(output.stdout.contains(words), "{words}: {output:#?}");
+    }
+    // An author meets the kit, and nothing of what it is made of.
+    let source = |name: &str| fs::read_to_string(lab.dir().join("mycable").join(name)).unwrap();
+    for name in [
+        "src/lib.rs",
+        "tests/end_to_end.rs",
+        "Cargo.toml",
+        "README.md",
+    ] {
+        for word in ["abi_stable", "unsafe", "template", "workspace ="] {
+            assert!(!source(name).contains(word), "{name}: {word}");
+        }
+    }
+    let code = source("src/lib.rs");
+    let code = code.lines().map(str::trim);
+    let code = code.filter(|line| !line.is_empty() && !line.starts_with("//"));
+    assert!(code.count() < 60);
+    assert!(source("Cargo.toml").contains("\n[workspace]\n"));
+}
+
+#[test]
+fn a_scaffold_overwrites_nothing_and_says_what_is_wrong() {
+    let lab = Lab::new();
+    let full = lab.mkdir("full");
+    let precious = lab.write("full/README.md", "precious");
+    let new = |words: &[&str]| lab.vdens(["--new-plugin"]).args(words);
+    new(&[&full]).refused(&["full", "not empty"]);
+    assert_eq!(fs::read_to_string(precious).unwrap(), "precious");
+    assert_eq!(fs::read_dir(&full).unwrap().count(), 1);
+    for bad in ["my-cable", "/", "Cable", "a b"] {
+        new(&[bad]).refused(&["can be no scheme", "a-z"]);
+    }
+    new(&["x", "--api", "/nowhere"]).refused(&["--api /nowhere", "plugin-api"]);
+    new(&["/nowhere/x"]).refused(&["/nowhere/x/"]);
+    lab.vdens(["--api", "1.0", "no", "true"])
+        .refused(&["--new-plugin"]);
+    // A version, into a directory that is there and empty.
+    lab.mkdir("cable2");
+    let said = new(&["cable2", "--api", "1.2"]).ok();
+    assert!(said.contains("vdens-plugin-api = \"1.2\""), "{said}");
+    let manifest = fs::read_to_string(lab.path("cable2/Cargo.toml")).unwrap();
+    assert!(
+        manifest.contains("\nvdens-plugin-api = \"1.2\"\n"),
+        "{manifest}"
+    );
+    // A scheme that is served already is worth a word.
+    lab.expect("ptp");
+    let output = new(&["ptp", "--api", "1.2"]).run();
+    assert!(
+        output.status.success() && output.stderr.contains("libvdens_ptp.so"),
+        "{output:#?}"
+    );
+}
+
+/// A file in the user's directory for plugins is all it takes.
+#[test]
+fn a_plugin_is_dropped_in() {
+    need!("ping");
+    let lab = Lab::new();
+    lab.vdens(["template://40300", "true"])
+        .refused(&["libvdens_template.so"]);
+    lab.drop_plugin(&target().join("libvdens_template.so"), "template");
+    works(&lab, "vdens", "template", "template://40300");
+}
+
+#[test]
+fn a_plugin_of_another_toolchain_works() {
+    need!("ping");
+    if !has_toolchain("nightly") {
+        skip("rustup has no nightly toolchain");
+        return;
+    }
+    let lab = Lab::new();
+    let target = kept("e2e-nightly");
+    let crates = ["-p", "vdens-plugin-template", "-p", "vdens-plugin-ptp"];
+    build(Some("nightly"), "Cargo.toml", &target, &crates);
+    for (scheme, vnl) in [
+        ("template", "template://40310"),
+        ("ptp", &*lab.vnl("ptp", "p")),
+    ] {
+        let plugin = target.join(format!("debug/libvdens_{scheme}.so"));
+        lab.drop_plugin(&plugin, scheme);
+        works(&lab, "vdens", scheme, vnl);
+    }
+}
+
+/// A debug plugin in a release host, and the reverse.
+#[test]
+fn a_plugin_of_another_profile_works() {
+    need!("ping");
+    let lab = Lab::new();
+    let (other, options): (_, &[&str]) = match target().ends_with("release") {
+        true => ("debug", &[]),
+        false => ("release", &["--release"]),
+    };
+    let crates = ["-p", "vdens", "-p", "vdens-plugin-template"];
+    let root = target();
+    let root = root.parent().unwrap_or(Path::new("/"));
+    build(None, "Cargo.toml", root, &[&crates, options].concat());
+    let built = |profile: &str, name: &str| root.join(profile).join(name);
+    // Its plugin in this host.
+    lab.drop_plugin(&built(other, "libvdens_template.so"), "template");
+    works(&lab, "vdens", "template", "template://40320");
+    // This plugin in its host.
+    lab.drop_plugin(&target().join("libvdens_template.so"), "template");
+    let host = lab.bin().join("vdens-of-another-profile");
+    fs::copy(built(other, "vdens"), &host).unwrap();
+    works(
+        &lab,
+        "vdens-of-another-profile",
+        "template",
+        "template://40330",
+    );
+}
+
+/// A plugin of the day when ABI 1 was frozen, built with another toolchain where there is one.
+#[test]
+fn a_plugin_of_the_frozen_version_1_works() {
+    need!("ping");
+    let manifest = "tests/frozen-v1/Cargo.toml";
+    if !Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .join(manifest)
+        .exists()
+    {
+        skip("ABI 1 is not frozen: tests/freeze-abi does it");
+        return;
+    }
+    let lab = Lab::new();
+    let nightly = has_toolchain("nightly").then_some("nightly");
+    let target = kept("e2e-frozen");
+    build(nightly, manifest, &target, &[]);
+    lab.drop_plugin(&target.join("debug/libfrozen.so"), "frozen");
+    let vnl = format!("frozen://{{{}}}", lab.vnl("ptp", "p"));
+    works(&lab, "vdens", "frozen", &vnl);
+    // What it says and what it refuses comes through as well.
+    let vdens = lab.vdens(["-v", "--mtu", "1400", &vnl, "true"]).run();
+    assert!(
+        vdens.stderr.contains("frozen: vde0 has an MTU of 1400"),
+        "{vdens:#?}"
+    );
+    lab.vdens(["frozen://", "true"])
+        .refused(&["no VNL in braces", "write frozen://{VNL}"]);
+    lab.vdens(["frozen://{nosuch://}", "true"])
+        .refused(&["libvdens_nosuch.so"]);
+    // The kit that it was built with checks VNLs before they come to the plugin.
+    lab.vdens(["frozen://x]", "true"]).refused(&["character 2"]);
+}
