@@ -22,8 +22,7 @@ use crate::cli::{VdePlug, text};
 use crate::config::Config;
 use crate::control::{Channel, Message};
 use crate::error::{Error, ErrorKind, Result, system};
-use crate::loader::SearchPath;
-use crate::opener::Opener;
+use crate::opener::{Opener, Plugins};
 use crate::panel::{self, Service};
 use crate::process::{detach, fork_child};
 use crate::pump::{Pump, Stop};
@@ -56,7 +55,7 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
     }
     let plug = Plug {
         cli,
-        path: SearchPath::new(&cli.common.plugin_dir, config)?,
+        plugins: Plugins::new(&cli.common.plugin_dir, config)?,
         default: config.defaults.vnl.as_deref(),
         panel: panel::is_wanted(cli.common.no_panel, config),
         near,
@@ -131,7 +130,7 @@ fn misplaced(option: &OsString) -> Error {
 /// A plug to be opened.
 struct Plug<'a> {
     cli: &'a VdePlug,
-    path: SearchPath,
+    plugins: Plugins,
     /// The configuration's default VNL.
     default: Option<&'a str>,
     /// Whether the kernel may carry frames.
@@ -207,7 +206,7 @@ impl Plug<'_> {
             mtu: 0,
             ticket: None,
         };
-        let link = Opener::new(self.path.clone(), no_interface, panel).open(&vnl, &options)?;
+        let link = Opener::new(self.plugins.clone(), no_interface, panel).open(&vnl, &options)?;
         Ok((vnl, link))
     }
 }

@@ -16,8 +16,7 @@ use vdens_plugin_api::{Link, OpenOptions, Port, State, Ticket};
 
 use crate::control::{Channel, Message};
 use crate::error::{EXIT_FAILURE, Result, system};
-use crate::loader::SearchPath;
-use crate::opener::Opener;
+use crate::opener::{Opener, Plugins};
 use crate::panel::PanelPort;
 use crate::pump::{Pump, Stop};
 use crate::signals::{self, Signals};
@@ -55,7 +54,7 @@ pub struct Job {
     /// What it is to be plugged into.
     pub end: End,
     /// Where plugins are found.
-    pub path: SearchPath,
+    pub plugins: Plugins,
     /// The interface's place on the panel, if there is one.
     pub ticket: Option<Ticket>,
 }
@@ -69,7 +68,7 @@ pub fn run(job: &Job, channel: Channel, signals: &Signals, supervisor: Pid) -> i
         .restore()
         .and_then(|()| signals::follow_parent(supervisor));
     let opener = Opener::new(
-        job.path.clone(),
+        job.plugins.clone(),
         Port {
             interface: job.interface.clone(),
             mtu: job.mtu,
