@@ -1,6 +1,7 @@
 //! End-to-end and interoperability tests, an area a module. `tests/run` builds what they test and runs them;
 //! then `cargo test --release -p vdens-tests router` runs those of one area.
 
+mod bridge;
 mod config;
 mod docs;
 mod errors;

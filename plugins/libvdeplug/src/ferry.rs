@@ -3,11 +3,12 @@
 //! The plugin is called when its data descriptor is readable, and for every frame that comes from the
 //! link. Frames that the link has no room for wait here, and the plugin meanwhile. The loop
 //! ends when the link closes its end, when the control descriptor is readable (the far end is
-//! gone), or when the plugin fails: `vde_recv` tells an empty datagram and the end of a stream, or a
-//! transient error and a lasting one, by nothing but what poll says and how it goes on, so a hang-up ends the
-//! connection at once, and otherwise a number of failures in a row.
+//! gone), or when the plugin fails. `vde_recv` does not tell an empty datagram from the end of a stream, nor a
+//! transient error from a lasting one. Poll does: a hang-up ends the connection at once; a descriptor with nothing
+//! left to read was a passing trouble; one that stays readable, call after call, has failed.
 
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,6 +24,9 @@ const TURN: usize = 32;
 
 /// Fruitless calls of `vde_recv` in a row that make a broken connection.
 const STRIKES: u32 = 32;
+
+/// What poll says of a descriptor that nothing will come from any more.
+const HANG_UP: PollFlags = PollFlags::POLLHUP.union(PollFlags::POLLNVAL);
 
 /// Why a loop ended.
 pub(crate) enum End {
@@ -77,8 +81,8 @@ impl<'a> Ferry<'a> {
         if ready.room {
             self.land()?;
         }
-        if ready.data && self.waiting.is_none() {
-            self.take_in()?;
+        if !ready.data.is_empty() {
+            self.take_in(ready.data)?;
         }
         Ok(())
     }
@@ -106,7 +110,10 @@ impl<'a> Ferry<'a> {
         let ready = |index: usize| wanted[index].is_some() && fds[index].any() == Some(true);
         Ok(Ready {
             pair: ready(0),
-            data: ready(1),
+            data: match ready(1) {
+                true => fds[1].revents().unwrap_or(PollFlags::POLLIN),
+                false => PollFlags::empty(),
+            },
             room: ready(2),
             control: ready(3),
         })
@@ -128,40 +135,46 @@ impl<'a> Ferry<'a> {
         Ok(())
     }
 
-    /// From the plugin to the link.
-    fn take_in(&mut self) -> Result<(), End> {
+    /// From the plugin to the link. `state` is what poll said of the data descriptor.
+    fn take_in(&mut self, mut state: PollFlags) -> Result<(), End> {
         for _ in 0..TURN {
             let failure = match self.connection.recv(&mut self.room[..]) {
                 Received::Frame(len) => {
-                    self.strikes = 0;
                     self.waiting = Some(len);
                     self.land()?;
                     None
                 }
-                Received::Nothing => {
-                    self.strikes = 0;
-                    None
-                }
-                Received::Empty => Some("the far end is gone, or sends empty frames"),
+                Received::Nothing => None,
+                Received::Empty => Some("empty frames"),
                 Received::Failed(errno) => Some(errno.desc()),
             };
-            let state = state(self.connection.data());
-            if let Some(why) = failure {
-                self.strikes += 1;
-                let gone = PollFlags::POLLHUP | PollFlags::POLLNVAL;
-                if state.intersects(gone) {
-                    return Err(broken(Error::closed("the far end is gone")));
-                }
-                if self.strikes >= STRIKES {
-                    let message = format!("the C plugin receives nothing, again and again: {why}");
-                    return Err(broken(Error::closed(message)));
-                }
+            let before = mem::replace(&mut state, look(self.connection.data()));
+            match failure {
+                Some(why) => self.judge(why, before, state)?,
+                None => self.strikes = 0,
             }
-            if self.waiting.is_some() || !state.contains(PollFlags::POLLIN) {
+            if self.waiting.is_some() || state.is_empty() {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// What a fruitless call means, by the states before and after it.
+    fn judge(&mut self, why: &str, before: PollFlags, after: PollFlags) -> Result<(), End> {
+        if before.union(after).intersects(HANG_UP) {
+            return Err(broken(Error::closed("the far end is gone")));
+        }
+        self.strikes = if after.is_empty() {
+            0
+        } else {
+            self.strikes + 1
+        };
+        if self.strikes < STRIKES {
+            return Ok(());
+        }
+        let message = format!("the C plugin receives nothing, again and again: {why}");
+        Err(broken(Error::closed(message)))
     }
 
     /// Gives the frame that waits to the link, if there is room.
@@ -178,7 +191,8 @@ impl<'a> Ferry<'a> {
 
 struct Ready {
     pair: bool,
-    data: bool,
+    /// What is the matter with the data descriptor.
+    data: PollFlags,
     room: bool,
     control: bool,
 }
@@ -196,7 +210,7 @@ fn not_now(error: &io::Error) -> Result<(), End> {
 }
 
 /// What poll says of a descriptor at once.
-fn state(fd: BorrowedFd<'_>) -> PollFlags {
+fn look(fd: BorrowedFd<'_>) -> PollFlags {
     let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
     match poll(&mut fds, PollTimeout::ZERO) {
         Ok(_) => fds[0].revents().unwrap_or(PollFlags::empty()),

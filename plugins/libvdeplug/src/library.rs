@@ -1,11 +1,12 @@
 //! The C library: what it exports (libvdeplug.h, interface version 1), found in the system's library path.
 
+use std::error::Error as _;
 use std::ffi::{c_char, c_int, c_void};
 use std::sync::OnceLock;
 
 use libloading::os::unix::{Library as Object, RTLD_GLOBAL, RTLD_NOW};
 use nix::errno::Errno;
-use vdens_plugin_api::{Error, ErrorKind, Result, log};
+use vdens_plugin_api::{Error, ErrorKind, Result};
 
 /// The library's name for the dynamic linker.
 const SONAME: &str = "libvdeplug.so.2";
@@ -60,9 +61,15 @@ fn load() -> Result<Library> {
     // trusted like any other library there.
     let object = unsafe { Object::open(Some(SONAME), RTLD_NOW | RTLD_GLOBAL) };
     let object = object.map_err(|error| {
-        log::debug!("{error}");
-        unavailable("is not installed".into())
-            .hint("install libvdeplug (Debian and Ubuntu: libvdeplug2)")
+        let linker = error
+            .source()
+            .map_or_else(|| error.to_string(), ToString::to_string);
+        // The linker's words are all that there is to tell the one from the other.
+        let why = match linker.contains("No such file") {
+            true => "is not installed".to_owned(),
+            false => format!("cannot be loaded: {linker}"),
+        };
+        unavailable(why).hint("install libvdeplug (Debian and Ubuntu: libvdeplug2)")
     })?;
     // SAFETY: the types are those that libvdeplug.h declares for these names; the object is never unloaded.
     unsafe {

@@ -49,21 +49,16 @@ impl Bridge {
     /// # Errors
     /// What the plugin reports, or that it does not come back.
     pub(crate) fn open(library: Library, vnl: &str, options: &OpenOptions) -> Result<Self> {
-        let (ours, theirs) = pair().map_err(|error| Error::io("make a socket pair", &error))?;
+        let (pair, theirs) = pair().map_err(|error| Error::io("make a socket pair", &error))?;
         let (tell, news) = channel();
-        let bridge = Self {
-            pair: ours,
-            news,
-            lost: Arc::default(),
-            vnl: vnl.to_owned(),
-        };
-        let (name, options, lost) = (vnl.to_owned(), options.clone(), bridge.lost.clone());
+        let lost = Arc::new(AtomicU64::new(0));
+        let (name, options, count) = (vnl.to_owned(), options.clone(), lost.clone());
         thread::Builder::new()
             .name("libvdeplug".into())
             .stack_size(STACK)
-            .spawn(move || live(library, &name, &options, theirs, &lost, &tell))
+            .spawn(move || live(library, &name, &options, theirs, &count, &tell))
             .map_err(|error| Error::io("start a thread", &error))?;
-        match bridge.news.recv_timeout(OPENING) {
+        match news.recv_timeout(OPENING) {
             Ok(opened) => opened?,
             Err(RecvTimeoutError::Timeout) => {
                 return Err(Error::closed(format!(
@@ -74,7 +69,12 @@ impl Bridge {
             Err(RecvTimeoutError::Disconnected) => return Err(died()),
         }
         log::info!("{vnl} is opened through libvdeplug");
-        Ok(bridge)
+        Ok(Self {
+            pair,
+            news,
+            lost,
+            vnl: vnl.to_owned(),
+        })
     }
 
     /// Why the thread hung up.
