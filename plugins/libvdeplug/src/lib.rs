@@ -3,10 +3,10 @@
 //! The VNL behind the scheme goes to the library as it is. The host also brings VNLs here for whose scheme
 //! there is no plugin of vdens; those go to the library whole.
 //!
-//! Theory of operation. The library is no dependency: [`library`] loads it when a link is opened. C
-//! plugins may block in any call, so a [`connection`] lives in a thread of its own, which [`ferry`] is the loop of,
-//! and a socket pair joins it to the [`link`] that the host polls. What a plugin does to the process
-//! itself is dealt with in [`process`]; a crash ends the worker, and the supervisor starts another.
+//! Theory of operation. The library is no dependency: `library` loads it when a link is opened. C
+//! plugins may block in any call, so a `connection` lives in a thread of its own, which `ferry` is the loop of,
+//! and a socket pair joins it to the `link` that the host polls. What a plugin does to the process
+//! itself is dealt with in `process`; a crash ends the worker, and the supervisor starts another.
 
 mod connection;
 mod ferry;

@@ -99,6 +99,8 @@ impl Link for Bridge {
             match filled {
                 Ok(true) | Err(io::ErrorKind::Interrupted) => {}
                 Ok(false) | Err(io::ErrorKind::WouldBlock) => return Ok(()),
+                // What came before the end is not lost: the next call finds the end again.
+                Err(_) if !batch.is_empty() => return Ok(()),
                 Err(_) => return Err(self.broken()),
             }
         }
