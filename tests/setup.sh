@@ -5,9 +5,10 @@ set -euo pipefail
 cd "$(dirname "$0")"
 [ "$(id -u)" = 0 ] || { echo "tests/setup.sh: needs root" >&2; exit 1; }
 
-# Foreign peers (vdens, vdeplug, vde-switch, qemu) and tools that the tests drive them with.
+# Foreign peers (vdens, vdeplug, vde-switch, qemu), C plugins of libvdeplug, and tools that the tests drive them with.
 packages="gcc libc6-dev iproute2 iputils-ping util-linux procps passwd tmux socat tcpdump iperf3 iptables python3
-          vdens vdeplug vde-switch qemu-system-x86 cpio gzip"
+          vdens vdeplug vde-switch qemu-system-x86 cpio gzip busybox-static
+          libvdeplug2 libvdeplug-slirp libvdeplug-agno"
 missing=$(for package in $packages; do dpkg -s "$package" 2>/dev/null | grep -q '^Status: install ok' || echo "$package"; done)
 if [ -n "$missing" ]; then
     export DEBIAN_FRONTEND=noninteractive

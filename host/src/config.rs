@@ -40,6 +40,20 @@ pub struct Plugins {
     /// Directories to search, absolute, or below the home directory with `~/`.
     #[serde(default)]
     pub path: Option<Vec<Spanned<PathBuf>>>,
+    /// Whether a scheme without a plugin is opened through libvdeplug.
+    #[serde(default)]
+    pub libvdeplug: Option<Libvdeplug>,
+}
+
+/// When C plugins of libvdeplug serve.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Libvdeplug {
+    /// For schemes that no plugin of vdens serves.
+    #[default]
+    Fallback,
+    /// For `libvdeplug://` only.
+    Off,
 }
 
 /// The table `log`.
@@ -146,6 +160,7 @@ impl Config {
             }
         }
         replace(&mut self.plugins.path, over.plugins.path);
+        replace(&mut self.plugins.libvdeplug, over.plugins.libvdeplug);
         replace(&mut self.log.level, over.log.level);
         replace(&mut self.log.file, over.log.file);
         replace(&mut self.defaults.iface, over.defaults.iface);
@@ -224,6 +239,11 @@ mod tests {
             ("[plugins]\npaths = []", "line 2, column 1: ", "`paths`"),
             ("[log]\nlevel = 'loud'", "line 2, column 9: ", "'loud'"),
             ("[plugins]\npath = ['lib']", "line 2, column 9: ", "'lib'"),
+            (
+                "[plugins]\nlibvdeplug = 'on'",
+                "line 2, column 14: ",
+                "`off`",
+            ),
             ("[defaults]\nup = 3", "line 2, column 6: ", "boolean"),
             ("[defaults", "line 1, column ", ""),
         ] {

@@ -1,7 +1,8 @@
 //! Opening VNLs through plugins, for the host and for plugins that nest other VNLs.
 //!
 //! An [`Opener`] belongs to one link and lives as long as the process: it is the host's services as the
-//! plugin sees them. A plugin is loaded when its scheme is first opened, and only once.
+//! plugin sees them. A plugin is loaded when its scheme is first opened, and only once. A scheme that has none
+//! is tried with the bridge to libvdeplug, unless the configuration says otherwise.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -10,17 +11,69 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use vdens_plugin_api::abi::{HostServices, LoadedPlugin};
 use vdens_plugin_api::tap::Tap;
 use vdens_plugin_api::vnl::Vnl;
 use vdens_plugin_api::{Hub, Link, Manifest, OpenOptions, Port, Ticket};
 
+use crate::config::{Config, Libvdeplug};
 use crate::error::{Error, ErrorKind, Result};
 use crate::loader::{self, SearchPath};
 use crate::panel::{self, Done, Order, Orders};
 
+/// The scheme of the bridge to libvdeplug.
+const BRIDGE: &str = "libvdeplug";
+
 /// Hubs that this process has made.
 static HUBS: AtomicU32 = AtomicU32::new(0);
+
+/// Where the plugins for schemes are.
+#[derive(Clone, Debug)]
+pub struct Plugins {
+    path: SearchPath,
+    libvdeplug: Libvdeplug,
+}
+
+impl Plugins {
+    /// What the options `--plugin-dir`, the environment and the configuration say.
+    ///
+    /// # Errors
+    /// As for [`SearchPath::new`].
+    pub fn new(dirs: &[PathBuf], config: &Config) -> Result<Self> {
+        Ok(Self {
+            path: SearchPath::new(dirs, config)?,
+            libvdeplug: config.plugins.libvdeplug.unwrap_or_default(),
+        })
+    }
+
+    /// Whether there is anybody to try a scheme with.
+    ///
+    /// # Errors
+    /// As for [`SearchPath::find`].
+    pub fn check(&self, scheme: &str) -> Result<()> {
+        match self.falls_back(scheme) {
+            true => Ok(()),
+            false => self.path.find(scheme).map(drop),
+        }
+    }
+
+    /// Whether a scheme is for the bridge, for lack of a plugin of its own.
+    fn falls_back(&self, scheme: &str) -> bool {
+        let has_plugin = |scheme| self.path.find(scheme).is_ok();
+        self.libvdeplug == Libvdeplug::Fallback && !has_plugin(scheme) && has_plugin(BRIDGE)
+    }
+}
+
+/// Native plugins only.
+impl From<SearchPath> for Plugins {
+    fn from(path: SearchPath) -> Self {
+        Self {
+            path,
+            libvdeplug: Libvdeplug::Off,
+        }
+    }
+}
 
 /// Opens VNLs for one link.
 #[derive(Clone, Copy)]
@@ -28,18 +81,18 @@ pub struct Opener(&'static Services);
 
 /// What plugins see. Leaked, because a plugin may use its host's services as long as the process lives.
 struct Services {
-    path: SearchPath,
+    plugins: Plugins,
     port: Port,
     panel: Option<Orders>,
     loaded: Mutex<HashMap<String, (LoadedPlugin, PathBuf)>>,
 }
 
 impl Opener {
-    /// An opener that finds plugins on `path`; `port` is the host's side of the link, `panel` the way to
+    /// An opener of what `plugins` serve; `port` is the host's side of the link, `panel` the way to
     /// somebody who carries out orders on the panel. One a link, for the life of the process.
-    pub fn new(path: SearchPath, port: Port, panel: Option<Orders>) -> Self {
+    pub fn new(plugins: Plugins, port: Port, panel: Option<Orders>) -> Self {
         Self(Box::leak(Box::new(Services {
-            path,
+            plugins,
             port,
             panel,
             loaded: Mutex::default(),
@@ -51,14 +104,21 @@ impl Opener {
     /// # Errors
     /// There is no plugin for its scheme, the plugin is refused, or what the plugin reports.
     pub fn open(self, vnl: &str, options: &OpenOptions) -> Result<Box<dyn Link>> {
-        let plugin = self.0.plugin(Vnl::parse(vnl)?.scheme)?;
-        plugin.open(vnl, options, self.0)
+        let scheme = Vnl::parse(vnl)?.scheme;
+        match self.0.plugin(scheme) {
+            Err(none) if self.0.plugins.falls_back(scheme) => {
+                let bridge = self.0.plugin(BRIDGE)?;
+                let link = bridge.open(vnl, options, self.0);
+                link.map_err(|error| neither(none, error))
+            }
+            plugin => plugin?.open(vnl, options, self.0),
+        }
     }
 
     /// What the plugin for a scheme says of itself, and its file, if it has been loaded.
     pub fn plugin(self, scheme: &str) -> Option<(Manifest, PathBuf)> {
         let loaded = self.0.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let (plugin, file) = loaded.get(scheme)?;
+        let (plugin, file) = loaded.get(scheme).or_else(|| loaded.get(BRIDGE))?;
         Some((plugin.manifest(), file.clone()))
     }
 }
@@ -69,7 +129,7 @@ impl Services {
         if let Some((plugin, _)) = loaded.get(scheme) {
             return Ok(*plugin);
         }
-        let file = self.path.find(scheme)?;
+        let file = self.plugins.path.find(scheme)?;
         let plugin = loader::load(&file, scheme)?;
         loaded.insert(scheme.to_owned(), (plugin, file));
         Ok(plugin)
@@ -120,6 +180,18 @@ impl HostServices for Services {
                 place,
             },
         })
+    }
+}
+
+/// The error if neither vdens nor libvdeplug has a plugin; else the bridge's.
+fn neither(none: Error, error: Error) -> Error {
+    match Errno::from_raw(error.errno) {
+        Errno::EPROTONOSUPPORT => Error {
+            message: format!("{}; {}", none.message, error.message),
+            hint: format!("{}, or {}", none.hint, error.hint),
+            ..none
+        },
+        _ => error,
     }
 }
 

@@ -28,8 +28,7 @@ use crate::config::Config;
 use crate::control::{Channel, Message};
 use crate::error::{Error, ErrorKind, Result, system};
 use crate::lasting::Lasting;
-use crate::loader::SearchPath;
-use crate::opener::Opener;
+use crate::opener::{Opener, Plugins};
 use crate::panel::{self, Orders, Service};
 use crate::process::{detach, fork_child};
 use crate::pump::{Pump, Stop};
@@ -65,7 +64,7 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
     }
     let plug = Plug {
         cli,
-        path: SearchPath::new(&cli.common.plugin_dir, config)?,
+        plugins: Plugins::new(&cli.common.plugin_dir, config)?,
         default: config.defaults.vnl.as_deref(),
         panel: panel::is_wanted(cli.common.no_panel, config),
         near,
@@ -140,7 +139,7 @@ fn misplaced(option: &OsString) -> Error {
 /// A plug to be opened.
 struct Plug<'a> {
     cli: &'a VdePlug,
-    path: SearchPath,
+    plugins: Plugins,
     /// The configuration's default VNL.
     default: Option<&'a str>,
     /// Whether the kernel may carry frames.
@@ -245,7 +244,7 @@ impl Plug<'_> {
     ) -> Result<End> {
         let vnl = vnls::resolve(argument, self.default)?;
         // A plugin that is not there is not waited for.
-        self.path.find(Vnl::parse(&vnl)?.scheme)?;
+        self.plugins.check(Vnl::parse(&vnl)?.scheme)?;
         let options = OpenOptions {
             description: self.cli.descr.clone().unwrap_or_else(|| "vde_plug".into()),
             port,
@@ -257,7 +256,7 @@ impl Plug<'_> {
             mtu: 0,
             ticket: None,
         };
-        let opener = Opener::new(self.path.clone(), no_interface, orders);
+        let opener = Opener::new(self.plugins.clone(), no_interface, orders);
         let wait = self.cli.common.wait.unwrap_or_default();
         let name = vnl.clone();
         let open = Box::new(move || opener.open(&vnl, &options));

@@ -11,8 +11,8 @@ use vdens_plugin_api::tap::{MAX_INTERFACE_NAME, check_interface_name};
 use crate::cli::{Numbered, Vdens, text};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::loader::SearchPath;
 use crate::namespace::{Interface, Plan};
+use crate::opener::Plugins;
 use crate::panel;
 use crate::resolv::Resolv;
 use crate::vnls::{self, End};
@@ -44,9 +44,9 @@ impl Session {
             .map(|argument| vnls::interface(argument, defaults.vnl.as_deref()))
             .filter_map(Result::transpose)
             .collect::<Result<Vec<End>>>()?;
-        let path = SearchPath::new(&cli.common.plugin_dir, config)?;
+        let plugins = Plugins::new(&cli.common.plugin_dir, config)?;
         for scheme in ends.iter().filter_map(End::scheme) {
-            path.find(scheme)?;
+            plugins.check(scheme)?;
         }
         let prefix = cli.iface.as_deref().or(defaults.iface.as_deref());
         let mut interfaces = name_interfaces(prefix.unwrap_or("vde"), ends.len())?;
@@ -79,7 +79,7 @@ impl Session {
             mtu: interface.mtu.unwrap_or(DEFAULT_MTU),
             end: end.clone(),
             wait: cli.common.wait.unwrap_or_default(),
-            path: path.clone(),
+            plugins: plugins.clone(),
             ticket: None,
         });
         let jobs = jobs.collect();

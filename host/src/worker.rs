@@ -19,8 +19,7 @@ use vdens_plugin_api::{Link, OpenOptions, Port, State, Ticket};
 use crate::control::{Channel, Message};
 use crate::error::{EXIT_FAILURE, Error, Result};
 use crate::lasting::{Lasting, Wait};
-use crate::loader::SearchPath;
-use crate::opener::Opener;
+use crate::opener::{Opener, Plugins};
 use crate::panel::{Orders, PanelPort};
 use crate::process::wait;
 use crate::pump::{Pump, Stop};
@@ -60,7 +59,7 @@ pub struct Job {
     /// What to do if that is not there yet.
     pub wait: Wait,
     /// Where plugins are found.
-    pub path: SearchPath,
+    pub plugins: Plugins,
     /// The interface's place on the panel, if there is one.
     pub ticket: Option<Ticket>,
 }
@@ -88,7 +87,7 @@ pub fn run(job: &Job, channels: Channels, signals: &Signals, supervisor: Pid) ->
         mtu: job.mtu,
         ticket: job.ticket.clone(),
     };
-    let opener = Opener::new(job.path.clone(), port, Some(orders));
+    let opener = Opener::new(job.plugins.clone(), port, Some(orders));
     let worker = Worker {
         job,
         opener,

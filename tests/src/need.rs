@@ -13,7 +13,8 @@ pub const GUEST: &str = "/var/cache/vdens-tests/guest";
 
 /// Ends the test, with a word about why, unless the machine has what it needs.
 ///
-/// Needs are `"root"`, `"guest"` (the virtual machine) and names of installed programs.
+/// Needs are `"root"`, `"guest"` (the virtual machine), C plugins of libvdeplug (`"libvdeplug_slirp"`) and names of
+/// installed programs.
 ///
 /// ```no_run
 /// # fn test() {
@@ -36,6 +37,9 @@ pub fn lacks(needs: &[&str]) -> Option<String> {
         "root" => (!User::is_root()).then(|| "the test needs root to build its host".to_owned()),
         "guest" => (!Path::new(GUEST).join("initrd.gz").exists())
             .then(|| format!("no virtual machine in {GUEST}: run tests/setup.sh as root")),
+        plugin if plugin.starts_with("libvdeplug_") => {
+            (!has_plugin(plugin)).then(|| format!("the C plugin {plugin} is not installed"))
+        }
         program => (!installed(program)).then(|| format!("{program} is not installed")),
     })
 }
@@ -44,6 +48,18 @@ fn installed(program: &str) -> bool {
     ["/usr/bin", "/usr/sbin", "/bin", "/sbin"]
         .iter()
         .any(|directory| Path::new(directory).join(program).exists())
+}
+
+/// Whether one of the system's library directories has libvdeplug's plugin.
+fn has_plugin(name: &str) -> bool {
+    let directories = std::fs::read_dir("/usr/lib")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let file = format!("vdeplug/{name}.so");
+    directories
+        .map(|entry| entry.path())
+        .any(|path| path.join(&file).exists())
 }
 
 /// Reports that the running test is skipped.

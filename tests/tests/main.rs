@@ -2,6 +2,7 @@
 //! then `cargo test --release -p vdens-tests router` runs those of one area.
 
 mod author;
+mod bridge;
 mod check;
 mod config;
 mod docs;

@@ -6,6 +6,13 @@ use std::path::{Path, PathBuf};
 
 use vdens_tests::Lab;
 
+/// Takes the bridge to libvdeplug away, which may stand in for a plugin that is missing.
+#[track_caller]
+fn without_bridge(lab: &Lab) {
+    let removed = fs::remove_file(lab.bin().join("libvdens_libvdeplug.so"));
+    assert!(removed.is_ok(), "{removed:?}");
+}
+
 /// Takes the plugin of a scheme away from beside the programs; where it is now.
 #[track_caller]
 fn take_away(lab: &Lab, scheme: &str) -> PathBuf {
@@ -24,6 +31,7 @@ fn runs(lab: &Lab, options: &[&str]) {
 #[test]
 fn a_missing_plugin_is_reported_with_the_places_searched() {
     let lab = Lab::new();
+    without_bridge(&lab);
     let vnl = lab.vnl("ptp", "p");
     lab.vdens([&vnl, "true"]).ok();
     let away = take_away(&lab, "ptp");
@@ -48,6 +56,7 @@ fn a_missing_plugin_is_reported_with_the_places_searched() {
 #[test]
 fn plugins_are_found_in_every_place() {
     let lab = Lab::new();
+    without_bridge(&lab);
     let away = take_away(&lab, "null");
     let place = lab.mkdir("plugins");
     let plugin = Path::new(&place).join("libvdens_null.so");
@@ -74,6 +83,7 @@ fn plugins_are_found_in_every_place() {
 #[test]
 fn never_from_the_current_directory() {
     let lab = Lab::new();
+    without_bridge(&lab);
     let away = take_away(&lab, "null");
     fs::copy(away, lab.path("libvdens_null.so")).unwrap();
     lab.expect("libvdens_null.so");
@@ -104,6 +114,7 @@ fn a_plugin_that_others_can_change_is_refused() {
 #[test]
 fn something_else_by_the_name_of_a_plugin_is_refused() {
     let lab = Lab::new();
+    without_bridge(&lab);
     let plugin = lab.bin().join("libvdens_null.so");
     let refused = || {
         let output = lab

@@ -1,0 +1,110 @@
+//! The C library: what it exports (libvdeplug.h, interface version 1), found in the system's library path.
+
+use std::error::Error as _;
+use std::ffi::{c_char, c_int, c_void};
+use std::sync::OnceLock;
+
+use libloading::os::unix::{Library as Object, RTLD_GLOBAL, RTLD_NOW};
+use nix::errno::Errno;
+use vdens_plugin_api::{Error, ErrorKind, Result};
+
+/// The library's name for the dynamic linker.
+const SONAME: &str = "libvdeplug.so.2";
+
+/// What `vde_open_real` is told the caller was made for (`LIBVDEPLUG_INTERFACE_VERSION`).
+pub(crate) const INTERFACE_VERSION: c_int = 1;
+
+/// `struct vde_open_args`.
+#[repr(C)]
+pub(crate) struct OpenArgs {
+    /// The port of a switch; 0 for any.
+    pub(crate) port: c_int,
+    /// A group's name, or null.
+    pub(crate) group: *mut c_char,
+    /// Permission bits of a socket.
+    pub(crate) mode: libc::mode_t,
+}
+
+/// `VDECONN *`.
+pub(crate) type Conn = *mut c_void;
+
+/// The functions of the library.
+#[derive(Clone, Copy)]
+pub(crate) struct Library {
+    pub(crate) open: unsafe extern "C" fn(*mut c_char, *mut c_char, c_int, *mut OpenArgs) -> Conn,
+    pub(crate) recv: unsafe extern "C" fn(Conn, *mut c_void, usize, c_int) -> isize,
+    pub(crate) send: unsafe extern "C" fn(Conn, *const c_void, usize, c_int) -> isize,
+    pub(crate) datafd: unsafe extern "C" fn(Conn) -> c_int,
+    pub(crate) ctlfd: unsafe extern "C" fn(Conn) -> c_int,
+    pub(crate) close: unsafe extern "C" fn(Conn) -> c_int,
+}
+
+static LIBRARY: OnceLock<Library> = OnceLock::new();
+
+/// The library, loaded when first asked for and never unloaded.
+///
+/// # Errors
+/// It is not installed, or is no libvdeplug. The error's number is `EPROTONOSUPPORT`: nobody there who
+/// knows any scheme.
+pub(crate) fn get() -> Result<Library> {
+    if let Some(library) = LIBRARY.get() {
+        return Ok(*library);
+    }
+    let library = load()?;
+    crate::process::prepare();
+    Ok(*LIBRARY.get_or_init(|| library))
+}
+
+fn load() -> Result<Library> {
+    // Global, because plugins that nest others (agno) find the library's functions in this process.
+    // SAFETY: loading runs the library's constructors. It comes from the system's library path, and is
+    // trusted like any other library there.
+    let object = unsafe { Object::open(Some(SONAME), RTLD_NOW | RTLD_GLOBAL) };
+    let object = object.map_err(|error| {
+        let linker = error
+            .source()
+            .map_or_else(|| error.to_string(), ToString::to_string);
+        // The linker's words are all that there is to tell the one from the other.
+        let why = match linker.contains("No such file") {
+            true => "is not installed".to_owned(),
+            false => format!("cannot be loaded: {linker}"),
+        };
+        unavailable(why).hint("install libvdeplug (Debian and Ubuntu: libvdeplug2)")
+    })?;
+    // SAFETY: the types are those that libvdeplug.h declares for these names; the object is never unloaded.
+    unsafe {
+        let library = Library {
+            open: symbol(&object, "vde_open_real")?,
+            recv: symbol(&object, "vde_recv")?,
+            send: symbol(&object, "vde_send")?,
+            datafd: symbol(&object, "vde_datafd")?,
+            ctlfd: symbol(&object, "vde_ctlfd")?,
+            close: symbol(&object, "vde_close")?,
+        };
+        std::mem::forget(object);
+        Ok(library)
+    }
+}
+
+/// A function of the library.
+///
+/// # Safety
+/// `F` is the type of the function pointer by this name, and the object is not unloaded while it is used.
+unsafe fn symbol<F: Copy>(object: &Object, name: &str) -> Result<F> {
+    // SAFETY: per this function's contract.
+    match unsafe { object.get::<F>(name.as_bytes()) } {
+        Ok(symbol) => Ok(*symbol),
+        Err(_) => Err(unavailable(format!("has no function {name}"))
+            .hint("install libvdeplug 4 (Debian and Ubuntu: libvdeplug2)")),
+    }
+}
+
+fn unavailable(why: String) -> Error {
+    Error {
+        errno: Errno::EPROTONOSUPPORT as i32,
+        ..Error::new(
+            ErrorKind::Unsupported,
+            format!("the library libvdeplug {why}"),
+        )
+    }
+}

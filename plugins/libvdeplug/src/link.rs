@@ -1,0 +1,174 @@
+//! The link that the host sees: one end of a socket pair, behind whose other end the connection's thread is.
+//!
+//! Nothing here waits for the thread without bound. A plugin that hangs in a call costs its link: frames to it
+//! queue up until the pair is full, and at the end the thread is left to itself and ends with the process.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
+use vdens_plugin_api::{Error, Link, MAX_LEGACY_FRAME, OpenOptions, Result, RxBatch, TxBatch, log};
+
+use crate::connection::Connection;
+use crate::ferry::{End, Ferry};
+use crate::library::Library;
+use crate::process::block_signals;
+
+/// How long a plugin may take to open a VNL.
+const OPENING: Duration = Duration::from_secs(10);
+
+/// How long a plugin may take to close a connection before it is left to itself. The host waits 2 s for its worker.
+const CLOSING: Duration = Duration::from_secs(1);
+
+/// The thread's stack in bytes: what a C program's first thread usually has.
+const STACK: usize = 8 << 20;
+
+/// A connection of libvdeplug as a link.
+#[derive(Debug)]
+pub(crate) struct Bridge {
+    /// This end of the socket pair, non-blocking.
+    pair: UnixDatagram,
+    /// First that the connection is open, later why it broke; disconnected when the thread ends.
+    news: Receiver<Result<()>>,
+    /// Frames that the plugin did not take.
+    lost: Arc<AtomicU64>,
+    vnl: String,
+}
+
+impl Bridge {
+    /// Opens a VNL through the library.
+    ///
+    /// # Errors
+    /// What the plugin reports, or that it does not come back.
+    pub(crate) fn open(library: Library, vnl: &str, options: &OpenOptions) -> Result<Self> {
+        let (pair, theirs) = pair().map_err(|error| Error::io("make a socket pair", &error))?;
+        let (tell, news) = channel();
+        let lost = Arc::new(AtomicU64::new(0));
+        let (name, options, count) = (vnl.to_owned(), options.clone(), lost.clone());
+        thread::Builder::new()
+            .name("libvdeplug".into())
+            .stack_size(STACK)
+            .spawn(move || live(library, &name, &options, theirs, &count, &tell))
+            .map_err(|error| Error::io("start a thread", &error))?;
+        match news.recv_timeout(OPENING) {
+            Ok(opened) => opened?,
+            Err(RecvTimeoutError::Timeout) => {
+                return Err(Error::closed(format!(
+                    "the C plugin has not opened {vnl} within {} s",
+                    OPENING.as_secs()
+                )));
+            }
+            Err(RecvTimeoutError::Disconnected) => return Err(died()),
+        }
+        log::info!("{vnl} is opened through libvdeplug");
+        Ok(Self {
+            pair,
+            news,
+            lost,
+            vnl: vnl.to_owned(),
+        })
+    }
+
+    /// Why the thread hung up.
+    fn broken(&self) -> Error {
+        let news = self.news.try_recv().ok();
+        news.and_then(Result::err).unwrap_or_else(died)
+    }
+}
+
+impl Link for Bridge {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.pair.as_fd()
+    }
+
+    fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
+        batch.count_dropped(self.lost.swap(0, Ordering::Relaxed));
+        loop {
+            let filled = batch.fill(MAX_LEGACY_FRAME, |room| match self.pair.recv(room) {
+                Ok(0) => Err(io::ErrorKind::UnexpectedEof),
+                received => received.map_err(|error| error.kind()),
+            });
+            match filled {
+                Ok(true) | Err(io::ErrorKind::Interrupted) => {}
+                Ok(false) | Err(io::ErrorKind::WouldBlock) => return Ok(()),
+                // What came before the end is not lost: the next call finds the end again.
+                Err(_) if !batch.is_empty() => return Ok(()),
+                Err(_) => return Err(self.broken()),
+            }
+        }
+    }
+
+    fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
+        for index in 0..batch.len() {
+            let frame = batch.frame(index).map(|frame| frame.bytes());
+            let Some(frame) = frame.filter(|frame| frame.len() <= MAX_LEGACY_FRAME) else {
+                batch.count_dropped(1);
+                continue;
+            };
+            match send(self.pair.as_raw_fd(), frame, MsgFlags::MSG_NOSIGNAL) {
+                Ok(_) => {}
+                Err(Errno::EAGAIN | Errno::EINTR) => return Ok(index),
+                Err(_) => return Err(self.broken()),
+            }
+        }
+        Ok(batch.len())
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        // The thread sees the end of its input.
+        let _ = self.pair.shutdown(Shutdown::Both);
+        let deadline = Instant::now() + CLOSING;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let end = loop {
+            if let Err(end) = self.news.recv_timeout(left()) {
+                break end;
+            }
+        };
+        if end == RecvTimeoutError::Timeout {
+            log::warn!("the C plugin for {} hangs; left to itself", self.vnl);
+        }
+    }
+}
+
+/// The thread: opens the connection, serves it, says why it broke, closes it.
+fn live(
+    library: Library,
+    vnl: &str,
+    options: &OpenOptions,
+    pair: UnixDatagram,
+    lost: &AtomicU64,
+    tell: &Sender<Result<()>>,
+) {
+    block_signals();
+    // An opener that has stopped waiting is not told; it has closed its end of the pair.
+    let connection = match Connection::open(library, vnl, options) {
+        Ok(connection) => connection,
+        Err(error) => return drop(tell.send(Err(error))),
+    };
+    let _ = tell.send(Ok(()));
+    let mut ferry = Ferry::new(connection, pair, lost);
+    if let End::Broken(error) = ferry.run() {
+        let _ = tell.send(Err(error));
+    }
+}
+
+fn pair() -> io::Result<(UnixDatagram, UnixDatagram)> {
+    // Of packets, because that kind tells when the other end is closed.
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+    Ok((ours.into(), theirs.into()))
+}
+
+fn died() -> Error {
+    Error::closed("the thread of libvdeplug has ended")
+}
