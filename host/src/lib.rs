@@ -25,7 +25,6 @@ pub mod pump;
 pub mod resolv;
 pub mod session;
 pub mod signals;
-pub mod stream;
 pub mod supervisor;
 pub mod vnls;
 pub mod worker;

@@ -16,6 +16,7 @@ use std::process::{self, Command};
 
 use nix::sys::signal::Signal;
 use nix::unistd::setsid;
+use vdens_plugin_api::stream::{CommandStream, Stream};
 use vdens_plugin_api::{Link, OpenOptions, Port};
 
 use crate::cli::{VdePlug, text};
@@ -28,7 +29,6 @@ use crate::panel::{self, Service};
 use crate::process::{detach, fork_child};
 use crate::pump::{Pump, Stop};
 use crate::signals::Signals;
-use crate::stream::{CommandStream, Stream};
 use crate::vnls;
 
 /// The exit status of `vde_plug` when it fails.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{Pid, setsid};
+use vdens_plugin_api::stream::CommandStream;
 use vdens_plugin_api::tap::Tap;
 use vdens_plugin_api::{Link, OpenOptions, Port, State, Ticket};
 
@@ -21,7 +22,6 @@ use crate::opener::Opener;
 use crate::panel::PanelPort;
 use crate::pump::{Pump, Stop};
 use crate::signals::{self, Signals};
-use crate::stream::CommandStream;
 use crate::vnls::End;
 
 /// How long after a link broke it is opened again.

@@ -7,6 +7,7 @@
 //! * [`OpenRequest`] says what is to be opened, [`vnl`] parses it, [`Host`] offers the host's services;
 //! * [`RxBatch`] and [`TxBatch`] move the frames, 32 a call, without copying or allocating;
 //! * [`Error`] carries what a person needs to know, [`mod@log`] records reach the host's log;
+//! * [`stream`], [`tap`] and [`udp`] are links, or most of one, over what they are called after;
 //! * [`wire`] has the codecs of the protocols that existing peers speak.
 //!
 //! The stable ABI itself is in [`abi`]; authors do not meet it.
@@ -18,7 +19,10 @@ mod error;
 mod link;
 mod logging;
 mod plugin;
+mod ready;
+pub mod stream;
 pub mod tap;
+pub mod udp;
 pub mod vnl;
 pub mod wire;
 
@@ -31,3 +35,4 @@ pub use error::{Error, ErrorKind, Result};
 pub use link::{Link, Offloads, State};
 pub use log;
 pub use plugin::{Host, Hub, Manifest, OpenOptions, OpenRequest, Plugin, Port, Ticket};
+pub use ready::AlwaysReady;

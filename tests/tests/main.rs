@@ -1,6 +1,7 @@
 //! End-to-end and interoperability tests, an area a module. `tests/run` builds what they test and runs them;
 //! then `cargo test --release -p vdens-tests router` runs those of one area.
 
+mod cmd;
 mod config;
 mod docs;
 mod errors;
@@ -16,4 +17,5 @@ mod router;
 mod status;
 mod switch;
 mod tutorial;
+mod udp;
 mod vm;
