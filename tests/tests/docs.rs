@@ -48,6 +48,11 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "left$ vdens",
         "needs two machines; udp.rs",
     ),
+    (
+        "docs/schemes/vxlan.md",
+        "left$ vdens",
+        "needs two machines and root; vxlan.rs",
+    ),
 ];
 
 /// How wide `--help` is in docs/commands.md.

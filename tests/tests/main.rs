@@ -19,3 +19,4 @@ mod switch;
 mod tutorial;
 mod udp;
 mod vm;
+mod vxlan;
