@@ -2,6 +2,9 @@
 //!
 //! An [`Opener`] belongs to one link and lives as long as the process: it is the host's services as the
 //! plugin sees them. A plugin is loaded when its scheme is first opened, and only once.
+//!
+//! A nested link gets services of its own that have no ticket: were the interface plugged into the nested link's
+//! peer, the kernel would carry the frames past the link around it.
 
 use std::collections::HashMap;
 use std::process;
@@ -28,9 +31,16 @@ pub struct Opener(&'static Services);
 
 /// What plugins see. Leaked, because a plugin may use its host's services as long as the process lives.
 struct Services {
-    path: SearchPath,
+    plugins: &'static Plugins,
     port: Port,
     panel: Option<&'static Channel>,
+    /// Those of nested links; these themselves if `None`.
+    nested: Option<&'static Services>,
+}
+
+/// Where plugins are found, and those that were.
+struct Plugins {
+    path: SearchPath,
     loaded: Mutex<HashMap<String, LoadedPlugin>>,
 }
 
@@ -38,11 +48,24 @@ impl Opener {
     /// An opener that finds plugins on `path`; `port` is the host's side of the link, `panel` the way to
     /// somebody who carries out orders on the panel. One a link, for the life of the process.
     pub fn new(path: SearchPath, port: Port, panel: Option<&'static Channel>) -> Self {
-        Self(Box::leak(Box::new(Services {
+        let plugins = Box::leak(Box::new(Plugins {
             path,
+            loaded: Mutex::default(),
+        }));
+        let nested = Box::leak(Box::new(Services {
+            plugins,
+            port: Port {
+                ticket: None,
+                ..port.clone()
+            },
+            panel,
+            nested: None,
+        }));
+        Self(Box::leak(Box::new(Services {
+            plugins,
             port,
             panel,
-            loaded: Mutex::default(),
+            nested: Some(nested),
         })))
     }
 
@@ -51,13 +74,13 @@ impl Opener {
     /// # Errors
     /// There is no plugin for its scheme, the plugin is refused, or what the plugin reports.
     pub fn open(self, vnl: &str, options: &OpenOptions) -> Result<Box<dyn Link>> {
-        let plugin = self.0.plugin(Vnl::parse(vnl)?.scheme)?;
+        let plugin = self.0.plugins.get(Vnl::parse(vnl)?.scheme)?;
         plugin.open(vnl, options, self.0)
     }
 }
 
-impl Services {
-    fn plugin(&self, scheme: &str) -> Result<LoadedPlugin> {
+impl Plugins {
+    fn get(&self, scheme: &str) -> Result<LoadedPlugin> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(plugin) = loaded.get(scheme) {
             return Ok(*plugin);
@@ -66,15 +89,22 @@ impl Services {
         loaded.insert(scheme.to_owned(), plugin);
         Ok(plugin)
     }
+}
 
+impl Services {
     fn order(&self, order: Order) -> Result<Done> {
         panel::ask(self.panel.ok_or_else(no_panel)?, order)
+    }
+
+    /// What a nested link is given.
+    fn for_nested(&'static self) -> Opener {
+        Opener(self.nested.unwrap_or(self))
     }
 }
 
 impl HostServices for Services {
     fn open(&'static self, vnl: &str) -> Result<Box<dyn Link>> {
-        Opener(self).open(vnl, &OpenOptions::default())
+        self.for_nested().open(vnl, &OpenOptions::default())
     }
 
     fn port(&self) -> Port {
@@ -117,4 +147,35 @@ impl HostServices for Services {
 
 fn no_panel() -> Error {
     Error::new(ErrorKind::Unsupported, "there is no panel to plug into")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn nested_links_get_no_ticket_however_deep() {
+        let ticket = Ticket {
+            panel: 7,
+            place: "x".into(),
+        };
+        let port = Port {
+            interface: "vde0".into(),
+            mtu: 1500,
+            ticket: Some(ticket.clone()),
+        };
+        let path = SearchPath::new(&[], &Config::default()).unwrap();
+        let opener = Opener::new(path, port.clone(), None);
+        assert_eq!(opener.0.port(), port);
+        let nested = opener.0.for_nested();
+        for services in [nested.0, nested.0.for_nested().0] {
+            let port = services.port();
+            assert_eq!(
+                (&*port.interface, port.mtu, port.ticket),
+                ("vde0", 1500, None)
+            );
+            assert!(services.plug("y").is_err() && services.attach(&ticket).is_err());
+        }
+    }
 }

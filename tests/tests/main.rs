@@ -18,5 +18,6 @@ mod status;
 mod switch;
 mod tutorial;
 mod udp;
+mod vlan;
 mod vm;
 mod vxlan;
