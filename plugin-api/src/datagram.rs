@@ -367,7 +367,7 @@ pub(crate) fn receive_joined(
     for (number, received) in received[..taken].iter_mut().enumerate() {
         let len = (messages[number].msg_len as usize).min(stride);
         let header = &messages[number].msg_hdr;
-        let size = sizes[number].received(header.msg_controllen as usize);
+        let size = sizes[number].received(header.msg_controllen);
         *received = Joined {
             from: address(&names[number], header.msg_namelen),
             len,

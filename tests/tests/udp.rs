@@ -1,22 +1,23 @@
 //! `udp://`: a cable through an IP network, here the machine's loopback.
 
+use std::io;
 use std::net::UdpSocket;
 
 use vdens_tests::{Cmd, Lab, Session, need};
 
 /// Two ports that nobody has; the system does not give them to others for a while.
-fn ports() -> [u16; 2] {
-    let sockets = [0, 1].map(|_| UdpSocket::bind("[::]:0").unwrap());
-    sockets.map(|socket| socket.local_addr().unwrap().port())
+fn ports() -> io::Result<[u16; 2]> {
+    let (a, b) = (UdpSocket::bind("[::]:0")?, UdpSocket::bind("[::]:0")?);
+    Ok([a.local_addr()?.port(), b.local_addr()?.port()])
 }
 
 /// The VNLs of both ends of a cable between two ports of this machine.
-fn vnls(host: &str) -> [String; 2] {
-    let [a, b] = ports();
-    [
+fn vnls(host: &str) -> io::Result<[String; 2]> {
+    let [a, b] = ports()?;
+    Ok([
         format!("udp://{host}:{a}->{host}:{b}"),
         format!("udp://{b}->{host}:{a}"),
-    ]
+    ])
 }
 
 fn connect<'lab>(first: Cmd<'lab>, second: Cmd<'lab>) -> [Session<'lab>; 2] {
@@ -35,7 +36,7 @@ fn ours_through_both_versions_of_ip_and_by_name() {
     need!("socat");
     for host in ["127.0.0.1", "[::1]", "localhost"] {
         let lab = Lab::new();
-        let [left, right] = vnls(host);
+        let [left, right] = vnls(host).unwrap();
         let [a, b] = connect(lab.vdens([&left, "sh"]), lab.vdens([&right, "sh"]));
         a.send_file(&b, "10.0.0.2", 32);
         b.send_file(&a, "fd00::1", 32);
@@ -55,7 +56,7 @@ fn ours_with_debians() {
     need!("vdens", "socat");
     for debian_first in [true, false] {
         let lab = Lab::new();
-        let [left, right] = vnls("127.0.0.1");
+        let [left, right] = vnls("127.0.0.1").unwrap();
         let (left, right) = ([&left, "sh"], [&right, "sh"]);
         let [a, b] = match debian_first {
             true => connect(lab.debian("vdens", left), lab.vdens(right)),
@@ -73,7 +74,7 @@ fn ours_with_debians() {
 #[test]
 fn the_far_end_may_come_and_go() {
     let lab = Lab::new();
-    let [left, right] = vnls("127.0.0.1");
+    let [left, right] = vnls("127.0.0.1").unwrap();
     let a = lab.vdens([&left, "sh"]).session();
     a.address("vde0", "10.0.0.1/24");
     // Every one of these is answered with "port unreachable".
@@ -112,7 +113,7 @@ fn what_cannot_be_opened_is_refused_with_the_reason() {
         }
         lab.vdens([vnl, "true"]).refused(&[words]);
     }
-    let [port, _] = ports();
+    let [port, _] = ports().unwrap();
     let taken = UdpSocket::bind(("0.0.0.0", port)).unwrap();
     let vnl = format!("udp://{port}->127.0.0.1:9");
     lab.vdens([&vnl, "true"]).refused(&["another program"]);
