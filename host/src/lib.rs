@@ -33,7 +33,6 @@ pub mod scaffold;
 pub mod session;
 pub mod signals;
 pub mod status;
-pub mod stream;
 pub mod supervisor;
 pub mod tier;
 pub mod vnls;

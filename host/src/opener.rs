@@ -3,6 +3,9 @@
 //! An [`Opener`] belongs to one link and lives as long as the process: it is the host's services as the
 //! plugin sees them. A plugin is loaded when its scheme is first opened, and only once. A scheme that has none
 //! is tried with the bridge to libvdeplug, unless the configuration says otherwise.
+//!
+//! A nested link gets services of its own that have no ticket: were the interface plugged into the nested link's
+//! peer, the kernel would carry the frames past the link around it.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -81,9 +84,16 @@ pub struct Opener(&'static Services);
 
 /// What plugins see. Leaked, because a plugin may use its host's services as long as the process lives.
 struct Services {
-    plugins: Plugins,
+    library: &'static Library,
     port: Port,
     panel: Option<Orders>,
+    /// Those of nested links; these themselves if `None`.
+    nested: Option<&'static Services>,
+}
+
+/// Where plugins are found, and those that were.
+struct Library {
+    plugins: Plugins,
     loaded: Mutex<HashMap<String, (LoadedPlugin, PathBuf)>>,
 }
 
@@ -91,11 +101,24 @@ impl Opener {
     /// An opener of what `plugins` serve; `port` is the host's side of the link, `panel` the way to
     /// somebody who carries out orders on the panel. One a link, for the life of the process.
     pub fn new(plugins: Plugins, port: Port, panel: Option<Orders>) -> Self {
-        Self(Box::leak(Box::new(Services {
+        let library = Box::leak(Box::new(Library {
             plugins,
+            loaded: Mutex::default(),
+        }));
+        let nested = Box::leak(Box::new(Services {
+            library,
+            port: Port {
+                ticket: None,
+                ..port.clone()
+            },
+            panel,
+            nested: None,
+        }));
+        Self(Box::leak(Box::new(Services {
+            library,
             port,
             panel,
-            loaded: Mutex::default(),
+            nested: Some(nested),
         })))
     }
 
@@ -105,9 +128,10 @@ impl Opener {
     /// There is no plugin for its scheme, the plugin is refused, or what the plugin reports.
     pub fn open(self, vnl: &str, options: &OpenOptions) -> Result<Box<dyn Link>> {
         let scheme = Vnl::parse(vnl)?.scheme;
-        match self.0.plugin(scheme) {
-            Err(none) if self.0.plugins.falls_back(scheme) => {
-                let bridge = self.0.plugin(BRIDGE)?;
+        let library = self.0.library;
+        match library.get(scheme) {
+            Err(none) if library.plugins.falls_back(scheme) => {
+                let bridge = library.get(BRIDGE)?;
                 let link = bridge.open(vnl, options, self.0);
                 link.map_err(|error| neither(none, error))
             }
@@ -117,14 +141,19 @@ impl Opener {
 
     /// What the plugin for a scheme says of itself, and its file, if it has been loaded.
     pub fn plugin(self, scheme: &str) -> Option<(Manifest, PathBuf)> {
-        let loaded = self.0.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let loaded = self
+            .0
+            .library
+            .loaded
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let (plugin, file) = loaded.get(scheme).or_else(|| loaded.get(BRIDGE))?;
         Some((plugin.manifest(), file.clone()))
     }
 }
 
-impl Services {
-    fn plugin(&self, scheme: &str) -> Result<LoadedPlugin> {
+impl Library {
+    fn get(&self, scheme: &str) -> Result<LoadedPlugin> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((plugin, _)) = loaded.get(scheme) {
             return Ok(*plugin);
@@ -134,15 +163,22 @@ impl Services {
         loaded.insert(scheme.to_owned(), (plugin, file));
         Ok(plugin)
     }
+}
 
+impl Services {
     fn order(&self, order: Order) -> Result<Done> {
         self.panel.ok_or_else(no_panel)?.give(order)
+    }
+
+    /// What a nested link is given.
+    fn for_nested(&'static self) -> Opener {
+        Opener(self.nested.unwrap_or(self))
     }
 }
 
 impl HostServices for Services {
     fn open(&'static self, vnl: &str) -> Result<Box<dyn Link>> {
-        Opener(self).open(vnl, &OpenOptions::default())
+        self.for_nested().open(vnl, &OpenOptions::default())
     }
 
     fn port(&self) -> Port {
@@ -197,4 +233,35 @@ fn neither(none: Error, error: Error) -> Error {
 
 fn no_panel() -> Error {
     Error::new(ErrorKind::Unsupported, "there is no panel to plug into")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn nested_links_get_no_ticket_however_deep() {
+        let ticket = Ticket {
+            panel: 7,
+            place: "x".into(),
+        };
+        let port = Port {
+            interface: "vde0".into(),
+            mtu: 1500,
+            ticket: Some(ticket.clone()),
+        };
+        let path = SearchPath::new(&[], &Config::default()).unwrap();
+        let opener = Opener::new(path.into(), port.clone(), None);
+        assert_eq!(opener.0.port(), port);
+        let nested = opener.0.for_nested();
+        for services in [nested.0, nested.0.for_nested().0] {
+            let port = services.port();
+            assert_eq!(
+                (&*port.interface, port.mtu, port.ticket),
+                ("vde0", 1500, None)
+            );
+            assert!(services.plug("y").is_err() && services.attach(&ticket).is_err());
+        }
+    }
 }

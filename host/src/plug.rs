@@ -20,6 +20,7 @@ use std::time::{Instant, SystemTime};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::signal::Signal;
 use nix::unistd::setsid;
+use vdens_plugin_api::stream::{CommandStream, Stream};
 use vdens_plugin_api::vnl::Vnl;
 use vdens_plugin_api::{Link, OpenOptions, Port};
 
@@ -35,7 +36,6 @@ use crate::pump::{Pump, Stop};
 use crate::signals::Signals;
 use crate::status::server::Server;
 use crate::status::{self, Entry, LinkEntry, Process, Report, this_process};
-use crate::stream::{CommandStream, Stream};
 use crate::tier::Watch;
 use crate::vnls;
 

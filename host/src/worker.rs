@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
 use nix::unistd::{Pid, setsid};
+use vdens_plugin_api::stream::CommandStream;
 use vdens_plugin_api::tap::Tap;
 use vdens_plugin_api::{Link, OpenOptions, Port, State, Ticket};
 
@@ -25,7 +26,6 @@ use crate::process::wait;
 use crate::pump::{Pump, Stop};
 use crate::signals::{self, Signals};
 use crate::status::Report;
-use crate::stream::CommandStream;
 use crate::tier::Watch;
 use crate::vnls::End;
 

@@ -88,6 +88,19 @@ impl VnetHeader {
         })
     }
 
+    /// The header for the same frame when what its offsets point to stands `bytes` further back, or further to
+    /// the front if that is negative.
+    #[must_use]
+    pub fn shifted(mut self, bytes: i16) -> Self {
+        if self.flags & 1 != 0 {
+            self.csum_start = self.csum_start.saturating_add_signed(bytes);
+        }
+        if self.gso_type != 0 {
+            self.hdr_len = self.hdr_len.saturating_add_signed(bytes);
+        }
+        self
+    }
+
     /// Whether the frame is an ordinary one with nothing left to be done.
     pub fn is_plain(self) -> bool {
         self.flags & 1 == 0 && self.gso_type == 0
@@ -172,6 +185,21 @@ impl RawBatch {
                     len: slot.len.saturating_sub(cut),
                 };
             }
+        }
+    }
+
+    /// Takes the bytes `at..at + len` out of a frame, of which there are as many: what stands in front moves.
+    fn cut(&mut self, index: usize, at: usize, len: usize) {
+        let slot = self.slots().get(index).copied().unwrap_or_default();
+        // SAFETY: `arena` points to `arena_len` initialised bytes owned by the Batch this view borrows; `&mut self`
+        // makes the access exclusive.
+        let arena = unsafe { std::slice::from_raw_parts_mut(self.arena, self.arena_len as usize) };
+        let start = slot.offset as usize;
+        if let Some(front) = arena.get_mut(start..start + VNET_HEADER_LEN + at + len) {
+            let header = VnetHeader::from_bytes(front).unwrap_or_default();
+            let shifted = header.shifted(-i16::try_from(len).unwrap_or(i16::MAX));
+            front[..VNET_HEADER_LEN].copy_from_slice(&shifted.to_bytes());
+            front.copy_within(..VNET_HEADER_LEN + at, len);
         }
     }
 
@@ -307,6 +335,14 @@ pub enum Sift {
     Take,
     /// It is a wrapping: behind so many bytes are the virtio header and the frame that stay.
     Unwrap(usize),
+    /// It stays without `len` bytes from `at` on, which stand in front of whatever its virtio header points to; one
+    /// that has no so many goes, and is counted.
+    Cut {
+        /// Bytes from the frame's start.
+        at: usize,
+        /// Bytes to be taken out.
+        len: usize,
+    },
 }
 
 /// A batch that a link receives into.
@@ -422,9 +458,18 @@ impl RxBatch<'_> {
         let from = from.min(self.len());
         let mut kept = from;
         for index in from..self.len() {
+            let length = self.raw.frame(index).map_or(0, |f| f.bytes().len());
             let cut = match self.raw.frame(index).map(&mut sift) {
                 Some(Sift::Keep) => 0,
                 Some(Sift::Unwrap(prefix)) => VNET_HEADER_LEN + prefix,
+                Some(Sift::Cut { at, len }) if length >= (at + len).max(MIN_FRAME + len) => {
+                    self.raw.cut(index, at, len);
+                    len
+                }
+                Some(Sift::Cut { .. }) => {
+                    self.count_dropped(1);
+                    continue;
+                }
                 Some(Sift::Take) | None => continue,
             };
             self.raw.move_slot(index, kept, cut as u32);
@@ -592,6 +637,34 @@ mod tests {
         let seen = |frame: Frame<'_>| (frame.header().gso_size, frame.bytes().len());
         let left: Vec<_> = batch.tx(1).frames().map(seen).collect();
         assert_eq!(left, [(2, 60), (4, 60), (5, 60), (0, 60)]);
+    }
+
+    #[test]
+    fn bytes_can_be_cut_out_and_the_header_follows() {
+        let header = VnetHeader {
+            flags: 1,
+            gso_type: 1,
+            hdr_len: 58,
+            gso_size: 1000,
+            csum_start: 38,
+            csum_offset: 16,
+        };
+        let bytes: Vec<u8> = (0..100).collect();
+        let mut batch = Batch::new();
+        batch.rx().push(&bytes);
+        batch.rx().push_offloaded(header, &bytes);
+        batch.rx().push(&bytes[..17]);
+        batch.rx().push(&bytes[..18]);
+        batch.rx().sift(0, |_| Sift::Cut { at: 12, len: 4 });
+        let left = [&bytes[..12], &bytes[16..]].concat();
+        let frames: Vec<_> = batch.tx(0).frames().map(|f| f.bytes().to_vec()).collect();
+        assert_eq!(frames, [&left[..], &left, &left[..14]]);
+        assert_eq!(batch.take_dropped(), 1);
+        let tx = batch.tx(0);
+        let headers: Vec<_> = tx.frames().map(|f| f.header()).collect();
+        assert!(headers[0] == VnetHeader::default() && headers[2] == headers[0]);
+        assert_eq!((headers[1].hdr_len, headers[1].csum_start), (54, 34));
+        assert_eq!(headers[1].shifted(4), header);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! * [`offload`] cuts, completes and puts together frames for far ends that take less, or more, than their source;
 //! * [`State`] says whether the far end is there, and what may be left undone in frames;
 //! * [`Error`] carries what a person needs to know, [`mod@log`] records reach the host's log;
+//! * [`stream`], [`tap`] and [`udp`] are links, or most of one, over what they are called after;
 //! * [`wire`] has the codecs of the protocols that existing peers speak.
 //!
 //! # Example
@@ -93,8 +94,11 @@ mod link;
 mod logging;
 pub mod offload;
 mod plugin;
+mod ready;
 mod status;
+pub mod stream;
 pub mod tap;
+pub mod udp;
 pub mod vnl;
 pub mod wire;
 
@@ -109,4 +113,5 @@ pub use log;
 pub use plugin::{
     Capabilities, Host, Hub, Manifest, OpenOptions, OpenRequest, Plugin, Port, Ticket,
 };
+pub use ready::AlwaysReady;
 pub use status::{Peer, PortStatus, StationStatus, Status, SwitchStatus, Tier};

@@ -4,6 +4,7 @@
 mod author;
 mod bridge;
 mod check;
+mod cmd;
 mod config;
 mod docs;
 mod doctor;
@@ -24,5 +25,8 @@ mod router;
 mod status;
 mod switch;
 mod tutorial;
+mod udp;
+mod vlan;
 mod vm;
+mod vxlan;
 mod waiting;

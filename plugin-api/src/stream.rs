@@ -1,8 +1,9 @@
 //! A vdestream as a link: frames over a pair of byte streams, usually somebody's standard input and output.
 //!
 //! What the stream does not take is kept in the encoder, within its bound; beyond that the link makes
-//! the other side wait. The end of the input closes the link. A command at the other end is ended with
-//! the link: its streams are closed, then it is asked to stop.
+//! the other side wait. One read may bring more frames than a batch has room for: as long as some are left in
+//! the decoder the link is readable, whatever the input is. The end of the input closes the link. A command
+//! at the other end is ended with the link: its streams are closed, then it is asked to stop.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,20 +16,24 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use vdens_plugin_api::wire::vdestream::{Decoder, Encoder, MAX_FRAME};
-use vdens_plugin_api::{Link, RxBatch, TxBatch};
 
-use crate::error::{Error, Result, system};
+use crate::ready::AlwaysReady;
+use crate::wire::vdestream::{Decoder, Encoder, MAX_FRAME};
+use crate::{Error, Link, Result, RxBatch, TxBatch};
 
 /// How long a command may take to end after its streams were closed, before it is asked to with a signal.
 const GRACE: Duration = Duration::from_millis(200);
 
 /// A vdestream over two descriptors.
+#[derive(Debug)]
 pub struct Stream {
     input: File,
     output: File,
     decoder: Decoder,
     encoder: Encoder,
+    always: AlwaysReady,
+    /// Whether there may be frames in the decoder.
+    has_more: bool,
 }
 
 impl Stream {
@@ -38,13 +43,16 @@ impl Stream {
     /// A descriptor cannot be made non-blocking.
     pub fn new(input: OwnedFd, output: OwnedFd) -> Result<Self> {
         for fd in [&input, &output] {
-            set_nonblocking(fd.as_fd()).map_err(system("use a vdestream's descriptor"))?;
+            set_nonblocking(fd.as_fd())
+                .map_err(|errno| Error::io("use a vdestream's descriptor", &errno.into()))?;
         }
         Ok(Self {
             input: input.into(),
             output: output.into(),
             decoder: Decoder::new(),
             encoder: Encoder::new(),
+            always: AlwaysReady::new()?,
+            has_more: false,
         })
     }
 
@@ -72,7 +80,10 @@ fn set_nonblocking(fd: BorrowedFd<'_>) -> nix::Result<()> {
 
 impl Link for Stream {
     fn fd(&self) -> BorrowedFd<'_> {
-        self.input.as_fd()
+        match self.has_more {
+            true => self.always.as_fd(),
+            false => self.input.as_fd(),
+        }
     }
 
     fn send_fd(&self) -> BorrowedFd<'_> {
@@ -87,7 +98,8 @@ impl Link for Stream {
                     None => break,
                 };
             }
-            if !batch.has_room(MAX_FRAME) {
+            self.has_more = !batch.has_room(MAX_FRAME);
+            if self.has_more {
                 return Ok(());
             }
             match self.input.read(self.decoder.space()) {
@@ -117,6 +129,7 @@ impl Link for Stream {
 }
 
 /// A vdestream to a command that was started for it.
+#[derive(Debug)]
 pub struct CommandStream {
     stream: Stream,
     child: Child,
@@ -197,7 +210,10 @@ fn ended(child: &mut Child, patience: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vdens_plugin_api::Batch;
+    use crate::{BATCH_FRAMES, Batch, ErrorKind};
+    use std::os::unix::net::UnixStream;
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     /// Waits until the link has received something.
     fn receive(link: &mut dyn Link, batch: &mut Batch) -> Result<()> {
@@ -223,11 +239,34 @@ mod tests {
     }
 
     #[test]
+    fn frames_that_a_batch_has_no_room_for_are_announced() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let output = near.try_clone().unwrap();
+        let mut link = Stream::new(near.into(), output.into()).unwrap();
+        let count = 2 * BATCH_FRAMES + 1;
+        for _ in 0..count {
+            far.write_all(&[0, 60]).unwrap();
+            far.write_all(&[7; 60]).unwrap();
+        }
+        let is_readable = |link: &Stream| {
+            let mut fds = [PollFd::new(link.fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::ZERO).unwrap() > 0
+        };
+        let (mut batch, mut received) = (Batch::new(), 0);
+        while is_readable(&link) {
+            batch.clear();
+            link.recv(&mut batch.rx()).unwrap();
+            received += batch.len();
+        }
+        assert_eq!(received, count);
+    }
+
+    #[test]
     fn a_command_that_ends_closes_the_link_and_one_that_stays_is_ended() {
         let mut batch = Batch::new();
         let mut link = CommandStream::shell("exit 0").unwrap();
         let error = receive(&mut link, &mut batch).unwrap_err();
-        assert_eq!(error.kind, crate::error::ErrorKind::Closed);
+        assert_eq!(error.kind, ErrorKind::Closed);
 
         let link = CommandStream::shell("trap '' TERM; while :; do sleep 1; done").unwrap();
         let group = Pid::from_raw(link.child.id().cast_signed());

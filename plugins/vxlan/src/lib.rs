@@ -1,0 +1,110 @@
+//! `vxlan://[GROUP-OR-PEER]`: a port of a VXLAN (RFC 7348), an Ethernet that spans an IP network.
+//!
+//! # Theory of operation
+//!
+//! A frame travels behind a `header` that names its network, in a UDP datagram to the same port everywhere.
+//! With a multicast group, frames for all or for a station that is not known go to the group; whoever sends a
+//! frame is known from then on (`fdb`), and what is for that station goes to its address alone. With a peer
+//! everything goes to the peer, and only what comes from it is heard.
+//!
+//! Senders choose their ports freely, for the sake of routers with several ways, so the socket is not connected
+//! and of a sender the address counts. `config` is the VNL, `socket` the socket's set-up; batches and
+//! what the kernel does of them are [`Socket`]'s. There is always carrier: nobody can tell who is there.
+
+mod config;
+mod fdb;
+mod header;
+mod socket;
+
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+use std::time::Instant;
+
+use vdens_plugin_api::udp::Socket;
+use vdens_plugin_api::{Frame, Link, OpenRequest, Result, RxBatch, TxBatch, export_plugin, log};
+
+use config::Config;
+use fdb::{Fdb, Mac};
+
+/// A port of the network.
+struct Vxlan {
+    socket: Socket,
+    vni: u32,
+    far: SocketAddr,
+    /// Stations that are known; `None` if there is only one place where they can be.
+    fdb: Option<Fdb>,
+}
+
+impl Vxlan {
+    fn open(config: &Config) -> Result<Self> {
+        let socket = Socket::new(socket::open(config)?)?;
+        log::debug!(
+            "VXLAN {} at {} with {}",
+            config.vni,
+            config.local,
+            config.far
+        );
+        let is_group = config.far.ip().is_multicast();
+        Ok(Self {
+            socket,
+            vni: config.vni,
+            far: config.far,
+            fdb: is_group.then(|| Fdb::new(config.expiry)),
+        })
+    }
+}
+
+/// One of the addresses that a frame starts with.
+fn mac(frame: &[u8], at: usize) -> Option<Mac> {
+    frame.get(at..)?.first_chunk().copied()
+}
+
+impl Link for Vxlan {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.fd()
+    }
+
+    fn send_fd(&self) -> BorrowedFd<'_> {
+        self.socket.send_fd()
+    }
+
+    fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
+        let now = Instant::now();
+        let (vni, far, fdb) = (self.vni, self.far, &mut self.fdb);
+        self.socket.recv(batch, |from, datagram| {
+            let frame = header::decode(datagram, vni)?;
+            match fdb {
+                Some(fdb) => {
+                    // Wherever it was sent from, it listens where all do.
+                    let mut at = from;
+                    at.set_port(far.port());
+                    fdb.learn(mac(frame, 6)?, at, now);
+                }
+                None if from.ip() != far.ip() => return None,
+                None => {}
+            }
+            Some(frame)
+        })
+    }
+
+    fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
+        let now = Instant::now();
+        let (far, fdb) = (self.far, &self.fdb);
+        self.socket
+            .send(batch, &header::encode(self.vni), |frame: Frame<'_>| {
+                let known = fdb.as_ref().zip(mac(frame.bytes(), 0));
+                let at = known.and_then(|(fdb, station)| fdb.lookup(station, now));
+                Some(at.unwrap_or(far))
+            })
+    }
+}
+
+fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
+    Ok(Box::new(Vxlan::open(&Config::parse(request.argument())?)?))
+}
+
+export_plugin! {
+    scheme: "vxlan",
+    description: "a port of a VXLAN: vxlan://[GROUP-OR-PEER]/vni=NUMBER",
+    open: open,
+}
