@@ -195,10 +195,6 @@ impl Link for Lasting {
         link.map_or(self.timer.as_fd(), |link| link.fd())
     }
 
-    fn control_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.link.as_ref()?.control_fd()
-    }
-
     fn send_fd(&self) -> BorrowedFd<'_> {
         let link = self.link.as_ref();
         link.map_or(self.writable.as_fd(), |link| link.send_fd())

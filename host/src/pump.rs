@@ -229,20 +229,9 @@ impl<'a> Pump<'a> {
     fn wait(&mut self, control: BorrowedFd<'_>, until: Option<Instant>) -> Result<Ready> {
         let [a, b] = &self.links;
         let blocked = [self.flows[0].is_blocked(), self.flows[1].is_blocked()];
-        let [more_a, more_b] = [a.control_fd(), b.control_fd()];
         let wanted = [
             (a.fd(), PollFlags::POLLIN, !blocked[0]),
             (b.fd(), PollFlags::POLLIN, !blocked[1]),
-            (
-                more_a.unwrap_or(control),
-                PollFlags::POLLIN,
-                more_a.is_some() && !blocked[0],
-            ),
-            (
-                more_b.unwrap_or(control),
-                PollFlags::POLLIN,
-                more_b.is_some() && !blocked[1],
-            ),
             (a.send_fd(), PollFlags::POLLOUT, blocked[1]),
             (b.send_fd(), PollFlags::POLLOUT, blocked[0]),
             (control, PollFlags::POLLIN, true),
@@ -256,9 +245,9 @@ impl<'a> Pump<'a> {
         self.waiting.wait(&mut fds, until)?;
         let ready = |i: usize| wanted[i].2 && fds[i].any() == Some(true);
         Ok(Ready {
-            readable: [ready(0) || ready(2), ready(1) || ready(3)],
-            writable: [ready(4), ready(5)],
-            control: ready(6),
+            readable: [ready(0), ready(1)],
+            writable: [ready(2), ready(3)],
+            control: ready(4),
         })
     }
 }

@@ -98,8 +98,6 @@ fn contain<T>(what: &str, code: impl FnOnce() -> Result<T>) -> Outcome<T> {
 pub(crate) struct FdsV1 {
     recv: i32,
     send: i32,
-    /// -1 if there is none.
-    control: i32,
 }
 
 /// A link's state.
@@ -190,7 +188,6 @@ mod shim {
         catch_unwind(AssertUnwindSafe(|| FdsV1 {
             recv: link.fd().as_raw_fd(),
             send: link.send_fd().as_raw_fd(),
-            control: link.control_fd().map_or(-1, |fd| fd.as_raw_fd()),
         }))
         .unwrap_or_else(|_| give_up("naming its descriptors"))
     }
@@ -315,11 +312,6 @@ impl Link for LinkV1 {
 
     fn send_fd(&self) -> BorrowedFd<'_> {
         borrow(self.fds().send)
-    }
-
-    fn control_fd(&self) -> Option<BorrowedFd<'_>> {
-        let fd = self.fds().control;
-        (fd >= 0).then(|| borrow(fd))
     }
 
     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {

@@ -2,7 +2,7 @@
 //!
 //! The host polls a link's descriptors and calls it when there is something to do; a link never blocks
 //! and needs no thread of its own. A link that has several sockets or timers puts them into an epoll
-//! instance and gives that as a descriptor.
+//! instance and gives that as its descriptor.
 
 use std::os::fd::BorrowedFd;
 
@@ -89,13 +89,6 @@ pub trait Link: Send {
     /// The descriptor that is writable when [`Link::send`] can go on after it did not take everything.
     fn send_fd(&self) -> BorrowedFd<'_> {
         self.fd()
-    }
-
-    /// A second descriptor that is readable when [`Link::recv`] has something to do. A link whose frames come from
-    /// one socket gives that as [`Link::fd`] and everything else, timers and control connections, in an epoll instance
-    /// here: to be woken through an epoll instance costs a frame some microseconds.
-    fn control_fd(&self) -> Option<BorrowedFd<'_>> {
-        None
     }
 
     /// Receives the frames that are waiting, as many as fit; none is fine. Never blocks. A link may use

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::io;
 use std::process::ChildStdin;
 
 use nix::sys::signal::Signal;
@@ -103,13 +104,12 @@ pub(crate) struct Links<'lab> {
 
 impl<'lab> Links<'lab> {
     /// Starts all links, and waits until every stream moves.
-    pub(crate) fn new(lab: &'lab Lab) -> Self {
+    ///
+    /// # Errors
+    /// This program cannot be copied to where the user may run it.
+    pub(crate) fn new(lab: &'lab Lab) -> io::Result<Self> {
         let tool = lab.bin().join("soak");
-        fs::copy(
-            std::env::current_exe().expect("the program has a path"),
-            &tool,
-        )
-        .expect("the program can be copied");
+        fs::copy(std::env::current_exe()?, &tool)?;
         // A switch that was killed leaves its directory, and so may one of Debian's that is ended.
         lab.expect("debians");
         lab.expect("mixed");
@@ -155,7 +155,7 @@ impl<'lab> Links<'lab> {
         wait_until("every stream moves", PATIENCE, || {
             links.totals().iter().all(|total| *total > 0)
         });
-        links
+        Ok(links)
     }
 
     /// The supervisors of our own sessions.

@@ -12,6 +12,7 @@ mod links;
 mod sample;
 mod stream;
 
+use std::io;
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -55,13 +56,16 @@ fn main() -> ExitCode {
     let options = Options::parse();
     match options.tool {
         Some(tool) => tool.run(),
-        None => soak(&options),
+        None => soak(&options).unwrap_or_else(|error| {
+            eprintln!("vdens-soak: {error}");
+            ExitCode::FAILURE
+        }),
     }
 }
 
-fn soak(options: &Options) -> ExitCode {
+fn soak(options: &Options) -> io::Result<ExitCode> {
     let lab = Lab::new();
-    let mut links = Links::new(&lab);
+    let mut links = Links::new(&lab)?;
     let mut faults = Faults::new(options.seed);
     let start = Instant::now();
     let end = start + Duration::from_secs(options.seconds);
@@ -101,8 +105,8 @@ fn soak(options: &Options) -> ExitCode {
     match wrong.is_empty() && stuck.is_empty() && grown.is_empty() {
         true => {
             println!("as it should be");
-            ExitCode::SUCCESS
+            Ok(ExitCode::SUCCESS)
         }
-        false => ExitCode::FAILURE,
+        false => Ok(ExitCode::FAILURE),
     }
 }

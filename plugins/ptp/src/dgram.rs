@@ -32,7 +32,7 @@ use vdens_plugin_api::log::{debug, warn};
 use vdens_plugin_api::{Peer as Credentials, Result, RxBatch};
 
 use crate::sockets::{self, Claim, Found};
-use crate::{End, Place, TICKS, watch};
+use crate::{DATA, End, Place, TICKS, watch};
 
 #[derive(Debug)]
 pub(crate) struct Dgram {
@@ -80,6 +80,7 @@ impl Dgram {
     }
 
     fn new(own: Claim, socket: OwnedFd, peer: PathBuf, epoll: &Epoll) -> Result<Self> {
+        watch(epoll, &socket, DATA)?;
         // Without it, as when the system's limit of instances is reached, the timer's ticks must do.
         let departures = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
         if let Some(departures) = &departures {
@@ -140,8 +141,8 @@ impl End for Dgram {
         self.carrier.then(|| self.socket.as_fd())
     }
 
-    fn frames(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.socket.as_fd())
+    fn needs_no_events(&self) -> bool {
+        true
     }
 
     /// The kernel does not tell a datagram socket's process.

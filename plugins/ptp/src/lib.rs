@@ -14,9 +14,9 @@
 //! carry the frames, or super-frames can be sent (see `peer`).
 //!
 //! Much of this cannot be waited for: a killed process leaves its path behind, and nothing tells when a path
-//! appears. So there is a tick, `TICK` long, of a few cheap system calls. The host waits for an epoll instance
-//! over the timer and what else calls for a tick, and for the socket that frames come from: a dgram end's is
-//! read at once, a seqpacket end's is in the epoll instance, which tells hang-ups from packets. Frames are
+//! appears. So there is a tick, `TICK` long, of a few cheap system calls. The descriptor that the
+//! host waits for is an epoll instance over the timer and the socket that frames come from. A dgram end's socket is
+//! read at once; what else there is to do is asked for when it is empty, and now and then. Frames are
 //! sent straight to the socket; while nobody is there they are dropped and counted.
 
 mod dgram;
@@ -126,9 +126,9 @@ trait End: Send {
     /// The socket to the far end, if that is there.
     fn peer(&self) -> Option<BorrowedFd<'_>>;
 
-    /// The socket that frames come from, if it is to be read without asking epoll first.
-    fn frames(&self) -> Option<BorrowedFd<'_>> {
-        None
+    /// Whether frames can be received without asking epoll for events first.
+    fn needs_no_events(&self) -> bool {
+        false
     }
 
     /// What the kernel tells of the far end.
@@ -217,8 +217,7 @@ impl Ptp {
         while self.carrier && !self.peer.is_known() {
             let left = deadline.saturating_duration_since(Instant::now());
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
-            let fds = [self.fd(), self.epoll.0.as_fd()];
-            let mut fds = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            let mut fds = [PollFd::new(self.fd(), PollFlags::POLLIN)];
             if !poll(&mut fds, timeout).is_ok_and(|ready| ready > 0) {
                 return;
             }
@@ -276,7 +275,7 @@ impl Ptp {
 
     /// Receives what is waiting, and looks after things if it is time to.
     fn serve(&mut self, batch: &mut RxBatch<'_>) {
-        if self.end.as_ref().is_some_and(|end| end.frames().is_some())
+        if self.end.as_ref().is_some_and(|end| end.needs_no_events())
             && self.receive(EpollFlags::EPOLLIN, batch)
             && self.frames_only < FRAMES_ONLY
         {
@@ -402,12 +401,7 @@ impl Ptp {
 
 impl Link for Ptp {
     fn fd(&self) -> BorrowedFd<'_> {
-        let frames = self.end.as_ref().and_then(|end| end.frames());
-        frames.unwrap_or(self.epoll.0.as_fd())
-    }
-
-    fn control_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.epoll.0.as_fd())
+        self.epoll.0.as_fd()
     }
 
     fn send_fd(&self) -> BorrowedFd<'_> {

@@ -94,9 +94,8 @@ impl End {
 
     fn readable(&self, wait: Duration) -> bool {
         let timeout = PollTimeout::try_from(wait).unwrap();
-        let fds = [Some(self.link.fd()), self.link.control_fd()].into_iter();
-        let fds = fds.flatten().map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        poll(&mut fds.collect::<Vec<_>>(), timeout).unwrap() > 0
+        let mut fds = [PollFd::new(self.link.fd(), PollFlags::POLLIN)];
+        poll(&mut fds, timeout).unwrap() > 0
     }
 
     fn writable(&self) -> bool {
@@ -633,9 +632,7 @@ fn an_idle_link_sleeps() {
             while Instant::now() < end {
                 let fds = ends
                     .iter()
-                    .flat_map(|end| [Some(end.link.fd()), end.link.control_fd()])
-                    .flatten()
-                    .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+                    .map(|end| PollFd::new(end.link.fd(), PollFlags::POLLIN));
                 if poll(&mut fds.collect::<Vec<_>>(), 100_u8).unwrap() > 0 {
                     wakes += 1;
                     for end in &mut *ends {

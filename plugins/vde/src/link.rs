@@ -7,6 +7,7 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
 
 use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use vdens_plugin_api::wire::control::mark;
 use vdens_plugin_api::{
     Error, Host, Link, Result, RxBatch, State, Status, TxBatch, log, send_datagrams,
@@ -23,6 +24,8 @@ use crate::target::Target;
 pub(crate) struct Vde {
     data: UnixDatagram,
     control: UnixStream,
+    /// Readable when either socket is.
+    ready: Epoll,
     directory: PathBuf,
     switch: Switch,
     is_open: bool,
@@ -39,10 +42,13 @@ impl Vde {
         let (peer, control) = control.negotiate(&endpoint.path, &description)?;
         let data = endpoint.connect(&peer)?;
         let switch = Switch::meet(host, &data, trusted);
+        let ready = watch(&data, &control)
+            .map_err(|errno| Error::io("watch the switch's sockets", &errno.into()))?;
         log::debug!("port {} of {}", peer.display(), directory.display());
         Ok(Self {
             data,
             control,
+            ready,
             directory,
             switch,
             is_open: true,
@@ -99,13 +105,21 @@ impl Vde {
     }
 }
 
+fn watch(data: &UnixDatagram, control: &UnixStream) -> nix::Result<Epoll> {
+    let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    ready.add(data, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+    let hang_up = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+    ready.add(control, EpollEvent::new(hang_up, 0))?;
+    Ok(ready)
+}
+
 impl Link for Vde {
     fn fd(&self) -> BorrowedFd<'_> {
-        self.data.as_fd()
+        self.ready.0.as_fd()
     }
 
-    fn control_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.control.as_fd())
+    fn send_fd(&self) -> BorrowedFd<'_> {
+        self.data.as_fd()
     }
 
     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {

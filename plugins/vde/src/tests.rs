@@ -278,7 +278,7 @@ fn the_end_of_the_control_stream_closes_the_link() {
         link.recv(&mut batch.rx()).unwrap();
         assert!(link.state().carrier);
         hang_up(&mut switch);
-        assert!(is_readable(link.control_fd().unwrap()));
+        assert!(is_readable(link.fd()));
         let error = link.recv(&mut batch.rx()).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Closed);
         assert!(!link.state().carrier);
