@@ -5,6 +5,8 @@ mod config;
 mod docs;
 mod errors;
 mod faults;
+mod hostile;
+mod integrity;
 mod interop;
 mod leftovers;
 mod multi;
