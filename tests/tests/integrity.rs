@@ -86,7 +86,7 @@ impl Traffic {
                  until ss -ltnH | grep -q :5201; do sleep 0.02; done");
         }
         let program = &self.program;
-        for (from, to, load) in [(a, b, "-b 20M -l 8000"), (b, a, "-b 1M -l 16")] {
+        for (from, to, load) in [(a, b, "-b 5M -l 8000"), (b, a, "-b 100K -l 16")] {
             let (number, v4, v6) = (from.number, to.address(4), to.address(6));
             from.session.ok(&format!(
                 "iperf3 -c {v4} -u -t 1000 {load} >/dev/null 2>&1 & i=$!
