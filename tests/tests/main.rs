@@ -18,6 +18,7 @@ mod plugins;
 mod resolv;
 mod router;
 mod status;
+mod stuck;
 mod switch;
 mod tutorial;
 mod vm;
