@@ -1,5 +1,11 @@
 //! A switch whose clients mean it no good, seen from outside: whatever they do, two namespaces keep pinging each other through it.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests fail as tests do"
+)]
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::process::ChildStdin;
@@ -182,15 +188,8 @@ os.chmod('theirs/s', 0o777); print('here', flush=True); print('received', s.recv
     let accepted = client.ok();
     assert_eq!(accepted, format!("[\"{own}\"]\ndone\n"));
     let log = scene.switch.stderr();
-    for words in [
-        "belongs to somebody else",
-        "is not a socket",
-        "more clients were refused",
-    ] {
-        assert!(
-            log.contains(words),
-            "{words}: {log}"
-        );
+    for words in ["belongs to somebody else", "is not a socket"] {
+        assert!(log.contains(words), "{words}: {log}");
     }
     assert_eq!(fs::read_to_string(file).unwrap(), "as it was");
     assert_eq!(victim.stdout(), "here\n", "the victim was sent something");

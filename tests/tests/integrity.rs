@@ -5,6 +5,8 @@
 //! whose contents are checked, and iperf3's. No kernel may have seen a wrong checksum. The files have as many MiB as the
 //! environment variable `VDENS_TEST_MIB` says, or 8.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::time::Duration;

@@ -1,5 +1,11 @@
 //! Nobody waits for one who is stuck: neither another link of the same namespace, nor another pair on the same switch.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests fail as tests do"
+)]
+
 use std::fs;
 use std::time::{Duration, Instant};
 
