@@ -89,12 +89,16 @@ impl<'lab> Scene<'lab> {
     #[track_caller]
     fn end(self, percent: f64) {
         let text = self.a.ok("kill -INT $p; wait $p; cat $HOME/pings");
-        let mut words = text.split(", ");
-        let loss = words.find_map(|words| words.strip_suffix("% packet loss"));
-        let loss: f64 = loss
-            .and_then(|loss| loss.parse().ok())
-            .expect("ping's summary");
-        assert!(loss <= percent, "{text}");
+        let count = |name: &str| -> f64 {
+            let mut words = text.split([',', '\n']).map(str::trim);
+            let number = words.find_map(|words| words.strip_suffix(name));
+            number
+                .and_then(|number| number.trim().parse().ok())
+                .expect("ping's summary")
+        };
+        let (sent, received) = (count("packets transmitted"), count("received"));
+        // The last one may have been on its way.
+        assert!(sent - received <= 1.0 + sent * percent / 100.0, "{text}");
         drop((self.a, self.b));
         assert!(self.switch.is_running(), "{}", self.switch.stderr());
         let output = self.switch.terminate();
