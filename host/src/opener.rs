@@ -225,6 +225,7 @@ fn neither(none: Error, error: Error) -> Error {
         Errno::EPROTONOSUPPORT => Error {
             message: format!("{}; {}", none.message, error.message),
             hint: format!("{}, or {}", none.hint, error.hint),
+            kind: ErrorKind::Unsupported,
             ..none
         },
         _ => error,

@@ -144,7 +144,7 @@ fn sessions_are_not_disturbed() {
     let two = lab.vdens(["--addr", "10.0.0.2/24", &cable, "sh"]).session();
     let ping = "ping -q -c 1 -w 10 10.0.0.1";
     two.ok(ping);
-    let registry = "ls -R $XDG_RUNTIME_DIR; cat $XDG_RUNTIME_DIR/vdens/*/[0-9]*";
+    let registry = "ls -R $XDG_RUNTIME_DIR; cat $XDG_RUNTIME_DIR/vdens/[0-9]*/[0-9]*";
     let before = lab.sh(registry).ok();
     is_fine(&doctor(&lab));
     assert_eq!(lab.sh(registry).ok(), before);
@@ -351,8 +351,10 @@ fn a_plugin_that_hangs() {
 #[test]
 fn no_plugins() {
     let lab = Lab::new();
-    for scheme in ["null", "ptp", "switch", "tap", "vde"] {
-        fs::remove_file(lab.bin().join(format!("libvdens_{scheme}.so"))).unwrap();
+    for file in fs::read_dir(lab.bin()).unwrap().flatten() {
+        if file.file_name().to_string_lossy().starts_with("libvdens_") {
+            fs::remove_file(file.path()).unwrap();
+        }
     }
     let findings = doctor(&lab);
     let remedy = findings.remedy("wrong", "plugins", &["none"]);

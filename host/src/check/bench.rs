@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vdens_plugin_api::{Batch, Error, Link, Offloads, OpenOptions, Port, Result, State};
+use vdens_plugin_api::{Batch, Error, ErrorKind, Link, Offloads, OpenOptions, Port, Result, State};
 
 use super::frames;
 use super::watchdog::call;
@@ -62,6 +62,19 @@ impl Bench {
     /// # Errors
     /// What opening reports, or that the other end broke.
     pub fn open(&mut self, end: usize) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.try_open(end) {
+                // The far end may not have noticed yet that the last link was closed.
+                Err(error) if error.kind == ErrorKind::Busy && Instant::now() < deadline => {
+                    self.serve(Duration::from_millis(20))?;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn try_open(&mut self, end: usize) -> Result<()> {
         let (opener, vnl) = (self.opener, self.vnls[end].clone());
         let done = AtomicBool::new(false);
         let link = thread::scope(|scope| {
