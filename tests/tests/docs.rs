@@ -34,6 +34,11 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "takes minutes and builds the workspace; a_little_fuzzing does it for seconds",
     ),
     (
+        "docs/reliability.md",
+        "# target/release/vdens-soak",
+        "takes an hour; a_little_soaking takes less than a minute",
+    ),
+    (
         "README.md",
         "$ qemu-system-x86_64",
         "needs a disk image; vm.rs has a virtual machine",

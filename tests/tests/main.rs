@@ -24,6 +24,7 @@ mod plug;
 mod plugins;
 mod resolv;
 mod router;
+mod soak;
 mod status;
 mod stuck;
 mod switch;

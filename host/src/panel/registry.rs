@@ -25,6 +25,10 @@ use crate::runtime;
 
 /// How long to wait for the lock: it is held for milliseconds, but many may want it at once.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait between two looks at the lock, the first time.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+/// The longest such pause: a hundred who look all the time would leave the holder no processor.
+const LAST_PAUSE: Duration = Duration::from_millis(16);
 
 /// A holder's process and its descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,12 +51,16 @@ impl Registry {
     pub(super) fn lock() -> Result<Self> {
         let dir = directory()?;
         let deadline = Instant::now() + PATIENCE;
+        let mut pause = FIRST_PAUSE;
         loop {
             match try_lock(&dir) {
                 Ok(lock) => return Ok(Self { dir, _lock: lock }),
                 Err((error, false)) => return Err(error),
                 Err((error, true)) if Instant::now() >= deadline => return Err(error),
-                Err((_, true)) => sleep(Duration::from_millis(1)),
+                Err((_, true)) => {
+                    sleep(pause);
+                    pause = (2 * pause).min(LAST_PAUSE);
+                }
             }
         }
     }
