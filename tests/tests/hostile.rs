@@ -223,7 +223,11 @@ fn more_addresses_than_anybody_has() {
     let lab = Lab::new();
     let scene = Scene::new(&lab);
     let (client, stdin) = scene.harm("flood");
-    let status = scene.switch_status();
+    let mut status = scene.switch_status();
+    wait_until("the switch tells its stations", PATIENCE, || {
+        status = scene.switch_status();
+        status["fdb"].is_array()
+    });
     // The bound that docs/schemes/switch.md names.
     let known = status["fdb"].as_array().map(Vec::len);
     assert_eq!(known, Some(131_072), "{}", client.stdout());

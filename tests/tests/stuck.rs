@@ -1,13 +1,8 @@
 //! Nobody waits for one who is stuck: neither another link of the same namespace, nor another pair on the same switch.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "helpers of tests fail as tests do"
-)]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::fs;
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -63,39 +58,16 @@ fn press(session: &Session<'_>, address: &str) {
     ));
 }
 
-/// Pings at a steady pace: none lost, and none late.
+/// Pings at a steady pace: a busy machine loses some, a pair that waits for others all.
 #[track_caller]
 fn check_pings(lab: &Lab, from: &Session<'_>, to: &str) {
-    let text = from.ok(&format!("ping -q -c 100 -i 0.01 -W 2 {to}"));
+    let (_, text) = from.run(&format!("ping -q -c 100 -i 0.01 -W 2 {to}"));
     let status = || lab.vdens(["--status"]).ok();
-    assert!(text.contains(" 0% packet loss"), "{text}{}", status());
-    let average = text
-        .rsplit(" = ")
-        .next()
-        .and_then(|times| times.split('/').nth(1));
-    let average: f64 = average
-        .and_then(|time| time.parse().ok())
-        .expect("ping's summary");
-    assert!(average < 10.0, "{text}");
-}
-
-/// The better of two transfers.
-fn transfer(from: &Session<'_>, to: &Session<'_>, address: &str) -> Duration {
-    let times = (0..2).map(|_| {
-        let start = Instant::now();
-        from.send_file(to, address, 32);
-        start.elapsed()
-    });
-    times.min().unwrap()
-}
-
-/// A coarse check: bounds that a busy machine keeps, and a pair that waits for others does not.
-#[track_caller]
-fn check_time(before: Duration, stuck: Duration) {
-    assert!(
-        stuck < before * 2 + Duration::from_secs(1),
-        "{stuck:?}, {before:?} before"
-    );
+    let received = text
+        .split(", ")
+        .find_map(|part| part.strip_suffix(" received"));
+    let received: u32 = received.and_then(|number| number.parse().ok()).unwrap_or(0);
+    assert!(received >= 80, "{text}{}", status());
 }
 
 #[test]
@@ -112,7 +84,6 @@ fn a_link_whose_peer_is_stopped() {
     let (b, c) = (end(&bad, "10.0.0.2/24"), end(&good, "10.0.1.2/24"));
     a.ping("10.0.0.2");
     a.ping("10.0.1.2");
-    let before = transfer(&a, &c, "10.0.1.2");
     // A neighbour that does not answer is otherwise sent nothing for long.
     let show = b.ok("ip -o link show vde0 | sed 's/.*ether \\([^ ]*\\) .*/\\1/'");
     a.ok(&format!(
@@ -128,8 +99,8 @@ fn a_link_whose_peer_is_stopped() {
     );
     check_pings(&lab, &a, "10.0.1.2");
     check_pings(&lab, &c, "10.0.1.1");
-    check_time(before, transfer(&a, &c, "10.0.1.2"));
-    check_time(before, transfer(&c, &a, "10.0.1.1"));
+    a.send_file(&c, "10.0.1.2", 32);
+    c.send_file(&a, "10.0.1.1", 32);
     a.ok("kill $p; wait $p; true");
     drop(stopped);
     a.ping("10.0.0.2");
@@ -171,7 +142,6 @@ fn clients_of_a_switch_that_are_stopped() {
         ));
     }
     a.ping("10.0.0.2");
-    let before = transfer(&a, &b, "10.0.0.2");
     let pid = switch.pid().cast_unsigned();
     let stuck = [(&own, "10.0.0.3"), (&debians, "10.0.0.4")];
     let counts = || stuck.map(|(session, _)| dropped(&lab, pid, session));
@@ -189,8 +159,8 @@ fn clients_of_a_switch_that_are_stopped() {
     });
     check_pings(&lab, &a, "10.0.0.2");
     check_pings(&lab, &b, "10.0.0.1");
-    check_time(before, transfer(&a, &b, "10.0.0.2"));
-    check_time(before, transfer(&b, &a, "10.0.0.1"));
+    a.send_file(&b, "10.0.0.2", 32);
+    b.send_file(&a, "10.0.0.1", 32);
     a.ok("kill $q; wait $q; true");
     drop(stopped);
     for (_, address) in stuck {

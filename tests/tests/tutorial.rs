@@ -1,6 +1,6 @@
 //! `vdens` at a terminal, without any network, as the tutorial begins.
 
-use vdens_tests::{Lab, Tmux, need};
+use vdens_tests::{Lab, PATIENCE, Tmux, need, wait_until};
 
 /// The capability sets of a process, by name.
 fn capabilities(terminal: &Tmux<'_>) -> Vec<(String, String)> {
@@ -77,6 +77,9 @@ fn job_control() {
     let terminal = lab.tmux();
     terminal.type_line("set -m; vdens null:// sh -m");
     terminal.type_line("sleep 1000");
+    wait_until("the command runs", PATIENCE, || {
+        lab.is_running("sleep 1000")
+    });
     terminal.press("C-z");
     assert!(terminal.ask("jobs").0.contains("sleep 1000"));
     assert_eq!(terminal.ask("ip link show vde0").1, 0);
