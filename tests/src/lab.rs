@@ -233,7 +233,7 @@ impl Lab {
     }
 
     /// The lab's processes: id and command line.
-    fn processes(&self) -> Vec<(i32, String)> {
+    pub fn processes(&self) -> Vec<(i32, String)> {
         let mark = format!("VDENS_LAB={}\0", self.id()).into_bytes();
         let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| {
             let directory = entry.ok()?.path();

@@ -16,6 +16,7 @@ mod integrity;
 mod interop;
 mod leftovers;
 mod loading;
+mod matrix;
 mod multi;
 mod options;
 mod overview;

@@ -1,0 +1,581 @@
+//! The fault matrix: what a link depends on is ended, killed or stopped, while it idles and while it carries a connection, with
+//! the panel and without. The session stays, its carrier tells the truth, and traffic comes back.
+//!
+//! | Target | TERM, KILL | STOP for 3 s | a connection |
+//! |---|---|---|---|
+//! | the link's worker | another takes over at once | nothing is lost | lives |
+//! | another session, which made the panel | nothing happens | nothing happens | lives |
+//! | our switch; Debian's | another is started | goes on | lives through 5 s without one |
+//! | the session at the other end of the cable | another is started | goes on | ends with its namespace, but for STOP |
+//! | the tap that a session is plugged into | no process: deleted, and made again | makes no sense | lives through 5 s without it |
+//!
+//! A target's cells run at the same time, each in a lab of its own.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use vdens_tests::{Cmd, Lab, Netns, PATIENCE, Proc, Session, User, becomes_true, need, wait_until};
+
+use crate::overview::{link, status};
+
+/// How soon the carrier follows the far end, at most.
+const SOON: Duration = Duration::from_secs(1);
+
+/// How often the kernel asks for a neighbour's address: what it asked while nobody was there it asks again after that.
+const ASKING: Duration = Duration::from_secs(1);
+
+/// How soon a connection moves again: it tries at growing intervals.
+const RETRANSMISSION: Duration = Duration::from_secs(12);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    Worker,
+    PanelHolder,
+    Switch,
+    LegacySwitch,
+    Peer,
+    Tap,
+}
+
+use Target::{LegacySwitch, PanelHolder, Peer, Switch, Tap, Worker};
+
+#[derive(Clone, Copy, Debug)]
+struct Cell {
+    target: Target,
+    signal: Signal,
+    /// Whether a connection is open meanwhile.
+    tcp: bool,
+    panel: bool,
+}
+
+/// All cells of a target, at the same time.
+fn check(target: Target, panel: bool) {
+    let signals: &[Signal] = match target {
+        Tap => &[Signal::SIGKILL],
+        _ => &[Signal::SIGTERM, Signal::SIGKILL, Signal::SIGSTOP],
+    };
+    thread::scope(|scope| {
+        for &signal in signals {
+            for tcp in [false, true] {
+                let cell = Cell {
+                    target,
+                    signal,
+                    tcp,
+                    panel,
+                };
+                let name = format!("{cell:?}");
+                let run = thread::Builder::new().name(name);
+                run.spawn_scoped(scope, move || cell.run()).unwrap();
+            }
+        }
+    });
+}
+
+impl Cell {
+    fn run(self) {
+        let lab = Lab::new();
+        let mut bench = Bench::new(&lab, self);
+        bench.session.ping("10.0.0.2");
+        // The shell is to stay the one it is.
+        let shell = bench.session.ok("echo $$");
+        let connection = self.has_connection().then(|| bench.connect());
+        let changes = bench.carrier_changes();
+
+        let since = bench.strike();
+        let left = |limit: Duration| limit.saturating_sub(since.elapsed());
+        wait_until(&format!("{self:?}: carrier"), left(SOON), || {
+            bench.has_carrier()
+        });
+        wait_until(&format!("{self:?}: traffic"), left(SOON + ASKING), || {
+            bench.session.run("ping -c 1 -W 0.2 10.0.0.2").0 == 0
+        });
+        match (self.target, self.signal) {
+            (PanelHolder, _) => assert_eq!(bench.carrier_changes(), changes, "{self:?}"),
+            // Whether somebody who is stopped is there is a matter of taste.
+            (_, Signal::SIGSTOP) => {}
+            _ => wait_until(&format!("{self:?}: carrier gone and back"), SOON, || {
+                bench.carrier_changes() >= changes + 2
+            }),
+        }
+        if let Some(connection) = connection {
+            bench.finish(connection);
+        }
+        assert_eq!(bench.session.ok("echo $$"), shell, "{self:?}");
+        bench
+            .session
+            .ok("ip -o addr show vde0 | grep -w 10.0.0.1/24");
+        assert_eq!(bench.session.exit(7).code(), Some(7), "{self:?}");
+    }
+
+    fn has_connection(self) -> bool {
+        // A connection has two ends.
+        self.tcp && (self.target != Peer || self.signal == Signal::SIGSTOP)
+    }
+
+    fn vdens(self, lab: &Lab) -> Cmd<'_> {
+        match self.panel {
+            true => lab.vdens(["-q"]),
+            false => lab.vdens(["--no-panel", "-q"]),
+        }
+    }
+
+    /// For how long something is gone.
+    fn outage(self) -> Duration {
+        match self.tcp {
+            true => Duration::from_secs(5),
+            false => SOON,
+        }
+    }
+}
+
+/// The end that the session under test talks to.
+enum Far<'lab> {
+    Session(Session<'lab>),
+    Host(Netns<'lab>),
+}
+
+/// A session and everything it depends on.
+struct Bench<'lab> {
+    lab: &'lab Lab,
+    cell: Cell,
+    session: Session<'lab>,
+    far: Option<Far<'lab>>,
+    /// A session that made the panel, or a switch; its standard input ends Debian's.
+    other: Option<(Proc<'lab>, std::process::ChildStdin)>,
+}
+
+/// A connection that is open: its receiver, if that is a process of the test's own.
+struct Connection<'lab>(Option<Proc<'lab>>);
+
+impl<'lab> Bench<'lab> {
+    fn new(lab: &'lab Lab, cell: Cell) -> Self {
+        let other = match cell.target {
+            PanelHolder => {
+                let holder = lab.vdens([&lab.vnl("ptp", "other"), "sleep", "1000"]);
+                let holder = holder.spawn_piped();
+                lab.wait_for("other");
+                Some(holder)
+            }
+            Switch | LegacySwitch => Some(start_switch(lab, cell.target)),
+            Worker | Peer | Tap => None,
+        };
+        let start = |address| cell.vdens(lab).args(["--addr", address]);
+        let (session, far) = match cell.target {
+            Tap => {
+                let host = lab.netns();
+                make_tap(lab, &host);
+                let session = start("10.0.0.1/24").args(["tap://tap0", "sh"]);
+                (session.inside(&host).session(), Far::Host(host))
+            }
+            target => {
+                let vnl = match target {
+                    Switch | LegacySwitch => lab.vnl("vde", "sw"),
+                    _ => lab.vnl("ptp", "p"),
+                };
+                let far = start("10.0.0.2/24").args([&vnl, "sh"]).session();
+                far.ok(":");
+                let session = start("10.0.0.1/24").args([&vnl, "sh"]).session();
+                (session, Far::Session(far))
+            }
+        };
+        Self {
+            lab,
+            cell,
+            session,
+            far: Some(far),
+            other,
+        }
+    }
+
+    /// Opens a connection with numbers on it, twenty a second.
+    fn connect(&self) -> Connection<'lab> {
+        let lab = self.lab;
+        lab.expect("got");
+        let receive = "socat -u TCP4-LISTEN:5000,reuseaddr CREATE:got";
+        let receiver = match &self.far {
+            Some(Far::Host(host)) => Some(host.sh(receive).spawn()),
+            Some(Far::Session(far)) => {
+                far.ok(&format!("{receive} >/dev/null 2>&1 &"));
+                None
+            }
+            None => None,
+        };
+        self.session.ok(
+            "(i=1; while [ ! -e stop ]; do echo $i; i=$((i + 1)); sleep 0.05; done |
+              socat -u STDIN TCP4:10.0.0.2:5000,retry=100,interval=0.05) >/dev/null 2>&1 &",
+        );
+        wait_until("the connection", PATIENCE, || self.received().len() > 20);
+        Connection(receiver)
+    }
+
+    /// What has arrived.
+    fn received(&self) -> String {
+        fs::read_to_string(self.lab.path("got")).unwrap_or_default()
+    }
+
+    /// The connection moves, and all numbers have come, in order.
+    fn finish(&self, connection: Connection<'_>) {
+        let cell = self.cell;
+        let before = self.received().len();
+        wait_until(
+            &format!("{cell:?}: the connection moves"),
+            RETRANSMISSION,
+            || self.received().len() > before,
+        );
+        self.lab.write("stop", "");
+        // The far end has no more of them than were sent.
+        let over = || !self.lab.is_running("socat");
+        wait_until(&format!("{cell:?}: the connection ends"), PATIENCE, over);
+        let received = self.received();
+        let count = received.lines().count();
+        let wanted: String = (1..=count).map(|number| format!("{number}\n")).collect();
+        assert!(received == wanted, "{cell:?}: {received}");
+        if let Some(receiver) = connection.0 {
+            receiver.wait(PATIENCE);
+        }
+    }
+
+    /// How often the interface has gained or lost its carrier.
+    fn carrier_changes(&self) -> u64 {
+        let text = self.session.ok("ip -j -s -s link show vde0");
+        let links: Value = serde_json::from_str(&text).unwrap();
+        let changes = links[0]["stats64"]["tx"]["carrier_changes"].as_u64();
+        changes.unwrap_or_else(|| panic!("{links}"))
+    }
+
+    fn has_carrier(&self) -> bool {
+        let link = self.session.ok("ip link show vde0");
+        !link.contains("NO-CARRIER")
+    }
+
+    fn lost_carrier(&self) {
+        let what = format!("{:?}: no carrier", self.cell);
+        wait_until(&what, SOON, || !self.has_carrier());
+    }
+
+    /// Lets the target have its signal, and mends what that has broken; since when all is there again.
+    fn strike(&mut self) -> Instant {
+        let (lab, cell) = (self.lab, self.cell);
+        let pid = |session: &Session<'_>| session.proc().pid();
+        let worker = |session: &Session<'_>| worker(lab, session);
+        let hit: Vec<i32> = match (cell.target, &self.far) {
+            (Worker, _) => vec![worker(&self.session)],
+            (Peer, Some(Far::Session(far))) if cell.signal == Signal::SIGSTOP => {
+                vec![pid(far), worker(far)]
+            }
+            (Peer, Some(Far::Session(far))) => vec![pid(far)],
+            (PanelHolder | Switch | LegacySwitch, _) => {
+                self.other.iter().map(|(other, _)| other.pid()).collect()
+            }
+            _ => Vec::new(),
+        };
+        for pid in &hit {
+            kill(Pid::from_raw(*pid), cell.signal).unwrap();
+        }
+        if cell.signal == Signal::SIGSTOP {
+            thread::sleep(Duration::from_secs(3));
+            for pid in hit {
+                kill(Pid::from_raw(pid), Signal::SIGCONT).unwrap();
+            }
+            return Instant::now();
+        }
+        match cell.target {
+            Worker => {}
+            PanelHolder => {
+                self.other.take().unwrap().0.wait(PATIENCE);
+                // One that is killed leaves its socket to the next.
+                lab.vdens([&lab.vnl("ptp", "other"), "true"]).ok();
+            }
+            Switch | LegacySwitch => {
+                self.other.take().unwrap().0.wait(PATIENCE);
+                self.lost_carrier();
+                thread::sleep(cell.outage());
+                self.other = Some(start_switch(lab, cell.target));
+            }
+            Peer => {
+                self.far = None;
+                self.lost_carrier();
+                thread::sleep(cell.outage());
+                let vnl = lab.vnl("ptp", "p");
+                let far = cell.vdens(lab).args(["--addr", "10.0.0.2/24", &vnl, "sh"]);
+                let far = far.session();
+                far.ok(":");
+                self.far = Some(Far::Session(far));
+            }
+            Tap => {
+                let Some(Far::Host(host)) = &self.far else {
+                    panic!("no host")
+                };
+                host.sh("ip link del tap0").ok();
+                self.lost_carrier();
+                thread::sleep(cell.outage());
+                make_tap(lab, host);
+            }
+        }
+        Instant::now()
+    }
+}
+
+/// The worker of a session's only link.
+#[track_caller]
+fn worker(lab: &Lab, session: &Session<'_>) -> i32 {
+    let pid = session.proc().pid().cast_unsigned();
+    let mut worker = None;
+    becomes_true(PATIENCE, || {
+        let link = link(&status(lab), pid, 0);
+        worker = link["worker"].as_i64().filter(|_| link["state"] == "up");
+        worker.is_some()
+    });
+    let worker = worker.and_then(|worker| i32::try_from(worker).ok());
+    worker.expect("the link has a worker")
+}
+
+fn make_tap(lab: &Lab, host: &Netns<'_>) {
+    let user = &lab.user().name;
+    host.sh(&format!(
+        "ip tuntap add dev tap0 mode tap user {user}
+         ip addr add 10.0.0.2/24 dev tap0; ip link set tap0 up"
+    ))
+    .ok();
+}
+
+fn start_switch(lab: &Lab, target: Target) -> (Proc<'_>, std::process::ChildStdin) {
+    let switch = match target {
+        LegacySwitch => {
+            lab.expect("sw");
+            lab.debian("vde_switch", ["-s", &lab.path("sw")])
+        }
+        _ => lab.vde_plug(["null://", &lab.vnl("switch", "sw")]),
+    };
+    let switch = switch.spawn_piped();
+    // One that was killed has left its socket, so it being there is not enough.
+    let control = lab.path("sw/ctl");
+    wait_until("the switch", PATIENCE, || {
+        std::os::unix::net::UnixStream::connect(&control).is_ok()
+    });
+    switch
+}
+
+#[test]
+fn worker_on_the_panel() {
+    need!("ping", "socat");
+    check(Worker, true);
+}
+
+#[test]
+fn worker_without_the_panel() {
+    need!("ping", "socat");
+    check(Worker, false);
+}
+
+#[test]
+fn another_session_that_holds_the_panel() {
+    need!("ping", "socat");
+    check(PanelHolder, true);
+}
+
+#[test]
+fn another_session_that_holds_the_panel_which_this_one_does_not_use() {
+    need!("ping", "socat");
+    check(PanelHolder, false);
+}
+
+#[test]
+fn switch_on_the_panel() {
+    need!("ping", "socat");
+    check(Switch, true);
+}
+
+#[test]
+fn switch_without_the_panel() {
+    need!("ping", "socat");
+    check(Switch, false);
+}
+
+#[test]
+fn debians_switch_on_the_panel() {
+    need!("ping", "socat", "vde_switch");
+    check(LegacySwitch, true);
+}
+
+#[test]
+fn debians_switch_without_the_panel() {
+    need!("ping", "socat", "vde_switch");
+    check(LegacySwitch, false);
+}
+
+#[test]
+fn peer_on_the_panel() {
+    need!("ping", "socat");
+    check(Peer, true);
+}
+
+#[test]
+fn peer_without_the_panel() {
+    need!("ping", "socat");
+    check(Peer, false);
+}
+
+#[test]
+fn tap_on_the_panel() {
+    need!("root", "ping", "socat");
+    check(Tap, true);
+}
+
+#[test]
+fn tap_without_the_panel() {
+    need!("root", "ping", "socat");
+    check(Tap, false);
+}
+
+/// What a session and its lab hold, to be compared: what there must not be more of.
+#[derive(Debug, PartialEq, Eq)]
+struct Holdings {
+    descriptors: usize,
+    processes: usize,
+    paths: BTreeSet<String>,
+    /// In the namespace, and on the panel, which only root can look at.
+    interfaces: [usize; 2],
+}
+
+impl Holdings {
+    fn of(lab: &Lab, session: &Session<'_>) -> Self {
+        let pid = session.proc().pid();
+        let descriptors: Vec<_> = fs::read_dir(format!("/proc/{pid}/fd"))
+            .unwrap()
+            .flatten()
+            .map(|entry| entry.path())
+            .collect();
+        let is_network = |path: &&std::path::PathBuf| {
+            let target = fs::read_link(path).unwrap_or_default();
+            target.to_string_lossy().starts_with("net:")
+        };
+        let on_panel = descriptors.iter().filter(is_network).map(|panel| {
+            let panel = format!("--net={}", panel.display());
+            let links = lab.command("nsenter", [&panel, "ip", "-o", "link"]);
+            links.by(User::root()).ok().lines().count()
+        });
+        let on_panel = if User::is_root() { on_panel.sum() } else { 0 };
+        let own = session.ok("ip -o link").lines().count();
+        Self {
+            descriptors: descriptors.len(),
+            processes: lab.processes().len(),
+            paths: paths(&lab.dir()),
+            interfaces: [own, on_panel],
+        }
+    }
+}
+
+/// The files in a directory, less what has a number of its own each time.
+fn paths(directory: &Path) -> BTreeSet<String> {
+    let entries = fs::read_dir(directory).unwrap().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.collect()
+}
+
+/// Compares what there is before something is done and after, when it has settled.
+#[track_caller]
+fn holds_no_more(lab: &Lab, session: &Session<'_>, work: impl FnOnce()) {
+    session.ping("10.0.0.2");
+    let before = Holdings::of(lab, session);
+    work();
+    session.ping("10.0.0.2");
+    let mut after = Holdings::of(lab, session);
+    becomes_true(PATIENCE / 2, || {
+        after = Holdings::of(lab, session);
+        after == before
+    });
+    assert_eq!(before, after);
+}
+
+/// A worker's successors come ever later, so the hundred are shared by twenty sessions.
+#[test]
+fn a_hundred_workers() {
+    need!("ping");
+    let lab = Lab::new();
+    let starts = |vnl: &str, address: &str| {
+        let session = lab.vdens(["-q", "--addr", address, vnl, "sh"]).session();
+        session.ok(":");
+        session
+    };
+    let sessions: Vec<_> = (0..10)
+        .map(|number| {
+            let vnl = lab.vnl("ptp", &format!("p{number}"));
+            [starts(&vnl, "10.0.0.1/24"), starts(&vnl, "10.0.0.2/24")]
+        })
+        .collect();
+    let [first, _] = &sessions[0];
+    holds_no_more(&lab, first, || {
+        for _ in 0..5 {
+            for session in sessions.iter().flatten() {
+                kill(Pid::from_raw(worker(&lab, session)), Signal::SIGKILL).unwrap();
+            }
+        }
+        for [session, _] in &sessions {
+            session.ping("10.0.0.2");
+        }
+    });
+}
+
+#[test]
+fn a_hundred_peers() {
+    need!("ping");
+    for options in [&["-q"][..], &["-q", "--no-panel"]] {
+        let lab = Lab::new();
+        let vnl = lab.vnl("ptp", "p");
+        let start = |address: &str| {
+            let peer = lab.vdens(options).args(["--addr", address, &vnl, "sh"]);
+            let peer = peer.session();
+            peer.ok(":");
+            peer
+        };
+        let session = start("10.0.0.1/24");
+        let mut peer = start("10.0.0.2/24");
+        holds_no_more(&lab, &session, || {
+            for _ in 0..50 {
+                let worker = worker(&lab, &peer);
+                peer.proc().signal(Signal::SIGKILL);
+                // Its worker is the other end until it has ended too, a moment later.
+                wait_until("the worker ends", PATIENCE, || {
+                    !lab.processes().iter().any(|(pid, _)| *pid == worker)
+                });
+                peer = start("10.0.0.2/24");
+            }
+        });
+    }
+}
+
+#[test]
+fn a_hundred_switches() {
+    need!("ping");
+    for options in [&["-q"][..], &["-q", "--no-panel"]] {
+        let lab = Lab::new();
+        let mut switch = Some(start_switch(&lab, Switch));
+        let vnl = lab.vnl("vde", "sw");
+        let start = |address: &str| {
+            let member = lab.vdens(options).args(["--addr", address, &vnl, "sh"]);
+            member.session()
+        };
+        let (a, b) = (start("10.0.0.1/24"), start("10.0.0.2/24"));
+        b.ok(":");
+        holds_no_more(&lab, &a, || {
+            for _ in 0..50 {
+                if let Some((killed, _)) = switch.take() {
+                    killed.signal(Signal::SIGKILL);
+                    killed.wait(PATIENCE);
+                }
+                switch = Some(start_switch(&lab, Switch));
+                wait_until("carrier", PATIENCE, || {
+                    !a.ok("ip link show vde0").contains("NO-CARRIER")
+                });
+            }
+        });
+        drop((a, b, switch));
+    }
+}
