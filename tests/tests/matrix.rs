@@ -11,6 +11,12 @@
 //!
 //! A target's cells run at the same time, each in a lab of its own.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests fail as tests do"
+)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
