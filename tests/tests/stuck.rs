@@ -11,7 +11,7 @@ use vdens_tests::{Cmd, Lab, PATIENCE, Session, becomes_true, need, wait_until};
 
 use crate::overview::{link, status};
 
-/// A session that is stopped, with all that belongs to it, until this is dropped.
+/// A session whose network is stopped, with all that belongs to it, until this is dropped.
 struct Stopped(Vec<Pid>);
 
 impl Stopped {
@@ -33,12 +33,15 @@ impl Drop for Stopped {
     }
 }
 
-/// A session's process, and its children. Workers lead groups of their own.
+/// A session's process, and its workers, which lead groups of their own. Its command goes on: Debian's vdens takes a
+/// child that stops for one that has ended, and closes its link.
 fn family(session: &Session<'_>) -> Vec<i32> {
     let pid = session.proc().pid();
+    let name = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
-    [pid].into_iter().chain(children).collect()
+    let workers = children.filter(|child| name(*child) == name(pid));
+    [pid].into_iter().chain(workers).collect()
 }
 
 /// In user space, so that there is something to get stuck.
