@@ -45,7 +45,8 @@ pub enum Message {
     Open(bool),
     /// For each interface, whether the namespace child is to make it, as a tap.
     Interfaces(Vec<bool>),
-    /// A worker's side of its link: whether it is a port of the panel, else the tap that comes along.
+    /// A worker's side of its link: whether it is a port of the panel, else the tap and the watch over
+    /// it that come along.
     Side(bool),
     /// To be done on the panel.
     Order(Order),

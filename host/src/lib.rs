@@ -9,6 +9,7 @@
 //! nothing a plugin does can reach the session but through its own link.
 
 pub mod busy_poll;
+pub mod carrier;
 pub mod check;
 pub mod cli;
 pub mod config;

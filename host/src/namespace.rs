@@ -9,7 +9,7 @@
 //!    first, because the kernel wants that of an unprivileged gid map;
 //! 3. host name and resolv.conf, with those capabilities; the supervisor gets the network namespace, has
 //!    interfaces on the panel made in it, and says which are left to be made here, as taps;
-//! 4. addresses and the like are configured; the taps' descriptors go to the supervisor, which answers
+//! 4. addresses and the like are configured; the watch over the carrier and the taps go to the supervisor, which answers
 //!    when the links are open;
 //! 5. the network capabilities are made ambient, so that they survive the exec and everything else
 //!    is lost with it;
@@ -18,6 +18,7 @@
 use std::env;
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::{self, File};
+use std::iter;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -32,6 +33,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, execvp, getegid, geteuid, getppid, sethostname};
 use vdens_plugin_api::tap::Tap;
 
+use crate::carrier::LinkWatch;
 use crate::control::{Channel, Message};
 use crate::error::{
     EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_NOT_RUNNABLE, Error, ErrorKind, Result, system,
@@ -118,9 +120,12 @@ fn interfaces(plan: &Plan, channel: &Channel) -> Result<bool> {
     let taps = to_make.map(|(interface, _)| Tap::open(&interface.name));
     let taps = taps.collect::<Result<Vec<_>>>()?;
     configure(plan)?;
-    let fds: Vec<_> = taps.iter().map(Tap::as_fd).collect();
+    let watch = LinkWatch::open()?;
+    let fds: Vec<_> = iter::once(watch.as_fd())
+        .chain(taps.iter().map(Tap::as_fd))
+        .collect();
     channel.send(&Message::Ready, &fds)?;
-    drop(taps);
+    drop((watch, taps));
     Ok(matches!(channel.receive()?, Some((Message::Go, _))))
 }
 

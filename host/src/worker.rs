@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags};
 use nix::unistd::{Pid, setsid};
 use vdens_plugin_api::stream::CommandStream;
-use vdens_plugin_api::tap::Tap;
-use vdens_plugin_api::{Link, OpenOptions, Port, State, Ticket};
+use vdens_plugin_api::{Link, OpenOptions, Port, Ticket};
 
+use crate::carrier::{LinkWatch, WatchedTap};
 use crate::control::{Channel, Message};
 use crate::error::{EXIT_FAILURE, Error, Result};
 use crate::lasting::{Lasting, Wait};
@@ -34,7 +34,7 @@ pub const EXIT_NO_INTERFACE: i32 = 3;
 
 /// A worker's own side of its link.
 enum Side {
-    Tap(Tap),
+    Tap(WatchedTap),
     Port(PanelPort),
 }
 
@@ -177,7 +177,7 @@ impl Worker<'_> {
         let job = self.job;
         let wants_panel = job.ticket.is_some() && link.wants_panel();
         self.control.send(&Message::Open(wants_panel), &[])?;
-        let (is_port, mut fds) = loop {
+        let (is_port, fds) = loop {
             match self.control.receive()? {
                 Some((Message::Side(is_port), fds)) => break (is_port, fds),
                 Some((message, _)) => self.answer(&message, Report::default)?,
@@ -185,11 +185,13 @@ impl Worker<'_> {
             }
         };
         // A worker that replaces another gets what the interface is, whatever its link would like best.
-        Ok(match (is_port, &job.ticket, fds.pop()) {
-            (true, Some(ticket), _) => Some(Side::Port(PanelPort::new(ticket, orders)?)),
-            (false, _, Some(tap)) => {
+        let mut fds = fds.into_iter();
+        Ok(match (is_port, &job.ticket, fds.next(), fds.next()) {
+            (true, Some(ticket), ..) => Some(Side::Port(PanelPort::new(ticket, orders)?)),
+            (false, _, Some(tap), Some(watch)) => {
                 let name = job.interface.clone();
-                Some(Side::Tap(Tap::resume(tap, name, State::DOWN)))
+                let tap = WatchedTap::resume(tap, LinkWatch::from(watch), name);
+                Some(Side::Tap(tap))
             }
             _ => None,
         })

@@ -557,6 +557,33 @@ fn a_hundred_peers() {
     }
 }
 
+/// Its Ethernet address is another one, which nobody would ask for who did not see the first one leave.
+#[test]
+fn a_peer_that_another_replaces_at_once() {
+    need!("ping");
+    let lab = Lab::new();
+    let vnl = lab.vnl("ptp", "p");
+    for options in [&["-q"][..], &["-q", "--no-panel"]] {
+        let start = |address: &str| {
+            let peer = lab.vdens(options).args(["--addr", address, &vnl, "sh"]);
+            peer.session()
+        };
+        let session = start("10.0.0.1/24");
+        let mut peer = start("10.0.0.2/24");
+        for _ in 0..5 {
+            session.ping("10.0.0.2");
+            let worker = worker(&lab, &peer);
+            peer.proc().signal(Signal::SIGKILL);
+            wait_until("the worker ends", PATIENCE, || {
+                !lab.processes().iter().any(|(pid, _)| *pid == worker)
+            });
+            peer = start("10.0.0.2/24");
+            peer.ok(":");
+            session.ok("ping -c 3 -i 0.5 -W 1 10.0.0.2");
+        }
+    }
+}
+
 #[test]
 fn a_hundred_switches() {
     need!("ping");

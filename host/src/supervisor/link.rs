@@ -12,9 +12,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::value::RawValue;
-use vdens_plugin_api::State;
-use vdens_plugin_api::tap::Tap;
 
+use crate::carrier::{LinkWatch, WatchedTap};
 use crate::control::{Channel, Message, read_report};
 use crate::error::{Error, Result};
 use crate::lasting::Wait;
@@ -39,7 +38,7 @@ pub(super) const PATIENCE_AT_OPEN: u32 = 10;
 
 /// The supervisor's hold on an interface.
 pub(super) enum Side {
-    Tap(OwnedFd),
+    Tap(OwnedFd, LinkWatch),
     /// A port of the panel, by its place.
     Port(String),
 }
@@ -180,7 +179,9 @@ impl Link {
             return Ok(());
         };
         match &self.side {
-            Some(Side::Tap(tap)) => control.send(&Message::Side(false), &[tap.as_fd()]),
+            Some(Side::Tap(tap, watch)) => {
+                control.send(&Message::Side(false), &[tap.as_fd(), watch.as_fd()])
+            }
             Some(Side::Port(_)) => control.send(&Message::Side(true), &[]),
             None => Ok(()),
         }
@@ -245,10 +246,15 @@ impl Link {
             (Some(Side::Port(place)), Some(panel)) => panel
                 .carry_out(&Order::Unplug(place.clone()), None)
                 .map(drop),
-            (Some(Side::Tap(tap)), _) => tap
-                .try_clone()
-                .map(|tap| drop(Tap::resume(tap, self.job.interface.clone(), State::DOWN)))
-                .map_err(|error| Error::io("set the carrier", &error)),
+            (Some(Side::Tap(tap, watch)), _) => {
+                let held = tap
+                    .try_clone()
+                    .and_then(|tap| Ok((tap, watch.try_clone()?)));
+                held.map(|(tap, watch)| {
+                    drop(WatchedTap::resume(tap, watch, self.job.interface.clone()));
+                })
+                .map_err(|error| Error::io("set the carrier", &error))
+            }
             _ => Ok(()),
         }
     }

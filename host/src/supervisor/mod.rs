@@ -27,6 +27,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid};
 use vdens_plugin_api::Ticket;
 
+use crate::carrier::LinkWatch;
 use crate::control::{Channel, Message};
 use crate::error::{EXIT_FAILURE, Error, ErrorKind, Result};
 use crate::lasting::Wait;
@@ -176,12 +177,14 @@ impl Supervisor<'_> {
         let taps = self.links.iter().map(is_tap).collect();
         self.tell_namespace(&Message::Interfaces(taps))?;
         let mut taps = self.await_namespace()?.into_iter();
+        let lost = || Error::closed("the namespace child lost interfaces");
+        let watch = LinkWatch::from(taps.next().ok_or_else(lost)?);
         for link in &mut self.links {
             if link.side.is_none() {
-                let tap = taps.next();
-                let tap =
-                    tap.ok_or_else(|| Error::closed("the namespace child lost interfaces"))?;
-                link.side = Some(Side::Tap(tap));
+                let tap = taps.next().ok_or_else(lost)?;
+                let watch = watch.try_clone();
+                let watch = watch.map_err(|error| Error::io("watch the carrier", &error))?;
+                link.side = Some(Side::Tap(tap, watch));
             }
             link.give_side()?;
         }
