@@ -35,6 +35,11 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ),
     (
         "docs/reliability.md",
+        "$ cargo test --release",
+        "is part of what the tests run",
+    ),
+    (
+        "docs/reliability.md",
         "# target/release/vdens-soak",
         "takes an hour; a_little_soaking takes less than a minute",
     ),
