@@ -79,7 +79,6 @@ impl fmt::Display for Kind {
 ///
 /// # Errors
 /// The VNL is wrong, or the directory is in use, not the user's own or cannot be made.
-
 pub fn open(kind: Kind, request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     let config = config::Config::new(kind, request.argument(), &request.options)?;
     Ok(Box::new(switch::Switch::open(&config, request.host)?))
