@@ -178,7 +178,8 @@ impl Netlink {
 
     /// Makes a transparent bridge: no spanning tree, no delay, no multicast snooping, forwarding what other
     /// bridges keep to themselves as far as the kernel allows, never through iptables, of the largest
-    /// MTU. Addresses are forgotten after `ageing` seconds. One that exists is left as it is.
+    /// MTU. Addresses are forgotten after `ageing` seconds, or never learned if that is 0, so that all frames are flooded.
+    /// One that exists is left as it is.
     ///
     /// # Errors
     /// The kernel has no bridges, or refuses.

@@ -206,8 +206,11 @@ impl HostServices for Services {
     fn hub(&self, expiry: Duration) -> Result<Hub> {
         let number = HUBS.fetch_add(1, Ordering::Relaxed);
         let place = format!("{}n{number}", process::id());
-        let ageing = u32::try_from(expiry.as_secs()).unwrap_or(u32::MAX);
-        let done = self.order(Order::Hub(place.clone(), ageing.max(1)))?;
+        let ageing = match expiry {
+            Duration::ZERO => 0,
+            some => u32::try_from(some.as_secs()).map_or(u32::MAX, |seconds| seconds.max(1)),
+        };
+        let done = self.order(Order::Hub(place.clone(), ageing))?;
         let tap = done.tap.ok_or_else(|| Error::closed("a tap was lost"))?;
         Ok(Hub {
             tap: Tap::from_fd(tap, format!("x{place}")),

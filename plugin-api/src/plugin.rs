@@ -124,8 +124,8 @@ impl Host {
         self.raw.attach(hub)
     }
 
-    /// Makes a hub that forgets a station which has been silent for `expiry`. Takes some milliseconds; not
-    /// before the link is open.
+    /// Makes a hub that forgets a station which has been silent for `expiry`; if that is zero it learns of none, and
+    /// all interfaces get all frames. Takes some milliseconds; not before the link is open.
     ///
     /// # Errors
     /// There is no panel, or the kernel refuses.

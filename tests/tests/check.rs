@@ -36,6 +36,7 @@ fn links_with_one_end_pass() {
     let lab = Lab::new();
     passes(&lab, &["null", "null://"], &ONE_END);
     passes(&lab, &["switch", &lab.vnl("switch", "sw")], &ONE_END);
+    passes(&lab, &["hub", &lab.vnl("hub", "hub")], &ONE_END);
 }
 
 #[test]

@@ -89,10 +89,13 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
 pub(crate) const TUTORIAL: &str = "docs/plugin-author.md";
 
 /// What a page's blocks need beside what all do.
-const NEEDS: &[(&str, &[&str])] = &[(
-    "docs/schemes/libvdeplug.md",
-    &["libvdeplug_slirp", "libvdeplug_agno"],
-)];
+const NEEDS: &[(&str, &[&str])] = &[
+    (
+        "docs/schemes/libvdeplug.md",
+        &["libvdeplug_slirp", "libvdeplug_agno"],
+    ),
+    ("docs/schemes/hub.md", &["tcpdump"]),
+];
 
 /// How wide `--help` is in docs/commands.md.
 const COLUMNS: &str = "100";

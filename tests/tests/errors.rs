@@ -68,7 +68,7 @@ fn unterminated() {
 fn too_long_for_a_socket() {
     let lab = Lab::new();
     let long = "x".repeat(120);
-    for scheme in ["ptp", "vde", "switch"] {
+    for scheme in ["ptp", "vde", "switch", "hub"] {
         check_vnl(&lab, &lab.vnl(scheme, &long), &["xxx", "long"]);
     }
 }

@@ -9,6 +9,7 @@ fn terminated() {
     for vnl in [
         lab.vnl("ptp", "p"),
         lab.vnl("switch", "sw"),
+        lab.vnl("hub", "hub"),
         "null://".into(),
         "no".into(),
     ] {

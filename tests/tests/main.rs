@@ -12,6 +12,7 @@ mod errors;
 mod faults;
 mod fuzz;
 mod hostile;
+mod hub;
 mod integrity;
 mod interop;
 mod leftovers;

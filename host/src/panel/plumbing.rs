@@ -27,7 +27,7 @@ pub enum Order {
     Plug(String, String),
     /// Plug a port into a bridge of its own with a tap, and hand the tap over.
     Serve(String),
-    /// Make a hub that remembers an address for so many seconds, and hand its tap over.
+    /// Make a hub that remembers an address for so many seconds, none at 0, and hand its tap over.
     Hub(String, u32),
     /// Plug a port into a hub.
     Attach(String, String),

@@ -191,7 +191,7 @@ pub(crate) fn reach(path: &Path, peer: Peer) -> Result<UnixDatagram, Refusal> {
     UnixAddr::new(held_path.as_str())
         .and_then(|address| connect(socket.as_raw_fd(), &address))
         .map_err(|errno| match errno {
-            Errno::EACCES | Errno::EPERM => refuse("is closed to the switch"),
+            Errno::EACCES | Errno::EPERM => refuse("is closed to us"),
             Errno::EPROTOTYPE => refuse("is not a datagram socket"),
             Errno::ECONNREFUSED => refuse("is not open"),
             errno => Refusal::System("connect to the client's socket", errno),

@@ -4,7 +4,7 @@
 //! replaced by newer knowledge of the same station. Entries that were not confirmed for the expiry time
 //! are not believed any more and swept out now and then. The table is bounded: when it is full, new
 //! stations are not learned, which costs their traffic its privacy (it is flooded) and nobody else
-//! anything.
+//! anything. A table with no expiry time learns nothing.
 //!
 //! Time is passed in. While the table is empty it asks for no sweep.
 
@@ -48,7 +48,7 @@ impl Fdb {
 
     /// Notes that a frame of `station` came in by `port`. Groups of stations are nowhere.
     pub(crate) fn learn(&mut self, station: Station, port: PortId, now: Instant) {
-        if station.is_multicast() {
+        if station.is_multicast() || self.expiry.is_zero() {
             return;
         }
         let entry = Entry { port, seen: now };
@@ -224,6 +224,15 @@ mod tests {
         fdb.sweep(after(start, 120));
         fdb.learn(station(4, 0), A, after(start, 120));
         assert_eq!(fdb.lookup(station(4, 0), after(start, 120)), Some(A));
+    }
+
+    #[test]
+    fn without_an_expiry_time_nothing_is_learned() {
+        let now = Instant::now();
+        let mut fdb = Fdb::new(CAPACITY, Duration::ZERO);
+        fdb.learn(station(1, 0), A, now);
+        assert_eq!(fdb.lookup(station(1, 0), now), None);
+        assert_eq!((fdb.len(), fdb.refused(), fdb.next_sweep()), (0, 0, None));
     }
 
     #[test]

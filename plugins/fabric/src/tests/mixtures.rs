@@ -9,6 +9,8 @@ use vdens_plugin_api::{
     Hub, Link, MAX_FRAME, Offloads, State, Ticket, VNET_HEADER_LEN, VnetHeader,
 };
 
+use crate::Kind;
+
 use super::{BROADCAST, Bench, Client, frame};
 
 /// Bytes of the headers in front of the payload: Ethernet, IPv4, TCP.
@@ -181,6 +183,28 @@ fn a_super_frame_reaches_everybody_in_the_form_it_takes() {
     let same = [(plain, before.clone()), (TSO, whole), (plain, before)];
     assert_eq!(bridged(&hub), same);
     assert_eq!((sender.drain(), bench.malformed()), (0, 0));
+}
+
+#[test]
+fn a_hub_hears_everything_on_the_panel_and_tells_it_there() {
+    let mut bench = Bench::of(Kind::Hub, "");
+    bench.switch.other_side(TAKES_ALL);
+    let (a, b) = (bench.plug(), bench.plug_ours());
+    let hub = bench.plug_hub();
+    let plain = |bytes: &[u8]| [&VnetHeader::default().to_bytes(), bytes].concat();
+    // Both stations are behind the tap, and both are ports' too.
+    for (destination, source) in [(1, 2), (2, 1)] {
+        let private = frame(destination, source, 60);
+        hub.send(&plain(&private)).unwrap();
+        a.send(&private);
+        bench.run();
+        assert_eq!(
+            (a.all(), b.all()),
+            (vec![private.clone()], vec![private.clone(); 2])
+        );
+        assert_eq!(bridged(&hub), [(VnetHeader::default(), private.clone())]);
+        assert_eq!(std::mem::take(&mut bench.host), [private.clone(), private]);
+    }
 }
 
 #[test]

@@ -26,6 +26,7 @@ use vdens_plugin_api::{
     log,
 };
 
+use crate::Kind;
 use crate::config::Config;
 use crate::control::{self, Applicant, Applicants, Peer, Refusal};
 use crate::directory::{Directory, Entry};
@@ -150,6 +151,7 @@ impl Complaints {
 /// The switch.
 #[derive(Debug)]
 pub(crate) struct Switch {
+    kind: Kind,
     host: Host,
     /// How long a station is remembered.
     expiry: Duration,
@@ -175,10 +177,11 @@ impl Switch {
     pub(crate) fn open(config: &Config, host: Host) -> Result<Self> {
         let directory = Directory::open(config)?;
         let (listener, control) = directory.listen()?;
-        let (epoll, timer) = set_up_epoll(&listener)
-            .map_err(|errno| Error::io("set up epoll for the switch", &errno.into()))?;
-        log::info!("switch running in {}", directory.path().display());
+        let (epoll, timer) =
+            set_up_epoll(&listener).map_err(|errno| Error::io("set up epoll", &errno.into()))?;
+        log::info!("{} running in {}", config.kind, directory.path().display());
         Ok(Self {
+            kind: config.kind,
             host,
             expiry: config.expiry,
             is_used: false,
@@ -528,7 +531,7 @@ impl Switch {
         ];
         self.timer
             .arm(deadlines.into_iter().flatten().min())
-            .map_err(|errno| Error::io("arm the switch's timer", &errno.into()))
+            .map_err(|errno| Error::io("arm the timer", &errno.into()))
     }
 
     #[cfg(test)]
@@ -602,7 +605,8 @@ fn watch_for_room(epoll: &Epoll, id: PortId, port: &mut Port) {
 impl Drop for Switch {
     fn drop(&mut self) {
         log::info!(
-            "switch in {} closed, {} stations known, {} frames of stations that found no place",
+            "{} in {} closed, {} stations known, {} frames of stations that found no place",
+            self.kind,
             self.directory.path().display(),
             self.fabric.fdb.len(),
             self.fabric.fdb.refused()

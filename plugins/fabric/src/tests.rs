@@ -15,6 +15,7 @@ use vdens_plugin_api::wire::control::{REPLY_LEN, Reply, Request, RequestKind};
 use vdens_plugin_api::wire::hello::{Cable, Hello};
 use vdens_plugin_api::{Batch, Host, Link, MAX_LEGACY_FRAME, Offloads, OpenOptions, State};
 
+use crate::Kind;
 use crate::config::Config;
 use crate::queue::MAX_FRAMES;
 use crate::switch::Switch;
@@ -54,10 +55,14 @@ struct Bench {
 
 impl Bench {
     fn new(keys: &str) -> Self {
+        Self::of(Kind::Switch, keys)
+    }
+
+    fn of(kind: Kind, keys: &str) -> Self {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("sw");
         let argument = format!("{}{keys}", path.display());
-        let config = Config::new(&argument, &OpenOptions::default()).unwrap();
+        let config = Config::new(kind, &argument, &OpenOptions::default()).unwrap();
         Self {
             root,
             path,
@@ -212,6 +217,34 @@ fn unknown_to_all_known_to_one() {
     bench.run();
     assert_eq!((a.drain(), b.drain(), c.drain()), (1, 1, 0));
     assert_eq!(bench.host.len(), 1);
+}
+
+#[test]
+fn a_hub_sends_everything_to_all_others() {
+    let mut bench = Bench::of(Kind::Hub, "");
+    let (a, b, c) = (bench.plug(), bench.plug(), bench.plug());
+    for (client, station) in [(&a, 1), (&b, 2), (&c, 3)] {
+        client.send(&frame(BROADCAST, station, 60));
+    }
+    bench.run();
+    for client in [&a, &b, &c] {
+        assert_eq!(client.drain(), 2);
+    }
+    bench.host.clear();
+    let private = frame(2, 1, 1514);
+    a.send(&private);
+    a.send(&frame(1, 1, 60));
+    bench.run();
+    assert_eq!(
+        (a.drain(), b.recv(), c.recv()),
+        (0, Some(private.clone()), Some(private))
+    );
+    assert_eq!((b.drain(), c.drain(), bench.host.len()), (1, 1, 2));
+    bench.send(&frame(1, 9, 60));
+    assert_eq!((a.drain(), b.drain(), c.drain()), (1, 1, 1));
+    assert_eq!(bench.stations(), 0);
+    thread::sleep(Duration::from_millis(1100));
+    assert!(!bench.is_ready(), "it has no reason to wake up");
 }
 
 #[test]

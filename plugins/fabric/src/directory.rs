@@ -74,7 +74,7 @@ impl Directory {
             ErrorKind::Busy,
             format!("{} keeps appearing and vanishing", path.display()),
         )
-        .hint("another switch starts and ends there; name another directory"))
+        .hint("others start and end there; name another directory"))
     }
 
     /// `None` if somebody removed the directory on the way.
@@ -245,14 +245,14 @@ fn lock(mut handle: OwnedFd) -> Result<Flock<OwnedFd>, Errno> {
     }
 }
 
-const ELSEWHERE: &str = "name another directory, switch://DIR";
+const ELSEWHERE: &str = "name another directory";
 const OWN_GROUP: &str = "you can only give files to a group that you belong to";
 
 fn occupied(path: &Path) -> Error {
     let shown = path.display();
     Error::new(
         ErrorKind::Busy,
-        format!("a switch is already running in {shown}"),
+        format!("a switch or hub is already running in {shown}"),
     )
     .hint(format!(
         "plug into it with vde://{shown}, or name another directory"
@@ -264,7 +264,7 @@ fn foreign(path: &Path, why: &str) -> Error {
         ErrorKind::Other,
         format!("{} {why}, so it is left alone", path.display()),
     )
-    .hint("a switch makes its own directory; name one that does not exist")
+    .hint("switches and hubs make their directory; name one that does not exist")
 }
 
 /// Removes the sockets of the dead from the directory. Fails, and removes nothing, if a switch is alive
@@ -340,9 +340,11 @@ mod tests {
 
     use vdens_plugin_api::OpenOptions;
 
+    use crate::Kind;
+
     fn config(path: &Path, keys: &str) -> Config {
         let argument = format!("{}{keys}", path.display());
-        Config::new(&argument, &OpenOptions::default()).unwrap()
+        Config::new(Kind::Switch, &argument, &OpenOptions::default()).unwrap()
     }
 
     fn open_at(path: &Path) -> Result<Arc<Directory>> {

@@ -1,4 +1,4 @@
-//! The keys of a `switch://` VNL, with the command line's options behind them.
+//! The keys of a `switch://` or `hub://` VNL, with the command line's options behind them.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,6 +7,8 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, User};
 use vdens_plugin_api::vnl::{Keys, Spec, group_id};
 use vdens_plugin_api::{Error, OpenOptions, Result};
+
+use crate::Kind;
 
 const KEYS: Keys = Keys::new(&[
     "mode",
@@ -21,29 +23,32 @@ const KEYS: Keys = Keys::new(&[
 const DEFAULT_MODE: u32 = 0o600;
 const DEFAULT_EXPIRY: u64 = 120;
 
-/// How a switch is to be set up.
+/// How a switch or hub is to be set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Config {
+    pub(crate) kind: Kind,
     pub(crate) directory: PathBuf,
     /// Permission bits of the sockets: who may plug in.
     pub(crate) mode: Mode,
     pub(crate) directory_mode: Mode,
     /// The group that sockets and directory are to belong to.
     pub(crate) group: Option<Gid>,
-    /// How long a station is remembered after its last frame.
+    /// How long a station is remembered after its last frame: a hub remembers none.
     pub(crate) expiry: Duration,
 }
 
 impl Config {
-    pub(crate) fn new(argument: &str, options: &OpenOptions) -> Result<Self> {
+    pub(crate) fn new(kind: Kind, argument: &str, options: &OpenOptions) -> Result<Self> {
         let spec = Spec::path_grammar(argument, &KEYS)?;
         spec.no_nested()?;
-        // The FDB needs no tuning; what others need is checked and not used.
+        // The FDB needs no tuning, and a hub has none; what others need is checked and not used.
         positive(&spec, "hashsize")?;
         spec.number::<u64>("hashseed")?;
+        let expiry = positive(&spec, "expiretime")?.unwrap_or(DEFAULT_EXPIRY);
         let mode = spec.mode("mode")?.or(options.mode).unwrap_or(DEFAULT_MODE);
         let directory_mode = spec.mode("dirmode")?;
         Ok(Self {
+            kind,
             directory: match spec.target().as_os_str().is_empty() {
                 true => default_directory(),
                 false => spec.absolute_path()?,
@@ -58,7 +63,10 @@ impl Config {
                 .or(options.group.as_deref())
                 .map(|name| group_id(name).map(Gid::from_raw))
                 .transpose()?,
-            expiry: Duration::from_secs(positive(&spec, "expiretime")?.unwrap_or(DEFAULT_EXPIRY)),
+            expiry: match kind {
+                Kind::Switch => Duration::from_secs(expiry),
+                Kind::Hub => Duration::ZERO,
+            },
         })
     }
 }
@@ -91,7 +99,7 @@ mod tests {
     use super::*;
 
     fn config(argument: &str) -> Result<Config> {
-        Config::new(argument, &OpenOptions::default())
+        Config::new(Kind::Switch, argument, &OpenOptions::default())
     }
 
     #[test]
@@ -129,16 +137,26 @@ mod tests {
     }
 
     #[test]
+    fn a_hub_takes_the_same_keys_and_remembers_nothing() {
+        let hub = |argument| Config::new(Kind::Hub, argument, &OpenOptions::default());
+        let got = hub("/hub[mode=666/expiretime=5/hashsize=64]").unwrap();
+        assert_eq!(got.mode.bits(), 0o666);
+        assert!(got.expiry.is_zero());
+        assert!(hub("/hub[expiretime=soon]").is_err());
+        assert!(hub("/hub[port=3]").is_err());
+    }
+
+    #[test]
     fn options_stand_behind_the_vnl() {
         let options = OpenOptions {
             mode: Some(0o640),
             group: Some("0".into()),
             ..OpenOptions::default()
         };
-        let got = Config::new("/sw", &options).unwrap();
+        let got = Config::new(Kind::Switch, "/sw", &options).unwrap();
         assert_eq!(got.mode.bits(), 0o640);
         assert_eq!(got.group, Some(Gid::from_raw(0)));
-        let got = Config::new("/sw[mode=600]", &options).unwrap();
+        let got = Config::new(Kind::Switch, "/sw[mode=600]", &options).unwrap();
         assert_eq!(got.mode.bits(), 0o600);
     }
 }
