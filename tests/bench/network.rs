@@ -319,6 +319,16 @@ impl Network {
         Ok(())
     }
 
+    /// The processes of the vdens, in the order of the nodes.
+    pub(crate) fn members(&self) -> impl Iterator<Item = u32> {
+        self.members.0.iter().map(Proc::id)
+    }
+
+    /// The processes of what is between them.
+    pub(crate) fn between(&self) -> impl Iterator<Item = u32> {
+        self.between.0.iter().map(Proc::id)
+    }
+
     /// An error if anything of the network has ended.
     pub(crate) fn check(&mut self) -> Result<()> {
         let all = [&mut self.members, &mut self.between];

@@ -185,7 +185,7 @@ pub(crate) fn visit(bench: &mut Bench<'_>, row: &str, probes: &[String]) {
 }
 
 /// A network that has had the time to send what hosts send when an interface comes up.
-fn settled(contender: &Contender, lab: &Lab, count: usize) -> Result<Network> {
+pub(crate) fn settled(contender: &Contender, lab: &Lab, count: usize) -> Result<Network> {
     let net = contender.wire(lab, count)?;
     pause(Duration::from_millis(if count > 8 { 2000 } else { 200 }))?;
     Ok(net)
@@ -217,7 +217,7 @@ fn pairs(lab: &Lab, plan: &Plan, net: &Network) -> Result<Values> {
 }
 
 /// The sum of what some pairs get at once.
-fn throughput(lab: &Lab, plan: &Plan, net: &Network, pairs: usize) -> Result<f64> {
+pub(crate) fn throughput(lab: &Lab, plan: &Plan, net: &Network, pairs: usize) -> Result<f64> {
     let runs: Vec<TcpRun> = net
         .nodes
         .chunks_exact(2)
