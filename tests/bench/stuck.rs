@@ -1,23 +1,27 @@
 //! The group `stuck`: what a client that takes nothing costs the others on a switch.
 //!
-//! Theory of operation. Four namespaces are on a switch. The first two talk TCP. The fourth sends broadcasts, of which a
-//! process in the third receives each. Then the third's vdens and that process are stopped (SIGSTOP), and the same is done again.
-//! Both take turns: running, stopped, stopped, running.
+//! Theory of operation. Four namespaces are on a switch. The first two talk TCP all the time; the fourth sends broadcasts, of which a
+//! process in the third receives each. That and the third's vdens are stopped (SIGSTOP) every other [`SLICE`]. What
+//! the pair gets in a slice is compared with what it gets in its neighbour, which had the same pace of the machine, and the median
+//! of [`PAIRS`] such ratios counts: running, stopped, stopped, running, …
 //!
-//! Before each turn a flood fills the queues towards the third. During the turn broadcasts are few, [`LOAD`] a second: enough to keep
-//! them full, so that the switch meets a full queue a thousand times a second, but so few that who is stopped
+//! A flood before each slice fills the queues towards the third. During the slice broadcasts are few, [`LOAD`] a second: enough to keep
+//! them full, so that the switch meets a full queue again and again, but so few that who is stopped
 //! leaves no processor time worth mentioning to the pair.
+
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::Result;
-use crate::bench::{Bench, Plan, Values};
+use crate::bench::{Bench, Values};
 use crate::lab::{Lab, Maker, PATIENCE};
 use crate::network::{Contender, Medium, Network, wait_for_port};
-use crate::process::{family, name};
-use crate::results::{Better, Group, Measure, Row};
-use crate::switches::{settled, throughput};
+use crate::process::{family, name, pause};
+use crate::results::{Better, Group, Measure, Row, Summary};
+use crate::switches::{Counter, received, settled};
+use crate::traffic::TcpRun;
 
 /// The group's name.
 pub(crate) const ID: &str = "stuck";
@@ -26,9 +30,17 @@ pub(crate) const LOST: &str = "lost";
 /// Where the broadcasts go.
 const PORT: u16 = 7009;
 /// Broadcasts a second.
-const LOAD: u64 = 1000;
+const LOAD: u64 = 100;
 /// How long the flood is, in milliseconds.
-const FLOOD: u64 = 300;
+const FLOOD: u64 = 200;
+/// How long what the flood has left behind may take to go.
+const EBB: Duration = Duration::from_millis(500);
+/// How long the pair is watched at a time.
+const SLICE: Duration = Duration::from_millis(500);
+/// How often two neighbouring slices are compared.
+const PAIRS: u32 = 8;
+/// Longer than all of it takes, in seconds: whatever goes on meanwhile is ended after it.
+const ALL: u64 = 120;
 
 const CONTENDERS: &[Contender] = &[
     Contender::ours("ours", "ours on our switch://", Medium::Plug(Maker::Ours))
@@ -80,48 +92,55 @@ pub(crate) fn visit(bench: &mut Bench<'_>, row: &str, probes: &[String]) {
     let Some(contender) = CONTENDERS.iter().find(|contender| contender.id == row) else {
         return;
     };
-    let (lab, plan) = (bench.lab, bench.plan);
+    let lab = bench.lab;
     for probe in probes {
         if let Some(net) = bench.set_up(ID, row, || settled(contender, lab, 4)) {
-            bench.measure(ID, row, probe, || turns(lab, plan, &net));
+            bench.measure(ID, row, probe, || turns(lab, &net));
         }
     }
 }
 
-fn turns(lab: &Lab, plan: &Plan, net: &Network) -> Result<Values> {
-    let rate = |is_stopped| turn(lab, plan, net, is_stopped);
-    let [running, stopped, again, last] = [rate(false)?, rate(true)?, rate(true)?, rate(false)?];
-    let (running, stopped) = (f64::midpoint(running, last), f64::midpoint(stopped, again));
-    Ok(vec![
-        ("running".to_owned(), running),
-        ("stopped".to_owned(), stopped),
-        (LOST.to_owned(), 100.0 * (1.0 - stopped / running)),
-    ])
-}
-
-/// What the pair gets, beside broadcasts that the third node receives or does not.
-fn turn(lab: &Lab, plan: &Plan, net: &Network, is_stopped: bool) -> Result<f64> {
-    let (Some(third), Some(fourth)) = (net.nodes.get(2), net.nodes.get(3)) else {
+fn turns(lab: &Lab, net: &Network) -> Result<Values> {
+    let [first, second, third, fourth] = &net.nodes[..] else {
         return Err("not four namespaces".into());
     };
     let receiver = lab.tool_inside(third, &format!("drain {PORT}"))?;
     wait_for_port(&receiver, "udp", PORT)?;
-    let stopped = is_stopped.then(|| {
-        let vdens = net.members().nth(2).map(family).unwrap_or_default();
-        Stopped::new(vdens.into_iter().chain([receiver.id()]))
-    });
     let send = |millis: u64, rate: u64| {
         lab.tool_inside(
             fourth,
             &format!("flood 10.77.255.255:{PORT} {millis} {rate}"),
         )
     };
-    send(FLOOD, 0)?.output(PATIENCE)?;
-    // Longer than the pair takes; it is ended after it.
-    let load = send(plan.seconds * 1000 + 60_000, LOAD)?;
-    let rate = throughput(lab, plan, net, 1);
-    drop((load, stopped));
-    rate
+    let slice = |is_stopped: bool| -> Result<f64> {
+        let _stopped = is_stopped.then(|| {
+            let vdens = net.members().nth(2).map(family).unwrap_or_default();
+            Stopped::new(vdens.into_iter().chain([receiver.id()]))
+        });
+        send(FLOOD, 0)?.output(PATIENCE)?;
+        pause(EBB)?;
+        let (before, start) = (received([first], Counter::Bytes)?, Instant::now());
+        pause(SLICE)?;
+        let bytes = received([first], Counter::Bytes)? - before;
+        Ok(bytes * 8.0 / start.elapsed().as_secs_f64() / 1e9)
+    };
+    let _pair = TcpRun::start(lab, second, first, 1, ALL, false)?;
+    let _load = send(ALL * 1000, LOAD)?;
+    let (mut running, mut stopped, mut lost) = (Vec::new(), Vec::new(), Vec::new());
+    for number in 0..PAIRS {
+        let turn = [number % 2 == 1, number % 2 == 0];
+        let rates = [slice(turn[0])?, slice(turn[1])?];
+        let [without, with] = if turn[0] { [rates[1], rates[0]] } else { rates };
+        running.push(without);
+        stopped.push(with);
+        lost.push(100.0 * (1.0 - with / without));
+    }
+    let found = [("running", running), ("stopped", stopped), (LOST, lost)];
+    let medians = found.map(|(key, values)| {
+        let median = Summary::of(values).map(|summary| summary.median);
+        Ok((key.to_owned(), median.ok_or("nothing was measured")?))
+    });
+    medians.into_iter().collect()
 }
 
 /// Processes that are stopped until this is dropped.
