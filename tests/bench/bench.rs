@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::lab::Lab;
 use crate::process::check_interrupted;
 use crate::results::{Failure, Group, Results};
-use crate::{Result, costs, links, switches, tell};
+use crate::{Result, costs, idle, links, stuck, switches, tell};
 
 /// Keys of measures and their values.
 pub(crate) type Values = Vec<(String, f64)>;
@@ -70,6 +70,11 @@ pub(crate) fn groups(lab: &Lab, plan: &Plan) -> Vec<(Group, Vec<String>, Visit)>
             Visit::Rows(switches::visit),
         ),
         (
+            stuck::group(lab),
+            stuck::probes(),
+            Visit::Rows(stuck::visit),
+        ),
+        (
             costs::startup_group(lab),
             costs::startup_probes(),
             Visit::Probes(costs::visit_startup),
@@ -79,6 +84,7 @@ pub(crate) fn groups(lab: &Lab, plan: &Plan) -> Vec<(Group, Vec<String>, Visit)>
             costs::memory_probes(),
             Visit::Rows(costs::visit_memory),
         ),
+        (idle::group(lab), idle::probes(), Visit::Rows(idle::visit)),
     ]
 }
 

@@ -44,6 +44,8 @@ const CONTENDERS: &[Contender] = &[
     .of_two_users()
     .versus("debian-vde-switch"),
     Contender::ours("ours-tap", "ours on tap://", Medium::Tap).versus("debian-tap"),
+    Contender::ours("ours-udp", "ours, udp://", Medium::Udp).versus("debian-udp"),
+    Contender::ours("ours-vxlan", "ours, vxlan://", Medium::Vxlan).versus("debian-vxlan"),
     Contender::ours(
         "ours-vde-switch",
         "ours on Debian's vde_switch",
@@ -63,6 +65,8 @@ const CONTENDERS: &[Contender] = &[
         Medium::Plug(Maker::Debian),
     ),
     Contender::debian("debian-tap", "Debian's on tap://", Medium::Tap),
+    Contender::debian("debian-udp", "Debian's, udp://", Medium::Udp),
+    Contender::debian("debian-vxlan", "Debian's, vxlan://", Medium::Vxlan),
 ];
 
 /// What is run on a link; the measures of each start with its name.

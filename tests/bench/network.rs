@@ -24,6 +24,10 @@ pub(crate) enum Medium {
     VdeSwitch,
     /// A persistent tap of root's is the first end.
     Tap,
+    /// `udp://` through the loopback interface of a bare namespace.
+    Udp,
+    /// `vxlan://` between two bare namespaces on a veth pair.
+    Vxlan,
 }
 
 /// A way to connect namespaces.
@@ -116,6 +120,7 @@ impl Contender {
         match self.medium {
             Medium::Plug(Maker::Debian) => needs.push("vde_plug"),
             Medium::VdeSwitch => needs.push("vde_switch"),
+            Medium::Vxlan => needs.push("nft"),
             Medium::Tap if !is_root() => return Some("needs root, to make the tap".to_owned()),
             _ => {}
         }
@@ -144,6 +149,8 @@ impl Contender {
             Medium::Veth => veth(lab, &mut network)?,
             Medium::Bridge => bridge(lab, &mut network, count)?,
             Medium::Tap => self.tap(lab, &mut network)?,
+            Medium::Udp => self.udp(lab, &mut network)?,
+            Medium::Vxlan => self.vxlan(lab, &mut network)?,
             Medium::Ptp => {
                 let mode = if self.two_users { "[mode=0777]" } else { "" };
                 self.members(lab, &mut network, count, &format!("ptp://{place}{mode}"))?;
@@ -177,6 +184,9 @@ impl Contender {
                      ip link set {interface} up; ip link set lo up"
                 ),
             )?;
+        }
+        if self.medium == Medium::Vxlan {
+            use_group_address(lab, &network)?;
         }
         network.reach(lab)?;
         Ok(network)
@@ -231,6 +241,56 @@ impl Contender {
         network.members.0.push(Proc::spawn(vdens)?);
         network.add_node(lab, 0, Who::First, 1)
     }
+
+    /// Both ends on one machine, which is a namespace.
+    fn udp(&self, lab: &Lab, network: &mut Network) -> Result<()> {
+        let (holder, machine) = lab.bare_node(0)?;
+        network.between.0.push(holder);
+        lab.sh(&machine, "ip link set lo up")?;
+        let vnls = [
+            "udp://127.0.0.1:7001->127.0.0.1:7002",
+            "udp://127.0.0.1:7002->127.0.0.1:7001",
+        ];
+        self.machines(lab, network, [&machine, &machine], vnls)
+    }
+
+    /// Each end on a machine of its own, since libvdeplug's needs the port for itself.
+    fn vxlan(&self, lab: &Lab, network: &mut Network) -> Result<()> {
+        veth(lab, network)?;
+        let machines: Vec<Node> = network.nodes.drain(..).collect();
+        let [first, second] = &machines[..] else {
+            return Err("no two machines".into());
+        };
+        for (number, machine) in machines.iter().enumerate() {
+            // Room for the headers of VXLAN, so that an inner MTU of 1500 means no fragments.
+            lab.sh(
+                machine,
+                &format!(
+                    "ip addr add 10.78.0.{}/24 dev vde0; ip link set vde0 mtu 1600 up",
+                    number + 1
+                ),
+            )?;
+        }
+        let vnl = "vxlan://239.78.0.1/vni=78/if=vde0";
+        self.machines(lab, network, [first, second], [vnl, vnl])
+    }
+
+    /// Starts a vdens on each of two machines.
+    fn machines(
+        &self,
+        lab: &Lab,
+        network: &mut Network,
+        machines: [&Node; 2],
+        vnls: [&str; 2],
+    ) -> Result<()> {
+        for (number, (machine, vnl)) in machines.into_iter().zip(vnls).enumerate() {
+            let (program, words) = self.vdens(lab, number, vnl);
+            let vdens = lab.inside(machine, Who::First, &program, words);
+            network.members.0.push(Proc::spawn(vdens)?);
+            network.add_node(lab, number, Who::First, number)?;
+        }
+        Ok(())
+    }
 }
 
 impl Network {
@@ -257,6 +317,16 @@ impl Network {
             lab.tool_inside(node, &words)?.output(PATIENCE * 2)?;
         }
         Ok(())
+    }
+
+    /// The processes of the vdens, in the order of the nodes.
+    pub(crate) fn members(&self) -> impl Iterator<Item = u32> {
+        self.members.0.iter().map(Proc::id)
+    }
+
+    /// The processes of what is between them.
+    pub(crate) fn between(&self) -> impl Iterator<Item = u32> {
+        self.between.0.iter().map(Proc::id)
     }
 
     /// An error if anything of the network has ended.
@@ -290,6 +360,25 @@ pub(crate) fn wait_for_port(proc: &Proc, protocol: &str, port: u16) -> Result<()
         };
         (own != its && (bound("") || bound("6"))).then_some(())
     })
+}
+
+/// Makes two nodes send everything to a group of stations, and take what comes for it as if it were for them alone.
+/// Debian's `vxlan://` loses what it sends to a single station, and TCP ignores what came for a group.
+fn use_group_address(lab: &Lab, network: &Network) -> Result<()> {
+    let [first, second] = &network.nodes[..] else {
+        return Err("not two namespaces".into());
+    };
+    for (node, peer) in [(first, second), (second, first)] {
+        lab.sh(
+            node,
+            &format!(
+                "ip neigh replace {} lladdr 33:33:00:00:00:01 nud permanent dev {}
+                 nft 'table ip bench {{ chain in {{ type filter hook prerouting priority raw; meta pkttype set host; }}; }}'",
+                peer.address, node.interface
+            ),
+        )?;
+    }
+    Ok(())
 }
 
 /// Another bare namespace beside one: for an ordinary user in the same user namespace, so that a veth pair

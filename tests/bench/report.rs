@@ -9,8 +9,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use crate::results::{Better, Group, Measure, Results, Row, Summary};
-use crate::switches;
-use crate::{costs, links};
+use crate::{costs, idle, links, stuck, switches};
 
 /// Three digits, whatever the size.
 pub(crate) fn figure(value: f64) -> String {
@@ -291,6 +290,8 @@ const LINK_BARS: &[(&str, &str, &str, Better, f64)] = &[
     ),
     ("mixed-ptp", TCP, "debian-ptp", Better::More, 1.3),
     ("mixed-ptp", "rtt-idle-p50", "debian-ptp", Better::Less, 1.0),
+    ("ours-udp", TCP, "debian-udp", Better::More, 3.0),
+    ("ours-vxlan", TCP, "debian-vxlan", Better::More, 3.0),
     ("ours-ptp", "udp-overload", "debian-ptp", Better::More, 2.0),
     (
         "ours-switch",
@@ -388,6 +389,12 @@ fn bars(results: &Results) -> Vec<Bar> {
         add(costs::MEMORY, "one", what, Better::Less, 6.0);
         let what = "MiB of each of several namespaces";
         add(costs::MEMORY, "several", what, Better::Less, 6.0);
+        let what = "% that a pair loses while a third client is stopped";
+        add(stuck::ID, stuck::LOST, what, Better::Less, 5.0);
+        for (measure, title) in idle::MEASURES {
+            let what = format!("processor seconds in 10 s, {title}");
+            add(idle::ID, measure, &what, Better::Less, 0.01);
+        }
     }
     bars
 }

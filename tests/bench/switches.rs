@@ -185,7 +185,7 @@ pub(crate) fn visit(bench: &mut Bench<'_>, row: &str, probes: &[String]) {
 }
 
 /// A network that has had the time to send what hosts send when an interface comes up.
-fn settled(contender: &Contender, lab: &Lab, count: usize) -> Result<Network> {
+pub(crate) fn settled(contender: &Contender, lab: &Lab, count: usize) -> Result<Network> {
     let net = contender.wire(lab, count)?;
     pause(Duration::from_millis(if count > 8 { 2000 } else { 200 }))?;
     Ok(net)
@@ -233,13 +233,14 @@ fn throughput(lab: &Lab, plan: &Plan, net: &Network, pairs: usize) -> Result<f64
 
 fn broadcast(lab: &Lab, plan: &Plan, net: &Network) -> Result<Values> {
     let (sender, others) = net.nodes.split_first().ok_or("no namespaces")?;
-    let before = received(others)?;
+    let before = received(others, Counter::Frames)?;
     // Port 9 discards, though there is no need for anybody to listen.
     let words = format!("flood 10.77.255.255:9 {} 0", plan.millis());
     let limit = Duration::from_millis(plan.millis()) + PATIENCE;
     let sent = json(&lab.tool_inside(sender, &words)?.output(limit)?)?;
     pause(Duration::from_millis(300))?;
-    let delivered = (received(others)? - before) / number(&sent, "seconds")? / 1000.0;
+    let delivered =
+        (received(others, Counter::Frames)? - before) / number(&sent, "seconds")? / 1000.0;
     Ok(vec![(format!("broadcast-{}", net.nodes.len()), delivered)])
 }
 
@@ -251,12 +252,15 @@ fn table(lab: &Lab, plan: &Plan, net: &Network, count: u32) -> Result<Values> {
     let learn = format!("learn {} {count} {LEARNING}", owner.interface);
     lab.tool_inside(owner, &learn)?.output(limit)?;
     pause(Duration::from_millis(300))?;
-    let before = [received([owner])?, received([bystander])?];
+    let before = [
+        received([owner], Counter::Frames)?,
+        received([bystander], Counter::Frames)?,
+    ];
     let spray = format!("spray {} {count} {}", sender.interface, plan.millis());
     let sent = json(&lab.tool_inside(sender, &spray)?.output(limit)?)?;
     pause(Duration::from_millis(300))?;
-    let arrived = received([owner])? - before[0];
-    let astray = received([bystander])? - before[1];
+    let arrived = received([owner], Counter::Frames)? - before[0];
+    let astray = received([bystander], Counter::Frames)? - before[1];
     let rate = arrived / number(&sent, "seconds")? / 1000.0;
     Ok(vec![
         (format!("fdb-{count}"), rate),
@@ -267,18 +271,28 @@ fn table(lab: &Lab, plan: &Plan, net: &Network, count: u32) -> Result<Values> {
     ])
 }
 
-/// How many frames the interfaces of some nodes have received.
-fn received<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> Result<f64> {
+/// A counter of received traffic, by its place in `/proc/net/dev`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Counter {
+    Bytes,
+    Frames,
+}
+
+/// What the interfaces of some nodes have received.
+pub(crate) fn received<'a>(
+    nodes: impl IntoIterator<Item = &'a Node>,
+    counter: Counter,
+) -> Result<f64> {
     let mut sum = 0.0;
     for node in nodes {
         let table = fs::read_to_string(format!("/proc/{}/net/dev", node.pid))?;
-        let packets = table.lines().find_map(|line| {
+        let found = table.lines().find_map(|line| {
             let (name, counters) = line.split_once(':')?;
             let mine = name.trim() == node.interface;
-            let packets = counters.split_whitespace().nth(1)?;
-            mine.then(|| packets.parse::<f64>().ok())?
+            let count = counters.split_whitespace().nth(counter as usize)?;
+            mine.then(|| count.parse::<f64>().ok())?
         });
-        sum += packets.ok_or("no counters of the interface")?;
+        sum += found.ok_or("no counters of the interface")?;
     }
     Ok(sum)
 }

@@ -96,6 +96,11 @@ pub(crate) enum Tool {
         /// For how long, at most
         milliseconds: u64,
     },
+    /// Receive datagrams, and no more
+    Drain {
+        /// The port
+        port: u16,
+    },
     /// Send datagrams
     Flood {
         /// Where
@@ -154,6 +159,7 @@ impl Tool {
                 Duration::from_micros(gap_microseconds),
             ),
             Self::Sink { port, milliseconds } => sink(port, millis(milliseconds)),
+            Self::Drain { port } => drain(port),
             Self::Flood {
                 to,
                 milliseconds,
@@ -368,6 +374,13 @@ fn sink(port: u16, limit: Duration) -> Result<()> {
     let seconds = span.map_or(0.0, |(first, last)| (last - first).as_secs_f64());
     println!("{}", json!({ "received": received, "seconds": seconds }));
     Ok(())
+}
+
+fn drain(port: u16) -> Result<()> {
+    let socket = bind(port)?;
+    loop {
+        socket.recv(&mut [0; 2 * PAYLOAD])?;
+    }
 }
 
 /// Takes what has arrived, a datagram for each buffer at most; how many of them are the benchmark's.

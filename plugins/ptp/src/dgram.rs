@@ -110,9 +110,9 @@ impl Dgram {
             false => sockets::connect(&self.socket, &self.peer),
         };
         if result.is_ok()
+            && !self.carrier
             && let Some(departures) = &self.departures
         {
-            // Does nothing for a socket that is watched already; it may be another one.
             let _ = departures.add_watch(&self.peer, AddWatchFlags::IN_ATTRIB);
         }
         if result.is_err() && self.carrier {

@@ -21,6 +21,8 @@ use super::{Place, Ptp, sockets};
 
 /// How soon carrier must follow the truth.
 const SOON: Duration = Duration::from_millis(200);
+/// How soon two ends must have found each other: one that was killed and is back before it was missed takes two ticks.
+const FOUND: Duration = Duration::from_millis(300);
 
 const BOTH: [&str; 2] = ["", "[seqpacket]"];
 
@@ -148,8 +150,9 @@ fn live(ends: &mut [&mut End], time: Duration) {
 
 fn wait_for_carrier(ends: &mut [&mut End], wanted: bool) {
     let start = Instant::now();
+    let limit = if wanted { FOUND } else { SOON };
     while ends.iter().any(|end| end.carrier() != wanted) {
-        assert!(start.elapsed() < SOON, "no carrier {wanted}");
+        assert!(start.elapsed() < limit, "no carrier {wanted}");
         live(ends, Duration::from_millis(1));
     }
 }
@@ -642,9 +645,9 @@ fn an_idle_link_sleeps() {
             }
             wakes
         };
-        assert!(count_wakes(&mut [&mut a]) <= 21);
+        assert!(count_wakes(&mut [&mut a]) <= 10);
         let mut b = dir.open_beside("", &mut [&mut a]);
-        assert!(count_wakes(&mut [&mut a, &mut b]) <= 42);
+        assert!(count_wakes(&mut [&mut a, &mut b]) <= 20);
         drop(b);
         assert!(count_wakes(&mut [&mut a]) <= 23);
     }
