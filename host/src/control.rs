@@ -50,6 +50,8 @@ pub enum Message {
     Side(bool),
     /// To be done on the panel.
     Order(Order),
+    /// To be held for a worker's successor: the descriptor that comes along, or none.
+    Keep,
     /// It failed, with the exit status that this means.
     Failed(i32, Error),
     /// Go on: run the command.
@@ -210,6 +212,7 @@ fn encode(message: &Message) -> Vec<u8> {
         Message::Ping => vec![b'?'],
         Message::Alive => vec![b'!'],
         Message::Report => vec![b'T'],
+        Message::Keep => vec![b'K'],
         Message::Done(panel) => [&b"D"[..], &panel.to_ne_bytes()].concat(),
         Message::Open(panel) => vec![b'O', u8::from(*panel)],
         Message::Side(port) => vec![b'S', u8::from(*port)],
@@ -238,6 +241,7 @@ fn decode(bytes: &[u8]) -> Option<Message> {
         b'?' => Some(Message::Ping),
         b'!' => Some(Message::Alive),
         b'T' => Some(Message::Report),
+        b'K' => Some(Message::Keep),
         b'D' => Some(Message::Done(u64::from_ne_bytes(rest.try_into().ok()?))),
         b'O' => Some(Message::Open(rest == [1])),
         b'S' => Some(Message::Side(rest == [1])),
@@ -274,6 +278,7 @@ mod tests {
             Message::Go,
             Message::Ping,
             Message::Alive,
+            Message::Keep,
             Message::Done(1 << 40),
             Message::Open(true),
             Message::Side(false),

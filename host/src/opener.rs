@@ -8,6 +8,7 @@
 //! peer, the kernel would carry the frames past the link around it.
 
 use std::collections::HashMap;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,7 +24,7 @@ use vdens_plugin_api::{Hub, Link, Manifest, OpenOptions, Port, Ticket};
 use crate::config::{Config, Libvdeplug};
 use crate::error::{Error, ErrorKind, Result};
 use crate::loader::{self, SearchPath};
-use crate::panel::{self, Done, Order, Orders};
+use crate::panel::{self, Done, Order, Orders, nobody_keeps};
 
 /// The scheme of the bridge to libvdeplug.
 const BRIDGE: &str = "libvdeplug";
@@ -87,6 +88,8 @@ struct Services {
     library: &'static Library,
     port: Port,
     panel: Option<Orders>,
+    /// What the process had kept that served the link before.
+    kept: Mutex<Option<OwnedFd>>,
     /// Those of nested links; these themselves if `None`.
     nested: Option<&'static Services>,
 }
@@ -99,8 +102,9 @@ struct Library {
 
 impl Opener {
     /// An opener of what `plugins` serve; `port` is the host's side of the link, `panel` the way to
-    /// somebody who carries out orders on the panel. One a link, for the life of the process.
-    pub fn new(plugins: Plugins, port: Port, panel: Option<Orders>) -> Self {
+    /// somebody who carries out orders on the panel, `kept` what the last process to serve the link had kept. One a
+    /// link, for the life of the process.
+    pub fn new(plugins: Plugins, port: Port, panel: Option<Orders>, kept: Option<OwnedFd>) -> Self {
         let library = Box::leak(Box::new(Library {
             plugins,
             loaded: Mutex::default(),
@@ -112,12 +116,14 @@ impl Opener {
                 ..port.clone()
             },
             panel,
+            kept: Mutex::default(),
             nested: None,
         }));
         Self(Box::leak(Box::new(Services {
             library,
             port,
             panel,
+            kept: Mutex::new(kept),
             nested: Some(nested),
         })))
     }
@@ -220,6 +226,19 @@ impl HostServices for Services {
             },
         })
     }
+
+    fn keep(&self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
+        // There is one place, and it is the outermost link's.
+        match (self.panel, self.nested) {
+            (Some(orders), Some(_)) => orders.keep(fd),
+            _ => Err(nobody_keeps()),
+        }
+    }
+
+    fn kept(&self) -> Option<OwnedFd> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.take()
+    }
 }
 
 /// The error if neither vdens nor libvdeplug has a plugin; else the bridge's.
@@ -256,7 +275,7 @@ mod tests {
             ticket: Some(ticket.clone()),
         };
         let path = SearchPath::new(&[], &Config::default()).unwrap();
-        let opener = Opener::new(path.into(), port.clone(), None);
+        let opener = Opener::new(path.into(), port.clone(), None, None);
         assert_eq!(opener.0.port(), port);
         let nested = opener.0.for_nested();
         for services in [nested.0, nested.0.for_nested().0] {

@@ -256,7 +256,7 @@ impl Plug<'_> {
             mtu: 0,
             ticket: None,
         };
-        let opener = Opener::new(self.plugins.clone(), no_interface, orders);
+        let opener = Opener::new(self.plugins.clone(), no_interface, orders, None);
         let wait = self.cli.common.wait.unwrap_or_default();
         let name = vnl.clone();
         let open = Box::new(move || opener.open(&vnl, &options));

@@ -8,7 +8,7 @@
 //! Between frames it answers the supervisor, which asks now and then whether it is still there: a
 //! plugin that never comes back from a call is found out by its silence.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
@@ -73,8 +73,14 @@ pub struct Channels {
     pub orders: Channel,
 }
 
-/// The life of a worker; returns its exit status.
-pub fn run(job: &Job, channels: Channels, signals: &Signals, supervisor: Pid) -> i32 {
+/// The life of a worker, which its predecessor has left `kept`; returns its exit status.
+pub fn run(
+    job: &Job,
+    channels: Channels,
+    kept: Option<OwnedFd>,
+    signals: &Signals,
+    supervisor: Pid,
+) -> i32 {
     // The terminal's signals are for the command: a session of its own keeps them away.
     let _ = setsid();
     let ready = signals
@@ -87,7 +93,7 @@ pub fn run(job: &Job, channels: Channels, signals: &Signals, supervisor: Pid) ->
         mtu: job.mtu,
         ticket: job.ticket.clone(),
     };
-    let opener = Opener::new(job.plugins.clone(), port, Some(orders));
+    let opener = Opener::new(job.plugins.clone(), port, Some(orders), kept);
     let worker = Worker {
         job,
         opener,

@@ -12,7 +12,7 @@
 //! Ownership: a `LinkV1` is closed by whoever holds it, once, by its `close`. A `RawBatch` is lent for
 //! a call. Strings are abi_stable's, which carry their own deallocator.
 
-use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -410,8 +410,12 @@ pub(crate) struct HostCallsV1 {
     /// The panel and the hub's place on it.
     attach: unsafe extern "C" fn(*const (), u64, RStr<'_>) -> Outcome<()>,
     /// The expiry in milliseconds.
-    #[sabi(last_prefix_field)]
     hub: unsafe extern "C" fn(*const (), u64) -> Outcome<HubV1>,
+    /// A descriptor, which is lent for the call; none if negative.
+    keep: unsafe extern "C" fn(*const (), i32) -> Outcome<()>,
+    /// A descriptor, which is given away; none if negative.
+    #[sabi(last_prefix_field)]
+    kept: unsafe extern "C" fn(*const ()) -> i32,
 }
 
 /// The host, as a plugin holds it: valid for the life of the process.
@@ -455,10 +459,20 @@ pub trait HostServices: Send + Sync {
     /// # Errors
     /// There is no panel, or the kernel refuses.
     fn hub(&self, expiry: Duration) -> Result<Hub>;
+
+    /// Holds a descriptor for the next process that serves the link, in place of the one held before.
+    ///
+    /// # Errors
+    /// There is nobody to hold it.
+    fn keep(&self, fd: Option<BorrowedFd<'_>>) -> Result<()>;
+
+    /// What the last process that served the link had kept, the first time.
+    fn kept(&self) -> Option<OwnedFd>;
 }
 
 /// The host's side: shims from the table's functions to a `&'static dyn HostServices`.
 mod host_shim {
+    use std::os::fd::{BorrowedFd, IntoRawFd};
     use std::time::Duration;
 
     use super::{HostServices, HubV1, LinkV1, Outcome, PortV1, RStr, contain};
@@ -528,6 +542,24 @@ mod host_shim {
         let expiry = Duration::from_millis(expiry);
         contain("hub", || services.hub(expiry).map(HubV1::from))
     }
+
+    /// # Safety
+    /// As for `open`; `fd` is negative or stays open for the call.
+    pub(super) unsafe extern "C" fn keep(services: *const (), fd: i32) -> Outcome<()> {
+        // SAFETY: per this function's contract.
+        let services = unsafe { *services.cast::<&'static dyn HostServices>() };
+        // SAFETY: per this function's contract.
+        let fd = (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) });
+        contain("keep", || services.keep(fd))
+    }
+
+    /// # Safety
+    /// As for `open`.
+    pub(super) unsafe extern "C" fn kept(services: *const ()) -> i32 {
+        // SAFETY: per this function's contract.
+        let services = unsafe { *services.cast::<&'static dyn HostServices>() };
+        services.kept().map_or(-1, IntoRawFd::into_raw_fd)
+    }
 }
 
 const HOST_CALLS: HostCallsV1Ref = {
@@ -539,6 +571,8 @@ const HOST_CALLS: HostCallsV1Ref = {
         plug: host_shim::plug,
         attach: host_shim::attach,
         hub: host_shim::hub,
+        keep: host_shim::keep,
+        kept: host_shim::kept,
     });
     HostCallsV1Ref(TABLE.static_as_prefix())
 };
@@ -590,6 +624,19 @@ impl HostV1 {
         let expiry = u64::try_from(expiry.as_millis()).unwrap_or(u64::MAX);
         // SAFETY: as in `open`.
         unwrap(unsafe { (self.calls.hub())(self.services, expiry) }).map(Hub::from)
+    }
+
+    pub(crate) fn keep(&self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
+        let fd = fd.map_or(-1, |fd| fd.as_raw_fd());
+        // SAFETY: as in `open`; the descriptor is borrowed for the call.
+        unwrap(unsafe { (self.calls.keep())(self.services, fd) })
+    }
+
+    pub(crate) fn kept(&self) -> Option<OwnedFd> {
+        // SAFETY: as in `open`.
+        let fd = unsafe { (self.calls.kept())(self.services) };
+        // SAFETY: the host gave the descriptor up in this call.
+        (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
     }
 }
 

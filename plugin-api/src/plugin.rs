@@ -1,6 +1,7 @@
 //! What a plugin author sees at open: the request, and the host's services behind it.
 
 use std::fmt;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use crate::abi::{HostServices, HostV1};
@@ -132,6 +133,23 @@ impl Host {
     pub fn hub(&self, expiry: Duration) -> Result<Hub> {
         self.raw.hub(expiry)
     }
+
+    /// Has the session hold a descriptor, beside the link's own, in place of the one that it held before. If the
+    /// process that serves the link dies, the one that takes its place finds it with [`Host::kept`]: so a socket
+    /// outlives the plugin, and a peer that is connected to it need not notice. `None` when it is of no more use, which is
+    /// so when the link closes it.
+    ///
+    /// # Errors
+    /// Nobody takes the place of this process, as in vde_plug, or the link is a nested one.
+    pub fn keep(&self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
+        self.raw.keep(fd)
+    }
+
+    /// The descriptor that the last process to serve this link had kept, for the first who asks. It is held still, until
+    /// [`Host::keep`] puts another or none in its place.
+    pub fn kept(&self) -> Option<OwnedFd> {
+        self.raw.kept()
+    }
 }
 
 /// What [`Host::without_services`] offers.
@@ -163,6 +181,15 @@ impl HostServices for NoServices {
     fn hub(&self, _expiry: Duration) -> Result<Hub> {
         let message = "there is no panel to make a hub on";
         Err(Error::new(ErrorKind::Unsupported, message))
+    }
+
+    fn keep(&self, _fd: Option<BorrowedFd<'_>>) -> Result<()> {
+        let message = "there is nobody to keep a descriptor for";
+        Err(Error::new(ErrorKind::Unsupported, message))
+    }
+
+    fn kept(&self) -> Option<OwnedFd> {
+        None
     }
 }
 

@@ -557,6 +557,46 @@ fn a_hundred_peers() {
     }
 }
 
+/// It says nothing of itself, so it would not find out that the socket it is connected to is another one's.
+#[test]
+fn a_worker_whose_peer_is_a_silent_legacy_one() {
+    need!("ping", "vdens");
+    for ours_first in [true, false] {
+        let lab = Lab::new();
+        let vnl = lab.vnl("ptp", "p");
+        let start_ours = || {
+            let ours = lab.vdens(["-q", "--addr", "10.0.0.1/24", &vnl, "sh"]);
+            ours.session()
+        };
+        let start_theirs = || {
+            let theirs = lab.debian("vdens", [&vnl, "sh"]).session();
+            theirs.ok("echo 1 > /proc/sys/net/ipv6/conf/vde0/disable_ipv6");
+            theirs.ok("ip addr add 10.0.0.2/24 dev vde0 && ip link set vde0 up");
+            theirs
+        };
+        let (ours, theirs) = match ours_first {
+            true => {
+                let ours = start_ours();
+                ours.ok(":");
+                (ours, start_theirs())
+            }
+            false => {
+                let theirs = start_theirs();
+                (start_ours(), theirs)
+            }
+        };
+        ours.ping("10.0.0.2");
+        let address = ours.ok("ip -br link show vde0 | awk '{ print $3 }'");
+        let address = address.trim();
+        theirs.ok(&format!("ip neigh replace 10.0.0.1 lladdr {address} dev vde0"));
+        for _ in 0..3 {
+            kill(Pid::from_raw(worker(&lab, &ours)), Signal::SIGKILL).unwrap();
+            ours.ping("10.0.0.2");
+        }
+        drop((ours, theirs));
+    }
+}
+
 /// Its Ethernet address is another one, which nobody would ask for who did not see the first one leave.
 #[test]
 fn a_peer_that_another_replaces_at_once() {

@@ -48,7 +48,7 @@ impl Bench {
             ticket: None,
         };
         Self {
-            opener: Opener::new(path.into(), port, None),
+            opener: Opener::new(path.into(), port, None, None),
             vnls,
             ends: [None, None],
             got: [Vec::new(), Vec::new()],

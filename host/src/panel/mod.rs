@@ -158,7 +158,22 @@ impl Orders {
     /// # Errors
     /// What the plumbing reports, or that there is nobody.
     pub fn give(self, order: Order) -> Result<Done> {
-        self.channel.send(&Message::Order(order), &[])?;
+        self.ask(&Message::Order(order), &[])
+    }
+
+    /// Has a descriptor held for the worker that takes this one's place, instead of the one held before.
+    ///
+    /// # Errors
+    /// It is no supervisor that the orders go to.
+    pub fn keep(self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
+        match self.patience {
+            None => self.ask(&Message::Keep, fd.as_slice()).map(drop),
+            Some(_) => Err(nobody_keeps()),
+        }
+    }
+
+    fn ask(self, question: &Message, fds: &[BorrowedFd<'_>]) -> Result<Done> {
+        self.channel.send(question, fds)?;
         let answer = match self.patience {
             None => self.channel.receive(),
             Some(patience) => self.channel.receive_within(patience),
@@ -173,6 +188,12 @@ impl Orders {
             _ => Err(Error::closed("there is nobody to carry out orders")),
         }
     }
+}
+
+/// The error of who would have a descriptor kept where there is no successor.
+pub fn nobody_keeps() -> Error {
+    let message = "there is nobody to keep a descriptor for";
+    Error::new(ErrorKind::Unsupported, message)
 }
 
 /// Carries out an order for whoever asked over `channel`, and answers.

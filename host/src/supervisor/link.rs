@@ -148,6 +148,8 @@ pub(super) struct Link {
     pub(super) job: Job,
     pub(super) side: Option<Side>,
     pub(super) worker: Option<Worker>,
+    /// What the worker has had kept for its successor.
+    pub(super) kept: Option<OwnedFd>,
     /// When to start a worker, if there is none; `None` if never.
     pub(super) restart: Option<Instant>,
     delay: Duration,
@@ -161,6 +163,7 @@ impl Link {
             job,
             side: None,
             worker: None,
+            kept: None,
             restart: None,
             delay: FIRST_DELAY,
             restarts: 0,
@@ -224,6 +227,7 @@ impl Link {
         let name = &self.job.interface;
         if end == End::Exit(worker::EXIT_NO_INTERFACE) {
             log::warn!("{name}: the interface was deleted, its link is closed");
+            self.kept = None;
             return;
         }
         if let Err(error) = self.take_carrier(panel) {

@@ -394,7 +394,8 @@ impl Supervisor<'_> {
 
     /// Carries out a worker's order and tells it how that went.
     fn obey(&mut self, index: usize) -> Result<()> {
-        let Some(worker) = &mut self.links[index].worker else {
+        let link = &mut self.links[index];
+        let Some(worker) = &mut link.worker else {
             return Ok(());
         };
         let none = || Error::new(ErrorKind::Unsupported, "there is no panel");
@@ -402,6 +403,10 @@ impl Supervisor<'_> {
             Ok(Some((Message::Order(order), _))) => {
                 let panel = self.panel.as_ref().ok_or_else(none);
                 panel::obey(panel, &worker.orders, &order)
+            }
+            Ok(Some((Message::Keep, mut fds))) => {
+                link.kept = fds.pop();
+                worker.orders.send(&Message::Done(0), &[])
             }
             _ => {
                 worker.close();
@@ -510,7 +515,7 @@ impl Supervisor<'_> {
         let (orders, its_orders) = Channel::pair()?;
         let Some(pid) = fork_child()? else {
             drop((control, orders));
-            let link = self.links.swap_remove(index);
+            let mut link = self.links.swap_remove(index);
             self.links.clear();
             self.namespace = None;
             self.status = None;
@@ -519,7 +524,8 @@ impl Supervisor<'_> {
                 orders: its_orders,
             };
             let signals = &self.signals;
-            exit_child(|| worker::run(&link.job, channels, signals, parent));
+            let kept = link.kept.take();
+            exit_child(|| worker::run(&link.job, channels, kept, signals, parent));
         };
         let link = &mut self.links[index];
         link.restart = None;

@@ -16,6 +16,9 @@
 //! inotify watch on the peer's socket calls for a tick when that is unlinked. One that is killed unlinks
 //! nothing and is missed by the timer's tick.
 //!
+//! So the session holds the socket as well ([`vdens_plugin_api::Host::keep`]): a worker that takes the place of one that died
+//! goes on with it, and a legacy end that is connected to it is served on.
+//!
 //! An end whose own path is gone or leads to another socket, or that finds a socket of the other
 //! generation where its peer should be, gives up ([`End::tick`]) and joins from the start.
 
@@ -77,6 +80,20 @@ impl Dgram {
         let end = sockets::bind(SockType::Datagram, &place.plus, place.access)?;
         end.map(|(own, socket)| Self::new(own, socket, place.path.clone(), epoll))
             .transpose()
+    }
+
+    /// Takes over the socket that a process which served this end before was bound with, to either path; `None` if it is
+    /// none. A peer that is connected to it stays so.
+    pub(crate) fn resume(place: &Place, socket: OwnedFd, epoll: &Epoll) -> Result<Option<Self>> {
+        let paths = [(&place.path, &place.plus), (&place.plus, &place.path)];
+        let claims = |(path, peer): (&PathBuf, &PathBuf)| {
+            let claim = sockets::take_over(SockType::Datagram, path, &socket)?;
+            Some((claim, peer.clone()))
+        };
+        match paths.into_iter().find_map(claims) {
+            Some((own, peer)) => Self::new(own, socket, peer, epoll).map(Some),
+            None => Ok(None),
+        }
     }
 
     fn new(own: Claim, socket: OwnedFd, peer: PathBuf, epoll: &Epoll) -> Result<Self> {
@@ -143,6 +160,10 @@ impl End for Dgram {
 
     fn needs_no_events(&self) -> bool {
         true
+    }
+
+    fn lasting(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.socket.as_fd())
     }
 
     /// The kernel does not tell a datagram socket's process.

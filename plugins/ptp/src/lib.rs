@@ -37,7 +37,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{MsgFlags, send};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use vdens_plugin_api::log::warn;
+use vdens_plugin_api::log::{debug, warn};
 use vdens_plugin_api::vnl::{self, Keys, Spec};
 use vdens_plugin_api::wire::hello::{Cable, SUPER_PREFIX};
 use vdens_plugin_api::{
@@ -132,6 +132,11 @@ trait End: Send {
         false
     }
 
+    /// The socket that a far end can go on with when this process has died, if there is one.
+    fn lasting(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
     /// What the kernel tells of the far end.
     fn credentials(&self) -> Credentials;
 
@@ -159,6 +164,9 @@ struct Ptp {
     place: Place,
     /// `None` while it cannot join.
     end: Option<Box<dyn End>>,
+    host: Host,
+    /// Whether the session holds a socket of this end.
+    is_kept: bool,
     peer: Peer,
     /// Whether the far end was there when last looked at.
     carrier: bool,
@@ -194,6 +202,8 @@ impl Ptp {
         let mut link = Self {
             place,
             end: None,
+            host,
+            is_kept: false,
             peer: Peer::new(host),
             carrier: false,
             retry: Instant::now(),
@@ -203,7 +213,11 @@ impl Ptp {
             frames_only: 0,
             writable,
         };
-        link.end = Some(link.join(true)?);
+        link.end = Some(match link.resume()? {
+            Some(end) => end,
+            None => link.join(true)?,
+        });
+        link.keep();
         link.notice();
         link.speak();
         link.get_acquainted();
@@ -316,6 +330,34 @@ impl Ptp {
         received
     }
 
+    /// Goes on with the socket that another process has served this end with, if there is one of use.
+    fn resume(&mut self) -> Result<Option<Box<dyn End>>> {
+        let Some(socket) = self.host.kept() else {
+            return Ok(None);
+        };
+        self.is_kept = true;
+        let end = Dgram::resume(&self.place, socket, &self.epoll)?;
+        if end.is_none() {
+            self.keep();
+        }
+        Ok(end.map(|end| {
+            self.place.generation = Generation::Dgram;
+            Box::new(end) as _
+        }))
+    }
+
+    /// Has the session hold what the end is reached by, for whoever serves it when this process has died, or nothing if
+    /// there is none.
+    fn keep(&mut self) {
+        let socket = self.end.as_ref().and_then(|end| end.lasting());
+        let was_kept = std::mem::replace(&mut self.is_kept, socket.is_some());
+        if (socket.is_some() || was_kept)
+            && let Err(error) = self.host.keep(socket)
+        {
+            debug!("{}: not kept: {error}", self.place.path.display());
+        }
+    }
+
     /// Joins who is there, or comes first. `wait`: until the far end has agreed.
     fn join(&mut self, wait: bool) -> Result<Box<dyn End>> {
         for _ in 0..RACES {
@@ -374,6 +416,7 @@ impl Ptp {
         if self.end.as_mut().is_some_and(|end| !end.tick(&self.epoll)) {
             // This gives up its path before joining looks there, at the next tick.
             self.end = None;
+            self.keep();
             return;
         }
         if self.end.is_some() || Instant::now() < self.retry {
@@ -383,6 +426,7 @@ impl Ptp {
             Ok(end) => {
                 self.end = Some(end);
                 self.complaint = None;
+                self.keep();
             }
             Err(error) => {
                 self.retry = Instant::now() + RETRY;
@@ -397,6 +441,13 @@ impl Ptp {
     /// The socket to the far end, if that is there.
     fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.end.as_ref()?.peer()
+    }
+}
+
+impl Drop for Ptp {
+    fn drop(&mut self) {
+        self.end = None;
+        self.keep();
     }
 }
 

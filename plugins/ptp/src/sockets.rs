@@ -205,6 +205,15 @@ fn inode(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()))
 }
 
+/// Takes over a socket of `kind` that another process has bound to `path`, and its path; `None` if it is another's or
+/// the path is gone.
+pub(crate) fn take_over(kind: SockType, path: &Path, socket: &OwnedFd) -> Option<Claim> {
+    let address = socket::getsockname::<UnixAddr>(socket.as_raw_fd()).ok()?;
+    let is_it =
+        socket::getsockopt(socket, sockopt::SockType) == Ok(kind) && address.path() == Some(path);
+    is_it.then(|| Claim::new(path).ok())?
+}
+
 /// The error for a third comer at `path`.
 pub(crate) fn busy(path: &Path) -> Error {
     let message = format!("{} has two ends already", path.display());
