@@ -32,13 +32,13 @@ const PORT: u16 = 7009;
 /// Broadcasts a second.
 const LOAD: u64 = 100;
 /// How long the flood is, in milliseconds.
-const FLOOD: u64 = 200;
+const FLOOD: u64 = 100;
 /// How long what the flood has left behind may take to go.
-const EBB: Duration = Duration::from_millis(500);
+const EBB: Duration = Duration::from_millis(300);
 /// How long the pair is watched at a time.
 const SLICE: Duration = Duration::from_millis(500);
 /// How often two neighbouring slices are compared.
-const PAIRS: u32 = 8;
+const PAIRS: u32 = 10;
 /// Longer than all of it takes, in seconds: whatever goes on meanwhile is ended after it.
 const ALL: u64 = 120;
 
