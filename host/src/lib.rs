@@ -25,6 +25,7 @@ pub mod netlink;
 pub mod opener;
 pub mod panel;
 pub mod plug;
+pub mod probe;
 pub mod process;
 pub mod pump;
 pub mod resolv;

@@ -4,6 +4,8 @@
 //! namespace a member, which makes a tap; then it makes an interface of the member on the panel. Where there can
 //! be no panel, the member is made without, as a supervisor would.
 
+use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
@@ -11,9 +13,9 @@ use nix::sched::{CloneFlags, unshare};
 use vdens_plugin_api::Offloads;
 use vdens_plugin_api::tap::{Tap, open_device};
 
-use super::child::{Child, Ending, Reporter};
 use super::{Finding, Verdict};
 use crate::error::{Error, Result, system};
+use crate::isolate::{Child, End};
 use crate::namespace::{blame_apparmor, sysctl, unshare_mapped};
 use crate::netlink::Netlink;
 use crate::panel::{enter, in_child, make, open_namespace};
@@ -24,6 +26,21 @@ const PANEL: &str = "panel";
 /// The names of what is made on the panel, and the number of the port.
 const BRIDGE: &str = "c0";
 const PORT: (&str, u32) = ("p0", 0x1000);
+
+/// Where the child's findings go, a line of JSON each.
+struct Reporter(File);
+
+impl Reporter {
+    /// Tells the parent.
+    fn add(&self, finding: &Finding) {
+        let Ok(mut line) = serde_json::to_vec(finding) else {
+            return;
+        };
+        line.push(b'\n');
+        // A parent that is gone needs to know nothing.
+        let _ = (&self.0).write_all(&line);
+    }
+}
 
 /// The examination, under way.
 pub(super) struct Machine(Child);
@@ -36,20 +53,25 @@ pub(super) fn start() -> Result<Machine> {
         Some(format!("user.max_{kind}_namespaces is {most}"))
     };
     let limits: Vec<String> = ["user", "net"].into_iter().filter_map(limit).collect();
-    Child::start(|reporter| try_out(reporter, &limits.join(", "))).map(Machine)
+    Child::start(|to| try_out(&Reporter(to), &limits.join(", "))).map(Machine)
 }
 
 impl Machine {
     /// What was found.
     pub(super) fn finish(self, deadline: Instant) -> Vec<Finding> {
-        let (mut findings, ending) = self.0.finish(deadline);
-        match ending {
-            Ending::Done => {}
-            Ending::Died(how) => findings.push(
-                Finding::wrong(NAMESPACES, format!("trying them out ended with {how}"))
-                    .remedy("a container's seccomp filter may do that: allow setns(2) there"),
-            ),
-            Ending::Late => findings.push(Finding::wrong(
+        let fate = self.0.finish(deadline);
+        let lines = fate.said.split(|byte| *byte == b'\n');
+        let findings = lines.filter_map(|line| serde_json::from_slice(line).ok());
+        let mut findings: Vec<Finding> = findings.collect();
+        let died = |how| {
+            Finding::wrong(NAMESPACES, format!("trying them out ended with {how}"))
+                .remedy("a container's seccomp filter may do that: allow setns(2) there")
+        };
+        match fate.end {
+            End::Exited(0) => {}
+            End::Exited(status) => findings.push(died(format!("status {status}"))),
+            End::Killed(signal) => findings.push(died(signal.to_string())),
+            End::Hung => findings.push(Finding::wrong(
                 NAMESPACES,
                 "trying them out came to no end: the kernel is busy, or stuck",
             )),
