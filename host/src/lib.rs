@@ -15,6 +15,7 @@ pub mod config;
 pub mod control;
 pub mod doctor;
 pub mod error;
+pub mod guard;
 pub mod isolate;
 pub mod lasting;
 pub mod listing;

@@ -204,6 +204,53 @@ fn a_plug_outlives_its_plugins_panic() {
 }
 
 #[test]
+fn a_signal_ends_a_plug_whose_plugin_hangs() {
+    let lab = Lab::new();
+    let mood = lab.write("mood", "");
+    let vnl = lab.vnl("test_faulty", "mood");
+    for (how, signalled) in [
+        ("recv sleep", Signal::SIGTERM),
+        ("recv loop", Signal::SIGINT),
+        ("open sleep", Signal::SIGTERM),
+        ("open loop", Signal::SIGHUP),
+    ] {
+        fs::write(&mood, if how.starts_with("open") { how } else { "" }).unwrap();
+        let plug = lab.vde_plug(["-p", "pid", &vnl, "null://"]).spawn();
+        if how.starts_with("recv") {
+            lab.wait_for("pid");
+            fs::write(&mood, how).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        plug.signal(signalled);
+        let output = plug.wait(Duration::from_secs(4));
+        let code = Some(128 + signalled as i32);
+        assert_eq!(output.code(), code, "{how}: {output:?}");
+        assert!(
+            output.stderr.contains("a plugin hangs"),
+            "{how}: {output:?}"
+        );
+        assert!(!lab.dir().join("pid").exists(), "{how}");
+        assert_eq!(status(&lab)["processes"], serde_json::json!([]), "{how}");
+    }
+    // The directory of its socket for that goes with the next one's.
+    lab.vdens(["null://", "true"]).ok();
+}
+
+#[test]
+fn a_daemon_that_is_not_open_yet_goes_with_its_command() {
+    let lab = Lab::new();
+    lab.write("mood", "open sleep");
+    let vnl = lab.vnl("test_faulty", "mood");
+    let command = lab.vde_plug(["-d", &vnl, "null://"]).spawn();
+    let processes = || lab.processes().len();
+    wait_until("the daemon", MENDING, || processes() > 1);
+    std::thread::sleep(Duration::from_millis(500));
+    command.signal(Signal::SIGINT);
+    command.wait(Duration::from_secs(4));
+    wait_until("the end of the daemon", MENDING, || processes() == 0);
+}
+
+#[test]
 fn a_status_that_cannot_be_told_costs_the_status_only() {
     let lab = Lab::new();
     lab.write("mood", "");
