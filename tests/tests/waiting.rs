@@ -38,7 +38,9 @@ fn for_our_switch() {
 fn for_a_group_of_ports_that_is_not_there() {
     let lab = Lab::new();
     let vnl = format!("{}[staff]", lab.vnl("vde", "sw"));
-    let session = lab.vdens(["--wait", &vnl, "sh"]).session();
+    let session = lab
+        .vdens(["--wait", "--addr", "10.0.0.1/24", &vnl, "sh"])
+        .session();
     assert!(!has_carrier(&session));
     // Long enough for it to try again.
     std::thread::sleep(Duration::from_millis(800));
