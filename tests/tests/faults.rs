@@ -332,3 +332,34 @@ fn a_worker_that_is_stopped_is_replaced_after_a_while() {
         assert!(link["last_end"].to_string().contains("SIGKILL"), "{link}");
     }
 }
+
+#[test]
+fn who_was_killed_can_be_replaced_at_once() {
+    for options in ["", "[seqpacket]"] {
+        let lab = Lab::new();
+        let vnl = format!("{}{options}", lab.vnl("ptp", "p"));
+        let start = |address: &str| {
+            let session = lab.vdens(["-q", "--addr", address, &vnl, "sh"]).session();
+            session.ok(":");
+            session
+        };
+        let mut ends = ["10.0.0.1/24", "10.0.0.2/24"].map(|address| (address, start(address)));
+        for turn in 0..8 {
+            let (address, end) = &mut ends[turn % 2];
+            let worker = worker(&lab, end);
+            // However long its worker takes to notice.
+            let late = (turn >= 4).then(|| {
+                signal(worker, Signal::SIGSTOP);
+                lab.sh(&format!("sleep 0.2; kill -CONT {worker}")).spawn()
+            });
+            end.proc().signal(Signal::SIGKILL);
+            *end = start(address);
+            drop(late);
+        }
+        let [(_, one), (_, other)] = &ends;
+        one.ping("10.0.0.2");
+        other.ping("10.0.0.1");
+        // A third end is one too many all the same.
+        lab.vdens([&vnl, "true"]).refused(&["two ends already"]);
+    }
+}
