@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vdens_tests::{Lab, Session, need, wait_until};
+use vdens_tests::{Lab, PATIENCE, Session, need, wait_until};
 
 use crate::overview::{link, status};
 
@@ -204,6 +204,28 @@ fn a_plug_outlives_its_plugins_panic() {
 }
 
 #[test]
+fn a_plug_outlives_its_panel_service() {
+    let lab = Lab::new();
+    let plug = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
+    lab.wait_for("sw/ctl");
+    let mut processes = lab.processes().into_iter();
+    let service = processes.find(|(pid, _)| *pid != plug.pid());
+    let (service, _) = service.expect("it has a service");
+    signal(service.cast_unsigned(), Signal::SIGKILL);
+    wait_until("it is collected", MENDING, || lab.processes().len() == 1);
+    let start = |address: &str| {
+        let vnl = lab.vnl("vde", "sw");
+        lab.vdens(["--addr", address, &vnl, "sh"]).session()
+    };
+    let (a, b) = (start("10.0.0.1/24"), start("10.0.0.2/24"));
+    a.ping("10.0.0.2");
+    let text = lab.vdens(["--status"]).ok();
+    assert!(!text.contains("kernel"), "{text}");
+    drop((a, b));
+    assert_eq!(plug.terminate().code(), Some(128 + 15));
+}
+
+#[test]
 fn a_signal_ends_a_plug_whose_plugin_hangs() {
     let lab = Lab::new();
     let mood = lab.write("mood", "");
@@ -354,7 +376,9 @@ fn who_was_killed_can_be_replaced_at_once() {
             });
             end.proc().signal(Signal::SIGKILL);
             *end = start(address);
-            drop(late);
+            if let Some(late) = late {
+                assert_eq!(late.wait(PATIENCE).code(), Some(0));
+            }
         }
         let [(_, one), (_, other)] = &ends;
         one.ping("10.0.0.2");
