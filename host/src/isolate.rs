@@ -1,24 +1,24 @@
-//! Code that may crash or hang, run in a child: what it says comes back through a pipe.
+//! Code that may crash, hang or leave something behind, run in a child: what it says comes back through a pipe.
 //!
-//! Looking at a plugin means running it. The child leads a process group of its own, and the group is killed when
-//! the child has ended or its time is over, so that nothing it started outlives it; it dies with its parent, too.
+//! The child leads a process group of its own. The end of what it says is waited for until a deadline; then the whole
+//! group is killed, so that nothing it started outlives it. It dies with its parent, too.
 
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::prctl;
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::stat::Mode;
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{Pid, dup2_stdin, dup2_stdout, pipe2, setpgid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::{Pid, dup2_stdin, dup2_stdout, getpid, getppid, pipe2, setpgid};
 
-use crate::error::{Result, system};
-use crate::process::{exit_child, fork_child};
+use crate::error::{EXIT_FAILURE, Result, system};
+use crate::process::{exit_child, fork_child, wait};
 
 /// How a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,80 +40,92 @@ pub struct Fate {
     pub end: End,
 }
 
-/// Runs `life` in a child, for at most `limit`. It says what it has to say into the file it is given; its standard
-/// input and output are /dev/null. For processes with one thread.
-///
-/// # Errors
-/// There are too many processes or descriptors.
-pub fn isolated(limit: Duration, life: impl FnOnce(File)) -> Result<Fate> {
-    let (from, to) = pipe2(OFlag::O_CLOEXEC).map_err(system("make a pipe"))?;
-    let Some(child) = fork_child()? else {
-        drop(from);
-        exit_child(|| {
-            let alone = setpgid(Pid::from_raw(0), Pid::from_raw(0))
-                .and_then(|()| prctl::set_pdeathsig(Signal::SIGKILL))
-                .and_then(|()| open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()))
-                .and_then(|null| dup2_stdin(&null).and_then(|()| dup2_stdout(&null)));
-            if alone.is_err() {
-                return 1;
+/// A running child.
+#[derive(Debug)]
+pub struct Child {
+    pid: Pid,
+    pipe: File,
+}
+
+impl Child {
+    /// Runs `life` in a child. It says what it has to say into the file it is given; its standard input and output
+    /// are /dev/null. For processes with one thread, which no plugin has entered.
+    ///
+    /// # Errors
+    /// There are too many processes or descriptors.
+    pub fn start(life: impl FnOnce(File)) -> Result<Self> {
+        let (from, to) = pipe2(OFlag::O_CLOEXEC).map_err(system("make a pipe"))?;
+        let parent = getpid();
+        let Some(pid) = fork_child()? else {
+            drop(from);
+            exit_child(|| {
+                let alone = set_pdeathsig(Signal::SIGKILL)
+                    .and_then(|()| setpgid(Pid::from_raw(0), Pid::from_raw(0)))
+                    .and_then(|()| {
+                        open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
+                    })
+                    .and_then(|null| dup2_stdin(&null).and_then(|()| dup2_stdout(&null)));
+                if alone.is_err() || getppid() != parent {
+                    return EXIT_FAILURE;
+                }
+                life(File::from(to));
+                0
+            })
+        };
+        // Both do it, so that it is done whoever comes first.
+        let _ = setpgid(pid, pid);
+        let pipe = File::from(from);
+        Ok(Self { pid, pipe })
+    }
+
+    /// Waits for its end, which comes at `deadline` at the latest.
+    pub fn finish(mut self, deadline: Instant) -> Fate {
+        let mut said = Vec::new();
+        let mut bytes = [0; 4096];
+        while self.speaks_before(deadline) {
+            match self.pipe.read(&mut bytes) {
+                Ok(0) | Err(_) => break,
+                Ok(read) => said.extend_from_slice(&bytes[..read]),
             }
-            life(File::from(to));
-            0
-        })
-    };
-    drop(to);
-    // Both do it, so that it is done whoever comes first.
-    let _ = setpgid(child, child);
-    let mut said = Vec::new();
-    let in_time = hear(File::from(from), Instant::now() + limit, &mut said);
-    let status = match in_time {
-        true => ended(child, limit),
-        false => None,
-    };
-    // Its group may be empty by now.
-    let _ = killpg(child, Signal::SIGKILL);
-    let end = match status {
-        Some(end) => end,
-        None => {
-            let _ = waitpid(child, None);
-            End::Hung
         }
-    };
-    Ok(Fate { said, end })
-}
+        let has_ended = self.ends_before(deadline);
+        // Not collected yet, it keeps the group's number from being given to another.
+        let _ = killpg(self.pid, Signal::SIGKILL);
+        let end = match waitpid(self.pid, None) {
+            _ if !has_ended => End::Hung,
+            Ok(WaitStatus::Signaled(_, signal, _)) => End::Killed(signal),
+            Ok(WaitStatus::Exited(_, status)) => End::Exited(status),
+            _ => End::Exited(EXIT_FAILURE),
+        };
+        Fate { said, end }
+    }
 
-/// Reads all that the child says; whether it finished in time.
-fn hear(mut pipe: File, deadline: Instant, said: &mut Vec<u8>) -> bool {
-    let mut bytes = [0; 4096];
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)], timeout) {
-            Ok(0) => return false,
-            Ok(_) => {}
-            Err(Errno::EINTR) => continue,
-            Err(_) => return false,
-        }
-        match pipe.read(&mut bytes) {
-            Ok(0) => return true,
-            Ok(read) => said.extend_from_slice(&bytes[..read]),
-            Err(_) => return false,
+    /// Whether there is something to read, or the end of it.
+    fn speaks_before(&self, deadline: Instant) -> bool {
+        loop {
+            let mut fds = [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)];
+            if wait(&mut fds, Some(deadline)).is_err() {
+                return false;
+            }
+            if fds[0].any() == Some(true) {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
         }
     }
-}
 
-/// Waits for the end of a child that has closed its pipe.
-fn ended(child: Pid, limit: Duration) -> Option<End> {
-    let deadline = Instant::now() + limit;
-    while Instant::now() < deadline {
-        match waitpid(child, Some(nix::sys::wait::WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(_, status)) => return Some(End::Exited(status)),
-            Ok(WaitStatus::Signaled(_, signal, _)) => return Some(End::Killed(signal)),
-            Ok(_) => std::thread::sleep(Duration::from_millis(1)),
-            Err(_) => return Some(End::Exited(1)),
+    fn ends_before(&self, deadline: Instant) -> bool {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        while waitid(Id::Pid(self.pid), flags) == Ok(WaitStatus::StillAlive) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            sleep(Duration::from_millis(1));
         }
+        true
     }
-    None
 }
 
 #[cfg(test)]
@@ -121,18 +133,47 @@ mod tests {
     use super::*;
     use std::io::Write;
 
+    fn fate(limit: Duration, life: impl FnOnce(File)) -> Fate {
+        Child::start(life).unwrap().finish(Instant::now() + limit)
+    }
+
     #[test]
     fn what_a_child_does_is_known() {
-        let fate = isolated(Duration::from_secs(10), |mut to| {
+        let long = Duration::from_secs(10);
+        let hello = fate(long, |mut to| {
             let _ = to.write_all(b"hello");
         });
-        let fate = fate.unwrap();
-        assert_eq!((&fate.said[..], fate.end), (&b"hello"[..], End::Exited(0)));
-        let crash = isolated(Duration::from_secs(10), |_| std::process::abort());
-        assert_eq!(crash.unwrap().end, End::Killed(Signal::SIGABRT));
-        let hang = isolated(Duration::from_millis(100), |_| {
-            std::thread::sleep(Duration::from_secs(60));
+        assert_eq!(
+            (&hello.said[..], hello.end),
+            (&b"hello"[..], End::Exited(0))
+        );
+        let crash = fate(long, |_| std::process::abort());
+        assert_eq!(crash.end, End::Killed(Signal::SIGABRT));
+        let hang = fate(Duration::from_millis(100), |mut to| {
+            let _ = to.write_all(b"well");
+            sleep(Duration::from_secs(60));
         });
-        assert_eq!(hang.unwrap().end, End::Hung);
+        assert_eq!((&hang.said[..], hang.end), (&b"well"[..], End::Hung));
+    }
+
+    #[test]
+    fn what_a_child_leaves_behind_is_ended() {
+        let said = fate(Duration::from_secs(10), |mut to| {
+            if let Ok(Some(pid)) = fork_child() {
+                let _ = write!(to, "{pid}");
+            } else {
+                drop(to);
+                sleep(Duration::from_secs(60));
+            }
+        });
+        let left = String::from_utf8(said.said).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let state = || std::fs::read_to_string(format!("/proc/{left}/stat"));
+        // Whoever adopts it may not have collected it yet.
+        while state().is_ok_and(|state| !state.contains(" Z ")) {
+            assert!(Instant::now() < deadline, "process {left} is still there");
+            sleep(Duration::from_millis(10));
+        }
+        assert!(left.parse::<u32>().is_ok(), "{left}");
     }
 }

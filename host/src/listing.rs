@@ -1,95 +1,19 @@
 //! `vdens --list-plugins`: every plugin file on the search path, and what it is or why it is refused.
 //!
-//! Each file is loaded in a child of its own for at most `LIMIT`, so one that crashes or hangs is reported
-//! as that. The first file of a scheme is the one that is used, even if it is refused; the others are
-//! shadowed by it.
+//! The first file of a scheme is the one that is used, even if it is refused; the others are shadowed by it.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use vdens_plugin_api::Capabilities;
 
 use crate::error::{Error, Result};
-use crate::isolate::{End, Fate, isolated};
-use crate::loader::{self, SearchPath, Stage};
-
-/// How long a library may take to load.
-pub const LIMIT: Duration = Duration::from_secs(2);
-
-/// What a file was found to be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Found {
-    /// A plugin that can be used.
-    Plugin {
-        /// One line for a person.
-        description: String,
-        /// The plugin's own version.
-        version: String,
-        /// The ABI version that is spoken with it.
-        abi: u32,
-        /// Its capability bits.
-        capabilities: u64,
-    },
-    /// Nothing that can be used.
-    Refused {
-        /// The stage of loading that it did not pass.
-        stage: Stage,
-        /// Why, in one line.
-        why: String,
-        /// What to do about it; empty if there is nothing to say.
-        hint: String,
-    },
-}
-
-/// Loads a file in a child and says what it is.
-///
-/// # Errors
-/// There are too many processes or descriptors.
-pub fn probe(file: &Path, scheme: &str) -> Result<Found> {
-    let fate = isolated(LIMIT, |mut to| {
-        let found = match loader::inspect(file, scheme) {
-            Ok(loaded) => {
-                let manifest = loaded.plugin.manifest();
-                Found::Plugin {
-                    description: manifest.description,
-                    version: manifest.version,
-                    abi: loaded.abi,
-                    capabilities: manifest.capabilities.0,
-                }
-            }
-            Err(refusal) => Found::Refused {
-                stage: refusal.stage,
-                why: refusal.error.message,
-                hint: refusal.error.hint,
-            },
-        };
-        // If nobody listens there is nobody to tell.
-        let _ = to.write_all(&serde_json::to_vec(&found).unwrap_or_default());
-    })?;
-    Ok(judge(&fate, file))
-}
-
-fn judge(fate: &Fate, file: &Path) -> Found {
-    if let Ok(found) = serde_json::from_slice(&fate.said) {
-        return found;
-    }
-    let how = match fate.end {
-        End::Hung => format!("it does not load within {} s", LIMIT.as_secs()),
-        End::Killed(signal) => format!("it crashes while it is loaded ({signal})"),
-        End::Exited(status) => format!("it ends the process while it is loaded (status {status})"),
-    };
-    Found::Refused {
-        stage: Stage::Library,
-        why: format!("the plugin {} is refused: {how}", file.display()),
-        hint: "remove it, or tell its author".into(),
-    }
-}
+use crate::loader::{self, SearchPath};
+use crate::probe::{Found, Probe};
 
 /// A plugin file.
 #[derive(Debug, Serialize)]
@@ -153,7 +77,7 @@ fn directory(dir: &Path, first: &mut HashMap<String, PathBuf>) -> Result<Directo
         let Some(scheme) = loader::scheme_of(&file).map(str::to_owned) else {
             continue;
         };
-        let found = probe(&file, &scheme)?;
+        let found = Probe::start(&file, &scheme)?.finish();
         let capability_names = match found {
             Found::Plugin { capabilities, .. } => Capabilities(capabilities).names().collect(),
             Found::Refused { .. } => Vec::new(),

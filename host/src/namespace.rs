@@ -22,6 +22,8 @@ use std::iter;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use caps::{CapSet, Capability, CapsHashSet};
 use ipnet::IpNet;
@@ -42,6 +44,10 @@ use crate::netlink::{Mac, Netlink};
 use crate::panel::{self, Panel};
 use crate::resolv::Resolv;
 use crate::signals::{self, Signals};
+
+/// How long the kernel may take to forget namespaces that nobody is in: it removes those of the network one after
+/// the other for the whole machine.
+const LEAVING: Duration = Duration::from_secs(2);
 
 /// An interface to be made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -134,10 +140,13 @@ fn build(plan: &Plan, panel: Option<&Panel>) -> Result<()> {
     let mounts = plan.sysadmin || plan.resolv.is_some();
     let mut flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS;
     flags.set(CloneFlags::CLONE_NEWNS, mounts);
-    if let Some(panel) = panel {
-        panel::enter(panel.user_namespace(), CloneFlags::CLONE_NEWUSER)?;
+    match panel {
+        Some(panel) => {
+            panel::enter(panel.user_namespace(), CloneFlags::CLONE_NEWUSER)?;
+            unshare_mapped(flags)?;
+        }
+        None => unshare_when_there_is_room(flags)?,
     }
-    unshare_mapped(flags)?;
     if let Some(name) = &plan.hostname {
         sethostname(name).map_err(system(format_args!("set the host name to '{name}'")))?;
     }
@@ -163,6 +172,32 @@ pub fn unshare_mapped(flags: CloneFlags) -> Result<()> {
     write_map("setgroups", "deny")?;
     write_map("uid_map", &format!("{0} {0} 1", ids.0))?;
     write_map("gid_map", &format!("{0} {0} 1", ids.1))
+}
+
+/// As [`unshare_mapped`], and where there are too many namespaces, waits for room: the kernel goes on counting those of
+/// a panel that was given up for a moment.
+///
+/// # Errors
+/// As for [`unshare_mapped`].
+pub fn unshare_when_there_is_room(flags: CloneFlags) -> Result<()> {
+    let deadline = Instant::now() + LEAVING;
+    loop {
+        match unshare_mapped(flags) {
+            Err(error)
+                if is_crowded(&error)
+                    && forbidding_limit().is_none()
+                    && Instant::now() < deadline =>
+            {
+                sleep(Duration::from_millis(5));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Whether an error says that there are too many namespaces.
+pub fn is_crowded(error: &Error) -> bool {
+    error.errno == libc::ENOSPC
 }
 
 fn configure(plan: &Plan) -> Result<()> {
@@ -226,15 +261,17 @@ fn is_filtered() -> bool {
     status.lines().any(|line| line == "Seccomp:\t2")
 }
 
+/// The limit that allows no namespace at all, if one does.
+fn forbidding_limit() -> Option<String> {
+    let mut kinds = ["user", "net", "uts", "mnt"].into_iter();
+    let kind = kinds.find(|kind| sysctl(&format!("user/max_{kind}_namespaces")) == Some(0))?;
+    Some(format!("user.max_{kind}_namespaces"))
+}
+
 /// Why there is no namespace, and the setting that decides it.
 fn no_namespace(errno: Errno) -> Error {
     let error = system("make a user and network namespace")(errno);
-    if let Some(name) = ["user", "net", "uts", "mnt"]
-        .map(|kind| format!("user/max_{kind}_namespaces"))
-        .iter()
-        .find(|name| sysctl(name) == Some(0))
-    {
-        let name = name.replace('/', ".");
+    if let Some(name) = forbidding_limit() {
         return error.hint(format!("{name} is 0: sudo sysctl {name}=10000"));
     }
     match errno {

@@ -3,8 +3,9 @@
 //! One end is a VNL; the other a second VNL, a command, or this process's own standard input and output. In the background
 //! (`-d`) the child opens the ends and tells the parent over a pipe, so that the parent's
 //! exit status is the truth. A VNL that breaks is opened again ([`Lasting`]). The plug ends when a stream does, or with a
-//! signal; either way its sockets, its command and its pid file are gone with it. Before an end is opened a [`Service`] is started, for
-//! a switch with members on the panel.
+//! signal; either way its sockets, its command and its pid file are gone with it. Before an end is opened signals are blocked and a
+//! [`Service`] is started, for a switch with members on the panel. Should a plugin hang when a signal comes, the [`Guard`]
+//! ends the plug.
 
 use std::env;
 use std::ffi::OsString;
@@ -14,10 +15,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
-use std::thread::sleep;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::setsid;
 use vdens_plugin_api::stream::{CommandStream, Stream};
@@ -28,10 +30,11 @@ use crate::cli::{VdePlug, text};
 use crate::config::Config;
 use crate::control::{Channel, Message};
 use crate::error::{Error, ErrorKind, Result, system};
+use crate::guard::Guard;
 use crate::lasting::Lasting;
 use crate::opener::{Opener, Plugins};
-use crate::panel::{self, Orders, Service};
-use crate::process::{detach, fork_child};
+use crate::panel::{self, Service};
+use crate::process::{detach, fork_child, wait};
 use crate::pump::{Pump, Stop};
 use crate::signals::Signals;
 use crate::status::server::Server;
@@ -84,9 +87,12 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
     }
     drop(channel);
     setsid().map_err(system("start a session"))?;
+    // Until it is open it goes with the command that is to open it.
+    set_pdeathsig(Signal::SIGTERM).map_err(system("ask for a signal at the parent's death"))?;
     let mut told = false;
     let outcome = plug.run(|| {
         detach()?;
+        set_pdeathsig(None).map_err(system("leave the parent"))?;
         told = true;
         theirs.send(&Message::Ready, &[])
     });
@@ -161,31 +167,47 @@ type End = (About, Box<dyn Link>);
 impl Plug<'_> {
     /// Opens both ends, says so through `ready`, and pumps until a stream ends or a signal comes.
     fn run(&self, ready: impl FnOnce() -> Result<()>) -> Result<i32> {
+        let signals = Signals::block()?;
+        let service = self.panel.then(Service::start).transpose()?;
+        let pidfile = self.cli.pidfile.as_deref().map(|path| {
+            std::path::absolute(path)
+                .map_err(|error| Error::path("find the pid file", path, &error))
+        });
+        let pidfile = pidfile.transpose()?;
+        let guard = Guard::start(signals, {
+            let pidfile = pidfile.clone();
+            move || drop(pidfile.map(PidFile))
+        })?;
+        // Dropped after the links, which may use the service.
+        let mut events = Events::new(guard, service)?;
+        let ends = self.open(&mut events);
+        if let Some(signal) = events.ending() {
+            return Ok(128 + signal as i32);
+        }
+        let [(near, mut near_link), (far, mut far_link)] = ends?;
+        events.serve_status()?;
+        let _pidfile = pidfile.map(PidFile::write).transpose()?;
+        let _session = self
+            .cli
+            .log
+            .then(|| SystemLog::start(&near.name, &far.name));
+        ready()?;
+        let pump = Pump::new(near_link.as_mut(), far_link.as_mut());
+        self.pump([&near, &far], pump, &mut events)
+    }
+
+    fn open(&self, events: &mut Events) -> Result<[End; 2]> {
         let cli = self.cli;
-        // Dropped last, after the links that may use it.
-        let mut service = self.panel.then(Service::start).transpose()?;
-        let orders = service.as_ref().map(Service::orders);
-        let (near, mut near_link) = self.vnl(&self.near, cli.port, &cli.group, cli.mode, orders)?;
-        let (far, mut far_link) = match &self.far {
-            Far::Vnl(vnl) => self.vnl(vnl, cli.port2, &cli.group2, cli.mode2, orders)?,
+        let near = self.vnl(&self.near, cli.port, &cli.group, cli.mode, events)?;
+        let far = match &self.far {
+            Far::Vnl(vnl) => self.vnl(vnl, cli.port2, &cli.group2, cli.mode2, events)?,
             Far::Command(words) => command(words)?,
             Far::Stdio => stdio()?,
         };
-        let mut events = Events::new()?;
-        let _pidfile = cli.pidfile.as_deref().map(PidFile::write).transpose()?;
-        let _session = cli.log.then(|| SystemLog::start(&near.name, &far.name));
-        ready()?;
-        let pump = Pump::new(near_link.as_mut(), far_link.as_mut());
-        self.pump([&near, &far], pump, &mut events, &mut service)
+        Ok([near, far])
     }
 
-    fn pump(
-        &self,
-        ends: [&About; 2],
-        mut pump: Pump<'_>,
-        events: &mut Events,
-        service: &mut Option<Service>,
-    ) -> Result<i32> {
+    fn pump(&self, ends: [&About; 2], mut pump: Pump<'_>, events: &mut Events) -> Result<i32> {
         let mut watches = ends.map(|end| Watch::new(end.name.clone()));
         let mut broken = pump.settle().err();
         loop {
@@ -197,11 +219,8 @@ impl Plug<'_> {
             let links = pump.links();
             match stop {
                 Stop::Control => {
-                    while let Some(signal) = events.signals.next() {
-                        match signal {
-                            Signal::SIGCHLD => service.iter_mut().for_each(Service::reap),
-                            signal => return Ok(128 + signal as i32),
-                        }
+                    if let Some(signal) = events.ending() {
+                        return Ok(128 + signal as i32);
                     }
                     events.answer(|| {
                         let counters = pump.counters();
@@ -240,7 +259,7 @@ impl Plug<'_> {
         port: Option<u32>,
         group: &Option<String>,
         mode: Option<u32>,
-        orders: Option<Orders>,
+        events: &mut Events,
     ) -> Result<End> {
         let vnl = vnls::resolve(argument, self.default)?;
         // A plugin that is not there is not waited for.
@@ -256,14 +275,12 @@ impl Plug<'_> {
             mtu: 0,
             ticket: None,
         };
+        let orders = events.service.as_ref().map(Service::orders);
         let opener = Opener::new(self.plugins.clone(), no_interface, orders, None);
         let wait = self.cli.common.wait.unwrap_or_default();
         let name = vnl.clone();
         let open = Box::new(move || opener.open(&vnl, &options));
-        let link = Lasting::open(name.clone(), open, wait, |_, time| {
-            sleep(time);
-            Ok(true)
-        })?;
+        let link = Lasting::open(name.clone(), open, wait, |_, time| events.pause(time))?;
         let opener = Some(opener);
         Ok((About { name, opener }, Box::new(link)))
     }
@@ -271,31 +288,67 @@ impl Plug<'_> {
 
 /// What a plug waits for beside frames.
 struct Events {
-    /// Readable when the signals or the status are.
+    /// Readable when the guard or the status are.
     ready: Epoll,
-    signals: Signals,
+    guard: Guard,
+    /// The signal that ends the plug.
+    ending: Option<Signal>,
+    service: Option<Service>,
     status: Option<Server>,
     started: SystemTime,
 }
 
 impl Events {
-    fn new() -> Result<Self> {
-        let cannot = || system("wait for signals");
-        let signals = Signals::block()?;
-        let status = Server::start();
-        let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(cannot())?;
-        let fds = [Some(signals.as_fd()), status.as_ref().map(AsFd::as_fd)];
-        for fd in fds.into_iter().flatten() {
-            let event = EpollEvent::new(EpollFlags::EPOLLIN, 0);
-            ready.add(fd, event).map_err(cannot())?;
+    fn new(guard: Guard, service: Option<Service>) -> Result<Self> {
+        let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC);
+        let events = Self {
+            ready: ready.map_err(system("wait for signals"))?,
+            guard,
+            ending: None,
+            service,
+            status: None,
+            started: SystemTime::now(),
+        };
+        events.watch(&events.guard)?;
+        Ok(events)
+    }
+
+    fn watch(&self, fd: impl AsFd) -> Result<()> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, 0);
+        let added = self.ready.add(fd, event);
+        added.map_err(system("wait for signals"))
+    }
+
+    /// Lets others see this process.
+    fn serve_status(&mut self) -> Result<()> {
+        self.status = Server::start();
+        self.status
+            .as_ref()
+            .map_or(Ok(()), |status| self.watch(status))
+    }
+
+    /// The signal that ends the plug, if it has come. Collects the service if that has ended.
+    fn ending(&mut self) -> Option<Signal> {
+        while let Some(signal) = self.guard.next() {
+            match signal {
+                Signal::SIGCHLD => self.service.iter_mut().for_each(Service::reap),
+                signal => self.ending = Some(signal),
+            }
         }
-        let started = SystemTime::now();
-        Ok(Self {
-            ready,
-            signals,
-            status,
-            started,
-        })
+        self.ending
+    }
+
+    /// Waits for `time`, or until a signal ends the plug: then `false`.
+    fn pause(&mut self, time: Duration) -> Result<bool> {
+        let until = Instant::now() + time;
+        while self.ending().is_none() {
+            if Instant::now() >= until {
+                return Ok(true);
+            }
+            let mut fds = [PollFd::new(self.guard.as_fd(), PollFlags::POLLIN)];
+            wait(&mut fds, Some(until))?;
+        }
+        Ok(false)
     }
 
     /// Answers who asks for the status.
@@ -369,9 +422,7 @@ fn stdio() -> Result<End> {
 struct PidFile(PathBuf);
 
 impl PidFile {
-    fn write(path: &Path) -> Result<Self> {
-        let path = std::path::absolute(path)
-            .map_err(|error| Error::path("find the pid file", path, &error))?;
+    fn write(path: PathBuf) -> Result<Self> {
         fs::write(&path, format!("{}\n", process::id()))
             .map_err(|error| Error::path("write the pid file", &path, &error))?;
         Ok(Self(path))

@@ -93,9 +93,6 @@ fn suits(header: VnetHeader, sink: Offloads) -> bool {
         4 => Offloads::TSO6.0,
         0x84 => Offloads::TSO6.0 | Offloads::TSO_ECN.0,
         5 => Offloads::USO4.0 | Offloads::USO6.0,
-        // Neither makes sense, and a tap refuses it.
-        0x80 => Offloads::TSO_ECN.0,
-        0x85 => Offloads::USO4.0 | Offloads::USO6.0 | Offloads::TSO_ECN.0,
         _ => return false,
     };
     sink.contains(Offloads(wanted)) && sink.contains(Offloads::CSUM)

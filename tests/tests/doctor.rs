@@ -180,29 +180,46 @@ fn no_tun_device() {
     }
 }
 
+/// A command where an ordinary user may have so many user namespaces.
+fn limited<'lab>(lab: &'lab Lab, limit: u32, command: &str) -> Cmd<'lab> {
+    let script = format!("echo {limit} >/proc/sys/user/max_user_namespaces; exec {command}");
+    lab.command("unshare", ["-Ur", "sh", "-ec", &script])
+}
+
 #[test]
 fn no_user_namespaces() {
     let lab = Lab::new();
-    // One is enough for a panel, but not for a namespace on it.
-    for limit in [0, 1] {
-        let script = |command: &str| {
-            let script =
-                format!("echo {limit} >/proc/sys/user/max_user_namespaces; exec {command}");
-            lab.command("unshare", ["-Ur", "sh", "-ec", &script])
-        };
-        let vdens = lab.bin().join("vdens").display().to_string();
-        let findings = Findings::of(script(&format!("{vdens} --doctor --json")));
-        let remedy = findings.remedy("wrong", "namespaces", &["namespace"]);
-        match limit {
-            0 => assert!(
-                remedy.contains("sudo sysctl user.max_user_namespaces=10000"),
-                "{remedy}"
-            ),
-            _ => assert!(remedy.contains("user.max_user_namespaces"), "{remedy}"),
-        }
-        findings.remedy("ok", "/dev/net/tun", &[]);
-        // And so it is.
-        script(&format!("{vdens} null:// true")).refused(&["user.max_user_namespaces"]);
+    let findings = Findings::of(limited(&lab, 0, "vdens --doctor --json"));
+    let remedy = findings.remedy("wrong", "namespaces", &["namespace"]);
+    assert!(
+        remedy.contains("sudo sysctl user.max_user_namespaces=10000"),
+        "{remedy}"
+    );
+    findings.remedy("ok", "/dev/net/tun", &[]);
+    // And so it is.
+    limited(&lab, 0, "vdens null:// true").refused(&["user.max_user_namespaces"]);
+}
+
+#[test]
+fn user_namespaces_for_a_session_and_none_for_the_panel() {
+    let lab = Lab::new();
+    let findings = Findings::of(limited(&lab, 1, "vdens --doctor --json"));
+    assert!(findings.works, "{:#?}", findings.findings);
+    findings.remedy("ok", "namespaces", &[]);
+    findings.remedy("ok", "taps", &[]);
+    let remedy = findings.remedy("note", "panel", &["namespace"]);
+    assert!(remedy.contains("user.max_user_namespaces"), "{remedy}");
+    // And so it is.
+    for (vdens, reasons) in [("vdens -v", 1), ("vdens -v --no-panel", 0), ("vdens -q", 0)] {
+        let command = format!("{vdens} --addr 10.0.0.1/24 null:// ip -o addr show vde0");
+        let output = limited(&lab, 1, &command).run();
+        assert_eq!(output.code(), Some(0), "{output:#?}");
+        assert!(output.stdout.contains("10.0.0.1/24"), "{output:#?}");
+        let told = output
+            .stderr
+            .matches("no panel, frames go through user space")
+            .count();
+        assert_eq!(told, reasons, "{output:#?}");
     }
 }
 
@@ -342,7 +359,11 @@ fn a_plugin_that_hangs() {
     // And leaves a process behind, which the lab's end would find.
     let hang = "#include <unistd.h>\n__attribute__((constructor)) static void f(void) { fork(); for (;;) pause(); }";
     let (findings, took) = library(&lab, "hang", hang);
-    findings.remedy("wrong", "plugin hang", &["libvdens_hang.so", "no end"]);
+    findings.remedy(
+        "wrong",
+        "plugin hang",
+        &["libvdens_hang.so", "does not load within"],
+    );
     findings.remedy("ok", "plugin null", &[]);
     findings.remedy("ok", "panel", &[]);
     assert!(took < Duration::from_secs(5), "{took:?}");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vdens_tests::{Lab, Session, need, wait_until};
+use vdens_tests::{Lab, PATIENCE, Session, need, wait_until};
 
 use crate::overview::{link, status};
 
@@ -204,6 +204,75 @@ fn a_plug_outlives_its_plugins_panic() {
 }
 
 #[test]
+fn a_plug_outlives_its_panel_service() {
+    let lab = Lab::new();
+    let plug = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
+    lab.wait_for("sw/ctl");
+    let mut processes = lab.processes().into_iter();
+    let service = processes.find(|(pid, _)| *pid != plug.pid());
+    let (service, _) = service.expect("it has a service");
+    signal(service.cast_unsigned(), Signal::SIGKILL);
+    wait_until("it is collected", MENDING, || lab.processes().len() == 1);
+    let start = |address: &str| {
+        let vnl = lab.vnl("vde", "sw");
+        lab.vdens(["--addr", address, &vnl, "sh"]).session()
+    };
+    let (a, b) = (start("10.0.0.1/24"), start("10.0.0.2/24"));
+    a.ping("10.0.0.2");
+    let text = lab.vdens(["--status"]).ok();
+    assert!(!text.contains("kernel"), "{text}");
+    drop((a, b));
+    assert_eq!(plug.terminate().code(), Some(128 + 15));
+}
+
+#[test]
+fn a_signal_ends_a_plug_whose_plugin_hangs() {
+    let lab = Lab::new();
+    let mood = lab.write("mood", "");
+    let vnl = lab.vnl("test_faulty", "mood");
+    for (how, signalled) in [
+        ("recv sleep", Signal::SIGTERM),
+        ("recv loop", Signal::SIGINT),
+        ("open sleep", Signal::SIGTERM),
+        ("open loop", Signal::SIGHUP),
+    ] {
+        fs::write(&mood, if how.starts_with("open") { how } else { "" }).unwrap();
+        let plug = lab.vde_plug(["-p", "pid", &vnl, "null://"]).spawn();
+        if how.starts_with("recv") {
+            lab.wait_for("pid");
+            fs::write(&mood, how).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        plug.signal(signalled);
+        let output = plug.wait(Duration::from_secs(4));
+        let code = Some(128 + signalled as i32);
+        assert_eq!(output.code(), code, "{how}: {output:?}");
+        assert!(
+            output.stderr.contains("a plugin hangs"),
+            "{how}: {output:?}"
+        );
+        assert!(!lab.dir().join("pid").exists(), "{how}");
+        assert_eq!(status(&lab)["processes"], serde_json::json!([]), "{how}");
+    }
+    // The directory of its socket for that goes with the next one's.
+    lab.vdens(["null://", "true"]).ok();
+}
+
+#[test]
+fn a_daemon_that_is_not_open_yet_goes_with_its_command() {
+    let lab = Lab::new();
+    lab.write("mood", "open sleep");
+    let vnl = lab.vnl("test_faulty", "mood");
+    let command = lab.vde_plug(["-d", &vnl, "null://"]).spawn();
+    let processes = || lab.processes().len();
+    wait_until("the daemon", MENDING, || processes() > 1);
+    std::thread::sleep(Duration::from_millis(500));
+    command.signal(Signal::SIGINT);
+    command.wait(Duration::from_secs(4));
+    wait_until("the end of the daemon", MENDING, || processes() == 0);
+}
+
+#[test]
 fn a_status_that_cannot_be_told_costs_the_status_only() {
     let lab = Lab::new();
     lab.write("mood", "");
@@ -283,5 +352,38 @@ fn a_worker_that_is_stopped_is_replaced_after_a_while() {
         let link = link(&status(&lab), pid, 0);
         assert_eq!(link["restarts"], 1, "{link}");
         assert!(link["last_end"].to_string().contains("SIGKILL"), "{link}");
+    }
+}
+
+#[test]
+fn who_was_killed_can_be_replaced_at_once() {
+    for options in ["", "[seqpacket]"] {
+        let lab = Lab::new();
+        let vnl = format!("{}{options}", lab.vnl("ptp", "p"));
+        let start = |address: &str| {
+            let session = lab.vdens(["-q", "--addr", address, &vnl, "sh"]).session();
+            session.ok(":");
+            session
+        };
+        let mut ends = ["10.0.0.1/24", "10.0.0.2/24"].map(|address| (address, start(address)));
+        for turn in 0..8 {
+            let (address, end) = &mut ends[turn % 2];
+            let worker = worker(&lab, end);
+            // However long its worker takes to notice.
+            let late = (turn >= 4).then(|| {
+                signal(worker, Signal::SIGSTOP);
+                lab.sh(&format!("sleep 0.2; kill -CONT {worker}")).spawn()
+            });
+            end.proc().signal(Signal::SIGKILL);
+            *end = start(address);
+            if let Some(late) = late {
+                assert_eq!(late.wait(PATIENCE).code(), Some(0));
+            }
+        }
+        let [(_, one), (_, other)] = &ends;
+        one.ping("10.0.0.2");
+        other.ping("10.0.0.1");
+        // A third end is one too many all the same.
+        lab.vdens([&vnl, "true"]).refused(&["two ends already"]);
     }
 }

@@ -588,7 +588,9 @@ fn a_worker_whose_peer_is_a_silent_legacy_one() {
         ours.ping("10.0.0.2");
         let address = ours.ok("ip -br link show vde0 | awk '{ print $3 }'");
         let address = address.trim();
-        theirs.ok(&format!("ip neigh replace 10.0.0.1 lladdr {address} dev vde0"));
+        theirs.ok(&format!(
+            "ip neigh replace 10.0.0.1 lladdr {address} dev vde0"
+        ));
         for _ in 0..3 {
             kill(Pid::from_raw(worker(&lab, &ours)), Signal::SIGKILL).unwrap();
             ours.ping("10.0.0.2");

@@ -1,5 +1,8 @@
 //! The command line of vde_plug.
 
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
 use vdens_tests::{Lab, need};
 
 /// Ends a daemon by its pid file, which it takes along.
@@ -68,6 +71,28 @@ fn a_daemon_that_fails_says_so() {
         .refused(&["/nosuch"]);
     lab.vde_plug(["-d", "-p", "/nowhere/pid", "null://", "null://"])
         .refused(&["/nowhere/pid"]);
+}
+
+#[test]
+fn a_signal_between_the_ends_leaves_nothing_behind() {
+    let lab = Lab::new();
+    // The first end is open, the second is waited for.
+    let nobody = lab.vnl("vde", "nobody");
+    for (path, vnl) in [
+        ("sw/ctl", lab.vnl("switch", "sw")),
+        ("p", lab.vnl("ptp", "p")),
+    ] {
+        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+            let plug = lab.vde_plug(["--wait=60", &vnl, &nobody]).spawn();
+            lab.wait_for(path);
+            plug.signal(signal);
+            let output = plug.wait(Duration::from_secs(2));
+            assert_eq!(output.code(), Some(128 + signal as i32), "{output:?}");
+            assert_eq!(output.stderr, "");
+            let left: Vec<_> = std::fs::read_dir(lab.dir()).unwrap().flatten().collect();
+            assert!(left.is_empty(), "{left:?}");
+        }
+    }
 }
 
 #[test]

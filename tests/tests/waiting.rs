@@ -35,6 +35,27 @@ fn for_our_switch() {
 }
 
 #[test]
+fn for_a_group_of_ports_that_is_not_there() {
+    let lab = Lab::new();
+    let vnl = format!("{}[staff]", lab.vnl("vde", "sw"));
+    let session = lab
+        .vdens(["--wait", "--addr", "10.0.0.1/24", &vnl, "sh"])
+        .session();
+    assert!(!has_carrier(&session));
+    // Long enough for it to try again.
+    std::thread::sleep(Duration::from_millis(800));
+    let switch = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
+    wait_until("carrier", PATIENCE, || has_carrier(&session));
+    let said = session.proc().stderr();
+    assert_eq!(
+        said.matches("no group of ports 'staff'").count(),
+        1,
+        "{said}"
+    );
+    drop((session, switch));
+}
+
+#[test]
 fn for_debians_switch() {
     need!("vde_switch");
     for options in [&[][..], &["--no-panel"]] {

@@ -19,7 +19,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use vdens_plugin_api::Capabilities;
@@ -27,9 +27,9 @@ use vdens_plugin_api::vnl::Vnl;
 
 use crate::cli;
 use crate::error::{Error, Result};
-use crate::isolate::{End, isolated};
-use crate::listing::{self, Found};
+use crate::isolate::{Child, End};
 use crate::loader::{self, SearchPath, Stage};
+use crate::probe::{Found, Probe};
 
 /// How long a check may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -114,7 +114,7 @@ pub fn run(plugin: &Path, vnls: &[OsString], path: &SearchPath) -> Result<i32> {
     let vnls = ends(vnls, &scheme)?;
     let mut report = Report::default();
     say(&format!("{}, which serves {scheme}://", file.display()));
-    let capabilities = match listing::probe(&file, &scheme)? {
+    let capabilities = match Probe::start(&file, &scheme)?.finish() {
         Found::Plugin {
             description,
             version,
@@ -222,11 +222,12 @@ fn refused(report: &mut Report, stage: Stage, why: &str, hint: &str) {
 
 /// Runs a check in a child.
 fn tried(check: trials::Check, subject: &trials::Subject) -> Result<Verdict> {
-    let fate = isolated(LIMIT, |to| {
+    let child = Child::start(|to| {
         let watchdog = watchdog::Watchdog::start(to);
         let verdict = check(subject).unwrap_or_else(trials::broken);
         watchdog.finish(&verdict);
     })?;
+    let fate = child.finish(Instant::now() + LIMIT);
     Ok(serde_json::from_slice(&fate.said).unwrap_or_else(|_| {
         let how = match fate.end {
             End::Killed(signal) => format!("the plugin crashed ({signal})"),

@@ -2,8 +2,10 @@
 //!
 //! The child does what a supervisor does, in the same order: it makes a user namespace and a panel, and in that user
 //! namespace a member, which makes a tap; then it makes an interface of the member on the panel. Where there can
-//! be no panel, the member is made without, as a supervisor would.
+//! be no panel, or no member of one, the member is made without, as a supervisor would.
 
+use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
@@ -11,19 +13,39 @@ use nix::sched::{CloneFlags, unshare};
 use vdens_plugin_api::Offloads;
 use vdens_plugin_api::tap::{Tap, open_device};
 
-use super::child::{Child, Ending, Reporter};
 use super::{Finding, Verdict};
 use crate::error::{Error, Result, system};
-use crate::namespace::{blame_apparmor, sysctl, unshare_mapped};
+use crate::isolate::{Child, End};
+use crate::namespace::{blame_apparmor, sysctl, unshare_mapped, unshare_when_there_is_room};
 use crate::netlink::Netlink;
 use crate::panel::{enter, in_child, make, open_namespace};
 
 const NAMESPACES: &str = "namespaces";
 const PANEL: &str = "panel";
 
+/// A member's namespaces.
+const MEMBER: CloneFlags = CloneFlags::CLONE_NEWUSER
+    .union(CloneFlags::CLONE_NEWNET)
+    .union(CloneFlags::CLONE_NEWUTS);
+
 /// The names of what is made on the panel, and the number of the port.
 const BRIDGE: &str = "c0";
 const PORT: (&str, u32) = ("p0", 0x1000);
+
+/// Where the child's findings go, a line of JSON each.
+struct Reporter(File);
+
+impl Reporter {
+    /// Tells the parent.
+    fn add(&self, finding: &Finding) {
+        let Ok(mut line) = serde_json::to_vec(finding) else {
+            return;
+        };
+        line.push(b'\n');
+        // A parent that is gone needs to know nothing.
+        let _ = (&self.0).write_all(&line);
+    }
+}
 
 /// The examination, under way.
 pub(super) struct Machine(Child);
@@ -36,20 +58,25 @@ pub(super) fn start() -> Result<Machine> {
         Some(format!("user.max_{kind}_namespaces is {most}"))
     };
     let limits: Vec<String> = ["user", "net"].into_iter().filter_map(limit).collect();
-    Child::start(|reporter| try_out(reporter, &limits.join(", "))).map(Machine)
+    Child::start(|to| try_out(&Reporter(to), &limits.join(", "))).map(Machine)
 }
 
 impl Machine {
     /// What was found.
     pub(super) fn finish(self, deadline: Instant) -> Vec<Finding> {
-        let (mut findings, ending) = self.0.finish(deadline);
-        match ending {
-            Ending::Done => {}
-            Ending::Died(how) => findings.push(
-                Finding::wrong(NAMESPACES, format!("trying them out ended with {how}"))
-                    .remedy("a container's seccomp filter may do that: allow setns(2) there"),
-            ),
-            Ending::Late => findings.push(Finding::wrong(
+        let fate = self.0.finish(deadline);
+        let lines = fate.said.split(|byte| *byte == b'\n');
+        let findings = lines.filter_map(|line| serde_json::from_slice(line).ok());
+        let mut findings: Vec<Finding> = findings.collect();
+        let died = |how| {
+            Finding::wrong(NAMESPACES, format!("trying them out ended with {how}"))
+                .remedy("a container's seccomp filter may do that: allow setns(2) there")
+        };
+        match fate.end {
+            End::Exited(0) => {}
+            End::Exited(status) => findings.push(died(format!("status {status}"))),
+            End::Killed(signal) => findings.push(died(signal.to_string())),
+            End::Hung => findings.push(Finding::wrong(
                 NAMESPACES,
                 "trying them out came to no end: the kernel is busy, or stuck",
             )),
@@ -65,46 +92,53 @@ impl Machine {
 }
 
 fn try_out(reporter: &Reporter, limits: &str) {
-    let panel = make().and_then(|(user, net)| {
-        enter(user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
-        enter(net.as_fd(), CloneFlags::CLONE_NEWNET)
+    let on_panel = in_child(|| try_panel(reporter, limits).map(|()| Vec::new()));
+    let Err(no_panel) = on_panel else {
+        return;
+    };
+    let alone = in_child(|| {
+        unshare_when_there_is_room(MEMBER)?;
+        member(reporter, limits).map(|net| vec![net])
     });
-    let member = match in_child(|| member(reporter, limits).map(|net| vec![net])) {
-        Ok(mut fds) => fds.pop(),
-        Err(error) => {
-            reporter.add(&Finding::failed(Verdict::Wrong, NAMESPACES, error));
-            return;
-        }
-    };
-    let finding = match panel.and_then(|()| plug(member)) {
-        Ok(()) => Finding::ok(
-            PANEL,
-            "the kernel can carry frames between this user's namespaces",
-        ),
-        Err(error) => Finding::failed(
-            Verdict::Note,
-            PANEL,
-            modules(error, "sudo modprobe -a veth bridge"),
-        ),
-    };
-    let has_panel = finding.verdict == Verdict::Ok;
-    reporter.add(&finding);
-    if has_panel {
-        reporter.add(&option(
-            "VLAN-aware bridges",
-            Netlink::open().and_then(|netlink| netlink.set_vlan_filtering(BRIDGE)),
-        ));
-        reporter.add(&option(
-            "VXLAN interfaces",
-            Netlink::open().and_then(|netlink| netlink.add_vxlan("x0", 1)),
-        ));
-    }
+    reporter.add(&match alone {
+        Ok(_) => Finding::failed(Verdict::Note, PANEL, no_panel),
+        Err(error) => Finding::failed(Verdict::Wrong, NAMESPACES, error),
+    });
 }
 
-/// Becomes what a command's process is, with its interface; returns its network namespace.
+/// Makes a panel and a member of it.
+fn try_panel(reporter: &Reporter, limits: &str) -> Result<()> {
+    let (user, net) = make()?;
+    enter(user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
+    enter(net.as_fd(), CloneFlags::CLONE_NEWNET)?;
+    let member = in_child(|| {
+        unshare_mapped(MEMBER)?;
+        member(reporter, limits).map(|net| vec![net])
+    });
+    match plug(member?.pop()) {
+        Ok(()) => reporter.add(&Finding::ok(
+            PANEL,
+            "the kernel can carry frames between this user's namespaces",
+        )),
+        Err(error) => {
+            let error = modules(error, "sudo modprobe -a veth bridge");
+            reporter.add(&Finding::failed(Verdict::Note, PANEL, error));
+            return Ok(());
+        }
+    }
+    reporter.add(&option(
+        "VLAN-aware bridges",
+        Netlink::open().and_then(|netlink| netlink.set_vlan_filtering(BRIDGE)),
+    ));
+    reporter.add(&option(
+        "VXLAN interfaces",
+        Netlink::open().and_then(|netlink| netlink.add_vxlan("x0", 1)),
+    ));
+    Ok(())
+}
+
+/// Becomes in its namespaces what a command's process is, with its interface; returns the one of the network.
 fn member(reporter: &Reporter, limits: &str) -> Result<OwnedFd> {
-    let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS;
-    unshare_mapped(flags)?;
     // Where AppArmor restricts user namespaces, it may take the capabilities away only when they are used.
     Netlink::open()
         .and_then(|netlink| netlink.set_up("lo"))

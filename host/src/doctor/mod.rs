@@ -4,13 +4,12 @@
 //! interface on it (`machine`), each plugin is loaded (`plugins`), and a file is written where others will be
 //! (`files`). Settings only explain a failure, or are limits worth knowing (`limits`).
 //!
-//! All that could crash, hang or leave something is done in a `child`, all children at the same time and with a
+//! All that could crash, hang or leave something is done in a child (`isolate`), all children at the same time and with a
 //! bound; what they made ends with them. A panel that is in use is not touched: the one that
 //! is tried is another, which nobody finds.
 //!
 //! Each [`Finding`] is one line. vdens works if none is `wrong`; a `note` is about something that it can do without.
 
-mod child;
 mod files;
 mod limits;
 mod machine;
@@ -26,12 +25,9 @@ use crate::cli::Common;
 use crate::error::{Error, Result};
 use crate::loader::SearchPath;
 
-/// How long plugins may take to be loaded.
-const PATIENCE: Duration = Duration::from_millis(1500);
-
 /// How long the kernel may take. It makes and removes network namespaces one at a time for the whole machine, so on a
 /// busy one it is not the child's fault.
-const KERNEL_PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What came out of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,8 +141,8 @@ fn examine(options: &Common) -> Result<Vec<Finding>> {
     let machine = machine::start()?;
     let plugins = plugins::start(&path)?;
     let start = Instant::now();
-    let plugins = plugins.finish(start + PATIENCE);
-    let mut findings = machine.finish(start + KERNEL_PATIENCE);
+    let plugins = plugins.finish();
+    let mut findings = machine.finish(start + PATIENCE);
     findings.extend(files::runtime_dir());
     findings.extend(configuration);
     findings.extend(plugins::directories(&path));

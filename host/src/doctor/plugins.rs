@@ -3,14 +3,11 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
-use nix::sys::prctl::set_dumpable;
-
-use super::child::{Child, Ending};
-use super::{Finding, Verdict};
+use super::Finding;
 use crate::error::Result;
 use crate::loader::{self, SearchPath};
+use crate::probe::{Found, Probe};
 
 /// A plugin's file.
 struct Plugin {
@@ -20,7 +17,7 @@ struct Plugin {
 
 /// The examination of all plugins, under way.
 pub(super) struct Plugins {
-    loading: Vec<(Plugin, Child)>,
+    loading: Vec<(Plugin, Probe)>,
     /// Those that are not used, and the file that is used instead.
     hidden: Vec<(Plugin, PathBuf)>,
 }
@@ -58,32 +55,31 @@ pub(super) fn start(path: &SearchPath) -> Result<Plugins> {
             continue;
         }
         used.insert(plugin.scheme.clone(), plugin.file.clone());
-        let child = load(&plugin)?;
-        plugins.loading.push((plugin, child));
+        let probe = Probe::start(&plugin.file, &plugin.scheme)?;
+        plugins.loading.push((plugin, probe));
     }
     Ok(plugins)
 }
 
 impl Plugins {
     /// What was found.
-    pub(super) fn finish(self, deadline: Instant) -> Vec<Finding> {
+    pub(super) fn finish(self) -> Vec<Finding> {
         if self.loading.is_empty() {
             let remedy = "put the libvdens_*.so into /usr/local/lib/vdens/plugins";
             return vec![Finding::wrong("plugins", "there are none").remedy(remedy)];
         }
-        let loaded = self.loading.into_iter().map(|(plugin, child)| {
-            let (findings, ending) = child.finish(deadline);
-            let name = plugin.file.display();
-            let amiss = |what| Finding::wrong(plugin.check(), what).remedy(format!("rm {name}"));
-            match (findings.into_iter().next(), ending) {
-                (Some(finding), _) => finding,
-                (None, Ending::Died(how)) => {
-                    amiss(format!("{name} ends the process that loads it: {how}"))
+        let loaded = self
+            .loading
+            .into_iter()
+            .map(|(plugin, probe)| match probe.finish() {
+                Found::Plugin { version, .. } => {
+                    let file = plugin.file.display();
+                    Finding::ok(plugin.check(), format!("{version}, {file}"))
                 }
-                (None, Ending::Late) => amiss(format!("loading {name} comes to no end")),
-                (None, Ending::Done) => amiss(format!("{name} ends the process that loads it")),
-            }
-        });
+                Found::Refused { why, hint, .. } => {
+                    Finding::wrong(plugin.check(), why).remedy(hint)
+                }
+            });
         let mut findings: Vec<Finding> = loaded.collect();
         findings.extend(self.hidden.iter().map(|(plugin, first)| {
             let message = format!(
@@ -101,22 +97,6 @@ impl Plugin {
     fn check(&self) -> String {
         format!("plugin {}", self.scheme)
     }
-}
-
-/// Starts a child that loads a plugin and reports one finding.
-fn load(plugin: &Plugin) -> Result<Child> {
-    let Plugin { file, scheme } = plugin;
-    Child::start(|reporter| {
-        // If it crashes, nobody wants the core file.
-        let _ = set_dumpable(false);
-        reporter.add(&match loader::load(file, scheme) {
-            Ok(loaded) => {
-                let version = loaded.manifest().version;
-                Finding::ok(plugin.check(), format!("{version}, {}", file.display()))
-            }
-            Err(error) => Finding::failed(Verdict::Wrong, plugin.check(), error),
-        });
-    })
 }
 
 /// The plugins in a directory, in the order of their schemes.

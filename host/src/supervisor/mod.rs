@@ -8,6 +8,9 @@
 //! link its carrier and nothing else. The session ends with the command; closing the channels then tells the
 //! workers to clean up and go.
 //!
+//! Where the system's limits have no room for a panel and the namespace, that is found out when the namespace is made; then
+//! the session is started anew, without a panel.
+//!
 //! Everything happens in `turn`: one wait for signals, channels, the socket of `vdens --status` and the next
 //! deadline, and what is to be done about them. Before the command runs whatever fails, and whatever takes too long, ends
 //! the session; then nothing does.
@@ -75,10 +78,12 @@ enum Source {
 
 struct Supervisor<'a> {
     plan: &'a Plan,
-    signals: Signals,
+    signals: &'a Signals,
     panel: Option<Panel>,
     /// Why there is none.
     no_panel: String,
+    /// Why there is no namespace, if that is because there is a panel.
+    crowded: Option<Error>,
     command: Pid,
     /// How that ended.
     ended: Option<End>,
@@ -105,36 +110,16 @@ struct Supervisor<'a> {
 pub fn run(plan: &Plan, jobs: Vec<Job>) -> Result<i32, Failure> {
     let signals = Signals::block()?;
     let (panel, no_panel) = panel_for(plan, &jobs);
-    let parent = getpid();
-    let (channel, theirs) = Channel::pair()?;
-    let Some(command) = fork_child()? else {
-        drop(channel);
-        exit_child(|| namespace::run(plan, panel.as_ref(), &theirs, &signals, parent));
+    let mut supervisor = Supervisor::start(plan, jobs.clone(), &signals, panel, no_panel)?;
+    let outcome = supervisor.session();
+    supervisor.end();
+    let Some(error) = supervisor.crowded.take() else {
+        return outcome;
     };
-    drop(theirs);
-    let links = jobs.into_iter().enumerate().map(|(number, mut job)| {
-        job.ticket = panel.as_ref().map(|panel| Ticket {
-            panel: panel.id(),
-            place: format!("{parent}n{number}"),
-        });
-        Link::new(job)
-    });
-    let mut supervisor = Supervisor {
-        plan,
-        links: links.collect(),
-        signals,
-        panel,
-        no_panel,
-        command,
-        ended: None,
-        namespace: Some(channel),
-        received: None,
-        is_running: false,
-        next_beat: Instant::now(),
-        started: SystemTime::now(),
-        status: Server::start(),
-        reporting: None,
-    };
+    // It lets go of the panel, which makes room.
+    drop(supervisor);
+    let why = without_panel(&error);
+    let mut supervisor = Supervisor::start(plan, jobs, &signals, None, why)?;
     let outcome = supervisor.session();
     supervisor.end();
     outcome
@@ -150,14 +135,58 @@ fn panel_for(plan: &Plan, jobs: &[Job]) -> (Option<Panel>, String) {
     }
     match Panel::acquire() {
         Ok(panel) => (Some(panel), String::new()),
-        Err(error) => {
-            log::info!("no panel, frames go through user space: {error}");
-            (None, error.to_string())
-        }
+        Err(error) => (None, without_panel(&error)),
     }
 }
 
-impl Supervisor<'_> {
+/// Says why there is no panel.
+fn without_panel(error: &Error) -> String {
+    log::info!("no panel, frames go through user space: {error}");
+    error.to_string()
+}
+
+impl<'a> Supervisor<'a> {
+    /// Forks the namespace child.
+    fn start(
+        plan: &'a Plan,
+        jobs: Vec<Job>,
+        signals: &'a Signals,
+        panel: Option<Panel>,
+        no_panel: String,
+    ) -> Result<Self> {
+        let parent = getpid();
+        let (channel, theirs) = Channel::pair()?;
+        let Some(command) = fork_child()? else {
+            drop(channel);
+            exit_child(|| namespace::run(plan, panel.as_ref(), &theirs, signals, parent));
+        };
+        drop(theirs);
+        let links = jobs.into_iter().enumerate().map(|(number, mut job)| {
+            job.ticket = panel.as_ref().map(|panel| Ticket {
+                panel: panel.id(),
+                place: format!("{parent}n{number}"),
+            });
+            Link::new(job)
+        });
+        Ok(Self {
+            plan,
+            links: links.collect(),
+            signals,
+            panel,
+            no_panel,
+            crowded: None,
+            command,
+            ended: None,
+            namespace: Some(channel),
+            received: None,
+            is_running: false,
+            next_beat: Instant::now(),
+            started: SystemTime::now(),
+            status: Server::start(),
+            reporting: None,
+        })
+    }
+
     /// Everything between the first fork and the command's end.
     fn session(&mut self) -> Result<i32, Failure> {
         for index in 0..self.links.len() {
@@ -344,7 +373,11 @@ impl Supervisor<'_> {
             return Ok(());
         };
         match channel.receive()? {
-            Some((Message::Failed(status, error), _)) => Err(Failure::Error(status, error)),
+            Some((Message::Failed(status, error), _)) => {
+                let is_crowded = self.panel.is_some() && namespace::is_crowded(&error);
+                self.crowded = is_crowded.then(|| error.clone());
+                Err(Failure::Error(status, error))
+            }
             Some((_, fds)) => {
                 self.received = Some(fds);
                 Ok(())
@@ -523,7 +556,7 @@ impl Supervisor<'_> {
                 control: its_control,
                 orders: its_orders,
             };
-            let signals = &self.signals;
+            let signals = self.signals;
             let kept = link.kept.take();
             exit_child(|| worker::run(&link.job, channels, kept, signals, parent));
         };

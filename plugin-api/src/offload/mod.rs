@@ -43,22 +43,24 @@ const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 const GSO_UDP: u8 = 5;
-/// Added to the types of TCP: the first segment has CWR set.
+/// Added to the types of TCP, and to no other: the first segment has CWR set.
 const ECN: u8 = 0x80;
+const TCPV4_ECN: u8 = GSO_TCPV4 | ECN;
+const TCPV6_ECN: u8 = GSO_TCPV6 | ECN;
 
 /// Whether a sink that takes `offloads` takes a frame with this header as it is. One with a type that
-/// nobody knows is taken by no sink.
+/// nobody knows, or that ECN makes no sense with, is taken by no sink.
 fn suits(header: VnetHeader, offloads: Offloads) -> bool {
-    let segments = match header.gso_type & !ECN {
+    let segments = match header.gso_type {
         GSO_NONE => Offloads::NONE,
         GSO_TCPV4 => Offloads::TSO4,
+        TCPV4_ECN => Offloads(Offloads::TSO4.0 | Offloads::TSO_ECN.0),
         GSO_TCPV6 => Offloads::TSO6,
+        TCPV6_ECN => Offloads(Offloads::TSO6.0 | Offloads::TSO_ECN.0),
         GSO_UDP => Offloads(Offloads::USO4.0 | Offloads::USO6.0),
         _ => return false,
     };
-    offloads.contains(segments)
-        && (header.is_plain() || offloads.contains(Offloads::CSUM))
-        && (header.gso_type & ECN == 0 || offloads.contains(Offloads::TSO_ECN))
+    offloads.contains(segments) && (header.is_plain() || offloads.contains(Offloads::CSUM))
 }
 
 /// What a frame is cut into where nothing may be left undone.

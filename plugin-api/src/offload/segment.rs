@@ -21,7 +21,7 @@ use super::packet::{
     CWR, FIN, IPV6_HEADER, PSH, Packet, TCP, TCP_CHECKSUM, TCP_FLAGS, UDP, UDP_CHECKSUM, Version,
     put, read_u16, read_u32,
 };
-use super::{ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP, NEEDS_CSUM};
+use super::{GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP, NEEDS_CSUM, TCPV4_ECN, TCPV6_ECN};
 
 /// A sound super-frame.
 #[derive(Clone, Copy, Debug)]
@@ -37,10 +37,10 @@ impl<'a> Cut<'a> {
     /// Looks at a frame whose header asks for segments. `None` if the two do not agree.
     pub(super) fn new(header: VnetHeader, frame: &'a [u8]) -> Option<Self> {
         let packet = Packet::parse(frame)?;
-        let expected = match header.gso_type & !ECN {
-            GSO_TCPV4 => packet.version == Version::V4 && packet.protocol == TCP,
-            GSO_TCPV6 => packet.version == Version::V6 && packet.protocol == TCP,
-            GSO_UDP => packet.protocol == UDP && header.gso_type & ECN == 0,
+        let expected = match header.gso_type {
+            GSO_TCPV4 | TCPV4_ECN => packet.version == Version::V4 && packet.protocol == TCP,
+            GSO_TCPV6 | TCPV6_ECN => packet.version == Version::V6 && packet.protocol == TCP,
+            GSO_UDP => packet.protocol == UDP,
             _ => false,
         };
         if !expected || header.gso_size == 0 || packet.payload_len() == 0 {

@@ -486,6 +486,26 @@ fn hostile_frames_do_no_harm() {
 }
 
 #[test]
+fn ecn_goes_with_tcp_and_with_nothing_else() {
+    let connection = Connection::tcp(false);
+    let frame = connection.unfinished(ACK, &[7; 3000]);
+    let with = |gso_type| VnetHeader {
+        gso_type,
+        ..connection.header(1000)
+    };
+    let (ecn, all) = (Offloads::TSO_ECN, Offloads::ALL);
+    for gso_type in [0x81, 0x84] {
+        assert!(super::suits(with(gso_type), all), "{gso_type:#x}");
+        let others = Offloads(all.0 & !ecn.0);
+        assert!(!super::suits(with(gso_type), others), "{gso_type:#x}");
+    }
+    for gso_type in [0x80, 0x82, 0x83, 0x85, 0xff] {
+        let (out, lost) = pass(&[(with(gso_type), frame.clone())], all, 9);
+        assert_eq!((out.len(), lost), (0, 1), "{gso_type:#x}");
+    }
+}
+
+#[test]
 fn a_plan_is_made_for_the_frames_that_are_left() {
     let frames = Connection::tcp(false).packets(ACK, &[7; 3000], 1000);
     let mut batch = crate::Batch::new();

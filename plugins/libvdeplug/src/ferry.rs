@@ -1,14 +1,13 @@
 //! The loop of a connection's thread: frames between the C plugin and the link's socket pair.
 //!
-//! The plugin is called when its data descriptor is readable, and for every frame that comes from the
-//! link. Frames that the link has no room for wait here, and the plugin meanwhile. The loop
+//! The plugin is called when its data descriptor is readable, once after each look at it, as the next call might block; and
+//! for every frame that comes from the link. Frames that the link has no room for wait here, and the plugin meanwhile. The loop
 //! ends when the link closes its end, when the control descriptor is readable (the far end is
 //! gone), or when the plugin fails. `vde_recv` does not tell an empty datagram from the end of a stream, nor a
 //! transient error from a lasting one. Poll does: a hang-up ends the connection at once; a descriptor with nothing
 //! left to read was a passing trouble; one that stays readable, call after call, has failed.
 
 use std::io;
-use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +18,7 @@ use vdens_plugin_api::{Error, MAX_LEGACY_FRAME};
 
 use crate::connection::{Connection, Received};
 
-/// Frames moved in one direction before the other has its turn.
+/// Frames from the link in a row while none come from the plugin.
 const TURN: usize = 32;
 
 /// Fruitless calls of `vde_recv` in a row that make a broken connection.
@@ -76,7 +75,8 @@ impl<'a> Ferry<'a> {
             return Err(broken(Error::closed("the far end is gone")));
         }
         if ready.pair {
-            self.put_out()?;
+            // One for one, if both have some.
+            self.put_out(if ready.data.is_empty() { TURN } else { 1 })?;
         }
         if ready.room {
             self.land()?;
@@ -120,9 +120,9 @@ impl<'a> Ferry<'a> {
     }
 
     /// From the link to the plugin.
-    fn put_out(&mut self) -> Result<(), End> {
+    fn put_out(&mut self, at_most: usize) -> Result<(), End> {
         let mut frame = [0; MAX_LEGACY_FRAME];
-        for _ in 0..TURN {
+        for _ in 0..at_most {
             match self.pair.recv(&mut frame) {
                 Ok(0) => return Err(End::Closed),
                 Ok(len) if self.connection.send(&frame[..len]) => {}
@@ -135,29 +135,25 @@ impl<'a> Ferry<'a> {
         Ok(())
     }
 
-    /// From the plugin to the link. `state` is what poll said of the data descriptor.
-    fn take_in(&mut self, mut state: PollFlags) -> Result<(), End> {
-        for _ in 0..TURN {
-            let failure = match self.connection.recv(&mut self.room[..]) {
-                Received::Frame(len) => {
-                    self.waiting = Some(len);
-                    self.land()?;
-                    None
-                }
-                Received::Nothing => None,
-                Received::Empty => Some("empty frames"),
-                Received::Failed(errno) => Some(errno.desc()),
-            };
-            let before = mem::replace(&mut state, look(self.connection.data()));
-            match failure {
-                Some(why) => self.judge(why, before, state)?,
-                None => self.strikes = 0,
+    /// A frame from the plugin to the link. `state` is what poll said of the data descriptor.
+    fn take_in(&mut self, state: PollFlags) -> Result<(), End> {
+        let failure = match self.connection.recv(&mut self.room[..]) {
+            Received::Frame(len) => {
+                self.waiting = Some(len);
+                self.land()?;
+                None
             }
-            if self.waiting.is_some() || state.is_empty() {
-                break;
+            Received::Nothing => None,
+            Received::Empty => Some("empty frames"),
+            Received::Failed(errno) => Some(errno.desc()),
+        };
+        match failure {
+            Some(why) => self.judge(why, state, look(self.connection.data())),
+            None => {
+                self.strikes = 0;
+                Ok(())
             }
         }
-        Ok(())
     }
 
     /// What a fruitless call means, by the states before and after it.

@@ -29,6 +29,7 @@ mod tests;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -41,8 +42,8 @@ use vdens_plugin_api::log::{debug, warn};
 use vdens_plugin_api::vnl::{self, Keys, Spec};
 use vdens_plugin_api::wire::hello::{Cable, SUPER_PREFIX};
 use vdens_plugin_api::{
-    Batch, Capabilities, Error, Host, Link, OpenOptions, OpenRequest, Peer as Credentials, Result,
-    RxBatch, State, Status, TxBatch,
+    Batch, Capabilities, Error, ErrorKind, Host, Link, OpenOptions, OpenRequest,
+    Peer as Credentials, Result, RxBatch, State, Status, TxBatch,
 };
 
 use dgram::Dgram;
@@ -58,6 +59,9 @@ const TICK: Duration = Duration::from_millis(120);
 
 /// How long to wait at open for the answer of a far end that may be one of ours.
 const ACQUAINTANCE: Duration = Duration::from_millis(60);
+
+/// How long to let an end that was killed leave: its process lives for a moment longer than what it was started for.
+const LEAVING: Duration = Duration::from_millis(500);
 
 /// How long to wait after joining has failed.
 const RETRY: Duration = Duration::from_millis(500);
@@ -215,7 +219,7 @@ impl Ptp {
         };
         link.end = Some(match link.resume()? {
             Some(end) => end,
-            None => link.join(true)?,
+            None => link.join_when_there_is_room()?,
         });
         link.keep();
         link.notice();
@@ -358,6 +362,19 @@ impl Ptp {
         }
     }
 
+    /// Joins at open. Where there are two ends already, one of them may be about to leave, or leaves while it is joined.
+    fn join_when_there_is_room(&mut self) -> Result<Box<dyn End>> {
+        let deadline = Instant::now() + LEAVING;
+        let busy = sockets::busy(&self.place.path);
+        let may_pass = |error: &Error| *error == busy || error.kind == ErrorKind::Closed;
+        loop {
+            match self.join(true) {
+                Err(error) if may_pass(&error) && Instant::now() < deadline => sleep(TICK),
+                joined => return joined,
+            }
+        }
+    }
+
     /// Joins who is there, or comes first. `wait`: until the far end has agreed.
     fn join(&mut self, wait: bool) -> Result<Box<dyn End>> {
         for _ in 0..RACES {
@@ -365,7 +382,7 @@ impl Ptp {
                 self.place.generation = generation;
                 return Ok(end);
             }
-            std::thread::sleep(RACE);
+            sleep(RACE);
         }
         Err(sockets::contended(&self.place.path))
     }

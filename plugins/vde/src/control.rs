@@ -35,6 +35,8 @@ pub(crate) struct Control {
     directory: PathBuf,
     /// The number to ask for, 0 for any.
     port: u32,
+    /// What to say if the switch grants a port though the group that was asked for is not there.
+    missing: Option<(log::Level, String)>,
     /// Whose socket it is.
     pub(crate) owner: Metadata,
 }
@@ -48,17 +50,11 @@ impl Control {
             Port::Number(number) => Some(number.to_string()),
             Port::Group(name) => Some(name.clone()),
         };
+        let mut missing = None;
         if let Some(name) = special {
             match try_connect(&directory.join(&name)) {
                 Ok((stream, owner)) => return Ok(Self::new(stream, owner, directory, 0)),
-                Err(error) => log::log!(
-                    match &target.port {
-                        Port::Group(_) => log::Level::Warn,
-                        _ => log::Level::Debug,
-                    },
-                    "no group of ports '{name}' in {}, any port serves ({error})",
-                    directory.display()
-                ),
+                Err(error) => missing = Some((name, error)),
             }
         }
         let port = match &target.port {
@@ -67,10 +63,21 @@ impl Control {
         };
         let path = directory.join("ctl");
         check_socket_path(&path)?;
-        match try_connect(&path) {
-            Ok((stream, owner)) => Ok(Self::new(stream, owner, directory, port)),
-            Err(error) => Err(explain(directory, &path, &error)),
-        }
+        let (stream, owner) =
+            try_connect(&path).map_err(|error| explain(directory, &path, &error))?;
+        let level = match &target.port {
+            Port::Group(_) => log::Level::Warn,
+            _ => log::Level::Debug,
+        };
+        Ok(Self {
+            missing: missing.map(|(name, error)| {
+                let shown = directory.display();
+                let text =
+                    format!("no group of ports '{name}' in {shown}, any port serves ({error})");
+                (level, text)
+            }),
+            ..Self::new(stream, owner, directory, port)
+        })
     }
 
     fn new(stream: UnixStream, owner: Metadata, directory: &Path, port: u32) -> Self {
@@ -78,6 +85,7 @@ impl Control {
             stream,
             directory: directory.to_owned(),
             port,
+            missing: None,
             owner,
         }
     }
@@ -120,6 +128,9 @@ impl Control {
         self.stream
             .set_nonblocking(true)
             .map_err(|e| Error::io("make a socket non-blocking", &e))?;
+        if let Some((level, text)) = self.missing {
+            log::log!(level, "{text}");
+        }
         Ok((reply.socket, self.stream))
     }
 
