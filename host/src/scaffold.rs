@@ -91,7 +91,7 @@ fn chosen_api(api: &str) -> Result<String> {
 fn default_api() -> Result<String> {
     match fs::File::open(Path::new(BUILT_WITH).join("Cargo.toml")) {
         Ok(_) => dependency(Path::new(BUILT_WITH)),
-        Err(_) => Ok(format!("\"{}\"", env!("CARGO_PKG_VERSION"))),
+        Err(_) => Ok(format!("\"{}\"", vdens_plugin_api::VERSION)),
     }
 }
 

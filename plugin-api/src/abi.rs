@@ -34,7 +34,7 @@ use crate::{
 #[doc(hidden)]
 pub use abi_stable::library::LibHeader;
 
-/// The ABI version of this crate.
+/// The ABI version of this crate, and its major version.
 pub const VERSION: u32 = 1;
 
 /// An [`Error`] in flight.

@@ -86,6 +86,9 @@
 //!
 //! The stable ABI itself is in [`abi`]; authors do not meet it.
 
+/// The version of this crate.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 pub mod abi;
 mod batch;
 mod datagram;

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use vdens_tests::{Lab, build, has_toolchain, need, skip, target};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use vdens_tests::{Lab, PATIENCE, build, has_toolchain, need, skip, target, wait_until};
 
 use crate::docs;
 
@@ -200,6 +202,24 @@ fn a_plugin_of_the_frozen_version_1_works() {
     lab.drop_plugin(&target.join("debug/libfrozen.so"), "frozen");
     let vnl = format!("frozen://{{{}}}", lab.vnl("ptp", "p"));
     works(&lab, "vdens", "frozen", &vnl);
+    // What it has kept is there for the process that takes its place.
+    let session = lab.vdens(["-v", &vnl, "sh"]).session();
+    session.ok(":");
+    let children = format!("/proc/{}/task/{0}/children", session.proc().pid());
+    let children = fs::read_to_string(children).unwrap();
+    for child in children.split_whitespace() {
+        let command = fs::read(format!("/proc/{child}/cmdline")).unwrap();
+        if !command.starts_with(b"sh\0") {
+            kill(Pid::from_raw(child.parse().unwrap()), Signal::SIGKILL).unwrap();
+        }
+    }
+    wait_until("another worker", PATIENCE, || {
+        session
+            .proc()
+            .stderr()
+            .contains("goes on where another stopped")
+    });
+    drop(session);
     // What it says and what it refuses comes through as well.
     let vdens = lab.vdens(["-v", "--mtu", "1400", &vnl, "true"]).run();
     assert!(

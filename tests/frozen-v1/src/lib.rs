@@ -3,7 +3,8 @@
 //! Built against `plugin-api` as it was when ABI 1 was frozen, which lies beside this file's directory. Neither is to be changed:
 //! if a host refuses what is built from them, it is the host that is wrong.
 
-use std::os::fd::BorrowedFd;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use vdens_plugin_api::log::info;
 use vdens_plugin_api::vnl::{Keys, Spec};
@@ -48,9 +49,19 @@ impl Link for Through {
 fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     let spec = Spec::path_grammar(request.argument(), &KEYS)?;
     let inner = spec.nested();
-    let inner = inner.ok_or_else(|| Error::usage("no VNL in braces").hint("write frozen://{VNL}"))?;
+    let inner =
+        inner.ok_or_else(|| Error::usage("no VNL in braces").hint("write frozen://{VNL}"))?;
     let port = request.host.port();
     info!("frozen: {} has an MTU of {}", port.interface, port.mtu);
+    match request.host.kept() {
+        Some(_) => info!("frozen: goes on where another stopped"),
+        None => {
+            let null =
+                File::open("/dev/null").map_err(|error| Error::io("open /dev/null", &error))?;
+            // In vde_plug nobody comes after this process.
+            let _ = request.host.keep(Some(null.as_fd()));
+        }
+    }
     Ok(Box::new(Through(request.host.open(inner)?)))
 }
 

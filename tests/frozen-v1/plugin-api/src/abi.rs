@@ -1,0 +1,824 @@
+//! ABI version 1: the types that cross the boundary, and the adapters on both sides of it.
+//!
+//! A plugin exports two symbols: `vdens_plugin_abi`, the newest ABI version it speaks, and
+//! `vdens_plugin_v1`, an abi_stable library header from which the host gets a `ModuleV1` after
+//! comparing its layout with its own. From there on everything is a table of `extern "C"` functions
+//! over an opaque pointer: `LinkV1` is an open link, the host's `HostV1` its services.
+//!
+//! Authors and the host never see these types: on the plugin's side an `extern "C"` shim turns each
+//! call into one of the [`Link`] trait's and catches panics; on the caller's side `LinkV1` implements
+//! [`Link`] again. A nested link is such a `LinkV1` handed through, so it costs one more call a batch.
+//!
+//! Ownership: a `LinkV1` is closed by whoever holds it, once, by its `close`. A `RawBatch` is lent for
+//! a call. Strings are abi_stable's, which carry their own deallocator.
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use abi_stable::StableAbi;
+use abi_stable::library::{CheckTypeLayout, LibraryError, RootModule, RootModuleResult};
+use abi_stable::package_version_strings;
+use abi_stable::prefix_type::{PrefixTypeTrait, WithMetadata};
+use abi_stable::sabi_types::VersionStrings;
+use abi_stable::std_types::{RErr, ROk, RResult, RStr, RString};
+
+use crate::batch::RawBatch;
+use crate::logging;
+use crate::tap::Tap;
+use crate::{
+    Capabilities, Error, ErrorKind, Hub, Link, Manifest, Offloads, OpenOptions, OpenRequest,
+    Plugin, Port, Result, RxBatch, State, Status, Ticket, TxBatch,
+};
+
+#[doc(hidden)]
+pub use abi_stable::library::LibHeader;
+
+/// The ABI version of this crate, and its major version.
+pub const VERSION: u32 = 1;
+
+/// An [`Error`] in flight.
+#[repr(C)]
+#[derive(StableAbi)]
+pub(crate) struct ErrorV1 {
+    code: u32,
+    errno: i32,
+    message: RString,
+    hint: RString,
+}
+
+impl From<Error> for ErrorV1 {
+    fn from(error: Error) -> Self {
+        Self {
+            code: error.kind as u32,
+            errno: error.errno,
+            message: error.message.into(),
+            hint: error.hint.into(),
+        }
+    }
+}
+
+impl From<ErrorV1> for Error {
+    fn from(error: ErrorV1) -> Self {
+        Self {
+            kind: ErrorKind::from_code(error.code),
+            errno: error.errno,
+            message: error.message.into(),
+            hint: error.hint.into(),
+        }
+    }
+}
+
+type Outcome<T> = RResult<T, ErrorV1>;
+
+fn unwrap<T>(outcome: Outcome<T>) -> Result<T> {
+    outcome.into_result().map_err(Error::from)
+}
+
+/// Runs an author's code; a panic in it becomes an error, because a panic must not cross the boundary.
+fn contain<T>(what: &str, code: impl FnOnce() -> Result<T>) -> Outcome<T> {
+    let result = catch_unwind(AssertUnwindSafe(code)).unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<&str>()
+            .copied()
+            .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("no message");
+        let message = format!("the plugin panicked in {what}: {text}");
+        Err(Error::new(ErrorKind::Panic, message).hint("report this to the plugin's author"))
+    });
+    match result {
+        Ok(value) => ROk(value),
+        Err(error) => RErr(error.into()),
+    }
+}
+
+/// A link's descriptors; they stay the link's own.
+#[repr(C)]
+#[derive(Clone, Copy, StableAbi)]
+pub(crate) struct FdsV1 {
+    recv: i32,
+    send: i32,
+}
+
+/// A link's state.
+#[repr(C)]
+#[derive(Clone, Copy, StableAbi)]
+pub(crate) struct StateV1 {
+    /// `CARRIER`, `SHARED`, `PLUGGED` and `WANTS_PANEL`.
+    flags: u32,
+    /// [`Offloads`] bits.
+    offloads: u32,
+}
+
+const CARRIER: u32 = 1;
+const SHARED: u32 = 2;
+const PLUGGED: u32 = 4;
+const WANTS_PANEL: u32 = 8;
+
+fn bit(bit: u32, set: bool) -> u32 {
+    if set { bit } else { 0 }
+}
+
+impl From<State> for StateV1 {
+    fn from(state: State) -> Self {
+        Self {
+            flags: bit(CARRIER, state.carrier) | bit(PLUGGED, state.plugged),
+            offloads: state.offloads.0,
+        }
+    }
+}
+
+impl From<StateV1> for State {
+    fn from(raw: StateV1) -> Self {
+        Self {
+            carrier: raw.flags & CARRIER != 0,
+            offloads: Offloads(raw.offloads).intersection(Offloads::ALL),
+            plugged: raw.flags & PLUGGED != 0,
+        }
+    }
+}
+
+/// What can be done with a link's opaque pointer.
+#[repr(C)]
+#[derive(StableAbi)]
+#[sabi(kind(Prefix(prefix_ref = LinkCallsV1Ref)))]
+pub(crate) struct LinkCallsV1 {
+    fds: unsafe extern "C" fn(*const ()) -> FdsV1,
+    recv: unsafe extern "C" fn(*mut (), *mut RawBatch) -> Outcome<()>,
+    send: unsafe extern "C" fn(*mut (), *mut RawBatch, u32) -> Outcome<u32>,
+    other_side: unsafe extern "C" fn(*mut (), StateV1),
+    state: unsafe extern "C" fn(*const ()) -> StateV1,
+    /// A [`Status`] as JSON, so that it can grow without a change here.
+    status: unsafe extern "C" fn(*const ()) -> RString,
+    #[sabi(last_prefix_field)]
+    close: unsafe extern "C" fn(*mut ()),
+}
+
+/// An open link, owned.
+#[repr(C)]
+#[derive(StableAbi)]
+pub(crate) struct LinkV1 {
+    link: *mut (),
+    calls: LinkCallsV1Ref,
+}
+
+// SAFETY: the pointer is a boxed `dyn Link`, which is Send, and the functions have no state of their own.
+unsafe impl Send for LinkV1 {}
+
+/// The author's side: shims from the table's functions to a `Box<dyn Link>`.
+mod shim {
+    use super::{
+        FdsV1, Link, Outcome, RString, RawBatch, RxBatch, SHARED, StateV1, TxBatch, WANTS_PANEL,
+        bit, contain,
+    };
+    use std::os::fd::AsRawFd;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    /// A panic where no error can be returned ends the process, which is one link's worker.
+    fn give_up(what: &str) -> ! {
+        log::error!("the plugin panicked while {what}");
+        std::process::abort();
+    }
+
+    /// # Safety
+    /// `link` came from `LinkV1::new` and is neither closed nor in use.
+    pub(super) unsafe extern "C" fn fds(link: *const ()) -> FdsV1 {
+        // SAFETY: per this function's contract the pointer is a live Box<dyn Link>.
+        let link = unsafe { &*link.cast::<Box<dyn Link>>() };
+        catch_unwind(AssertUnwindSafe(|| FdsV1 {
+            recv: link.fd().as_raw_fd(),
+            send: link.send_fd().as_raw_fd(),
+        }))
+        .unwrap_or_else(|_| give_up("naming its descriptors"))
+    }
+
+    /// # Safety
+    /// As for `fds`; `batch` is valid and exclusive for the call.
+    pub(super) unsafe extern "C" fn recv(link: *mut (), batch: *mut RawBatch) -> Outcome<()> {
+        // SAFETY: per this function's contract.
+        let (link, raw) = unsafe { (&mut *link.cast::<Box<dyn Link>>(), &mut *batch) };
+        contain("receive", || link.recv(&mut RxBatch { raw }))
+    }
+
+    /// # Safety
+    /// As for `recv`.
+    pub(super) unsafe extern "C" fn send(
+        link: *mut (),
+        batch: *mut RawBatch,
+        start: u32,
+    ) -> Outcome<u32> {
+        // SAFETY: per this function's contract.
+        let (link, raw) = unsafe { (&mut *link.cast::<Box<dyn Link>>(), &mut *batch) };
+        let start = start as usize;
+        contain("send", || {
+            link.send(&mut TxBatch { raw, start }).map(|n| n as u32)
+        })
+    }
+
+    /// # Safety
+    /// As for `fds`.
+    pub(super) unsafe extern "C" fn other_side(link: *mut (), state: StateV1) {
+        // SAFETY: per this function's contract.
+        let link = unsafe { &mut *link.cast::<Box<dyn Link>>() };
+        if catch_unwind(AssertUnwindSafe(|| link.other_side(state.into()))).is_err() {
+            log::error!("the plugin panicked while told of the other side");
+        }
+    }
+
+    /// # Safety
+    /// As for `fds`.
+    pub(super) unsafe extern "C" fn state(link: *const ()) -> StateV1 {
+        // SAFETY: per this function's contract.
+        let link = unsafe { &*link.cast::<Box<dyn Link>>() };
+        catch_unwind(AssertUnwindSafe(|| {
+            let mut state = StateV1::from(link.state());
+            state.flags |= bit(SHARED, link.is_shared()) | bit(WANTS_PANEL, link.wants_panel());
+            state
+        }))
+        .unwrap_or_else(|_| give_up("telling its state"))
+    }
+
+    /// # Safety
+    /// As for `fds`.
+    pub(super) unsafe extern "C" fn status(link: *const ()) -> RString {
+        // SAFETY: per this function's contract.
+        let link = unsafe { &*link.cast::<Box<dyn Link>>() };
+        catch_unwind(AssertUnwindSafe(|| link.status().to_json().into())).unwrap_or_else(|_| {
+            log::error!("the plugin panicked while telling its status");
+            RString::new()
+        })
+    }
+
+    /// # Safety
+    /// As for `fds`; the pointer is not used again.
+    pub(super) unsafe extern "C" fn close(link: *mut ()) {
+        // SAFETY: per this function's contract this is the one owner of the box.
+        let link = unsafe { Box::from_raw(link.cast::<Box<dyn Link>>()) };
+        if catch_unwind(AssertUnwindSafe(|| drop(link))).is_err() {
+            log::error!("the plugin panicked while closing a link");
+        }
+    }
+}
+
+const LINK_CALLS: LinkCallsV1Ref = {
+    const TABLE: &WithMetadata<LinkCallsV1> = &WithMetadata::new(LinkCallsV1 {
+        fds: shim::fds,
+        recv: shim::recv,
+        send: shim::send,
+        other_side: shim::other_side,
+        state: shim::state,
+        status: shim::status,
+        close: shim::close,
+    });
+    LinkCallsV1Ref(TABLE.static_as_prefix())
+};
+
+impl LinkV1 {
+    fn new(link: Box<dyn Link>) -> Self {
+        Self {
+            link: Box::into_raw(Box::new(link)).cast(),
+            calls: LINK_CALLS,
+        }
+    }
+
+    fn fds(&self) -> FdsV1 {
+        // SAFETY: the pointer is live until `close`, which only Drop calls.
+        unsafe { (self.calls.fds())(self.link) }
+    }
+
+    fn raw_state(&self) -> StateV1 {
+        // SAFETY: as in `fds`.
+        unsafe { (self.calls.state())(self.link) }
+    }
+}
+
+impl Drop for LinkV1 {
+    fn drop(&mut self) {
+        // SAFETY: the pointer is live and not used after this.
+        unsafe { (self.calls.close())(self.link) }
+    }
+}
+
+/// A descriptor named by a plugin, for polling only.
+fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
+    // SAFETY: the shim took the number from a BorrowedFd of the link, which keeps the descriptor open.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+impl Link for LinkV1 {
+    fn fd(&self) -> BorrowedFd<'_> {
+        borrow(self.fds().recv)
+    }
+
+    fn send_fd(&self) -> BorrowedFd<'_> {
+        borrow(self.fds().send)
+    }
+
+    fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
+        // SAFETY: the pointer is live, and both borrows are exclusive for the call.
+        unwrap(unsafe { (self.calls.recv())(self.link, batch.raw) })
+    }
+
+    fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
+        let (len, start) = (batch.len(), batch.start as u32);
+        // SAFETY: as in `recv`.
+        let sent = unwrap(unsafe { (self.calls.send())(self.link, batch.raw, start) })?;
+        Ok((sent as usize).min(len))
+    }
+
+    fn other_side(&mut self, state: State) {
+        // SAFETY: as in `recv`.
+        unsafe { (self.calls.other_side())(self.link, state.into()) }
+    }
+
+    fn state(&self) -> State {
+        self.raw_state().into()
+    }
+
+    fn status(&self) -> Status {
+        // SAFETY: as in `fds`.
+        let json = unsafe { (self.calls.status())(self.link) };
+        Status::from_json(&json)
+    }
+
+    fn is_shared(&self) -> bool {
+        self.raw_state().flags & SHARED != 0
+    }
+
+    fn wants_panel(&self) -> bool {
+        self.raw_state().flags & WANTS_PANEL != 0
+    }
+}
+
+/// The host side of a link.
+#[repr(C)]
+#[derive(StableAbi)]
+pub(crate) struct PortV1 {
+    interface: RString,
+    mtu: u32,
+    /// 0 if there is no ticket.
+    panel: u64,
+    place: RString,
+}
+
+/// A [`Hub`] in flight. The descriptor goes to the receiver.
+#[repr(C)]
+#[derive(StableAbi)]
+pub(crate) struct HubV1 {
+    panel: u64,
+    place: RString,
+    tap: i32,
+    /// The tap's name.
+    name: RString,
+}
+
+impl From<Hub> for HubV1 {
+    fn from(hub: Hub) -> Self {
+        Self {
+            panel: hub.ticket.panel,
+            place: hub.ticket.place.into(),
+            name: hub.tap.name().into(),
+            tap: OwnedFd::from(hub.tap).into_raw_fd(),
+        }
+    }
+}
+
+impl From<HubV1> for Hub {
+    fn from(raw: HubV1) -> Self {
+        // SAFETY: the sender gave up the descriptor, in `from` above, and `raw` is consumed.
+        let tap = unsafe { OwnedFd::from_raw_fd(raw.tap) };
+        Self {
+            ticket: Ticket {
+                panel: raw.panel,
+                place: raw.place.into(),
+            },
+            tap: Tap::from_fd(tap, raw.name.into()),
+        }
+    }
+}
+
+/// What a plugin can ask of the host.
+#[repr(C)]
+#[derive(StableAbi)]
+#[sabi(kind(Prefix(prefix_ref = HostCallsV1Ref)))]
+pub(crate) struct HostCallsV1 {
+    log: extern "C" fn(u32, RStr<'_>, RStr<'_>),
+    log_level: extern "C" fn() -> u32,
+    open: unsafe extern "C" fn(*const (), RStr<'_>) -> Outcome<LinkV1>,
+    port: unsafe extern "C" fn(*const ()) -> PortV1,
+    plug: unsafe extern "C" fn(*const (), RStr<'_>) -> Outcome<()>,
+    /// The panel and the hub's place on it.
+    attach: unsafe extern "C" fn(*const (), u64, RStr<'_>) -> Outcome<()>,
+    /// The expiry in milliseconds.
+    hub: unsafe extern "C" fn(*const (), u64) -> Outcome<HubV1>,
+    /// A descriptor, which is lent for the call; none if negative.
+    keep: unsafe extern "C" fn(*const (), i32) -> Outcome<()>,
+    /// A descriptor, which is given away; none if negative.
+    #[sabi(last_prefix_field)]
+    kept: unsafe extern "C" fn(*const ()) -> i32,
+}
+
+/// The host, as a plugin holds it: valid for the life of the process.
+#[repr(C)]
+#[derive(Clone, Copy, StableAbi)]
+pub(crate) struct HostV1 {
+    services: *const (),
+    calls: HostCallsV1Ref,
+}
+
+// SAFETY: `services` is a `&'static dyn HostServices`, which is Send and Sync.
+unsafe impl Send for HostV1 {}
+// SAFETY: as above.
+unsafe impl Sync for HostV1 {}
+
+/// What a host provides to the plugins that it loads.
+pub trait HostServices: Send + Sync {
+    /// Opens a VNL for a plugin that nests it.
+    ///
+    /// # Errors
+    /// What opening it reports.
+    fn open(&'static self, vnl: &str) -> Result<Box<dyn Link>>;
+
+    /// The host side of the link.
+    fn port(&self) -> Port;
+
+    /// Plugs the interface into a cable with another place on the panel.
+    ///
+    /// # Errors
+    /// There is no panel, or the kernel refuses.
+    fn plug(&self, peer: &str) -> Result<()>;
+
+    /// Plugs the interface into a hub.
+    ///
+    /// # Errors
+    /// There is no panel, the hub is not on it, or the kernel refuses.
+    fn attach(&self, hub: &Ticket) -> Result<()>;
+
+    /// Makes a hub.
+    ///
+    /// # Errors
+    /// There is no panel, or the kernel refuses.
+    fn hub(&self, expiry: Duration) -> Result<Hub>;
+
+    /// Holds a descriptor for the next process that serves the link, in place of the one held before.
+    ///
+    /// # Errors
+    /// There is nobody to hold it.
+    fn keep(&self, fd: Option<BorrowedFd<'_>>) -> Result<()>;
+
+    /// What the last process that served the link had kept, the first time.
+    fn kept(&self) -> Option<OwnedFd>;
+}
+
+/// The host's side: shims from the table's functions to a `&'static dyn HostServices`.
+mod host_shim {
+    use std::os::fd::{BorrowedFd, IntoRawFd};
+    use std::time::Duration;
+
+    use super::{HostServices, HubV1, LinkV1, Outcome, PortV1, RStr, contain};
+    use crate::{Ticket, logging};
+
+    pub(super) extern "C" fn log(level: u32, target: RStr<'_>, message: RStr<'_>) {
+        let level = logging::level_from_code(level);
+        log::log!(target: target.as_str(), level, "{message}");
+    }
+
+    pub(super) extern "C" fn log_level() -> u32 {
+        log::max_level() as u32
+    }
+
+    /// # Safety
+    /// `services` came from `HostV1::new`.
+    pub(super) unsafe extern "C" fn open(services: *const (), vnl: RStr<'_>) -> Outcome<LinkV1> {
+        // SAFETY: per this function's contract; the reference was leaked.
+        let services = unsafe { *services.cast::<&'static dyn HostServices>() };
+        contain("open", || Ok(LinkV1::new(services.open(vnl.as_str())?)))
+    }
+
+    /// # Safety
+    /// As for `open`.
+    pub(super) unsafe extern "C" fn port(services: *const ()) -> PortV1 {
+        // SAFETY: per this function's contract.
+        let services = unsafe { *services.cast::<&'static dyn HostServices>() };
+        let port = services.port();
+        PortV1 {
+            interface: port.interface.into(),
+            mtu: port.mtu,
+            panel: port.ticket.as_ref().map_or(0, |ticket| ticket.panel),
+            place: port
+                .ticket
+                .map(|ticket| ticket.place)
+                .unwrap_or_default()
+                .into(),
+        }
+    }
+
+    /// # Safety
+    /// As for `open`.
+    pub(super) unsafe extern "C" fn plug(services: *const (), peer: RStr<'_>) -> Outcome<()> {
+        // SAFETY: per this function's contract.
+        let services = unsafe { *services.cast::<&'static dyn HostServices>() };
+        contain("plug", || services.plug(peer.as_str()))
+    }
+
+    /// # Safety
+    /// As for `open`.
+    pub(super) unsafe extern "C" fn attach(
+        services: *const (),
+        panel: u64,
+        place: RStr<'_>,
+    ) -> Outcome<()> {
+        // SAFETY: per this function's contract.
+        let services = unsafe { *services.cast::<&'static dyn HostServices>() };
+        let place = place.to_string();
+        contain("attach", || services.attach(&Ticket { panel, place }))
+    }
+
+    /// # Safety
+    /// As for `open`.
+    pub(super) unsafe extern "C" fn hub(services: *const (), expiry: u64) -> Outcome<HubV1> {
+        // SAFETY: per this function's contract.
+        let services = unsafe { *services.cast::<&'static dyn HostServices>() };
+        let expiry = Duration::from_millis(expiry);
+        contain("hub", || services.hub(expiry).map(HubV1::from))
+    }
+
+    /// # Safety
+    /// As for `open`; `fd` is negative or stays open for the call.
+    pub(super) unsafe extern "C" fn keep(services: *const (), fd: i32) -> Outcome<()> {
+        // SAFETY: per this function's contract.
+        let services = unsafe { *services.cast::<&'static dyn HostServices>() };
+        // SAFETY: per this function's contract.
+        let fd = (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) });
+        contain("keep", || services.keep(fd))
+    }
+
+    /// # Safety
+    /// As for `open`.
+    pub(super) unsafe extern "C" fn kept(services: *const ()) -> i32 {
+        // SAFETY: per this function's contract.
+        let services = unsafe { *services.cast::<&'static dyn HostServices>() };
+        services.kept().map_or(-1, IntoRawFd::into_raw_fd)
+    }
+}
+
+const HOST_CALLS: HostCallsV1Ref = {
+    const TABLE: &WithMetadata<HostCallsV1> = &WithMetadata::new(HostCallsV1 {
+        log: host_shim::log,
+        log_level: host_shim::log_level,
+        open: host_shim::open,
+        port: host_shim::port,
+        plug: host_shim::plug,
+        attach: host_shim::attach,
+        hub: host_shim::hub,
+        keep: host_shim::keep,
+        kept: host_shim::kept,
+    });
+    HostCallsV1Ref(TABLE.static_as_prefix())
+};
+
+impl HostV1 {
+    /// Leaks a pointer's worth of memory.
+    pub(crate) fn new(services: &'static dyn HostServices) -> Self {
+        Self {
+            services: std::ptr::from_ref(Box::leak(Box::new(services))).cast(),
+            calls: HOST_CALLS,
+        }
+    }
+
+    pub(crate) fn log(&self, level: log::Level, target: &str, message: &str) {
+        (self.calls.log())(level as u32, RStr::from(target), RStr::from(message));
+    }
+
+    pub(crate) fn open(&self, vnl: &str) -> Result<Box<dyn Link>> {
+        // SAFETY: `services` is what the table's functions expect, for the life of the process.
+        let link = unwrap(unsafe { (self.calls.open())(self.services, RStr::from(vnl)) })?;
+        Ok(Box::new(link))
+    }
+
+    pub(crate) fn port(&self) -> Port {
+        // SAFETY: as in `open`.
+        let port = unsafe { (self.calls.port())(self.services) };
+        Port {
+            interface: port.interface.into(),
+            mtu: port.mtu,
+            ticket: (port.panel != 0).then(|| Ticket {
+                panel: port.panel,
+                place: port.place.into(),
+            }),
+        }
+    }
+
+    pub(crate) fn plug(&self, peer: &str) -> Result<()> {
+        // SAFETY: as in `open`.
+        unwrap(unsafe { (self.calls.plug())(self.services, RStr::from(peer)) })
+    }
+
+    pub(crate) fn attach(&self, hub: &Ticket) -> Result<()> {
+        let place = RStr::from(hub.place.as_str());
+        // SAFETY: as in `open`.
+        unwrap(unsafe { (self.calls.attach())(self.services, hub.panel, place) })
+    }
+
+    pub(crate) fn hub(&self, expiry: Duration) -> Result<Hub> {
+        let expiry = u64::try_from(expiry.as_millis()).unwrap_or(u64::MAX);
+        // SAFETY: as in `open`.
+        unwrap(unsafe { (self.calls.hub())(self.services, expiry) }).map(Hub::from)
+    }
+
+    pub(crate) fn keep(&self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
+        let fd = fd.map_or(-1, |fd| fd.as_raw_fd());
+        // SAFETY: as in `open`; the descriptor is borrowed for the call.
+        unwrap(unsafe { (self.calls.keep())(self.services, fd) })
+    }
+
+    pub(crate) fn kept(&self) -> Option<OwnedFd> {
+        // SAFETY: as in `open`.
+        let fd = unsafe { (self.calls.kept())(self.services) };
+        // SAFETY: the host gave the descriptor up in this call.
+        (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+}
+
+/// An [`OpenRequest`] in flight.
+#[repr(C)]
+#[derive(StableAbi)]
+pub(crate) struct RequestV1 {
+    vnl: RString,
+    description: RString,
+    /// Empty for none.
+    group: RString,
+    /// -1 for none.
+    port: i64,
+    /// -1 for none.
+    mode: i64,
+    host: HostV1,
+}
+
+/// A [`Manifest`] in flight.
+#[repr(C)]
+#[derive(StableAbi)]
+pub(crate) struct ManifestV1 {
+    scheme: RString,
+    description: RString,
+    version: RString,
+    capabilities: u64,
+}
+
+/// The root of a plugin.
+#[repr(C)]
+#[derive(StableAbi)]
+#[sabi(kind(Prefix(prefix_ref = ModuleV1Ref)))]
+pub(crate) struct ModuleV1 {
+    manifest: extern "C" fn() -> ManifestV1,
+    #[sabi(last_prefix_field)]
+    open: extern "C" fn(&RequestV1) -> Outcome<LinkV1>,
+}
+
+impl RootModule for ModuleV1Ref {
+    abi_stable::declare_root_module_statics! {ModuleV1Ref}
+    const BASE_NAME: &'static str = "vdens";
+    const NAME: &'static str = "vdens plugin";
+    const VERSION_STRINGS: VersionStrings = package_version_strings!();
+}
+
+extern "C" fn manifest<P: Plugin>() -> ManifestV1 {
+    ManifestV1 {
+        scheme: P::SCHEME.into(),
+        description: P::DESCRIPTION.into(),
+        version: P::VERSION.into(),
+        capabilities: P::CAPABILITIES.0,
+    }
+}
+
+extern "C" fn open<P: Plugin>(request: &RequestV1) -> Outcome<LinkV1> {
+    contain("open", || {
+        let level = (request.host.calls.log_level())();
+        logging::forward_to(request.host, logging::filter_from_code(level));
+        let link = P::open(&OpenRequest {
+            vnl: &request.vnl,
+            options: OpenOptions {
+                description: request.description.to_string(),
+                port: u32::try_from(request.port).ok(),
+                group: Some(request.group.to_string()).filter(|group| !group.is_empty()),
+                mode: u32::try_from(request.mode).ok(),
+            },
+            host: crate::Host { raw: request.host },
+        })?;
+        Ok(LinkV1::new(link))
+    })
+}
+
+extern "C" fn module<P: Plugin>() -> RootModuleResult {
+    let module = ModuleV1 {
+        manifest: manifest::<P>,
+        open: open::<P>,
+    }
+    .leak_into_prefix();
+    // SAFETY: `header` declares the module to be a ModuleV1Ref, and abi_stable hands it out as that type only.
+    RootModuleResult::ROk(unsafe {
+        abi_stable::prefix_type::PrefixRefTrait::to_prefix_ref(module).cast()
+    })
+}
+
+/// The library header that [`crate::export_plugin!`] exports.
+#[doc(hidden)]
+pub const fn header<P: Plugin>() -> LibHeader {
+    // SAFETY: `module` returns a ModuleV1Ref, the type declared here.
+    unsafe { LibHeader::from_constructor::<ModuleV1Ref>(module::<P>, CheckTypeLayout::Yes) }
+}
+
+/// A loaded plugin, seen from the host.
+#[derive(Clone, Copy)]
+pub struct LoadedPlugin {
+    module: ModuleV1Ref,
+}
+
+/// Why a shared object is no plugin that this host can use.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The layout of the interface differs.
+    #[error("it was built for another revision of ABI {VERSION} (plugin-api {plugin}, vdens has {host})", host = env!("CARGO_PKG_VERSION"))]
+    Layout {
+        /// The plugin-api version that the plugin was built with.
+        plugin: String,
+        /// abi_stable's report, long.
+        report: String,
+    },
+    /// abi_stable itself is another version.
+    #[error("it was built with an incompatible abi_stable")]
+    AbiStable(String),
+    /// The plugin's constructor failed.
+    #[error("it does not initialise: {0}")]
+    Constructor(String),
+}
+
+impl LoadedPlugin {
+    /// Binds the library header that the symbol `vdens_plugin_v1` stands at.
+    ///
+    /// # Safety
+    /// `symbol` is the address of that symbol in a library that is never unloaded.
+    ///
+    /// # Errors
+    /// Why the plugin cannot be used.
+    pub unsafe fn bind(symbol: *const ()) -> Result<Self, BindError> {
+        use abi_stable::library::AbiHeaderRef;
+        // SAFETY: the symbol is a LibHeader, whose first field is an AbiHeader; AbiHeaderRef is a
+        // transparent reference to that, and `upgrade` compares it before anything else is read.
+        let header = unsafe { std::mem::transmute::<*const (), AbiHeaderRef>(symbol) };
+        let header = header
+            .upgrade()
+            .map_err(|error| BindError::AbiStable(error.to_string()))?;
+        let module = header.init_root_module::<ModuleV1Ref>();
+        let module = module.map_err(|error| match error {
+            LibraryError::AbiInstability(_) | LibraryError::IncompatibleVersionNumber { .. } => {
+                BindError::Layout {
+                    plugin: header.version_strings().version.to_string(),
+                    report: error.to_string(),
+                }
+            }
+            error => BindError::Constructor(error.to_string()),
+        })?;
+        Ok(Self { module })
+    }
+
+    /// What the plugin says of itself.
+    pub fn manifest(&self) -> Manifest {
+        let manifest = (self.module.manifest())();
+        Manifest {
+            scheme: manifest.scheme.into(),
+            description: manifest.description.into(),
+            version: manifest.version.into(),
+            capabilities: Capabilities(manifest.capabilities),
+        }
+    }
+
+    /// Opens a link through the plugin.
+    ///
+    /// # Errors
+    /// What the plugin reports.
+    pub fn open(
+        &self,
+        vnl: &str,
+        options: &OpenOptions,
+        services: &'static dyn HostServices,
+    ) -> Result<Box<dyn Link>> {
+        let request = RequestV1 {
+            vnl: vnl.into(),
+            description: options.description.as_str().into(),
+            group: options.group.as_deref().unwrap_or_default().into(),
+            port: options.port.map_or(-1, i64::from),
+            mode: options.mode.map_or(-1, i64::from),
+            host: HostV1::new(services),
+        };
+        Ok(Box::new(unwrap((self.module.open())(&request))?))
+    }
+}
+
+impl std::fmt::Debug for LoadedPlugin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("LoadedPlugin")
+            .field(&self.manifest())
+            .finish()
+    }
+}

@@ -1,0 +1,694 @@
+//! Batches of frames: the only thing that crosses the plugin boundary while traffic flows.
+//!
+//! A [`Batch`] is one arena of bytes and an array of slots that say where in it each frame lies, both
+//! allocated once by the host. The host hands a batch to the receiving link, which fills it, and then
+//! to the sending link, which empties it: two calls move up to [`BATCH_FRAMES`] frames, and nothing
+//! is allocated or copied on the way.
+//!
+//! In front of every frame stand [`VNET_HEADER_LEN`] bytes, a virtio network header (see
+//! [`VnetHeader`]). It is all zero for an ordinary frame. A link whose far end understands offloads
+//! says so ([`crate::State::offloads`]) and may then be given, and give, super-frames of up to 64 KiB and
+//! frames whose checksum is still to be completed. Header and frame are contiguous, so that a tap or a
+//! socket takes both in one piece.
+//!
+//! [`RxBatch`] and [`TxBatch`] are the two views a link gets. Every access is checked against the
+//! arena, so a wrong slot costs a frame, never memory.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use abi_stable::StableAbi;
+
+use crate::datagram;
+
+/// The most frames a batch holds.
+pub const BATCH_FRAMES: usize = 32;
+
+/// Bytes of the virtio network header in front of each frame.
+pub const VNET_HEADER_LEN: usize = 10;
+
+/// The longest frame a batch can carry, in bytes: a 64 KiB packet behind an Ethernet header with two
+/// VLAN tags.
+pub const MAX_FRAME: usize = 65_536 + 14 + 8;
+
+/// The longest frame a legacy peer may send, in bytes (libvdeplug's 9216 + 14 + 4).
+pub const MAX_LEGACY_FRAME: usize = 9234;
+
+/// The shortest thing that is a frame, in bytes: an Ethernet header.
+pub const MIN_FRAME: usize = 14;
+
+/// Bytes of a batch's arena: [`BATCH_FRAMES`] legacy frames, or seven super-frames.
+const ARENA: usize = 7 * (MAX_FRAME + 4 * VNET_HEADER_LEN);
+
+/// The virtio network header (struct virtio_net_hdr of the virtio specification 1.2, section 5.1.6,
+/// as `linux/virtio_net.h` has it): what is left to be done to a frame. Fields are in host byte order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VnetHeader {
+    /// Bit 0: the checksum from `csum_start` is to be completed; bit 1: checksums are known to be good.
+    pub flags: u8,
+    /// 0: no segmentation; 1: TCP over IPv4; 4: TCP over IPv6; 5: UDP; plus 0x80 with ECN.
+    pub gso_type: u8,
+    /// Bytes of headers in front of the payload that is to be cut.
+    pub hdr_len: u16,
+    /// Bytes of payload a segment.
+    pub gso_size: u16,
+    /// Where the checksummed part starts, in bytes from the start of the frame.
+    pub csum_start: u16,
+    /// Where the checksum stands, in bytes from `csum_start`.
+    pub csum_offset: u16,
+}
+
+impl VnetHeader {
+    /// The header as a tap with `IFF_VNET_HDR` takes it.
+    pub fn to_bytes(self) -> [u8; VNET_HEADER_LEN] {
+        let mut bytes = [self.flags, self.gso_type, 0, 0, 0, 0, 0, 0, 0, 0];
+        let fields = [
+            self.hdr_len,
+            self.gso_size,
+            self.csum_start,
+            self.csum_offset,
+        ];
+        for (place, field) in bytes[2..].chunks_exact_mut(2).zip(fields) {
+            place.copy_from_slice(&field.to_ne_bytes());
+        }
+        bytes
+    }
+
+    /// The header in the first [`VNET_HEADER_LEN`] bytes, `None` if there are fewer.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; VNET_HEADER_LEN] = bytes.first_chunk()?;
+        let field = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
+        Some(Self {
+            flags: bytes[0],
+            gso_type: bytes[1],
+            hdr_len: field(2),
+            gso_size: field(4),
+            csum_start: field(6),
+            csum_offset: field(8),
+        })
+    }
+
+    /// The header for the same frame when what its offsets point to stands `bytes` further back, or further to
+    /// the front if that is negative.
+    #[must_use]
+    pub fn shifted(mut self, bytes: i16) -> Self {
+        if self.flags & 1 != 0 {
+            self.csum_start = self.csum_start.saturating_add_signed(bytes);
+        }
+        if self.gso_type != 0 {
+            self.hdr_len = self.hdr_len.saturating_add_signed(bytes);
+        }
+        self
+    }
+
+    /// Whether the frame is an ordinary one with nothing left to be done.
+    pub fn is_plain(self) -> bool {
+        self.flags & 1 == 0 && self.gso_type == 0
+    }
+}
+
+/// Where a frame lies in the arena: its virtio header first.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, StableAbi)]
+pub(crate) struct RawSlot {
+    /// Bytes from the arena's start to the virtio header.
+    offset: u32,
+    /// Bytes of header and frame together.
+    len: u32,
+}
+
+/// A batch as it crosses the boundary. `arena` and `slots` belong to the host's [`Batch`].
+#[repr(C)]
+#[derive(Debug, StableAbi)]
+pub(crate) struct RawBatch {
+    arena: *mut u8,
+    arena_len: u32,
+    /// Bytes of the arena in use.
+    used: u32,
+    slots: *mut RawSlot,
+    slot_capacity: u32,
+    /// Slots in use.
+    len: u32,
+    /// Frames lost by the link since the host last looked.
+    dropped: u64,
+}
+
+impl RawBatch {
+    fn arena(&self) -> &[u8] {
+        // SAFETY: `arena` points to `arena_len` initialised bytes owned by the Batch this view borrows.
+        unsafe { std::slice::from_raw_parts(self.arena, self.arena_len as usize) }
+    }
+
+    fn free(&mut self) -> &mut [u8] {
+        // SAFETY: as in `arena`; `&mut self` makes the access exclusive.
+        let arena = unsafe { std::slice::from_raw_parts_mut(self.arena, self.arena_len as usize) };
+        let used = (self.used as usize).min(arena.len());
+        &mut arena[used..]
+    }
+
+    fn slots(&self) -> &[RawSlot] {
+        // SAFETY: `slots` points to `slot_capacity` initialised slots owned by the Batch this view borrows.
+        let slots = unsafe { std::slice::from_raw_parts(self.slots, self.slot_capacity as usize) };
+        &slots[..(self.len as usize).min(slots.len())]
+    }
+
+    fn has_slot(&self) -> bool {
+        self.len < self.slot_capacity
+    }
+
+    /// Makes `len` bytes at the start of the free space the next frame and moves the free space on by `stride`.
+    fn commit(&mut self, len: usize, stride: usize) {
+        let free = self.arena_len.saturating_sub(self.used);
+        if !self.has_slot() || stride > free as usize || len > stride {
+            return;
+        }
+        // SAFETY: `len < slot_capacity`, so the slot lies in the array owned by the Batch.
+        unsafe {
+            *self.slots.add(self.len as usize) = RawSlot {
+                offset: self.used,
+                len: len as u32,
+            };
+        }
+        self.len += 1;
+        self.used += stride as u32;
+    }
+
+    /// Makes slot `to` say what slot `from` says, less `cut` bytes at its start.
+    fn move_slot(&mut self, from: usize, to: usize, cut: u32) {
+        let slots = self.slot_capacity as usize;
+        if from < slots && to < slots {
+            // SAFETY: both slots lie in the array owned by the Batch this view borrows.
+            unsafe {
+                let slot = *self.slots.add(from);
+                *self.slots.add(to) = RawSlot {
+                    offset: slot.offset.saturating_add(cut),
+                    len: slot.len.saturating_sub(cut),
+                };
+            }
+        }
+    }
+
+    /// Takes the bytes `at..at + len` out of a frame, of which there are as many: what stands in front moves.
+    fn cut(&mut self, index: usize, at: usize, len: usize) {
+        let slot = self.slots().get(index).copied().unwrap_or_default();
+        // SAFETY: `arena` points to `arena_len` initialised bytes owned by the Batch this view borrows; `&mut self`
+        // makes the access exclusive.
+        let arena = unsafe { std::slice::from_raw_parts_mut(self.arena, self.arena_len as usize) };
+        let start = slot.offset as usize;
+        if let Some(front) = arena.get_mut(start..start + VNET_HEADER_LEN + at + len) {
+            let header = VnetHeader::from_bytes(front).unwrap_or_default();
+            let shifted = header.shifted(-i16::try_from(len).unwrap_or(i16::MAX));
+            front[..VNET_HEADER_LEN].copy_from_slice(&shifted.to_bytes());
+            front.copy_within(..VNET_HEADER_LEN + at, len);
+        }
+    }
+
+    fn frame(&self, index: usize) -> Option<Frame<'_>> {
+        let slot = self.slots().get(index)?;
+        let start = slot.offset as usize;
+        let bytes = self
+            .arena()
+            .get(start..start.checked_add(slot.len as usize)?)?;
+        (bytes.len() >= VNET_HEADER_LEN + MIN_FRAME).then_some(Frame { bytes })
+    }
+}
+
+/// The arena and slots of a batch. The host owns it; links see it through [`RxBatch`] and [`TxBatch`].
+#[derive(Debug)]
+pub struct Batch {
+    raw: RawBatch,
+}
+
+// SAFETY: the pointers in `raw` are owned by this value alone and point to plain bytes.
+unsafe impl Send for Batch {}
+
+impl Batch {
+    /// An empty batch. Allocates about 450 KiB, most of it untouched until super-frames come.
+    pub fn new() -> Self {
+        let arena = Box::leak(vec![0_u8; ARENA].into_boxed_slice());
+        let slots = Box::leak(vec![RawSlot::default(); BATCH_FRAMES].into_boxed_slice());
+        Self {
+            raw: RawBatch {
+                arena: arena.as_mut_ptr(),
+                arena_len: ARENA as u32,
+                used: 0,
+                slots: slots.as_mut_ptr(),
+                slot_capacity: BATCH_FRAMES as u32,
+                len: 0,
+                dropped: 0,
+            },
+        }
+    }
+
+    /// Frames in the batch.
+    pub fn len(&self) -> usize {
+        self.raw.len as usize
+    }
+
+    /// Whether there is no frame in the batch.
+    pub fn is_empty(&self) -> bool {
+        self.raw.len == 0
+    }
+
+    /// Forgets the frames.
+    pub fn clear(&mut self) {
+        self.raw.len = 0;
+        self.raw.used = 0;
+    }
+
+    /// The view for a link that receives into the batch.
+    pub fn rx(&mut self) -> RxBatch<'_> {
+        RxBatch { raw: &mut self.raw }
+    }
+
+    /// The view for a link that sends the frames from number `start` on.
+    pub fn tx(&mut self, start: usize) -> TxBatch<'_> {
+        TxBatch {
+            raw: &mut self.raw,
+            start,
+        }
+    }
+
+    /// Takes the count of frames that links have reported lost, which starts again at 0.
+    pub fn take_dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.raw.dropped)
+    }
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        let arena = std::ptr::slice_from_raw_parts_mut(self.raw.arena, self.raw.arena_len as usize);
+        let slots =
+            std::ptr::slice_from_raw_parts_mut(self.raw.slots, self.raw.slot_capacity as usize);
+        // SAFETY: both were leaked from boxes of exactly these lengths in `new`, and nothing else frees them.
+        unsafe {
+            drop(Box::from_raw(arena));
+            drop(Box::from_raw(slots));
+        }
+    }
+}
+
+/// A frame in a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame<'a> {
+    bytes: &'a [u8],
+}
+
+impl<'a> Frame<'a> {
+    /// The Ethernet frame, without preamble and checksum; at least [`MIN_FRAME`] bytes.
+    pub fn bytes(self) -> &'a [u8] {
+        &self.bytes[VNET_HEADER_LEN..]
+    }
+
+    /// The virtio header as it stands in front of the frame.
+    pub fn header(self) -> VnetHeader {
+        VnetHeader::from_bytes(self.bytes).unwrap_or_default()
+    }
+
+    /// Virtio header and frame in one piece, as a tap with `IFF_VNET_HDR` takes them.
+    pub fn with_header(self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// The frame as a datagram between two ends of ours, in two parts: nothing and the frame or, if it has something
+    /// left to be done or is longer than a legacy peer takes, `prefix` and [`Frame::with_header`].
+    pub fn wrapped(self, prefix: &'a [u8]) -> [&'a [u8]; 2] {
+        match self.header().is_plain() && self.bytes().len() <= MAX_LEGACY_FRAME {
+            true => [&[], self.bytes()],
+            false => [prefix, self.with_header()],
+        }
+    }
+}
+
+/// What is to be done with a received frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sift {
+    /// It stays.
+    Keep,
+    /// It was for the link itself, and goes.
+    Take,
+    /// It is a wrapping: behind so many bytes are the virtio header and the frame that stay.
+    Unwrap(usize),
+    /// It stays without `len` bytes from `at` on, which stand in front of whatever its virtio header points to; one
+    /// that has no so many goes, and is counted.
+    Cut {
+        /// Bytes from the frame's start.
+        at: usize,
+        /// Bytes to be taken out.
+        len: usize,
+    },
+}
+
+/// A batch that a link receives into.
+#[derive(Debug)]
+pub struct RxBatch<'a> {
+    pub(crate) raw: &'a mut RawBatch,
+}
+
+impl RxBatch<'_> {
+    /// Frames in the batch so far.
+    pub fn len(&self) -> usize {
+        self.raw.len as usize
+    }
+
+    /// Whether no frame has been received yet.
+    pub fn is_empty(&self) -> bool {
+        self.raw.len == 0
+    }
+
+    /// Whether another frame of up to `max_frame` bytes would fit.
+    pub fn has_room(&self, max_frame: usize) -> bool {
+        let free = self.raw.arena_len.saturating_sub(self.raw.used) as usize;
+        self.raw.has_slot() && free >= VNET_HEADER_LEN + max_frame
+    }
+
+    /// Copies an ordinary frame in; `false` if it does not fit. Anything shorter than [`MIN_FRAME`] is
+    /// dropped and counted.
+    pub fn push(&mut self, frame: &[u8]) -> bool {
+        self.push_offloaded(VnetHeader::default(), frame)
+    }
+
+    /// Copies a frame in whose `header` says what is left to be done to it; `false` if it does not fit.
+    pub fn push_offloaded(&mut self, header: VnetHeader, frame: &[u8]) -> bool {
+        if frame.len() < MIN_FRAME {
+            self.count_dropped(1);
+            return true;
+        }
+        if !self.has_room(frame.len()) {
+            return false;
+        }
+        let total = VNET_HEADER_LEN + frame.len();
+        let room = &mut self.raw.free()[..total];
+        room[..VNET_HEADER_LEN].copy_from_slice(&header.to_bytes());
+        room[VNET_HEADER_LEN..].copy_from_slice(frame);
+        self.raw.commit(total, total);
+        true
+    }
+
+    /// Lets `read` write one ordinary frame of up to `max_frame` bytes straight into the batch and return
+    /// its length. `Ok(false)` if there is no room and `read` was not called. A length below
+    /// [`MIN_FRAME`] is dropped and counted.
+    pub fn fill<E>(
+        &mut self,
+        max_frame: usize,
+        read: impl FnOnce(&mut [u8]) -> Result<usize, E>,
+    ) -> Result<bool, E> {
+        self.fill_with_header(max_frame, |room| {
+            room[..VNET_HEADER_LEN].fill(0);
+            Ok(VNET_HEADER_LEN + read(&mut room[VNET_HEADER_LEN..])?)
+        })
+    }
+
+    /// As [`RxBatch::fill`], but `read` writes the virtio header too, in front of the frame, and returns
+    /// the length of both.
+    pub fn fill_with_header<E>(
+        &mut self,
+        max_frame: usize,
+        read: impl FnOnce(&mut [u8]) -> Result<usize, E>,
+    ) -> Result<bool, E> {
+        if !self.has_room(max_frame) {
+            return Ok(false);
+        }
+        let total = VNET_HEADER_LEN + max_frame;
+        let len = read(&mut self.raw.free()[..total])?.min(total);
+        if len < VNET_HEADER_LEN + MIN_FRAME {
+            self.count_dropped(1);
+        } else {
+            self.raw.commit(len, len);
+        }
+        Ok(true)
+    }
+
+    /// Receives as many datagrams as are waiting on `socket` and fit, one ordinary frame each, with one
+    /// system call (recvmmsg). Datagrams shorter than [`MIN_FRAME`] or longer than `max_frame` bytes
+    /// are dropped and counted. Returns how many datagrams were taken off the socket, 0 if none was
+    /// waiting.
+    ///
+    /// # Errors
+    /// What recvmmsg reports, except that nothing is waiting.
+    pub fn receive_datagrams(&mut self, socket: impl AsFd, max_frame: usize) -> io::Result<usize> {
+        let stride = VNET_HEADER_LEN + max_frame;
+        let free = self.raw.arena_len.saturating_sub(self.raw.used) as usize;
+        let slots = (self.raw.slot_capacity - self.raw.len.min(self.raw.slot_capacity)) as usize;
+        let want = slots.min(free / stride).min(BATCH_FRAMES);
+        let mut lengths = [0_usize; BATCH_FRAMES];
+        let room = &mut self.raw.free()[..want * stride];
+        let taken = datagram::receive(
+            socket.as_fd(),
+            room,
+            stride,
+            VNET_HEADER_LEN,
+            &mut lengths[..want],
+        )?;
+        for len in &lengths[..taken] {
+            let keep = (MIN_FRAME..=max_frame).contains(len);
+            self.commit_received(if keep { *len } else { 0 }, stride);
+        }
+        Ok(taken)
+    }
+
+    /// Looks at the frames from number `from` on, and does with each what `sift` says.
+    pub fn sift(&mut self, from: usize, mut sift: impl FnMut(Frame<'_>) -> Sift) {
+        let from = from.min(self.len());
+        let mut kept = from;
+        for index in from..self.len() {
+            let length = self.raw.frame(index).map_or(0, |f| f.bytes().len());
+            let cut = match self.raw.frame(index).map(&mut sift) {
+                Some(Sift::Keep) => 0,
+                Some(Sift::Unwrap(prefix)) => VNET_HEADER_LEN + prefix,
+                Some(Sift::Cut { at, len }) if length >= (at + len).max(MIN_FRAME + len) => {
+                    self.raw.cut(index, at, len);
+                    len
+                }
+                Some(Sift::Cut { .. }) => {
+                    self.count_dropped(1);
+                    continue;
+                }
+                Some(Sift::Take) | None => continue,
+            };
+            self.raw.move_slot(index, kept, cut as u32);
+            kept += 1;
+        }
+        self.raw.len = kept as u32;
+    }
+
+    /// Accounts for one received datagram of `len` bytes, 0 if it is to be dropped, whose place is `stride`
+    /// bytes long and starts where the free space does.
+    fn commit_received(&mut self, len: usize, stride: usize) {
+        if len == 0 {
+            self.count_dropped(1);
+            self.raw.used = self.raw.used.saturating_add(stride as u32);
+            return;
+        }
+        self.raw.free()[..VNET_HEADER_LEN].fill(0);
+        self.raw.commit(VNET_HEADER_LEN + len, stride);
+    }
+
+    /// Counts frames that were lost on the way in.
+    pub fn count_dropped(&mut self, frames: u64) {
+        self.raw.dropped = self.raw.dropped.saturating_add(frames);
+    }
+}
+
+/// The frames that a link is to send.
+#[derive(Debug)]
+pub struct TxBatch<'a> {
+    pub(crate) raw: &'a mut RawBatch,
+    pub(crate) start: usize,
+}
+
+impl TxBatch<'_> {
+    /// Frames to send.
+    pub fn len(&self) -> usize {
+        (self.raw.len as usize).saturating_sub(self.start)
+    }
+
+    /// Whether there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Frame number `index`, counted from the first that is to be sent; `None` past the last.
+    pub fn frame(&self, index: usize) -> Option<Frame<'_>> {
+        self.raw.frame(self.start.checked_add(index)?)
+    }
+
+    /// The frames in order.
+    pub fn frames(&self) -> impl Iterator<Item = Frame<'_>> {
+        (self.start..self.raw.len as usize).filter_map(|index| self.raw.frame(index))
+    }
+
+    /// Sends the frames from number `skip` on, one datagram each without the virtio header, with one
+    /// system call (sendmmsg) on a connected `socket`. Returns how many the socket took; fewer than
+    /// all, or 0, when its queue is full.
+    ///
+    /// # Errors
+    /// What sendmmsg reports of the first datagram, except that the queue is full.
+    pub fn send_datagrams(&self, socket: impl AsFd, skip: usize) -> io::Result<usize> {
+        let frames = self
+            .frames()
+            .skip(skip)
+            .map(|frame| [&[][..], frame.bytes()]);
+        datagram::send_datagrams(socket, frames)
+    }
+
+    /// As [`TxBatch::send_datagrams`], but with frames [wrapped](Frame::wrapped).
+    ///
+    /// # Errors
+    /// As for [`TxBatch::send_datagrams`].
+    pub fn send_datagrams_wrapped(
+        &self,
+        socket: impl AsFd,
+        skip: usize,
+        prefix: &[u8],
+    ) -> io::Result<usize> {
+        let frames = self.frames().skip(skip).map(|frame| frame.wrapped(prefix));
+        datagram::send_datagrams(socket, frames)
+    }
+
+    /// Counts frames that were lost on the way out.
+    pub fn count_dropped(&mut self, frames: u64) {
+        self.raw.dropped = self.raw.dropped.saturating_add(frames);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixDatagram;
+
+    #[test]
+    fn frames_go_in_and_come_out_in_order() {
+        let mut batch = Batch::new();
+        for n in 0..BATCH_FRAMES {
+            assert!(batch.rx().push(&[n as u8; 60]));
+        }
+        assert!(!batch.rx().push(&[0; 60]), "a full batch takes no more");
+        let lens: Vec<u8> = batch.tx(30).frames().map(|f| f.bytes()[0]).collect();
+        assert_eq!(lens, [30, 31]);
+        assert!(batch.tx(0).frames().all(|f| f.header().is_plain()));
+        batch.clear();
+        assert!(batch.is_empty());
+    }
+
+    #[test]
+    fn header_survives_the_round_trip() {
+        let header = VnetHeader {
+            flags: 1,
+            gso_type: 4,
+            hdr_len: 74,
+            gso_size: 1440,
+            csum_start: 54,
+            csum_offset: 16,
+        };
+        let mut batch = Batch::new();
+        assert!(batch.rx().push_offloaded(header, &[9; MAX_FRAME]));
+        let tx = batch.tx(0);
+        let frame = tx.frame(0).unwrap();
+        assert_eq!(frame.header(), header);
+        assert_eq!(frame.bytes().len(), MAX_FRAME);
+        assert_eq!(frame.with_header().len(), MAX_FRAME + VNET_HEADER_LEN);
+    }
+
+    #[test]
+    fn short_and_long_datagrams_are_dropped_and_counted() {
+        let (a, b) = UnixDatagram::pair().unwrap();
+        a.set_nonblocking(true).unwrap();
+        for len in [0, 13, 14, 1500, 9000, 9001] {
+            b.send(&vec![len as u8; len]).unwrap();
+        }
+        let mut batch = Batch::new();
+        let taken = batch.rx().receive_datagrams(&a, 9000).unwrap();
+        assert_eq!(taken, 6);
+        let lens: Vec<usize> = batch.tx(0).frames().map(|f| f.bytes().len()).collect();
+        assert_eq!(lens, [14, 1500, 9000]);
+        assert_eq!(batch.take_dropped(), 3);
+        assert_eq!(batch.rx().receive_datagrams(&a, 9000).unwrap(), 0);
+    }
+
+    #[test]
+    fn headers_travel_and_frames_can_be_taken_out() {
+        let (a, b) = UnixDatagram::pair().unwrap();
+        let mut batch = Batch::new();
+        for n in 0..6 {
+            let header = VnetHeader {
+                flags: 1,
+                gso_size: n,
+                ..VnetHeader::default()
+            };
+            batch.rx().push_offloaded(header, &[n as u8; 60]);
+        }
+        batch.rx().push(&[6; 60]);
+        let wrapped = batch.tx(0).send_datagrams_wrapped(&a, 1, b"prefix");
+        assert_eq!(wrapped.unwrap(), 6);
+        batch.clear();
+        assert_eq!(batch.rx().receive_datagrams(&b, 1000).unwrap(), 6);
+        batch.rx().sift(1, |frame| match frame.bytes() {
+            [b'p', b'r', ..] if frame.bytes()[20] == 3 => Sift::Take,
+            [b'p', b'r', ..] => Sift::Unwrap(6),
+            _ => Sift::Keep,
+        });
+        let seen = |frame: Frame<'_>| (frame.header().gso_size, frame.bytes().len());
+        let left: Vec<_> = batch.tx(1).frames().map(seen).collect();
+        assert_eq!(left, [(2, 60), (4, 60), (5, 60), (0, 60)]);
+    }
+
+    #[test]
+    fn bytes_can_be_cut_out_and_the_header_follows() {
+        let header = VnetHeader {
+            flags: 1,
+            gso_type: 1,
+            hdr_len: 58,
+            gso_size: 1000,
+            csum_start: 38,
+            csum_offset: 16,
+        };
+        let bytes: Vec<u8> = (0..100).collect();
+        let mut batch = Batch::new();
+        batch.rx().push(&bytes);
+        batch.rx().push_offloaded(header, &bytes);
+        batch.rx().push(&bytes[..17]);
+        batch.rx().push(&bytes[..18]);
+        batch.rx().sift(0, |_| Sift::Cut { at: 12, len: 4 });
+        let left = [&bytes[..12], &bytes[16..]].concat();
+        let frames: Vec<_> = batch.tx(0).frames().map(|f| f.bytes().to_vec()).collect();
+        assert_eq!(frames, [&left[..], &left, &left[..14]]);
+        assert_eq!(batch.take_dropped(), 1);
+        let tx = batch.tx(0);
+        let headers: Vec<_> = tx.frames().map(|f| f.header()).collect();
+        assert!(headers[0] == VnetHeader::default() && headers[2] == headers[0]);
+        assert_eq!((headers[1].hdr_len, headers[1].csum_start), (54, 34));
+        assert_eq!(headers[1].shifted(4), header);
+    }
+
+    #[test]
+    fn a_full_queue_takes_some_and_says_how_many() {
+        let (a, b) = UnixDatagram::pair().unwrap();
+        a.set_nonblocking(true).unwrap();
+        let mut batch = Batch::new();
+        for _ in 0..BATCH_FRAMES {
+            batch.rx().push(&[7; 60]);
+        }
+        let mut sent = 0;
+        while sent < 4096 {
+            let n = batch.tx(0).send_datagrams(&a, 0).unwrap();
+            sent += n;
+            if n < BATCH_FRAMES {
+                break;
+            }
+        }
+        b.set_nonblocking(true).unwrap();
+        let mut got = 0;
+        let mut buffer = [0; 100];
+        while b.recv(&mut buffer).is_ok() {
+            got += 1;
+        }
+        assert_eq!(got, sent);
+    }
+}

@@ -1,0 +1,140 @@
+//! Errors that can cross the plugin boundary.
+//!
+//! A plugin's failure reaches a person as one line, so an [`Error`] carries what that line needs: a
+//! kind for programs, the operating system's error number if there was one, a message that says what
+//! failed on what, and a hint that says what to do next. It is plain data; across the boundary it
+//! travels as the same four fields, and a kind the receiver does not know becomes [`ErrorKind::Other`].
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+/// What went wrong, for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+#[repr(u32)]
+pub enum ErrorKind {
+    /// None of the others.
+    Other = 0,
+    /// The VNL or an option is malformed.
+    Usage = 1,
+    /// The thing named does not exist.
+    NotFound = 2,
+    /// The caller may not use the thing named.
+    Permission = 3,
+    /// The thing named is in use by somebody else.
+    Busy = 4,
+    /// The far end is gone and this link will not come back by itself: open it again.
+    Closed = 5,
+    /// This machine, kernel or peer cannot do it.
+    Unsupported = 6,
+    /// The far end said something that the protocol does not allow.
+    Protocol = 7,
+    /// The plugin itself failed: it panicked.
+    Panic = 8,
+}
+
+impl ErrorKind {
+    /// The kind for a number that came across the boundary; unknown numbers are [`ErrorKind::Other`].
+    pub fn from_code(code: u32) -> Self {
+        match code {
+            1 => Self::Usage,
+            2 => Self::NotFound,
+            3 => Self::Permission,
+            4 => Self::Busy,
+            5 => Self::Closed,
+            6 => Self::Unsupported,
+            7 => Self::Protocol,
+            8 => Self::Panic,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// A failure, with what a person needs to mend it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    /// What went wrong, for programs.
+    pub kind: ErrorKind,
+    /// The operating system's error number, 0 if there is none.
+    pub errno: i32,
+    /// What failed, on what, and why. One line, no full stop.
+    pub message: String,
+    /// What to do next; empty if there is nothing to say. One line, no full stop.
+    pub hint: String,
+}
+
+impl Error {
+    /// An error of `kind` that reads `message`.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            errno: 0,
+            message: message.into(),
+            hint: String::new(),
+        }
+    }
+
+    /// A malformed VNL or option.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Usage, message)
+    }
+
+    /// The far end is gone.
+    pub fn closed(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Closed, message)
+    }
+
+    /// A system call failed: `action` reads "cannot ACTION", for example `connect to /tmp/sw/ctl`.
+    pub fn io(action: impl fmt::Display, source: &io::Error) -> Self {
+        let kind = match source.kind() {
+            io::ErrorKind::NotFound => ErrorKind::NotFound,
+            io::ErrorKind::PermissionDenied => ErrorKind::Permission,
+            io::ErrorKind::AddrInUse | io::ErrorKind::ResourceBusy => ErrorKind::Busy,
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => ErrorKind::Closed,
+            io::ErrorKind::Unsupported => ErrorKind::Unsupported,
+            _ => ErrorKind::Other,
+        };
+        Self {
+            kind,
+            errno: source.raw_os_error().unwrap_or(0),
+            message: format!("cannot {action}: {}", describe(source)),
+            hint: String::new(),
+        }
+    }
+
+    /// [`Error::io`] on a path: "cannot ACTION PATH".
+    pub fn path(action: &str, path: &Path, source: &io::Error) -> Self {
+        Self::io(format_args!("{action} {}", path.display()), source)
+    }
+
+    /// The same error with the advice `hint`.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = hint.into();
+        self
+    }
+}
+
+/// The system's words for an error, without Rust's "(os error N)".
+fn describe(source: &io::Error) -> String {
+    match source.raw_os_error() {
+        Some(code) => nix::errno::Errno::from_raw(code).desc().to_owned(),
+        None => source.to_string(),
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        if !self.hint.is_empty() {
+            write!(f, "; {}", self.hint)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// The result of anything a plugin can be asked to do.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,120 @@
+//! The contract between vdens and its transports, and the kit to write one in safe Rust.
+//!
+//! A transport is a shared library, `libvdens_SCHEME.so`, that opens Virtual Network Locators of one
+//! scheme. Its author writes an `open` function that returns a [`Link`], and calls [`export_plugin!`].
+//! `vdens --new-plugin DIR` writes a complete crate to start from, `vdens --check-plugin` tries out what came
+//! of it; docs/plugin-author.md tells the whole story. Everything else is here to help:
+//!
+//! * [`OpenRequest`] says what is to be opened, [`vnl`] parses it, [`Host`] offers the host's services;
+//! * [`RxBatch`] and [`TxBatch`] move the frames, 32 a call, without copying or allocating;
+//! * [`offload`] cuts, completes and puts together frames for far ends that take less, or more, than their source;
+//! * [`State`] says whether the far end is there, and what may be left undone in frames;
+//! * [`Error`] carries what a person needs to know, [`mod@log`] records reach the host's log;
+//! * [`stream`], [`tap`] and [`udp`] are links, or most of one, over what they are called after;
+//! * [`wire`] has the codecs of the protocols that existing peers speak.
+//!
+//! # Example
+//!
+//! A loop: frames come back to the interface that sent them. Its manifest has `crate-type =
+//! ["cdylib"]` and the library's name `vdens_loop`. A test needs no host: it opens a link as the host would, and
+//! serves it.
+//!
+//! ```
+//! use std::os::fd::{AsFd, BorrowedFd};
+//! use std::os::unix::net::UnixDatagram;
+//! use vdens_plugin_api::vnl::{Keys, Spec};
+//! use vdens_plugin_api::{
+//!     Batch, Error, Host, Link, OpenOptions, OpenRequest, Result, RxBatch, TxBatch, export_plugin,
+//! };
+//!
+//! /// What is sent into one socket comes out of the other.
+//! struct Loop(UnixDatagram, UnixDatagram);
+//!
+//! impl Link for Loop {
+//!     fn fd(&self) -> BorrowedFd<'_> {
+//!         self.1.as_fd()
+//!     }
+//!
+//!     fn send_fd(&self) -> BorrowedFd<'_> {
+//!         self.0.as_fd()
+//!     }
+//!
+//!     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
+//!         let received = batch.receive_datagrams(&self.1, 9234);
+//!         received.map(drop).map_err(|e| Error::io("receive", &e))
+//!     }
+//!
+//!     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
+//!         let sent = batch.send_datagrams(&self.0, 0);
+//!         sent.map_err(|e| Error::io("send", &e))
+//!     }
+//! }
+//!
+//! fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
+//!     let spec = Spec::path_grammar(request.argument(), &Keys::new(&[]))?;
+//!     spec.no_nested()?;
+//!     if !spec.target_str()?.is_empty() {
+//!         return Err(Error::usage("a loop has no name").hint("write loop://"));
+//!     }
+//!     let (near, far) = UnixDatagram::pair().map_err(|e| Error::io("make sockets", &e))?;
+//!     Ok(Box::new(Loop(near, far)))
+//! }
+//!
+//! export_plugin! {
+//!     scheme: "loop",
+//!     description: "sends every frame back",
+//!     open: open,
+//! }
+//!
+//! let request = |vnl| OpenRequest {
+//!     vnl,
+//!     options: OpenOptions::default(),
+//!     host: Host::without_services(),
+//! };
+//! let mut link = open(&request("loop://"))?;
+//! let mut batch = Batch::new();
+//! batch.rx().push(&[7; 60]);
+//! assert_eq!(link.send(&mut batch.tx(0))?, 1);
+//! batch.clear();
+//! link.recv(&mut batch.rx())?;
+//! assert_eq!(batch.tx(0).frame(0).unwrap().bytes(), [7; 60]);
+//!
+//! let refused = open(&request("loop://name")).err().unwrap();
+//! assert_eq!(refused.to_string(), "a loop has no name; write loop://");
+//! # Ok::<(), Error>(())
+//! ```
+//!
+//! The stable ABI itself is in [`abi`]; authors do not meet it.
+
+/// The version of this crate.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+pub mod abi;
+mod batch;
+mod datagram;
+mod error;
+mod link;
+mod logging;
+pub mod offload;
+mod plugin;
+mod ready;
+mod status;
+pub mod stream;
+pub mod tap;
+pub mod udp;
+pub mod vnl;
+pub mod wire;
+
+pub use batch::{
+    BATCH_FRAMES, Batch, Frame, MAX_FRAME, MAX_LEGACY_FRAME, MIN_FRAME, RxBatch, Sift, TxBatch,
+    VNET_HEADER_LEN, VnetHeader,
+};
+pub use datagram::send_datagrams;
+pub use error::{Error, ErrorKind, Result};
+pub use link::{Link, Offloads, State};
+pub use log;
+pub use plugin::{
+    Capabilities, Host, Hub, Manifest, OpenOptions, OpenRequest, Plugin, Port, Ticket,
+};
+pub use ready::AlwaysReady;
+pub use status::{Peer, PortStatus, StationStatus, Status, SwitchStatus, Tier};

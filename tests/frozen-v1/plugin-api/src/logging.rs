@@ -1,0 +1,62 @@
+//! Log records across the boundary.
+//!
+//! The `log` crate's state is per shared object, so a plugin's records would go nowhere. At open the
+//! kit installs a logger in the plugin that hands each record to the host's sink, and a panic hook that
+//! does the same with the panic's message and place.
+
+use std::sync::{Once, OnceLock};
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+use crate::abi::HostV1;
+
+struct Forwarder;
+
+static HOST: OnceLock<HostV1> = OnceLock::new();
+static INSTALL: Once = Once::new();
+
+impl Log for Forwarder {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if let Some(host) = HOST.get()
+            && self.enabled(record.metadata())
+        {
+            host.log(record.level(), record.target(), &record.args().to_string());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Makes this shared object's records go to `host`. The first host given stays.
+pub(crate) fn forward_to(host: HostV1, level: LevelFilter) {
+    INSTALL.call_once(|| {
+        // A host whose sink is this object's own logger (a unit test, say) already has one: nothing to do.
+        if HOST.set(host).is_ok() && log::set_logger(&Forwarder).is_ok() {
+            std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
+        }
+    });
+    log::set_max_level(level);
+}
+
+/// A level as it crosses the boundary: 1 for error to 5 for trace.
+pub(crate) fn level_from_code(code: u32) -> Level {
+    match code {
+        0 | 1 => Level::Error,
+        2 => Level::Warn,
+        3 => Level::Info,
+        4 => Level::Debug,
+        _ => Level::Trace,
+    }
+}
+
+/// A filter as it crosses the boundary: 0 for off to 5 for trace.
+pub(crate) fn filter_from_code(code: u32) -> LevelFilter {
+    match code {
+        0 => LevelFilter::Off,
+        code => level_from_code(code).to_level_filter(),
+    }
+}

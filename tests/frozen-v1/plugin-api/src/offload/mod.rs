@@ -1,0 +1,325 @@
+//! Offloads in user space, for links whose far ends take none and kernels that give and take them.
+//!
+//! A kernel is fastest with super-frames: TCP data of up to 64 KiB behind one set of headers, checksums left
+//! to be completed. A legacy peer knows nothing of this. So frames that one link gives are changed for another
+//! that takes them, with as much done at once as possible:
+//!
+//! * what the sink does not take is done here: super-frames are cut (`segment`), checksums completed;
+//! * complete frames on their way to a sink that takes super-frames are put together (`coalesce`).
+//!
+//! The source therefore need not know what the sink takes: it may always leave everything undone. What a header asks
+//! for is checked against the frame before it is done, so frames may come from anybody; [`examine`] only checks.
+//!
+//! Two types do the work; nothing is allocated after the start, and no frame waits for another to come.
+//!
+//! * A [`Stage`] stands between one source and one sink; the host has one for each direction of its pump. It owns the
+//!   batch that the source fills, and looks at what is to be offered in the light of what the sink takes at that
+//!   moment. Frames that suit as they are, the rule between two kernels, are offered from where they lie.
+//! * A [`Changed`] holds the frames of a batch in another form and knows where each comes from, for a link with
+//!   several sinks: a switch. It can do the work once for all of them.
+//!
+//! A super-frame may be cut into more segments than a batch has slots, so changing a batch may take several
+//! steps; [`Progress`] says how far it has come.
+
+mod checksum;
+mod coalesce;
+mod packet;
+#[cfg(test)]
+mod samples;
+mod segment;
+#[cfg(test)]
+mod tests;
+
+use crate::{BATCH_FRAMES, Batch, Frame, Offloads, RxBatch, TxBatch, VnetHeader};
+
+use coalesce::Plan;
+use segment::Cut;
+
+/// Bit of [`VnetHeader::flags`]: the checksum is to be completed.
+const NEEDS_CSUM: u8 = 1;
+
+// Values of VnetHeader::gso_type (virtio specification 1.2, section 5.1.6).
+const GSO_NONE: u8 = 0;
+const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
+const GSO_UDP: u8 = 5;
+/// Added to the types of TCP, and to no other: the first segment has CWR set.
+const ECN: u8 = 0x80;
+const TCPV4_ECN: u8 = GSO_TCPV4 | ECN;
+const TCPV6_ECN: u8 = GSO_TCPV6 | ECN;
+
+/// Whether a sink that takes `offloads` takes a frame with this header as it is. One with a type that
+/// nobody knows, or that ECN makes no sense with, is taken by no sink.
+fn suits(header: VnetHeader, offloads: Offloads) -> bool {
+    let segments = match header.gso_type {
+        GSO_NONE => Offloads::NONE,
+        GSO_TCPV4 => Offloads::TSO4,
+        TCPV4_ECN => Offloads(Offloads::TSO4.0 | Offloads::TSO_ECN.0),
+        GSO_TCPV6 => Offloads::TSO6,
+        TCPV6_ECN => Offloads(Offloads::TSO6.0 | Offloads::TSO_ECN.0),
+        GSO_UDP => Offloads(Offloads::USO4.0 | Offloads::USO6.0),
+        _ => return false,
+    };
+    offloads.contains(segments) && (header.is_plain() || offloads.contains(Offloads::CSUM))
+}
+
+/// What a frame is cut into where nothing may be left undone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segments {
+    /// How many there are; 1 unless the frame is a super-frame.
+    pub count: usize,
+    /// Bytes of the longest.
+    pub longest: usize,
+}
+
+/// Looks at a frame that may come from anybody: what it would be cut into, or `None` if what its header asks for
+/// makes no sense for it.
+pub fn examine(frame: Frame<'_>) -> Option<Segments> {
+    let (header, bytes) = (frame.header(), frame.bytes());
+    if header.gso_type == GSO_NONE {
+        let is_sound = header.is_plain() || segment::has_checksum(header, bytes);
+        return is_sound.then_some(Segments {
+            count: 1,
+            longest: bytes.len(),
+        });
+    }
+    let cut = Cut::new(header, bytes)?;
+    Some(Segments {
+        count: cut.count(),
+        longest: cut.longest(),
+    })
+}
+
+/// How far a batch has been changed; the default is its start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Progress {
+    /// The first frame that is not changed completely.
+    frame: usize,
+    /// How many segments of that frame there are already.
+    segments: usize,
+}
+
+/// Frames of a batch, changed for sinks of one kind.
+#[derive(Debug, Default)]
+pub struct Changed {
+    batch: Batch,
+    /// Where each frame of `batch` comes from.
+    origins: [u8; BATCH_FRAMES],
+}
+
+impl Changed {
+    /// Replaces what is here by the frames of a batch from `at` on as a sink needs them that takes `offloads`: as
+    /// many as fit, and only those whose number `is_wanted`. Moves `at` on. Frames that make no sense are dropped and
+    /// counted.
+    pub fn resolve(
+        &mut self,
+        frames: &TxBatch<'_>,
+        at: &mut Progress,
+        offloads: Offloads,
+        is_wanted: impl Fn(usize) -> bool,
+    ) {
+        self.batch.clear();
+        while at.frame < frames.len() {
+            if is_wanted(at.frame) {
+                let first = self.batch.len();
+                let mut out = self.batch.rx();
+                let is_done = match frames.frame(at.frame) {
+                    Some(frame) => resolve(frame, offloads, &mut at.segments, &mut out),
+                    None => {
+                        out.count_dropped(1);
+                        true
+                    }
+                };
+                self.origins[first..self.batch.len()].fill(at.frame as u8);
+                if !is_done {
+                    return;
+                }
+            }
+            *at = Progress {
+                frame: at.frame + 1,
+                segments: 0,
+            };
+        }
+    }
+
+    /// Replaces what is here by those frames of a batch whose number `is_wanted`, put together for a sink that
+    /// takes `offloads`. `false` if there is nothing to put together, or not all of them are complete; then there is
+    /// nothing here.
+    pub fn coalesce(
+        &mut self,
+        frames: &TxBatch<'_>,
+        offloads: Offloads,
+        is_wanted: impl Fn(usize) -> bool,
+    ) -> bool {
+        self.batch.clear();
+        let wanted = || (0..frames.len()).filter(|number| is_wanted(*number));
+        let mut headers = wanted().filter_map(|number| Some(frames.frame(number)?.header()));
+        if wanted().nth(1).is_none() || !headers.all(VnetHeader::is_plain) {
+            return false;
+        }
+        let plan = Plan::new(frames, offloads, &is_wanted);
+        if plan.is_trivial() {
+            return false;
+        }
+        for number in wanted() {
+            let first = self.batch.len();
+            plan.write(frames, number, &mut self.batch.rx());
+            self.origins[first..self.batch.len()].fill(number as u8);
+        }
+        true
+    }
+
+    /// Whether there are no frames.
+    pub fn is_empty(&self) -> bool {
+        self.batch.is_empty()
+    }
+
+    /// The frames, and for each the number that it has in the batch it was changed from. What was put together
+    /// has its first frame's.
+    pub fn tx(&mut self) -> (TxBatch<'_>, &[u8]) {
+        let origins = &self.origins[..self.batch.len()];
+        (self.batch.tx(0), origins)
+    }
+
+    /// Takes the count of frames dropped here, which starts again at 0.
+    pub fn take_dropped(&mut self) -> u64 {
+        self.batch.take_dropped()
+    }
+}
+
+/// What is on its way from a source to a sink.
+#[derive(Debug, Default)]
+pub struct Stage {
+    /// What the source gave.
+    received: Batch,
+    /// Where in `received` the frames begin that are neither taken nor changed.
+    at: Progress,
+    /// Frames changed for the sink.
+    changed: Changed,
+    /// Frames at the start of `changed` that the sink has taken.
+    sent: usize,
+}
+
+impl Stage {
+    /// Whether everything was taken.
+    pub fn is_empty(&self) -> bool {
+        self.at.frame >= self.received.len() && self.sent >= self.changed.batch.len()
+    }
+
+    /// The batch for the source to fill. To be called on an empty stage; anything else in it is lost.
+    pub fn rx(&mut self) -> RxBatch<'_> {
+        self.clear();
+        self.received.rx()
+    }
+
+    /// The frames to offer next to a sink that takes `offloads`; `None` if there are none left.
+    pub fn tx(&mut self, offloads: Offloads) -> Option<TxBatch<'_>> {
+        let changed = &mut self.changed.batch;
+        if self.sent < changed.len() && !all_suit(&changed.tx(self.sent), offloads) {
+            // The sink takes less than it did: its far end is another, and these were for the last.
+            let lost = changed.len() - self.sent;
+            changed.rx().count_dropped(lost as u64);
+            self.sent = changed.len();
+        }
+        while self.sent >= self.changed.batch.len() && self.at.frame < self.received.len() {
+            self.sent = 0;
+            if !self.change(offloads) {
+                return Some(self.received.tx(self.at.frame));
+            }
+        }
+        (self.sent < self.changed.batch.len()).then(|| self.changed.batch.tx(self.sent))
+    }
+
+    /// Notes that the sink took the first `frames` of those that were offered last.
+    pub fn taken(&mut self, frames: usize) {
+        let changed = self.changed.batch.len();
+        if self.sent < changed {
+            self.sent = (self.sent + frames).min(changed);
+        } else {
+            self.at.frame = (self.at.frame + frames).min(self.received.len());
+        }
+    }
+
+    /// Forgets all frames, and returns how many there were. One that was not changed completely is one.
+    pub fn discard(&mut self) -> u64 {
+        let left = (self.received.len() - self.at.frame) + (self.changed.batch.len() - self.sent);
+        self.clear();
+        left as u64
+    }
+
+    /// Takes the count of frames lost by the links and here, which starts again at 0.
+    pub fn take_dropped(&mut self) -> u64 {
+        self.received.take_dropped() + self.changed.take_dropped()
+    }
+
+    fn clear(&mut self) {
+        self.received.clear();
+        self.changed.batch.clear();
+        (self.at, self.sent) = (Progress::default(), 0);
+    }
+
+    /// Changes what is left in the first batch as the sink needs it, as much as fits into the second one, of
+    /// which nothing is needed any more. `false` if it may stay as it is.
+    fn change(&mut self, offloads: Offloads) -> bool {
+        let left = self.received.tx(self.at.frame);
+        if self.at.segments > 0 || !all_suit(&left, offloads) {
+            let frames = self.received.tx(0);
+            let Self { changed, at, .. } = self;
+            changed.resolve(&frames, at, offloads, |_| true);
+            return true;
+        }
+        let is_changed = self.changed.coalesce(&left, offloads, |_| true);
+        if is_changed {
+            self.at.frame = self.received.len();
+        }
+        is_changed
+    }
+}
+
+/// Whether a sink that takes `offloads` takes all `frames` as they are.
+fn all_suit(frames: &TxBatch<'_>, offloads: Offloads) -> bool {
+    frames.frames().all(|frame| suits(frame.header(), offloads))
+}
+
+/// Does what a sink that takes `offloads` needs done to a frame, the first `segments` segments of which
+/// are on their way. `false` if there was no room for everything. A frame that makes no sense is dropped and
+/// counted.
+fn resolve(
+    frame: Frame<'_>,
+    offloads: Offloads,
+    segments: &mut usize,
+    out: &mut RxBatch<'_>,
+) -> bool {
+    let (header, bytes) = (frame.header(), frame.bytes());
+    if *segments == 0 && suits(header, offloads) {
+        return out.push_offloaded(header, bytes);
+    }
+    if header.gso_type == GSO_NONE {
+        return complete(header, bytes, out);
+    }
+    let Some(cut) = Cut::new(header, bytes) else {
+        out.count_dropped(1);
+        return true;
+    };
+    while *segments < cut.count() {
+        let written = out.fill(cut.longest(), |room| {
+            Ok::<_, std::convert::Infallible>(cut.write(*segments, room))
+        });
+        if written != Ok(true) {
+            return false;
+        }
+        *segments += 1;
+    }
+    true
+}
+
+/// Copies a frame and completes its checksum. `false` if there was no room.
+fn complete(header: VnetHeader, bytes: &[u8], out: &mut RxBatch<'_>) -> bool {
+    let written = out.fill(bytes.len(), |room| {
+        room.copy_from_slice(bytes);
+        // A frame of no length is dropped and counted.
+        let is_sound = segment::complete_checksum(header, room);
+        Ok::<_, std::convert::Infallible>(if is_sound { bytes.len() } else { 0 })
+    });
+    written == Ok(true)
+}

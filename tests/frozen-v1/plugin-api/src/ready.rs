@@ -1,0 +1,34 @@
+//! Being readable without anything to read.
+//!
+//! The host calls a link when its descriptor is readable. A link that has taken more off a socket than
+//! fitted into a batch holds frames that the socket knows nothing of; until these are gone it gives an
+//! [`AlwaysReady`] as its descriptor.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::{Error, Result};
+
+/// A descriptor that is readable at all times.
+#[derive(Debug)]
+pub struct AlwaysReady(EventFd);
+
+impl AlwaysReady {
+    /// An eventfd(2) that nobody ever resets.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn new() -> Result<Self> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        EventFd::from_value_and_flags(1, flags)
+            .map(Self)
+            .map_err(|errno| Error::io("make an eventfd", &errno.into()))
+    }
+}
+
+impl AsFd for AlwaysReady {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

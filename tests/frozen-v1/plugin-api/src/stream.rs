@@ -1,0 +1,280 @@
+//! A vdestream as a link: frames over a pair of byte streams, usually somebody's standard input and output.
+//!
+//! What the stream does not take is kept in the encoder, within its bound; beyond that the link makes
+//! the other side wait. One read may bring more frames than a batch has room for: as long as some are left in
+//! the decoder the link is readable, whatever the input is. The end of the input closes the link. A command
+//! at the other end is ended with the link: its streams are closed, then it is asked to stop.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{fs::File, thread};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use crate::ready::AlwaysReady;
+use crate::wire::vdestream::{Decoder, Encoder, MAX_FRAME};
+use crate::{Error, Link, Result, RxBatch, TxBatch};
+
+/// How long a command may take to end after its streams were closed, before it is asked to with a signal.
+const GRACE: Duration = Duration::from_millis(200);
+
+/// A vdestream over two descriptors.
+#[derive(Debug)]
+pub struct Stream {
+    input: File,
+    output: File,
+    decoder: Decoder,
+    encoder: Encoder,
+    always: AlwaysReady,
+    /// Whether there may be frames in the decoder.
+    has_more: bool,
+}
+
+impl Stream {
+    /// A vdestream that receives from `input` and sends to `output`. Both become non-blocking.
+    ///
+    /// # Errors
+    /// A descriptor cannot be made non-blocking.
+    pub fn new(input: OwnedFd, output: OwnedFd) -> Result<Self> {
+        for fd in [&input, &output] {
+            set_nonblocking(fd.as_fd())
+                .map_err(|errno| Error::io("use a vdestream's descriptor", &errno.into()))?;
+        }
+        Ok(Self {
+            input: input.into(),
+            output: output.into(),
+            decoder: Decoder::new(),
+            encoder: Encoder::new(),
+            always: AlwaysReady::new()?,
+            has_more: false,
+        })
+    }
+
+    /// Writes what the output takes of the frames encoded so far.
+    fn flush(&mut self) -> Result<()> {
+        while !self.encoder.pending().is_empty() {
+            match self.output.write(self.encoder.pending()) {
+                Ok(written) => self.encoder.consume(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    return Err(Error::closed("the far end of the vdestream hung up"));
+                }
+                Err(error) => return Err(Error::io("write to the vdestream", &error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn set_nonblocking(fd: BorrowedFd<'_>) -> nix::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)
+}
+
+impl Link for Stream {
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self.has_more {
+            true => self.always.as_fd(),
+            false => self.input.as_fd(),
+        }
+    }
+
+    fn send_fd(&self) -> BorrowedFd<'_> {
+        self.output.as_fd()
+    }
+
+    fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
+        loop {
+            while batch.has_room(MAX_FRAME) {
+                match self.decoder.next_frame()? {
+                    Some(frame) => batch.push(frame),
+                    None => break,
+                };
+            }
+            self.has_more = !batch.has_room(MAX_FRAME);
+            if self.has_more {
+                return Ok(());
+            }
+            match self.input.read(self.decoder.space()) {
+                Ok(0) => return Err(Error::closed("the vdestream ended")),
+                Ok(read) => self.decoder.filled(read),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::io("read from the vdestream", &error)),
+            }
+        }
+    }
+
+    fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
+        let (mut taken, mut lost) = (0, 0);
+        for frame in batch.frames() {
+            match self.encoder.push(frame.bytes()) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(_) => lost += 1,
+            }
+            taken += 1;
+        }
+        batch.count_dropped(lost);
+        self.flush()?;
+        Ok(taken)
+    }
+}
+
+/// A vdestream to a command that was started for it.
+#[derive(Debug)]
+pub struct CommandStream {
+    stream: Stream,
+    child: Child,
+}
+
+impl CommandStream {
+    /// Starts `sh -c COMMAND` and speaks vdestream with it.
+    ///
+    /// # Errors
+    /// The shell cannot be started.
+    pub fn shell(command: &str) -> Result<Self> {
+        Self::start(Command::new("/bin/sh").arg("-c").arg(command))
+    }
+
+    /// Starts `command` and speaks vdestream with it.
+    ///
+    /// # Errors
+    /// The command cannot be started.
+    pub fn start(command: &mut Command) -> Result<Self> {
+        let name = command.get_program().display().to_string();
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .map_err(|error| Error::io(format_args!("start {name}"), &error))?;
+        let (Some(output), Some(input)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(Error::closed(format!("{name} has no standard streams")));
+        };
+        Ok(Self {
+            stream: Stream::new(input.into(), output.into())?,
+            child,
+        })
+    }
+}
+
+impl Link for CommandStream {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.stream.fd()
+    }
+
+    fn send_fd(&self) -> BorrowedFd<'_> {
+        self.stream.send_fd()
+    }
+
+    fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
+        self.stream.recv(batch)
+    }
+
+    fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
+        self.stream.send(batch)
+    }
+}
+
+impl Drop for CommandStream {
+    fn drop(&mut self) {
+        let group = Pid::from_raw(self.child.id().cast_signed());
+        for (signal, patience) in [(Signal::SIGTERM, GRACE), (Signal::SIGKILL, GRACE)] {
+            if killpg(group, signal) == Err(Errno::ESRCH) || ended(&mut self.child, patience) {
+                break;
+            }
+        }
+        let _ = self.child.try_wait();
+    }
+}
+
+/// Waits for a child for a bounded time.
+fn ended(child: &mut Child, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    loop {
+        match child.try_wait() {
+            Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
+            outcome => return !matches!(outcome, Ok(None)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{BATCH_FRAMES, Batch, ErrorKind};
+    use std::os::unix::net::UnixStream;
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    /// Waits until the link has received something.
+    fn receive(link: &mut dyn Link, batch: &mut Batch) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while batch.is_empty() && Instant::now() < deadline {
+            link.recv(&mut batch.rx())?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn frames_go_through_a_command_and_back() {
+        let mut link = CommandStream::shell("cat").unwrap();
+        let mut batch = Batch::new();
+        for len in [14, 60, 1514, MAX_FRAME] {
+            batch.clear();
+            batch.rx().push(&vec![len as u8; len]);
+            assert_eq!(link.send(&mut batch.tx(0)).unwrap(), 1);
+            batch.clear();
+            receive(&mut link, &mut batch).unwrap();
+            assert_eq!(batch.tx(0).frame(0).unwrap().bytes(), vec![len as u8; len]);
+        }
+    }
+
+    #[test]
+    fn frames_that_a_batch_has_no_room_for_are_announced() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let output = near.try_clone().unwrap();
+        let mut link = Stream::new(near.into(), output.into()).unwrap();
+        let count = 2 * BATCH_FRAMES + 1;
+        for _ in 0..count {
+            far.write_all(&[0, 60]).unwrap();
+            far.write_all(&[7; 60]).unwrap();
+        }
+        let is_readable = |link: &Stream| {
+            let mut fds = [PollFd::new(link.fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::ZERO).unwrap() > 0
+        };
+        let (mut batch, mut received) = (Batch::new(), 0);
+        while is_readable(&link) {
+            batch.clear();
+            link.recv(&mut batch.rx()).unwrap();
+            received += batch.len();
+        }
+        assert_eq!(received, count);
+    }
+
+    #[test]
+    fn a_command_that_ends_closes_the_link_and_one_that_stays_is_ended() {
+        let mut batch = Batch::new();
+        let mut link = CommandStream::shell("exit 0").unwrap();
+        let error = receive(&mut link, &mut batch).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Closed);
+
+        let link = CommandStream::shell("trap '' TERM; while :; do sleep 1; done").unwrap();
+        let group = Pid::from_raw(link.child.id().cast_signed());
+        drop(link);
+        // A member that was killed counts until its parent, here the system's first process, takes note.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while killpg(group, None) != Err(Errno::ESRCH) {
+            assert!(Instant::now() < deadline, "the command goes on");
+        }
+    }
+}

@@ -1,0 +1,439 @@
+//! The request and the reply on the control socket of a VDE switch.
+//!
+//! # Theory of operation
+//!
+//! A client connects to the switch's stream socket and writes one [`Request`]: the path of a
+//! datagram socket it has bound, the port it would like, and who it is. The switch answers with one
+//! [`Reply`]: the path of the datagram socket that serves that port. From then on the stream is
+//! silent and its end means that the port is gone.
+//!
+//! Both ends are on one machine, so everything is packed and in host byte order:
+//!
+//! | bytes | request |
+//! |---|---|
+//! | 0..4 | magic, `0xfeedface` |
+//! | 4..8 | version, 3 |
+//! | 8..12 | type: [`RequestKind`] in the low byte, port number above it |
+//! | 12..122 | `sockaddr_un` of the client's datagram socket |
+//! | 122.. | description, at most 128 bytes, ended by the end of the message |
+//!
+//! A reply is a lone `sockaddr_un`: the family (2 bytes) and 108 bytes of path, ended by a NUL unless
+//! the path fills them. The description has no length of its own: a request is what one `read` into
+//! [`MAX_REQUEST_LEN`]` + 1` bytes returns (the extra byte shows one that is too long).
+//!
+//! A client of ours ends its description with a [`mark`]: the panel that its interface can be plugged on. A switch
+//! of ours then sends a [`Hello`](super::hello::Hello) as the first datagram on the data socket, before the
+//! reply, so that it is there when the client looks; its ticket is the hub that the client may plug into. It says what
+//! it takes next; a client that says so too is sent super-frames.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, ErrorKind};
+
+/// Bytes of a request before its description.
+pub const REQUEST_HEADER_LEN: usize = 12 + ADDRESS_LEN;
+/// The longest description, in bytes.
+pub const MAX_DESCRIPTION_LEN: usize = 128;
+/// Bytes of the longest request.
+pub const MAX_REQUEST_LEN: usize = REQUEST_HEADER_LEN + MAX_DESCRIPTION_LEN;
+/// Bytes of a reply.
+pub const REPLY_LEN: usize = ADDRESS_LEN;
+/// The highest port number that a request can carry.
+pub const MAX_PORT: u32 = u32::MAX >> 8;
+
+const MAGIC: u32 = 0xfeed_face;
+const VERSION: u32 = 3;
+const FAMILY: u16 = libc::AF_UNIX as u16;
+const PATH_LEN: usize = 108;
+const ADDRESS_LEN: usize = 2 + PATH_LEN;
+
+const MARK: &str = "vdens=";
+
+/// The end of our own clients' descriptions: `panel` is a [`Ticket`](crate::Ticket)'s, 0 for none.
+pub fn mark(panel: u64) -> String {
+    format!(" {MARK}{panel}")
+}
+
+/// The panel in the [`mark`] at a description's end, if there is one.
+pub fn marked(description: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(description).ok()?;
+    text.rsplit(' ').next()?.strip_prefix(MARK)?.parse().ok()
+}
+
+/// What a client wants of the switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RequestKind {
+    /// A port of its own.
+    New = 0,
+    /// The management port, port 0.
+    Management = 1,
+}
+
+/// What a client sends first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// What it wants.
+    pub kind: RequestKind,
+    /// The port number it wants, at most [`MAX_PORT`]; 0 is any.
+    pub port: u32,
+    /// The datagram socket it has bound.
+    pub socket: PathBuf,
+    /// Who it is, for people; at most [`MAX_DESCRIPTION_LEN`] bytes, no NUL.
+    pub description: Vec<u8>,
+}
+
+/// What the switch answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The switch's datagram socket for this port.
+    pub socket: PathBuf,
+}
+
+/// Why a message is not one of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// Ended early.
+    #[error("control message of {got} bytes is too short, {need} are needed")]
+    TooShort {
+        /// Bytes that are there.
+        got: usize,
+        /// Bytes that are needed.
+        need: usize,
+    },
+    /// Does not begin as a request does.
+    #[error("not a VDE control request: it begins with {0:#010x}")]
+    WrongMagic(u32),
+    /// A version of the protocol other than 3.
+    #[error("VDE control protocol version {0} is not supported, only version 3 is")]
+    WrongVersion(u32),
+    /// A type that is neither a new connection nor a management one.
+    #[error("unknown kind {0} of VDE control request")]
+    UnknownKind(u8),
+    /// A port number that does not fit its 24 bits.
+    #[error("port number {0} is out of range, the highest is {MAX_PORT}")]
+    PortOutOfRange(u32),
+    /// The address is not that of a UNIX socket.
+    #[error("socket address of family {0} where a UNIX socket's is due")]
+    BadFamily(u16),
+    /// The socket has no name, an abstract one, or (to be sent) one that is too long or has a NUL.
+    #[error("the socket path is empty, abstract, or longer than {PATH_LEN} bytes")]
+    BadPath,
+    /// The description exceeds its limit.
+    #[error("description of {0} bytes is too long, the limit is {MAX_DESCRIPTION_LEN}")]
+    DescriptionTooLong(usize),
+}
+
+impl From<ControlError> for Error {
+    fn from(error: ControlError) -> Self {
+        Self::new(ErrorKind::Protocol, error.to_string())
+    }
+}
+
+impl Request {
+    /// The bytes to send, in one `write`; fails if a field exceeds its limit.
+    pub fn encode(&self) -> Result<Vec<u8>, ControlError> {
+        if self.port > MAX_PORT {
+            return Err(ControlError::PortOutOfRange(self.port));
+        }
+        check_description(&self.description)?;
+        let kind = self.port << 8 | self.kind as u32;
+        let mut bytes = Vec::with_capacity(REQUEST_HEADER_LEN + self.description.len());
+        for word in [MAGIC, VERSION, kind] {
+            bytes.extend_from_slice(&word.to_ne_bytes());
+        }
+        bytes.extend_from_slice(&encode_address(&self.socket)?);
+        bytes.extend_from_slice(&self.description);
+        Ok(bytes)
+    }
+
+    /// Reads one whole request. A description ends at its first NUL, if it has one.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ControlError> {
+        let too_short = ControlError::TooShort {
+            got: bytes.len(),
+            need: REQUEST_HEADER_LEN,
+        };
+        let (magic, rest) = bytes.split_first_chunk().ok_or(too_short)?;
+        let magic = u32::from_ne_bytes(*magic);
+        if magic != MAGIC {
+            return Err(ControlError::WrongMagic(magic));
+        }
+        let (version, rest) = rest.split_first_chunk().ok_or(too_short)?;
+        let version = u32::from_ne_bytes(*version);
+        if version != VERSION {
+            return Err(ControlError::WrongVersion(version));
+        }
+        let (kind, rest) = rest.split_first_chunk().ok_or(too_short)?;
+        let (address, description) = rest.split_first_chunk().ok_or(too_short)?;
+        let kind = u32::from_ne_bytes(*kind);
+        check_description(description)?;
+        Ok(Self {
+            kind: match kind.to_le_bytes()[0] {
+                0 => RequestKind::New,
+                1 => RequestKind::Management,
+                other => return Err(ControlError::UnknownKind(other)),
+            },
+            port: kind >> 8,
+            socket: decode_address(address)?,
+            description: until_nul(description).to_vec(),
+        })
+    }
+}
+
+impl Reply {
+    /// The bytes to send; fails if the path does not fit.
+    pub fn encode(&self) -> Result<[u8; REPLY_LEN], ControlError> {
+        encode_address(&self.socket)
+    }
+
+    /// Reads a reply from the first [`REPLY_LEN`] bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ControlError> {
+        let address = bytes.first_chunk().ok_or(ControlError::TooShort {
+            got: bytes.len(),
+            need: REPLY_LEN,
+        })?;
+        Ok(Self {
+            socket: decode_address(address)?,
+        })
+    }
+}
+
+fn check_description(description: &[u8]) -> Result<(), ControlError> {
+    match description.len() {
+        0..=MAX_DESCRIPTION_LEN => Ok(()),
+        length => Err(ControlError::DescriptionTooLong(length)),
+    }
+}
+
+fn until_nul(bytes: &[u8]) -> &[u8] {
+    bytes.split(|b| *b == 0).next().unwrap_or_default()
+}
+
+fn encode_address(path: &Path) -> Result<[u8; ADDRESS_LEN], ControlError> {
+    let path = path.as_os_str().as_bytes();
+    if path.is_empty() || path.len() > PATH_LEN || path.contains(&0) {
+        return Err(ControlError::BadPath);
+    }
+    let mut address = [0; ADDRESS_LEN];
+    address[..2].copy_from_slice(&FAMILY.to_ne_bytes());
+    address[2..2 + path.len()].copy_from_slice(path);
+    Ok(address)
+}
+
+fn decode_address(address: &[u8; ADDRESS_LEN]) -> Result<PathBuf, ControlError> {
+    let [low, high, path @ ..] = address;
+    let family = u16::from_ne_bytes([*low, *high]);
+    if family != FAMILY {
+        return Err(ControlError::BadFamily(family));
+    }
+    match until_nul(path) {
+        // An abstract name begins with a NUL.
+        [] => Err(ControlError::BadPath),
+        path => Ok(PathBuf::from(OsStr::from_bytes(path))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> Request {
+        Request {
+            kind: RequestKind::New,
+            port: 3,
+            socket: PathBuf::from("/tmp/sw/.01234-00000"),
+            description: b"vdens: me".to_vec(),
+        }
+    }
+
+    /// The request above as a little-endian machine sends it, spelt out.
+    fn vector() -> Vec<u8> {
+        let mut bytes =
+            b"\xce\xfa\xed\xfe\x03\0\0\0\x00\x03\0\0\x01\0/tmp/sw/.01234-00000".to_vec();
+        bytes.resize(122, 0);
+        bytes.extend_from_slice(b"vdens: me");
+        bytes
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn request_vector() {
+        assert_eq!(request().encode().unwrap(), vector());
+        assert_eq!(Request::decode(&vector()).unwrap(), request());
+
+        let management = Request {
+            kind: RequestKind::Management,
+            port: MAX_PORT,
+            description: Vec::new(),
+            ..request()
+        };
+        let bytes = management.encode().unwrap();
+        assert_eq!(bytes[8..12], *b"\x01\xff\xff\xff");
+        assert_eq!(bytes.len(), 122);
+        assert_eq!(Request::decode(&bytes).unwrap(), management);
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn reply_vector() {
+        let reply = Reply {
+            socket: PathBuf::from("/tmp/sw/001.8"),
+        };
+        let mut bytes = b"\x01\0/tmp/sw/001.8".to_vec();
+        bytes.resize(110, 0);
+        assert_eq!(reply.encode().unwrap(), *bytes);
+        assert_eq!(Reply::decode(&bytes).unwrap(), reply);
+        let short = Reply::decode(&bytes[..109]).unwrap_err();
+        assert_eq!(
+            short,
+            ControlError::TooShort {
+                got: 109,
+                need: 110
+            }
+        );
+        // What a C peer leaves behind the NUL is noise.
+        bytes[20..].fill(0x5a);
+        assert_eq!(Reply::decode(&bytes).unwrap(), reply);
+    }
+
+    #[test]
+    fn paths() {
+        for (length, fits) in [
+            (0, false),
+            (1, true),
+            (107, true),
+            (108, true),
+            (109, false),
+        ] {
+            let reply = Reply {
+                socket: PathBuf::from("x".repeat(length)),
+            };
+            match reply.encode() {
+                Ok(bytes) => {
+                    assert!(fits);
+                    assert_eq!(Reply::decode(&bytes), Ok(reply));
+                }
+                Err(e) => assert_eq!((e, fits), (ControlError::BadPath, false)),
+            }
+        }
+        let nul = Reply {
+            socket: PathBuf::from("a\0b"),
+        };
+        assert_eq!(nul.encode(), Err(ControlError::BadPath));
+        let bytes = Reply {
+            socket: PathBuf::from(OsStr::from_bytes(b"/\xff\xfe")),
+        };
+        assert_eq!(Reply::decode(&bytes.encode().unwrap()), Ok(bytes));
+    }
+
+    #[test]
+    fn refusals() {
+        let good = request().encode().unwrap();
+        let with = |at: usize, new: &[u8]| {
+            let mut bytes = good.clone();
+            bytes[at..at + new.len()].copy_from_slice(new);
+            Request::decode(&bytes).unwrap_err()
+        };
+        let wrong_magic = 0xfeed_beef_u32;
+        assert_eq!(
+            with(0, &wrong_magic.to_ne_bytes()),
+            ControlError::WrongMagic(wrong_magic)
+        );
+        assert_eq!(with(4, &2_u32.to_ne_bytes()), ControlError::WrongVersion(2));
+        assert_eq!(with(8, &2_u32.to_ne_bytes()), ControlError::UnknownKind(2));
+        assert_eq!(
+            with(12, &libc::AF_INET.to_ne_bytes()[..2]),
+            ControlError::BadFamily(2)
+        );
+        assert_eq!(with(14, b"\0abstract"), ControlError::BadPath);
+        for length in 0..REQUEST_HEADER_LEN {
+            assert_eq!(
+                Request::decode(&good[..length]),
+                Err(ControlError::TooShort {
+                    got: length,
+                    need: REQUEST_HEADER_LEN
+                })
+            );
+        }
+        let mut long = good[..REQUEST_HEADER_LEN].to_vec();
+        long.resize(MAX_REQUEST_LEN, b'x');
+        assert_eq!(Request::decode(&long).unwrap().description, [b'x'; 128]);
+        long.push(b'x');
+        assert_eq!(
+            Request::decode(&long),
+            Err(ControlError::DescriptionTooLong(129))
+        );
+        let too_long = Request {
+            description: vec![b'x'; 129],
+            ..request()
+        };
+        assert_eq!(
+            too_long.encode(),
+            Err(ControlError::DescriptionTooLong(129))
+        );
+        let too_high = Request {
+            port: MAX_PORT + 1,
+            ..request()
+        };
+        assert_eq!(
+            too_high.encode(),
+            Err(ControlError::PortOutOfRange(1 << 24))
+        );
+        let error = Error::from(ControlError::WrongVersion(2));
+        assert_eq!(error.kind, ErrorKind::Protocol);
+        assert!(error.message.contains("version 2"), "{error}");
+    }
+
+    #[test]
+    fn a_mark_is_found_at_the_end_only() {
+        for panel in [0, 4_026_532_345, u64::MAX] {
+            let description = format!("vdens vde0 pid=1{}", mark(panel));
+            assert_eq!(marked(description.as_bytes()), Some(panel));
+        }
+        for other in ["", "vdens=", "a vdens=1 pid=2", "a vdens=x", "a xvdens=1"] {
+            assert_eq!(marked(other.as_bytes()), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn description_ends_at_nul() {
+        let mut bytes = request().encode().unwrap();
+        bytes.extend_from_slice(b"\0noise");
+        assert_eq!(Request::decode(&bytes).unwrap(), request());
+    }
+
+    /// Whatever is damaged, decoding returns, and what it accepts survives a round trip.
+    #[test]
+    fn any_input() {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = move |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 33) as usize % below
+        };
+        let good = request().encode().unwrap();
+        let mut accepted = 0;
+        for _ in 0..100_000 {
+            let mut bytes = good.clone();
+            bytes.resize(random(MAX_REQUEST_LEN + 4), 0x41);
+            for _ in 0..random(3) {
+                if !bytes.is_empty() {
+                    let at = random(bytes.len());
+                    bytes[at] = random(256) as u8;
+                }
+            }
+            if let Ok(request) = Request::decode(&bytes) {
+                accepted += 1;
+                assert_eq!(Request::decode(&request.encode().unwrap()), Ok(request));
+            }
+            if let Ok(reply) = Reply::decode(bytes.get(12..).unwrap_or_default()) {
+                assert_eq!(Reply::decode(&reply.encode().unwrap()), Ok(reply));
+            }
+        }
+        assert!(accepted > 1_000, "{accepted}");
+    }
+}

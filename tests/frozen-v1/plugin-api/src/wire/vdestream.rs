@@ -1,0 +1,359 @@
+//! vdestream: frames on a byte stream, each behind its length.
+//!
+//! # Theory of operation
+//!
+//! A record is a 2-byte big-endian length and as many bytes of Ethernet frame. Length 0 is padding; a
+//! length above [`MAX_FRAME`] is a protocol error for good, since nothing after it can be trusted to
+//! be a length.
+//!
+//! A stream cuts where it likes, so both directions keep what is unfinished in a buffer of their own,
+//! and neither allocates for a frame:
+//!
+//! - [`Decoder`]: read into [`space`](Decoder::space), say how much with [`filled`](Decoder::filled),
+//!   take frames with [`next_frame`](Decoder::next_frame) until there is none. The frames are views
+//!   of the buffer.
+//! - [`Encoder`]: [`push`](Encoder::push) frames, write [`pending`](Encoder::pending), say how much
+//!   went with [`consume`](Encoder::consume).
+//!
+//! Both move their unfinished bytes to the front only when the back is full, and the sizes are such
+//! that by then more bytes have gone than are left: the copying costs less than a copy a byte.
+
+use crate::error::{Error, ErrorKind};
+
+/// The longest frame, in bytes: 9216 of payload, 14 of header, 4 of VLAN tag.
+pub const MAX_FRAME: usize = 9216 + 14 + 4;
+/// Bytes of the length before each frame.
+pub const HEADER_LEN: usize = 2;
+/// The most bytes that an [`Encoder`] keeps for a slow reader.
+pub const ENCODER_LIMIT: usize = 256 * 1024;
+
+const MAX_RECORD: usize = HEADER_LEN + MAX_FRAME;
+const DECODER_LEN: usize = 64 * 1024;
+
+/// Why a stream cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StreamError {
+    /// A frame of this many bytes exceeds [`MAX_FRAME`].
+    #[error("vdestream frame of {0} bytes is too long, the limit is {MAX_FRAME}")]
+    TooLong(usize),
+}
+
+impl From<StreamError> for Error {
+    fn from(error: StreamError) -> Self {
+        Self::new(ErrorKind::Protocol, error.to_string())
+    }
+}
+
+/// What goes before a frame of `len` bytes.
+pub fn header(len: usize) -> Result<[u8; HEADER_LEN], StreamError> {
+    match u16::try_from(len) {
+        Ok(short) if len <= MAX_FRAME => Ok(short.to_be_bytes()),
+        _ => Err(StreamError::TooLong(len)),
+    }
+}
+
+/// Frames out of a stream that is read in arbitrary pieces.
+#[derive(Debug)]
+pub struct Decoder {
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Decoder {
+    /// At the beginning of a stream.
+    pub fn new() -> Self {
+        Self {
+            buffer: vec![0; DECODER_LEN].into_boxed_slice(),
+            start: 0,
+            end: 0,
+        }
+    }
+
+    /// Where to read the stream's next bytes into. At least a whole record's worth, provided that
+    /// [`next_frame`](Self::next_frame) has said that there is none left; empty only when the
+    /// buffer is full of frames that nobody took.
+    pub fn space(&mut self) -> &mut [u8] {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        } else if self.buffer.len() - self.end < MAX_RECORD {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        &mut self.buffer[self.end..]
+    }
+
+    /// The first `n` bytes of the last [`space`](Self::space) now hold the stream's next bytes.
+    pub fn filled(&mut self, n: usize) {
+        debug_assert!(n <= self.buffer.len() - self.end);
+        self.end = self.end.saturating_add(n).min(self.buffer.len());
+    }
+
+    /// The next whole frame, never empty; `None` if it is not all there yet. An error is for good.
+    pub fn next_frame(&mut self) -> Result<Option<&[u8]>, StreamError> {
+        loop {
+            let Some((length, rest)) = self.buffer[self.start..self.end].split_first_chunk() else {
+                return Ok(None);
+            };
+            let length = usize::from(u16::from_be_bytes(*length));
+            if length > MAX_FRAME {
+                return Err(StreamError::TooLong(length));
+            }
+            if rest.len() < length {
+                return Ok(None);
+            }
+            let frame = self.start + HEADER_LEN;
+            self.start = frame + length;
+            if length > 0 {
+                return Ok(Some(&self.buffer[frame..self.start]));
+            }
+        }
+    }
+}
+
+/// Frames into a stream that takes them in arbitrary pieces.
+#[derive(Debug, Default)]
+pub struct Encoder {
+    buffer: Vec<u8>,
+    start: usize,
+}
+
+impl Encoder {
+    /// With nothing to write.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends `frame`, whole; `false` if the reader is too far behind and the frame is to be dropped.
+    /// An empty frame is nothing to send.
+    pub fn push(&mut self, frame: &[u8]) -> Result<bool, StreamError> {
+        let header = header(frame.len())?;
+        if frame.is_empty() {
+            return Ok(true);
+        }
+        let record = HEADER_LEN + frame.len();
+        if self.pending().len() + record > ENCODER_LIMIT {
+            return Ok(false);
+        }
+        if self.buffer.len() + record > 2 * ENCODER_LIMIT {
+            self.buffer.drain(..self.start);
+            self.start = 0;
+        }
+        self.buffer.extend_from_slice(&header);
+        self.buffer.extend_from_slice(frame);
+        Ok(true)
+    }
+
+    /// What is to be written next, at most [`ENCODER_LIMIT`] bytes.
+    pub fn pending(&self) -> &[u8] {
+        &self.buffer[self.start..]
+    }
+
+    /// The first `n` bytes of [`pending`](Self::pending) are written.
+    pub fn consume(&mut self, n: usize) {
+        debug_assert!(n <= self.pending().len());
+        self.start = self.start.saturating_add(n);
+        if self.start >= self.buffer.len() {
+            self.buffer.clear();
+            self.start = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn random() -> impl FnMut(usize) -> usize {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        move |below| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 33) as usize % below
+        }
+    }
+
+    /// Feeds `bytes` as reads of at most `most` and collects the frames.
+    fn feed(
+        decoder: &mut Decoder,
+        mut bytes: &[u8],
+        most: usize,
+        frames: &mut Vec<Vec<u8>>,
+    ) -> Result<(), StreamError> {
+        while !bytes.is_empty() {
+            let space = decoder.space();
+            assert!(space.len() >= MAX_RECORD);
+            let n = bytes.len().min(most).min(space.len());
+            space[..n].copy_from_slice(&bytes[..n]);
+            decoder.filled(n);
+            bytes = &bytes[n..];
+            while let Some(frame) = decoder.next_frame()? {
+                frames.push(frame.to_vec());
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn headers() {
+        assert_eq!(header(0), Ok([0, 0]));
+        assert_eq!(header(0x0102), Ok([1, 2]));
+        assert_eq!(header(9234), Ok([0x24, 0x12]));
+        for length in [9235, 0x1_0000, 0x1_0002, usize::MAX] {
+            assert_eq!(header(length), Err(StreamError::TooLong(length)));
+        }
+        assert_eq!(
+            Error::from(StreamError::TooLong(9235)).kind,
+            ErrorKind::Protocol
+        );
+    }
+
+    #[test]
+    fn every_split() {
+        let bytes = b"\x00\x03abc\x00\x00\x00\x01d\x00\x00\x00\x00\x00\x05efghi";
+        let expected = [b"abc".to_vec(), b"d".to_vec(), b"efghi".to_vec()];
+        for first in 0..=bytes.len() {
+            for second in first..=bytes.len() {
+                let (mut decoder, mut frames) = (Decoder::new(), Vec::new());
+                for piece in [&bytes[..first], &bytes[first..second], &bytes[second..]] {
+                    feed(&mut decoder, piece, usize::MAX, &mut frames).unwrap();
+                }
+                assert_eq!(frames, expected, "{first} {second}");
+            }
+        }
+        for most in 1..=bytes.len() {
+            let (mut decoder, mut frames) = (Decoder::new(), Vec::new());
+            feed(&mut decoder, bytes, most, &mut frames).unwrap();
+            assert_eq!(frames, expected, "{most}");
+        }
+    }
+
+    #[test]
+    fn limits() {
+        let mut longest = vec![0x24, 0x12];
+        longest.resize(MAX_RECORD, 7);
+        let (mut decoder, mut frames) = (Decoder::new(), Vec::new());
+        feed(&mut decoder, &longest, 1000, &mut frames).unwrap();
+        assert_eq!(frames, [[7; MAX_FRAME]]);
+
+        // Known from the length alone, after the good frames, and for good.
+        let error = feed(&mut decoder, b"\x00\x01a\x24\x13", 64, &mut frames);
+        assert_eq!(error, Err(StreamError::TooLong(9235)));
+        assert_eq!(frames.len(), 2);
+        assert_eq!(decoder.next_frame(), Err(StreamError::TooLong(9235)));
+    }
+
+    #[test]
+    fn a_full_decoder_has_no_space_and_recovers() {
+        let mut decoder = Decoder::new();
+        let mut count = 0;
+        loop {
+            let space = decoder.space();
+            if space.is_empty() {
+                break;
+            }
+            // Records of 4 bytes fill the buffer exactly.
+            let n = space.len().min(4000);
+            for record in space[..n].chunks_mut(4) {
+                record.copy_from_slice(b"\x00\x02hi");
+                count += 1;
+            }
+            decoder.filled(n);
+        }
+        while let Some(frame) = decoder.next_frame().unwrap() {
+            assert_eq!(frame, b"hi");
+            count -= 1;
+        }
+        assert_eq!(count, 0);
+        assert_eq!(decoder.space().len(), DECODER_LEN);
+    }
+
+    #[test]
+    fn round_trip_in_random_pieces() {
+        let mut random = random();
+        let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new());
+        let (mut sent, mut received) = (Vec::new(), Vec::new());
+        for i in 0..20_000_usize {
+            let length = match random(8) {
+                0 => 0,
+                1 => MAX_FRAME - random(3),
+                _ => 1 + random(200),
+            };
+            let frame = vec![i as u8; length];
+            if encoder.push(&frame).unwrap() && length > 0 {
+                sent.push(frame);
+            }
+            let pending = encoder.pending();
+            assert!(pending.len() <= ENCODER_LIMIT);
+            let n = random(3000).min(pending.len());
+            feed(&mut decoder, &pending[..n], 1 + random(5000), &mut received).unwrap();
+            encoder.consume(n);
+            assert!(encoder.buffer.len() <= 2 * ENCODER_LIMIT);
+        }
+        let rest = encoder.pending().len();
+        feed(&mut decoder, encoder.pending(), 4096, &mut received).unwrap();
+        encoder.consume(rest);
+        assert!(encoder.pending().is_empty());
+        assert!(sent.len() > 5_000 && sent == received);
+    }
+
+    #[test]
+    fn encoder_bound() {
+        let mut encoder = Encoder::new();
+        let frame = [1; 1022];
+        for _ in 0..256 {
+            assert_eq!(encoder.push(&frame), Ok(true));
+        }
+        assert_eq!(encoder.pending().len(), ENCODER_LIMIT);
+        assert_eq!(encoder.push(&frame), Ok(false));
+        assert_eq!(encoder.push(&[1]), Ok(false));
+        encoder.consume(1023);
+        assert_eq!(encoder.push(&frame), Ok(false));
+        encoder.consume(1);
+        assert_eq!(encoder.push(&frame), Ok(true));
+        assert_eq!(encoder.pending().len(), ENCODER_LIMIT);
+        let too_long = [0; MAX_FRAME + 1];
+        assert_eq!(encoder.push(&too_long), Err(StreamError::TooLong(9235)));
+    }
+
+    /// Noise in random pieces: it returns, and a frame is never empty nor too long.
+    #[test]
+    fn any_input() {
+        let mut random = random();
+        let mut frames = 0;
+        for _ in 0..2_000 {
+            let mut decoder = Decoder::new();
+            'stream: for _ in 0..random(60) {
+                let n = random(300);
+                let space = decoder.space();
+                // Mostly small lengths, so that streams last.
+                for byte in &mut space[..n] {
+                    *byte = if random(4) > 0 { 0 } else { random(256) as u8 };
+                }
+                decoder.filled(n);
+                loop {
+                    match decoder.next_frame() {
+                        Ok(Some(frame)) => {
+                            assert!((1..=MAX_FRAME).contains(&frame.len()));
+                            frames += 1;
+                        }
+                        Ok(None) => break,
+                        Err(StreamError::TooLong(n)) => {
+                            assert!(n > MAX_FRAME);
+                            break 'stream;
+                        }
+                    }
+                }
+            }
+        }
+        assert!(frames > 1_000, "{frames}");
+    }
+}
