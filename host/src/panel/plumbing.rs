@@ -82,7 +82,7 @@ impl Order {
                 let bridge = format!("c{}", port.min(peer));
                 netlink.add_bridge(&bridge, AGEING)?;
                 netlink.set_up(&bridge)?;
-                attach(&netlink, port, &bridge)?;
+                plug(&netlink, port, &bridge)?;
                 Ok(None)
             }
             Self::Serve(port) => {
@@ -97,7 +97,7 @@ impl Order {
                 tapped_bridge(&netlink, &bridge, ageing, &tap).map(Some)
             }
             Self::Attach(port, hub) => {
-                attach(&netlink, port, &format!("h{hub}"))?;
+                plug(&netlink, port, &format!("h{hub}"))?;
                 Ok(None)
             }
             Self::Unplug(port) => {
@@ -130,6 +130,12 @@ fn tapped_bridge(netlink: &Netlink, bridge: &str, ageing: u32, tap: &str) -> Res
     netlink.set_bridge(tap.name(), Some(bridge))?;
     netlink.set_up(tap.name())?;
     Ok(tap.into())
+}
+
+/// Makes a port one of a bridge that others use too. Its own, if it was served, still has the tap, and is of no more use.
+fn plug(netlink: &Netlink, port: &str, bridge: &str) -> Result<()> {
+    attach(netlink, port, bridge)?;
+    netlink.delete(&format!("b{port}"))
 }
 
 fn attach(netlink: &Netlink, port: &str, bridge: &str) -> Result<()> {
