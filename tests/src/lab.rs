@@ -19,7 +19,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
@@ -45,6 +45,11 @@ impl Lab {
         reason = "a lab is made on purpose, and costs"
     )]
     pub fn new() -> Self {
+        // Tests that run in the background are deaf to these, and what they start would be too.
+        for deaf in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
+            // SAFETY: the default disposition runs no code of this process.
+            let _ = unsafe { signal(deaf, SigHandler::SigDfl) };
+        }
         let mut builder = tempfile::Builder::new();
         builder.prefix("vt-").rand_bytes(6);
         let directory = builder.tempdir_in("/tmp").unwrap();

@@ -517,14 +517,19 @@ impl<'a> Supervisor<'a> {
             if pid == self.command {
                 self.ended = Some(end);
                 if !self.is_running {
+                    self.hear_out(Source::Namespace)?;
                     return Err(died());
                 }
             }
             let is_it = |worker: &Worker| worker.pid == pid;
-            let mut links = self.links.iter_mut();
-            let Some(link) = links.find(|link| link.worker.as_ref().is_some_and(is_it)) else {
+            let mut links = self.links.iter();
+            let Some(index) = links.position(|link| link.worker.as_ref().is_some_and(is_it)) else {
                 continue;
             };
+            if !self.is_running {
+                self.hear_out(Source::Control(index))?;
+            }
+            let link = &mut self.links[index];
             if !self.is_running {
                 let Job {
                     interface,
@@ -539,6 +544,33 @@ impl<'a> Supervisor<'a> {
                     .into());
             }
             link.lose_worker(end, self.panel.as_ref());
+        }
+    }
+
+    /// Hears what a child that has ended said last: it may have said it after the events were looked for.
+    fn hear_out(&mut self, source: Source) -> Result<(), Failure> {
+        loop {
+            let Some(fd) = self.fd(source) else {
+                return Ok(());
+            };
+            let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+            wait(&mut fds, Some(Instant::now()))?;
+            if fds[0].any() != Some(true) {
+                return Ok(());
+            }
+            match source {
+                Source::Namespace => self.hear_namespace()?,
+                Source::Control(index) => self.hear_worker(index)?,
+                _ => return Ok(()),
+            }
+            if let Source::Control(index) = source
+                && self.links[index]
+                    .worker
+                    .as_ref()
+                    .is_none_or(|w| w.is_closed)
+            {
+                return Ok(());
+            }
         }
     }
 
