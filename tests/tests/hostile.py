@@ -24,8 +24,9 @@ def request(path, description=b"hostile", magic=0xFEEDFACE, version=3, kind=0):
 
 def control():
     stream = socket.socket(socket.AF_UNIX)
-    stream.settimeout(10)
+    # A connect with a timeout does not wait for room in a full backlog.
     stream.connect(DIRECTORY + "/ctl")
+    stream.settimeout(10)
     return stream
 
 
