@@ -14,8 +14,8 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    BridgeStpState, InfoBridge, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags,
-    LinkInfo, LinkMessage,
+    BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
+    InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -160,7 +160,7 @@ impl Netlink {
         self.set_link(message, || format!("set {interface} down"))
     }
 
-    /// Makes an interface a port of a bridge, or of none.
+    /// Makes an interface a port of a bridge, from which nothing is kept but pause frames, or of none.
     ///
     /// # Errors
     /// There is no such interface or bridge, or the kernel refuses.
@@ -170,15 +170,26 @@ impl Netlink {
         message
             .attributes
             .push(LinkAttribute::Controller(controller));
-        self.set_link(message, || match bridge {
+        let action = || match bridge {
             Some(bridge) => format!("make {interface} a port of {bridge}"),
             None => format!("take {interface} off its bridge"),
-        })
+        };
+        self.set_link(message, action)?;
+        if bridge.is_none() {
+            return Ok(());
+        }
+        // LACP too, which the mask of a whole bridge cannot have; pause frames neither can.
+        let options = vec![InfoBridgePort::GroupFwdMask(0xfffd)];
+        let mut message = link(interface)?;
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(options)),
+        ]));
+        self.request(RouteNetlinkMessage::NewLink(message), 0, action)
     }
 
-    /// Makes a transparent bridge: no spanning tree, no delay, no multicast snooping, forwarding what other
-    /// bridges keep to themselves as far as the kernel allows, never through iptables, of the largest
-    /// MTU. Addresses are forgotten after `ageing` seconds, or never learned if that is 0, so that all frames are flooded.
+    /// Makes a transparent bridge: no spanning tree, no delay, no multicast snooping, not through iptables unless
+    /// its network namespace says otherwise, of the largest MTU. Addresses are forgotten after `ageing` seconds, or never learned if that is 0, so that all frames are flooded.
     /// One that exists is left as it is.
     ///
     /// # Errors
@@ -189,7 +200,6 @@ impl Netlink {
             InfoBridge::StpState(BridgeStpState::Disabled),
             InfoBridge::ForwardDelay(0),
             InfoBridge::MulticastSnooping(false),
-            InfoBridge::GroupFwdMask(0xfff8),
             InfoBridge::NfCallIpTables(false),
             InfoBridge::NfCallIp6Tables(false),
             InfoBridge::NfCallArpTables(false),

@@ -297,3 +297,43 @@ fn our_switch_serves_its_users_namespaces_by_the_kernel_and_others_too() {
     switch.terminate();
     lab.expect("sw");
 }
+
+/// Sends a frame of each kind and prints those that arrive: what a bridge keeps to itself by the standard (IEEE 802.1D, table
+/// 7-10) but for pause frames, and what is no IP packet although it says so, which a bridge's packet filter takes out.
+const PASS: &str = r#"
+import socket, sys, time
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+s.bind(('vde0', 0))
+group = lambda last: bytes.fromhex('0180c20000') + bytes([last])
+frames = {b'\x88\xb6' + group(last): 'group %x' % last for last in range(16) if last != 1}
+for kind, name in ((b'\x08\x00', 'IPv4'), (b'\x86\xdd', 'IPv6'), (b'\x08\x06', 'ARP')):
+    frames[kind + b'\xff' * 6] = 'no ' + name
+if sys.argv[1] == 'send':
+    for what in frames:
+        s.send(what[2:] + bytes.fromhex('020000000009') + what[:2] + bytes(46))
+else:
+    print('ready', flush=True)
+    end = time.time() + 10
+    while frames and (left := end - time.time()) > 0:
+        s.settimeout(left)
+        try: frame = s.recv(2000)
+        except TimeoutError: break
+        if frame[6:12] == bytes.fromhex('020000000009'): frames.pop(frame[12:14] + frame[:6], None)
+    print('missing:', *frames.values())
+"#;
+
+#[test]
+fn a_cable_keeps_no_frame_to_itself() {
+    need!("python3");
+    let lab = Lab::new();
+    let pass = lab.write("pass.py", PASS);
+    let (a, b) = pair(&lab, &[]);
+    b.ping("10.0.0.1");
+    assert!(is_carried(&b));
+    b.ok(&format!("python3 {pass} receive >$HOME/seen & p=$!"));
+    wait_until("the receiver", PATIENCE, || {
+        b.ok("cat $HOME/seen").contains("ready")
+    });
+    a.ok(&format!("python3 {pass} send"));
+    assert_eq!(b.ok("wait $p; cat $HOME/seen"), "ready\nmissing:\n");
+}

@@ -13,8 +13,8 @@ use vdens_plugin_api::tap::{MAX_MTU, Tap};
 use crate::error::{Error, Result};
 use crate::netlink::Netlink;
 
-/// How long a bridge with two ports remembers an address, in seconds.
-const AGEING: u32 = 300;
+/// A bridge with two ports remembers no address: it is a cable, what goes in at one end comes out at the other.
+const CABLE: u32 = 0;
 /// The longest time that a hub does; far below what the kernel's clock can count.
 const LONGEST_AGEING: u32 = 1_000_000;
 
@@ -80,14 +80,14 @@ impl Order {
             }
             Self::Plug(port, peer) => {
                 let bridge = format!("c{}", port.min(peer));
-                netlink.add_bridge(&bridge, AGEING)?;
+                netlink.add_bridge(&bridge, CABLE)?;
                 netlink.set_up(&bridge)?;
                 plug(&netlink, port, &bridge)?;
                 Ok(None)
             }
             Self::Serve(port) => {
                 let bridge = format!("b{port}");
-                let tap = tapped_bridge(&netlink, &bridge, AGEING, &format!("t{port}"))?;
+                let tap = tapped_bridge(&netlink, &bridge, CABLE, &format!("t{port}"))?;
                 attach(&netlink, port, &bridge)?;
                 Ok(Some(tap))
             }
