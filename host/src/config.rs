@@ -87,6 +87,9 @@ pub struct Defaults {
     /// Whether the kernel may carry frames between the user's namespaces (not `--no-panel`).
     #[serde(default)]
     pub panel: Option<bool>,
+    /// Whether TCP may send longer frames on the panel (`--big-tcp`).
+    #[serde(default)]
+    pub big_tcp: Option<bool>,
 }
 
 fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<LevelFilter>, D::Error> {
@@ -168,6 +171,7 @@ impl Config {
         replace(&mut self.defaults.vnl, over.defaults.vnl);
         replace(&mut self.defaults.up, over.defaults.up);
         replace(&mut self.defaults.panel, over.defaults.panel);
+        replace(&mut self.defaults.big_tcp, over.defaults.big_tcp);
     }
 }
 

@@ -31,8 +31,8 @@ use crate::process::wait;
 
 /// The longest message, in bytes.
 const MAX_MESSAGE: usize = 4096;
-/// The most descriptors a message carries; the kernel's limit is 253.
-const MAX_FDS: usize = 64;
+/// The most descriptors a message carries: the kernel's limit (SCM_MAX_FD).
+pub const MAX_FDS: usize = 253;
 
 /// What is said.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -83,6 +83,8 @@ pub struct Plan {
     pub label: String,
     /// Whether the kernel may carry frames between this namespace and the user's others.
     pub panel: bool,
+    /// Whether TCP sends the longest frames it can on interfaces that are on the panel.
+    pub big_tcp: bool,
 }
 
 /// The life of the namespace child; returns only if the command could not be run, with the exit status.
@@ -112,9 +114,15 @@ pub fn run(
     }
 }
 
-/// Makes the interfaces together with the supervisor, and waits for its word; `false` if that is that
-/// the session is over.
+/// Makes the interfaces, if there are any, together with the supervisor, and waits for its word; `false` if that is
+/// that the session is over.
 fn interfaces(plan: &Plan, channel: &Channel) -> Result<bool> {
+    if plan.interfaces.is_empty() {
+        if plan.up {
+            configure(&Netlink::open()?, plan)?;
+        }
+        return Ok(true);
+    }
     let namespace = File::open("/proc/self/ns/net")
         .map_err(|error| Error::io("open the network namespace", &error))?;
     channel.send(&Message::Ready, &[namespace.as_fd()])?;
@@ -122,10 +130,16 @@ fn interfaces(plan: &Plan, channel: &Channel) -> Result<bool> {
     let Some((Message::Interfaces(taps), _)) = channel.receive()? else {
         return Ok(false);
     };
-    let to_make = plan.interfaces.iter().zip(taps).filter(|(_, tap)| *tap);
-    let taps = to_make.map(|(interface, _)| Tap::open(&interface.name));
+    let (taps, ports): (Vec<_>, Vec<_>) =
+        plan.interfaces.iter().zip(taps).partition(|(_, tap)| *tap);
+    let taps = taps.iter().map(|(interface, _)| Tap::open(&interface.name));
     let taps = taps.collect::<Result<Vec<_>>>()?;
-    configure(plan)?;
+    let netlink = Netlink::open()?;
+    if plan.big_tcp {
+        let mut ports = ports.iter();
+        ports.try_for_each(|(interface, _)| netlink.set_big_tcp(&interface.name))?;
+    }
+    configure(&netlink, plan)?;
     let watch = LinkWatch::open()?;
     let fds: Vec<_> = iter::once(watch.as_fd())
         .chain(taps.iter().map(Tap::as_fd))
@@ -200,8 +214,7 @@ pub fn is_crowded(error: &Error) -> bool {
     error.errno == libc::ENOSPC
 }
 
-fn configure(plan: &Plan) -> Result<()> {
-    let netlink = Netlink::open()?;
+fn configure(netlink: &Netlink, plan: &Plan) -> Result<()> {
     if plan.up {
         netlink.set_up("lo")?;
     }

@@ -32,6 +32,9 @@ pub type Mac = [u8; 6];
 /// The MTU of everything on the panel, in bytes: whatever a member's own interface takes gets through.
 const PANEL_MTU: u32 = 65_535;
 
+/// The longest frame of a TCP stream that the kernel can have, in bytes (GSO_MAX_SIZE in linux/netdevice.h).
+const MAX_GSO_SIZE: u32 = 8 * 65_535;
+
 /// The UDP port of VXLAN (RFC 7348, section 8).
 const VXLAN_PORT: u16 = 4789;
 
@@ -72,6 +75,19 @@ impl Netlink {
         let mut message = link(interface)?;
         message.attributes.push(LinkAttribute::Mtu(mtu));
         self.set_link(message, || format!("set the MTU of {interface} to {mtu}"))
+    }
+
+    /// Makes TCP over IPv4 send frames as long as the kernel can have them on an interface (BIG TCP); before
+    /// Linux 6.3 it has no effect.
+    ///
+    /// # Errors
+    /// As for [`Netlink::set_up`], or the interface cannot, as a tap cannot.
+    pub fn set_big_tcp(&self, interface: &str) -> Result<()> {
+        let mut message = link(interface)?;
+        message
+            .attributes
+            .push(LinkAttribute::GsoIpv4MaxSize(MAX_GSO_SIZE));
+        self.set_link(message, || format!("make {interface} take longer frames"))
     }
 
     /// Sets an interface's Ethernet address.
@@ -246,7 +262,7 @@ impl Netlink {
         self.add_link(message, || format!("make the VXLAN interface {name}"))
     }
 
-    /// Makes a pair of virtual Ethernet interfaces: `name` here, of the number `index` and the largest MTU,
+    /// Makes a pair of virtual Ethernet interfaces: `name` here, of the number `index`, which passes on whatever comes,
     /// and `peer` in another network namespace.
     ///
     /// # Errors
@@ -264,6 +280,9 @@ impl Netlink {
         let mut message = named(name);
         message.header.index = index;
         message.attributes.push(LinkAttribute::Mtu(PANEL_MTU));
+        message
+            .attributes
+            .push(LinkAttribute::GsoIpv4MaxSize(MAX_GSO_SIZE));
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(far))),

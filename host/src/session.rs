@@ -10,6 +10,7 @@ use vdens_plugin_api::tap::{MAX_INTERFACE_NAME, check_interface_name};
 
 use crate::cli::{Numbered, Vdens, text};
 use crate::config::Config;
+use crate::control::MAX_FDS;
 use crate::error::{Error, Result};
 use crate::namespace::{Interface, Plan};
 use crate::opener::Plugins;
@@ -17,6 +18,9 @@ use crate::panel;
 use crate::resolv::Resolv;
 use crate::vnls::{self, End};
 use crate::worker::Job;
+
+/// The most links of a session: their taps, and one descriptor more, are handed over together.
+const MAX_LINKS: usize = MAX_FDS - 1;
 
 /// The MTU that an interface has unless another is asked for, in bytes.
 const DEFAULT_MTU: u32 = 1500;
@@ -44,6 +48,13 @@ impl Session {
             .map(|argument| vnls::interface(argument, defaults.vnl.as_deref()))
             .filter_map(Result::transpose)
             .collect::<Result<Vec<End>>>()?;
+        if ends.len() > MAX_LINKS {
+            let message = format!(
+                "{} links are too many: a session has at most {MAX_LINKS}",
+                ends.len()
+            );
+            return Err(Error::usage(message).hint("start another vdens for the rest"));
+        }
         let plugins = Plugins::new(&cli.common.plugin_dir, config)?;
         for scheme in ends.iter().filter_map(End::scheme) {
             plugins.check(scheme)?;
@@ -93,6 +104,7 @@ impl Session {
             resolv: resolv(cli, config)?,
             sysadmin: cli.sysadm,
             panel: panel::is_wanted(cli.common.no_panel, config),
+            big_tcp: cli.big_tcp || defaults.big_tcp == Some(true),
             command,
             interfaces,
         };

@@ -65,6 +65,8 @@ struct Account {
 #[derive(Debug)]
 pub(crate) struct Lab {
     directory: TempDir,
+    /// The users' runtime directories: in memory, as systemd's are.
+    runtime: TempDir,
     first: Account,
     second: Option<Account>,
     counter: Cell<u32>,
@@ -76,23 +78,28 @@ impl Lab {
     /// Sets up the directory with the programs found in `programs`.
     pub(crate) fn new(programs: &Path) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("vb-").tempdir_in("/tmp")?;
+        let memory = Path::new("/dev/shm");
+        let memory = memory.is_dir().then_some(memory);
+        let runtime = tempfile::Builder::new()
+            .prefix("vb-")
+            .tempdir_in(memory.unwrap_or(directory.path()))?;
         let (first, second) = accounts()?;
         let mut lab = Self {
             directory,
+            runtime,
             first,
             second,
             counter: Cell::new(0),
             has_panel: false,
         };
-        fs::set_permissions(lab.path(""), Permissions::from_mode(0o755))?;
-        lab.stage(programs)?;
-        for (name, mode) in [("home1", 0o700), ("run1", 0o700), ("w", 0o777)] {
-            lab.mkdir(name, mode, &lab.first)?;
+        for shared in [&lab.directory, &lab.runtime] {
+            fs::set_permissions(shared.path(), Permissions::from_mode(0o755))?;
         }
-        if let Some(second) = &lab.second {
-            for name in ["home2", "run2"] {
-                lab.mkdir(name, 0o700, second)?;
-            }
+        lab.stage(programs)?;
+        make_dir(&lab.path("w"), 0o777, &lab.first)?;
+        for (number, account) in (1..).zip(std::iter::once(&lab.first).chain(&lab.second)) {
+            make_dir(&lab.home(number), 0o700, account)?;
+            make_dir(&lab.runtime(number), 0o700, account)?;
         }
         let help = lab.command(Who::First, &lab.program(Maker::Ours, "vdens"), ["--help"]);
         let help = Proc::spawn(help)?.output(PATIENCE)?;
@@ -127,18 +134,16 @@ impl Lab {
         Ok(())
     }
 
-    fn mkdir(&self, name: &str, mode: u32, owner: &Account) -> Result<()> {
-        let path = self.path(name);
-        fs::create_dir(&path)?;
-        fs::set_permissions(&path, Permissions::from_mode(mode))?;
-        if is_root() {
-            chown(&path, Some(owner.uid), Some(owner.gid))?;
-        }
-        Ok(())
-    }
-
     fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    fn home(&self, number: u32) -> PathBuf {
+        self.path(&format!("home{number}"))
+    }
+
+    fn runtime(&self, number: u32) -> PathBuf {
+        self.runtime.path().join(format!("run{number}"))
     }
 
     fn id(&self) -> String {
@@ -254,8 +259,8 @@ impl Lab {
                 "PATH",
                 "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             )
-            .env("HOME", self.path(&format!("home{number}")))
-            .env("XDG_RUNTIME_DIR", self.path(&format!("run{number}")))
+            .env("HOME", self.home(number))
+            .env("XDG_RUNTIME_DIR", self.runtime(number))
             .env("LC_ALL", "C.UTF-8")
             .env("VDENS_BENCH", self.id())
             .current_dir(self.path("w"))
@@ -325,6 +330,15 @@ impl Drop for Lab {
             let _ = kill(Pid::from_raw(id.cast_signed()), Signal::SIGKILL);
         }
     }
+}
+
+fn make_dir(path: &Path, mode: u32, owner: &Account) -> Result<()> {
+    fs::create_dir(path)?;
+    fs::set_permissions(path, Permissions::from_mode(mode))?;
+    if is_root() {
+        chown(path, Some(owner.uid), Some(owner.gid))?;
+    }
+    Ok(())
 }
 
 /// The address of the node with a number.

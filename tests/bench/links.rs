@@ -17,6 +17,9 @@ pub(crate) const REFERENCE: &str = "veth";
 const CONTENDERS: &[Contender] = &[
     Contender::ours(REFERENCE, "veth pair, no vdens", Medium::Veth),
     Contender::ours("ours-ptp", "ours, ptp://", Medium::Ptp).versus("debian-ptp"),
+    Contender::ours("ours-ptp-big", "ours, ptp://, --big-tcp", Medium::Ptp)
+        .with_big_tcp()
+        .versus("debian-ptp"),
     Contender::ours("ours-ptp-no-panel", "ours, ptp://, --no-panel", Medium::Ptp)
         .without_panel()
         .versus("debian-ptp"),

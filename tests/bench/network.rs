@@ -40,6 +40,8 @@ pub(crate) struct Contender {
     pub(crate) medium: Medium,
     /// Whether ours may use the panel.
     pub(crate) panel: bool,
+    /// Whether ours are given `--big-tcp`.
+    pub(crate) big_tcp: bool,
     /// Whether the ends are two users'.
     pub(crate) two_users: bool,
     /// The contender that does the same with Debian's programs.
@@ -68,6 +70,7 @@ impl Contender {
             makers,
             medium,
             panel: true,
+            big_tcp: false,
             two_users: false,
             rival: None,
         }
@@ -88,6 +91,13 @@ impl Contender {
     pub(crate) const fn without_panel(self) -> Self {
         Self {
             panel: false,
+            ..self
+        }
+    }
+
+    pub(crate) const fn with_big_tcp(self) -> Self {
+        Self {
+            big_tcp: true,
             ..self
         }
     }
@@ -217,8 +227,13 @@ impl Contender {
     /// The program and the arguments of the vdens with a number.
     fn vdens(&self, lab: &Lab, number: usize, vnl: &str) -> (std::path::PathBuf, Vec<String>) {
         let maker = self.makers[number.min(1)];
-        let option = (maker == Maker::Ours && !self.panel).then_some("--no-panel");
-        let words = option.into_iter().chain([vnl, "sleep", "86400"]);
+        let option = |given: bool, name| (maker == Maker::Ours && given).then_some(name);
+        let options = [
+            option(!self.panel, "--no-panel"),
+            option(self.big_tcp, "--big-tcp"),
+        ];
+        let options = options.into_iter().flatten();
+        let words = options.chain([vnl, "sleep", "86400"]);
         (
             lab.program(maker, "vdens"),
             words.map(str::to_owned).collect(),

@@ -40,6 +40,17 @@ fn eight_links_in_order_each_on_its_own_network() {
 }
 
 #[test]
+fn as_many_links_as_one_can_have() {
+    let lab = Lab::new();
+    let links = |count| {
+        let vdens = lab.vdens(["-m"]).args(vec!["null://"; count]);
+        vdens.args(["--", "sh", "-c", "ip -o link | wc -l"])
+    };
+    assert_eq!(links(252).ok(), "253\n");
+    links(253).refused(&["253", "252"]);
+}
+
+#[test]
 fn a_mixture_of_schemes() {
     let lab = Lab::new();
     let _switch = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();

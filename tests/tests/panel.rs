@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use vdens_tests::{Lab, PATIENCE, Session, User, need, wait_until};
+use vdens_tests::{Lab, PATIENCE, Session, User, need, skip, wait_until};
 
 const CARRIED: &str = "frames go through the kernel";
 
@@ -336,4 +336,77 @@ fn a_cable_keeps_no_frame_to_itself() {
     });
     a.ok(&format!("python3 {pass} send"));
     assert_eq!(b.ok("wait $p; cat $HOME/seen"), "ready\nmissing:\n");
+}
+
+/// The length of the longest TCP frame that arrives on an interface within a while.
+const LONGEST: &str = r#"
+import socket, time
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x800))
+s.bind(('vde0', 0x800))
+s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
+print('ready', flush=True)
+s.settimeout(2)
+longest, end = 0, time.time() + 10
+try:
+    while time.time() < end: longest = max(longest, len(s.recv(1 << 20)))
+except TimeoutError: pass
+print(longest)
+"#;
+
+#[test]
+fn frames_are_as_long_as_asked_for() {
+    need!("python3", "socat");
+    if !has_big_tcp() {
+        skip("Linux before 6.3 has no BIG TCP for IPv4");
+        return;
+    }
+    for (options, expected) in [
+        ([].as_slice(), 60_000..66_000),
+        (&["--big-tcp"], 66_000..600_000),
+    ] {
+        let lab = Lab::new();
+        let longest = lab.write("longest.py", LONGEST);
+        let (a, b) = pair(&lab, options);
+        b.ping("10.0.0.1");
+        b.ok(&format!("python3 {longest} >$HOME/longest & p=$!"));
+        wait_until("the receiver", PATIENCE, || {
+            b.ok("cat $HOME/longest").contains("ready")
+        });
+        a.send_file(&b, "10.0.0.2", 64);
+        let seen = b.ok("wait $p; tail -n 1 $HOME/longest");
+        let seen: usize = seen.trim().parse().unwrap();
+        assert!(expected.contains(&seen), "{options:?}: {seen}");
+    }
+}
+
+#[test]
+fn longer_frames_are_cut_for_who_cannot_take_them() {
+    need!("socat");
+    let lab = Lab::new();
+    let _switch = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
+    lab.wait_for("sw/ctl");
+    let vnl = lab.vnl("vde", "sw");
+    let start = |address: &str, options: &[&str]| {
+        let vdens = lab.vdens(options);
+        vdens.args(["--addr", address, &vnl, "sh"]).session()
+    };
+    let a = start("10.0.0.1/24", &["--big-tcp"]);
+    let b = start("10.0.0.2/24", &["--big-tcp"]);
+    let c = start("10.0.0.3/24", &["--no-panel", "--big-tcp"]);
+    for there in ["10.0.0.2", "10.0.0.3"] {
+        a.ping(there);
+    }
+    a.send_file(&b, "10.0.0.2", 32);
+    a.send_file(&c, "10.0.0.3", 32);
+    c.send_file(&a, "10.0.0.1", 32);
+}
+
+/// Whether the kernel is Linux 6.3 or later.
+fn has_big_tcp() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= (6, 3),
+        _ => panic!("{release}"),
+    }
 }

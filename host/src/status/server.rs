@@ -145,9 +145,11 @@ impl Drop for Server {
         // What cannot be removed is removed by the next who finds it stale.
         let _ = fs::remove_file(&self.path);
         if let Some(dir) = self.path.parent() {
-            client::sweep(dir);
-            // Fails while others are in there.
-            let _ = fs::remove_dir(dir);
+            // Fails while others are in there, or something that one of them has left.
+            if fs::remove_dir(dir).is_err() {
+                client::sweep(dir);
+                let _ = fs::remove_dir(dir);
+            }
             let _ = dir.parent().map(fs::remove_dir);
         }
     }

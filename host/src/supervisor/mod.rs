@@ -189,6 +189,23 @@ impl<'a> Supervisor<'a> {
 
     /// Everything between the first fork and the command's end.
     fn session(&mut self) -> Result<i32, Failure> {
+        // Without an interface the namespace child needs nothing, and does not wait.
+        if !self.links.is_empty() {
+            self.plug_in()?;
+        }
+        self.is_running = true;
+        self.next_beat = Instant::now() + BEAT;
+        loop {
+            match self.ended {
+                Some(End::Exit(status)) => return Ok(status),
+                Some(End::Signal(signal)) => return Ok(128 + signal as i32),
+                None => self.turn(None)?,
+            }
+        }
+    }
+
+    /// Opens the links, makes the interfaces together with the namespace child and brings the two together.
+    fn plug_in(&mut self) -> Result<(), Failure> {
         for index in 0..self.links.len() {
             self.start_worker(index)?;
         }
@@ -218,16 +235,7 @@ impl<'a> Supervisor<'a> {
             link.give_side()?;
         }
         self.await_stage("the link does not settle", |stage| stage == Stage::Settled)?;
-        self.tell_namespace(&Message::Go)?;
-        self.is_running = true;
-        self.next_beat = Instant::now() + BEAT;
-        loop {
-            match self.ended {
-                Some(End::Exit(status)) => return Ok(status),
-                Some(End::Signal(signal)) => return Ok(128 + signal as i32),
-                None => self.turn(None)?,
-            }
-        }
+        self.tell_namespace(&Message::Go)
     }
 
     /// Takes turns until every worker has come far enough.
