@@ -205,8 +205,8 @@ impl Netlink {
     }
 
     /// Makes a transparent bridge: no spanning tree, no delay, no multicast snooping, not through iptables unless
-    /// its network namespace says otherwise, of the largest MTU. Addresses are forgotten after `ageing` seconds, or never learned if that is 0, so that all frames are flooded.
-    /// One that exists is left as it is.
+    /// its network namespace says otherwise, of the largest MTU. Addresses are forgotten after `ageing` seconds,
+    /// or never learned if that is 0, so that all frames are flooded. One that exists is left as it is.
     ///
     /// # Errors
     /// The kernel has no bridges, or refuses.
