@@ -130,22 +130,22 @@ fn interfaces(plan: &Plan, channel: &Channel) -> Result<bool> {
     let Some((Message::Interfaces(taps), _)) = channel.receive()? else {
         return Ok(false);
     };
-    let (taps, ports): (Vec<_>, Vec<_>) =
-        plan.interfaces.iter().zip(taps).partition(|(_, tap)| *tap);
-    let taps = taps.iter().map(|(interface, _)| Tap::open(&interface.name));
-    let taps = taps.collect::<Result<Vec<_>>>()?;
     let netlink = Netlink::open()?;
-    if plan.big_tcp {
-        let mut ports = ports.iter();
-        ports.try_for_each(|(interface, _)| netlink.set_big_tcp(&interface.name))?;
+    let mut made = Vec::new();
+    for (interface, is_tap) in plan.interfaces.iter().zip(taps) {
+        if is_tap {
+            made.push(Tap::open(&interface.name)?);
+        } else if plan.big_tcp {
+            netlink.set_big_tcp(&interface.name)?;
+        }
     }
     configure(&netlink, plan)?;
     let watch = LinkWatch::open()?;
     let fds: Vec<_> = iter::once(watch.as_fd())
-        .chain(taps.iter().map(Tap::as_fd))
+        .chain(made.iter().map(Tap::as_fd))
         .collect();
     channel.send(&Message::Ready, &fds)?;
-    drop((watch, taps));
+    drop((watch, made));
     Ok(matches!(channel.receive()?, Some((Message::Go, _))))
 }
 

@@ -78,11 +78,10 @@ impl Lab {
     /// Sets up the directory with the programs found in `programs`.
     pub(crate) fn new(programs: &Path) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("vb-").tempdir_in("/tmp")?;
-        let memory = Path::new("/dev/shm");
-        let memory = memory.is_dir().then_some(memory);
         let runtime = tempfile::Builder::new()
             .prefix("vb-")
-            .tempdir_in(memory.unwrap_or(directory.path()))?;
+            .tempdir_in("/dev/shm")
+            .or_else(|_| tempfile::tempdir_in(directory.path()))?;
         let (first, second) = accounts()?;
         let mut lab = Self {
             directory,

@@ -524,8 +524,8 @@ impl<'a> Supervisor<'a> {
             };
             if pid == self.command {
                 self.ended = Some(end);
+                self.hear_out(Source::Namespace)?;
                 if !self.is_running {
-                    self.hear_out(Source::Namespace)?;
                     return Err(died());
                 }
             }
