@@ -98,6 +98,7 @@ impl Flow {
             let taken = sink.send(&mut frames)?;
             let bytes: usize = frames.frames().take(taken).map(|f| f.bytes().len()).sum();
             self.stage.taken(taken);
+            self.counters.dropped.undeliverable += self.stage.take_lost();
             // What a sink takes and drops is lost: usually all of a batch or nothing.
             let lost = self.stage.take_dropped();
             self.counters.dropped.undeliverable += lost;
