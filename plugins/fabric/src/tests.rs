@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tempfile::TempDir;
 use vdens_plugin_api::wire::control::{REPLY_LEN, Reply, Request, RequestKind};
-use vdens_plugin_api::wire::hello::{Cable, Hello};
-use vdens_plugin_api::{Batch, Host, Link, MAX_LEGACY_FRAME, Offloads, OpenOptions, State};
+use vdens_plugin_api::wire::hello::{Cable, Hello, SUPER_PREFIX};
+use vdens_plugin_api::{
+    Batch, Host, Link, MAX_LEGACY_FRAME, MIN_FRAME, Offloads, OpenOptions, State, VNET_HEADER_LEN,
+};
 
 use crate::Kind;
 use crate::config::Config;
@@ -296,6 +298,25 @@ fn a_client_of_ours_is_greeted_and_falls_back_to_user_space() {
     legacy.send(&Hello::Declined.encode(Cable::default()));
     bench.run();
     assert_eq!(ours.drain(), 0, "nobody speaks in the switch's name");
+}
+
+#[test]
+fn super_frames_without_a_frame_are_dropped_and_counted() {
+    for kind in [Kind::Switch, Kind::Hub] {
+        let mut bench = Bench::of(kind, "");
+        let ours = bench.try_plug_as(0, "ours vdens=4026532345").unwrap();
+        let shortest = SUPER_PREFIX.len() + VNET_HEADER_LEN + MIN_FRAME;
+        for len in SUPER_PREFIX.len()..shortest {
+            ours.send(&[&SUPER_PREFIX[..], &[0; 100]].concat()[..len]);
+        }
+        ours.send(&frame(BROADCAST, 1, 60));
+        bench.run();
+        assert_eq!(bench.host.len(), 1);
+        let mut ports = bench.switch.fabric().ports.iter_mut();
+        let counters = ports.next().unwrap().1.counters;
+        let expected = ((shortest - SUPER_PREFIX.len()) as u64, 1);
+        assert_eq!((counters.malformed, counters.received), expected);
+    }
 }
 
 #[test]

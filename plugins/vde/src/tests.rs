@@ -13,8 +13,8 @@ use tempfile::TempDir;
 use vdens_plugin_api::wire::control::{MAX_REQUEST_LEN, Reply, Request, marked};
 use vdens_plugin_api::wire::hello::{Cable, Hello, SUPER_PREFIX};
 use vdens_plugin_api::{
-    Batch, ErrorKind, Host, Link, MAX_FRAME, MAX_LEGACY_FRAME, Offloads, OpenOptions, Result,
-    RxBatch, State, Ticket, VnetHeader,
+    Batch, ErrorKind, Host, Link, MAX_FRAME, MAX_LEGACY_FRAME, MIN_FRAME, Offloads, OpenOptions,
+    Result, RxBatch, State, Ticket, VnetHeader,
 };
 
 use crate::link::Vde;
@@ -209,6 +209,30 @@ fn a_switch_of_ours_is_told_what_the_host_takes_and_sent_what_it_takes() {
     assert!(buffer[..sent] == wrapped(&whole));
     assert_eq!(switch.data.recv(&mut buffer).unwrap(), 60);
     assert!(switch.data.recv(&mut buffer).is_err());
+}
+
+#[test]
+fn super_frames_without_a_frame_are_dropped_and_counted() {
+    let directory = tempfile::tempdir().unwrap();
+    let hello = Hello::Hello {
+        answer: false,
+        ticket: None,
+    };
+    let switch = serve_after(directory.path(), "ctl", Some(hello));
+    let mut link = open_in(&directory, "").unwrap();
+    let switch = switch.join().unwrap();
+    let shortest = wrapped(&[1; MIN_FRAME]);
+    let mut batch = Batch::new();
+    for cut in 0..=shortest.len() - SUPER_PREFIX.len() {
+        let datagram = &shortest[..shortest.len() - cut];
+        switch.data.send(datagram).unwrap();
+        switch.data.send(&[1; 60]).unwrap();
+        batch.clear();
+        link.recv(&mut batch.rx()).unwrap();
+        let expected = if cut == 0 { (2, 0) } else { (1, 1) };
+        assert_eq!((batch.len(), batch.take_dropped()), expected, "{cut}");
+        assert_eq!(batch.tx(0).frames().count(), batch.len(), "{cut}");
+    }
 }
 
 #[test]
