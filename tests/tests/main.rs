@@ -22,6 +22,7 @@ mod multi;
 mod options;
 mod overview;
 mod panel;
+mod panel_faults;
 mod plug;
 mod plugins;
 mod resolv;

@@ -12,7 +12,8 @@
 //! processes that hold it: a supervisor, or a `service` beside a process that plugins have entered. These give [`Orders`].
 //!
 //! What is taken over is not believed: both descriptors must be namespaces of the right kind, H owned by this user and a
-//! child of this very user namespace, which no member can make.
+//! child of this very user namespace, which no member can make. Looking at what another process calls its descriptor never
+//! waits: it is opened only if it is a namespace, and not a FIFO, say.
 
 mod plumbing;
 mod port;
@@ -26,7 +27,9 @@ use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::Mode;
 use nix::sys::wait::waitpid;
 use nix::unistd::geteuid;
 use vdens_plugin_api::tap::MAX_INTERFACE_NAME;
@@ -41,6 +44,7 @@ use crate::control::{Channel, Message};
 use crate::error::{EXIT_FAILURE, Error, ErrorKind, Result, system};
 use crate::namespace::unshare_mapped;
 use crate::process::{exit_child, fork_child};
+use crate::signals;
 
 /// The ioctls of nsfs (ioctl_nsfs(2)).
 mod ioctl {
@@ -61,12 +65,12 @@ pub struct Panel {
 }
 
 impl Panel {
-    /// Takes the panel over from another holder, or makes it.
+    /// Takes the panel over from another holder, or makes it. A signal that waits to be read ends the wait for others.
     ///
     /// # Errors
     /// The kernel or a limit does not allow it.
     pub fn acquire() -> Result<Self> {
-        let registry = Registry::lock()?;
+        let registry = Registry::lock_unless(signals::end_is_pending)?;
         let taken = registry
             .holders()
             .iter()
@@ -302,10 +306,26 @@ pub(crate) fn make() -> Result<(OwnedFd, OwnedFd)> {
     }
 }
 
-/// Opens a namespace by its path in /proc.
+/// Opens a namespace by its path in /proc. What else may be at the path is not opened, and no file system is asked
+/// about it, because either may take for ever.
 pub(crate) fn open_namespace(path: &str) -> Result<OwnedFd> {
-    let file = File::open(path).map_err(|error| Error::io(format_args!("open {path}"), &error))?;
-    Ok(file.into())
+    let open = |path: &str, flags| {
+        open(path, flags | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(system(format_args!("open {path}")))
+    };
+    let found = open(path, OFlag::O_PATH)?;
+    let link = format!("/proc/self/fd/{}", found.as_raw_fd());
+    // The name that the kernel gives a namespace (namespaces(7)); a file's begins with a slash.
+    let name =
+        fs::read_link(&link).map_err(|error| Error::io(format_args!("look at {path}"), &error))?;
+    let name = name.to_string_lossy();
+    match name.starts_with("user:[") || name.starts_with("net:[") {
+        true => open(&link, OFlag::O_RDONLY),
+        false => Err(Error::new(
+            ErrorKind::Permission,
+            format!("{path} is not a namespace"),
+        )),
+    }
 }
 
 /// Opens a holder's descriptors and checks that they are what they should be.

@@ -1,0 +1,151 @@
+//! What a session's own commands, or other processes of its user, may do to the panel: nothing there hangs, and no
+//! interface goes unnoticed.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use vdens_tests::{Lab, PATIENCE, Proc, need, wait_until};
+
+/// The registry of the panel's holders, made before anybody has need of it.
+fn registry(lab: &Lab) -> PathBuf {
+    let namespace = |kind| fs::metadata(format!("/proc/self/ns/{kind}")).unwrap().ino();
+    let base = lab.dir().with_file_name("run").join("vdens");
+    let dir = base.join(format!("{}-{}", namespace("user"), namespace("pid")));
+    for dir in [&base, &dir] {
+        fs::create_dir(dir).unwrap();
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).unwrap();
+        lab.give(dir);
+    }
+    dir
+}
+
+/// The process's start time in clock ticks, as a holder's file has it.
+fn start_time(pid: i32) -> String {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    fields.split_whitespace().nth(19).unwrap().to_owned()
+}
+
+/// A Python script of the user's, when it has printed that it is ready.
+fn script<'lab>(lab: &'lab Lab, text: &str) -> Proc<'lab> {
+    let proc = lab.command("python3", ["-c", text]).spawn();
+    wait_until("the script", PATIENCE, || proc.stdout().contains("ready"));
+    proc
+}
+
+fn write(lab: &Lab, path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    lab.give(path);
+}
+
+fn mkfifo(lab: &Lab, path: &Path) {
+    lab.command("mkfifo", [path]).ok();
+}
+
+/// A new session starts, and another one is ended by SIGTERM.
+#[track_caller]
+fn sessions_start_and_end(lab: &Lab) {
+    let session = lab.vdens([&lab.vnl("ptp", "p"), "sh"]).session();
+    session.ok(":");
+    drop(session);
+    let vdens = lab.vdens([&lab.vnl("ptp", "p"), "sleep", "1000"]).spawn();
+    wait_until("the command", PATIENCE, || lab.is_running("sleep 1000"));
+    assert_eq!(vdens.terminate().code(), Some(128 + 15));
+}
+
+/// Holds the reading end of the FIFO `f` as descriptors 10 and 11: opening it again to read waits for a writer.
+const READER: &str = "
+import os, time
+fifo = os.open('f', os.O_RDONLY | os.O_NONBLOCK)
+os.dup2(fifo, 10), os.dup2(fifo, 11)
+print('ready', flush=True)
+time.sleep(1000)
+";
+
+#[test]
+fn a_holder_that_names_a_fifo_stops_nobody() {
+    need!("python3");
+    let lab = Lab::new();
+    let dir = registry(&lab);
+    mkfifo(&lab, &lab.dir().join("f"));
+    lab.expect("f");
+    let reader = script(&lab, READER);
+    let file = dir.join(reader.pid().to_string());
+    write(
+        &lab,
+        &file,
+        &format!("{} 10 11\n", start_time(reader.pid())),
+    );
+    sessions_start_and_end(&lab);
+    reader.terminate();
+    // The next session finds that it is gone.
+    lab.vdens([&lab.vnl("ptp", "p"), "true"]).ok();
+}
+
+#[test]
+fn a_fifo_or_an_endless_file_among_the_holders_stops_nobody() {
+    need!("python3");
+    let lab = Lab::new();
+    let dir = registry(&lab);
+    let sleeper = script(
+        &lab,
+        "import time; print('ready', flush=True); time.sleep(1000)",
+    );
+    mkfifo(&lab, &dir.join("1"));
+    mkfifo(&lab, &dir.join(sleeper.pid().to_string()));
+    std::os::unix::fs::symlink("/dev/zero", dir.join("2")).unwrap();
+    write(&lab, &dir.join("3"), "");
+    let endless = fs::OpenOptions::new().write(true).open(dir.join("3"));
+    endless.unwrap().set_len(1 << 40).unwrap();
+    sessions_start_and_end(&lab);
+    assert!(!dir.exists(), "what is no holder's file is removed");
+    drop(sleeper);
+}
+
+#[test]
+fn a_lock_that_is_a_fifo_costs_the_panel_only() {
+    let lab = Lab::new();
+    let dir = registry(&lab);
+    mkfifo(&lab, &dir.join("lock"));
+    sessions_start_and_end(&lab);
+    let session = lab.vdens(["-v", &lab.vnl("ptp", "p"), "sh"]).session();
+    session.ok(":");
+    wait_until("the reason", PATIENCE, || {
+        session.proc().stderr().contains("no panel")
+    });
+    drop(session);
+    fs::remove_dir_all(dir.parent().unwrap()).unwrap();
+}
+
+/// Holds the registry's lock.
+const LOCKER: &str = "
+import fcntl, sys, time
+lock = open(sys.argv[1], 'w')
+fcntl.flock(lock, fcntl.LOCK_EX)
+print('ready', flush=True)
+time.sleep(1000)
+";
+
+#[test]
+fn who_waits_for_the_lock_serves_sigterm() {
+    need!("python3");
+    let lab = Lab::new();
+    let lock = registry(&lab).join("lock");
+    write(&lab, &lock, "");
+    let locker = lab.command("python3", ["-c", LOCKER]).args([&lock]).spawn();
+    wait_until("the lock", PATIENCE, || locker.stdout().contains("ready"));
+    let vdens = lab.vdens([&lab.vnl("ptp", "p"), "true"]).spawn();
+    let pid = vdens.pid();
+    wait_until("signals are read", PATIENCE, || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let mask = status
+            .lines()
+            .find_map(|line| line.strip_prefix("SigBlk:\t"));
+        u64::from_str_radix(mask.unwrap(), 16).unwrap() & 1 << 14 != 0
+    });
+    // Without the signal it would go on waiting for as long as ten seconds.
+    assert_eq!(vdens.terminate().code(), Some(128 + 15));
+    locker.terminate();
+    lab.vdens([&lab.vnl("ptp", "p"), "true"]).ok();
+}
