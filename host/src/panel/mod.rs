@@ -24,6 +24,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -140,10 +141,18 @@ pub struct Done {
 }
 
 /// The way to somebody who carries out orders.
+///
+/// Plugins may have threads that give orders at the same time; one after the other has its order carried out, so that
+/// none takes another's answer.
 #[derive(Clone, Copy, Debug)]
-pub struct Orders {
-    /// Leaked: plugins may give orders as long as the process lives.
-    channel: &'static Channel,
+pub struct Orders(&'static Conversation);
+
+/// Leaked: plugins may give orders as long as the process lives.
+#[derive(Debug)]
+struct Conversation {
+    channel: Channel,
+    /// Locked from an order to its answer.
+    turn: Mutex<()>,
     /// How long an answer may take; `None` for as long as there is somebody.
     patience: Option<Duration>,
 }
@@ -151,10 +160,20 @@ pub struct Orders {
 impl Orders {
     /// Orders that go to a supervisor. If that is stopped, by Ctrl-Z, say, they wait.
     pub fn to_supervisor(channel: Channel) -> Self {
-        Self {
-            channel: Box::leak(Box::new(channel)),
-            patience: None,
-        }
+        Self::over(channel, None)
+    }
+
+    fn over(channel: Channel, patience: Option<Duration>) -> Self {
+        Self(Box::leak(Box::new(Conversation {
+            channel,
+            turn: Mutex::default(),
+            patience,
+        })))
+    }
+
+    /// Closes the way: who waits for an answer gets none.
+    fn close(self) {
+        self.0.channel.close();
     }
 
     /// Has an order carried out.
@@ -170,20 +189,26 @@ impl Orders {
     /// # Errors
     /// It is no supervisor that the orders go to.
     pub fn keep(self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
-        match self.patience {
+        match self.0.patience {
             None => self.ask(&Message::Keep, fd.as_slice()).map(drop),
             Some(_) => Err(nobody_keeps()),
         }
     }
 
     fn ask(self, question: &Message, fds: &[BorrowedFd<'_>]) -> Result<Done> {
-        self.channel.send(question, fds)?;
-        let answer = match self.patience {
-            None => self.channel.receive(),
-            Some(patience) => self.channel.receive_within(patience),
+        let Conversation {
+            channel,
+            turn,
+            patience,
+        } = self.0;
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        channel.send(question, fds)?;
+        let answer = match *patience {
+            None => channel.receive(),
+            Some(patience) => channel.receive_within(patience),
         };
         // An answer that came too late would be taken for the next one's.
-        match answer.inspect_err(|_| self.channel.close())? {
+        match answer.inspect_err(|_| channel.close())? {
             Some((Message::Done(panel), mut fds)) => Ok(Done {
                 panel,
                 tap: fds.pop(),
@@ -387,4 +412,51 @@ fn inode(namespace: &OwnedFd) -> Result<u64> {
         .metadata()
         .map_err(|error| Error::io("look at a namespace", &error))?;
     Ok(meta.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use nix::poll::{PollFd, PollFlags, poll};
+
+    use super::*;
+
+    /// Carries out orders for hubs, answering each with its time of ageing; the later of two that are there at once comes
+    /// first.
+    fn serve(channel: &Channel) {
+        let next = || match channel.receive().unwrap() {
+            Some((Message::Order(Order::Hub(_, ageing)), _)) => Some(ageing),
+            _ => None,
+        };
+        let answer = |ageing: u32| channel.send(&Message::Done(ageing.into()), &[]).unwrap();
+        while let Some(first) = next() {
+            let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut fds, 20u8).unwrap() == 1
+                && let Some(second) = next()
+            {
+                answer(second);
+            }
+            answer(first);
+        }
+    }
+
+    #[test]
+    fn no_thread_takes_anothers_answer() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let orders = Orders::over(ours, Some(Duration::from_secs(60)));
+        let server = thread::spawn(move || serve(&theirs));
+        let ask = move |thread: u32| {
+            for n in 0..10 {
+                let ageing = thread * 100 + n;
+                let done = orders.give(Order::Hub("1n0".into(), ageing)).unwrap();
+                assert_eq!(done.panel, u64::from(ageing));
+            }
+        };
+        let threads: Vec<_> = (0..4).map(|n| thread::spawn(move || ask(n))).collect();
+        let outcomes: Vec<_> = threads.into_iter().map(thread::JoinHandle::join).collect();
+        orders.close();
+        server.join().unwrap();
+        assert!(outcomes.iter().all(Result::is_ok));
+    }
 }

@@ -404,10 +404,15 @@ impl<'a> Supervisor<'a> {
         let Some(worker) = &mut link.worker else {
             return Ok(());
         };
-        let message = worker.control.receive().unwrap_or_else(|error| {
-            log::debug!("{}: {error}", link.job.interface);
-            None
-        });
+        let message = match worker.control.receive() {
+            Ok(message) => message,
+            // A report whose descriptor was lost, say: no reason to end the worker.
+            Err(error) => {
+                log::warn!("{}: {error}", link.job.interface);
+                worker.take_report(Vec::new());
+                return Ok(());
+            }
+        };
         match message {
             Some((Message::Open(wants_panel), _)) => {
                 worker.stage = Stage::Open(wants_panel);
