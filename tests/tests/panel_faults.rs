@@ -5,14 +5,19 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use vdens_tests::{Lab, PATIENCE, Proc, need, wait_until};
+use vdens_tests::{Lab, PATIENCE, Proc, Session, User, need, wait_until};
 
-/// The registry of the panel's holders, made before anybody has need of it.
-fn registry(lab: &Lab) -> PathBuf {
+/// Where the registry of the panel's holders is.
+fn registry_of(lab: &Lab) -> PathBuf {
     let namespace = |kind| fs::metadata(format!("/proc/self/ns/{kind}")).unwrap().ino();
     let base = lab.dir().with_file_name("run").join("vdens");
-    let dir = base.join(format!("{}-{}", namespace("user"), namespace("pid")));
-    for dir in [&base, &dir] {
+    base.join(format!("{}-{}", namespace("user"), namespace("pid")))
+}
+
+/// The registry, made before anybody has need of it.
+fn registry(lab: &Lab) -> PathBuf {
+    let dir = registry_of(lab);
+    for dir in [dir.parent().unwrap(), &dir] {
         fs::create_dir(dir).unwrap();
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).unwrap();
         lab.give(dir);
@@ -52,6 +57,15 @@ fn sessions_start_and_end(lab: &Lab) {
     let vdens = lab.vdens([&lab.vnl("ptp", "p"), "sleep", "1000"]).spawn();
     wait_until("the command", PATIENCE, || lab.is_running("sleep 1000"));
     assert_eq!(vdens.terminate().code(), Some(128 + 15));
+}
+
+/// What root sees on the panel, which the session holds.
+fn on_panel(lab: &Lab, holder: &Session<'_>, script: &str) -> String {
+    let pid = holder.proc().pid();
+    let entry = fs::read_to_string(registry_of(lab).join(pid.to_string())).unwrap();
+    let net = entry.split_whitespace().nth(2).unwrap();
+    let inside = format!("nsenter --net=/proc/{pid}/fd/{net} {script}");
+    lab.sh(&inside).by(User::root()).ok()
 }
 
 /// Holds the reading end of the FIFO `f` as descriptors 10 and 11: opening it again to read waits for a writer.
@@ -148,4 +162,37 @@ fn who_waits_for_the_lock_serves_sigterm() {
     assert_eq!(vdens.terminate().code(), Some(128 + 15));
     locker.terminate();
     lab.vdens([&lab.vnl("ptp", "p"), "true"]).ok();
+}
+
+/// Sends a frame from each of 100,000 stations to one.
+const FLOOD: &str = "
+import socket, sys
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+s.bind(('vde0', 0))
+there = bytes.fromhex(sys.argv[1].replace(':', ''))
+for n in range(100000):
+    try: s.send(there + b'\\x02\\x00' + n.to_bytes(4, 'big') + b'\\x88\\xb6' + bytes(46))
+    except BlockingIOError: pass
+";
+
+#[test]
+fn a_flood_of_addresses_does_not_fill_the_kernel() {
+    need!("root", "linux 6.7", "python3", "bridge");
+    let lab = Lab::new();
+    let flood = lab.write("flood.py", FLOOD);
+    let _switch = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
+    lab.wait_for("sw/ctl");
+    let vnl = lab.vnl("vde", "sw");
+    let a = lab.vdens(["--addr", "10.0.0.1/24", &vnl, "sh"]).session();
+    let b = lab.vdens(["--addr", "10.0.0.2/24", &vnl, "sh"]).session();
+    a.ping("10.0.0.2");
+    let there = b.ok("ip -br link show vde0 | awk '{ print $3 }'");
+    a.ok(&format!("python3 {flood} {}", there.trim()));
+    let known = on_panel(&lab, &a, "bridge fdb show").lines().count();
+    // All that fit were learned, and no more; a bridge's own addresses are beside those.
+    assert!((32_000..33_000).contains(&known), "{known}");
+    b.ping("10.0.0.1");
+    let c = lab.vdens(["--addr", "10.0.0.3/24", &vnl, "sh"]).session();
+    c.ping("10.0.0.1");
+    c.ping("10.0.0.2");
 }
