@@ -4,7 +4,8 @@
 //! descriptors, and why the command cannot be run. The supervisor says which interfaces to make, and go.
 //!
 //! A worker has two pairs. Over the first it tells that its link is open, or why not, and that it has settled; the
-//! supervisor says what its side of the link is, and from then on asks, whether it is there and for a report.
+//! supervisor says what its side of the link is, and from then on asks, whether it is there and for a report, and says
+//! so when the interface was deleted.
 //! Over the second the worker asks: it gives orders for the panel, one at a time. So neither side mistakes a
 //! question for the answer to its own. Closing the first pair is a message too: to a child it means
 //! the session is over.
@@ -48,6 +49,8 @@ pub enum Message {
     /// A worker's side of its link: whether it is a port of the panel, else the tap and the watch over
     /// it that come along.
     Side(bool),
+    /// The interface that a worker serves was deleted.
+    Deleted,
     /// To be done on the panel.
     Order(Order),
     /// To be held for a worker's successor: the descriptor that comes along, or none.
@@ -269,6 +272,7 @@ fn encode(message: &Message) -> Vec<u8> {
         Message::Alive => vec![b'!'],
         Message::Report => vec![b'T'],
         Message::Keep => vec![b'K'],
+        Message::Deleted => vec![b'X'],
         Message::Done(panel) => [&b"D"[..], &panel.to_ne_bytes()].concat(),
         Message::Open(panel) => vec![b'O', u8::from(*panel)],
         Message::Side(port) => vec![b'S', u8::from(*port)],
@@ -298,6 +302,7 @@ fn decode(bytes: &[u8]) -> Option<Message> {
         b'!' => Some(Message::Alive),
         b'T' => Some(Message::Report),
         b'K' => Some(Message::Keep),
+        b'X' => Some(Message::Deleted),
         b'D' => Some(Message::Done(u64::from_ne_bytes(rest.try_into().ok()?))),
         b'O' => Some(Message::Open(rest == [1])),
         b'S' => Some(Message::Side(rest == [1])),
@@ -335,6 +340,7 @@ mod tests {
             Message::Ping,
             Message::Alive,
             Message::Keep,
+            Message::Deleted,
             Message::Done(1 << 40),
             Message::Open(true),
             Message::Side(false),

@@ -4,8 +4,12 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
 
 use vdens_tests::{Lab, PATIENCE, Proc, Session, User, need, wait_until};
+
+use crate::overview::{link, status};
 
 /// Where the registry of the panel's holders is.
 fn registry_of(lab: &Lab) -> PathBuf {
@@ -195,4 +199,106 @@ fn a_flood_of_addresses_does_not_fill_the_kernel() {
     let c = lab.vdens(["--addr", "10.0.0.3/24", &vnl, "sh"]).session();
     c.ping("10.0.0.1");
     c.ping("10.0.0.2");
+}
+
+/// How `vdens --status` says that a session's link is served.
+fn service(lab: &Lab, session: &Session<'_>, number: usize) -> String {
+    let link = link(&status(lab), session.proc().pid().unsigned_abs(), number);
+    link["service"].as_str().unwrap_or_default().to_owned()
+}
+
+/// The link of a session is closed, and the session at its other end has no carrier.
+#[track_caller]
+fn is_closed(lab: &Lab, session: &Session<'_>, number: usize, other: &Session<'_>) {
+    wait_until("the link is closed", PATIENCE, || {
+        service(lab, session, number) == "closed"
+    });
+    wait_until("the other end has no carrier", PATIENCE, || {
+        other.ok("ip link show vde0").contains("NO-CARRIER")
+    });
+}
+
+#[test]
+fn an_interface_deleted_inside_closes_its_link() {
+    for options in [[].as_slice(), &["--no-panel"]] {
+        let lab = Lab::new();
+        let cables = [lab.vnl("ptp", "p"), lab.vnl("ptp", "q")];
+        let start = |address: &str, vnl: &String| {
+            let vdens = lab.vdens(options).args(["--addr", address, vnl, "sh"]);
+            vdens.session()
+        };
+        let vdens = lab.vdens(["-m"]).args(options).args(&cables);
+        let a = vdens.args(["--", "sh"]).session();
+        a.address("vde0", "10.0.0.1/24");
+        a.address("vde1", "10.0.1.1/24");
+        let b = start("10.0.0.2/24", &cables[0]);
+        let c = start("10.0.1.2/24", &cables[1]);
+        a.ping("10.0.0.2");
+        c.ping("10.0.1.1");
+        a.ok("ip link del vde0");
+        is_closed(&lab, &a, 0, &b);
+        // The other link has nothing to do with that.
+        assert_eq!(service(&lab, &a, 1), "served");
+        c.ping("10.0.1.1");
+        // The end of the cable is free for another.
+        let d = start("10.0.0.3/24", &cables[0]);
+        d.ping("10.0.0.2");
+        assert_eq!(service(&lab, &a, 0), "closed");
+        a.exit(0);
+    }
+}
+
+#[test]
+fn an_interface_of_a_switch_deleted_inside_leaves_its_port() {
+    need!("python3");
+    let lab = Lab::new();
+    let switch = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
+    lab.wait_for("sw/ctl");
+    let vnl = lab.vnl("vde", "sw");
+    let a = lab.vdens(["--addr", "10.0.0.1/24", &vnl, "sh"]).session();
+    let b = lab.vdens(["--addr", "10.0.0.2/24", &vnl, "sh"]).session();
+    let c = lab.vdens(["--no-panel", "--addr", "10.0.0.3/24", &vnl, "sh"]);
+    let c = c.session();
+    for there in ["10.0.0.2", "10.0.0.3"] {
+        a.ping(there);
+    }
+    a.ok("ip link del vde0");
+    wait_until("the link is closed", PATIENCE, || {
+        service(&lab, &a, 0) == "closed"
+    });
+    wait_until("its worker has gone", PATIENCE, || {
+        let switch = link(&status(&lab), switch.pid().unsigned_abs(), 1);
+        let ports = switch["report"]["ports"].as_array().map(Vec::len);
+        ports == Some(2)
+    });
+    b.ping("10.0.0.3");
+}
+
+#[test]
+fn an_interface_renamed_or_moved_keeps_its_link_until_it_is_deleted() {
+    need!("unshare", "nsenter");
+    let lab = Lab::new();
+    let vnl = lab.vnl("ptp", "p");
+    let a = lab.vdens(["--addr", "10.0.0.1/24", &vnl, "sh"]).session();
+    let b = lab.vdens(["--addr", "10.0.0.2/24", &vnl, "sh"]).session();
+    b.ping("10.0.0.1");
+    let goes_on = || {
+        // Longer than the supervisor takes to see that an interface is gone.
+        sleep(Duration::from_secs(3));
+        b.ping("10.0.0.1");
+        assert_eq!(service(&lab, &a, 0), "served");
+    };
+    a.ok("ip link set vde0 down; ip link set vde0 name eth9; ip link set eth9 up");
+    goes_on();
+    a.ok(
+        "unshare -Urn sleep 1000 & n=$!
+          until [ $(readlink /proc/$n/ns/net) != $(readlink /proc/$$/ns/net) ]; do sleep 0.1; done",
+    );
+    a.ok("ip link set eth9 netns $n");
+    a.ok("in='nsenter -t '$n' -U -n --preserve-credentials'
+          $in ip addr add 10.0.0.1/24 dev eth9; $in ip link set eth9 up");
+    goes_on();
+    // With the namespace it is in an interface is deleted.
+    a.ok("kill $n");
+    is_closed(&lab, &a, 0, &b);
 }

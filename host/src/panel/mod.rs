@@ -4,7 +4,8 @@
 //! one user namespace that it owns. So each user has a user namespace H and in it a network namespace, the
 //! panel. A namespace on it, a member, is made by entering H first; its interface `vde0` is one end of a
 //! veth whose other end, the member's *port*, is on the panel: plugged into a bridge together with its
-//! peer's port, or with a tap that a worker serves, or down, which the member sees as no carrier.
+//! peer's port, or with a tap that a worker serves, or down, which the member sees as no carrier. The port lives as long
+//! as `vde0` does, whatever a command calls that and wherever it moves it; with either end of a veth the other goes.
 //!
 //! There is no daemon. Two descriptors keep H and the panel alive, whoever holds them; the
 //! `registry` says where the next comer can take them over, and with the last holder everything is
@@ -35,7 +36,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::geteuid;
 use vdens_plugin_api::tap::MAX_INTERFACE_NAME;
 
-pub use plumbing::Order;
+pub use plumbing::{Order, interface_of};
 pub use port::PanelPort;
 use registry::{Holder, Registration, Registry};
 pub use service::Service;
@@ -105,8 +106,8 @@ impl Panel {
     }
 
     /// Has an order carried out by a child on the panel; `namespace` is the member's network namespace
-    /// where the order is about one. Returns the tap that the order makes, if it makes one. For processes that
-    /// no plugin has entered.
+    /// where the order is about one. Returns the descriptor that the order hands over, if it does: a tap or a watch.
+    /// For processes that no plugin has entered.
     ///
     /// # Errors
     /// What the plumbing reports.

@@ -4,6 +4,12 @@
 //! `FIRST_DELAY` to `LAST_DELAY`. One that hangs is helped to die: it is asked at every beat whether it is there, and
 //! ended when it owes the answer for too many. Beats are counted, not time: while the supervisor
 //! itself is stopped, nobody is late.
+//!
+//! A command may delete its interface. A tap's worker sees that by itself, and ends. Of a port the supervisor asks the
+//! panel at every beat whether it is still there, and tells the worker when it is not. That is one ioctl that takes no
+//! lock. Messages from the kernel (RTNLGRP_LINK) would be quicker by a second, but on the panel each would wake the
+//! supervisors of all sessions; and in the session's own namespace they would not tell what becomes of an interface that was
+//! moved to another.
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,7 +23,7 @@ use crate::carrier::{LinkWatch, WatchedTap};
 use crate::control::{Channel, Message, read_report};
 use crate::error::{Error, Result};
 use crate::lasting::Wait;
-use crate::panel::{Order, Panel};
+use crate::panel::{self, Order, Panel};
 use crate::status::interface;
 use crate::status::{Entry, LinkEntry, Service};
 use crate::worker::{self, Job};
@@ -39,8 +45,8 @@ pub(super) const PATIENCE_AT_OPEN: u32 = 10;
 /// The supervisor's hold on an interface.
 pub(super) enum Side {
     Tap(OwnedFd, LinkWatch),
-    /// A port of the panel, by its place.
-    Port(String),
+    /// A port of the panel, by its place, and a watch over the panel.
+    Port(String, LinkWatch),
 }
 
 /// How far a worker has come.
@@ -185,16 +191,29 @@ impl Link {
             Some(Side::Tap(tap, watch)) => {
                 control.send(&Message::Side(false), &[tap.as_fd(), watch.as_fd()])
             }
-            Some(Side::Port(_)) => control.send(&Message::Side(true), &[]),
+            Some(Side::Port(..)) => control.send(&Message::Side(true), &[]),
             None => Ok(()),
         }
     }
 
-    /// Asks the worker whether it is there, or ends it if it has owed the answer for too long.
+    /// Whether the interface was deleted, as far as the supervisor can see: of a tap it is the worker that can.
+    fn is_deleted(&self) -> bool {
+        match &self.side {
+            Some(Side::Port(place, watch)) => !watch.has(&panel::interface_of(place)),
+            Some(Side::Tap(..)) | None => false,
+        }
+    }
+
+    /// Asks the worker whether it is there, or ends it if it has owed the answer for too long; and tells it if its
+    /// interface was deleted.
     pub(super) fn beat(&mut self) -> Result<()> {
+        let is_deleted = self.is_deleted();
         let Some(worker) = &mut self.worker else {
             return Ok(());
         };
+        if is_deleted {
+            worker.control.send(&Message::Deleted, &[])?;
+        }
         let patience = match worker.stage {
             Stage::Opening => PATIENCE_AT_OPEN,
             Stage::Open(_) | Stage::Settled => PATIENCE,
@@ -225,7 +244,7 @@ impl Link {
         }
         self.last_end = end.to_string();
         let name = &self.job.interface;
-        if end == End::Exit(worker::EXIT_NO_INTERFACE) {
+        if end == End::Exit(worker::EXIT_NO_INTERFACE) || self.is_deleted() {
             log::warn!("{name}: the interface was deleted, its link is closed");
             self.kept = None;
             return;
@@ -247,7 +266,7 @@ impl Link {
 
     fn take_carrier(&self, panel: Option<&Panel>) -> Result<()> {
         match (&self.side, panel) {
-            (Some(Side::Port(place)), Some(panel)) => panel
+            (Some(Side::Port(place, _)), Some(panel)) => panel
                 .carry_out(&Order::Unplug(place.clone()), None)
                 .map(drop),
             (Some(Side::Tap(tap, watch)), _) => {

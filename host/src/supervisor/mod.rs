@@ -513,7 +513,10 @@ impl<'a> Supervisor<'a> {
         };
         let order = Order::AddPort(ticket.place.clone(), link.job.interface.clone());
         match panel.carry_out(&order, namespace.map(AsFd::as_fd)) {
-            Ok(_) => link.side = Some(Side::Port(ticket.place.clone())),
+            Ok(watch) => {
+                let port = |watch| Side::Port(ticket.place.clone(), LinkWatch::from(watch));
+                link.side = watch.map(port);
+            }
             Err(error) => log::info!("{}: not on the panel: {error}", link.job.interface),
         }
     }
