@@ -35,9 +35,9 @@ const PANEL_MTU: u32 = 65_535;
 /// The longest frame of a TCP stream that the kernel can have, in bytes (GSO_MAX_SIZE in linux/netdevice.h).
 const MAX_GSO_SIZE: u32 = 8 * 65_535;
 
-/// The most stations that a bridge remembers. What the kernel keeps of them is accounted to nobody: 4 MB here. A switch's
-/// own table, which is its process's memory, holds four times as many (`CAPACITY` in plugins/fabric/src/fdb.rs).
-const MAX_LEARNED: u32 = 32_768;
+/// The most stations that a bridge remembers: as many as a switch's own table (`CAPACITY` in plugins/fabric/src/fdb.rs).
+/// The kernel's memory for them, 16 MB, is accounted to nobody.
+const MAX_LEARNED: u32 = 131_072;
 
 /// The UDP port of VXLAN (RFC 7348, section 8).
 const VXLAN_PORT: u16 = 4789;
