@@ -32,7 +32,8 @@ mod ioctl {
     nix::ioctl_readwrite_bad!(index, libc::SIOCGIFINDEX, libc::ifreq);
 }
 
-/// Has the kernel catch up with the carrier of the interfaces of one namespace, and says whether they are there.
+/// Has the kernel catch up with the carrier of the interfaces of one namespace, and says whether an
+/// interface is there.
 #[derive(Debug)]
 pub struct LinkWatch(OwnedFd);
 

@@ -4,8 +4,8 @@
 //! descriptors, and why the command cannot be run. The supervisor says which interfaces to make, and go.
 //!
 //! A worker has two pairs. Over the first it tells that its link is open, or why not, and that it has settled; the
-//! supervisor says what its side of the link is, and from then on asks, whether it is there and for a report, and says
-//! so when the interface was deleted.
+//! supervisor says what its side of the link is, and from then on asks, whether it is there and for a report.
+//! It also tells the worker when the interface was deleted.
 //! Over the second the worker asks: it gives orders for the panel, one at a time. So neither side mistakes a
 //! question for the answer to its own. Closing the first pair is a message too: to a child it means
 //! the session is over.
@@ -167,7 +167,7 @@ impl Channel {
             }
         };
         if received.is_cut {
-            // Those that did come are closed here.
+            // The descriptors that did arrive are closed here.
             let message =
                 "descriptors from another process of vdens were lost: too many open files";
             let error = Error::new(ErrorKind::Other, message);
@@ -209,7 +209,8 @@ struct Received {
     /// How many bytes.
     length: usize,
     fds: Vec<OwnedFd>,
-    /// Whether there was no room for some of the descriptors, in the buffer or among this process's open files.
+    /// Whether some of the descriptors were lost: they did not fit into the buffer, or would exceed
+    /// the limit of open files.
     is_cut: bool,
 }
 
@@ -221,8 +222,9 @@ fn space_for(count: usize) -> Vec<u64> {
     vec![0; space.div_ceil(size_of::<u64>())]
 }
 
-/// Receives a message, and owns whatever descriptors came with it, also when others were lost: nix gives out none then,
-/// and those that did come would stay open for good.
+/// Receives a message and owns the descriptors that came with it, also when others were lost. In
+/// that case nix's `recvmsg` returns none of them, and those that did arrive would stay open for
+/// good.
 fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8], space: &mut [u64]) -> nix::Result<Received> {
     let mut io = libc::iovec {
         iov_base: bytes.as_mut_ptr().cast(),
@@ -239,18 +241,21 @@ fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8], space: &mut [u64]) -> nix::
     let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
     let length = Errno::result(length)?.unsigned_abs();
     let mut fds = Vec::new();
-    // SAFETY: the kernel has filled the buffer, which is aligned, and set its length in the header, which bounds the walk.
+    // SAFETY: the kernel filled the buffer, which is aligned, and set the length in the header,
+    // which bounds the walk.
     let mut next = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
     // SAFETY: if not null, it points to a message in that buffer.
     while let Some(message) = unsafe { next.as_ref() } {
         if (message.cmsg_level, message.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
             // SAFETY: the first only calculates; the second says where the message's data begin.
             let (start, data) = unsafe { (libc::CMSG_LEN(0), libc::CMSG_DATA(next)) };
-            let length = (message.cmsg_len as usize).saturating_sub(start as usize);
+            let length: usize = message.cmsg_len as _;
+            let length = length.saturating_sub(start as usize);
             for index in 0..length / size_of::<RawFd>() {
                 // SAFETY: so many numbers are in the message.
                 let fd = unsafe { data.cast::<RawFd>().add(index).read_unaligned() };
-                // SAFETY: the kernel has just made this descriptor for this process, and nobody else knows it.
+                // SAFETY: the kernel has just made this descriptor for this process; nothing else
+                // owns it.
                 fds.push(unsafe { OwnedFd::from_raw_fd(fd) });
             }
         }

@@ -70,7 +70,7 @@ impl AsFd for Signals {
     }
 }
 
-/// Whether a signal that should end this process has come, and waits to be read.
+/// Whether a blocked signal that should end this process has come and was not read yet.
 pub fn end_is_pending() -> bool {
     let mut pending = *SigSet::empty().as_ref();
     // SAFETY: the kernel writes a signal set to `pending`, which outlives the call.

@@ -13,8 +13,8 @@ pub const GUEST: &str = "/var/cache/vdens-tests/guest";
 
 /// Ends the test, with a word about why, unless the machine has what it needs.
 ///
-/// Needs are `"root"`, `"guest"` (the virtual machine), a kernel of at least a version (`"linux 6.7"`), C plugins of
-/// libvdeplug (`"libvdeplug_slirp"`) and names of installed programs.
+/// Needs are `"root"`, `"guest"` (the virtual machine), a kernel of at least a version
+/// (`"linux 6.7"`), C plugins of libvdeplug (`"libvdeplug_slirp"`) and names of installed programs.
 ///
 /// ```no_run
 /// # fn test() {

@@ -1,5 +1,7 @@
-//! What a session's own commands, or other processes of its user, may do to the panel: nothing there hangs, and no
-//! interface goes unnoticed.
+//! What a session's commands and other processes of its user may do to the panel: no session hangs,
+//! and a deleted interface is noticed.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -72,7 +74,8 @@ fn on_panel(lab: &Lab, holder: &Session<'_>, script: &str) -> String {
     lab.sh(&inside).by(User::root()).ok()
 }
 
-/// Holds the reading end of the FIFO `f` as descriptors 10 and 11: opening it again to read waits for a writer.
+/// Holds the reading end of the FIFO `f` as descriptors 10 and 11. Opening it again to read would
+/// wait for a writer.
 const READER: &str = "
 import os, time
 fifo = os.open('f', os.O_RDONLY | os.O_NONBLOCK)
@@ -261,7 +264,7 @@ fn an_interface_of_a_switch_deleted_inside_leaves_its_port() {
     let a = lab.vdens(["--addr", "10.0.0.1/24", &vnl, "sh"]).session();
     let b = lab.vdens(["--addr", "10.0.0.2/24", &vnl, "sh"]).session();
     let c = lab.vdens(["--no-panel", "--addr", "10.0.0.3/24", &vnl, "sh"]);
-    let c = c.session();
+    let _c = c.session();
     for there in ["10.0.0.2", "10.0.0.3"] {
         a.ping(there);
     }

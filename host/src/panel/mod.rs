@@ -4,8 +4,9 @@
 //! one user namespace that it owns. So each user has a user namespace H and in it a network namespace, the
 //! panel. A namespace on it, a member, is made by entering H first; its interface `vde0` is one end of a
 //! veth whose other end, the member's *port*, is on the panel: plugged into a bridge together with its
-//! peer's port, or with a tap that a worker serves, or down, which the member sees as no carrier. The port lives as long
-//! as `vde0` does, whatever a command calls that and wherever it moves it; with either end of a veth the other goes.
+//! peer's port, or with a tap that a worker serves, or down, which the member sees as no carrier.
+//! The port exists as long as the interface: a command may rename that or move it to another
+//! namespace, but when it deletes it the kernel deletes the port, too.
 //!
 //! There is no daemon. Two descriptors keep H and the panel alive, whoever holds them; the
 //! `registry` says where the next comer can take them over, and with the last holder everything is
@@ -13,8 +14,8 @@
 //! processes that hold it: a supervisor, or a `service` beside a process that plugins have entered. These give [`Orders`].
 //!
 //! What is taken over is not believed: both descriptors must be namespaces of the right kind, H owned by this user and a
-//! child of this very user namespace, which no member can make. Looking at what another process calls its descriptor never
-//! waits: it is opened only if it is a namespace, and not a FIFO, say.
+//! child of this very user namespace, which no member can make. A descriptor of another process is
+//! opened only if it is a namespace: opening a FIFO, say, could block for ever.
 
 mod plumbing;
 mod port;
@@ -67,10 +68,11 @@ pub struct Panel {
 }
 
 impl Panel {
-    /// Takes the panel over from another holder, or makes it. A signal that waits to be read ends the wait for others.
+    /// Takes the panel over from another holder, or makes it.
     ///
     /// # Errors
-    /// The kernel or a limit does not allow it.
+    /// The kernel or a limit does not allow it, another process holds the registry's lock for too
+    /// long, or a signal that should end this process came while waiting for the lock.
     pub fn acquire() -> Result<Self> {
         let registry = Registry::lock_unless(signals::end_is_pending)?;
         let taken = registry
@@ -106,8 +108,8 @@ impl Panel {
     }
 
     /// Has an order carried out by a child on the panel; `namespace` is the member's network namespace
-    /// where the order is about one. Returns the descriptor that the order hands over, if it does: a tap or a watch.
-    /// For processes that no plugin has entered.
+    /// where the order is about one. Returns the tap or the watch that the order hands over, if
+    /// any. For processes that no plugin has entered.
     ///
     /// # Errors
     /// What the plumbing reports.
@@ -143,8 +145,8 @@ pub struct Done {
 
 /// The way to somebody who carries out orders.
 ///
-/// Plugins may have threads that give orders at the same time; one after the other has its order carried out, so that
-/// none takes another's answer.
+/// A plugin's threads may give orders at the same time. They take turns, from the order to its
+/// answer, so that no thread receives another's answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Orders(&'static Conversation);
 
@@ -172,7 +174,7 @@ impl Orders {
         })))
     }
 
-    /// Closes the way: who waits for an answer gets none.
+    /// Closes the channel; a thread that waits for an answer gets an error.
     fn close(self) {
         self.0.channel.close();
     }
@@ -332,8 +334,9 @@ pub(crate) fn make() -> Result<(OwnedFd, OwnedFd)> {
     }
 }
 
-/// Opens a namespace by its path in /proc. What else may be at the path is not opened, and no file system is asked
-/// about it, because either may take for ever.
+/// Opens a namespace by its path in /proc. Anything else at the path is neither opened nor is its
+/// file system asked about it (fstatfs(2)), because both may block for ever: a FIFO, a dead FUSE
+/// mount.
 pub(crate) fn open_namespace(path: &str) -> Result<OwnedFd> {
     let open = |path: &str, flags| {
         open(path, flags | OFlag::O_CLOEXEC, Mode::empty())
@@ -341,7 +344,7 @@ pub(crate) fn open_namespace(path: &str) -> Result<OwnedFd> {
     };
     let found = open(path, OFlag::O_PATH)?;
     let link = format!("/proc/self/fd/{}", found.as_raw_fd());
-    // The name that the kernel gives a namespace (namespaces(7)); a file's begins with a slash.
+    // The kernel gives a namespace such a name (namespaces(7)); a file's begins with a slash.
     let name =
         fs::read_link(&link).map_err(|error| Error::io(format_args!("look at {path}"), &error))?;
     let name = name.to_string_lossy();
@@ -423,8 +426,8 @@ mod tests {
 
     use super::*;
 
-    /// Carries out orders for hubs, answering each with its time of ageing; the later of two that are there at once comes
-    /// first.
+    /// Answers each order for a hub with its time of ageing. When two orders are there at once, it
+    /// answers the second first.
     fn serve(channel: &Channel) {
         let next = || match channel.receive().unwrap() {
             Some((Message::Order(Order::Hub(_, ageing)), _)) => Some(ageing),

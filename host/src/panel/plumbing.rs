@@ -22,7 +22,8 @@ const LONGEST_AGEING: u32 = 1_000_000;
 /// What is to be done. Names are those of interfaces on the panel, without their first letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// Make a port, unplugged, and the member's interface of the name given; hand over a watch over the panel.
+    /// Make a port, unplugged, and the member's interface of the name given, and hand over a watch
+    /// over the panel's interfaces.
     AddPort(String, String),
     /// Plug a port into the cable whose other end is the other port.
     Plug(String, String),

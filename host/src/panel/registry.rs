@@ -8,8 +8,9 @@
 //! leaves no holder behind removes the directory, lock included; so one who waited for the lock looks
 //! whether what it has locked is still the file of that name.
 //!
-//! What stands in the directory is not believed. Nothing there is opened that is no regular file, and no more is read
-//! than a holder writes, so a FIFO or an endless file stops nobody.
+//! Any process of the user may write to the directory. A file there is used only if it is a regular
+//! one, is opened without blocking, and no more of it is read than a holder writes. So neither a
+//! FIFO nor an endless file stops another process.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -34,7 +35,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LAST_PAUSE: Duration = Duration::from_millis(16);
 /// The longest text of a holder's file, in bytes: a 64-bit and two 32-bit numbers fit.
 const MAX_TEXT: u64 = 64;
-/// How a file is opened that another process may have made: opening a FIFO does not wait for its other end.
+/// How to open a file that another process may have made: opening a FIFO does not block.
 const WARILY: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
 
 /// A holder's process and its descriptors.

@@ -5,11 +5,12 @@
 //! ended when it owes the answer for too many. Beats are counted, not time: while the supervisor
 //! itself is stopped, nobody is late.
 //!
-//! A command may delete its interface. A tap's worker sees that by itself, and ends. Of a port the supervisor asks the
-//! panel at every beat whether it is still there, and tells the worker when it is not. That is one ioctl that takes no
-//! lock. Messages from the kernel (RTNLGRP_LINK) would be quicker by a second, but on the panel each would wake the
-//! supervisors of all sessions; and in the session's own namespace they would not tell what becomes of an interface that was
-//! moved to another.
+//! A command may delete its interface. The worker of a tap notices that by itself and ends. For a
+//! port of the panel, the supervisor asks the kernel at every beat whether the port still exists,
+//! with one ioctl that takes no lock, and tells the worker when it does not. The kernel's
+//! notifications (RTNLGRP_LINK) would come a second earlier. But those of the panel would wake the
+//! supervisors of all sessions at every change, and those of the session's namespace say nothing
+//! about an interface that was moved to another one and deleted there.
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -196,7 +197,8 @@ impl Link {
         }
     }
 
-    /// Whether the interface was deleted, as far as the supervisor can see: of a tap it is the worker that can.
+    /// Whether the interface was deleted, as far as the supervisor can see. Only the worker sees
+    /// that of a tap.
     fn is_deleted(&self) -> bool {
         match &self.side {
             Some(Side::Port(place, watch)) => !watch.has(&panel::interface_of(place)),
@@ -204,8 +206,8 @@ impl Link {
         }
     }
 
-    /// Asks the worker whether it is there, or ends it if it has owed the answer for too long; and tells it if its
-    /// interface was deleted.
+    /// Asks the worker whether it is there, or ends it if it has owed the answer for too long.
+    /// Tells it if its interface was deleted.
     pub(super) fn beat(&mut self) -> Result<()> {
         let is_deleted = self.is_deleted();
         let Some(worker) = &mut self.worker else {

@@ -406,7 +406,7 @@ impl<'a> Supervisor<'a> {
         };
         let message = match worker.control.receive() {
             Ok(message) => message,
-            // A report whose descriptor was lost, say: no reason to end the worker.
+            // The descriptor of a report may have been lost; that is no reason to end the worker.
             Err(error) => {
                 log::warn!("{}: {error}", link.job.interface);
                 worker.take_report(Vec::new());
