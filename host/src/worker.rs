@@ -220,6 +220,9 @@ impl Worker<'_> {
                     let Some((message, _)) = self.control.receive()? else {
                         return Ok(0);
                     };
+                    if message == Message::Deleted {
+                        return Ok(EXIT_NO_INTERFACE);
+                    }
                     let [sent, received] = pump.counters();
                     self.answer(&message, || Report::new(near, far, received, sent))?;
                 }

@@ -24,6 +24,7 @@ mod nesting;
 mod options;
 mod overview;
 mod panel;
+mod panel_faults;
 mod plug;
 mod plugins;
 mod progress;

@@ -7,9 +7,13 @@
 //! Everything is done under the lock. A file whose process is gone is removed by whoever finds it. Who
 //! leaves no holder behind removes the directory, lock included; so one who waited for the lock looks
 //! whether what it has locked is still the file of that name.
+//!
+//! Any process of the user may write to the directory. A file there is used only if it is a regular
+//! one, is opened without blocking, and no more of it is read than a holder writes. So neither a
+//! FIFO nor an endless file stops another process.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::RawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -29,6 +33,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// The longest such pause: a hundred who look all the time would leave the holder no processor.
 const LAST_PAUSE: Duration = Duration::from_millis(16);
+/// The longest text of a holder's file, in bytes: a 64-bit and two 32-bit numbers fit.
+const MAX_TEXT: u64 = 64;
+/// How to open a file that another process may have made: opening a FIFO does not block.
+const WARILY: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
 
 /// A holder's process and its descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +57,11 @@ pub(super) struct Registry {
 impl Registry {
     /// Locks the registry, and makes it if need be.
     pub(super) fn lock() -> Result<Self> {
+        Self::lock_unless(|| false)
+    }
+
+    /// As [`Registry::lock`], but gives up waiting when `is_over` says so.
+    pub(super) fn lock_unless(is_over: impl Fn() -> bool) -> Result<Self> {
         let dir = directory()?;
         let deadline = Instant::now() + PATIENCE;
         let mut pause = FIRST_PAUSE;
@@ -56,7 +69,7 @@ impl Registry {
             match try_lock(&dir) {
                 Ok(lock) => return Ok(Self { dir, _lock: lock }),
                 Err((error, false)) => return Err(error),
-                Err((error, true)) if Instant::now() >= deadline => return Err(error),
+                Err((error, true)) if is_over() || Instant::now() >= deadline => return Err(error),
                 Err((_, true)) => {
                     sleep(pause);
                     pause = (2 * pause).min(LAST_PAUSE);
@@ -73,7 +86,7 @@ impl Registry {
             Some((pid, file.path()))
         });
         let alive = entries.filter_map(|(pid, path)| {
-            let holder = parse(pid, &fs::read_to_string(&path).ok()?);
+            let holder = read_holder(pid, &path);
             let alive = holder.filter(|holder| runtime::start_time(pid) == Some(holder.started));
             if alive.is_none() {
                 // Another may have been faster; then it is gone all the same.
@@ -138,7 +151,9 @@ fn try_lock(dir: &Path) -> Result<Flock<File>, (Error, bool)> {
         .create(true)
         .truncate(false)
         .mode(0o600)
+        .custom_flags(WARILY)
         .open(&path)
+        .and_then(regular)
         .map_err(|error| {
             let gone = error.kind() == io::ErrorKind::NotFound;
             (Error::path("open", &path, &error), gone)
@@ -153,6 +168,24 @@ fn try_lock(dir: &Path) -> Result<Flock<File>, (Error, bool)> {
             Error::closed(format!("{} was removed", path.display())),
             true,
         )),
+    }
+}
+
+/// What a holder's file says; `None` if it is none.
+fn read_holder(pid: u32, path: &Path) -> Option<Holder> {
+    let mut options = OpenOptions::new();
+    let opened = options.read(true).custom_flags(WARILY).open(path);
+    let file = opened.and_then(regular).ok()?;
+    let mut text = String::new();
+    file.take(MAX_TEXT).read_to_string(&mut text).ok()?;
+    parse(pid, &text)
+}
+
+/// The file, if it is a regular one.
+fn regular(file: File) -> io::Result<File> {
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is no regular file; remove it")),
     }
 }
 

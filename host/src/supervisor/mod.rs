@@ -407,10 +407,15 @@ impl<'a> Supervisor<'a> {
         let Some(worker) = &mut link.worker else {
             return Ok(());
         };
-        let message = worker.control.receive().unwrap_or_else(|error| {
-            log::debug!("{}: {error}", link.job.interface);
-            None
-        });
+        let message = match worker.control.receive() {
+            Ok(message) => message,
+            // The descriptor of a report may have been lost; that is no reason to end the worker.
+            Err(error) => {
+                log::warn!("{}: {error}", link.job.interface);
+                worker.take_report(Vec::new());
+                return Ok(());
+            }
+        };
         match message {
             Some((Message::Open(wants_panel), _)) => {
                 worker.stage = Stage::Open(wants_panel);
@@ -512,7 +517,10 @@ impl<'a> Supervisor<'a> {
         let number = port_index(getpid().as_raw().cast_unsigned(), index);
         let order = Order::AddPort(ticket.place.clone(), number, link.job.interface.clone());
         match panel.carry_out(&order, namespace.map(AsFd::as_fd)) {
-            Ok(_) => link.side = Some(Side::Port(ticket.place.clone())),
+            Ok(watch) => {
+                let port = |watch| Side::Port(ticket.place.clone(), LinkWatch::from(watch));
+                link.side = watch.map(port);
+            }
             Err(error) => log::info!("{}: not on the panel: {error}", link.job.interface),
         }
     }
