@@ -37,6 +37,7 @@ use crate::lasting::Wait;
 use crate::namespace::{self, Plan};
 use crate::panel::{self, Order, Panel};
 use crate::process::{exit_child, fork_child, wait};
+use crate::runtime;
 use crate::signals::Signals;
 use crate::status::server::Server;
 use crate::status::{self, Process};
@@ -109,6 +110,7 @@ struct Supervisor<'a> {
 /// The namespace, a link or the command could not be had.
 pub fn run(plan: &Plan, jobs: Vec<Job>) -> Result<i32, Failure> {
     let signals = Signals::block()?;
+    runtime::complain();
     let (panel, no_panel) = panel_for(plan, &jobs);
     let mut supervisor = Supervisor::start(plan, jobs.clone(), &signals, panel, no_panel)?;
     let outcome = supervisor.session();
