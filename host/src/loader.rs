@@ -14,7 +14,7 @@
 use std::env;
 use std::error::Error as _;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
@@ -202,12 +202,12 @@ pub fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
         )
         .hint(hint),
     };
-    let distrust = |error: Error| match is_out_of_descriptors(&error) {
-        true => Refusal {
+    let distrust = |error: Error| match lack_of_descriptors(file, error.errno) {
+        Some(error) => Refusal {
             stage: Stage::Trust,
             error,
         },
-        false => refuse(Stage::Trust, error.message, error.hint),
+        None => refuse(Stage::Trust, error.message, error.hint),
     };
     let trusted = Trusted::file(file).map_err(distrust)?;
     let real = trusted.path();
@@ -216,7 +216,10 @@ pub fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
     // the user, root or the owner of this program put there to be run.
     let library = unsafe { Library::open(Some(real), RTLD_NOW | RTLD_LOCAL) };
     let library = library.map_err(|error| {
-        if let Some(error) = lacks_descriptors(file) {
+        // The linker tells only in words why it failed, so it is tried whether any file can be opened.
+        let errno =
+            File::open("/proc/self/exe").map_or_else(|error| error.raw_os_error(), |_| None);
+        if let Some(error) = lack_of_descriptors(file, errno.unwrap_or(0)) {
             let stage = Stage::Library;
             return Refusal { stage, error };
         }
@@ -297,17 +300,12 @@ fn elf_kind(file: &Path) -> Option<[u8; 4]> {
     is_elf.then_some([header[4], header[5], header[18], header[19]])
 }
 
-/// Whether a failure says nothing about the file, but that this process or the system has too many open.
-fn is_out_of_descriptors(error: &Error) -> bool {
-    matches!(error.errno, libc::EMFILE | libc::ENFILE)
-}
-
-/// The failure to open a plugin that any other file would have met, too. The linker tells in words only why it
-/// failed, so it is tried.
-fn lacks_descriptors(file: &Path) -> Option<Error> {
-    let error = File::open("/proc/self/exe").err()?;
-    let error = Error::path("load the plugin", file, &error);
-    is_out_of_descriptors(&error).then_some(error)
+/// The failure to load a plugin because too many files are open, if that is what the number says: it is not the
+/// plugin's fault.
+fn lack_of_descriptors(file: &Path, errno: i32) -> Option<Error> {
+    let source = io::Error::from_raw_os_error(errno);
+    let is_it = matches!(errno, libc::EMFILE | libc::ENFILE);
+    is_it.then(|| Error::path("load the plugin", file, &source))
 }
 
 #[cfg(test)]
