@@ -172,8 +172,8 @@ fn first(
     }
 }
 
-/// Whether what keeps a link from being opened may pass by itself, when somebody else is started, say. That this process
-/// has too many files open does not.
+/// Whether what keeps a link from being opened may pass by itself, when somebody else is started,
+/// say. That this process has too many files open does not.
 fn may_pass(error: &Error) -> bool {
     let is_final = matches!(
         error.kind,

@@ -1,15 +1,17 @@
 //! Finding and loading plugins.
 //!
-//! The scheme `x` is served by `libvdens_x.so`, the first found in the [`SearchPath`]. A plugin is code that
-//! runs as the user, so only root, the user, or the owner of this very program may be able to change the file or
-//! what its path leads to ([`trusted_path`](crate::trusted_path)). Loading is staged, and each
-//! stage has its own one-line refusal: the file is trusted, it opens as a library, it is a vdens plugin at all, it
-//! speaks an ABI version that this host speaks, the layouts agree, it serves the scheme that its
-//! name promises. A library once loaded stays until the process ends.
+//! The scheme `x` is served by `libvdens_x.so`, the first found in the [`SearchPath`]. A plugin is
+//! code that runs as the user, so only root, the user, or the owner of this very program may be
+//! able to change the file or what its path leads to ([`trusted_path`](crate::trusted_path)).
+//! Loading is staged, and each stage has its own one-line refusal: the file is trusted, it opens as
+//! a library, it is a vdens plugin at all, it speaks an ABI version that this host speaks, the
+//! layouts agree, it serves the scheme that its name promises. A library once loaded stays until
+//! the process ends.
 //!
-//! The linker is given the file's real path, not `/proc/self/fd/N`: glibc takes the directory in that name for the
-//! library's `$ORIGIN`, from which a plugin may load what comes with it. The path may be used although it was
-//! checked before, because nobody but trusted users can change what it leads to; that they have not is checked.
+//! The linker is given the file's real path, not `/proc/self/fd/N`: glibc takes the directory in
+//! that name for the library's `$ORIGIN`, from which a plugin may load what comes with it. The path
+//! may be used although it was checked before, because nobody but trusted users can change what it
+//! leads to; that they have not is checked.
 
 use std::env;
 use std::error::Error as _;
@@ -216,7 +218,8 @@ pub fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
     // the user, root or the owner of this program put there to be run.
     let library = unsafe { Library::open(Some(real), RTLD_NOW | RTLD_LOCAL) };
     let library = library.map_err(|error| {
-        // The linker tells only in words why it failed, so it is tried whether any file can be opened.
+        // The linker tells only in words why it failed, so it is tried whether any file can be
+        // opened.
         let errno =
             File::open("/proc/self/exe").map_or_else(|error| error.raw_os_error(), |_| None);
         if let Some(error) = lack_of_descriptors(file, errno.unwrap_or(0)) {
@@ -300,8 +303,8 @@ fn elf_kind(file: &Path) -> Option<[u8; 4]> {
     is_elf.then_some([header[4], header[5], header[18], header[19]])
 }
 
-/// The failure to load a plugin because too many files are open, if that is what the number says: it is not the
-/// plugin's fault.
+/// The failure to load a plugin because too many files are open, if that is what the number says:
+/// it is not the plugin's fault.
 fn lack_of_descriptors(file: &Path, errno: i32) -> Option<Error> {
     let source = io::Error::from_raw_os_error(errno);
     let is_it = matches!(errno, libc::EMFILE | libc::ENFILE);

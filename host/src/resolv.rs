@@ -5,9 +5,10 @@
 //! `/etc/resolv.conf` is taken as it is, not followed: a symbolic link, dangling or not, is itself
 //! mounted on. Where there is nothing at all, an overlay is put on `/etc` to make the place.
 //!
-//! What is made for this is made on a tmpfs that is mounted for a moment, in this mount namespace alone. So nothing
-//! of it has a name that other users see, or could have taken before. (A file without a name, from `memfd_create` or
-//! `O_TMPFILE`, would not do: the kernel does not bind-mount one.)
+//! What is made for this is made on a tmpfs that is mounted for a moment, in this mount namespace
+//! alone. So nothing of it has a name that other users see, or could have taken before. (A file
+//! without a name, from `memfd_create` or `O_TMPFILE`, would not do: the kernel does not bind-mount
+//! one.)
 
 use std::env;
 use std::fs::{self, File};

@@ -1,12 +1,13 @@
 //! The user's runtime directory: where processes of one user find each other.
 //!
-//! It is `vdens` in `$XDG_RUNTIME_DIR` or, without that, in the usual runtime directory of a login, `/run/user/UID`.
-//! Where neither is there it is `/tmp/vdens-UID`, and another user may have made that first: then this user's
-//! processes do not find each other, and [`complain`] says so. It must be the user's and closed to others.
-//! In it are the registry of the panel's holders and the sockets of `vdens --status`.
+//! It is `vdens` in `$XDG_RUNTIME_DIR` or, without that, in the usual runtime directory of a login,
+//! `/run/user/UID`. Where neither is there it is `/tmp/vdens-UID`, and another user may have made
+//! that first: then this user's processes do not find each other, and [`complain`] says so. It must
+//! be the user's and closed to others. In it are the registry of the panel's holders and the
+//! sockets of `vdens --status`.
 //!
-//! A directory is checked once, when it is opened as a [`Dir`]. What is in it is then reached through its
-//! descriptor, so it does not matter what the names on the way to it stand for later.
+//! A directory is checked once, when it is opened as a [`Dir`]. What is in it is then reached
+//! through its descriptor, so it does not matter what the names on the way to it stand for later.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io;
@@ -61,8 +62,8 @@ impl Dir {
         Self::make(&base(), base())
     }
 
-    /// The directories in which this user's processes may be, for they need not all have been started with the
-    /// same environment.
+    /// The directories in which this user's processes may be, for they need not all have been
+    /// started with the same environment.
     pub fn all() -> Vec<Self> {
         let mut places = vec![base(), in_tmp()];
         places.dedup();
@@ -109,7 +110,8 @@ impl Dir {
         Ok(names.filter_map(|name| name.into_string().ok()).collect())
     }
 
-    /// Removes it, if it is empty, and then likewise the runtime directory that it is in. Whether it was removed.
+    /// Removes it, if it is empty, and then likewise the runtime directory that it is in. Whether
+    /// it was removed.
     pub fn remove(&self) -> bool {
         let (Some(base), Some(name)) = (self.path.parent(), self.path.file_name()) else {
             return false;
@@ -130,7 +132,8 @@ impl Dir {
         Self::look(&path.clone(), path)
     }
 
-    /// Opens the directory at `at`, which is `path` to a person, after making it if it is not there.
+    /// Opens the directory at `at`, which is `path` to a person, after making it if it is not
+    /// there.
     fn make(at: &Path, path: PathBuf) -> Result<Self> {
         match DirBuilder::new().mode(0o700).create(at) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {

@@ -2,18 +2,21 @@
 //!
 //! # Theory of operation
 //!
-//! The path is walked from the root directory, one name after the other. Each name is opened relative to the
-//! directory before it, and symbolic links are followed by hand. Every directory, link and file on the way must
-//! belong to root, the user, or the owner of this program, and others must not be able to write the directories.
-//! After such a walk no other user can change what the path leads to: each name on it is in a directory that was
-//! looked at, and that only trusted users can write. That is why the file may then be opened by its path.
+//! The path is walked from the root directory, one name after the other. Each name is opened
+//! relative to the directory before it, and symbolic links are followed by hand. Every directory,
+//! link and file on the way must belong to root, the user, or the owner of this program, and others
+//! must not be able to write the directories. After such a walk no other user can change what the
+//! path leads to: each name on it is in a directory that was looked at, and that only trusted users
+//! can write. That is why the file may then be opened by its path.
 //!
-//! A directory with the sticky bit, such as /tmp, may be passed although others can write it: they can neither
-//! remove nor rename what belongs to another user. The file itself must not be in such a directory, because a
-//! library may load other libraries from its own directory (`$ORIGIN`), and others can put some there.
+//! A directory with the sticky bit, such as /tmp, may be passed although others can write it: they
+//! can neither remove nor rename what belongs to another user. The file itself must not be in such
+//! a directory, because a library may load other libraries from its own directory (`$ORIGIN`), and
+//! others can put some there.
 //!
-//! Inside a user namespace every user that it does not map looks like `nobody`, root included. So the owner of
-//! the root directory is trusted, too: there the directories above the user's own belong to `nobody`.
+//! Inside a user namespace every user that it does not map looks like `nobody`, root included. So
+//! the owner of the root directory is trusted, too: there the directories above the user's own
+//! belong to `nobody`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
@@ -76,7 +79,8 @@ impl Trusted {
         &self.0.path
     }
 
-    /// Checks that the path still leads to what was checked. Other users cannot change that, but an update may.
+    /// Checks that the path still leads to what was checked. Other users cannot change that, but an
+    /// update may.
     ///
     /// # Errors
     /// It leads elsewhere.
@@ -195,7 +199,8 @@ fn walk(path: &Path) -> Result<Step> {
     Ok(at)
 }
 
-/// The names on a path, the last one first. `..` stays: what it means depends on the links before it.
+/// The names on a path, the last one first. `..` stays: what it means depends on the links before
+/// it.
 fn reversed_names(path: &Path) -> Vec<OsString> {
     let names = path.components().rev();
     let names = names.filter(|name| matches!(name, Component::Normal(_) | Component::ParentDir));
@@ -208,8 +213,8 @@ fn trusted_owners(root: &Step) -> Vec<u32> {
     owners.into_iter().chain(program).collect()
 }
 
-/// World-writable, or writable by a group that is not the owner's private one. A private group has its user's
-/// name and is that user's primary group, the usual set-up where the umask is 002.
+/// World-writable, or writable by a group that is not the owner's private one. A private group has
+/// its user's name and is that user's primary group, the usual set-up where the umask is 002.
 fn writable_by_others(meta: &Metadata) -> bool {
     let private_group = || {
         let user = User::from_uid(Uid::from_raw(meta.uid())).ok().flatten();
@@ -227,7 +232,8 @@ mod tests {
     use super::*;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
-    /// A directory that was just made below /tmp, which has the sticky bit, with a file `plugin` in it.
+    /// A directory that was just made below /tmp, which has the sticky bit, with a file `plugin` in
+    /// it.
     fn place() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir_in("/tmp").unwrap();
         let file = dir.path().join("plugin");

@@ -87,8 +87,8 @@ impl Error {
         Self::new(ErrorKind::Closed, message)
     }
 
-    /// A system call failed: `action` reads "cannot ACTION", for example `connect to /tmp/sw/ctl`. If it failed
-    /// because too many files are open, the hint names the limit.
+    /// A system call failed: `action` reads "cannot ACTION", for example `connect to /tmp/sw/ctl`.
+    /// If it failed because too many files are open, the hint names the limit.
     pub fn io(action: impl fmt::Display, source: &io::Error) -> Self {
         let kind = match source.kind() {
             io::ErrorKind::NotFound => ErrorKind::NotFound,
@@ -127,7 +127,8 @@ fn describe(source: &io::Error) -> String {
     }
 }
 
-/// What to do about a failure that has nothing to do with what was tried: no file at all can be opened.
+/// What to do about a failure that has nothing to do with what was tried: no file at all can be
+/// opened.
 fn advice(source: &io::Error) -> String {
     match source.raw_os_error() {
         Some(libc::EMFILE) => match getrlimit(Resource::RLIMIT_NOFILE) {

@@ -1,4 +1,5 @@
-//! Places that another user may have taken first, or can move: they cost little, and nobody is silent about that.
+//! Places that another user may have taken first, or can move: they cost little, and nobody is
+//! silent about that.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -6,8 +7,9 @@ use std::path::Path;
 
 use vdens_tests::{Cmd, Lab, PATIENCE, User, need, wait_until};
 
-/// A script on a machine of its own, whose /tmp has nothing but the lab in it and whose processes are numbered from 1.
-/// There `other SCRIPT` is run by another user, and `user SCRIPT` by the lab's, who has no `XDG_RUNTIME_DIR`.
+/// A script on a machine of its own, whose /tmp has nothing but the lab in it and whose processes
+/// are numbered from 1. There `other SCRIPT` is run by another user, and `user SCRIPT` by the
+/// lab's, who has no `XDG_RUNTIME_DIR`.
 fn machine<'lab>(lab: &'lab Lab, script: &str) -> Cmd<'lab> {
     let as_user = |user: &User| {
         let (uid, gid) = (user.uid, user.gid);
@@ -117,8 +119,9 @@ fn another_user_was_first_at_every_name_for_a_resolv_conf() {
     assert_eq!(machine(&lab, script).ok(), "nameserver 192.0.2.1\n");
 }
 
-/// Another user can write the directory above `XDG_RUNTIME_DIR`, and puts links in its place, to a directory of the
-/// user's in which files have numbers for names, as mail has. What is moved away is cleaned up all the same.
+/// Another user can write the directory above `XDG_RUNTIME_DIR`, and puts links in its place, to a
+/// directory of the user's in which files have numbers for names, as mail has. What is moved away
+/// is cleaned up all the same.
 #[test]
 fn the_runtime_directory_is_moved_away_while_it_is_used() {
     need!("root");

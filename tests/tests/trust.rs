@@ -1,4 +1,5 @@
-//! A plugin is code that runs as the user: what others can change, or can make its path lead to, is not loaded.
+//! A plugin is code that runs as the user: what others can change, or can make its path lead to, is
+//! not loaded.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};

@@ -1,7 +1,8 @@
 //! Who holds the panel: a directory with one small file a holder.
 //!
-//! In the user's [`runtime`] directory stands a directory for each user and process namespace that the user works from, because descriptors
-//! can only be taken over within these; it is checked once and then used by its descriptor. In it is a file `lock`, and for each holder a file named by its
+//! In the user's [`runtime`] directory stands a directory for each user and process namespace that
+//! the user works from, because descriptors can only be taken over within these; it is checked once
+//! and then used by its descriptor. In it is a file `lock`, and for each holder a file named by its
 //! process id that says when the process started and which of its descriptors are the panel's.
 //!
 //! Everything is done under the lock. A file whose process is gone is removed by whoever finds it. Who
@@ -71,8 +72,8 @@ impl Registry {
         Self::lock_in(find, is_over)
     }
 
-    /// Locks the registry in the directory that `find` gives, which is asked again if that was removed meanwhile. Gives
-    /// up waiting when `is_over` says so.
+    /// Locks the registry in the directory that `find` gives, which is asked again if that was
+    /// removed meanwhile. Gives up waiting when `is_over` says so.
     fn lock_in(find: impl Fn() -> Result<Arc<Dir>>, is_over: impl Fn() -> bool) -> Result<Self> {
         let deadline = Instant::now() + PATIENCE;
         let mut pause = FIRST_PAUSE;

@@ -196,8 +196,8 @@ pub fn this_process<R>(
     }
 }
 
-/// The directory in the runtime directory that the sockets are in. Process ids are only unique within their namespace,
-/// so that is part of the name.
+/// The directory in the runtime directory that the sockets are in. Process ids are only unique
+/// within their namespace, so that is part of the name.
 fn directory() -> Result<String> {
     Ok(format!("status-{}", runtime::namespace("pid")?))
 }

@@ -217,7 +217,7 @@ impl<'a> Supervisor<'a> {
         })?;
         for index in 0..self.links.len() {
             if self.links[index].stage() == Some(Stage::Open(true)) {
-                self.add_port(index, namespace.as_ref());
+                self.add_port(index, namespace.as_ref())?;
             }
         }
         drop(namespace);
@@ -507,11 +507,12 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Makes an interface on the panel; if that fails, a tap will do.
-    fn add_port(&mut self, index: usize, namespace: Option<&OwnedFd>) {
+    /// Makes an interface on the panel. If that fails a tap will do, unless the lack of descriptors is
+    /// why: then the interface may be there, and a tap could not be made either.
+    fn add_port(&mut self, index: usize, namespace: Option<&OwnedFd>) -> Result<()> {
         let link = &mut self.links[index];
         let (Some(panel), Some(ticket)) = (&self.panel, &link.job.ticket) else {
-            return;
+            return Ok(());
         };
         let order = Order::AddPort(ticket.place.clone(), link.job.interface.clone());
         match panel.carry_out(&order, namespace.map(AsFd::as_fd)) {
@@ -519,8 +520,10 @@ impl<'a> Supervisor<'a> {
                 let port = |watch| Side::Port(ticket.place.clone(), LinkWatch::from(watch));
                 link.side = watch.map(port);
             }
+            Err(error) if error.errno == libc::EMFILE => return Err(error),
             Err(error) => log::info!("{}: not on the panel: {error}", link.job.interface),
         }
+        Ok(())
     }
 
     /// Collects children that have ended.
