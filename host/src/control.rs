@@ -14,7 +14,7 @@
 //! to `vdens --status`.
 
 use std::fs::File;
-use std::io::{IoSlice, Read, Seek, Write};
+use std::io::{self, IoSlice, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
@@ -168,10 +168,11 @@ impl Channel {
         };
         if received.is_cut {
             // The descriptors that did arrive are closed here.
-            let message =
-                "descriptors from another process of vdens were lost: too many open files";
-            let error = Error::new(ErrorKind::Other, message);
-            return Err(error.hint("raise the limit: ulimit -n"));
+            let source = io::Error::from_raw_os_error(libc::EMFILE);
+            return Err(Error::io(
+                "receive descriptors from another process of vdens",
+                &source,
+            ));
         }
         Ok(decode(&bytes[..received.length]).map(|message| (message, received.fds)))
     }
@@ -388,7 +389,7 @@ mod tests {
         a.send(&Message::Ready, &fds).unwrap();
         // Room for two of the four.
         let lost = b.receive_with(&mut space_for(2));
-        assert!(lost.unwrap_err().to_string().contains("were lost"));
+        assert_eq!(lost.unwrap_err().errno, libc::EMFILE);
         assert_eq!(open_files(name), 1);
         // The next message is not touched by that.
         a.send(&Message::Ready, &fds).unwrap();

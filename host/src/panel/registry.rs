@@ -1,7 +1,8 @@
 //! Who holds the panel: a directory with one small file a holder.
 //!
-//! In the user's [`runtime`] directory stands a directory for each user and process namespace that the user works from, because descriptors
-//! can only be taken over within these; in that a file `lock`, and for each holder a file named by its
+//! In the user's [`runtime`] directory stands a directory for each user and process namespace that
+//! the user works from, because descriptors can only be taken over within these; it is checked once
+//! and then used by its descriptor. In it is a file `lock`, and for each holder a file named by its
 //! process id that says when the process started and which of its descriptors are the panel's.
 //!
 //! Everything is done under the lock. A file whose process is gone is removed by whoever finds it. Who
@@ -16,17 +17,20 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::RawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process;
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::error::{Error, Result};
-use crate::runtime;
+use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::{self, Dir};
 
+/// The name of the file that is locked.
+const LOCK: &str = "lock";
 /// How long to wait for the lock: it is held for milliseconds, but many may want it at once.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long to wait between two looks at the lock, the first time.
@@ -50,7 +54,7 @@ pub(super) struct Holder {
 
 /// The registry, locked.
 pub(super) struct Registry {
-    dir: PathBuf,
+    dir: Arc<Dir>,
     _lock: Flock<File>,
 }
 
@@ -62,29 +66,68 @@ impl Registry {
 
     /// As [`Registry::lock`], but gives up waiting when `is_over` says so.
     pub(super) fn lock_unless(is_over: impl Fn() -> bool) -> Result<Self> {
-        let dir = directory()?;
+        let (user, pid) = (runtime::namespace("user")?, runtime::namespace("pid")?);
+        let name = format!("{user}-{pid}");
+        let find = || Dir::runtime()?.make_dir(&name).map(Arc::new);
+        Self::lock_in(find, is_over)
+    }
+
+    /// Locks the registry in the directory that `find` gives, which is asked again if that was
+    /// removed meanwhile. Gives up waiting when `is_over` says so.
+    fn lock_in(find: impl Fn() -> Result<Arc<Dir>>, is_over: impl Fn() -> bool) -> Result<Self> {
         let deadline = Instant::now() + PATIENCE;
         let mut pause = FIRST_PAUSE;
         loop {
-            match try_lock(&dir) {
-                Ok(lock) => return Ok(Self { dir, _lock: lock }),
-                Err((error, false)) => return Err(error),
-                Err((error, true)) if is_over() || Instant::now() >= deadline => return Err(error),
-                Err((_, true)) => {
-                    sleep(pause);
-                    pause = (2 * pause).min(LAST_PAUSE);
-                }
+            let error = match find().and_then(Self::try_lock) {
+                Ok(registry) => return Ok(registry),
+                Err(error) => error,
+            };
+            // Another process has the lock, or has just removed it or the directory.
+            let may_pass = matches!(error.kind, ErrorKind::Busy | ErrorKind::NotFound);
+            if !may_pass || is_over() || Instant::now() >= deadline {
+                return Err(error);
+            }
+            sleep(pause);
+            pause = (2 * pause).min(LAST_PAUSE);
+        }
+    }
+
+    /// Locks the registry in a directory.
+    fn try_lock(dir: Arc<Dir>) -> Result<Self> {
+        let shown = dir.shown(LOCK);
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(WARILY)
+            .open(dir.at(LOCK))
+            .and_then(regular)
+            .map_err(|error| Error::path("open", &shown, &error))?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+        let lock = lock.map_err(|(_, errno)| {
+            let error = Error::path("lock", &shown, &errno.into());
+            match errno {
+                Errno::EWOULDBLOCK | Errno::EINTR => Error {
+                    kind: ErrorKind::Busy,
+                    ..error
+                },
+                _ => error,
+            }
+        })?;
+        match is_in(&lock, &dir) {
+            true => Ok(Self { dir, _lock: lock }),
+            false => {
+                let message = format!("{} was removed", shown.display());
+                Err(Error::new(ErrorKind::NotFound, message))
             }
         }
     }
 
     /// The holders that are alive.
     pub(super) fn holders(&self) -> Vec<Holder> {
-        let files = fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        let entries = files.filter_map(|file| {
-            let pid = file.file_name().to_str()?.parse().ok()?;
-            Some((pid, file.path()))
-        });
+        let names = self.dir.names().unwrap_or_default().into_iter();
+        let entries = names.filter_map(|name| Some((name.parse().ok()?, self.dir.at(&name))));
         let alive = entries.filter_map(|(pid, path)| {
             let holder = read_holder(pid, &path);
             let alive = holder.filter(|holder| runtime::start_time(pid) == Some(holder.started));
@@ -100,11 +143,12 @@ impl Registry {
     /// Registers this process as a holder.
     pub(super) fn register(&self, user: RawFd, net: RawFd) -> Result<Registration> {
         let pid = process::id();
-        let path = self.dir.join(pid.to_string());
+        let name = pid.to_string();
         let started = runtime::start_time(pid).unwrap_or(0);
-        fs::write(&path, format!("{started} {user} {net}\n"))
-            .map_err(|error| Error::path("write", &path, &error))?;
-        Ok(Registration { path, pid })
+        fs::write(self.dir.at(&name), format!("{started} {user} {net}\n"))
+            .map_err(|error| Error::path("write", &self.dir.shown(&name), &error))?;
+        let dir = Arc::clone(&self.dir);
+        Ok(Registration { dir, pid })
     }
 }
 
@@ -112,11 +156,8 @@ impl Drop for Registry {
     /// Without holders there is nothing to register.
     fn drop(&mut self) {
         if self.holders().is_empty() {
-            let _ = fs::remove_file(self.dir.join("lock"));
-            let _ = fs::remove_dir(&self.dir);
-            if let Some(base) = self.dir.parent() {
-                let _ = fs::remove_dir(base);
-            }
+            let _ = fs::remove_file(self.dir.at(LOCK));
+            self.dir.remove();
         }
     }
 }
@@ -124,7 +165,7 @@ impl Drop for Registry {
 /// This process's entry, removed when dropped by the process that made it.
 #[derive(Debug)]
 pub(super) struct Registration {
-    path: PathBuf,
+    dir: Arc<Dir>,
     pid: u32,
 }
 
@@ -133,41 +174,9 @@ impl Drop for Registration {
         if self.pid != process::id() {
             return;
         }
-        let _registry = Registry::lock();
+        let _registry = Registry::lock_in(|| Ok(Arc::clone(&self.dir)), || false);
         // What cannot be removed is removed by the next who finds it stale.
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-/// Makes and locks the registry; an error comes with whether trying again may help, because somebody else
-/// has the lock or has just removed the directory.
-fn try_lock(dir: &Path) -> Result<Flock<File>, (Error, bool)> {
-    let path = dir.join("lock");
-    for dir in dir.parent().into_iter().chain([dir]) {
-        runtime::make_private_dir(dir)?;
-    }
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(WARILY)
-        .open(&path)
-        .and_then(regular)
-        .map_err(|error| {
-            let gone = error.kind() == io::ErrorKind::NotFound;
-            (Error::path("open", &path, &error), gone)
-        })?;
-    let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
-        let held = matches!(errno, Errno::EWOULDBLOCK | Errno::EINTR);
-        (Error::path("lock", &path, &errno.into()), held)
-    })?;
-    match is_at(&lock, &path) {
-        true => Ok(lock),
-        false => Err((
-            Error::closed(format!("{} was removed", path.display())),
-            true,
-        )),
+        let _ = fs::remove_file(self.dir.at(&self.pid.to_string()));
     }
 }
 
@@ -199,13 +208,9 @@ fn parse(pid: u32, text: &str) -> Option<Holder> {
     })
 }
 
-fn directory() -> Result<PathBuf> {
-    let (user, pid) = (runtime::namespace("user")?, runtime::namespace("pid")?);
-    Ok(runtime::base().join(format!("{user}-{pid}")))
-}
-
-fn is_at(file: &File, path: &Path) -> bool {
-    let (locked, named) = (file.metadata(), fs::symlink_metadata(path));
+/// Whether the lock in a directory is this file.
+fn is_in(lock: &File, dir: &Dir) -> bool {
+    let (locked, named) = (lock.metadata(), fs::symlink_metadata(dir.at(LOCK)));
     locked
         .ok()
         .zip(named.ok())
