@@ -30,6 +30,8 @@ mod soak;
 mod status;
 mod stuck;
 mod switch;
+mod switch_limits;
+mod takeover;
 mod tutorial;
 mod udp;
 mod vlan;
