@@ -75,13 +75,17 @@ fn another_users_switch_in_its_place_is_not_joined() {
         let told = link(&status(&lab), session.proc().pid().cast_unsigned(), 0);
         let reason = told["reason"].as_str().unwrap_or_default();
         assert!(reason.contains("[user="), "{told:#}");
+        let again = format!("{}'s now", other.name);
+        let count = || session.proc().stderr().matches(&again).count();
+        assert_eq!(
+            count(),
+            1,
+            "it is tried again all the time, and logged once"
+        );
         // The next worker knows as well.
         let worker = told["worker"].as_i64().and_then(|pid| pid.try_into().ok());
         kill(Pid::from_raw(worker.unwrap()), Signal::SIGKILL).unwrap();
-        let again = format!("{}'s now", other.name);
-        wait_until("the next worker's refusal", PATIENCE, || {
-            session.proc().stderr().matches(&again).count() > 1
-        });
+        wait_until("the next worker's refusal", PATIENCE, || count() > 1);
         assert!(!has_carrier(&session));
         end(second);
         // The first one's comes back.
@@ -175,4 +179,24 @@ fn a_plug_does_not_join_it_either() {
     drop(stdin);
     legacy.wait(PATIENCE);
     plug.terminate();
+}
+
+/// Of a cable it is only told: its mode says who may join.
+#[test]
+fn another_users_end_of_a_cable_is_reported() {
+    need!("root");
+    let (own, other) = (User::ordinary(), User::other());
+    let lab = lab();
+    let vnl = lab.vnl("ptp", "meet/p[mode=0777]");
+    let session = lab.vdens([&vnl, "sh"]).session();
+    session.ok("ip link set vde0 up");
+    for (user, is_reported) in [(own.clone(), false), (other.clone(), true)] {
+        let far = lab.vde_plug([&vnl, "null://"]).by(user).spawn();
+        wait_for_carrier(&session, true);
+        let words = format!("user {}'s now, and was user {}'s", other.name, own.name);
+        let said = || session.proc().stderr().contains(&words);
+        wait_until(&words, PATIENCE, || said() == is_reported);
+        end(far);
+        wait_for_carrier(&session, false);
+    }
 }
