@@ -143,8 +143,9 @@ impl Lasting {
         }
     }
 
-    /// The level to log a failure to open at. A far end that is not there yet is no news. A refusal is: waiting does
-    /// not end it. It is logged when it differs from the last one, and not more often than every [`NEWS`].
+    /// The level to log a failure to open at. A far end that is not there yet is no news. A refusal
+    /// is: waiting does not end it. It is logged when it differs from the last one, and not more
+    /// often than every [`NEWS`].
     fn level_of(&mut self, error: &Error) -> Level {
         if error.kind != ErrorKind::Permission {
             return Level::Debug;

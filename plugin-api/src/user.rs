@@ -2,19 +2,22 @@
 //!
 //! # Theory of operation
 //!
-//! The host opens a broken link again. By then the path may lead to a socket of another user, who would receive
-//! all traffic: in /tmp, any user can make a directory where a switch had its own. So a plugin that knows the far
-//! end's user calls [`FarUser::check`] before it sends anything, and [`FarUser::remember`] once the link is open.
+//! The host opens a broken link again. By then the path may lead to a socket of another user, who
+//! would receive all traffic: in /tmp, any user can make a directory where a switch had its own. So
+//! a plugin that knows the far end's user calls [`FarUser::check`] before it sends anything, and
+//! [`FarUser::remember`] once the link is open.
 //!
-//! A VNL without the key `user` joins any user's far end at the first open, because the author of the VNL chose the
-//! path. Later it joins three users' only: the first one's, root's, and the session's own. Root can do anything
-//! anyway, and vdens does not defend a user from himself. The first user stays the first, so that a switch may change
-//! to root and back. The key names the only user instead, or allows `any`.
+//! A VNL without the key `user` joins any user's far end at the first open, because the author of
+//! the VNL chose the path. Later it joins three users' only: the first one's, root's, and the
+//! session's own. Root can do anything anyway, and vdens does not defend a user from himself. The
+//! first user stays the first, so that a switch may change to root and back. The key names the only
+//! user instead, or allows `any`.
 //!
-//! The process remembers the first user of each VNL. The supervisor holds a note of it ([`Host::keep`]) for the
-//! worker that replaces a dead one. A nested link has no note, because the host keeps descriptors of the outermost link
-//! only. The note is a memory file. The control stream would serve too (SO_PEERCRED outlives the peer), but a switch
-//! would not see its port close while the supervisor holds that.
+//! The process remembers the first user of each VNL. The supervisor holds a note of it
+//! ([`Host::keep`]) for the worker that replaces a dead one. A nested link has no note, because the
+//! host keeps descriptors of the outermost link only. The note is a memory file. The control stream
+//! would serve too (SO_PEERCRED outlives the peer), but a switch would not see its port close while
+//! the supervisor holds that.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -77,7 +80,8 @@ impl FarUser {
         }
     }
 
-    /// Checks that the far end, which is called `what` in the error and belongs to user `uid`, may be joined.
+    /// Checks that the far end, which is called `what` in the error and belongs to user `uid`, may
+    /// be joined.
     ///
     /// # Errors
     /// It may not.

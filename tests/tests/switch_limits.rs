@@ -1,4 +1,5 @@
-//! What other users' clients can take from a switch: a number of ports each, and a share of the memory for queues.
+//! What other users' clients can take from a switch: a number of ports each, and a share of the
+//! memory for queues.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -45,7 +46,8 @@ fn foreign_client<'lab>(lab: &'lab Lab, words: &str) -> Cmd<'lab> {
         .env("PORTS_IN", directory)
 }
 
-/// Starts a client and waits until it has done its harm; it holds what it has until its input is dropped.
+/// Starts a client and waits until it has done its harm; it holds what it has until its input is
+/// dropped.
 #[track_caller]
 fn harm<'lab>(client: Cmd<'lab>) -> (Proc<'lab>, ChildStdin) {
     let (client, stdin) = client.spawn_piped();

@@ -1,4 +1,5 @@
-//! A switch that another user puts where the first one was: a session that is plugged into the first does not join it.
+//! A switch that another user puts where the first one was: a session that is plugged into the
+//! first does not join it.
 
 use std::os::unix::net::UnixStream;
 
@@ -96,8 +97,8 @@ fn another_users_switch_in_its_place_is_not_joined() {
     }
 }
 
-/// Where the switch was somebody else's to begin with, it may become root's or the session's own user's, and no third
-/// one's; as often as they like.
+/// Where the switch was somebody else's to begin with, it may become root's or the session's own
+/// user's, and no third one's; as often as they like.
 #[test]
 fn root_and_oneself_are_no_strangers() {
     need!("root");

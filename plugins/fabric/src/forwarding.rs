@@ -97,8 +97,8 @@ impl Ports {
         ports.filter(|port| port.queue.user() == user).count()
     }
 
-    /// Cuts the queues that have more than their share of the memory. They keep half of their share, so that they are
-    /// not cut again for each frame.
+    /// Cuts the queues that have more than their share of the memory. They keep half of their
+    /// share, so that they are not cut again for each frame.
     fn cut(&mut self, memory: &mut Memory) {
         for port in self.0.iter_mut().flatten() {
             let share = memory.share(port.queue.user());

@@ -2,21 +2,24 @@
 //!
 //! # Theory of operation
 //!
-//! Memory is handed out in blocks of two lengths: short ones for frames, long ones for super-frames. A block that comes
-//! back serves the next queue of whichever port, so queueing allocates nothing, and nothing is lost
-//! to fragmentation.
+//! Memory is handed out in blocks of two lengths: short ones for frames, long ones for
+//! super-frames. A block that comes back serves the next queue that asks, so a busy queue
+//! allocates nothing, and no memory is lost to fragmentation.
 //!
-//! All queues together take at most a given number of bytes. Two rules decide whether a queue gets a block:
+//! All queues together take at most a given number of bytes. Two rules decide whether a queue gets
+//! a block:
 //!
-//! 1. While memory is free, a queue may become as long as what is free. This is the dynamic threshold of Choudhury and
-//!    Hahne (IEEE/ACM Transactions on Networking 6(2), 1998): few congested ports get long queues, many get short
-//!    ones, and some memory stays free for the next port.
-//! 2. A queue may always grow to its share: the memory is divided between the users whose ports have any, and each
-//!    user's part between these ports. If too little is free for that, the queues that have more than their share are
-//!    cut ([`Memory::is_overdrawn`]).
+//! 1. While memory is free, a queue may become as long as what is free. This is the dynamic
+//!    threshold of Choudhury and Hahne (IEEE/ACM Transactions on Networking 6(2), 1998): few
+//!    congested ports get long queues, many get short ones, and some memory stays free for the next
+//!    port.
+//! 2. A queue may always grow to its share: the memory is divided between the users whose ports
+//!    have any, and each user's part between these ports. If too little is free for that, the
+//!    queues that have more than their share are cut ([`Memory::is_overdrawn`]).
 //!
-//! So the most congested ports lose frames first. A user who opens many ports and reads none of them takes the memory
-//! from his own ports. All shares add up to no more than the limit, so cutting always makes enough room.
+//! So the most congested ports lose frames first. A user who opens many ports and reads none of
+//! them takes the memory from his own ports. All shares add up to no more than the limit, so
+//! cutting always makes enough room.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -117,8 +120,8 @@ impl Memory {
         }
     }
 
-    /// A block of `size` bytes for a queue of a user that has `held` bytes, if it may have another. It may overdraw the
-    /// memory: then the queues that have more than their share have to be cut.
+    /// A block of `size` bytes for a queue of a user that has `held` bytes, if it may have another.
+    /// It may overdraw the memory: then the queues that have more than their share have to be cut.
     pub(crate) fn take(&mut self, user: u32, held: usize, size: usize) -> Option<Block> {
         if held == 0 {
             *self.queues.entry(user).or_default() += 1;

@@ -1,9 +1,9 @@
 //! Ports: a client's data socket, and what waits for it.
 //!
-//! Frames for a port go straight to its socket. What that does not take waits in the port's queue until
-//! epoll says that there is room; when the queue is full too, frames are dropped and counted. A
-//! client that never reads thus costs a bounded amount of memory, and no time. All queues together have one
-//! bound (`memory`).
+//! Frames for a port go straight to its socket. What that does not take waits in the port's queue
+//! until epoll says that there is room; when the queue is full too, frames are dropped and counted.
+//! A client that never reads thus costs a bounded amount of memory, and no time. All queues
+//! together have one bound (`memory`).
 //!
 //! A client of ours says that it takes super-frames. From then on it is sent frames as they are, wrapped where
 //! something is left to be done to them (see `wire::hello`); every other is sent complete frames only.

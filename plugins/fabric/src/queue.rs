@@ -97,7 +97,8 @@ impl Queue {
         }
     }
 
-    /// Forgets the newest datagrams until it has at most `bytes` of memory. Returns how many these are.
+    /// Forgets the newest datagrams until it has at most `bytes` of memory. Returns how many these
+    /// are.
     pub(crate) fn cut(&mut self, bytes: usize, memory: &mut Memory) -> usize {
         let before = self.len;
         while self.held > bytes {

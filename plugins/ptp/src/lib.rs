@@ -276,8 +276,8 @@ impl Ptp {
         }
     }
 
-    /// Warns when the far end has become another user's. It is served all the same: a cable has no owner, and the mode
-    /// of this end's socket says which users may join it.
+    /// Warns when the far end has become another user's. It is served all the same: a cable has no
+    /// owner, and the mode of this end's socket says which users may join it.
     fn notice_user(&mut self) {
         let Some(now) = self.end.as_ref().and_then(|end| end.credentials().uid) else {
             return;

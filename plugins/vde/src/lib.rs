@@ -6,9 +6,9 @@
 //! module each where it is more than a call:
 //!
 //! 1. `target`: the VNL and the command line's options become a `target::Target`;
-//! 2. `control`: connect to the switch's stream socket, see whose switch it is and whether it may be
-//!    joined ([`vdens_plugin_api::user`]), ask for a port, wait (not for ever) for the address of the
-//!    datagram socket that serves it;
+//! 2. `control`: connect to the switch's stream socket, see whose switch it is and whether it may
+//!    be joined ([`vdens_plugin_api::user`]), ask for a port, wait (not for ever) for the address
+//!    of the datagram socket that serves it;
 //! 3. `endpoint`: the client's own datagram socket, which has a path only for as long as the switch
 //!    needs to find it, and permissions that let the switch and nobody else do so;
 //! 4. `link`: the two connected sockets as a link. Frames are datagrams; the end of the control
