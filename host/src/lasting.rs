@@ -50,6 +50,8 @@ pub struct Lasting {
     failure: Option<Error>,
     /// When it broke last.
     broke: Option<Instant>,
+    /// The refusal that was logged last, and when.
+    refusal: Option<(String, Instant)>,
     /// At which level its coming and going is logged: that of a link which does nothing else is no news.
     level: Level,
     /// What the other side was last.
@@ -88,6 +90,7 @@ impl Lasting {
             link,
             failure,
             broke: None,
+            refusal: None,
             level: Level::Warn,
             other_side: State::DOWN,
             timer,
@@ -126,18 +129,37 @@ impl Lasting {
         match (self.open)() {
             Ok(mut link) => {
                 log::log!(self.level, "{}: the link is back", self.name);
-                self.failure = None;
+                (self.failure, self.refusal) = (None, None);
                 link.other_side(self.other_side);
                 self.link = Some(link);
                 // It may have something to do at once.
                 self.try_link(|link| link.recv(batch));
             }
             Err(error) => {
-                log::debug!("{}: {error}", self.name);
+                log::log!(self.level_of(&error), "{}: {error}", self.name);
                 self.failure = Some(error);
                 self.set_timer();
             }
         }
+    }
+
+    /// The level to log a failure to open at. A far end that is not there yet is no news. A refusal
+    /// is: waiting does not end it. It is logged when it differs from the last one, and not more
+    /// often than every [`NEWS`].
+    fn level_of(&mut self, error: &Error) -> Level {
+        if error.kind != ErrorKind::Permission {
+            return Level::Debug;
+        }
+        let text = error.to_string();
+        let is_news = self
+            .refusal
+            .as_ref()
+            .is_none_or(|(last, when)| *last != text && when.elapsed() >= NEWS);
+        if !is_news {
+            return Level::Debug;
+        }
+        self.refusal = Some((text, Instant::now()));
+        Level::Warn
     }
 
     /// Calls the link, if there is one; what does not break it.

@@ -104,6 +104,7 @@ mod status;
 pub mod stream;
 pub mod tap;
 pub mod udp;
+pub mod user;
 pub mod vnl;
 pub mod wire;
 

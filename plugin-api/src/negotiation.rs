@@ -107,7 +107,8 @@ impl Peer {
 pub struct Negotiation {
     cable: Cable,
     own: Nonce,
-    /// This end's place, which the far end is told.
+    /// The process that people know this end by, and this end's place: what the far end is told.
+    process: u32,
     ticket: Option<Ticket>,
     /// Whether a far end may introduce itself that does not know this end's nonce.
     meets_strangers: bool,
@@ -124,10 +125,11 @@ pub struct Negotiation {
 
 impl Negotiation {
     /// A conversation with whoever appears on `cable`, which begins with a hello. `ticket` is this
-    /// end's place on the panel, if the far end may know it.
-    pub fn on(cable: Cable, own: Nonce, ticket: Option<Ticket>) -> Self {
+    /// end's place on the panel, if the far end may know it; `process` is what people know this end by.
+    pub fn on(cable: Cable, own: Nonce, ticket: Option<Ticket>, process: u32) -> Self {
         let mut negotiation = Self::with(own, ticket, None);
         negotiation.cable = cable;
+        negotiation.process = process;
         negotiation.meets_strangers = true;
         negotiation.say(negotiation.hello());
         negotiation
@@ -139,6 +141,7 @@ impl Negotiation {
         let mut negotiation = Self {
             cable: Cable::default(),
             own,
+            process: std::process::id(),
             ticket,
             meets_strangers: false,
             peer: peer.map_or(Peer::Unknown, Peer::Heard),
@@ -258,7 +261,7 @@ impl Negotiation {
 
     fn hello(&self) -> Body {
         Body::Hello {
-            process: std::process::id(),
+            process: self.process,
             // A far end that has not been heard of is told nothing.
             ticket: self.introduced_to.and(self.ticket.clone()),
         }
@@ -364,7 +367,7 @@ mod tests {
     }
 
     fn end(nonce: u64, place: &str) -> Negotiation {
-        Negotiation::on(CABLE, Nonce(nonce), ticket(place))
+        Negotiation::on(CABLE, Nonce(nonce), ticket(place), 7)
     }
 
     /// Carries what `from` has to say to `to`, and returns the events there.
@@ -404,7 +407,7 @@ mod tests {
             assert_eq!((at_a, at_b), (vec![Event::Met], vec![Event::Met]));
             assert_eq!(a.peer_ticket(), ticket("b").as_ref());
             assert_eq!(b.peer_ticket(), ticket("a").as_ref());
-            assert_eq!(a.peer_process(), Some(std::process::id()));
+            assert_eq!(a.peer_process(), Some(7));
         }
     }
 
@@ -467,7 +470,7 @@ mod tests {
         let mut a = end(1, "a");
         let greeting = a.next().unwrap();
         assert_eq!(a.receive(&greeting), Received::Message(None));
-        let mut b = Negotiation::on(CABLE, Nonce(2), ticket("a"));
+        let mut b = Negotiation::on(CABLE, Nonce(2), ticket("a"), 7);
         settle(&mut a, &mut b);
         assert!(a.is_proven() && a.peer_ticket().is_none());
     }

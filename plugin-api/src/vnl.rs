@@ -269,6 +269,20 @@ pub fn group_id(name: &str) -> Result<u32> {
     })
 }
 
+/// The id of a user who is given by name or number.
+///
+/// # Errors
+/// There is no such user.
+pub fn user_id(name: &str) -> Result<u32> {
+    if let Ok(Some(user)) = nix::unistd::User::from_name(name) {
+        return Ok(user.uid.as_raw());
+    }
+    name.parse().map_err(|_| {
+        Error::usage(format!("there is no user '{}'", name.escape_debug()))
+            .hint("see `getent passwd`")
+    })
+}
+
 /// Checks that `path` fits the address of a UNIX socket with its terminating NUL.
 pub fn check_socket_path(path: &Path) -> Result<()> {
     let length = path.as_os_str().len();

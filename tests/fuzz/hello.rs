@@ -79,7 +79,7 @@ impl Target for Messages {
 /// An end of nonce 1 believes nothing that does not carry it, and always says little.
 fn believes_who_knows_its_nonce(input: &[u8]) -> Result<(), String> {
     let cable = Message::decode(input).map_or_else(Cable::default, |message| message.cable);
-    let mut end = Negotiation::on(cable, Nonce(1), None);
+    let mut end = Negotiation::on(cable, Nonce(1), None, 7);
     let seen = end.receive(input);
     ensure((seen == Received::Frame) != is_message(input), || {
         format!("a message is {seen:?}")

@@ -11,6 +11,7 @@ import sys
 import time
 
 DIRECTORY = sys.argv[2]
+PORTS_IN = os.environ.get("PORTS_IN", os.getcwd())
 BROADCAST = b"\xff" * 6
 PREFIX = bytes.fromhex("0180c200000302") + b"vdens\x88\xb5VDEN\x02"
 random.seed(4711)
@@ -54,7 +55,7 @@ class Port:
 
     def __init__(self, description=b"hostile"):
         Port.count += 1
-        path = f"{os.getcwd()}/h{os.getpid()}-{Port.count}"
+        path = f"{PORTS_IN}/h{os.getpid()}-{Port.count}"
         self.data = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.data.bind(path)
         self.data.settimeout(10)
@@ -189,6 +190,28 @@ def superframes():
                 pass
             port.data.settimeout(10)
     return [port]
+
+
+def ports():
+    """As many ports as there are for it, at most the number on the command line; says how many. Anybody may send to them."""
+    os.umask(0)
+    held = []
+    try:
+        while len(held) < int(sys.argv[3]):
+            held.append(Port())
+    except ConnectionRefusedError:
+        pass
+    print(len(held))
+    return held
+
+
+def deaf():
+    """Ports that never read, one of which floods the others with the number of frames on the command line."""
+    held = ports()
+    held[0].data.settimeout(60)
+    for _ in range(int(sys.argv[4])):
+        held[0].send(frame(1, rest=b"\x88\xb6" + bytes(8986)))
+    return held
 
 
 held = globals()[sys.argv[1]]()

@@ -35,6 +35,8 @@ mod soak;
 mod status;
 mod stuck;
 mod switch;
+mod switch_limits;
+mod takeover;
 mod trust;
 mod tutorial;
 mod udp;

@@ -18,10 +18,15 @@ const KEYS: Keys = Keys::new(&[
     "expiretime",
     "hashsize",
     "hashseed",
+    "userports",
+    "memory",
 ]);
 
 const DEFAULT_MODE: u32 = 0o600;
 const DEFAULT_EXPIRY: u64 = 120;
+const DEFAULT_USER_PORTS: u64 = 64;
+/// In MiB. Enough for 16 ports that are congested at a time to have the longest queues.
+const DEFAULT_MEMORY: u64 = 64;
 
 /// How a switch or hub is to be set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +40,10 @@ pub(crate) struct Config {
     pub(crate) group: Option<Gid>,
     /// How long a station is remembered after its last frame: a hub remembers none.
     pub(crate) expiry: Duration,
+    /// How many ports each user may have, but for root and the switch's own.
+    pub(crate) user_ports: usize,
+    /// What all queues together may take, in bytes.
+    pub(crate) memory: usize,
 }
 
 impl Config {
@@ -47,6 +56,8 @@ impl Config {
         let expiry = positive(&spec, "expiretime")?.unwrap_or(DEFAULT_EXPIRY);
         let mode = spec.mode("mode")?.or(options.mode).unwrap_or(DEFAULT_MODE);
         let directory_mode = spec.mode("dirmode")?;
+        let user_ports = positive(&spec, "userports")?.unwrap_or(DEFAULT_USER_PORTS);
+        let memory = positive(&spec, "memory")?.unwrap_or(DEFAULT_MEMORY);
         Ok(Self {
             kind,
             directory: match spec.target().as_os_str().is_empty() {
@@ -67,6 +78,8 @@ impl Config {
                 Kind::Switch => Duration::from_secs(expiry),
                 Kind::Hub => Duration::ZERO,
             },
+            user_ports: usize::try_from(user_ports).unwrap_or(usize::MAX),
+            memory: usize::try_from(memory << 20).unwrap_or(usize::MAX),
         })
     }
 }
@@ -108,6 +121,7 @@ mod tests {
         assert_eq!(got.mode.bits(), 0o600);
         assert_eq!(got.directory_mode.bits(), 0o2700);
         assert_eq!((got.group, got.expiry.as_secs()), (None, 120));
+        assert_eq!((got.user_ports, got.memory), (64, 64 << 20));
         let default = config("").unwrap().directory;
         assert!(default.to_str().unwrap().starts_with("/tmp/vdenode_"));
     }
@@ -121,6 +135,8 @@ mod tests {
         assert_eq!(got.expiry.as_secs(), 5);
         let got = config("/sw[mode=660/dirmode=2770]").unwrap();
         assert_eq!(got.directory_mode.bits(), 0o2770);
+        let got = config("/sw[userports=1/memory=2]").unwrap();
+        assert_eq!((got.user_ports, got.memory), (1, 2 << 20));
         for bad in [
             "mode=8",
             "expiretime=0",
@@ -129,6 +145,9 @@ mod tests {
             "hashsize=x",
             "hashseed=y",
             "group=no such group",
+            "userports=0",
+            "memory=0",
+            "memory=64M",
             "port=3",
         ] {
             assert!(config(&format!("/sw[{bad}]")).is_err(), "{bad}");

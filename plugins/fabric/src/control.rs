@@ -46,6 +46,8 @@ pub(crate) enum Refusal {
     Management,
     #[error("port {0} is in use")]
     Taken(u32),
+    #[error("it has {0} ports, as many as another user may have")]
+    TooMany(usize),
     #[error("its socket '{0}' {1}")]
     Socket(String, &'static str),
     #[error("cannot {0}: {1}")]
@@ -64,6 +66,16 @@ impl Refusal {
 pub(crate) struct Peer(UnixCredentials);
 
 impl Peer {
+    /// Its user.
+    pub(crate) fn uid(self) -> u32 {
+        self.0.uid()
+    }
+
+    /// Whether it may do with the switch what it likes: it could end it as well.
+    pub(crate) fn is_trusted(self) -> bool {
+        self.is_same_user() || self.uid() == 0
+    }
+
     /// Whether it runs as the switch's user.
     pub(crate) fn is_same_user(self) -> bool {
         self.0.uid() == Uid::effective().as_raw()

@@ -23,6 +23,7 @@ use vdens_plugin_api::{Frame, Hub, MAX_LEGACY_FRAME, Offloads, RxBatch, TxBatch}
 
 use crate::fdb::Fdb;
 use crate::frame::Addresses;
+use crate::memory::Memory;
 use crate::port::{HUB, LOCAL, Port, PortId, Selection};
 
 /// The most segments that a frame is cut into: enough for 64 KiB and any sensible segment size.
@@ -77,13 +78,34 @@ impl Ports {
         ports.filter_map(|(index, slot)| Some((PortId(index as u32), slot.as_ref()?)))
     }
 
-    /// Takes out the ports that are to be closed.
-    pub(crate) fn take_ended(&mut self) -> impl Iterator<Item = (PortId, Port)> {
+    /// Takes out the ports that are to be closed; their queues give `memory` back.
+    pub(crate) fn take_ended(
+        &mut self,
+        memory: &mut Memory,
+    ) -> impl Iterator<Item = (PortId, Port)> {
         let ports = self.0.iter_mut().enumerate();
         ports.filter_map(|(index, slot)| {
-            let ended = slot.take_if(|port| port.end.is_some())?;
+            let mut ended = slot.take_if(|port| port.end.is_some())?;
+            ended.cut(0, memory);
             Some((PortId(index as u32), ended))
         })
+    }
+
+    /// How many ports a user's clients have.
+    pub(crate) fn of_user(&self, user: u32) -> usize {
+        let ports = self.0.iter().flatten();
+        ports.filter(|port| port.queue.user() == user).count()
+    }
+
+    /// Cuts the queues that have more than their share of the memory. They keep half of their
+    /// share, so that they are not cut again for each frame.
+    fn cut(&mut self, memory: &mut Memory) {
+        for port in self.0.iter_mut().flatten() {
+            let share = memory.share(port.queue.user());
+            if port.queue.held() > share {
+                port.cut(share / 2, memory);
+            }
+        }
     }
 
     /// Whether a client has the port number.
@@ -104,6 +126,8 @@ impl Ports {
 #[derive(Debug)]
 pub(crate) struct Fabric {
     pub(crate) ports: Ports,
+    /// What all their queues together may take.
+    pub(crate) memory: Memory,
     pub(crate) fdb: Fdb,
     pub(crate) hub: Option<Hub>,
     /// Whether the host's interface is on the hub.
@@ -119,9 +143,10 @@ pub(crate) struct Fabric {
 }
 
 impl Fabric {
-    pub(crate) fn new(fdb: Fdb) -> Self {
+    pub(crate) fn new(fdb: Fdb, memory: Memory) -> Self {
         Self {
             ports: Ports::default(),
+            memory,
             fdb,
             hub: None,
             host_is_plugged: false,
@@ -225,6 +250,7 @@ impl Fabric {
             takes_super_frames: true,
             chosen: &self.chosen,
             ports: &mut self.ports,
+            memory: &mut self.memory,
             congested: &mut self.congested,
         };
         let hub = self.hub.as_ref();
@@ -256,6 +282,7 @@ impl Fabric {
             takes_super_frames: false,
             chosen: &self.chosen,
             ports: &mut self.ports,
+            memory: &mut self.memory,
             congested: &mut self.congested,
         };
         if !wanted.intersects(decision.unfinished) {
@@ -310,6 +337,7 @@ struct Outlet<'a> {
     takes_super_frames: bool,
     chosen: &'a [PortId],
     ports: &'a mut Ports,
+    memory: &'a mut Memory,
     congested: &'a mut Vec<PortId>,
 }
 
@@ -327,9 +355,12 @@ impl Outlet<'_> {
                 continue;
             }
             let was_congested = port.is_congested();
-            port.send(frames, selection);
+            port.send(frames, selection, self.memory);
             if port.is_congested() && !was_congested {
                 self.congested.push(*id);
+            }
+            if self.memory.is_overdrawn() {
+                self.ports.cut(self.memory);
             }
         }
     }

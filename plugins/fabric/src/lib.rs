@@ -19,6 +19,7 @@
 //! - `directory`: the directory, its lock, the sockets in it; everything made is removed;
 //! - `control`: clients that have connected and not yet said what they want;
 //! - `port`: a client's data socket, with a bounded `queue` for what it does not take at once;
+//! - `memory`: what all queues together may take, and each port's share of it;
 //! - `frame` and `fdb`: who a frame is from and for, and where that is; pure code;
 //! - `forwarding`: from one port's batch of frames to the other ports, one system call each;
 //! - `status`: what a person may want to know;
@@ -41,6 +42,7 @@ mod directory;
 mod fdb;
 mod forwarding;
 mod frame;
+mod memory;
 mod port;
 mod queue;
 mod status;

@@ -1,8 +1,9 @@
 //! Ports: a client's data socket, and what waits for it.
 //!
-//! Frames for a port go straight to its socket. What that does not take waits in the port's queue until
-//! epoll says that there is room; when the queue is full too, frames are dropped and counted. A
-//! client that never reads thus costs a bounded amount of memory, and no time.
+//! Frames for a port go straight to its socket. What that does not take waits in the port's queue
+//! until epoll says that there is room; when the queue is full too, frames are dropped and counted.
+//! A client that never reads thus costs a bounded amount of memory, and no time. All queues
+//! together have one bound (`memory`).
 //!
 //! A client of ours says that it takes super-frames. From then on it is sent frames as they are, wrapped where
 //! something is left to be done to them (see `wire::hello`); every other is sent complete frames only.
@@ -11,12 +12,13 @@ use std::io::{self, Read};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 
 use nix::errno::Errno;
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use vdens_plugin_api::negotiation::Negotiation;
 use vdens_plugin_api::wire::hello::SUPER_PREFIX;
 use vdens_plugin_api::{BATCH_FRAMES, Frame, MAX_LEGACY_FRAME, Offloads, TxBatch, send_datagrams};
 
 use crate::directory::Entry;
+use crate::memory::Memory;
 use crate::queue::Queue;
 
 /// The send buffer asked for where super-frames are sent, in bytes; the usual one holds four of them.
@@ -113,7 +115,7 @@ pub(crate) struct Port {
     pub(crate) data: UnixDatagram,
     /// The data socket's place in the directory; removed with the port.
     _entry: Entry,
-    queue: Queue,
+    pub(crate) queue: Queue,
     /// The conversation with a client of ours, which may send messages and super-frames among its
     /// frames; `None` for a legacy one.
     pub(crate) negotiation: Option<Negotiation>,
@@ -138,13 +140,15 @@ impl Port {
         data: UnixDatagram,
         entry: Entry,
     ) -> Self {
+        let user =
+            getsockopt(&control, sockopt::PeerCredentials).map_or(u32::MAX, |peer| peer.uid());
         Self {
             number,
             client,
             control,
             data,
             _entry: entry,
-            queue: Queue::default(),
+            queue: Queue::new(user),
             negotiation: None,
             takes_super_frames: false,
             is_plugged: false,
@@ -180,7 +184,7 @@ impl Port {
 
     /// Sends the selected frames of `batch`, or keeps them until there is room. Whoever takes no super-frames is to
     /// be given none.
-    pub(crate) fn send(&mut self, batch: &TxBatch<'_>, selection: Selection) {
+    pub(crate) fn send(&mut self, batch: &TxBatch<'_>, selection: Selection, memory: &mut Memory) {
         if self.end.is_some() {
             return;
         }
@@ -196,27 +200,27 @@ impl Port {
             }
         }
         for frame in left.of(batch) {
-            if !self.queue.push(self.datagram(frame)) {
+            if !self.queue.push(self.datagram(frame), memory) {
                 self.counters.dropped += 1;
             }
         }
     }
 
     /// Sends what waits, as far as there is room.
-    pub(crate) fn flush(&mut self) {
+    pub(crate) fn flush(&mut self, memory: &mut Memory) {
         while !self.queue.is_empty() {
             let offered = self.queue.len().min(BATCH_FRAMES);
             let datagrams = self.queue.datagrams().map(|datagram| [&[], datagram]);
             match send_datagrams(&self.data, datagrams) {
                 Ok(sent) => {
                     self.counters.sent += sent as u64;
-                    self.queue.pop(sent);
+                    self.queue.pop(sent, memory);
                     if sent < offered {
                         return;
                     }
                 }
                 Err(e) => {
-                    self.queue.pop(1);
+                    self.queue.pop(1, memory);
                     self.failed(&e, 1);
                     if self.end.is_some() {
                         return;
@@ -224,6 +228,11 @@ impl Port {
                 }
             }
         }
+    }
+
+    /// Drops the newest frames that wait until these have at most `bytes` of memory.
+    pub(crate) fn cut(&mut self, bytes: usize, memory: &mut Memory) {
+        self.counters.dropped += self.queue.cut(bytes, memory) as u64;
     }
 
     /// Whether frames wait for room.

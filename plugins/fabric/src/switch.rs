@@ -32,6 +32,7 @@ use crate::control::{self, Applicant, Applicants, Peer, Refusal};
 use crate::directory::{Directory, Entry};
 use crate::fdb::{self, Fdb};
 use crate::forwarding::Fabric;
+use crate::memory::Memory;
 use crate::port::{HUB, LOCAL, Port, PortId};
 use crate::status;
 
@@ -161,6 +162,8 @@ pub(crate) struct Switch {
     ready: VecDeque<EpollEvent>,
     timer: Timer,
     fabric: Fabric,
+    /// How many ports each other user may have.
+    user_ports: usize,
     ingress: Batch,
     applicants: Applicants,
     listener: UnixListener,
@@ -188,7 +191,11 @@ impl Switch {
             epoll,
             ready: VecDeque::with_capacity(EVENTS),
             timer,
-            fabric: Fabric::new(Fdb::new(fdb::CAPACITY, config.expiry)),
+            fabric: Fabric::new(
+                Fdb::new(fdb::CAPACITY, config.expiry),
+                Memory::new(config.memory),
+            ),
+            user_ports: config.user_ports,
             ingress: Batch::new(),
             applicants: Applicants::default(),
             listener,
@@ -238,7 +245,7 @@ impl Switch {
             return;
         };
         if events.contains(EpollFlags::EPOLLOUT) {
-            port.flush();
+            port.flush(&mut self.fabric.memory);
             watch_for_room(&self.epoll, id, port);
         }
         if events == EpollFlags::EPOLLOUT {
@@ -357,6 +364,7 @@ impl Switch {
     }
 
     fn admit(&mut self, applicant: Applicant, request: &Request) -> Result<(), Refusal> {
+        self.admit_user(applicant.peer)?;
         let number = match request.port {
             0 => self.fabric.ports.free_number(),
             taken if self.fabric.ports.has_number(taken) => return Err(Refusal::Taken(taken)),
@@ -423,6 +431,15 @@ impl Switch {
             negotiation.sent();
         }
         Some(negotiation)
+    }
+
+    /// Checks that a user may have one port more.
+    fn admit_user(&self, peer: Peer) -> Result<(), Refusal> {
+        let is_full = || self.fabric.ports.of_user(peer.uid()) >= self.user_ports;
+        match !peer.is_trusted() && is_full() {
+            true => Err(Refusal::TooMany(self.user_ports)),
+            false => Ok(()),
+        }
     }
 
     fn refuse(&mut self, peer: Peer, refusal: &Refusal, now: Instant) {
@@ -525,7 +542,7 @@ impl Switch {
     fn settle(&mut self) -> Result<()> {
         let Self { fabric, epoll, .. } = self;
         fabric.drain_congested(|id, port| watch_for_room(epoll, id, port));
-        let ended: Vec<(PortId, Port)> = fabric.ports.take_ended().collect();
+        let ended: Vec<(PortId, Port)> = fabric.ports.take_ended(&mut fabric.memory).collect();
         for (id, port) in ended {
             if port.counters.received > 0 {
                 fabric.fdb.forget(id);

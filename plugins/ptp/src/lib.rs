@@ -40,6 +40,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::unistd::geteuid;
 use vdens_plugin_api::log::{debug, warn};
+use vdens_plugin_api::user::{self, Name};
 use vdens_plugin_api::vnl::{self, Keys, Spec};
 use vdens_plugin_api::wire::hello::{Cable, SUPER_PREFIX};
 use vdens_plugin_api::{
@@ -179,6 +180,8 @@ struct Ptp {
     peer: Peer,
     /// Whether the far end was there when last looked at.
     carrier: bool,
+    /// The far end's first user and its last.
+    users: Option<[u32; 2]>,
     /// When to try to join again.
     retry: Instant,
     /// Why joining failed last.
@@ -215,6 +218,7 @@ impl Ptp {
             is_kept: false,
             peer: Peer::new(host),
             carrier: false,
+            users: None,
             retry: Instant::now(),
             complaint: None,
             epoll,
@@ -278,9 +282,26 @@ impl Ptp {
         let carrier = self.socket().is_some();
         if carrier != std::mem::replace(&mut self.carrier, carrier) {
             match carrier {
-                true => self.peer.greet(self.cable(), self.is_foreign()),
+                true => {
+                    self.notice_user();
+                    self.peer.greet(self.cable(), self.is_foreign());
+                }
                 false => self.peer.forget(),
             }
+        }
+    }
+
+    /// Warns when the far end has become another user's. It is served all the same: a cable has no
+    /// owner, and the mode of this end's socket says which users may join it.
+    fn notice_user(&mut self) {
+        let Some(now) = self.end.as_ref().and_then(|end| end.credentials().uid) else {
+            return;
+        };
+        let [first, last] = *self.users.get_or_insert([now, now]);
+        self.users = Some([first, now]);
+        if now != last && !user::may_follow(first, now) {
+            let (path, now, first) = (self.place.path.display(), Name(now), Name(first));
+            warn!("{path}: the far end is user {now}'s now, and was user {first}'s");
         }
     }
 

@@ -15,6 +15,8 @@
 //! What a message asks for is done at the next [`Peer::act`], not before, because an interface cannot
 //! be plugged until the link is open.
 
+use std::os::unix::process::parent_id;
+
 use vdens_plugin_api::log::{debug, warn};
 use vdens_plugin_api::negotiation::{Event, Negotiation, Received};
 use vdens_plugin_api::wire::hello::{Body, Cable, Nonce};
@@ -73,10 +75,16 @@ impl Peer {
     pub(crate) fn greet(&mut self, cable: Cable, is_foreign: bool) {
         self.forget();
         self.is_foreign = is_foreign;
-        let ticket = self.host.port().ticket.filter(|_| !is_foreign);
+        let port = self.host.port();
+        // Where there is an interface, this is a worker: people know its parent, vdens.
+        let process = match port.interface.is_empty() {
+            true => std::process::id(),
+            false => parent_id(),
+        };
+        let ticket = port.ticket.filter(|_| !is_foreign);
         match Nonce::new() {
             Ok(nonce) => {
-                let mut negotiation = Negotiation::on(cable, nonce, ticket);
+                let mut negotiation = Negotiation::on(cable, nonce, ticket, process);
                 negotiation.set_host_takes(self.host_takes);
                 self.negotiation = Some(negotiation);
             }

@@ -17,7 +17,6 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, send, socket,
     sockopt,
 };
-use nix::unistd::Uid;
 use vdens_plugin_api::log;
 use vdens_plugin_api::vnl::check_socket_path;
 use vdens_plugin_api::wire::control::{REPLY_LEN, Reply, Request, RequestKind};
@@ -90,10 +89,11 @@ impl Control {
         }
     }
 
-    /// Whether the switch runs as this user.
-    pub(crate) fn is_same_user(&self) -> bool {
+    /// Who made the switch's socket listen, as the kernel knows.
+    pub(crate) fn user(&self) -> Result<u32> {
         getsockopt(&self.stream, sockopt::PeerCredentials)
-            .is_ok_and(|peer| peer.uid() == Uid::effective().as_raw())
+            .map(|peer| peer.uid())
+            .map_err(|errno| Error::io("ask whose the switch is", &errno.into()))
     }
 
     /// Asks for a port for the datagram socket at `socket`. Returns the address of the datagram socket

@@ -6,8 +6,9 @@
 //! module each where it is more than a call:
 //!
 //! 1. `target`: the VNL and the command line's options become a `target::Target`;
-//! 2. `control`: connect to the switch's stream socket, ask for a port, wait (not for ever) for the
-//!    address of the datagram socket that serves it;
+//! 2. `control`: connect to the switch's stream socket, see whose switch it is and whether it may
+//!    be joined ([`vdens_plugin_api::user`]), ask for a port, wait (not for ever) for the address
+//!    of the datagram socket that serves it;
 //! 3. `endpoint`: the client's own datagram socket, which has a path only for as long as the switch
 //!    needs to find it, and permissions that let the switch and nobody else do so;
 //! 4. `link`: the two connected sockets as a link. Frames are datagrams; the end of the control
@@ -32,7 +33,11 @@ use vdens_plugin_api::{Capabilities, Link, OpenRequest, Result};
 
 fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     let target = target::Target::new(request.argument(), &request.options)?;
-    Ok(Box::new(link::Vde::open(&target, request.host)?))
+    Ok(Box::new(link::Vde::open(
+        &target,
+        request.vnl,
+        request.host,
+    )?))
 }
 
 vdens_plugin_api::export_plugin! {

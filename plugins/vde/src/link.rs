@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::unistd::Uid;
+use vdens_plugin_api::user::FarUser;
 use vdens_plugin_api::{
     Error, Host, Link, Result, RxBatch, State, Status, TxBatch, log, send_datagrams,
 };
@@ -31,11 +33,15 @@ pub(crate) struct Vde {
 }
 
 impl Vde {
-    pub(crate) fn open(target: &Target, host: Host) -> Result<Self> {
+    /// Opens the link of `vnl`, which means `target`.
+    pub(crate) fn open(target: &Target, vnl: &str, host: Host) -> Result<Self> {
         let directory = target.directory.clone();
         let control = Control::connect(target)?;
+        let user = control.user()?;
+        let far_user = FarUser::new(target.user, vnl, host);
+        far_user.check(format_args!("the switch {}", directory.display()), user)?;
         let endpoint = Endpoint::bind(&directory, &control.owner, target.group, target.mode)?;
-        let trusted = control.is_same_user();
+        let trusted = user == Uid::effective().as_raw();
         let (mut switch, mark) = Switch::new(host)?;
         let description = [&target.description[..], mark.to_string().as_bytes()].concat();
         let (peer, control) = control.negotiate(&endpoint.path, &description)?;
@@ -43,6 +49,7 @@ impl Vde {
         switch.meet(&data, trusted);
         let ready = watch(&data, &control)
             .map_err(|errno| Error::io("watch the switch's sockets", &errno.into()))?;
+        far_user.remember(user);
         log::debug!("port {} of {}", peer.display(), directory.display());
         Ok(Self {
             data,

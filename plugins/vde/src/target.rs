@@ -4,12 +4,13 @@ use std::env;
 use std::path::PathBuf;
 
 use nix::unistd::{Gid, Uid, User};
+use vdens_plugin_api::user::AllowedUser;
 use vdens_plugin_api::vnl::{Keys, Spec, group_id};
 use vdens_plugin_api::wire::control::{MAX_DESCRIPTION_LEN, MAX_PORT, Mark};
 use vdens_plugin_api::{Error, OpenOptions, Result};
 
 const KEYS: Keys =
-    Keys::new(&["port", "group", "mode", "descr", "description"]).default_key("port");
+    Keys::new(&["port", "group", "mode", "descr", "description", "user"]).default_key("port");
 
 /// The description of a link that was given none.
 const DEFAULT_DESCRIPTION: &str = "vdens";
@@ -36,6 +37,8 @@ pub(crate) struct Target {
     pub(crate) mode: Option<u32>,
     /// What the switch shows for the port; there is room for a mark at its end.
     pub(crate) description: Vec<u8>,
+    /// Whose switch may be joined.
+    pub(crate) user: AllowedUser,
 }
 
 impl Target {
@@ -62,6 +65,7 @@ impl Target {
                 .transpose()?,
             mode: spec.mode("mode")?.or(options.mode),
             description: describe(description),
+            user: AllowedUser::of_key(spec.get("user"))?,
         })
     }
 }
@@ -176,6 +180,14 @@ mod tests {
         }
         assert!(target("/sw[group=no such group]").is_err());
         assert!(target("/sw{vde://}").is_err());
+    }
+
+    #[test]
+    fn users() {
+        assert_eq!(target("/sw").unwrap().user, AllowedUser::First);
+        assert_eq!(target("/sw[user=0]").unwrap().user, AllowedUser::Only(0));
+        assert_eq!(target("/sw[3/user=any]").unwrap().user, AllowedUser::Any);
+        assert!(target("/sw[user=no such user]").is_err());
     }
 
     #[test]

@@ -51,7 +51,7 @@ enum Kind {
 
 fn open(vnl: &str) -> Result<Vde> {
     let target = Target::new(vnl, &OpenOptions::default())?;
-    Vde::open(&target, Host::without_services())
+    Vde::open(&target, vnl, Host::without_services())
 }
 
 fn open_in(directory: &TempDir, keys: &str) -> Result<Vde> {
