@@ -14,7 +14,7 @@
 //! FIFO nor an endless file stops another process.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::RawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -145,7 +145,15 @@ impl Registry {
         let pid = process::id();
         let name = pid.to_string();
         let started = runtime::start_time(pid).unwrap_or(0);
-        fs::write(self.dir.at(&name), format!("{started} {user} {net}\n"))
+        // A file of that name is not this process's. It may be a FIFO, so it is not opened.
+        let _ = fs::remove_file(self.dir.at(&name));
+        let text = format!("{started} {user} {net}\n");
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(self.dir.at(&name))
+            .and_then(|mut file| file.write_all(text.as_bytes()))
             .map_err(|error| Error::path("write", &self.dir.shown(&name), &error))?;
         let dir = Arc::clone(&self.dir);
         Ok(Registration { dir, pid })
