@@ -20,6 +20,7 @@ mod loading;
 mod matrix;
 mod multi;
 mod options;
+mod output;
 mod overview;
 mod panel;
 mod plug;

@@ -7,7 +7,6 @@ use vdens::config::Config;
 use vdens::error::{EXIT_FAILURE, Error, Result, report};
 use vdens::loader::SearchPath;
 use vdens::logging::{self, Choice};
-use vdens::output::Text;
 use vdens::process::fail_on_panic;
 use vdens::session::Session;
 use vdens::status::{client, text};
@@ -99,7 +98,7 @@ fn check_task(cli: &Vdens) -> Result<()> {
 fn show_status(cli: &Vdens) -> Result<()> {
     let answers = client::ask_all()?;
     let text = match cli.json {
-        true => Text::json(&text::json(&answers))?,
+        true => text::json(&answers)?,
         false => text::text(&answers),
     };
     text.print()

@@ -27,6 +27,10 @@ const AT_ONCE: usize = 256;
 /// The most that all answers may have together, in bytes: a bound on memory.
 const MAX_ANSWERS: u64 = 4 * MAX_REPORT;
 
+/// The most JSON objects that an answer may have: they take up more memory than bytes of the answer. Two switches that know as
+/// many stations as they can have half as many.
+const MAX_OBJECTS: usize = 1 << 19;
+
 /// The longest error message that is passed on, in characters.
 const MAX_COMPLAINT: usize = 200;
 
@@ -155,6 +159,11 @@ fn hear(pid: u32, channel: &Channel, room: &mut u64) -> Option<Answer> {
             .and_then(|fd| read_report(fd, MAX_REPORT.min(*room)))
             .and_then(|text| {
                 *room = room.saturating_sub(text.len() as u64);
+                if text.bytes().filter(|byte| *byte == b'{').count() > MAX_OBJECTS {
+                    return Err(unintelligible(format_args!(
+                        "it has more than {MAX_OBJECTS} objects"
+                    )));
+                }
                 serde_json::from_str(&text).map_err(unintelligible)
             })
             // It speaks for itself only.

@@ -1,16 +1,17 @@
 //! What `vdens --status` prints: text for a person, or JSON with everything.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
-use serde_json::{Value, json};
 use vdens_plugin_api::{Peer, SwitchStatus, Tier};
 
 use super::client::Answer;
-use super::{Entry, LinkEntry, Process, Report, Service};
+use super::{Entry, LinkEntry, Report, Service};
+use crate::error::Result;
 use crate::output::Text;
 
 /// How much is read of the command line of a process that does not answer, in bytes.
@@ -19,9 +20,33 @@ const MAX_COMMAND_LINE: u64 = 4096;
 /// Stations of a switch that are listed for a person; the rest is counted.
 const STATIONS: usize = 32;
 
-/// A link as it is shown.
+/// A process as it is shown in JSON.
 #[derive(Serialize)]
-struct Shown<'a> {
+#[serde(untagged)]
+enum Shown<'a> {
+    /// One that has answered.
+    Process {
+        pid: u32,
+        program: &'a str,
+        version: &'a str,
+        command: &'a [String],
+        directory: &'a str,
+        started: u64,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        no_panel: &'a str,
+        links: Vec<ShownLink<'a>>,
+    },
+    /// One that has not, and why.
+    Failure {
+        pid: u32,
+        command: Vec<String>,
+        error: String,
+    },
+}
+
+/// A link as it is shown in JSON.
+#[derive(Serialize)]
+struct ShownLink<'a> {
     state: &'static str,
     #[serde(flatten)]
     link: &'a LinkEntry,
@@ -30,45 +55,38 @@ struct Shown<'a> {
 }
 
 /// The answers as one JSON value: `{"processes": […]}`, each with `links`, or with `error` in their place.
-pub fn json(answers: &[Answer]) -> Value {
-    let processes: Vec<Value> = answers.iter().map(one_as_json).collect();
-    json!({ "processes": processes })
+///
+/// # Errors
+/// As for [`Text::json`].
+pub fn json(answers: &[Answer]) -> Result<Text> {
+    let processes: Vec<Shown<'_>> = answers.iter().map(shown).collect();
+    Text::json(&BTreeMap::from([("processes", processes)]))
 }
 
-fn one_as_json(answer: &Answer) -> Value {
+fn shown(answer: &Answer) -> Shown<'_> {
     match &answer.process {
         Ok(process) => {
-            let links = process.links.iter().map(|entry| Shown {
+            let links = process.links.iter().map(|entry| ShownLink {
                 state: state(entry),
                 link: &entry.link,
                 report: entry.report.as_ref(),
             });
-            let mut value = json!(Process::<()> {
-                links: Vec::new(),
-                ..head(process)
-            });
-            value["links"] = links.map(|link| json!(link)).collect();
-            value
+            Shown::Process {
+                pid: process.pid,
+                program: &process.program,
+                version: &process.version,
+                command: &process.command,
+                directory: &process.directory,
+                started: process.started,
+                no_panel: &process.no_panel,
+                links: links.collect(),
+            }
         }
-        Err(error) => json!({
-            "pid": answer.pid,
-            "command": command_line(answer.pid),
-            "error": error.to_string(),
-        }),
-    }
-}
-
-/// A process without its links.
-fn head(process: &Process<Report>) -> Process<()> {
-    Process {
-        pid: process.pid,
-        program: process.program.clone(),
-        version: process.version.clone(),
-        command: process.command.clone(),
-        directory: process.directory.clone(),
-        started: process.started,
-        no_panel: process.no_panel.clone(),
-        links: Vec::new(),
+        Err(error) => Shown::Failure {
+            pid: answer.pid,
+            command: command_line(answer.pid),
+            error: error.to_string(),
+        },
     }
 }
 
@@ -347,7 +365,9 @@ mod tests {
     use super::*;
     use crate::error::Error;
     use crate::pump::{Counters, Dropped};
+    use crate::status::Process;
     use crate::status::interface::Traffic;
+    use serde_json::{Value, json};
     use std::time::Duration;
     use vdens_plugin_api::{PortStatus, StationStatus};
 
@@ -427,7 +447,7 @@ mod tests {
         ] {
             assert!(told.contains(part), "{part}: {told}");
         }
-        let value = json(&answers);
+        let value: Value = serde_json::from_str(json(&answers).unwrap().as_ref()).unwrap();
         let link = &value["processes"][0]["links"][0];
         assert_eq!(link["state"], "up");
         assert_eq!(link["tier"], "segmented");
@@ -510,7 +530,7 @@ mod tests {
                     Err(_) => refused += 1,
                 }
                 let answers = [Answer { pid: 1, process }];
-                let shown = [text(&answers), Text::json(&json(&answers)).unwrap()];
+                let shown = [text(&answers), json(&answers).unwrap()];
                 for text in shown {
                     let text = text.as_ref();
                     let is_harmless = |c: char| c == '\n' || !c.is_control() && c != '\u{202e}';

@@ -388,7 +388,7 @@ impl Switch {
         // An empty queue takes so little whole; a client that is gone is found out by its stream's end.
         let _ = send(applicant.stream.as_raw_fd(), &reply.encode()?, flags);
         let description = String::from_utf8_lossy(&request.description);
-        let client = format!("{}, {}", description.escape_debug(), applicant.peer);
+        let client = format!("{description}, {}", applicant.peer);
         let mut port = Port::new(number, client, applicant.stream, data, entry);
         port.is_ours = panel.is_some();
         log::debug!("port {number} opened for {}", port.client);
