@@ -319,6 +319,7 @@ mod tests {
             Message::Open(true),
             Message::Side(false),
             Message::Interfaces(vec![true, false]),
+            Message::Order(Order::AddPort("1n0".into(), 7, "vde0".into())),
             Message::Order(Order::Plug("1n0".into(), "2n0".into())),
             Message::Order(Order::Hub("1n0".into(), 120)),
             Message::Order(Order::Attach("1n0".into(), "2n0".into())),

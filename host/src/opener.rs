@@ -10,8 +10,6 @@
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::process;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,9 +26,6 @@ use crate::panel::{self, Done, Order, Orders, nobody_keeps};
 
 /// The scheme of the bridge to libvdeplug.
 const BRIDGE: &str = "libvdeplug";
-
-/// Hubs that this process has made.
-static HUBS: AtomicU32 = AtomicU32::new(0);
 
 /// Where the plugins for schemes are.
 #[derive(Clone, Debug)]
@@ -194,6 +189,9 @@ impl HostServices for Services {
     fn plug(&self, peer: &str) -> Result<()> {
         let ticket = self.port.ticket.as_ref().ok_or_else(no_panel)?;
         panel::check_place(peer)?;
+        if peer == ticket.place {
+            return Err(Error::usage("an interface cannot be plugged into itself"));
+        }
         let order = Order::Plug(ticket.place.clone(), peer.to_owned());
         self.order(order).map(drop)
     }
@@ -210,8 +208,7 @@ impl HostServices for Services {
     }
 
     fn hub(&self, expiry: Duration) -> Result<Hub> {
-        let number = HUBS.fetch_add(1, Ordering::Relaxed);
-        let place = format!("{}n{number}", process::id());
+        let place = panel::new_place()?;
         let ageing = match expiry {
             Duration::ZERO => 0,
             some => u32::try_from(some.as_secs()).map_or(u32::MAX, |seconds| seconds.max(1)),

@@ -13,6 +13,7 @@ mod faults;
 mod fuzz;
 mod hostile;
 mod hub;
+mod impostors;
 mod integrity;
 mod interop;
 mod leftovers;

@@ -31,7 +31,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::geteuid;
 use vdens_plugin_api::tap::MAX_INTERFACE_NAME;
 
-pub use plumbing::Order;
+pub use plumbing::{Order, new_place, port_index};
 pub use port::PanelPort;
 use registry::{Holder, Registration, Registry};
 pub use service::Service;

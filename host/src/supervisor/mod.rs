@@ -35,7 +35,7 @@ use crate::control::{Channel, Message};
 use crate::error::{EXIT_FAILURE, Error, ErrorKind, Result};
 use crate::lasting::Wait;
 use crate::namespace::{self, Plan};
-use crate::panel::{self, Order, Panel};
+use crate::panel::{self, Order, Panel, new_place, port_index};
 use crate::process::{exit_child, fork_child, wait};
 use crate::signals::Signals;
 use crate::status::server::Server;
@@ -161,16 +161,19 @@ impl<'a> Supervisor<'a> {
             exit_child(|| namespace::run(plan, panel.as_ref(), &theirs, signals, parent));
         };
         drop(theirs);
-        let links = jobs.into_iter().enumerate().map(|(number, mut job)| {
-            job.ticket = panel.as_ref().map(|panel| Ticket {
+        let ticket = |panel: &Panel| -> Result<Ticket> {
+            Ok(Ticket {
                 panel: panel.id(),
-                place: format!("{parent}n{number}"),
-            });
-            Link::new(job)
+                place: new_place()?,
+            })
+        };
+        let links = jobs.into_iter().map(|mut job| {
+            job.ticket = panel.as_ref().map(ticket).transpose()?;
+            Ok(Link::new(job))
         });
         Ok(Self {
             plan,
-            links: links.collect(),
+            links: links.collect::<Result<_>>()?,
             signals,
             panel,
             no_panel,
@@ -503,7 +506,8 @@ impl<'a> Supervisor<'a> {
         let (Some(panel), Some(ticket)) = (&self.panel, &link.job.ticket) else {
             return;
         };
-        let order = Order::AddPort(ticket.place.clone(), link.job.interface.clone());
+        let number = port_index(getpid().as_raw().cast_unsigned(), index);
+        let order = Order::AddPort(ticket.place.clone(), number, link.job.interface.clone());
         match panel.carry_out(&order, namespace.map(AsFd::as_fd)) {
             Ok(_) => link.side = Some(Side::Port(ticket.place.clone())),
             Err(error) => log::info!("{}: not on the panel: {error}", link.job.interface),
