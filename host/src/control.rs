@@ -9,8 +9,9 @@
 //! question for the answer to its own. Closing the first pair is a message too: to a child it means
 //! the session is over.
 //!
-//! A report may be long, so it is a file in memory, whose descriptor is sent. That is also how a process answers
-//! to `vdens --status`. Reading one neither blocks nor takes more memory than the reader allows, whoever has sent it.
+//! A report may be long, so it is a file in memory, whose descriptor is sent. That is also how a
+//! process answers to `vdens --status`. Reading one neither blocks nor takes more memory than the
+//! reader allows, whoever has sent it.
 
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut, Read, Seek, Write};

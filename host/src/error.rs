@@ -18,7 +18,8 @@ pub const EXIT_NOT_RUNNABLE: i32 = 126;
 /// The exit status when there is no such command.
 pub const EXIT_NOT_FOUND: i32 = 127;
 
-/// Prints a failure as one line, `PROGRAM: MESSAGE`, to standard error. That it cannot be printed changes nothing.
+/// Prints a failure as one line, `PROGRAM: MESSAGE`, to standard error. That it cannot be printed
+/// changes nothing.
 pub fn report(program: &str, error: impl Display) {
     complain(format_args!("{program}: {error}"));
 }

@@ -1,11 +1,12 @@
 //! The log: standard error unless a file is named, warnings and worse unless more is asked for.
 //!
-//! Set up once in the first process; forked children inherit it. Plugins' records arrive here through
-//! the plugin kit. On standard error a record is one short line, in a file it has the time, the process
-//! and the source as well.
+//! Set up once in the first process; forked children inherit it. Plugins' records arrive here
+//! through the plugin kit. On standard error a record is one short line, in a file it has the time,
+//! the process and the source as well.
 //!
-//! The log never stops the program. A line that cannot be written at once, because nobody reads the pipe or the disk
-//! is full, is lost. Lost lines are counted, and the next line that can be written is preceded by their number.
+//! The log never stops the program. A line that cannot be written at once, because nobody reads the
+//! pipe or the disk is full, is lost. Lost lines are counted, and the next line that can be written
+//! is preceded by their number.
 
 use std::fs::{File, OpenOptions};
 use std::io::stderr;
@@ -157,8 +158,9 @@ fn timestamp(time: SystemTime) -> String {
         .unwrap_or_default()
         .as_secs();
     let (days, seconds) = (seconds / 86_400, seconds % 86_400);
-    // The year starts with March, so that the leap day is its last, and years are counted within eras of 400 years of
-    // the Gregorian calendar, which have 146,097 days each. 719,468 days lie between 1 March of year 0 and 1970.
+    // The year starts with March, so that the leap day is its last, and years are counted within
+    // eras of 400 years of the Gregorian calendar, which have 146,097 days each. 719,468 days lie
+    // between 1 March of year 0 and 1970.
     let days = days + 719_468;
     let (era, day) = (days / 146_097, days % 146_097);
     let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;

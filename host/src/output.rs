@@ -2,18 +2,19 @@
 //!
 //! # Theory of operation
 //!
-//! Much of what the program shows was written by others: peers, switches, guests, plugins, other processes of the
-//! user, and whoever gave a file its name. A terminal executes control characters, so one such text could retitle
-//! the window, hide lines or forge them. Text is therefore escaped, once, where it leaves the program: in an error
-//! report, in a record of the log, and in each line and each JSON document for standard output. Code that takes
-//! text in or passes it on leaves it as it is.
+//! Much of what the program shows was written by others: peers, switches, guests, plugins, other
+//! processes of the user, and whoever gave a file its name. A terminal executes control characters,
+//! so one such text could retitle the window, hide lines or forge them. Text is therefore escaped,
+//! once, where it leaves the program: in an error report, in a record of the log, and in each line
+//! and each JSON document for standard output. Code that takes text in or passes it on leaves it as
+//! it is.
 //!
-//! [`Line`] is the rule. Escaping is idempotent, because a backslash stays as it is. Standard output takes a [`Text`]
-//! only, which can be made of lines and of JSON only. Bytes that are not UTF-8 become U+FFFD where a path or a word
-//! becomes text, for a report is text.
+//! [`Line`] is the rule. Escaping is idempotent, because a backslash stays as it is. Standard
+//! output takes a [`Text`] only, which can be made of lines and of JSON only. Bytes that are not
+//! UTF-8 become U+FFFD where a path or a word becomes text, for a report is text.
 //!
-//! Standard error and the log must not stop the program, whatever reads them: [`write_line`] writes what the file
-//! takes at once. Standard output may: what is asked for has to come out.
+//! Standard error and the log must not stop the program, whatever reads them: [`write_line`] writes
+//! what the file takes at once. Standard output may: what is asked for has to come out.
 
 use std::fmt::{self, Display, Write as _};
 use std::fs::{File, OpenOptions};
@@ -31,15 +32,16 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 
-/// The longest line that goes to anything but a regular file, in bytes with its end. POSIX calls it PIPE_BUF: so
-/// much goes into a pipe whole or not at all, and does not mix with the lines of other processes.
+/// The longest line that goes to anything but a regular file, in bytes with its end. POSIX calls it
+/// PIPE_BUF: so much goes into a pipe whole or not at all, and does not mix with the lines of other
+/// processes.
 const MAX_LINE: usize = libc::PIPE_BUF;
 
 /// How long the program's own failure waits for standard error to take it, in milliseconds.
 const PATIENCE: u16 = 1000;
 
-/// Displays a value on one line: a character that a terminal may execute, or that reorders or breaks the line, is
-/// shown as its escape, such as `\u{1b}` or `\n`.
+/// Displays a value on one line: a character that a terminal may execute, or that reorders or
+/// breaks the line, is shown as its escape, such as `\u{1b}` or `\n`.
 #[derive(Clone, Copy, Debug)]
 pub struct Line<T>(pub T);
 
@@ -88,7 +90,8 @@ impl Text {
     pub fn json(value: &impl Serialize) -> Result<Self> {
         let json = serde_json::to_string_pretty(value)
             .map_err(|error| Error::io("write JSON", &error.into()))?;
-        // serde_json escapes C0 only. Outside of strings JSON has no character that is escaped here, but line feeds.
+        // serde_json escapes C0 only. Outside of strings JSON has no character that is escaped
+        // here, but line feeds.
         let mut text = String::with_capacity(json.len() + 1);
         for c in json.chars() {
             match is_active(c) && c != '\n' {
@@ -150,8 +153,8 @@ pub fn written(outcome: io::Result<()>) -> Result<()> {
     }
 }
 
-/// Writes a line to standard error, waiting for a moment where it does not take it at once. Where it never does,
-/// nobody can be told.
+/// Writes a line to standard error. If it does not take the line at once this waits for a moment; a
+/// failure has nobody to be told to.
 pub fn complain(line: impl Display) {
     let (stderr, line) = (io::stderr(), Line(line).to_string());
     let is_full = |error: io::Error| error.kind() == io::ErrorKind::WouldBlock;
@@ -162,8 +165,8 @@ pub fn complain(line: impl Display) {
     }
 }
 
-/// Has panics of this program told as its failures are: Rust's own way waits for standard error. Whoever asks for
-/// backtraces gets Rust's way.
+/// Reports panics of this program as its failures are reported, because Rust's own hook waits for
+/// standard error. With `RUST_BACKTRACE` Rust's hook stays.
 pub fn report_panics(program: &'static str) {
     if std::env::var_os("RUST_BACKTRACE").is_none() {
         panic::set_hook(Box::new(move |panic| {
@@ -175,13 +178,13 @@ pub fn report_panics(program: &'static str) {
     }
 }
 
-/// Writes a line, which must be escaped already, without waiting. To anything but a regular file it goes in one
-/// piece, cut to [`MAX_LINE`].
+/// Writes a line, which must be escaped already, without waiting. To anything but a regular file it
+/// goes in one piece, cut to [`MAX_LINE`].
 ///
-/// Whoever shares standard error would be hit by `O_NONBLOCK`, which belongs to the open file and not to the
-/// descriptor. So a pipe or a terminal is opened anew for the line. Where that cannot be done, because it is
-/// another user's, it is asked whether it takes something: then it takes [`MAX_LINE`] bytes, unless another process
-/// is faster.
+/// `O_NONBLOCK` belongs to the open file, not to the descriptor, so it would hit all processes that
+/// share standard error. A pipe or a terminal is therefore opened anew for the line. If that fails,
+/// because the pipe is another user's, poll(2) tells whether it has room: then it takes [`MAX_LINE`]
+/// bytes, unless another process fills it first.
 ///
 /// # Errors
 /// It does not take the line, or not all of it; `WouldBlock` if it may later.

@@ -26,7 +26,8 @@ pub fn fork_child() -> Result<Option<Pid>> {
     }
 }
 
-/// Runs a program's life, which ends the process. A panic ends it with the status `failure`, and is told as a failure is.
+/// Runs a program's life, which ends the process. A panic ends it with the status `failure`, and is
+/// told as a failure is.
 pub fn fail_on_panic(program: &'static str, failure: i32, life: impl FnOnce()) {
     report_panics(program);
     if catch_unwind(AssertUnwindSafe(life)).is_err() {

@@ -1,11 +1,8 @@
-//! What comes out of the programs, and what does not: other people's text is shown and not executed, no reader
-//! of standard error stops or fails a program, and a report never ends its sender nor harms its reader.
+//! What comes out of the programs, and what does not: other people's text is shown and not
+//! executed, no reader of standard error stops or fails a program, and a report never ends its
+//! sender nor harms its reader.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "helpers of tests fail as tests do"
-)]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -193,7 +190,8 @@ fn names_of_files_and_words_of_the_command_line() {
     }
 }
 
-/// A working directory, plugins and arguments whose names are not UTF-8: whoever has them is asked, and lives.
+/// A working directory, plugins and arguments whose names are not UTF-8: whoever has them is asked,
+/// and lives.
 #[test]
 fn names_that_are_not_utf_8() {
     let lab = Lab::new();
@@ -274,7 +272,8 @@ fn drain(mut pipe: &File) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// Attack: another user comes and goes until the log has filled the pipe that is a switch's standard error.
+/// Attack: another user comes and goes until the log has filled the pipe that is a switch's
+/// standard error.
 #[test]
 fn an_unread_pipe_stops_no_switch() {
     need!("root", "python3");
@@ -337,7 +336,8 @@ fn an_unread_pipe_stops_nothing_else() {
     }
 }
 
-/// A full disk for standard error changes no exit status; for what was asked for it is a failure, and for the log it is not.
+/// A full disk for standard error changes no exit status; for what was asked for it is a failure,
+/// and for the log it is not.
 #[test]
 fn a_full_disk_behind_the_standard_streams() {
     let lab = Lab::new();

@@ -107,7 +107,8 @@ fn say(line: &str) -> Result<()> {
 /// `vnls` are none, one for both ends, or two.
 ///
 /// # Errors
-/// There is no such plugin, what is given is no VNL of its scheme, or standard output cannot be written.
+/// There is no such plugin, what is given is no VNL of its scheme, or standard output cannot be
+/// written.
 pub fn run(plugin: &Path, vnls: &[OsString], path: &SearchPath) -> Result<i32> {
     let (file, scheme) = locate(plugin, path)?;
     let vnls = ends(vnls, &scheme)?;

@@ -27,8 +27,8 @@ const AT_ONCE: usize = 256;
 /// The most that all answers may have together, in bytes: a bound on memory.
 const MAX_ANSWERS: u64 = 4 * MAX_REPORT;
 
-/// The most JSON objects that an answer may have: they take up more memory than bytes of the answer. Two switches that know as
-/// many stations as they can have half as many.
+/// The most JSON objects that an answer may have: they take up more memory than bytes of the
+/// answer. Two switches that know as many stations as they can have half as many.
 const MAX_OBJECTS: usize = 1 << 19;
 
 /// The longest error message that is passed on, in characters.

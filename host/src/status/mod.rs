@@ -8,10 +8,10 @@
 //! What there is to say of a link its own process knows: a supervisor asks its workers for their [`Report`]s, and
 //! passes them on unread.
 //!
-//! A report never ends its sender. It is text, so paths that are not UTF-8 are in it as well as text can have them, and where
-//! one cannot be made the answer says why. Whoever asks believes nothing: an answer is taken from the process itself whose
-//! id is the socket's name, it must be in memory, so that reading it cannot block, and has a bound
-//! ([`crate::control::MAX_REPORT`]); and whatever its numbers are they can be printed ([`text`]).
+//! A report never ends its sender. Reports are text: bytes of a path that are not UTF-8 are in them
+//! as U+FFFD. If a report cannot be made the answer says why. The asker believes no answer: it takes
+//! one only from the process whose id is the socket's name, only in a file in memory, so that reading
+//! cannot block, and only up to [`crate::control::MAX_REPORT`]. [`text`] can print every number.
 
 pub mod client;
 pub mod interface;
