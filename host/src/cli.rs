@@ -12,9 +12,10 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser};
 use ipnet::IpNet;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, report};
 use crate::lasting::Wait;
 use crate::netlink::Mac;
+use crate::output::written;
 
 /// Options that both programs have.
 #[derive(Args, Clone, Debug, Default)]
@@ -274,7 +275,7 @@ impl FromStr for Cidr {
         let (address, prefix) = text.split_once('/').unwrap_or((text, ""));
         let address: IpAddr = address
             .parse()
-            .map_err(|_| format!("'{}' is no IP address", address.escape_debug()))?;
+            .map_err(|_| format!("'{address}' is no IP address"))?;
         let most = if address.is_ipv4() { 32 } else { 128 };
         let net = prefix
             .parse()
@@ -391,9 +392,14 @@ pub fn text(word: &OsString) -> Result<String> {
 pub fn parse<T: Parser>(program: &str, failure: i32, words: impl Iterator<Item = OsString>) -> T {
     T::try_parse_from(words).unwrap_or_else(|error| {
         if !error.use_stderr() {
-            // Help and version; a closed standard output is nobody's failure.
-            let _ = error.print();
-            std::process::exit(0);
+            // Help and version.
+            std::process::exit(match written(error.print()) {
+                Ok(()) => 0,
+                Err(error) => {
+                    report(program, error);
+                    failure
+                }
+            });
         }
         let text = error.to_string();
         // What is missing stands on lines of its own.
@@ -404,7 +410,7 @@ pub fn parse<T: Parser>(program: &str, failure: i32, words: impl Iterator<Item =
             .collect();
         let line = lines.join(" ");
         let line = line.strip_prefix("error: ").unwrap_or(&line);
-        crate::error::report(program, format_args!("{line}; see {program} --help"));
+        report(program, format_args!("{line}; see {program} --help"));
         std::process::exit(failure);
     })
 }

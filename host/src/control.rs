@@ -10,8 +10,9 @@
 //! question for the answer to its own. Closing the first pair is a message too: to a child it means
 //! the session is over.
 //!
-//! A report may be long, so it is a file in memory, whose descriptor is sent. That is also how a process answers
-//! to `vdens --status`.
+//! A report may be long, so it is a file in memory, whose descriptor is sent. That is also how a
+//! process answers to `vdens --status`. Reading one neither blocks nor takes more memory than the
+//! reader allows, whoever has sent it.
 
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Seek, Write};
@@ -19,12 +20,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, sendmsg, shutdown,
     socketpair,
 };
+use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result, system};
 use crate::panel::Order;
@@ -32,6 +35,8 @@ use crate::process::wait;
 
 /// The longest message, in bytes.
 const MAX_MESSAGE: usize = 4096;
+/// The longest report, in bytes. One of a switch that knows as many stations as it can has 8 MiB.
+pub const MAX_REPORT: u64 = 16 << 20;
 /// The most descriptors a message carries: the kernel's limit (SCM_MAX_FD).
 pub const MAX_FDS: usize = 253;
 
@@ -65,6 +70,8 @@ pub enum Message {
     Alive,
     /// A report is asked for, or comes along.
     Report,
+    /// There is no report, and why.
+    NoReport(String),
 }
 
 /// One end of the pair.
@@ -128,17 +135,14 @@ impl Channel {
         }
     }
 
-    /// Sends a report.
+    /// Sends a report, or why there is none.
     ///
     /// # Errors
-    /// The system has no memory or descriptors left.
-    pub fn send_report(&self, report: &str) -> Result<()> {
-        let fd = memfd_create("vdens-report", MFdFlags::MFD_CLOEXEC)
-            .map_err(system("make a file in memory"))?;
-        let mut file = File::from(fd);
-        file.write_all(report.as_bytes())
-            .map_err(|error| Error::io("write a report", &error))?;
-        self.send(&Message::Report, &[file.as_fd()])
+    /// Neither can be sent: the system has no memory left.
+    pub fn send_report(&self, report: &impl Serialize) -> Result<()> {
+        write_report(report)
+            .and_then(|file| self.send(&Message::Report, &[file.as_fd()]))
+            .or_else(|error| self.send(&Message::NoReport(error.to_string()), &[]))
     }
 
     /// Closes both ends: the other one hears nothing more but that.
@@ -191,18 +195,43 @@ impl AsFd for Channel {
     }
 }
 
-/// Reads a report that has come.
+/// A file in memory with a report as JSON.
+fn write_report(report: &impl Serialize) -> Result<File> {
+    let cannot = |error| Error::io("write a report", &error);
+    let text = serde_json::to_vec(report).map_err(|error| cannot(error.into()))?;
+    if text.len() as u64 > MAX_REPORT {
+        return Err(too_long(MAX_REPORT));
+    }
+    let fd = memfd_create("vdens-report", MFdFlags::MFD_CLOEXEC)
+        .map_err(system("make a file in memory"))?;
+    let mut file = File::from(fd);
+    file.write_all(&text).map_err(cannot)?;
+    Ok(file)
+}
+
+/// Reads a report that has come, of at most `limit` bytes.
 ///
 /// # Errors
-/// It cannot be read.
-pub fn read_report(fd: OwnedFd) -> Result<String> {
+/// It cannot be read, is longer, or is no file in memory.
+pub fn read_report(fd: OwnedFd, limit: u64) -> Result<String> {
     let cannot = |error| Error::io("read a report", &error);
+    // Only a file in memory has seals (fcntl(2)). Reading another could block, or not end.
+    fcntl(&fd, FcntlArg::F_GET_SEALS)
+        .map_err(|_| Error::new(ErrorKind::Protocol, "a report is not in a file in memory"))?;
     let mut file = File::from(fd);
     // The sender wrote it through the same open file, and left the offset at its end.
     file.rewind().map_err(cannot)?;
     let mut text = String::new();
-    file.read_to_string(&mut text).map_err(cannot)?;
-    Ok(text)
+    let read = file.take(limit.saturating_add(1)).read_to_string(&mut text);
+    match read.map_err(cannot)? as u64 > limit {
+        true => Err(too_long(limit)),
+        false => Ok(text),
+    }
+}
+
+fn too_long(limit: u64) -> Error {
+    let message = format!("a report has more than {limit} bytes");
+    Error::new(ErrorKind::Unsupported, message)
 }
 
 /// What came with a message.
@@ -287,6 +316,11 @@ fn encode(message: &Message) -> Vec<u8> {
             [b'I'].into_iter().chain(taps).collect()
         }
         Message::Order(order) => [b"P", order.encode().as_bytes()].concat(),
+        Message::NoReport(why) => {
+            let mut bytes = [b"N", why.as_bytes()].concat();
+            bytes.truncate(MAX_MESSAGE);
+            bytes
+        }
         Message::Failed(status, error) => {
             let mut bytes = vec![b'F'];
             for number in [*status, error.kind as i32, error.errno] {
@@ -316,6 +350,9 @@ fn decode(bytes: &[u8]) -> Option<Message> {
             rest.iter().map(|tap| *tap == 1).collect(),
         )),
         b'P' => Order::decode(std::str::from_utf8(rest).ok()?).map(Message::Order),
+        b'N' => Some(Message::NoReport(
+            String::from_utf8_lossy(rest).into_owned(),
+        )),
         b'F' => {
             let mut numbers = rest
                 .chunks_exact(4)
@@ -355,6 +392,7 @@ mod tests {
             Message::Order(Order::Plug("1n0".into(), "2n0".into())),
             Message::Order(Order::Hub("1n0".into(), 120)),
             Message::Order(Order::Attach("1n0".into(), "2n0".into())),
+            Message::NoReport("why".into()),
             Message::Failed(127, failure),
         ] {
             a.send(&message, &[a.as_fd(), a.as_fd()]).unwrap();
@@ -364,7 +402,8 @@ mod tests {
         let report = "x".repeat(100_000);
         a.send_report(&report).unwrap();
         let (_, mut fds) = b.receive_within(Duration::from_secs(5)).unwrap().unwrap();
-        assert_eq!(read_report(fds.pop().unwrap()).unwrap(), report);
+        let text = read_report(fds.pop().unwrap(), MAX_REPORT).unwrap();
+        assert_eq!(text, format!("\"{report}\""));
         let silence = b.receive_within(Duration::from_millis(10)).unwrap_err();
         assert_eq!(silence.kind, ErrorKind::Busy);
         drop(a);
@@ -395,5 +434,39 @@ mod tests {
         a.send(&Message::Ready, &fds).unwrap();
         let (_, fds) = b.receive().unwrap().unwrap();
         assert_eq!((fds.len(), open_files(name)), (4, 5));
+    }
+
+    #[test]
+    fn a_report_that_cannot_be_made_is_answered() {
+        use std::os::unix::ffi::OsStrExt;
+        let (a, b) = Channel::pair().unwrap();
+        let unspeakable = std::path::Path::new(std::ffi::OsStr::from_bytes(b"/\xff"));
+        a.send_report(&unspeakable).unwrap();
+        let endless = "x".repeat(MAX_REPORT as usize);
+        a.send_report(&endless).unwrap();
+        for words in ["UTF-8", "more than 16777216 bytes"] {
+            match b.receive().unwrap().unwrap() {
+                (Message::NoReport(why), _) => assert!(why.contains(words), "{why}"),
+                (other, _) => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_end_is_not_read() {
+        let open = |path: &str| OwnedFd::from(File::open(path).unwrap());
+        let (pipe, _to) = nix::unistd::pipe().unwrap();
+        for endless in [open("/dev/zero"), open("/proc/self/maps"), pipe] {
+            let error = read_report(endless, MAX_REPORT).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Protocol, "{error}");
+        }
+        let memory = |size| {
+            let file = File::from(memfd_create("x", MFdFlags::MFD_CLOEXEC).unwrap());
+            file.set_len(size).unwrap();
+            OwnedFd::from(file)
+        };
+        assert_eq!(read_report(memory(10), 10).unwrap(), "\0".repeat(10));
+        let sparse = read_report(memory(1 << 50), 10).unwrap_err();
+        assert!(sparse.message.contains("more than 10 bytes"), "{sparse}");
     }
 }

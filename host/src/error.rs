@@ -9,6 +9,8 @@ use std::io;
 use nix::errno::Errno;
 pub use vdens_plugin_api::{Error, ErrorKind, Result};
 
+use crate::output::complain;
+
 /// The exit status of `vdens` when it fails itself.
 pub const EXIT_FAILURE: i32 = 125;
 /// The exit status when the command cannot be run.
@@ -16,10 +18,10 @@ pub const EXIT_NOT_RUNNABLE: i32 = 126;
 /// The exit status when there is no such command.
 pub const EXIT_NOT_FOUND: i32 = 127;
 
-/// Prints a failure as one line, `PROGRAM: MESSAGE`, to standard error.
+/// Prints a failure as one line, `PROGRAM: MESSAGE`, to standard error. That it cannot be printed
+/// changes nothing.
 pub fn report(program: &str, error: impl Display) {
-    let line = error.to_string().replace('\n', " ");
-    eprintln!("{program}: {line}");
+    complain(format_args!("{program}: {error}"));
 }
 
 /// A system call failed: "cannot ACTION: …".

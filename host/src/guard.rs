@@ -25,7 +25,8 @@ use crate::signals::{self, Signals};
 /// How long the process may take to end, as long as a worker.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long the last words may take, in seconds: standard error may be a pipe that nobody reads.
+/// How long the last words may take, in seconds: what they remove or write may be on a file system
+/// that hangs.
 const LAST_WORDS: u32 = 1;
 
 /// Signals as they come from the thread.

@@ -8,6 +8,9 @@
 //! The supervisor forks before any plugin is loaded, so a plugin's code never runs in it, and
 //! nothing a plugin does can reach the session but through its own link.
 
+// They panic where nothing can be written; `output` does not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod busy_poll;
 pub mod carrier;
 pub mod check;
@@ -25,6 +28,7 @@ pub mod logging;
 pub mod namespace;
 pub mod netlink;
 pub mod opener;
+pub mod output;
 pub mod panel;
 pub mod plug;
 pub mod probe;

@@ -5,7 +5,6 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -13,15 +12,16 @@ use vdens_plugin_api::Capabilities;
 
 use crate::error::{Error, Result};
 use crate::loader::{self, SearchPath};
+use crate::output::Text;
 use crate::probe::{Found, Probe};
 
 /// A plugin file.
 #[derive(Debug, Serialize)]
 struct Entry {
     scheme: String,
-    path: PathBuf,
+    path: String,
     /// The file that is used in its place.
-    shadowed_by: Option<PathBuf>,
+    shadowed_by: Option<String>,
     #[serde(flatten)]
     found: Found,
     /// The names of its capability bits.
@@ -31,7 +31,9 @@ struct Entry {
 /// A directory of the search path.
 #[derive(Debug, Serialize)]
 struct Directory {
-    path: PathBuf,
+    path: String,
+    #[serde(skip)]
+    exists: bool,
     /// Why there is nothing to be seen in it.
     unread: Option<String>,
     plugins: Vec<Entry>,
@@ -42,29 +44,19 @@ struct Directory {
 /// # Errors
 /// A child cannot be started, or standard output takes nothing.
 pub fn run(path: &SearchPath, json: bool) -> Result<()> {
-    let mut first: HashMap<String, PathBuf> = HashMap::new();
+    let mut first: HashMap<String, String> = HashMap::new();
     let dirs = path.dirs().iter();
     let dirs = dirs.map(|dir| directory(dir, &mut first));
     let dirs = dirs.collect::<Result<Vec<_>>>()?;
     let text = match json {
-        true => {
-            let text = serde_json::to_string_pretty(&dirs);
-            text.map_err(|error| {
-                Error::usage(format!("a path cannot be written as JSON: {error}"))
-            })? + "\n"
-        }
+        true => Text::json(&dirs)?,
         false => render(&dirs),
     };
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Error::io("write to standard output", &error))
-        }
-        _ => Ok(()),
-    }
+    text.print()
 }
 
 /// Looks at all plugins in a directory. `first` has the file that is used for each scheme so far.
-fn directory(dir: &Path, first: &mut HashMap<String, PathBuf>) -> Result<Directory> {
+fn directory(dir: &Path, first: &mut HashMap<String, String>) -> Result<Directory> {
     let mut files: Vec<PathBuf> = Vec::new();
     let mut unread = None;
     match fs::read_dir(dir) {
@@ -82,38 +74,43 @@ fn directory(dir: &Path, first: &mut HashMap<String, PathBuf>) -> Result<Directo
             Found::Plugin { capabilities, .. } => Capabilities(capabilities).names().collect(),
             Found::Refused { .. } => Vec::new(),
         };
+        let path = file.display().to_string();
         let shadowed_by = first.get(&scheme).cloned();
-        first.entry(scheme.clone()).or_insert_with(|| file.clone());
+        first.entry(scheme.clone()).or_insert_with(|| path.clone());
         plugins.push(Entry {
             scheme,
-            path: file,
+            path,
             shadowed_by,
             found,
             capability_names,
         });
     }
     Ok(Directory {
-        path: dir.to_owned(),
+        path: dir.display().to_string(),
+        exists: dir.exists(),
         unread,
         plugins,
     })
 }
 
-fn render(dirs: &[Directory]) -> String {
-    let mut text = String::new();
+fn render(dirs: &[Directory]) -> Text {
+    let mut text = Text::default();
     let width = dirs.iter().flat_map(|dir| &dir.plugins);
     let width = width.map(|entry| entry.scheme.len()).max().unwrap_or(0);
     for dir in dirs {
         let remark = match (&dir.unread, dir.plugins.is_empty()) {
-            (Some(_), _) if !dir.path.exists() => ": is not there",
+            (Some(_), _) if !dir.exists => ": is not there",
             (Some(why), _) => &format!(": {why}"),
             (None, true) => ": no plugins",
             (None, false) => "",
         };
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "{}{remark}", dir.path.display());
+        text.line(format_args!("{}{remark}", dir.path));
         for entry in &dir.plugins {
-            let _ = writeln!(text, "  {:width$}  {}", entry.scheme, describe(entry));
+            text.line(format_args!(
+                "  {:width$}  {}",
+                entry.scheme,
+                describe(entry)
+            ));
         }
     }
     text
@@ -138,10 +135,11 @@ fn describe(entry: &Entry) -> String {
         }
     };
     if !entry.capability_names.is_empty() {
+        // Writing to a string cannot fail.
         let _ = write!(line, " [{}]", entry.capability_names.join(", "));
     }
     if let Some(other) = &entry.shadowed_by {
-        let _ = write!(line, " (not used: {} comes first)", other.display());
+        let _ = write!(line, " (not used: {other} comes first)");
     }
     line
 }

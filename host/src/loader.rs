@@ -266,7 +266,9 @@ pub fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
     // SAFETY: `header` is the address of this version's symbol in a library that is never unloaded.
     let plugin = unsafe { (spoken.bind)(header) }.map_err(|error| {
         if let BindError::Layout { report, .. } = &error {
-            log::debug!("{}: {report}", real.display());
+            for line in report.lines() {
+                log::debug!("{}: {line}", real.display());
+            }
         }
         let hint = "build it again with the plugin-api of this vdens";
         refuse(Stage::Layout, error.to_string(), hint.into())

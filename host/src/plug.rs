@@ -33,6 +33,7 @@ use crate::error::{Error, ErrorKind, Result, system};
 use crate::guard::Guard;
 use crate::lasting::Lasting;
 use crate::opener::{Opener, Plugins};
+use crate::output::Line;
 use crate::panel::{self, Service};
 use crate::process::{detach, fork_child, wait};
 use crate::pump::{Pump, Stop};
@@ -231,7 +232,7 @@ impl Plug<'_> {
                             let report = Report::new(links[1 - side], links[side], received, sent);
                             entry(ends[side], report)
                         })
-                    })?;
+                    });
                 }
                 Stop::Changed(side) => watches[side].look(links[1 - side], links[side], true),
                 Stop::Time => {
@@ -354,9 +355,9 @@ impl Events {
     }
 
     /// Answers who asks for the status.
-    fn answer(&mut self, links: impl FnOnce() -> [Entry<Report>; 2]) -> Result<()> {
+    fn answer(&mut self, links: impl FnOnce() -> [Entry<Report>; 2]) {
         let Some(status) = &mut self.status else {
-            return Ok(());
+            return;
         };
         match status.accept() {
             Ok(false) => {}
@@ -366,8 +367,7 @@ impl Events {
                     links: links().into(),
                     ..this_process("vde_plug", &words, self.started, "")
                 };
-                let text = serde_json::to_string(&process);
-                status.answer(&text.map_err(|error| Error::usage(error.to_string()))?);
+                status.answer(&process);
             }
             Err(error) => {
                 log::info!("{error}");
@@ -375,7 +375,6 @@ impl Events {
                 self.status = None;
             }
         }
-        Ok(())
     }
 }
 
@@ -456,9 +455,13 @@ impl SystemLog {
     }
 
     fn say(&self, event: &str) {
-        let record = format!("<30>vde_plug[{}]: {event} {}", process::id(), self.what);
-        let sent = UnixDatagram::unbound()
-            .and_then(|socket| socket.send_to(record.as_bytes(), "/dev/log"));
+        let what = Line(&self.what);
+        let record = format!("<30>vde_plug[{}]: {event} {what}", process::id());
+        let sent = UnixDatagram::unbound().and_then(|socket| {
+            // A system's log that is stuck stops nobody.
+            socket.set_nonblocking(true)?;
+            socket.send_to(record.as_bytes(), "/dev/log")
+        });
         if let Err(error) = sent {
             log::warn!("cannot write to the system's log at /dev/log: {error}");
         }
@@ -481,11 +484,10 @@ pub fn login_words(command: &str) -> Result<Vec<OsString>> {
     let program = words.first().map(PathBuf::from);
     match program.as_deref().and_then(Path::file_name) {
         Some(name) if name == "vde_plug" => Ok(words),
-        _ => Err(Error::usage(format!(
-            "'-c {}' is no vde_plug command",
-            command.escape_debug()
-        ))
-        .hint("this account can only run vde_plug")),
+        _ => Err(
+            Error::usage(format!("'-c {command}' is no vde_plug command"))
+                .hint("this account can only run vde_plug"),
+        ),
     }
 }
 

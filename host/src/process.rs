@@ -1,6 +1,7 @@
 //! Forked children: the only place where this program forks; what a process in the background does; and waiting.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::exit;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -10,6 +11,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork};
 
 use crate::error::{EXIT_FAILURE, Result, system};
+use crate::output::report_panics;
 
 /// Forks; `None` in the child. For processes with one thread, which no plugin has entered: the child may
 /// then do what it likes.
@@ -21,6 +23,15 @@ pub fn fork_child() -> Result<Option<Pid>> {
     match unsafe { fork() }.map_err(system("start a process"))? {
         ForkResult::Child => Ok(None),
         ForkResult::Parent { child } => Ok(Some(child)),
+    }
+}
+
+/// Runs a program's life, which ends the process. A panic ends it with the status `failure`, and is
+/// told as a failure is.
+pub fn fail_on_panic(program: &'static str, failure: i32, life: impl FnOnce()) {
+    report_panics(program);
+    if catch_unwind(AssertUnwindSafe(life)).is_err() {
+        exit(failure);
     }
 }
 

@@ -68,7 +68,8 @@ pub struct Dropped {
 impl Dropped {
     /// All of them.
     pub fn total(&self) -> u64 {
-        self.malformed + self.queue_full + self.undeliverable
+        let causes = [self.malformed, self.queue_full, self.undeliverable];
+        causes.into_iter().fold(0, u64::saturating_add)
     }
 }
 

@@ -76,11 +76,8 @@ impl Resolv {
 fn parse_servers(list: &str) -> Result<Vec<IpAddr>> {
     let parse = |word: &str| {
         word.trim().parse().map_err(|_| {
-            Error::usage(format!(
-                "'{}' is no IP address of a name server",
-                word.escape_debug()
-            ))
-            .hint("give addresses separated by commas, such as 80.80.80.80,2001:db8::1")
+            Error::usage(format!("'{word}' is no IP address of a name server"))
+                .hint("give addresses separated by commas, such as 80.80.80.80,2001:db8::1")
         })
     };
     list.split(',').map(parse).collect()

@@ -206,7 +206,9 @@ pub fn namespace(kind: &str) -> Result<u64> {
 /// When a process started, in clock ticks since boot: field 22 of /proc/PID/stat (proc(5)), counted behind the name in brackets. `None`
 /// if it has ended, even if nobody has taken note of that yet.
 pub fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // The name has any bytes.
+    let stat = String::from_utf8_lossy(&stat);
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace();
     if matches!(fields.next()?, "Z" | "X") {

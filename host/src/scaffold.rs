@@ -3,15 +3,15 @@
 //! It is plugins/template, compiled into this program, with the scheme's name in the place of the template's and
 //! a manifest of its own: a crate that belongs to no workspace. Nothing that exists is overwritten.
 
-use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::Write;
 use std::path::Path;
 
 use vdens_plugin_api::vnl::Vnl;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::loader::{self, SearchPath};
+use crate::output::Text;
 
 /// The template's scheme, which stands for nothing else in its files.
 const NAME: &str = "template";
@@ -39,7 +39,7 @@ const BUILT_WITH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../plugin-api");
 /// without it, that of the source that this program was built from, if it is still there.
 ///
 /// # Errors
-/// The directory's name is no scheme, it is not empty, or it cannot be written.
+/// The directory's name is no scheme, it is not empty, or it or standard output cannot be written.
 pub fn run(dir: &Path, api: Option<&str>, path: &SearchPath) -> Result<()> {
     let scheme = scheme(dir)?;
     if let Ok(other) = path.find(scheme) {
@@ -58,9 +58,7 @@ pub fn run(dir: &Path, api: Option<&str>, path: &SearchPath) -> Result<()> {
     for (name, text) in files.iter().chain([&("Cargo.toml", manifest)]) {
         write(&dir.join(name), text)?;
     }
-    // A closed standard output is nobody's failure.
-    let _ = io::stdout().write_all(advice(dir, scheme, &api).as_bytes());
-    Ok(())
+    advice(dir, scheme, &api).print()
 }
 
 /// The scheme that the directory is named for.
@@ -139,23 +137,19 @@ fn write(file: &Path, text: &str) -> Result<()> {
         .map_err(cannot)
 }
 
-fn advice(dir: &Path, scheme: &str, api: &str) -> String {
-    let mut text = format!(
-        "{} has a transport for {scheme}://, which depends on\n",
-        dir.display()
-    );
-    // Writing to a string cannot fail.
-    let _ = writeln!(text, "  vdens-plugin-api = {api}");
-    let _ = writeln!(
-        text,
-        "Next:\n  cd {}\n  cargo build --release",
-        dir.display()
-    );
-    let file = loader::file_name(scheme);
-    let _ = writeln!(
-        text,
+fn advice(dir: &Path, scheme: &str, api: &str) -> Text {
+    let (dir, file) = (dir.display(), loader::file_name(scheme));
+    let mut text = Text::default();
+    text.line(format_args!(
+        "{dir} has a transport for {scheme}://, which depends on"
+    ));
+    text.line(format_args!("  vdens-plugin-api = {api}"));
+    text.line("Next:");
+    text.line(format_args!("  cd {dir}"));
+    text.line("  cargo build --release");
+    text.line(format_args!(
         "  vdens --check-plugin target/release/{file} {scheme}://4000"
-    );
+    ));
     text
 }
 

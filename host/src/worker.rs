@@ -165,9 +165,13 @@ impl Worker<'_> {
                     End::Vnl(vnl) => report().with_plugin(self.opener, vnl),
                     End::Command(_) => report(),
                 };
-                let text = serde_json::to_string(&report);
-                let text = text.map_err(|error| Error::usage(error.to_string()))?;
-                self.control.send_report(&text)
+                if let Err(error) = self.control.send_report(&report) {
+                    log::info!(
+                        "{}: vdens --status is not answered: {error}",
+                        self.job.interface
+                    );
+                }
+                Ok(())
             }
             _ => Ok(()),
         }

@@ -36,7 +36,10 @@ pub(crate) fn forward_to(host: HostV1, level: LevelFilter) {
     INSTALL.call_once(|| {
         // A host whose sink is this object's own logger (a unit test, say) already has one: nothing to do.
         if HOST.set(host).is_ok() && log::set_logger(&Forwarder).is_ok() {
-            std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
+            std::panic::set_hook(Box::new(|panic| {
+                // A record is one line.
+                log::error!("{}", panic.to_string().replace('\n', " "));
+            }));
         }
     });
     log::set_max_level(level);

@@ -22,6 +22,7 @@ mod matrix;
 mod multi;
 mod nesting;
 mod options;
+mod output;
 mod overview;
 mod panel;
 mod panel_faults;

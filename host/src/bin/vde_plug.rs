@@ -8,10 +8,15 @@ use vdens::config::Config;
 use vdens::error::{Error, Result, report};
 use vdens::logging::{self, Choice};
 use vdens::plug;
+use vdens::process::fail_on_panic;
 
 const PROGRAM: &str = "vde_plug";
 
 fn main() {
+    fail_on_panic(PROGRAM, plug::EXIT_FAILURE, life);
+}
+
+fn life() {
     let words = std::env::args_os();
     let mut cli: VdePlug = cli::parse(PROGRAM, plug::EXIT_FAILURE, words);
     let status = login(&mut cli).and_then(|()| run(&cli));

@@ -1,6 +1,5 @@
 //! `vdens`: a command in a network namespace of its own, plugged into virtual Ethernet.
 
-use std::io::{Write, stdout};
 use std::process::exit;
 
 use vdens::cli::{self, Vdens};
@@ -8,6 +7,7 @@ use vdens::config::Config;
 use vdens::error::{EXIT_FAILURE, Error, Result, report};
 use vdens::loader::SearchPath;
 use vdens::logging::{self, Choice};
+use vdens::process::fail_on_panic;
 use vdens::session::Session;
 use vdens::status::{client, text};
 use vdens::supervisor::{self, Failure};
@@ -16,6 +16,10 @@ use vdens::{check, doctor, listing, scaffold};
 const PROGRAM: &str = "vdens";
 
 fn main() {
+    fail_on_panic(PROGRAM, EXIT_FAILURE, life);
+}
+
+fn life() {
     let cli: Vdens = cli::parse(PROGRAM, EXIT_FAILURE, std::env::args_os());
     exit(match run(&cli) {
         Ok(status) => status,
@@ -94,10 +98,8 @@ fn check_task(cli: &Vdens) -> Result<()> {
 fn show_status(cli: &Vdens) -> Result<()> {
     let answers = client::ask_all()?;
     let text = match cli.json {
-        true => format!("{:#}\n", text::json(&answers)),
+        true => text::json(&answers)?,
         false => text::text(&answers),
     };
-    // A closed standard output is nobody's failure.
-    let _ = stdout().write_all(text.as_bytes());
-    Ok(())
+    text.print()
 }

@@ -17,7 +17,6 @@ pub mod watchdog;
 
 use std::ffi::OsString;
 use std::fmt;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -29,6 +28,7 @@ use crate::cli;
 use crate::error::{Error, Result};
 use crate::isolate::{Child, End};
 use crate::loader::{self, SearchPath, Stage};
+use crate::output::Text;
 use crate::probe::{Found, Probe};
 
 /// How long a check may take.
@@ -87,33 +87,33 @@ struct Report {
 }
 
 impl Report {
-    fn line(&mut self, check: &str, verdict: &Verdict) {
+    fn line(&mut self, check: &str, verdict: &Verdict) -> Result<()> {
         let (word, count) = match verdict {
             Verdict::Ok(_) => ("ok", &mut self.ok),
             Verdict::Failed { .. } => ("FAILED", &mut self.failed),
             Verdict::Skipped(_) => ("skipped", &mut self.skipped),
         };
         *count += 1;
-        let remark = verdict.to_string().replace('\n', " ");
-        say(&format!("{word:7}  {check:14}  {remark}"));
+        say(&format!("{word:7}  {check:14}  {verdict}"))
     }
 }
 
-/// Prints a line; a closed standard output is nobody's failure.
-fn say(line: &str) {
-    let _ = writeln!(io::stdout(), "{}", line.trim_end());
+/// Prints a line.
+fn say(line: &str) -> Result<()> {
+    Text::from_iter([line.trim_end()]).print()
 }
 
 /// Checks the plugin in a file, or the one that serves a scheme, and prints the report; 0 if nothing is wrong, else 1.
 /// `vnls` are none, one for both ends, or two.
 ///
 /// # Errors
-/// There is no such plugin, or what is given is no VNL of its scheme.
+/// There is no such plugin, what is given is no VNL of its scheme, or standard output cannot be
+/// written.
 pub fn run(plugin: &Path, vnls: &[OsString], path: &SearchPath) -> Result<i32> {
     let (file, scheme) = locate(plugin, path)?;
     let vnls = ends(vnls, &scheme)?;
     let mut report = Report::default();
-    say(&format!("{}, which serves {scheme}://", file.display()));
+    say(&format!("{}, which serves {scheme}://", file.display()))?;
     let capabilities = match Probe::start(&file, &scheme)?.finish() {
         Found::Plugin {
             description,
@@ -121,16 +121,16 @@ pub fn run(plugin: &Path, vnls: &[OsString], path: &SearchPath) -> Result<i32> {
             abi,
             capabilities,
         } => {
-            report.line("trust", &Verdict::ok());
-            report.line("load", &Verdict::ok());
-            report.line("ABI", &Verdict::Ok(format!("version {abi}")));
-            report.line("layout", &Verdict::ok());
-            report.line("scheme", &Verdict::ok());
-            report.line("manifest", &trials::manifest(&description, &version));
+            report.line("trust", &Verdict::ok())?;
+            report.line("load", &Verdict::ok())?;
+            report.line("ABI", &Verdict::Ok(format!("version {abi}")))?;
+            report.line("layout", &Verdict::ok())?;
+            report.line("scheme", &Verdict::ok())?;
+            report.line("manifest", &trials::manifest(&description, &version))?;
             Some(Capabilities(capabilities))
         }
         Found::Refused { stage, why, hint } => {
-            refused(&mut report, stage, &why, &hint);
+            refused(&mut report, stage, &why, &hint)?;
             None
         }
     };
@@ -143,13 +143,13 @@ pub fn run(plugin: &Path, vnls: &[OsString], path: &SearchPath) -> Result<i32> {
             path: path.with_first(dir),
         };
         for (name, check) in trials::ALL {
-            report.line(name, &tried(*check, &subject)?);
+            report.line(name, &tried(*check, &subject)?)?;
         }
     }
     say(&format!(
         "{} ok, {} failed, {} skipped",
         report.ok, report.failed, report.skipped
-    ));
+    ))?;
     Ok(i32::from(report.failed > 0))
 }
 
@@ -202,7 +202,7 @@ fn ends(words: &[OsString], scheme: &str) -> Result<Option<[String; 2]>> {
 }
 
 /// The lines of a file that does not load.
-fn refused(report: &mut Report, stage: Stage, why: &str, hint: &str) {
+fn refused(report: &mut Report, stage: Stage, why: &str, hint: &str) -> Result<()> {
     let why = why.split_once("is refused: ").map_or(why, |(_, why)| why);
     let stages = [
         (Stage::Trust, "trust"),
@@ -213,11 +213,12 @@ fn refused(report: &mut Report, stage: Stage, why: &str, hint: &str) {
     ];
     for (at, name) in stages {
         if at < stage {
-            report.line(name, &Verdict::ok());
+            report.line(name, &Verdict::ok())?;
         } else if at == stage {
-            report.line(name, &Verdict::failed(why, hint));
+            report.line(name, &Verdict::failed(why, hint))?;
         }
     }
+    Ok(())
 }
 
 /// Runs a check in a child.

@@ -16,7 +16,6 @@ mod machine;
 mod plugins;
 
 use std::fmt;
-use std::io::{Write, stdout};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::cli::Common;
 use crate::error::{Error, Result};
 use crate::loader::SearchPath;
+use crate::output::Text;
 
 /// How long the kernel may take. It makes and removes network namespaces one at a time for the whole machine, so on a
 /// busy one it is not the child's fault.
@@ -94,11 +94,10 @@ impl fmt::Display for Finding {
             Verdict::Note => "note",
             Verdict::Wrong => "wrong",
         };
-        let line = format!("{word:<6} {}: {}", self.check, self.message);
-        f.write_str(&line.replace('\n', " "))?;
+        write!(f, "{word:<6} {}: {}", self.check, self.message)?;
         match &*self.remedy {
             "" => Ok(()),
-            remedy => write!(f, "; {}", remedy.replace('\n', " ")),
+            remedy => write!(f, "; {remedy}"),
         }
     }
 }
@@ -121,17 +120,13 @@ pub fn run(options: &Common, json: bool) -> Result<i32> {
         .iter()
         .all(|finding| finding.verdict != Verdict::Wrong);
     let text = match json {
-        true => serde_json::to_string_pretty(&Report {
+        true => Text::json(&Report {
             works,
             findings: &findings,
-        })
-        .map_err(|error| Error::io("write JSON", &error.into()))?,
-        false => {
-            let lines: Vec<String> = findings.iter().map(Finding::to_string).collect();
-            lines.join("\n")
-        }
+        })?,
+        false => findings.iter().collect(),
     };
-    writeln!(stdout(), "{text}").map_err(|error| Error::io("write the findings", &error))?;
+    text.print()?;
     Ok(i32::from(!works))
 }
 
@@ -157,8 +152,11 @@ mod tests {
 
     #[test]
     fn a_finding_is_one_line() {
-        let finding = Finding::wrong("x", "a\nb").remedy("c\nd");
-        assert_eq!(finding.to_string(), "wrong  x: a b; c d");
-        assert_eq!(Finding::ok("x", "fine").to_string(), "ok     x: fine");
+        let finding = Finding::wrong("x", "a\nb").remedy("c\x1bd");
+        let text: Text = [finding, Finding::ok("x", "fine")].iter().collect();
+        assert_eq!(
+            text.as_ref(),
+            "wrong  x: a\\nb; c\\u{1b}d\nok     x: fine\n"
+        );
     }
 }

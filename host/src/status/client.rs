@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt,
+};
 
 use super::{Process, Report, directory};
-use crate::control::{Channel, Message, read_report};
+use crate::control::{Channel, MAX_REPORT, Message, read_report};
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::wait;
 use crate::runtime::{self, Dir};
@@ -21,6 +23,16 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How many are asked at once: a bound on descriptors.
 const AT_ONCE: usize = 256;
+
+/// The most that all answers may have together, in bytes: a bound on memory.
+const MAX_ANSWERS: u64 = 4 * MAX_REPORT;
+
+/// The most JSON objects that an answer may have: they take up more memory than bytes of the
+/// answer. Two switches that know as many stations as they can have half as many.
+const MAX_OBJECTS: usize = 1 << 19;
+
+/// The longest error message that is passed on, in characters.
+const MAX_COMPLAINT: usize = 200;
 
 /// What a process says, or why it says nothing.
 #[derive(Debug)]
@@ -47,7 +59,9 @@ pub fn ask_all() -> Result<Vec<Answer>> {
         }
     }
     all.sort_unstable_by_key(|socket| socket.pid);
-    Ok(all.chunks(AT_ONCE).flat_map(ask).collect())
+    let mut room = MAX_ANSWERS;
+    let chunks = all.chunks(AT_ONCE);
+    Ok(chunks.flat_map(|chunk| ask(chunk, &mut room)).collect())
 }
 
 /// Removes the sockets of processes that are gone, without asking the others.
@@ -89,6 +103,11 @@ fn call(path: &Path) -> nix::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Whether it is this process that listens there.
+fn is_of(socket: &OwnedFd, pid: u32) -> bool {
+    getsockopt(socket, sockopt::PeerCredentials).is_ok_and(|peer| peer.pid().cast_unsigned() == pid)
+}
+
 /// Removes a socket that refuses connections: nobody listens there any more. Whether it was one.
 fn remove_stale(pid: u32, path: &Path, errno: Errno) -> bool {
     let is_stale = errno == Errno::ECONNREFUSED;
@@ -98,8 +117,8 @@ fn remove_stale(pid: u32, path: &Path, errno: Errno) -> bool {
     is_stale || errno == Errno::ENOENT
 }
 
-/// Asks some processes; those that are gone say nothing.
-fn ask(sockets: &[Socket]) -> Vec<Answer> {
+/// Asks some processes; those that are gone say nothing. There is `room` for so many bytes.
+fn ask(sockets: &[Socket], room: &mut u64) -> Vec<Answer> {
     let mut answers: Vec<Answer> = Vec::new();
     let mut asked: Vec<(u32, Channel)> = Vec::new();
     for socket in sockets {
@@ -107,6 +126,12 @@ fn ask(sockets: &[Socket]) -> Vec<Answer> {
         let name = pid.to_string();
         let path = socket.dir.at(&name);
         match call(&path) {
+            Ok(connection) if !is_of(&connection, pid) => {
+                let error = Error::new(ErrorKind::Permission, "another process has its socket");
+                let error = error.hint(format!("rm {}", socket.dir.shown(&name).display()));
+                let process = Err(error);
+                answers.push(Answer { pid, process });
+            }
             Ok(connection) => asked.push((pid, Channel::from(connection))),
             Err(errno) if remove_stale(pid, &path, errno) => {}
             // Its queue is full of others whom it does not answer.
@@ -129,7 +154,7 @@ fn ask(sockets: &[Socket]) -> Vec<Answer> {
         drop(fds);
         let mut heard = heard.into_iter();
         let answered = asked.extract_if(.., |_| heard.next() == Some(true));
-        answers.extend(answered.filter_map(|(pid, channel)| hear(pid, &channel)));
+        answers.extend(answered.filter_map(|(pid, channel)| hear(pid, &channel, room)));
     }
     answers.extend(asked.into_iter().map(|(pid, _)| silent(pid)));
     answers.sort_unstable_by_key(|answer| answer.pid);
@@ -137,13 +162,27 @@ fn ask(sockets: &[Socket]) -> Vec<Answer> {
 }
 
 /// Reads an answer; `None` if the process ended instead.
-fn hear(pid: u32, channel: &Channel) -> Option<Answer> {
+fn hear(pid: u32, channel: &Channel, room: &mut u64) -> Option<Answer> {
     let process = match channel.receive() {
         Ok(Some((Message::Report, mut fds))) => fds
             .pop()
             .ok_or_else(|| unintelligible("there is none"))
-            .and_then(read_report)
-            .and_then(|text| serde_json::from_str(&text).map_err(unintelligible)),
+            .and_then(|fd| read_report(fd, MAX_REPORT.min(*room)))
+            .and_then(|text| {
+                *room = room.saturating_sub(text.len() as u64);
+                if text.bytes().filter(|byte| *byte == b'{').count() > MAX_OBJECTS {
+                    return Err(unintelligible(format_args!(
+                        "it has more than {MAX_OBJECTS} objects"
+                    )));
+                }
+                serde_json::from_str(&text).map_err(unintelligible)
+            })
+            // It speaks for itself only.
+            .map(|process: Process<Report>| Process { pid, ..process }),
+        Ok(Some((Message::NoReport(why), _))) => {
+            let message = format!("it cannot report: {}", clipped(&why));
+            Err(Error::new(ErrorKind::Other, message))
+        }
         Ok(Some(_)) => Err(unintelligible("it is another message")),
         Ok(None) => return None,
         Err(error) => Err(error),
@@ -160,8 +199,17 @@ fn silent(pid: u32) -> Answer {
 
 /// The error for a process whose answer cannot be understood.
 fn unintelligible(what: impl std::fmt::Display) -> Error {
+    // It may quote the answer.
+    let what = clipped(&what.to_string());
     Error::new(
         ErrorKind::Protocol,
         format!("its answer makes no sense: {what}"),
     )
+}
+
+fn clipped(text: &str) -> String {
+    match text.char_indices().nth(MAX_COMPLAINT) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
 }

@@ -29,10 +29,9 @@ pub struct Count {
 
 /// The counters of the interface `name` in the network namespace of `process`; `None` if it is not there.
 pub fn traffic(process: Pid, name: &str) -> Option<Traffic> {
-    parse(
-        &fs::read_to_string(format!("/proc/{process}/net/dev")).ok()?,
-        name,
-    )
+    let table = fs::read(format!("/proc/{process}/net/dev")).ok()?;
+    // Others in the namespace may have any name.
+    parse(&String::from_utf8_lossy(&table), name)
 }
 
 /// Reads /proc/net/dev (proc(5)): eight numbers of what was received, of which the first, second and fourth are

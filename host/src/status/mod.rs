@@ -7,6 +7,11 @@
 //!
 //! What there is to say of a link its own process knows: a supervisor asks its workers for their [`Report`]s, and
 //! passes them on unread.
+//!
+//! A report never ends its sender. Reports are text: bytes of a path that are not UTF-8 are in them
+//! as U+FFFD. If a report cannot be made the answer says why. The asker believes no answer: it takes
+//! one only from the process whose id is the socket's name, only in a file in memory, so that reading
+//! cannot block, and only up to [`crate::control::MAX_REPORT`]. [`text`] can print every number.
 
 pub mod client;
 pub mod interface;
@@ -17,7 +22,6 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::process;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -42,8 +46,8 @@ pub struct Process<R> {
     pub version: String,
     /// The command that vdens runs, or the arguments of vde_plug.
     pub command: Vec<String>,
-    /// Its working directory, which relative paths in VNLs start from.
-    pub directory: PathBuf,
+    /// Its working directory, which relative paths in VNLs start from, as text.
+    pub directory: String,
     /// When it started, in seconds since 1970.
     pub started: u64,
     /// Why there is no panel; empty if there is one.
@@ -137,8 +141,8 @@ pub struct PluginReport {
     pub scheme: String,
     /// Its version.
     pub version: String,
-    /// Its file.
-    pub file: PathBuf,
+    /// Its file, as text.
+    pub file: String,
 }
 
 impl Report {
@@ -167,7 +171,7 @@ impl Report {
         self.plugin = plugin.map(|(manifest, file)| PluginReport {
             scheme: manifest.scheme,
             version: manifest.version,
-            file,
+            file: file.display().to_string(),
         });
         self
     }
@@ -186,7 +190,7 @@ pub fn this_process<R>(
         program: program.into(),
         version: env!("CARGO_PKG_VERSION").into(),
         command: words.map(Cow::into_owned).collect(),
-        directory: env::current_dir().unwrap_or_default(),
+        directory: env::current_dir().unwrap_or_default().display().to_string(),
         started: started
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()

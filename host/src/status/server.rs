@@ -16,6 +16,7 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::geteuid;
+use serde::Serialize;
 
 use super::{client, directory};
 use crate::control::Channel;
@@ -117,8 +118,8 @@ impl Server {
         }
     }
 
-    /// Answers everybody who asks with a process as JSON.
-    pub fn answer(&mut self, process: &str) {
+    /// Answers everybody who asks with a process.
+    pub fn answer(&mut self, process: &impl Serialize) {
         for asker in self.askers.drain(..) {
             if let Err(error) = asker.send_report(process) {
                 log::debug!("vdens --status: {error}");

@@ -1,22 +1,52 @@
 //! What `vdens --status` prints: text for a person, or JSON with everything.
 
-use std::fmt::Write as _;
-use std::fs;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
-use serde_json::{Value, json};
 use vdens_plugin_api::{Peer, SwitchStatus, Tier};
 
 use super::client::Answer;
-use super::{Entry, LinkEntry, Process, Report, Service};
+use super::{Entry, LinkEntry, Report, Service};
+use crate::error::Result;
+use crate::output::Text;
+
+/// How much is read of the command line of a process that does not answer, in bytes.
+const MAX_COMMAND_LINE: u64 = 4096;
 
 /// Stations of a switch that are listed for a person; the rest is counted.
 const STATIONS: usize = 32;
 
-/// A link as it is shown.
+/// A process as it is shown in JSON.
 #[derive(Serialize)]
-struct Shown<'a> {
+#[serde(untagged)]
+enum Shown<'a> {
+    /// One that has answered.
+    Process {
+        pid: u32,
+        program: &'a str,
+        version: &'a str,
+        command: &'a [String],
+        directory: &'a str,
+        started: u64,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        no_panel: &'a str,
+        links: Vec<ShownLink<'a>>,
+    },
+    /// One that has not, and why.
+    Failure {
+        pid: u32,
+        command: Vec<String>,
+        error: String,
+    },
+}
+
+/// A link as it is shown in JSON.
+#[derive(Serialize)]
+struct ShownLink<'a> {
     state: &'static str,
     #[serde(flatten)]
     link: &'a LinkEntry,
@@ -25,84 +55,88 @@ struct Shown<'a> {
 }
 
 /// The answers as one JSON value: `{"processes": […]}`, each with `links`, or with `error` in their place.
-pub fn json(answers: &[Answer]) -> Value {
-    let processes: Vec<Value> = answers.iter().map(one_as_json).collect();
-    json!({ "processes": processes })
+///
+/// # Errors
+/// As for [`Text::json`].
+pub fn json(answers: &[Answer]) -> Result<Text> {
+    let processes: Vec<Shown<'_>> = answers.iter().map(shown).collect();
+    Text::json(&BTreeMap::from([("processes", processes)]))
 }
 
-fn one_as_json(answer: &Answer) -> Value {
+fn shown(answer: &Answer) -> Shown<'_> {
     match &answer.process {
         Ok(process) => {
-            let links = process.links.iter().map(|entry| Shown {
+            let links = process.links.iter().map(|entry| ShownLink {
                 state: state(entry),
                 link: &entry.link,
                 report: entry.report.as_ref(),
             });
-            let mut value = json!(Process::<()> {
-                links: Vec::new(),
-                ..head(process)
-            });
-            value["links"] = links.map(|link| json!(link)).collect();
-            value
+            Shown::Process {
+                pid: process.pid,
+                program: &process.program,
+                version: &process.version,
+                command: &process.command,
+                directory: &process.directory,
+                started: process.started,
+                no_panel: &process.no_panel,
+                links: links.collect(),
+            }
         }
-        Err(error) => json!({
-            "pid": answer.pid,
-            "command": command_line(answer.pid),
-            "error": error.to_string(),
-        }),
-    }
-}
-
-/// A process without its links.
-fn head(process: &Process<Report>) -> Process<()> {
-    Process {
-        pid: process.pid,
-        program: process.program.clone(),
-        version: process.version.clone(),
-        command: process.command.clone(),
-        directory: process.directory.clone(),
-        started: process.started,
-        no_panel: process.no_panel.clone(),
-        links: Vec::new(),
+        Err(error) => Shown::Failure {
+            pid: answer.pid,
+            command: command_line(answer.pid),
+            error: error.to_string(),
+        },
     }
 }
 
 /// The answers for a person; empty if there are none.
-pub fn text(answers: &[Answer]) -> String {
-    let texts: Vec<String> = answers.iter().map(one_as_text).collect();
-    texts.join("\n")
-}
-
-fn one_as_text(answer: &Answer) -> String {
-    let process = match &answer.process {
-        Ok(process) => process,
-        Err(error) => {
-            let command = words(&command_line(answer.pid));
-            return format!("process {}: {command}\n  {error}\n", answer.pid);
+pub fn text(answers: &[Answer]) -> Text {
+    let mut text = Text::default();
+    for (number, answer) in answers.iter().enumerate() {
+        if number > 0 {
+            text.gap();
         }
-    };
-    let mut text = format!(
-        "{} {}, for {}, in {}: {}\n",
-        process.program,
-        process.pid,
-        age(process.started),
-        process.directory.display(),
-        words(&process.command)
-    );
-    if !process.no_panel.is_empty() {
-        line(&mut text, 2, format_args!("no panel: {}", process.no_panel));
-    }
-    for entry in &process.links {
-        link(&mut text, entry);
+        one_as_text(&mut text, answer);
     }
     text
 }
 
-fn link(text: &mut String, entry: &Entry<Report>) {
+fn one_as_text(text: &mut Text, answer: &Answer) {
+    let process = match &answer.process {
+        Ok(process) => process,
+        Err(error) => {
+            let command = words(&command_line(answer.pid));
+            line(text, 0, format_args!("process {}: {command}", answer.pid));
+            line(text, 2, format_args!("{error}"));
+            return;
+        }
+    };
+    line(
+        text,
+        0,
+        format_args!(
+            "{} {}, for {}, in {}: {}",
+            process.program,
+            process.pid,
+            age(process.started, SystemTime::now()),
+            process.directory,
+            words(&process.command)
+        ),
+    );
+    if !process.no_panel.is_empty() {
+        line(text, 2, format_args!("no panel: {}", process.no_panel));
+    }
+    for entry in &process.links {
+        link(text, entry);
+    }
+}
+
+fn link(text: &mut Text, entry: &Entry<Report>) {
     let LinkEntry { interface, vnl, .. } = &entry.link;
     let name = match interface.as_str() {
-        "" => vnl.escape_debug().to_string(),
-        interface => format!("{interface} {}", vnl.escape_debug()),
+        "" => vnl.clone(),
+        interface => format!("{interface} {vnl}"),
     };
     let report = entry.report.as_ref();
     let way = report.and_then(|report| report.tier).map(tier);
@@ -128,17 +162,17 @@ fn link(text: &mut String, entry: &Entry<Report>) {
     }
 }
 
-fn details(text: &mut String, report: &Report) {
+fn details(text: &mut Text, report: &Report) {
     if let Some(peer) = &report.peer {
         line(text, 6, format_args!("peer: {}", who(peer)));
     }
     for (name, value) in &report.extra {
-        line(text, 6, format_args!("{name}: {}", value.escape_debug()));
+        line(text, 6, format_args!("{name}: {value}"));
     }
 }
 
 /// What went each way: through the interface if there is one, else through the process.
-fn traffic(text: &mut String, entry: &Entry<Report>) {
+fn traffic(text: &mut Text, entry: &Entry<Report>) {
     let report = entry.report.as_ref();
     let flows = report.map(|report| [&report.received, &report.sent]);
     let [received, sent] = match (&entry.link.interface_traffic, flows) {
@@ -186,7 +220,7 @@ fn served(entry: &Entry<Report>) -> String {
         ..
     } = &entry.link;
     let plugin = entry.report.as_ref().and_then(|r| r.plugin.as_ref());
-    let plugin = plugin.map(|plugin| format!("{} {}", plugin.file.display(), plugin.version));
+    let plugin = plugin.map(|plugin| format!("{} {}", plugin.file, plugin.version));
     let worker = worker.map(|pid| format!("process {pid}"));
     let times = if *restarts == 1 { "time" } else { "times" };
     let again = (*restarts > 0).then(|| format!("started again {restarts} {times}: {last_end}"));
@@ -194,9 +228,10 @@ fn served(entry: &Entry<Report>) -> String {
     parts.join(", ")
 }
 
-fn ports_and_stations(text: &mut String, switch: &SwitchStatus) {
+fn ports_and_stations(text: &mut Text, switch: &SwitchStatus) {
     for port in &switch.ports {
-        let lost: u64 = port.dropped.values().sum();
+        let lost = port.dropped.values().copied();
+        let lost = lost.fold(0, u64::saturating_add);
         let way = port
             .tier
             .map_or_else(String::new, |way| format!(", {}", tier(way)));
@@ -258,7 +293,7 @@ fn tier(tier: Tier) -> &'static str {
 }
 
 fn who(peer: &Peer) -> String {
-    let description = peer.description.escape_debug().to_string();
+    let description = peer.description.clone();
     let pid = peer.pid.map(|pid| format!("process {pid}"));
     let uid = peer.uid.map(|uid| format!("user {uid}"));
     let parts = [Some(description), pid, uid].into_iter().flatten();
@@ -272,8 +307,8 @@ fn words(command: &[String]) -> String {
         .iter()
         .map(
             |word| match word.is_empty() || word.contains(char::is_whitespace) {
-                true => format!("'{}'", word.escape_debug()),
-                false => word.escape_debug().to_string(),
+                true => format!("'{word}'"),
+                false => word.clone(),
             },
         )
         .collect();
@@ -282,17 +317,19 @@ fn words(command: &[String]) -> String {
 
 /// The command line of a process that does not answer.
 fn command_line(pid: u32) -> Vec<String> {
-    let words = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut words = Vec::new();
+    if let Ok(file) = File::open(format!("/proc/{pid}/cmdline")) {
+        // What cannot be read is not shown.
+        let _ = file.take(MAX_COMMAND_LINE).read_to_end(&mut words);
+    }
+    let words = String::from_utf8_lossy(&words);
     words.split_terminator('\0').map(str::to_owned).collect()
 }
 
-/// How long ago a time, in seconds since 1970, was.
-fn age(started: u64) -> String {
-    let started = UNIX_EPOCH + Duration::from_secs(started);
-    let seconds = SystemTime::now()
-        .duration_since(started)
-        .unwrap_or_default()
-        .as_secs();
+/// How long before `now` a time, in seconds since 1970, was.
+fn age(started: u64, now: SystemTime) -> String {
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = now.as_secs().saturating_sub(started);
     match (seconds / 86_400, seconds / 3600, seconds / 60) {
         (0, 0, 0) => format!("{seconds} s"),
         (0, 0, minutes) => format!("{minutes} min"),
@@ -319,9 +356,8 @@ fn amount_of(bytes: u64) -> String {
     }
 }
 
-fn line(text: &mut String, indent: usize, line: std::fmt::Arguments<'_>) {
-    // Writing to a string cannot fail.
-    let _ = writeln!(text, "{:indent$}{line}", "");
+fn line(text: &mut Text, indent: usize, line: fmt::Arguments<'_>) {
+    text.line(format_args!("{:indent$}{line}", ""));
 }
 
 #[cfg(test)]
@@ -329,6 +365,10 @@ mod tests {
     use super::*;
     use crate::error::Error;
     use crate::pump::{Counters, Dropped};
+    use crate::status::Process;
+    use crate::status::interface::Traffic;
+    use serde_json::{Value, json};
+    use std::time::Duration;
     use vdens_plugin_api::{PortStatus, StationStatus};
 
     fn process() -> Process<Report> {
@@ -396,6 +436,7 @@ mod tests {
             },
         ];
         let told = text(&answers);
+        let told = told.as_ref();
         for part in [
             "sh -c 'a b'\n  vde0 switch:///tmp/sw: up, segmented: the peer is a legacy one\n",
             "received 2 frames, 1.2 MB; sent 0 frames, 0 bytes\n",
@@ -406,7 +447,7 @@ mod tests {
         ] {
             assert!(told.contains(part), "{part}: {told}");
         }
-        let value = json(&answers);
+        let value: Value = serde_json::from_str(json(&answers).unwrap().as_ref()).unwrap();
         let link = &value["processes"][0]["links"][0];
         assert_eq!(link["state"], "up");
         assert_eq!(link["tier"], "segmented");
@@ -417,6 +458,103 @@ mod tests {
             Some(STATIONS + 3)
         );
         assert_eq!(value["processes"][1]["error"], "silence");
+    }
+
+    /// All values that are `value` with one of its leaves replaced by `absurd`.
+    fn replaced(value: &Value, absurd: &Value) -> Vec<Value> {
+        let children: Vec<(Value, Value)> = match value {
+            Value::Array(items) => {
+                let numbered = items.iter().enumerate();
+                numbered
+                    .map(|(at, item)| (at.into(), item.clone()))
+                    .collect()
+            }
+            Value::Object(fields) => {
+                let named = fields.iter();
+                named
+                    .map(|(name, field)| (name.as_str().into(), field.clone()))
+                    .collect()
+            }
+            _ => return vec![absurd.clone()],
+        };
+        let mut all = vec![absurd.clone()];
+        for (key, child) in children {
+            for child in replaced(&child, absurd) {
+                let mut value = value.clone();
+                match key.as_str() {
+                    Some(name) => value[name] = child,
+                    None => value[key.as_u64().unwrap() as usize] = child,
+                }
+                all.push(value);
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn whatever_a_process_says_can_be_printed() {
+        let mut process = process();
+        let traffic = Traffic::default();
+        process.links[0].link.interface_traffic = Some(traffic);
+        let report = process.links[0].report.as_mut().unwrap();
+        report.peer = Some(Peer::default());
+        report.extra = [("name".to_owned(), "value".to_owned())].into();
+        let switch = report.switch.as_mut().unwrap();
+        switch.ports[0].dropped = [("a".to_owned(), u64::MAX), ("b".to_owned(), 1)].into();
+        let sane = serde_json::to_value(&process).unwrap();
+        let mut deep = Value::Null;
+        for _ in 0..100 {
+            deep = json!([deep]);
+        }
+        let numbers = [0, 1, u64::from(u32::MAX), i64::MAX as u64, u64::MAX].map(Value::from);
+        let others = [
+            json!(-1),
+            json!(i64::MIN),
+            json!(1e308),
+            json!(0.5),
+            json!(null),
+            json!("\x1b[2J\n\u{9b}\u{202e}"),
+            json!("x".repeat(10_000)),
+            json!({}),
+            json!([{}, {}]),
+            deep,
+        ];
+        let (mut understood, mut refused) = (0, 0);
+        for absurd in numbers.iter().chain(&others) {
+            for value in replaced(&sane, absurd) {
+                // As it comes in.
+                let said = serde_json::from_str(&value.to_string());
+                let process = said.map_err(|error| Error::closed(error.to_string()));
+                match process {
+                    Ok(_) => understood += 1,
+                    Err(_) => refused += 1,
+                }
+                let answers = [Answer { pid: 1, process }];
+                let shown = [text(&answers), json(&answers).unwrap()];
+                for text in shown {
+                    let text = text.as_ref();
+                    let is_harmless = |c: char| c == '\n' || !c.is_control() && c != '\u{202e}';
+                    assert!(text.chars().all(is_harmless), "{value}: {text}");
+                }
+            }
+        }
+        assert!(understood > 100 && refused > 100, "{understood}, {refused}");
+    }
+
+    #[test]
+    fn ages_are_told_however_absurd() {
+        let now = UNIX_EPOCH + Duration::from_secs(1_000_000);
+        for (started, told) in [
+            (999_999, "1 s"),
+            (996_399, "1 h 0 min"),
+            (0, "11 d 13 h"),
+            (u64::MAX, "0 s"),
+        ] {
+            assert_eq!(age(started, now), told);
+        }
+        let future = UNIX_EPOCH - Duration::from_secs(1);
+        assert_eq!(age(0, future), "0 s");
+        assert_eq!(amount_of(u64::MAX), "18.4 EB");
     }
 
     #[test]

@@ -21,12 +21,12 @@ use nix::unistd::Pid;
 use serde_json::value::RawValue;
 
 use crate::carrier::{LinkWatch, WatchedTap};
-use crate::control::{Channel, Message, read_report};
+use crate::control::{Channel, MAX_REPORT, Message, read_report};
 use crate::error::{Error, Result};
 use crate::lasting::Wait;
 use crate::panel::{self, Order, Panel};
 use crate::status::interface;
-use crate::status::{Entry, LinkEntry, Service};
+use crate::status::{Entry, LinkEntry, Report, Service};
 use crate::worker::{self, Job};
 
 /// How long after its death a worker is started again, the first time.
@@ -123,16 +123,21 @@ impl Worker {
         self.owes = None;
     }
 
-    /// Takes a report that has come.
-    pub(super) fn take_report(&mut self, mut fds: Vec<OwnedFd>) {
+    /// Takes a report that has come, or why there is none.
+    pub(super) fn take_report(&mut self, report: Result<Vec<OwnedFd>, String>) {
         self.owes = None;
         self.owes_report = false;
-        let text = fds.pop().map(read_report).transpose();
-        self.report = text
-            .inspect_err(|error| log::debug!("{error}"))
-            .ok()
-            .flatten()
-            .and_then(|text| RawValue::from_string(text).ok());
+        let text = report.and_then(|mut fds| {
+            let fd = fds.pop().ok_or("a descriptor was lost")?;
+            read_report(fd, MAX_REPORT).map_err(|error| error.to_string())
+        });
+        let text = text.or_else(|why| {
+            serde_json::to_string(&Report {
+                reason: format!("no report: {why}"),
+                ..Report::default()
+            })
+        });
+        self.report = text.and_then(RawValue::from_string).ok();
     }
 
     /// Whether a report is still to come.
@@ -141,11 +146,14 @@ impl Worker {
     }
 
     /// Asks for a report.
-    pub(super) fn ask_for_report(&mut self) -> Result<()> {
+    pub(super) fn ask_for_report(&mut self) {
         self.report = None;
-        match std::mem::replace(&mut self.owes_report, true) {
-            true => Ok(()),
-            false => self.control.send(&Message::Report, &[]),
+        if self.owes_report {
+            return;
+        }
+        match self.control.send(&Message::Report, &[]) {
+            Ok(()) => self.owes_report = true,
+            Err(error) => log::info!("process {} is not asked for its status: {error}", self.pid),
         }
     }
 }

@@ -310,7 +310,7 @@ impl<'a> Supervisor<'a> {
                 Source::Namespace => self.hear_namespace()?,
                 Source::Control(index) => self.hear_worker(index)?,
                 Source::Orders(index) => self.obey(index)?,
-                Source::Status => self.hear_asker()?,
+                Source::Status => self.hear_asker(),
             }
         }
         Ok(())
@@ -414,7 +414,7 @@ impl<'a> Supervisor<'a> {
             // The descriptor of a report may have been lost; that is no reason to end the worker.
             Err(error) => {
                 log::warn!("{}: {error}", link.job.interface);
-                worker.take_report(Vec::new());
+                worker.take_report(Err(error.to_string()));
                 return Ok(());
             }
         };
@@ -430,7 +430,8 @@ impl<'a> Supervisor<'a> {
                 worker.is_alive();
             }
             Some((Message::Alive, _)) => worker.is_alive(),
-            Some((Message::Report, fds)) => worker.take_report(fds),
+            Some((Message::Report, fds)) => worker.take_report(Ok(fds)),
+            Some((Message::NoReport(why), _)) => worker.take_report(Err(why)),
             Some((Message::Failed(status, error), _)) if !self.is_running => {
                 return Err(Failure::Error(status, error));
             }
@@ -467,16 +468,16 @@ impl<'a> Supervisor<'a> {
     }
 
     /// Somebody wants to know: so do the workers have to report.
-    fn hear_asker(&mut self) -> Result<()> {
+    fn hear_asker(&mut self) {
         let Some(status) = &mut self.status else {
-            return Ok(());
+            return;
         };
         match status.accept() {
             Ok(false) => {}
             Ok(true) => {
                 for link in &mut self.links {
                     if let Some(worker) = &mut link.worker {
-                        worker.ask_for_report()?;
+                        worker.ask_for_report();
                     }
                 }
                 self.reporting.get_or_insert(Instant::now() + REPORTING);
@@ -486,7 +487,6 @@ impl<'a> Supervisor<'a> {
                 self.status = None;
             }
         }
-        Ok(())
     }
 
     /// Answers who asks.
@@ -504,10 +504,7 @@ impl<'a> Supervisor<'a> {
                 &self.no_panel,
             )
         };
-        match serde_json::to_string(&process) {
-            Ok(text) => server.answer(&text),
-            Err(error) => log::debug!("the status cannot be told: {error}"),
-        }
+        server.answer(&process);
     }
 
     /// Makes an interface on the panel. If that fails a tap will do, unless the lack of descriptors is

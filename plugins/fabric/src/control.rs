@@ -176,7 +176,7 @@ impl Applicants {
 
 /// A socket that is connected to the one at `path`, which must be `peer`'s.
 pub(crate) fn reach(path: &Path, peer: Peer) -> Result<UnixDatagram, Refusal> {
-    let refuse = |why| Refusal::Socket(path.display().to_string().escape_debug().to_string(), why);
+    let refuse = |why| Refusal::Socket(path.display().to_string(), why);
     if !path.is_absolute() {
         return Err(refuse("is not named by an absolute path"));
     }

@@ -10,7 +10,6 @@
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -286,9 +285,7 @@ fn clear(path: &Path, handle: impl AsFd) -> Result<()> {
             Err(errno) => return Err(Error::path("look at", &path.join(name), &errno.into())),
         };
         if SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT != SFlag::S_IFSOCK {
-            let shown = String::from_utf8_lossy(name.as_bytes())
-                .escape_debug()
-                .to_string();
+            let shown = name.to_string_lossy();
             let why = format!("is no switch directory: it holds {shown}");
             return Err(foreign(path, &why));
         }

@@ -387,7 +387,7 @@ impl Switch {
             Some((text, _)) => text.into(),
             None => String::from_utf8_lossy(&request.description),
         };
-        let client = format!("{}, {}", description.escape_debug(), applicant.peer);
+        let client = format!("{description}, {}", applicant.peer);
         let mut port = Port::new(number, client, applicant.stream, data, entry);
         port.negotiation = negotiation;
         log::debug!("port {number} opened for {}", port.client);
