@@ -1,9 +1,11 @@
-//! Datagrams as a cable's far end may send them, through the pump of a worker: whatever they are, it comes to rest.
+//! Datagrams as a cable's far end may send them, through the pump of a worker: whatever they are,
+//! it comes to rest.
 //!
-//! The source treats a datagram as the schemes do whose ends may be ours: it unwraps super-frames and keeps messages for
-//! itself. The sink takes what it is offered as a socket does: so many frames a call, and none in a call for which its
-//! queue is full. Its descriptor says that it has room all the same, so a pump that offers what cannot be
-//! taken would do so for ever; here it is stopped and found out.
+//! The source treats a datagram as the schemes do whose ends may be ours: it unwraps super-frames
+//! and keeps messages for itself. The sink takes what it is offered as a socket does: so many
+//! frames a call, and none in a call for which its queue is full. Its descriptor says that it has
+//! room all the same, so a pump that offers what cannot be taken would do so for ever; here it is
+//! stopped and found out.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -24,11 +26,12 @@ use crate::random::Random;
 const MOST: usize = 40;
 const LONGEST: usize = 1024;
 
-/// The most calls that a frame may cost: a super-frame has a segment a byte, and every other call finds a full queue.
+/// The most calls that a frame may cost: a super-frame has a segment a byte, and every other call
+/// finds a full queue.
 const CALLS: usize = 2 * LONGEST + 2;
 
-/// An input: a byte for what the sink takes, one for how much at a time, one for when its queue is full, one for whether
-/// the source serves others too, and each datagram behind its length.
+/// An input: a byte for what the sink takes, one for how much at a time, one for when its queue is
+/// full, one for whether the source serves others too, and each datagram behind its length.
 pub(crate) struct Pumped {
     /// Always readable and writable.
     ready: EventFd,

@@ -1,9 +1,8 @@
-//! Datagrams that look like a super-frame and are too short for one: whoever sends them, the next frames pass, nobody
-//! is kept busy, and the status counts what was dropped.
+//! Datagrams that look like a super-frame and are too short for one: whoever sends them, the next
+//! frames pass, nobody is kept busy, and the status counts what was dropped.
 
 use std::time::Duration;
 
-use serde_json::Value;
 use vdens_tests::{Lab, PATIENCE, Proc, Session, need, wait_until};
 
 use crate::hostile::ticks;
@@ -52,8 +51,8 @@ fn member<'lab>(lab: &'lab Lab, number: u8, vnl: &str) -> Session<'lab> {
         .session()
 }
 
-/// A process that goes round in its poll loop has all of a processor, as far as there is one for it: far more than it
-/// needs for being asked something now and then.
+/// A process that goes round in its poll loop has all of a processor, as far as there is one for
+/// it: far more than it needs for being asked something now and then.
 #[track_caller]
 fn is_idle(process: &Proc<'_>) {
     // The next second may be another's, so one quiet second is enough.
@@ -69,9 +68,7 @@ fn is_idle(process: &Proc<'_>) {
 fn counts_malformed(lab: &Lab, process: &Proc<'_>, number: u64) {
     let pid = process.pid().cast_unsigned();
     let count = || link(&status(lab), pid, 0)["received"]["dropped"]["malformed"].clone();
-    wait_until("they are counted", PATIENCE, || {
-        count() == Value::from(number)
-    });
+    wait_until("they are counted", PATIENCE, || count() == number);
 }
 
 /// The example of issue 9: by one raw frame of an unprivileged command.
