@@ -174,17 +174,18 @@ enum Kind {
 }
 
 fn kind(datagram: &[u8], peer_is_proven: bool) -> Kind {
-    let is_wrapped = peer_is_proven && datagram.starts_with(&SUPER_PREFIX);
-    let shortest = match is_wrapped {
-        true => SUPER_PREFIX.len() + VNET_HEADER_LEN + MIN_FRAME,
-        false => MIN_FRAME,
-    };
-    match datagram.len() {
-        len if len < shortest => Kind::Malformed,
-        _ if is_message(datagram) && !is_wrapped => Kind::Message,
+    if datagram.len() < MIN_FRAME {
+        return Kind::Malformed;
+    }
+    match datagram.strip_prefix(&SUPER_PREFIX) {
+        None if is_message(datagram) => Kind::Message,
+        None => Kind::Frame,
+        Some(_) if !peer_is_proven => Kind::Malformed,
         // The pump passes on nothing that the sink's far end would take for a message.
-        _ if is_wrapped && is_message(&datagram[shortest - MIN_FRAME..]) => Kind::Malformed,
-        _ => Kind::Frame,
+        Some(wrapped) => match wrapped.get(VNET_HEADER_LEN..) {
+            Some(frame) if frame.len() >= MIN_FRAME && !is_message(frame) => Kind::Frame,
+            _ => Kind::Malformed,
+        },
     }
 }
 
