@@ -5,8 +5,9 @@
 //! is tried with the bridge to libvdeplug, unless the configuration says otherwise.
 //!
 //! A nested link gets services of its own that have no ticket: were the interface plugged into the nested link's
-//! peer, the kernel would carry the frames past the link around it. Each level has its services, and those of
-//! the innermost level open nothing: so no plugin, whatever it asks for, nests more than [`MAX_NESTING`] links.
+//! peer, the kernel would carry the frames past the link around it. Each level has services of its
+//! own, and those of the innermost level open nothing: so no plugin, whatever it asks for, nests
+//! more than [`MAX_NESTING`] links.
 
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};

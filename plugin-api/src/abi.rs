@@ -6,15 +6,17 @@
 //! over an opaque pointer: `LinkV1` is an open link, the host's `HostV1` its services.
 //!
 //! Authors and the host never see these types: on the plugin's side an `extern "C"` shim turns each
-//! call into one of the [`Link`] trait's and catches panics; on the caller's side a `Remote` implements
-//! [`Link`] again. It is also the border guard: what a plugin puts into a batch is checked there, once for
-//! all who use the batch afterwards. A nested link crosses the boundary twice, from its plugin to the
-//! host and from the host to the plugin that nests it, so it costs two more calls a batch.
+//! call into one of the [`Link`] trait's and catches panics; on the caller's side a `Remote`
+//! implements [`Link`] again. It also checks what `recv` leaves in a batch: entries that are no
+//! frames are dropped and counted there, so no caller meets them. A nested link crosses the
+//! boundary twice, from its plugin to the host and from the host to the plugin that nests it, so it
+//! costs two more calls a batch.
 //!
-//! One call of `state` stands for three of [`Link`]'s methods, and one of `fds` for two. A link that nests
-//! another answers each with the nested link's answer, so the number of calls would grow as a power of the
-//! depth. Therefore a `Remote` keeps an answer for as long as one `question` takes, that is until the
-//! outermost caller has its own, and the number of calls grows with the depth.
+//! One call of `state` stands for three of [`Link`]'s methods, and one of `fds` for two. A link
+//! that nests another answers each of them with the nested link's answer, so the number of calls
+//! would grow as a power of the depth. Therefore a `Remote` keeps an answer until the outermost
+//! caller has its own: that time is a `question`. The number of calls then grows with the depth,
+//! also where a plugin was built with an older kit.
 //!
 //! Ownership: a `LinkV1` is closed by whoever holds it, once, by its `close`. A `RawBatch` is lent for
 //! a call. Strings are abi_stable's, which carry their own deallocator.
@@ -178,7 +180,8 @@ mod question {
     use std::cell::Cell;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    /// The next question's number. It is never used again, because a link may move to another thread.
+    /// The next question's number. Numbers are unique in the process, because a link may move to
+    /// another thread.
     static NEXT: AtomicU64 = AtomicU64::new(1);
 
     thread_local! {
@@ -186,8 +189,8 @@ mod question {
         static CURRENT: Cell<u64> = const { Cell::new(0) };
     }
 
-    /// Lets `answer` find an answer, as part of the question under way if there is one. It is given the
-    /// question's number, and must not panic.
+    /// Calls `answer` with the number of the question under way, or of a new one if there is none.
+    /// `answer` must not panic.
     pub(super) fn ask<T>(answer: impl FnOnce(u64) -> T) -> T {
         CURRENT.with(|current| match current.get() {
             0 => {
@@ -345,7 +348,7 @@ impl<T: Copy> Answer<T> {
         Self(Cell::new(None))
     }
 
-    /// The answer to the question under way; `ask` gets it the first time.
+    /// The answer to the question under way. `ask` is called for it once.
     fn get(&self, ask: impl FnOnce() -> T) -> T {
         question::ask(|number| match self.0.get() {
             Some((asked, answer)) if asked == number => answer,
@@ -926,7 +929,8 @@ mod tests {
         ASKED.with_borrow_mut(|asked| asked.push(what));
     }
 
-    /// Receives three frames, the second of which it cuts short in a way that only an older kit allows.
+    /// Receives three frames, the second of which it cuts short in a way that only an older kit
+    /// allows.
     struct Innermost(File, bool);
 
     impl Link for Innermost {

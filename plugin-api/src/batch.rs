@@ -340,8 +340,8 @@ pub enum Sift {
     Take,
     /// It makes no sense here, and goes, and is counted.
     Refuse,
-    /// It is a wrapping: behind so many bytes are the virtio header and the frame that stay. One that is too short for
-    /// both goes, and is counted.
+    /// It is a wrapping: behind so many bytes are the virtio header and the frame that stay. One
+    /// that is too short for both goes, and is counted.
     Unwrap(usize),
     /// It stays without `len` bytes from `at` on, which stand in front of whatever its virtio header points to; one
     /// that has no so many goes, and is counted.
@@ -461,8 +461,8 @@ impl RxBatch<'_> {
         Ok(taken)
     }
 
-    /// Looks at the frames from number `from` on, and does with each what `sift` says. What is left are frames: an
-    /// entry that is none, or would be none afterwards, is dropped and counted.
+    /// Looks at the frames from number `from` on, and does with each what `sift` says. What is left
+    /// are frames: an entry that is none, or would be none afterwards, is dropped and counted.
     pub fn sift(&mut self, from: usize, mut sift: impl FnMut(Frame<'_>) -> Sift) {
         let from = from.min(self.len());
         let (mut kept, mut lost) = (from, 0);
@@ -497,8 +497,9 @@ impl RxBatch<'_> {
         self.count_dropped(lost);
     }
 
-    /// Drops and counts the entries from number `from` on that are no frames. A plugin that was built with an older kit
-    /// may leave such entries, which count as frames but cannot be sent.
+    /// Drops and counts the entries from number `from` on that are no frames. A plugin that was
+    /// built with an older kit may leave such entries. [`TxBatch::len`] would count them and
+    /// [`TxBatch::frames`] would not give them, so a sink could never take them.
     pub(crate) fn drop_undecodable(&mut self, from: usize) {
         self.sift(from, |_| Sift::Keep);
     }

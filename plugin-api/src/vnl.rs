@@ -16,9 +16,10 @@
 //! same way, then items at `/`, then key and value at the first `=`. Bare `%XX` is decoded last of
 //! all, so `%2F` never splits. The text in the braces is a VNL of its own and is handed on untouched.
 //!
-//! A nested VNL may have one of its own. [`Vnl::parse`] refuses more than [`MAX_NESTING`] levels, whatever the schemes
-//! are: each level is a link that all frames pass. It counts the levels where both grammars find them, and
-//! leaves braces that are malformed, or do not enclose a VNL, to the scheme.
+//! A nested VNL may have another one nested in it. [`Vnl::parse`] refuses more than [`MAX_NESTING`]
+//! levels, whatever the schemes are, because all frames pass through a link for each level. It
+//! finds nested VNLs as the grammars do. Braces that are malformed, or that enclose no `scheme://`,
+//! do not count: the scheme's plugin judges them.
 //!
 //! Nothing malformed is swallowed: each error names the thing, its place (counted in characters
 //! from 1) and the keys that the scheme knows.
@@ -36,7 +37,7 @@ use crate::error::{Error, Result};
 /// The longest path of a UNIX socket, in bytes: `sun_path` less its terminating NUL.
 pub const MAX_SOCKET_PATH: usize = 107;
 
-/// The most VNLs inside each other, the outermost one not counted.
+/// The most VNLs nested in each other, not counting the outermost one.
 pub const MAX_NESTING: usize = 8;
 
 /// A Virtual Network Locator split at its first `://`.
@@ -49,7 +50,8 @@ pub struct Vnl<'a> {
 }
 
 impl<'a> Vnl<'a> {
-    /// Splits `vnl`; without a `://` it is the argument of `vde`. At most [`MAX_NESTING`] VNLs may be nested in it.
+    /// Splits `vnl`; without a `://` it is the argument of `vde`. At most [`MAX_NESTING`] VNLs may
+    /// be nested in it.
     pub fn parse(vnl: &'a str) -> Result<Self> {
         let (scheme, argument) = vnl.split_once("://").unwrap_or(("vde", vnl));
         if !Self::is_scheme(scheme) {
@@ -74,8 +76,8 @@ impl<'a> Vnl<'a> {
     }
 }
 
-/// The argument of the VNL that is nested in an argument, whichever grammar that has. `None` if there is none, or none
-/// that names its scheme: a path nests nothing, and the braces of a shell command enclose something else.
+/// The argument of the VNL that is nested in `argument`. `None` if no VNL with a scheme is: a path
+/// has nothing nested in it, and the braces of a shell command (`cmd://`) are not about VNLs.
 fn nested_argument(argument: &str) -> Option<&str> {
     const NO_KEYS: Keys = Keys::new(&[]);
     let parser = Parser {
@@ -88,7 +90,7 @@ fn nested_argument(argument: &str) -> Option<&str> {
     Vnl::is_scheme(scheme).then_some(inner)
 }
 
-/// Why a VNL is not opened that has, or is in, more than [`MAX_NESTING`] others.
+/// The error for a VNL that is part of more than [`MAX_NESTING`] levels.
 pub fn too_deep(vnl: &str) -> Error {
     Error::usage(format!(
         "cannot open {}: more than {MAX_NESTING} VNLs are nested in each other",
@@ -583,7 +585,7 @@ mod tests {
             let says = line.contains("more than 8 VNLs are nested") && line.contains("vde_plug");
             assert!(error.kind == ErrorKind::Usage && says, "{line}");
         }
-        // Refused by whose they are: quoted braces, malformed ones, a shell's.
+        // Left to the scheme: quoted braces, malformed ones, a shell's.
         for vnl in [
             nest("vlan://1{", 20, "null://") + "x",
             format!("vde://'{}'", nest("vlan://1{", 20, "null://")),

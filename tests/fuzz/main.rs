@@ -11,7 +11,8 @@
 //! generator is deterministic: a seed gives the same inputs everywhere. What fails is printed and kept. No input may take longer
 //! than `engine::LONGEST`, nor make the process grow by more than `engine::GROWTH`.
 //!
-//! `control`, `hello`, `vnl`, `stream`, `offload`, `pump` and `settings` are the targets; `packets` has the other implementation for
+//! `control`, `hello`, `vnl`, `stream`, `offload`, `pump` and `settings` are the targets; `packets`
+//! has the other implementation for
 //! `offload`.
 
 mod control;

@@ -1,18 +1,21 @@
-//! Datagrams as a cable's far end may send them, through the pump of a worker: whatever they are, it comes to rest.
+//! Datagrams as a cable's far end may send them, through the pump of a worker: whatever they are,
+//! it comes to rest.
 //!
-//! The source treats a datagram as the schemes do whose ends may be ours: it unwraps super-frames and keeps messages for
-//! itself. The sink takes what it is offered as a socket does: so many frames a call, and none in a call for which its
-//! queue is full. Its descriptor says that it has room all the same, so a pump that offers what cannot be
+//! The source passes a datagram to a negotiation, as the schemes do whose ends may be ours: it
+//! unwraps the super-frames of a peer that has proven to be ours, and keeps messages for itself.
+//! The sink takes frames as a socket does: so many a call, and none in a call for which its queue
+//! is full. Its descriptor says that it has room all the same, so a pump that offers what cannot be
 //! taken would do so for ever; here it is stopped and found out.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vdens::pump::{Counters, Pump, Stop};
-use vdens_plugin_api::wire::hello::{SUPER_PREFIX, is_message};
+use vdens_plugin_api::negotiation::{Negotiation, Received};
+use vdens_plugin_api::wire::hello::{Body, Cable, Message, Nonce, SUPER_PREFIX, is_message};
 use vdens_plugin_api::{
-    BATCH_FRAMES, Link, MIN_FRAME, Result as ApiResult, RxBatch, Sift, State, TxBatch,
-    VNET_HEADER_LEN, VnetHeader,
+    BATCH_FRAMES, Link, MIN_FRAME, Result as ApiResult, RxBatch, State, TxBatch, VNET_HEADER_LEN,
+    VnetHeader,
 };
 
 use crate::engine::{Target, ensure};
@@ -24,11 +27,17 @@ use crate::random::Random;
 const MOST: usize = 40;
 const LONGEST: usize = 1024;
 
-/// The most calls that a frame may cost: a super-frame has a segment a byte, and every other call finds a full queue.
+/// The most calls that a frame may cost: a super-frame has a segment a byte, and every other call
+/// finds a full queue.
 const CALLS: usize = 2 * LONGEST + 2;
 
-/// An input: a byte for what the sink takes, one for how much at a time, one for when its queue is full, one for whether
-/// the source serves others too, and each datagram behind its length.
+/// The two ends' nonces, which no input has by chance.
+const OWN: Nonce = Nonce(0x9e37_79b9_7f4a_7c15);
+const PEERS: Nonce = Nonce(0xbf58_476d_1ce4_e5b9);
+
+/// An input: a byte for what the sink takes, one for how much at a time, one for when its queue is
+/// full, one for the source (bit 0: it serves others too; bit 1: the peer has proven nothing), and
+/// each datagram behind its length.
 pub(crate) struct Pumped {
     /// Always readable and writable.
     ready: EventFd,
@@ -55,7 +64,23 @@ struct Source<'a> {
     fds: &'a Pumped,
     datagrams: &'a [&'a [u8]],
     is_shared: bool,
+    negotiation: Negotiation,
     messages: u64,
+}
+
+/// What this end knows of its peer, which has proven to be one of ours or not.
+fn negotiation(is_proven: bool) -> Negotiation {
+    let mut negotiation = Negotiation::with(OWN, None, Some(PEERS));
+    if is_proven {
+        let message = Message {
+            cable: Cable::default(),
+            to: OWN,
+            from: PEERS,
+            body: Body::Declined,
+        };
+        negotiation.receive(&message.encode());
+    }
+    negotiation
 }
 
 impl Link for Source<'_> {
@@ -72,13 +97,10 @@ impl Link for Source<'_> {
         {
             self.datagrams = rest;
         }
-        batch.sift(0, |frame| match frame.bytes() {
-            bytes if bytes.starts_with(&SUPER_PREFIX) => Sift::Unwrap(SUPER_PREFIX.len()),
-            bytes if is_message(bytes) => {
-                self.messages += 1;
-                Sift::Take
-            }
-            _ => Sift::Keep,
+        batch.sift(0, |frame| {
+            let received = self.negotiation.receive(frame.bytes());
+            self.messages += u64::from(matches!(received, Received::Message(_)));
+            received.action()
         });
         Ok(())
     }
@@ -151,18 +173,19 @@ enum Kind {
     Frame,
 }
 
-fn kind(datagram: &[u8]) -> Kind {
-    let is_wrapped = datagram.starts_with(&SUPER_PREFIX);
-    let shortest = match is_wrapped {
-        true => SUPER_PREFIX.len() + VNET_HEADER_LEN + MIN_FRAME,
-        false => MIN_FRAME,
-    };
-    match datagram.len() {
-        len if len < shortest => Kind::Malformed,
-        _ if is_message(datagram) && !is_wrapped => Kind::Message,
-        // In a wrapping it would be one at the sink.
-        _ if is_wrapped && is_message(&datagram[shortest - MIN_FRAME..]) => Kind::Malformed,
-        _ => Kind::Frame,
+fn kind(datagram: &[u8], peer_is_proven: bool) -> Kind {
+    if datagram.len() < MIN_FRAME {
+        return Kind::Malformed;
+    }
+    match datagram.strip_prefix(&SUPER_PREFIX) {
+        None if is_message(datagram) => Kind::Message,
+        None => Kind::Frame,
+        Some(_) if !peer_is_proven => Kind::Malformed,
+        // The pump passes on nothing that the sink's far end would take for a message.
+        Some(wrapped) => match wrapped.get(VNET_HEADER_LEN..) {
+            Some(frame) if frame.len() >= MIN_FRAME && !is_message(frame) => Kind::Frame,
+            _ => Kind::Malformed,
+        },
     }
 }
 
@@ -210,7 +233,7 @@ impl Target for Pumped {
     }
 
     fn check(&mut self, input: &[u8]) -> Result<(), String> {
-        let (&[takes, chunk, full, shared], mut rest) =
+        let (&[takes, chunk, full, source], mut rest) =
             input.split_first_chunk().unwrap_or((&[0; 4], &[]));
         let mut datagrams = Vec::new();
         while let [high, low, bytes @ ..] = rest
@@ -222,10 +245,12 @@ impl Target for Pumped {
             datagrams.push(&datagram[..len.min(LONGEST)]);
         }
         let offloads = SINKS[usize::from(takes) % SINKS.len()];
+        let peer_is_proven = source & 2 == 0;
         let mut source = Source {
             fds: self,
             datagrams: &datagrams,
-            is_shared: shared & 1 != 0,
+            is_shared: source & 1 != 0,
+            negotiation: negotiation(peer_is_proven),
             messages: 0,
         };
         let mut sink = Sink {
@@ -248,7 +273,7 @@ impl Target for Pumped {
         let count = |kind_of: Kind| {
             let of_kind = datagrams
                 .iter()
-                .filter(|datagram| kind(datagram) == kind_of);
+                .filter(|datagram| kind(datagram, peer_is_proven) == kind_of);
             of_kind.count() as u64
         };
         let dropped = moved.dropped;

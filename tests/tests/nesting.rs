@@ -1,4 +1,5 @@
-//! VNLs in VNLs: as deep as is allowed they work at little cost, and deeper ones are refused before anything is opened.
+//! VNLs in VNLs: as deep as is allowed they work at little cost, and deeper ones are refused before
+//! anything is opened.
 
 use vdens_tests::{Lab, need};
 
@@ -25,8 +26,9 @@ fn eight_levels_cost_little() {
     let before = ticks(&plug);
     b.ok("ping -q -c 200 -i 0.01 10.0.0.1");
     let used = ticks(&plug) - before;
-    // A call that doubles at each level costs tens of milliseconds here, and each ping takes several.
-    assert!(used < 200, "{used} ticks for 200 pings");
+    // Were the innermost link asked a power of the depth, this would take a processor for two
+    // seconds.
+    assert!(used < 30, "{used} ticks for 200 pings");
     a.send_file(&b, "10.0.0.2", 8);
 }
 
@@ -40,7 +42,8 @@ fn nine_levels_are_refused() {
         lab.vdens([&nested(9, inner), "true"]).refused(&words);
         lab.vde_plug(["null://", &nested(9, inner)]).refused(&words);
     }
-    // A path in the braces is a VNL as well, and so is one in a file, or one with words that a shell would quote.
+    // A path in the braces is a VNL as well, and so is one in a file, or one with words that a
+    // shell would quote.
     lab.vdens([&nested(9, &lab.path("sw")), "true"])
         .refused(&words);
     let file = lab.write("vnl", nested(40, "null://"));

@@ -250,8 +250,8 @@ impl Stage {
         left as u64
     }
 
-    /// Takes the count of frames dropped here, because what their headers ask for makes no sense or the sink takes less
-    /// than it did. It starts again at 0.
+    /// Takes the count of frames dropped here, because what their headers ask for makes no sense or
+    /// the sink takes less than it did. It starts again at 0.
     pub fn take_lost(&mut self) -> u64 {
         std::mem::take(&mut self.lost)
     }
