@@ -9,16 +9,16 @@ use vdens_tests::{Lab, User, need};
 
 /// A directory of the user's below the working directory, with a mode.
 fn directory(lab: &Lab, name: &str, mode: u32) -> PathBuf {
-    let path = PathBuf::from(lab.mkdir(name));
-    fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-    path
+    let path = lab.mkdir(name);
+    lab.sh(&format!("chmod {mode:o} {path}")).ok();
+    path.into()
 }
 
 /// Puts a plugin of the user's, for null://, into a directory.
 fn plugin(lab: &Lab, dir: &Path) -> PathBuf {
     let plugin = dir.join("libvdens_null.so");
-    fs::copy(lab.bin().join("libvdens_null.so"), &plugin).unwrap();
-    lab.give(&plugin);
+    let built = lab.bin().join("libvdens_null.so");
+    lab.command("cp", [&built, &plugin]).ok();
     plugin
 }
 
