@@ -15,6 +15,9 @@ use toml::Spanned;
 
 use crate::error::{Error, Result};
 
+/// The system-wide configuration file.
+pub const SYSTEM_FILE: &str = "/etc/vdens/vdens.toml";
+
 /// What the configuration files say.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
@@ -28,6 +31,9 @@ pub struct Config {
     /// Values for options that are not given.
     #[serde(default)]
     pub defaults: Defaults,
+    /// What the restricted login shell allows. Only [`SYSTEM_FILE`] decides that.
+    #[serde(default)]
+    pub login: Login,
     /// Files in the usual places that could not be read.
     #[serde(skip)]
     pub unread: Vec<Error>,
@@ -92,6 +98,28 @@ pub struct Defaults {
     pub big_tcp: Option<bool>,
 }
 
+/// The table `login`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Login {
+    /// The schemes that can be opened.
+    #[serde(default, deserialize_with = "login_schemes")]
+    pub schemes: Option<Vec<String>>,
+}
+
+fn login_schemes<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<String>>, D::Error> {
+    let schemes = Vec::<String>::deserialize(deserializer)?;
+    let is_shell = |scheme: &&String| matches!(scheme.as_str(), "cmd" | "libvdeplug");
+    match schemes.iter().find(is_shell) {
+        None => Ok(Some(schemes)),
+        Some(scheme) => Err(serde::de::Error::custom(format_args!(
+            "'{scheme}' runs any command, and a restricted login shell must not"
+        ))),
+    }
+}
+
 fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<LevelFilter>, D::Error> {
     let word = String::deserialize(deserializer)?;
     word.parse().map(Some).map_err(|_| {
@@ -113,8 +141,24 @@ impl Config {
                 .map_err(|error| Error::path("read the configuration", file, &error))?;
             return Self::parse(&text, file);
         }
+        Self::load_all(usual_places())
+    }
+
+    /// Reads the system-wide configuration alone, which may be missing.
+    ///
+    /// # Errors
+    /// As for [`Config::load`], and the file is there but cannot be read.
+    pub fn load_system() -> Result<Self> {
+        let mut config = Self::load_all([PathBuf::from(SYSTEM_FILE)])?;
+        match config.unread.pop() {
+            Some(error) => Err(error),
+            None => Ok(config),
+        }
+    }
+
+    fn load_all(files: impl IntoIterator<Item = PathBuf>) -> Result<Self> {
         let mut config = Self::default();
-        for file in usual_places() {
+        for file in files {
             match fs::read_to_string(&file) {
                 Ok(text) => config.overlay(Self::parse(&text, &file)?),
                 Err(error)
@@ -172,16 +216,17 @@ impl Config {
         replace(&mut self.defaults.up, over.defaults.up);
         replace(&mut self.defaults.panel, over.defaults.panel);
         replace(&mut self.defaults.big_tcp, over.defaults.big_tcp);
+        replace(&mut self.login.schemes, over.login.schemes);
     }
 }
 
 /// The files that are read where none is named, the later on top of the earlier.
 pub fn usual_places() -> impl Iterator<Item = PathBuf> {
     let user = absolute_variable("XDG_CONFIG_HOME").or_else(|| Some(home()?.join(".config")));
-    [Some(PathBuf::from("/etc")), user]
+    let user = user.map(|dir| dir.join("vdens/vdens.toml"));
+    [Some(PathBuf::from(SYSTEM_FILE)), user]
         .into_iter()
         .flatten()
-        .map(|dir| dir.join("vdens/vdens.toml"))
 }
 
 /// The user's home directory.
@@ -249,6 +294,11 @@ mod tests {
                 "`off`",
             ),
             ("[defaults]\nup = 3", "line 2, column 6: ", "boolean"),
+            (
+                "[login]\nschemes = ['vde', 'cmd']",
+                "line 2, column ",
+                "'cmd'",
+            ),
             ("[defaults", "line 1, column ", ""),
         ] {
             let message = parse(text).unwrap_err().message;

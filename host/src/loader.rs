@@ -9,15 +9,16 @@
 
 use std::env;
 use std::error::Error as _;
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid};
+use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 use vdens_plugin_api::abi::{BindError, LoadedPlugin};
+use vdens_plugin_api::trust::writable_by_others;
 use vdens_plugin_api::vnl::Vnl;
 
 use crate::config::{Config, absolute_variable, home};
@@ -44,13 +45,25 @@ impl SearchPath {
         let variable = env::var_os("VDENS_PLUGIN_PATH").unwrap_or_default();
         let data =
             absolute_variable("XDG_DATA_HOME").or_else(|| Some(home()?.join(".local/share")));
-        let beside = executable_dir();
         let dirs = options
             .iter()
             .cloned()
             .chain(env::split_paths(&variable).filter(|dir| dir.is_absolute()))
             .chain(config.plugin_dirs())
-            .chain(data.map(|dir| dir.join("vdens/plugins")))
+            .chain(data.map(|dir| dir.join("vdens/plugins")));
+        Ok(Self::with_system(dirs))
+    }
+
+    /// Beside the executable and the system's places, whatever the user says.
+    pub fn system() -> Self {
+        Self::with_system([])
+    }
+
+    /// `dirs` and then those of [`SearchPath::system`].
+    fn with_system(dirs: impl IntoIterator<Item = PathBuf>) -> Self {
+        let beside = executable_dir();
+        let dirs = dirs
+            .into_iter()
             .chain(beside.clone())
             .chain(beside.and_then(|dir| Some(dir.parent()?.join("lib/vdens/plugins"))))
             .chain(["/usr/local/lib/vdens/plugins", "/usr/lib/vdens/plugins"].map(PathBuf::from));
@@ -60,7 +73,7 @@ impl SearchPath {
                 path.push(dir);
             }
         }
-        Ok(Self(path))
+        Self(path)
     }
 
     /// The directories, best first.
@@ -320,20 +333,6 @@ pub fn check_owner(path: &Path) -> Result<(), (String, String)> {
 fn trusted_owners() -> Vec<u32> {
     let program = fs::metadata("/proc/self/exe").map(|meta| meta.uid());
     [0, geteuid().as_raw()].into_iter().chain(program).collect()
-}
-
-/// World-writable, or writable by a group that is not the owner's private one. A private group has its
-/// user's name and is that user's primary group, the usual set-up where the umask is 002.
-fn writable_by_others(meta: &Metadata) -> bool {
-    let private_group = || {
-        let user = User::from_uid(Uid::from_raw(meta.uid())).ok().flatten();
-        let group = Group::from_gid(Gid::from_raw(meta.gid())).ok().flatten();
-        let same_name = user.zip(group).is_some_and(|(user, group)| {
-            user.gid == group.gid && user.name == group.name && group.mem.is_empty()
-        });
-        same_name && (meta.uid() == 0 || meta.gid() == getegid().as_raw())
-    };
-    meta.mode() & 0o002 != 0 || (meta.mode() & 0o020 != 0 && !private_group())
 }
 
 #[cfg(test)]
