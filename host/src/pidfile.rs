@@ -33,7 +33,7 @@ impl PidFile {
         check(&path, &mut file)?;
         file.set_len(0).map_err(failed)?;
         // In append mode: the check has moved the offset.
-        write!(file, "{}\n", process::id()).map_err(failed)?;
+        writeln!(file, "{}", process::id()).map_err(failed)?;
         Ok(Self(path))
     }
 
@@ -112,7 +112,9 @@ mod tests {
             Some("4294967295\n"),
             Some("12"),
         ] {
-            before.map(|text| fs::write(&path, text).unwrap());
+            if let Some(text) = before {
+                fs::write(&path, text).unwrap();
+            }
             let pidfile = PidFile::write(path.clone()).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), own);
             drop(pidfile);

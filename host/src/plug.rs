@@ -69,6 +69,7 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
         cli,
         plugins: Plugins::new(&cli.common.plugin_dir, config)?,
         panel: panel::is_wanted(cli.common.no_panel, config),
+        is_listed: true,
         near: vnls::resolve(&near, default)?,
         far: match far {
             Far::Vnl(vnl) => Far::Vnl(vnls::resolve(&vnl, default)?),
@@ -108,7 +109,8 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
     outcome
 }
 
-/// Runs a plug between a VNL, which is opened as it stands, and standard input and output.
+/// Runs a plug between a VNL, which is opened as it stands, and standard input and output. It makes no files but its
+/// link's sockets, so `vdens --status` does not list it.
 ///
 /// # Errors
 /// As for [`run`].
@@ -121,6 +123,7 @@ pub fn run_stdio(vnl: String, end: EndOptions, plugins: Plugins) -> Result<i32> 
         cli: &cli,
         plugins,
         panel: false,
+        is_listed: false,
         near: vnl,
         far: Far::Stdio,
     };
@@ -169,6 +172,8 @@ struct Plug<'a> {
     plugins: Plugins,
     /// Whether the kernel may carry frames.
     panel: bool,
+    /// Whether `vdens --status` lists the plug.
+    is_listed: bool,
     near: String,
     far: Far,
 }
@@ -204,7 +209,9 @@ impl Plug<'_> {
             return Ok(128 + signal as i32);
         }
         let [(near, mut near_link), (far, mut far_link)] = ends?;
-        events.serve_status()?;
+        if self.is_listed {
+            events.serve_status()?;
+        }
         let _pidfile = pidfile.map(PidFile::write).transpose()?;
         let _session = self
             .cli
