@@ -5,15 +5,17 @@
 //! is an error that names the file, the line and the column.
 
 use std::env;
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use log::LevelFilter;
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
+use vdens_plugin_api::trust::{self, Fault};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// The system-wide configuration file.
 pub const SYSTEM_FILE: &str = "/etc/vdens/vdens.toml";
@@ -34,7 +36,7 @@ pub struct Config {
     /// What the restricted login shell allows. Only [`SYSTEM_FILE`] decides that.
     #[serde(default)]
     pub login: Login,
-    /// Files in the usual places that could not be read.
+    /// Why files in the usual places were not read.
     #[serde(skip)]
     pub unread: Vec<Error>,
 }
@@ -159,14 +161,10 @@ impl Config {
     fn load_all(files: impl IntoIterator<Item = PathBuf>) -> Result<Self> {
         let mut config = Self::default();
         for file in files {
-            match fs::read_to_string(&file) {
-                Ok(text) => config.overlay(Self::parse(&text, &file)?),
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-                    ) => {}
-                Err(error) => config.unread.push(Error::path("read", &file, &error)),
+            match read_usual(&file) {
+                Ok(Some(text)) => config.overlay(Self::parse(&text, &file)?),
+                Ok(None) => {}
+                Err(error) => config.unread.push(error),
             }
         }
         Ok(config)
@@ -227,6 +225,39 @@ pub fn usual_places() -> impl Iterator<Item = PathBuf> {
     [Some(PathBuf::from(SYSTEM_FILE)), user]
         .into_iter()
         .flatten()
+}
+
+/// The text of a file in one of the usual places; `None` if it is not there. A configuration decides what is run, so
+/// the user's must be root's or the user's own: `HOME` may be another user's, or open to all.
+///
+/// # Errors
+/// The file cannot be read or is not trusted.
+pub fn read_usual(file: &Path) -> Result<Option<String>> {
+    let failed = |error| Error::path("read the configuration", file, &error);
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NONBLOCK);
+    let mut opened = match options.open(file) {
+        Ok(opened) => opened,
+        Err(error) => {
+            return match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(None),
+                _ => Err(failed(error)),
+            };
+        }
+    };
+    let fault = trust::fault(&opened.metadata().map_err(failed)?);
+    if let Some(fault) = fault.filter(|_| file != Path::new(SYSTEM_FILE)) {
+        let message = format!("the configuration {} is not read: {fault}", file.display());
+        return Err(
+            Error::new(ErrorKind::Permission, message).hint(match fault {
+                Fault::Foreign(_) => "make it your own, or set HOME to your home directory".into(),
+                Fault::Writable => format!("chmod go-w {}", file.display()),
+            }),
+        );
+    }
+    let mut text = String::new();
+    opened.read_to_string(&mut text).map_err(failed)?;
+    Ok(Some(text))
 }
 
 /// The user's home directory.
