@@ -237,8 +237,8 @@ pub struct EndOptions {
 
 /// Plug a virtual network of this machine into standard input and output
 ///
-/// vde_plug is the login shell of this account, which can do nothing else. Without a VNL, the default
-/// switch is meant.
+/// vde_plug is the login shell of this account, which can do nothing else. Without a VNL, the
+/// default switch is meant.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vde_plug", version, disable_help_subcommand = true)]
 #[command(override_usage = "vde_plug [OPTIONS] [VNL]")]

@@ -227,8 +227,9 @@ pub fn usual_places() -> impl Iterator<Item = PathBuf> {
         .flatten()
 }
 
-/// The text of a file in one of the usual places; `None` if it is not there. A configuration decides what is run, so
-/// the user's must be root's or the user's own: `HOME` may be another user's, or open to all.
+/// The text of a file in one of the usual places; `None` if it is not there. A configuration
+/// decides what is run, so the user's must be root's or the user's own: `HOME` may be another
+/// user's, or open to all.
 ///
 /// # Errors
 /// The file cannot be read or is not trusted.

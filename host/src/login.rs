@@ -1,14 +1,20 @@
-//! The restricted login shell: `vde_plug -c 'vde_plug ARGUMENTS'`, as sshd starts it for an account whose shell is vde_plug.
+//! The restricted login shell: `vde_plug -c 'vde_plug ARGUMENTS'`, as sshd starts it for an account
+//! whose shell is vde_plug.
 //!
-//! COMMAND comes from the other machine. Who may log in there may plug into virtual networks of this machine and may do
-//! nothing else: run no command, load no code, read no file, and write none but a link's sockets. So everything is
-//! allowed by name, and what is added to vde_plug later is not allowed by itself:
+//! COMMAND comes from the other machine. The account's user may plug into virtual networks of this
+//! machine, and may run no command, load no code, read no file, and write none but a link's
+//! sockets. So everything that is allowed is listed. An option that vde_plug gets later is refused
+//! here until somebody lists it:
 //!
-//! * the options are those of [`LoginPlug`], and there is one VNL, opposite to standard input and output;
-//! * its scheme is one of [`SCHEMES`], or of `login.schemes` in [`SYSTEM_FILE`], the only configuration that is read;
-//! * it is opened as it stands: VNL files are not read, it nests no other VNL, and libvdeplug is not asked;
+//! * the options are those of [`LoginPlug`], and there is one VNL, opposite to standard input and
+//!   output;
+//! * its scheme is `vde` or `ptp`, or one of `login.schemes` in
+//!   [`SYSTEM_FILE`](crate::config::SYSTEM_FILE), the only configuration that is read;
+//! * it is opened as it stands: VNL files are not read, it nests no other VNL, and libvdeplug is
+//!   not asked;
 //! * plugins are looked for beside the program and in the system's directories;
-//! * the environment is cleared first, as sshd may be set up to take variables from the other machine.
+//! * the environment is cleared first, as sshd may be set up to take variables from the other
+//!   machine.
 
 use std::env;
 use std::ffi::OsString;
@@ -20,8 +26,6 @@ use vdens_plugin_api::vnl_file::check_plain;
 
 use crate::cli::{self, LoginPlug};
 use crate::config::Config;
-#[allow(unused_imports, reason = "for the documentation")]
-use crate::config::SYSTEM_FILE;
 use crate::error::{Error, Result};
 use crate::loader::SearchPath;
 use crate::logging::{self, Choice};

@@ -316,8 +316,8 @@ fn prepare(plan: &Plan, signals: &Signals, supervisor: Pid) -> Result<()> {
         CAP_NET_RAW,
     ];
     let sysadmin = plan.sysadmin.then_some(CAP_SYS_ADMIN);
-    // Since Linux 5.12 only who has CAP_SETFCAP can make a user namespace in which root is root, as vdens does
-    // (user_namespaces(7)): without it there would be no vdens within root's.
+    // Since Linux 5.12 a process needs CAP_SETFCAP to map root into a user namespace that it makes
+    // (user_namespaces(7)). Root's command needs that to start another vdens.
     let nesting = geteuid().is_root().then_some(CAP_SETFCAP);
     let kept: CapsHashSet = network.into_iter().chain(sysadmin).chain(nesting).collect();
     forget_root()?;
@@ -344,11 +344,12 @@ fn prepare(plan: &Plan, signals: &Signals, supervisor: Pid) -> Result<()> {
     }
 }
 
-/// Makes root's exec one like any other user's, which gives no capabilities (SECBIT_NOROOT, capabilities(7)). The
-/// bits end with the user namespace: one that is made within starts with its own.
+/// Makes the exec of root give no capabilities, like the exec of any other user (SECBIT_NOROOT,
+/// capabilities(7)). A user namespace that is made within starts with these bits cleared.
 fn forget_root() -> Result<()> {
     let bits = libc::SECBIT_NOROOT | libc::SECBIT_NOROOT_LOCKED;
-    // SAFETY: prctl(PR_SET_SECUREBITS) takes an integer and changes the credentials of this thread alone.
+    // SAFETY: prctl(PR_SET_SECUREBITS) takes an integer and changes the credentials of this thread
+    // alone.
     let outcome = unsafe { libc::prctl(libc::PR_SET_SECUREBITS, bits as libc::c_ulong) };
     Errno::result(outcome)
         .map(drop)

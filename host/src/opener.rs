@@ -63,8 +63,8 @@ impl Plugins {
         }
     }
 
-    /// Whether a scheme is for the bridge, for lack of a plugin of its own. A plain scheme never is: it must
-    /// not load code of others.
+    /// Whether a scheme is for the bridge, for lack of a plugin of its own. A plain scheme never
+    /// is: it must not load code of others.
     fn falls_back(&self, scheme: &str) -> bool {
         let has_plugin = |scheme| self.path.find(scheme).is_ok();
         self.libvdeplug == Libvdeplug::Fallback

@@ -1,8 +1,9 @@
 //! The pid file of `vde_plug -p`.
 //!
-//! A path on the command line may lead into a directory that others can write, `/tmp` say, and another user may have
-//! put something there first. So the file is opened without following a symbolic link and without truncating it, and
-//! is overwritten only if it is an empty or a stale pid file of this user.
+//! A path on the command line may lead into a directory that others can write, `/tmp` say, and
+//! another user may have put something there first. So the file is opened without following a
+//! symbolic link and without truncating it, and is overwritten only if it is an empty or a stale
+//! pid file of this user.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -55,7 +56,8 @@ impl Drop for PidFile {
     }
 }
 
-/// Opens the file itself, not what a link leads to, and without waiting for the other end of a FIFO.
+/// Opens the file itself, not what a link leads to, and without waiting for the other end of a
+/// FIFO.
 fn open(path: &Path, options: &mut OpenOptions) -> std::io::Result<File> {
     let options = options.read(true).append(true).mode(0o644);
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;

@@ -109,8 +109,8 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
     outcome
 }
 
-/// Runs a plug between a VNL, which is opened as it stands, and standard input and output. It makes no files but its
-/// link's sockets, so `vdens --status` does not list it.
+/// Runs a plug between a VNL, which is opened as it stands, and standard input and output. It makes
+/// no files but its link's sockets, so `vdens --status` does not list it.
 ///
 /// # Errors
 /// As for [`run`].

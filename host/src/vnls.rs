@@ -1,7 +1,8 @@
 //! From what a user types to the VNL that is opened.
 //!
 //! * `scheme://…` is taken as it is, a plain path is `vde://PATH`;
-//! * an empty VNL (`vde://` for `vdens`) is the configuration's `defaults.vnl`, else the default switch ([`vnl_file`]);
+//! * an empty VNL (`vde://` for `vdens`) is the configuration's `defaults.vnl`, else the default
+//!   switch ([`vnl_file`]);
 //! * a path, given or default, that is a regular file stands for the VNL in its first line, one level deep;
 //! * for `vdens`, nothing, `''`, `-` and `no` mean no interface, and `=COMMAND` a vdestream to a command.
 
@@ -58,7 +59,8 @@ pub fn interface(argument: &str, default: Option<&str>) -> Result<Option<End>> {
 /// The VNL that `argument` stands for; `default` is the configuration's.
 ///
 /// # Errors
-/// The scheme is malformed, there is no default, or a file that should hold a VNL does not or is not trusted.
+/// The scheme is malformed, there is no default, or a file that should hold a VNL does not or is
+/// not trusted.
 pub fn resolve(argument: &str, default: Option<&str>) -> Result<String> {
     let vnl = Vnl::parse(argument)?;
     if vnl.scheme != "vde" {

@@ -1,7 +1,8 @@
-//! Whose a file is. What another user made, or can change, must not decide what this user runs or joins.
+//! Whose a file is. What another user made, or can change, must not decide what this user runs or
+//! joins.
 //!
-//! Trusted are root and the user that this process runs as. A check looks at [`Metadata`] of an open file, so that what is
-//! checked is what is read afterwards.
+//! Trusted are root and the user that this process runs as. A check looks at [`Metadata`] of an
+//! open file, so that what is checked is what is read afterwards.
 
 use std::fmt;
 use std::fs::Metadata;
@@ -38,8 +39,8 @@ pub fn foreign(meta: &Metadata) -> Option<Fault> {
     (!is_trusted).then(|| Fault::Foreign(meta.uid()))
 }
 
-/// World-writable, or writable by a group that is not the owner's private one. A private group has its
-/// user's name and is that user's primary group, the usual set-up where the umask is 002.
+/// World-writable, or writable by a group that is not the owner's private one. A private group has
+/// its user's name and is that user's primary group, the usual set-up where the umask is 002.
 pub fn writable_by_others(meta: &Metadata) -> bool {
     let private_group = || {
         let user = User::from_uid(Uid::from_raw(meta.uid())).ok().flatten();

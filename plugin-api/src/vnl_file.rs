@@ -1,16 +1,18 @@
-//! What a path stands for: the directory of a switch, or a VNL in the first line of a file; and the default switch.
+//! What a path stands for: the directory of a switch, or a VNL in the first line of a file; and the
+//! default switch.
 //!
 //! # Theory of operation
 //!
-//! A VNL can run a command (`cmd://…`), so a file that holds one is a script, and is read only if nobody but root and
-//! the user can have written it. The file is opened with `O_PATH`, which has no effect on a FIFO or a device and follows
-//! no link; its metadata is checked on that descriptor, and the line is read from the same file through `/proc/self/fd`.
-//! A symbolic link is followed by hand, if root or the user made it.
+//! A VNL can run a command (`cmd://…`), so a file that holds one is a script, and is read only if
+//! nobody but root and the user can have written it. The file is opened with `O_PATH`, which has no
+//! effect on a FIFO or a device and follows no link; its metadata is checked on that descriptor,
+//! and the line is read from the same file through `/proc/self/fd`. A symbolic link is followed by
+//! hand, if root or the user made it.
 //!
-//! A directory that is named may belong to anybody: to plug into another user's switch is what the switch's modes are
-//! for. A default one was not chosen by the user, and in `/tmp` anybody can make it. So a directory there must be
-//! root's or the user's, unless a link of theirs leads to it; and a file in a place that all users share may only
-//! hold a VNL of [`PLAIN_SCHEMES`].
+//! A directory that is named may belong to anybody: to plug into another user's switch is what the
+//! switch's modes are for. A default one was not chosen by the user, and in `/tmp` anybody can make
+//! it. So a directory there must be root's or the user's, unless a link of theirs leads to it; and
+//! a file in a place that all users share may only hold a VNL of [`PLAIN_SCHEMES`].
 
 use std::env;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -147,8 +149,8 @@ fn default_place(path: &Path, is_shared: bool) -> Result<Option<Place>> {
     Ok(Some(Place::Vnl(vnl)))
 }
 
-/// What is wrong with a directory at a default place. Nothing is if root or the user chose it: by a link, or by
-/// making it where nobody else can.
+/// What is wrong with a directory at a default place. Nothing is if root or the user chose it: by a
+/// link, or by making it where nobody else can.
 fn directory_fault(path: &Path, meta: &Metadata) -> Option<Fault> {
     let is_link = fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink());
     let parent = path.parent().map(fs::metadata);
@@ -167,7 +169,8 @@ enum Trouble {
     Io(io::Error),
 }
 
-/// Opens what is at `path` without any effect on it. Symbolic links there are followed if they are trusted.
+/// Opens what is at `path` without any effect on it. Symbolic links there are followed if they are
+/// trusted.
 fn open(path: &Path) -> Result<(File, Metadata), Trouble> {
     let mut path = path.to_owned();
     for _ in 0..MAX_LINKS {

@@ -16,7 +16,8 @@ fn switch(lab: &Lab) -> Proc<'_> {
     switch
 }
 
-/// Has the login shell run a command line that it must refuse, without a trace of `words` in what it says.
+/// Has the login shell run a command line that it must refuse, without a trace of `words` in what
+/// it says.
 #[track_caller]
 fn is_refused(lab: &Lab, command: &str, secrets: &[&str]) {
     let output = login(lab, command).refused(&[]);

@@ -133,8 +133,8 @@ fn the_hostname() {
     assert_eq!(lab.command("hostname", [] as [&str; 0]).ok(), outside);
 }
 
-/// Their bits are in <linux/capability.h>: CAP_NET_BIND_SERVICE to CAP_NET_RAW are 10 to 13, CAP_SYS_ADMIN is 21 and
-/// CAP_SETFCAP 31.
+/// Their bits are in <linux/capability.h>: CAP_NET_BIND_SERVICE to CAP_NET_RAW are 10 to 13,
+/// CAP_SYS_ADMIN is 21 and CAP_SETFCAP 31.
 #[test]
 fn the_commands_capabilities_are_the_documented_ones() {
     need!("root");

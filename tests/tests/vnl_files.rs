@@ -2,9 +2,9 @@
 
 use vdens_tests::{Cmd, Lab, User, need};
 
-/// A command on a machine with a `/tmp` and a `/run` of its own, of which `script` is run first, as root. There
-/// `as_other` and `as_user` run a script as the second and as the ordinary user, `$ran` is the file that no attack may
-/// make, and `$w` the lab's directory.
+/// A command on a machine with a `/tmp` and a `/run` of its own, of which `script` is run first, as
+/// root. There `as_other` and `as_user` run a script as the second and as the ordinary user, `$ran`
+/// is the file that no attack may make, and `$w` the lab's directory.
 fn staged<'lab>(lab: &'lab Lab, by: &User, script: &str, words: &[&str]) -> Cmd<'lab> {
     let other = User::other();
     let become_user = |user: &User| {

@@ -3,8 +3,9 @@
 //! The VNL behind the scheme goes to the library as it is. The host also brings VNLs here for whose scheme
 //! there is no plugin of vdens; those go to the library whole.
 //!
-//! The library reads a VNL from any file that a path without a scheme names, whoever wrote the file. So such paths
-//! are looked up here, as the host does it ([`vnl_file`]), and are refused in the braces of other VNLs.
+//! The library reads a VNL from any file that a path without a scheme names, whoever wrote the
+//! file. So such paths are looked up here, as the host does it ([`vnl_file`]), and are refused in
+//! the braces of other VNLs.
 //!
 //! Theory of operation. The library is no dependency: `library` loads it when a link is opened. C
 //! plugins may block in any call, so a `connection` lives in a thread of its own, which `ferry` is the loop of,
@@ -25,7 +26,8 @@ use vdens_plugin_api::{Error, Link, OpenRequest, Result, export_plugin};
 
 const SCHEME: &str = "libvdeplug";
 
-/// The VNL that the library is given for `vnl`: it always has a scheme, also where it nests another.
+/// The VNL that the library is given for `vnl`: it always has a scheme, also where it nests
+/// another.
 fn with_scheme(vnl: &str) -> Result<String> {
     let Vnl { scheme, argument } = Vnl::parse(vnl)?;
     let place = match (scheme, argument) {
