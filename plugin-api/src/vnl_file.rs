@@ -62,7 +62,7 @@ pub fn named(path: &Path) -> Result<Place> {
         return Ok(directory);
     }
     match open(path) {
-        Ok((file, meta)) if meta.is_file() => read(path, &file, &meta).map(Place::Vnl),
+        Ok(found) if found.meta.is_file() => found.read(path).map(Place::Vnl),
         Ok(_) => Ok(directory),
         Err(Trouble::Link(link, fault)) => Err(foreign_link(&link, fault)),
         Err(Trouble::Io(error)) => Err(cannot_read(path, &error)),
@@ -121,13 +121,13 @@ pub fn check_plain<S: AsRef<str>>(vnl: &str, schemes: &[S]) -> Result<()> {
 
 /// What one of the default places stands for; `None` if nothing is there.
 fn default_place(path: &Path, is_shared: bool) -> Result<Option<Place>> {
-    let (file, meta) = match open(path) {
-        Ok(opened) => opened,
+    let found = match open(path) {
+        Ok(found) => found,
         Err(Trouble::Link(link, fault)) => return Err(foreign_link(&link, fault)),
         Err(Trouble::Io(_)) => return Ok(None),
     };
-    if meta.is_dir() {
-        return match directory_fault(path, &meta) {
+    if found.meta.is_dir() {
+        return match found.directory_fault(path) {
             None => Ok(Some(Place::Directory(path.to_owned()))),
             Some(fault) => {
                 let hint = format!("to use it all the same, name it: vde://{}", path.display());
@@ -135,11 +135,14 @@ fn default_place(path: &Path, is_shared: bool) -> Result<Option<Place>> {
             }
         };
     }
-    if !meta.is_file() {
-        let why = "it is neither a directory nor a file with a VNL";
-        return Err(refused("default switch", path, why).hint("remove it, or name a VNL"));
+    if !found.meta.is_file() {
+        let why = trust::fault(&found.meta).map_or_else(
+            || "it is neither a directory nor a file with a VNL".to_owned(),
+            |fault| fault.to_string(),
+        );
+        return Err(refused("default switch", path, &why).hint("remove it, or name a VNL"));
     }
-    let vnl = read(path, &file, &meta)?;
+    let vnl = found.read(path)?;
     if is_shared {
         check_plain(&vnl, &PLAIN_SCHEMES).map_err(|error| {
             let why = format!("{}; {}", error.message, error.hint);
@@ -149,19 +152,6 @@ fn default_place(path: &Path, is_shared: bool) -> Result<Option<Place>> {
     Ok(Some(Place::Vnl(vnl)))
 }
 
-/// What is wrong with a directory at a default place. Nothing is if root or the user chose it: by a
-/// link, or by making it where nobody else can.
-fn directory_fault(path: &Path, meta: &Metadata) -> Option<Fault> {
-    let is_link = fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink());
-    let parent = path.parent().map(fs::metadata);
-    let is_private =
-        parent.is_some_and(|meta| meta.is_ok_and(|meta| trust::fault(&meta).is_none()));
-    match is_link || is_private {
-        true => None,
-        false => trust::fault(meta),
-    }
-}
-
 /// Why a path cannot be opened.
 enum Trouble {
     /// This symbolic link on the way is another user's.
@@ -169,18 +159,32 @@ enum Trouble {
     Io(io::Error),
 }
 
+/// What is at a path.
+struct Found {
+    /// Opened with `O_PATH`.
+    file: File,
+    meta: Metadata,
+    /// Whether a symbolic link was followed, which is root's or the user's.
+    is_behind_link: bool,
+}
+
 /// Opens what is at `path` without any effect on it. Symbolic links there are followed if they are
 /// trusted.
-fn open(path: &Path) -> Result<(File, Metadata), Trouble> {
+fn open(path: &Path) -> Result<Found, Trouble> {
     let mut path = path.to_owned();
-    for _ in 0..MAX_LINKS {
+    for links in 0..=MAX_LINKS {
         let mut options = OpenOptions::new();
         options.read(true);
         options.custom_flags(libc::O_PATH | libc::O_NOFOLLOW);
         let file = options.open(&path).map_err(Trouble::Io)?;
         let meta = file.metadata().map_err(Trouble::Io)?;
         if !meta.is_symlink() {
-            return Ok((file, meta));
+            let is_behind_link = links > 0;
+            return Ok(Found {
+                file,
+                meta,
+                is_behind_link,
+            });
         }
         if let Some(fault) = trust::foreign(&meta) {
             return Err(Trouble::Link(path, fault));
@@ -191,31 +195,45 @@ fn open(path: &Path) -> Result<(File, Metadata), Trouble> {
     Err(Trouble::Io(io::Error::from_raw_os_error(libc::ELOOP)))
 }
 
-/// The VNL in the first line of a regular file that was opened with `O_PATH`.
-fn read(path: &Path, file: &File, meta: &Metadata) -> Result<String> {
-    if let Some(fault) = trust::fault(meta) {
-        let hint = match fault {
-            Fault::Foreign(_) => "if you trust it, write its VNL on the command line".into(),
-            Fault::Writable => format!("chmod go-w {}", path.display()),
-        };
-        return Err(refused("VNL file", path, &fault.to_string()).hint(hint));
+impl Found {
+    /// What is wrong with a directory at a default place. Nothing is if root or the user chose it:
+    /// by a link, or by making it where nobody else can.
+    fn directory_fault(&self, path: &Path) -> Option<Fault> {
+        let parent = path.parent().and_then(|parent| fs::metadata(parent).ok());
+        let is_private = parent.is_some_and(|meta| trust::fault(&meta).is_none());
+        match self.is_behind_link || is_private {
+            true => None,
+            false => trust::fault(&self.meta),
+        }
     }
-    let mut options = OpenOptions::new();
-    options.read(true).custom_flags(libc::O_NONBLOCK);
-    let reader = options
-        .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
-        .map_err(|error| cannot_read(path, &error))?;
-    let mut line = String::new();
-    BufReader::new(reader.take(MAX_VNL))
-        .read_line(&mut line)
-        .map_err(|error| cannot_read(path, &error))?;
-    // Who may name a path need not be who may read it: nothing of the file is in the message.
-    match line.trim() {
-        vnl if !vnl.is_empty() && Vnl::parse(vnl).is_ok() => Ok(vnl.to_owned()),
-        _ => Err(Error::usage(format!(
-            "the file {} has no VNL in its first line",
-            path.display()
-        ))),
+
+    /// The VNL in the first line of a regular file.
+    fn read(&self, path: &Path) -> Result<String> {
+        if let Some(fault) = trust::fault(&self.meta) {
+            let hint = match fault {
+                Fault::Foreign(_) => "if you trust it, write its VNL on the command line".into(),
+                Fault::Writable => format!("chmod go-w {}", path.display()),
+            };
+            return Err(refused("VNL file", path, &fault.to_string()).hint(hint));
+        }
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(libc::O_NONBLOCK);
+        let reader = options
+            .open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+            .map_err(|error| cannot_read(path, &error))?;
+        let mut line = String::new();
+        BufReader::new(reader.take(MAX_VNL))
+            .read_line(&mut line)
+            .map_err(|error| cannot_read(path, &error))?;
+        // The error quotes nothing: a file that holds no VNL may hold a secret.
+        match line.trim() {
+            vnl if !vnl.is_empty() && Vnl::parse(vnl).is_ok() => Ok(vnl.to_owned()),
+            _ => Err(Error::usage(format!(
+                "the file {} has no VNL in its first line",
+                path.display()
+            ))
+            .hint("write one there, such as vde:///tmp/sw")),
+        }
     }
 }
 
