@@ -6,7 +6,7 @@
 //! pid file of this user.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
@@ -29,7 +29,10 @@ impl PidFile {
     /// # Errors
     /// The file cannot be opened, or is something else than an old pid file of this user.
     pub fn write(path: PathBuf) -> Result<Self> {
-        let failed = |error| Error::path("write the pid file", &path, &error);
+        let failed = |error: io::Error| match error.raw_os_error() {
+            Some(libc::ELOOP) => refused(&path, "it is a symbolic link"),
+            _ => Error::path("write the pid file", &path, &error),
+        };
         let mut file = open(&path, OpenOptions::new().write(true).create(true)).map_err(failed)?;
         check(&path, &mut file)?;
         file.set_len(0).map_err(failed)?;
@@ -58,7 +61,7 @@ impl Drop for PidFile {
 
 /// Opens the file itself, not what a link leads to, and without waiting for the other end of a
 /// FIFO.
-fn open(path: &Path, options: &mut OpenOptions) -> std::io::Result<File> {
+fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let options = options.read(true).append(true).mode(0o644);
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
     options.custom_flags(flags).open(path)
@@ -80,8 +83,12 @@ fn check(path: &Path, file: &mut File) -> Result<()> {
     } else {
         return Ok(());
     };
+    Err(refused(path, &why))
+}
+
+fn refused(path: &Path, why: &str) -> Error {
     let message = format!("the pid file {} is not overwritten: {why}", path.display());
-    Err(Error::usage(message).hint("remove it, or give another path with -p"))
+    Error::usage(message).hint("give another path with -p")
 }
 
 /// The id in a pid file, `None` in it if the file is empty. `None` for any other file.
