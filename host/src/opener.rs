@@ -5,20 +5,19 @@
 //! is tried with the bridge to libvdeplug, unless the configuration says otherwise.
 //!
 //! A nested link gets services of its own that have no ticket: were the interface plugged into the nested link's
-//! peer, the kernel would carry the frames past the link around it.
+//! peer, the kernel would carry the frames past the link around it. Each level has its services, and those of
+//! the innermost level open nothing: so no plugin, whatever it asks for, nests more than [`MAX_NESTING`] links.
 
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::process;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use vdens_plugin_api::abi::{HostServices, LoadedPlugin};
 use vdens_plugin_api::tap::Tap;
-use vdens_plugin_api::vnl::Vnl;
+use vdens_plugin_api::vnl::{MAX_NESTING, Vnl, too_deep};
 use vdens_plugin_api::vnl_file::PLAIN_SCHEMES;
 use vdens_plugin_api::{Hub, Link, Manifest, OpenOptions, Port, Ticket};
 
@@ -29,9 +28,6 @@ use crate::panel::{self, Done, Order, Orders, nobody_keeps};
 
 /// The scheme of the bridge to libvdeplug.
 const BRIDGE: &str = "libvdeplug";
-
-/// Hubs that this process has made.
-static HUBS: AtomicU32 = AtomicU32::new(0);
 
 /// Where the plugins for schemes are.
 #[derive(Clone, Debug)]
@@ -95,7 +91,9 @@ struct Services {
     panel: Option<Orders>,
     /// What the process had kept that served the link before.
     kept: Mutex<Option<OwnedFd>>,
-    /// Those of nested links; these themselves if `None`.
+    /// How many links are around this one.
+    level: usize,
+    /// Those of the link that is nested in this one, unless there are too many around it.
     nested: Option<&'static Services>,
 }
 
@@ -114,22 +112,27 @@ impl Opener {
             plugins,
             loaded: Mutex::default(),
         }));
-        let nested = Box::leak(Box::new(Services {
-            library,
-            port: Port {
-                ticket: None,
-                ..port.clone()
-            },
-            panel,
-            kept: Mutex::default(),
-            nested: None,
-        }));
+        let mut nested: Option<&'static Services> = None;
+        for level in (1..=MAX_NESTING).rev() {
+            nested = Some(Box::leak(Box::new(Services {
+                library,
+                port: Port {
+                    ticket: None,
+                    ..port.clone()
+                },
+                panel,
+                kept: Mutex::default(),
+                level,
+                nested,
+            })));
+        }
         Self(Box::leak(Box::new(Services {
             library,
             port,
             panel,
             kept: Mutex::new(kept),
-            nested: Some(nested),
+            level: 0,
+            nested,
         })))
     }
 
@@ -180,16 +183,12 @@ impl Services {
     fn order(&self, order: Order) -> Result<Done> {
         self.panel.ok_or_else(no_panel)?.give(order)
     }
-
-    /// What a nested link is given.
-    fn for_nested(&'static self) -> Opener {
-        Opener(self.nested.unwrap_or(self))
-    }
 }
 
 impl HostServices for Services {
     fn open(&'static self, vnl: &str) -> Result<Box<dyn Link>> {
-        self.for_nested().open(vnl, &OpenOptions::default())
+        let nested = self.nested.ok_or_else(|| too_deep(vnl))?;
+        Opener(nested).open(vnl, &OpenOptions::default())
     }
 
     fn port(&self) -> Port {
@@ -199,6 +198,9 @@ impl HostServices for Services {
     fn plug(&self, peer: &str) -> Result<()> {
         let ticket = self.port.ticket.as_ref().ok_or_else(no_panel)?;
         panel::check_place(peer)?;
+        if peer == ticket.place {
+            return Err(Error::usage("an interface cannot be plugged into itself"));
+        }
         let order = Order::Plug(ticket.place.clone(), peer.to_owned());
         self.order(order).map(drop)
     }
@@ -215,8 +217,7 @@ impl HostServices for Services {
     }
 
     fn hub(&self, expiry: Duration) -> Result<Hub> {
-        let number = HUBS.fetch_add(1, Ordering::Relaxed);
-        let place = format!("{}n{number}", process::id());
+        let place = panel::new_place()?;
         let ageing = match expiry {
             Duration::ZERO => 0,
             some => u32::try_from(some.as_secs()).map_or(u32::MAX, |seconds| seconds.max(1)),
@@ -234,8 +235,8 @@ impl HostServices for Services {
 
     fn keep(&self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
         // There is one place, and it is the outermost link's.
-        match (self.panel, self.nested) {
-            (Some(orders), Some(_)) => orders.keep(fd),
+        match (self.panel, self.level) {
+            (Some(orders), 0) => orders.keep(fd),
             _ => Err(nobody_keeps()),
         }
     }
@@ -282,14 +283,20 @@ mod tests {
         let path = SearchPath::new(&[], &Config::default()).unwrap();
         let opener = Opener::new(path.into(), port.clone(), None, None);
         assert_eq!(opener.0.port(), port);
-        let nested = opener.0.for_nested();
-        for services in [nested.0, nested.0.for_nested().0] {
+        let nested = std::iter::successors(opener.0.nested, |services| services.nested);
+        let mut levels = 0;
+        for services in nested {
+            levels += 1;
             let port = services.port();
             assert_eq!(
                 (&*port.interface, port.mtu, port.ticket),
                 ("vde0", 1500, None)
             );
             assert!(services.plug("y").is_err() && services.attach(&ticket).is_err());
+            let may_open = services.nested.is_some();
+            let error = services.open("nosuch://").err().unwrap();
+            assert_eq!(error.message.contains("nested"), !may_open, "{error}");
         }
+        assert_eq!(levels, MAX_NESTING);
     }
 }

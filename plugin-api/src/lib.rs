@@ -13,6 +13,7 @@
 //! * [`State`] says whether the far end is there, and what may be left undone in frames;
 //! * [`Error`] carries what a person needs to know, [`mod@log`] records reach the host's log;
 //! * [`stream`], [`tap`] and [`udp`] are links, or most of one, over what they are called after;
+//! * [`negotiation`] finds out whether a far end is one of ours, and agrees with it on a better way;
 //! * [`wire`] has the codecs of the protocols that existing peers speak.
 //!
 //! # Example
@@ -97,6 +98,7 @@ mod datagram;
 mod error;
 mod link;
 mod logging;
+pub mod negotiation;
 pub mod offload;
 mod plugin;
 mod ready;

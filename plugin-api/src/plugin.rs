@@ -57,15 +57,9 @@ pub struct Port {
 pub struct Ticket {
     /// The panel: unique on the machine while it exists. Only places on one panel can be plugged together.
     pub panel: u64,
-    /// The place: lower-case letters and digits, at most 14 of them.
+    /// The place: lower-case letters and digits, at most 14 of them. It cannot be guessed, so that
+    /// who names it was told of it.
     pub place: String,
-}
-
-impl Ticket {
-    /// The process that made the place: a place is that number, `n` and another.
-    pub fn process(&self) -> Option<u32> {
-        self.place.split_once('n')?.0.parse().ok()
-    }
 }
 
 /// A bridge on the user's panel: whose interfaces are plugged into it, the kernel carries frames between them.

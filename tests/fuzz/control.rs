@@ -5,9 +5,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use vdens_plugin_api::wire::control::{
-    ControlError, MAX_DESCRIPTION_LEN, MAX_PORT, MAX_REQUEST_LEN, REPLY_LEN, REQUEST_HEADER_LEN,
-    Reply, Request, RequestKind, mark, marked,
+    ControlError, MAX_DESCRIPTION_LEN, MAX_PORT, MAX_REQUEST_LEN, Mark, REPLY_LEN,
+    REQUEST_HEADER_LEN, Reply, Request, RequestKind,
 };
+
+use vdens_plugin_api::wire::hello::Nonce;
 
 use crate::engine::{Target, ensure};
 use crate::random::Random;
@@ -52,7 +54,11 @@ impl Target for Requests {
         match random.below(3) {
             0 => random.append(input, len),
             1 => input.extend(b"vdens user=alice pid=77" as &[u8]),
-            _ => input.extend(mark(random.next() >> random.below(64)).as_bytes()),
+            _ => {
+                let panel = random.next() >> random.below(64);
+                let nonce = Nonce(random.next() | 1);
+                input.extend(Mark { panel, nonce }.to_string().as_bytes());
+            }
         }
     }
 
@@ -105,11 +111,14 @@ impl Target for Requests {
             .fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
         let mut description = request.description;
         description.truncate(100);
-        description.extend(mark(panel).as_bytes());
-        let found = marked(&description);
-        let is_text = std::str::from_utf8(&description).is_ok();
-        ensure(found == is_text.then_some(panel), || {
-            format!("the mark {panel} is read as {found:?}")
+        let nonce = Nonce(!panel | 1);
+        let mark = Mark { panel, nonce };
+        let text = description.len();
+        description.extend(mark.to_string().as_bytes());
+        let found = Mark::split(&description);
+        let expected = std::str::from_utf8(&description).ok();
+        ensure(found == expected.map(|all| (&all[..text], mark)), || {
+            format!("the mark {mark:?} is read as {found:?}")
         })
     }
 }

@@ -1,33 +1,24 @@
 //! The messages in the first frames between two of our own ends.
 
-use vdens_plugin_api::wire::hello::{Cable, Hello, SUPER_PREFIX};
+use vdens_plugin_api::negotiation::{Negotiation, Received};
+use vdens_plugin_api::wire::hello::{Body, Cable, Message, Nonce, SUPER_PREFIX, is_message};
 use vdens_plugin_api::{Offloads, Ticket};
 
 use crate::engine::{Target, ensure};
 use crate::random::Random;
 
-/// Where in a message its cable stands.
-const CABLE: std::ops::Range<usize> = 20..36;
-
 pub(crate) struct Messages;
 
-fn cable(bytes: &[u8; 16]) -> Cable {
-    let number = u128::from_be_bytes(*bytes);
-    Cable {
-        device: (number >> 64) as u64,
-        inode: number as u64,
-    }
-}
-
 /// A message of the fields that an input gives.
-fn message(input: &[u8]) -> Hello {
-    let (head, rest) = input.split_at(input.len().min(10));
+fn message(input: &[u8]) -> Message {
+    let (head, rest) = input.split_at(input.len().min(20));
     let field = |at: usize| head.get(at).copied().unwrap_or(0);
-    let number = (0..8).fold(0, |number, at| number << 8 | u64::from(field(at + 1)));
-    match field(0) % 5 {
-        0 => Hello::Plugged,
-        1 => Hello::Declined,
-        2 => Hello::Accept(Offloads(number as u32).intersection(Offloads::ALL)),
+    let number =
+        |from: usize| (0..8).fold(0, |number, at| number << 8 | u64::from(field(from + at)));
+    let body = match field(0) % 5 {
+        0 => Body::Plugged,
+        1 => Body::Declined,
+        2 => Body::Accept(Offloads(number(1) as u32).intersection(Offloads::ALL)),
         kind => {
             let mut place = String::from_utf8_lossy(rest).into_owned();
             let mut end = place.len().min(255);
@@ -35,30 +26,32 @@ fn message(input: &[u8]) -> Hello {
                 end -= 1;
             }
             place.truncate(end);
-            Hello::Hello {
-                answer: field(9) & 1 != 0,
+            Body::Hello {
+                process: u32::from(field(9)),
                 ticket: (kind == 3).then_some(Ticket {
-                    panel: number | 1,
+                    panel: number(1) | 1,
                     place,
                 }),
             }
         }
+    };
+    Message {
+        cable: Cable {
+            device: u64::from(field(10)),
+            inode: u64::from(field(11)),
+        },
+        to: Nonce(u64::from(field(12) % 4)),
+        from: Nonce(u64::from(field(13) % 4)),
+        body,
     }
 }
 
 impl Target for Messages {
     fn generate(&mut self, random: &mut Random, input: &mut Vec<u8>) {
         let len = random.below(40);
-        random.append(input, 26);
-        input.resize(26 + len, b'7');
-        let (of, cable_of) = input.split_at(10);
-        let fields = [of, b"4194304n7"].concat();
-        let cable = cable_of.first_chunk().map(cable).unwrap_or_default();
-        let frame = match random.chance(2) {
-            true => message(&fields).encode(cable),
-            false => message(input).encode(cable),
-        };
-        *input = frame;
+        random.append(input, 20);
+        input.resize(20 + len, b'7');
+        *input = message(input).encode();
         match random.below(8) {
             0 => input.truncate(SUPER_PREFIX.len() + random.below(20)),
             1 => random.append(input, 20),
@@ -67,31 +60,39 @@ impl Target for Messages {
     }
 
     fn check(&mut self, input: &[u8]) -> Result<(), String> {
-        let theirs = input.get(CABLE).and_then(<[u8]>::first_chunk).map(cable);
-        for cable in [theirs.unwrap_or_default(), Cable::default()] {
-            let Some(message) = Hello::decode(input, cable) else {
-                continue;
-            };
-            ensure(Hello::is_message(input), || format!("{message:?} is none"))?;
-            ensure(theirs == Some(cable), || {
-                format!("{message:?} is about another cable")
-            })?;
-            let again = Hello::decode(&message.encode(cable), cable);
+        if let Some(message) = Message::decode(input) {
+            ensure(is_message(input), || format!("{message:?} is none"))?;
+            let again = Message::decode(&message.encode());
             ensure(again.as_ref() == Some(&message), || {
                 format!("{message:?} becomes {again:?}")
             })?;
         }
-        let (message, cable) = (message(input), theirs.unwrap_or_default());
-        let frame = message.encode(cable);
-        let again = Hello::decode(&frame, cable);
-        ensure(again.as_ref() == Some(&message), || {
-            format!("{message:?} becomes {again:?}")
+        let made = message(input);
+        let again = Message::decode(&made.encode());
+        ensure(again.as_ref() == Some(&made), || {
+            format!("{made:?} becomes {again:?}")
         })?;
-        let other = Cable {
-            inode: cable.inode ^ 1,
-            ..cable
-        };
-        let other = Hello::decode(&frame, other);
-        ensure(other.is_none(), || format!("{other:?} on another cable"))
+        believes_who_knows_its_nonce(input)
     }
+}
+
+/// An end of nonce 1 believes nothing that does not carry it, and always says little.
+fn believes_who_knows_its_nonce(input: &[u8]) -> Result<(), String> {
+    let cable = Message::decode(input).map_or_else(Cable::default, |message| message.cable);
+    let mut end = Negotiation::on(cable, Nonce(1), None);
+    let seen = end.receive(input);
+    ensure((seen == Received::Frame) != is_message(input), || {
+        format!("a message is {seen:?}")
+    })?;
+    let knows = Message::decode(input).is_some_and(|message| message.to == Nonce(1));
+    ensure(knows || !end.is_proven(), || {
+        "it believes a stranger".to_owned()
+    })?;
+    for _ in 0..4 {
+        if end.next().is_none() {
+            return Ok(());
+        }
+        end.sent();
+    }
+    Err("it does not stop talking".to_owned())
 }

@@ -12,7 +12,7 @@ import time
 
 DIRECTORY = sys.argv[2]
 BROADCAST = b"\xff" * 6
-PREFIX = bytes.fromhex("0180c200000302") + b"vdens\x88\xb5VDEN\x01"
+PREFIX = bytes.fromhex("0180c200000302") + b"vdens\x88\xb5VDEN\x02"
 random.seed(4711)
 resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
 
@@ -151,9 +151,10 @@ def descriptors():
 
 
 def superframes():
-    port = Port(b"hostile vdens=0")
-    cable = bytes(16)
-    port.send(PREFIX + b"\x04" + cable + b"\xff" * 4)
+    port = Port(b"hostile vdens=0:1")
+    # The switch's hello ends its envelope with the switch's nonce; the client answers with that and its own.
+    nonce = port.data.recv(1000)[44:52]
+    port.send(PREFIX + b"\x04" + bytes(16) + nonce + struct.pack(">Q", 1) + b"\xff" * 4)
     victim = bytes.fromhex("020000000002")
     tcp4 = bytes.fromhex("080045000028000040004006") + bytes(2) + bytes([10, 0, 0, 66, 10, 0, 0, 2]) + bytes(20)
     udp6 = bytes.fromhex("86dd6000000000081140") + bytes(32) + bytes(8)

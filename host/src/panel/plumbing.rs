@@ -1,15 +1,19 @@
 //! What is done on the panel, by a child that has entered it: making ports, plugging and unplugging.
 //!
-//! Interfaces there are named by what they are and the process and number they belong to: `p12n0` is
-//! port 0 of process 12, `t12n0` the tap through which it is served and `b12n0` the bridge between the
-//! two; `c12n0` is the bridge of a cable whose one end is that port. A hub, that is number 3 of the hubs that
-//! process 12 has made, is the bridge `h12n3` with the tap `x12n3`. Bridges left without ports are swept whenever
-//! something is unplugged: a hub has one as long as its maker holds the tap or something is plugged in.
+//! Each port and hub has a place, a random name ([`new_place`]). Interfaces on the panel are called by
+//! what they are and their place: for the place `x`, `px` is a port, `tx` the tap through which it is
+//! served and `bx` the bridge between the two. A hub is the bridge `hx` with the tap `xx`. The bridge of
+//! a cable is called `c` and a name made of the places of both its ports ([`cable_name`]): a port is on
+//! one bridge with another only if each of the two ends has named the other's place. Bridges left
+//! without ports are swept whenever something is unplugged: a hub has one as long as its maker holds the
+//! tap or something is plugged in.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use vdens_plugin_api::tap::{MAX_MTU, Tap};
+use vdens_plugin_api::wire::hello::Nonce;
 
+use crate::carrier::LinkWatch;
 use crate::error::{Error, Result};
 use crate::netlink::Netlink;
 
@@ -21,8 +25,9 @@ const LONGEST_AGEING: u32 = 1_000_000;
 /// What is to be done. Names are those of interfaces on the panel, without their first letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// Make a port, unplugged, and the member's interface of the name given.
-    AddPort(String, String),
+    /// Make a port, unplugged, of an interface number, and the member's interface of the name given.
+    /// Hand over a watch over the panel's interfaces.
+    AddPort(String, u32, String),
     /// Plug a port into the cable whose other end is the other port.
     Plug(String, String),
     /// Plug a port into a bridge of its own with a tap, and hand the tap over.
@@ -39,7 +44,7 @@ impl Order {
     /// The order as words, for the way between processes.
     pub fn encode(&self) -> String {
         match self {
-            Self::AddPort(port, interface) => format!("add {port} {interface}"),
+            Self::AddPort(port, index, interface) => format!("add {port} {index} {interface}"),
             Self::Plug(port, peer) => format!("plug {port} {peer}"),
             Self::Serve(port) => format!("serve {port}"),
             Self::Hub(hub, ageing) => format!("hub {hub} {ageing}"),
@@ -52,7 +57,11 @@ impl Order {
     pub fn decode(text: &str) -> Option<Self> {
         let words: Vec<&str> = text.split(' ').collect();
         match words[..] {
-            ["add", port, interface] => Some(Self::AddPort(port.into(), interface.into())),
+            ["add", port, index, interface] => Some(Self::AddPort(
+                port.into(),
+                index.parse().ok()?,
+                interface.into(),
+            )),
             ["plug", port, peer] => Some(Self::Plug(port.into(), peer.into())),
             ["serve", port] => Some(Self::Serve(port.into())),
             ["hub", hub, ageing] => Some(Self::Hub(hub.into(), ageing.parse().ok()?)),
@@ -71,15 +80,15 @@ impl Order {
     pub(super) fn carry_out(&self, namespace: Option<BorrowedFd<'_>>) -> Result<Option<OwnedFd>> {
         let netlink = Netlink::open()?;
         match self {
-            Self::AddPort(port, interface) => {
+            Self::AddPort(port, index, interface) => {
                 let namespace = namespace
                     .ok_or_else(|| Error::closed("a port is to be made for no namespace"))?;
-                let name = format!("p{port}");
-                netlink.add_veth(&name, index(port), interface, namespace)?;
-                Ok(None)
+                let name = interface_of(port);
+                netlink.add_veth(&name, *index, interface, namespace)?;
+                LinkWatch::open().map(|watch| Some(watch.into()))
             }
             Self::Plug(port, peer) => {
-                let bridge = format!("c{}", port.min(peer));
+                let bridge = cable_name(port, peer);
                 netlink.add_bridge(&bridge, CABLE)?;
                 netlink.set_up(&bridge)?;
                 plug(&netlink, port, &bridge)?;
@@ -101,7 +110,7 @@ impl Order {
                 Ok(None)
             }
             Self::Unplug(port) => {
-                let port = format!("p{port}");
+                let port = interface_of(port);
                 netlink.set_down(&port)?;
                 netlink.set_bridge(&port, None)?;
                 sweep(&netlink)?;
@@ -111,13 +120,47 @@ impl Order {
     }
 }
 
-/// The number of a port's interface: larger than any in a member, because the kernel tells of the carrier
-/// of a veth at once only if its number and its peer's differ, and else up to a second later.
-fn index(port: &str) -> u32 {
-    let numbers = port.split_once('n');
-    let numbers = numbers.and_then(|(pid, number)| Some((pid.parse().ok()?, number.parse().ok()?)));
-    let (pid, number): (u32, u32) = numbers.unwrap_or_default();
-    (pid << 8 | number & 0xff) & i32::MAX as u32
+/// The name of a port's interface.
+pub fn interface_of(port: &str) -> String {
+    format!("p{port}")
+}
+
+/// A place for a port or a hub that nobody can guess: 64 random bits as 13 letters and digits.
+///
+/// # Errors
+/// The kernel has no random numbers.
+pub fn new_place() -> Result<String> {
+    Ok(spell(Nonce::new()?.0))
+}
+
+/// The bridge of the cable between two ports. Both ends must have named each other for their ports to
+/// be on it: who names a wrong place has a bridge to itself.
+fn cable_name(port: &str, peer: &str) -> String {
+    let (first, second) = (port.min(peer), port.max(peer));
+    // FNV-1a (RFC 9923): the places are random, so the name need not be hard to compute.
+    let bytes = first.bytes().chain([0]).chain(second.bytes());
+    let name = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    });
+    format!("c{}", spell(name))
+}
+
+/// A number in base 32.
+fn spell(mut number: u64) -> String {
+    const DIGITS: usize = u64::BITS.div_ceil(5) as usize;
+    let digits = (0..DIGITS).map(|_| {
+        let digit = (number & 31) as u32;
+        number >>= 5;
+        char::from_digit(digit, 32).unwrap_or('0')
+    });
+    digits.collect()
+}
+
+/// The number of interface `number` of process `pid` on the panel: larger than any in a member, because
+/// the kernel tells of the carrier of a veth at once only if its number and its peer's differ, and else
+/// up to a second later.
+pub fn port_index(pid: u32, number: usize) -> u32 {
+    (pid << 8 | number as u32 & 0xff) & i32::MAX as u32
 }
 
 /// Makes a bridge with a tap on it.
@@ -139,7 +182,7 @@ fn plug(netlink: &Netlink, port: &str, bridge: &str) -> Result<()> {
 }
 
 fn attach(netlink: &Netlink, port: &str, bridge: &str) -> Result<()> {
-    let port = format!("p{port}");
+    let port = interface_of(port);
     netlink.set_bridge(&port, Some(bridge))?;
     netlink.set_up(&port)?;
     sweep(netlink)
@@ -157,4 +200,29 @@ fn sweep(netlink: &Netlink) -> Result<()> {
         netlink.delete(&bridge.name)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::panel::check_place;
+
+    #[test]
+    fn places_are_places_and_no_two_are_the_same() {
+        let (one, other) = (new_place().unwrap(), new_place().unwrap());
+        assert!(check_place(&one).is_ok() && one != other, "{one} {other}");
+        assert_eq!(one.len(), 13);
+    }
+
+    #[test]
+    fn a_cable_s_name_comes_from_both_ends() {
+        assert_eq!(cable_name("a", "b"), cable_name("b", "a"));
+        let others = [
+            cable_name("a", "c"),
+            cable_name("c", "b"),
+            cable_name("ab", ""),
+        ];
+        assert!(others.iter().all(|other| *other != cable_name("a", "b")));
+        assert!(cable_name("a", "b").len() < vdens_plugin_api::tap::MAX_INTERFACE_NAME);
+    }
 }

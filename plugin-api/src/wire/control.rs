@@ -21,16 +21,18 @@
 //! the path fills them. The description has no length of its own: a request is what one `read` into
 //! [`MAX_REQUEST_LEN`]` + 1` bytes returns (the extra byte shows one that is too long).
 //!
-//! A client of ours ends its description with a [`mark`]: the panel that its interface can be plugged on. A switch
-//! of ours then sends a [`Hello`](super::hello::Hello) as the first datagram on the data socket, before the
-//! reply, so that it is there when the client looks; its ticket is the hub that the client may plug into. It says what
-//! it takes next; a client that says so too is sent super-frames.
+//! A client of ours ends its description with a [`Mark`]. A switch of ours then sends a hello (see
+//! [`hello`](super::hello)) as the first datagram on the data socket, before the reply, so that it is
+//! there when the client looks. Its ticket is the hub that the client may plug into. The switch says
+//! what it takes next; a client that says so too is sent super-frames.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind};
+use crate::wire::hello::Nonce;
 
 /// Bytes of a request before its description.
 pub const REQUEST_HEADER_LEN: usize = 12 + ADDRESS_LEN;
@@ -49,17 +51,37 @@ const FAMILY: u16 = libc::AF_UNIX as u16;
 const PATH_LEN: usize = 108;
 const ADDRESS_LEN: usize = 2 + PATH_LEN;
 
-const MARK: &str = "vdens=";
-
-/// The end of our own clients' descriptions: `panel` is a [`Ticket`](crate::Ticket)'s, 0 for none.
-pub fn mark(panel: u64) -> String {
-    format!(" {MARK}{panel}")
+/// What a description of a client of ours ends with: ` vdens=PANEL:NONCE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The panel on which the client's interface can be plugged: a [`Ticket`](crate::Ticket)'s, 0 for
+    /// none.
+    pub panel: u64,
+    /// The client's nonce, which each message of the switch must carry.
+    pub nonce: Nonce,
 }
 
-/// The panel in the [`mark`] at a description's end, if there is one.
-pub fn marked(description: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(description).ok()?;
-    text.rsplit(' ').next()?.strip_prefix(MARK)?.parse().ok()
+impl Mark {
+    const NAME: &str = " vdens=";
+
+    /// The bytes of the longest mark.
+    pub const MAX_LEN: usize = Self::NAME.len() + 20 + 1 + 16;
+
+    /// A description's text and the mark behind it; `None` if there is no mark.
+    pub fn split(description: &[u8]) -> Option<(&str, Self)> {
+        let text = std::str::from_utf8(description).ok()?;
+        let (text, mark) = text.rsplit_once(Self::NAME)?;
+        let (panel, nonce) = mark.split_once(':')?;
+        let nonce = Nonce(u64::from_str_radix(nonce, 16).ok()?);
+        let panel = panel.parse().ok()?;
+        (nonce != Nonce::UNKNOWN).then_some((text, Self { panel, nonce }))
+    }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}:{:x}", Self::NAME, self.panel, self.nonce.0)
+    }
 }
 
 /// What a client wants of the switch.
@@ -389,12 +411,25 @@ mod tests {
 
     #[test]
     fn a_mark_is_found_at_the_end_only() {
-        for panel in [0, 4_026_532_345, u64::MAX] {
-            let description = format!("vdens vde0 pid=1{}", mark(panel));
-            assert_eq!(marked(description.as_bytes()), Some(panel));
+        for (panel, nonce) in [(0, 1), (4_026_532_345, 0xabc), (u64::MAX, u64::MAX)] {
+            let nonce = Nonce(nonce);
+            let mark = Mark { panel, nonce };
+            let description = format!("vdens vde0 pid=1{mark}");
+            let split = Mark::split(description.as_bytes());
+            assert_eq!(split, Some(("vdens vde0 pid=1", mark)));
+            assert!(mark.to_string().len() <= Mark::MAX_LEN);
         }
-        for other in ["", "vdens=", "a vdens=1 pid=2", "a vdens=x", "a xvdens=1"] {
-            assert_eq!(marked(other.as_bytes()), None, "{other}");
+        for other in [
+            "",
+            "vdens=",
+            "a vdens=1:1 pid=2",
+            "a vdens=x:1",
+            "a xvdens=1:1",
+            "a vdens=1",
+            "a vdens=1:0",
+            "a vdens=1:",
+        ] {
+            assert_eq!(Mark::split(other.as_bytes()), None, "{other}");
         }
     }
 

@@ -1,36 +1,45 @@
-//! What two of our own ends tell each other in the first frames, so that frames can take a better way.
+//! The frames in which two of our own ends find out that frames can take a better way.
 //!
-//! Each message is an Ethernet frame of the local experimental ethertype 0x88B5 (IEEE 802, clause 9) to
-//! an address that bridges do not forward, so a legacy peer's kernel drops it. Behind the header: the
-//! magic `VDEN`, a version, the kind of message, and its contents, numbers in network byte order. All but
-//! a super-frame start with the [`Cable`] they are about: a message that somebody has carried over from another
-//! cable is for nobody. An end that does not know a version or a kind ignores the message.
+//! Each message is an Ethernet frame of the local experimental ethertype 0x88B5 (IEEE 802, clause 9)
+//! to an address that bridges do not forward, so a legacy peer's kernel drops it. Behind the header
+//! stand the magic `VDEN`, a version, the kind of message, an envelope and the contents. Numbers are
+//! in network byte order. An end ignores a message whose version or kind it does not know.
+//!
+//! The envelope says whom the message is for. It has the [`Cable`] that the message was sent on (16
+//! bytes), the receiver's [`Nonce`] as the sender knows it (8 bytes, 0 while it knows none) and the
+//! sender's own (8 bytes). `negotiation` decides from these what to believe.
 //!
 //! | kind | contents |
 //! |---|---|
-//! | 1 hello | flags (bit 0: answer wanted), panel (8 bytes, 0 for none), place (1 byte length, text) |
+//! | 1 hello | process id (4 bytes), panel (8 bytes, 0 for none), place (1 byte length, text) |
 //! | 2 plugged | |
 //! | 3 declined | |
 //! | 4 accept | offload bits (4 bytes) that frames sent to this end may have left undone |
-//! | 5 super-frame | the virtio header in host byte order, and the frame: for the network |
+//!
+//! Kind 5 is a super-frame, a frame for the network: behind [`SUPER_PREFIX`] stand its virtio header,
+//! in host byte order, and the frame. It has no envelope.
 
-use crate::{Offloads, Ticket};
+use crate::{Error, Offloads, Result, Ticket};
 
 /// The ethertype of the messages.
 pub const ETHERTYPE: u16 = 0x88b5;
 
 const MAGIC: &[u8; 4] = b"VDEN";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
-/// What stands in front of a super-frame's virtio header: the message's header. It goes to the nearest
-/// non-TPMR bridge group address (IEEE 802.1Q table 8-1), from a locally administered one.
+/// Bytes before a message's kind.
+const HEADER_LEN: usize = SUPER_PREFIX.len() - 1;
+
+/// What stands in front of a super-frame's virtio header: the header of a message of kind 5. The
+/// destination is the nearest non-TPMR bridge group address (IEEE 802.1Q table 8-1), the source a
+/// locally administered address.
 pub const SUPER_PREFIX: [u8; 20] = [
     0x01, 0x80, 0xc2, 0x00, 0x00, 0x03, 0x02, b'v', b'd', b'e', b'n', b's', 0x88, 0xb5, b'V', b'D',
     b'E', b'N', VERSION, 5,
 ];
 
-/// What two ends of one cable both know, and no other cable has: device and inode number of the socket
-/// that they meet at. The default stands for the way between a switch and its client.
+/// What two ends of one cable both know, and no other cable has: device and inode number of the
+/// socket that they meet at. The default stands for the way between a switch and its client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cable {
     /// The device.
@@ -39,14 +48,46 @@ pub struct Cable {
     pub inode: u64,
 }
 
-/// A message.
+/// A random number that one end chooses for one conversation. Whoever sends it back has received it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nonce(pub u64);
+
+impl Nonce {
+    /// Stands for a nonce that is not known.
+    pub const UNKNOWN: Self = Self(0);
+
+    /// A new one, never [`Nonce::UNKNOWN`].
+    ///
+    /// # Errors
+    /// The kernel has no random numbers (getrandom(2)).
+    pub fn new() -> Result<Self> {
+        let number = getrandom::u64()
+            .map_err(|error| Error::io("read a random number", &std::io::Error::from(error)))?;
+        Ok(Self(number.max(1)))
+    }
+}
+
+/// A message and its envelope.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Hello {
-    /// Who is there.
+pub struct Message {
+    /// The cable that it was sent on.
+    pub cable: Cable,
+    /// The receiver's nonce, as far as the sender knows it.
+    pub to: Nonce,
+    /// The sender's nonce.
+    pub from: Nonce,
+    /// What it says.
+    pub body: Body,
+}
+
+/// What a message says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// The sender introduces itself.
     Hello {
-        /// Whether a hello is wanted in return.
-        answer: bool,
-        /// Where the sender's interface can be plugged.
+        /// The process that the sender runs in, for people.
+        process: u32,
+        /// Where the sender's interface, or the sender itself, is on the panel.
         ticket: Option<Ticket>,
     },
     /// The sender's interface is plugged into the receiver's.
@@ -57,7 +98,7 @@ pub enum Hello {
     Accept(Offloads),
 }
 
-impl Hello {
+impl Body {
     fn kind(&self) -> u8 {
         match self {
             Self::Hello { .. } => 1,
@@ -66,17 +107,25 @@ impl Hello {
             Self::Accept(_) => 4,
         }
     }
+}
 
+/// Whether a frame is a message or a super-frame, of whatever version: no frame for the network.
+pub fn is_message(frame: &[u8]) -> bool {
+    frame.get(12..14) == Some(&ETHERTYPE.to_be_bytes()) && frame.get(14..18) == Some(MAGIC)
+}
+
+impl Message {
     /// The message as a frame.
-    pub fn encode(&self, cable: Cable) -> Vec<u8> {
-        // All but the kind.
-        let mut frame = SUPER_PREFIX[..19].to_vec();
-        frame.push(self.kind());
-        frame.extend(cable.device.to_be_bytes());
-        frame.extend(cable.inode.to_be_bytes());
-        match self {
-            Self::Hello { answer, ticket } => {
-                frame.push(u8::from(*answer));
+    pub fn encode(&self) -> Vec<u8> {
+        let mut frame = SUPER_PREFIX[..HEADER_LEN].to_vec();
+        frame.push(self.body.kind());
+        let (cable, to, from) = (self.cable, self.to.0, self.from.0);
+        for number in [cable.device, cable.inode, to, from] {
+            frame.extend(number.to_be_bytes());
+        }
+        match &self.body {
+            Body::Hello { process, ticket } => {
+                frame.extend(process.to_be_bytes());
                 let (panel, place) = match ticket {
                     Some(ticket) => (ticket.panel, ticket.place.as_bytes()),
                     None => (0, &[][..]),
@@ -86,55 +135,60 @@ impl Hello {
                 frame.push(place.len() as u8);
                 frame.extend(place);
             }
-            Self::Plugged | Self::Declined => {}
-            Self::Accept(offloads) => frame.extend(offloads.0.to_be_bytes()),
+            Body::Plugged | Body::Declined => {}
+            Body::Accept(offloads) => frame.extend(offloads.0.to_be_bytes()),
         }
         frame
     }
 
-    /// Whether a frame is a message, known or not: no frame for the network.
-    pub fn is_message(frame: &[u8]) -> bool {
-        frame.get(12..14) == Some(&ETHERTYPE.to_be_bytes()) && frame.get(14..18) == Some(MAGIC)
-    }
-
-    /// The message in a frame; `None` if it is none that this end knows, or about another cable.
-    pub fn decode(frame: &[u8], cable: Cable) -> Option<Self> {
-        if !Self::is_message(frame) {
+    /// The message in a frame; `None` if it is none that this end knows.
+    pub fn decode(frame: &[u8]) -> Option<Self> {
+        if !is_message(frame) {
             return None;
         }
-        let (version, kind, rest) = match frame.get(18..)? {
-            [version, kind, rest @ ..] => (*version, *kind, rest),
-            _ => return None,
+        let [VERSION, kind, rest @ ..] = frame.get(HEADER_LEN - 1..)? else {
+            return None;
         };
-        let (device, rest) = rest.split_first_chunk()?;
-        let (inode, rest) = rest.split_first_chunk()?;
-        let (device, inode) = (u64::from_be_bytes(*device), u64::from_be_bytes(*inode));
-        if cable != (Cable { device, inode }) {
-            return None;
-        }
-        match (version, kind) {
-            (VERSION, 1) => {
-                let (flags, rest) = rest.split_first()?;
+        let mut rest = rest;
+        let mut number = || {
+            let (bytes, left) = rest.split_first_chunk()?;
+            rest = left;
+            Some(u64::from_be_bytes(*bytes))
+        };
+        let cable = Cable {
+            device: number()?,
+            inode: number()?,
+        };
+        let (to, from) = (Nonce(number()?), Nonce(number()?));
+        let body = match kind {
+            1 => {
+                let (process, rest) = rest.split_first_chunk()?;
                 let (panel, rest) = rest.split_first_chunk()?;
                 let (length, rest) = rest.split_first()?;
                 let panel = u64::from_be_bytes(*panel);
                 let place = std::str::from_utf8(rest.get(..usize::from(*length))?).ok()?;
-                Some(Self::Hello {
-                    answer: flags & 1 != 0,
+                Body::Hello {
+                    process: u32::from_be_bytes(*process),
                     ticket: (panel != 0).then(|| Ticket {
                         panel,
                         place: place.to_owned(),
                     }),
-                })
+                }
             }
-            (VERSION, 2) => Some(Self::Plugged),
-            (VERSION, 3) => Some(Self::Declined),
-            (VERSION, 4) => {
+            2 => Body::Plugged,
+            3 => Body::Declined,
+            4 => {
                 let bits = u32::from_be_bytes(*rest.first_chunk()?);
-                Some(Self::Accept(Offloads(bits).intersection(Offloads::ALL)))
+                Body::Accept(Offloads(bits).intersection(Offloads::ALL))
             }
-            _ => None,
-        }
+            _ => return None,
+        };
+        Some(Self {
+            cable,
+            to,
+            from,
+            body,
+        })
     }
 }
 
@@ -142,55 +196,64 @@ impl Hello {
 mod tests {
     use super::*;
 
-    const CABLE: Cable = Cable {
-        device: 0x1_0000_0001,
-        inode: u64::MAX,
-    };
-
-    fn messages() -> Vec<Hello> {
+    fn messages() -> impl Iterator<Item = Message> {
         let ticket = Some(Ticket {
             panel: u64::MAX - 1,
-            place: "4194304n7".into(),
+            place: "0123456789abv".into(),
         });
-        vec![
-            Hello::Hello {
-                answer: true,
-                ticket,
+        let hello = |ticket| Body::Hello {
+            process: 4_194_304,
+            ticket,
+        };
+        let bodies = [
+            hello(ticket),
+            hello(None),
+            Body::Plugged,
+            Body::Declined,
+            Body::Accept(Offloads::ALL),
+        ];
+        bodies.into_iter().map(|body| Message {
+            cable: Cable {
+                device: 0x1_0000_0001,
+                inode: u64::MAX,
             },
-            Hello::Hello {
-                answer: false,
-                ticket: None,
-            },
-            Hello::Plugged,
-            Hello::Declined,
-            Hello::Accept(Offloads::ALL),
-        ]
+            to: Nonce::UNKNOWN,
+            from: Nonce(u64::MAX - 7),
+            body,
+        })
     }
 
     #[test]
     fn messages_survive_the_round_trip() {
         for message in messages() {
-            let frame = message.encode(CABLE);
-            assert_eq!(Hello::decode(&frame, Cable::default()), None);
-            assert_eq!(Hello::decode(&frame, CABLE), Some(message));
+            let frame = message.encode();
+            assert!(is_message(&frame));
+            assert_eq!(Message::decode(&frame), Some(message));
         }
     }
 
     #[test]
-    fn whatever_comes_is_survived() {
+    fn any_input_is_survived() {
         for message in messages() {
-            let frame = message.encode(CABLE);
+            let frame = message.encode();
             for cut in 0..frame.len() {
-                let _ = Hello::decode(&frame[..cut], CABLE);
+                assert_eq!(Message::decode(&frame[..cut]), None);
             }
             for at in 12..frame.len() {
                 for value in [0, 1, 0x7f, 0x80, 0xff] {
                     let mut changed = frame.clone();
                     changed[at] = value;
-                    let _ = Hello::decode(&changed, CABLE);
+                    let _ = Message::decode(&changed);
                 }
             }
         }
-        assert!(!Hello::is_message(&[0xff; 60]));
+        assert!(is_message(&SUPER_PREFIX) && Message::decode(&SUPER_PREFIX).is_none());
+        assert!(!is_message(&[0xff; 60]));
+    }
+
+    #[test]
+    fn no_nonce_is_the_unknown_one() {
+        let (one, other) = (Nonce::new().unwrap(), Nonce::new().unwrap());
+        assert!(one != other && one != Nonce::UNKNOWN);
     }
 }

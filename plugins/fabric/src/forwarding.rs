@@ -18,7 +18,7 @@
 use std::time::Instant;
 
 use vdens_plugin_api::offload::{Changed, Progress, examine};
-use vdens_plugin_api::wire::hello::Hello;
+use vdens_plugin_api::wire::hello::is_message;
 use vdens_plugin_api::{Frame, Hub, MAX_LEGACY_FRAME, Offloads, RxBatch, TxBatch};
 
 use crate::fdb::Fdb;
@@ -172,7 +172,7 @@ impl Fabric {
             let Some(addresses) = Addresses::of(frame.bytes()) else {
                 continue;
             };
-            if Hello::is_message(frame.bytes()) {
+            if is_message(frame.bytes()) {
                 continue;
             }
             if !frame.header().is_plain() {
@@ -216,7 +216,7 @@ impl Fabric {
         if wanted.is_empty() {
             return;
         }
-        let is_legacy = |port: &mut Port| !port.is_ours;
+        let is_legacy = |port: &mut Port| port.negotiation.is_none();
         let is_changed = self.ports.get_mut(source).is_some_and(is_legacy)
             && self
                 .changed

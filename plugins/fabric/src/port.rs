@@ -12,11 +12,9 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
+use vdens_plugin_api::negotiation::Negotiation;
 use vdens_plugin_api::wire::hello::SUPER_PREFIX;
-use vdens_plugin_api::{
-    BATCH_FRAMES, Frame, MAX_FRAME, MAX_LEGACY_FRAME, Offloads, TxBatch, VNET_HEADER_LEN,
-    send_datagrams,
-};
+use vdens_plugin_api::{BATCH_FRAMES, Frame, MAX_LEGACY_FRAME, Offloads, TxBatch, send_datagrams};
 
 use crate::directory::Entry;
 use crate::queue::Queue;
@@ -116,8 +114,9 @@ pub(crate) struct Port {
     /// The data socket's place in the directory; removed with the port.
     _entry: Entry,
     queue: Queue,
-    /// Whether the client is one of ours, which may send messages and super-frames among its frames.
-    pub(crate) is_ours: bool,
+    /// The conversation with a client of ours, which may send messages and super-frames among its
+    /// frames; `None` for a legacy one.
+    pub(crate) negotiation: Option<Negotiation>,
     /// Whether it takes super-frames, with everything left undone.
     pub(crate) takes_super_frames: bool,
     /// Whether its interface is on the hub: then no frames pass here.
@@ -146,7 +145,7 @@ impl Port {
             data,
             _entry: entry,
             queue: Queue::default(),
-            is_ours: false,
+            negotiation: None,
             takes_super_frames: false,
             is_plugged: false,
             selected: Selection::default(),
@@ -167,10 +166,8 @@ impl Port {
 
     /// The longest datagram that the client may send, in bytes.
     pub(crate) fn max_datagram(&self) -> usize {
-        match self.is_ours {
-            true => SUPER_PREFIX.len() + VNET_HEADER_LEN + MAX_FRAME,
-            false => MAX_LEGACY_FRAME,
-        }
+        let negotiation = self.negotiation.as_ref();
+        negotiation.map_or(MAX_LEGACY_FRAME, Negotiation::max_datagram)
     }
 
     /// A frame as it is sent to the client.

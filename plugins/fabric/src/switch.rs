@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,11 +19,11 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::socket::{MsgFlags, send};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use vdens_plugin_api::wire::control::{Reply, Request, marked};
-use vdens_plugin_api::wire::hello::{Cable, Hello, SUPER_PREFIX};
+use vdens_plugin_api::negotiation::{Event, Negotiation, Received};
+use vdens_plugin_api::wire::control::{Mark, Reply, Request};
+use vdens_plugin_api::wire::hello::Nonce;
 use vdens_plugin_api::{
-    Batch, Error, Host, Hub, Link, Offloads, Result, RxBatch, Sift, State, Status, Ticket, TxBatch,
-    log,
+    Batch, Error, Host, Hub, Link, Offloads, Result, RxBatch, State, Status, Ticket, TxBatch, log,
 };
 
 use crate::Kind;
@@ -249,15 +249,15 @@ impl Switch {
             .ingress
             .rx()
             .receive_datagrams(&port.data, port.max_datagram());
-        port.counters.malformed += self.ingress.take_dropped();
         match outcome {
             Ok(0) => return,
             Ok(_) => {}
             Err(e) => return port.close(format!("its data socket fails: {e}")),
         }
-        if port.is_ours && hear(port, &mut self.ingress) {
+        if hear(port, &mut self.ingress) {
             self.fabric.fdb.forget(id);
         }
+        port.counters.malformed += self.ingress.take_dropped();
         port.counters.received += self.ingress.len() as u64;
         let frames = self.ingress.tx(0);
         let malformed = self.fabric.forward(id, &frames, Some(host), now);
@@ -367,30 +367,21 @@ impl Switch {
             .directory
             .bind_data(&data, number)
             .map_err(|errno| Refusal::System("bind the port's socket", errno))?;
-        let panel = marked(&request.description);
-        if let Some(panel) = panel {
-            let can_plug = panel != 0 && applicant.peer.is_same_user();
-            let ticket = can_plug.then(|| self.hub()).flatten();
-            let answer = false;
-            let messages = [
-                Hello::Hello { answer, ticket },
-                Hello::Accept(TAKES_ALL.offloads),
-            ];
-            for message in messages {
-                // A client that is not told is served all the same.
-                let _ = data.send(&message.encode(Cable::default()));
-            }
-        }
+        let negotiation = self.introduce(&request.description, applicant.peer, &data);
         let reply = Reply {
             socket: entry.path(),
         };
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         // An empty queue takes so little whole; a client that is gone is found out by its stream's end.
         let _ = send(applicant.stream.as_raw_fd(), &reply.encode()?, flags);
-        let description = String::from_utf8_lossy(&request.description);
+        // The mark is for the switch alone.
+        let description = match Mark::split(&request.description) {
+            Some((text, _)) => text.into(),
+            None => String::from_utf8_lossy(&request.description),
+        };
         let client = format!("{}, {}", description.escape_debug(), applicant.peer);
         let mut port = Port::new(number, client, applicant.stream, data, entry);
-        port.is_ours = panel.is_some();
+        port.negotiation = negotiation;
         log::debug!("port {number} opened for {}", port.client);
         let id = self.fabric.ports.insert(port);
         let Some(port) = self.fabric.ports.get_mut(id) else {
@@ -409,6 +400,29 @@ impl Switch {
             return Err(Refusal::System("watch the port", errno));
         }
         Ok(())
+    }
+
+    /// Introduces the switch to a client of ours: to one of this user, with its hub.
+    fn introduce(
+        &mut self,
+        description: &[u8],
+        peer: Peer,
+        data: &UnixDatagram,
+    ) -> Option<Negotiation> {
+        let (_, mark) = Mark::split(description)?;
+        let can_plug = mark.panel != 0 && peer.is_same_user();
+        let ticket = can_plug.then(|| self.hub()).flatten();
+        let nonce = Nonce::new()
+            .inspect_err(|error| log::warn!("a client is served as a legacy one: {error}"))
+            .ok()?;
+        let mut negotiation = Negotiation::with(nonce, ticket, Some(mark.nonce));
+        negotiation.set_host_takes(TAKES_ALL.offloads);
+        while let Some(message) = negotiation.next() {
+            // A client that is not told is served all the same.
+            let _ = data.send(&message);
+            negotiation.sent();
+        }
+        Some(negotiation)
     }
 
     fn refuse(&mut self, peer: Peer, refusal: &Refusal, now: Instant) {
@@ -553,26 +567,30 @@ fn set_up_epoll(listener: &UnixListener) -> nix::Result<(Epoll, Timer)> {
     Ok((epoll, timer))
 }
 
-/// Takes the messages of a client of ours out of what was received by its port, and unwraps super-frames. Once it is plugged nothing is
-/// left: what it sends comes by the hub, and only what was on its way before can come here. Returns whether it
-/// has been plugged now.
+/// Takes the messages of a client of ours out of what was received by its port, and unwraps
+/// super-frames. Once it is plugged nothing is left: what it sends comes by the hub, and only what was
+/// on its way before can come here. Returns whether it has been plugged now.
 fn hear(port: &mut Port, received: &mut Batch) -> bool {
+    let Some(negotiation) = &mut port.negotiation else {
+        return false;
+    };
     let was_plugged = port.is_plugged;
+    let mut takes = None;
     received.rx().sift(0, |frame| {
-        let bytes = frame.bytes();
-        if bytes.starts_with(&SUPER_PREFIX) {
-            return Sift::Unwrap(SUPER_PREFIX.len());
+        let seen = negotiation.receive(frame.bytes());
+        match seen {
+            // Only who was told of the hub can be plugged into it.
+            Received::Message(Some(Event::Plugged)) if negotiation.ticket().is_some() => {
+                port.is_plugged = true;
+            }
+            Received::Message(Some(Event::Takes)) => takes = Some(negotiation.peer_takes()),
+            _ => {}
         }
-        if !Hello::is_message(bytes) {
-            return Sift::Keep;
-        }
-        match Hello::decode(bytes, Cable::default()) {
-            Some(Hello::Plugged) => port.is_plugged = true,
-            Some(Hello::Accept(offloads)) => port.accept(offloads),
-            Some(Hello::Hello { .. } | Hello::Declined) | None => {}
-        }
-        Sift::Take
+        seen.action()
     });
+    if let Some(offloads) = takes {
+        port.accept(offloads);
+    }
     if port.is_plugged {
         received.clear();
     }

@@ -11,9 +11,12 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tempfile::TempDir;
+use vdens_plugin_api::negotiation::{Event, Negotiation, Received};
 use vdens_plugin_api::wire::control::{REPLY_LEN, Reply, Request, RequestKind};
-use vdens_plugin_api::wire::hello::{Cable, Hello};
-use vdens_plugin_api::{Batch, Host, Link, MAX_LEGACY_FRAME, Offloads, OpenOptions, State};
+use vdens_plugin_api::wire::hello::{Body, Nonce, SUPER_PREFIX};
+use vdens_plugin_api::{
+    Batch, Host, Link, MAX_LEGACY_FRAME, MIN_FRAME, Offloads, OpenOptions, State, VNET_HEADER_LEN,
+};
 
 use crate::Kind;
 use crate::config::Config;
@@ -277,36 +280,86 @@ fn a_client_of_ours_is_greeted_and_falls_back_to_user_space() {
     );
     let legacy = bench.plug();
     assert_eq!(legacy.recv(), None);
-    let ours = bench.try_plug_as(0, "ours vdens=4026532345").unwrap();
-    let greeting = Hello::Hello {
-        answer: false,
-        ticket: None,
-    };
+    let ours = bench.try_plug_as(0, OURS).unwrap();
+    let (mut negotiation, events) = meet(&ours);
     assert_eq!(
-        ours.recv(),
-        Some(greeting.encode(Cable::default())),
-        "it was there first"
+        events,
+        [Event::Met, Event::Takes],
+        "the switch takes everything"
     );
-    let accept = Hello::Accept(Offloads::ALL).encode(Cable::default());
-    assert_eq!(ours.recv(), Some(accept), "the switch takes everything");
-    ours.send(&Hello::Declined.encode(Cable::default()));
+    assert!(negotiation.peer_ticket().is_none());
+    tell(&ours, &mut negotiation, Body::Declined);
     ours.send(&frame(BROADCAST, 1, 60));
     bench.run();
     assert_eq!((legacy.drain(), bench.host.len()), (1, 1), "no message");
-    legacy.send(&Hello::Declined.encode(Cable::default()));
+    // What a client says is for the switch, a legacy client's too.
+    negotiation.say(Body::Declined);
+    legacy.send(&negotiation.next().unwrap());
     bench.run();
     assert_eq!(ours.drain(), 0, "nobody speaks in the switch's name");
+}
+
+/// The description of a client whose nonce is 1.
+const OURS: &str = "ours vdens=4026532345:1";
+
+/// What a client of ours that was described as [`OURS`] learns from what the switch sends first.
+fn meet(client: &Client) -> (Negotiation, Vec<Event>) {
+    let mut negotiation = Negotiation::with(Nonce(1), None, None);
+    let mut events = Vec::new();
+    while let Some(message) = client.recv() {
+        match negotiation.receive(&message) {
+            Received::Message(event) => events.extend(event),
+            other => panic!("{other:?}"),
+        }
+    }
+    (negotiation, events)
+}
+
+/// Has a client say something.
+fn tell(client: &Client, negotiation: &mut Negotiation, body: Body) {
+    negotiation.say(body);
+    speak(client, negotiation);
+}
+
+/// Sends what a client has to say.
+fn speak(client: &Client, negotiation: &mut Negotiation) {
+    while let Some(message) = negotiation.next() {
+        client.send(&message);
+        negotiation.sent();
+    }
+}
+
+#[test]
+fn super_frames_without_a_frame_are_dropped_and_counted() {
+    for kind in [Kind::Switch, Kind::Hub] {
+        let mut bench = Bench::of(kind, "");
+        let ours = bench.try_plug_as(0, OURS).unwrap();
+        tell(&ours, &mut meet(&ours).0, Body::Declined);
+        let shortest = SUPER_PREFIX.len() + VNET_HEADER_LEN + MIN_FRAME;
+        for len in SUPER_PREFIX.len()..shortest {
+            ours.send(&[&SUPER_PREFIX[..], &[0; 100]].concat()[..len]);
+        }
+        ours.send(&frame(BROADCAST, 1, 60));
+        bench.run();
+        assert_eq!(bench.host.len(), 1);
+        let mut ports = bench.switch.fabric().ports.iter_mut();
+        let counters = ports.next().unwrap().1.counters;
+        let expected = ((shortest - SUPER_PREFIX.len()) as u64, 1);
+        assert_eq!((counters.malformed, counters.received), expected);
+    }
 }
 
 #[test]
 fn a_plugged_client_s_port_is_idle() {
     let mut bench = Bench::new("");
-    let (legacy, ours) = (bench.plug(), bench.try_plug_as(0, "ours vdens=7").unwrap());
-    ours.drain();
+    let _hub = bench.plug_hub();
+    let (legacy, ours) = (bench.plug(), bench.try_plug_as(0, OURS).unwrap());
+    let (mut negotiation, _) = meet(&ours);
+    assert!(negotiation.peer_ticket().is_some());
     ours.send(&frame(BROADCAST, 1, 60));
     bench.run();
     assert_eq!((legacy.drain(), bench.stations()), (1, 1));
-    ours.send(&Hello::Plugged.encode(Cable::default()));
+    tell(&ours, &mut negotiation, Body::Plugged);
     ours.send(&frame(BROADCAST, 1, 60));
     bench.run();
     assert_eq!((legacy.drain(), bench.stations()), (0, 0));
@@ -315,6 +368,28 @@ fn a_plugged_client_s_port_is_idle() {
     bench.run();
     assert_eq!((ours.drain(), legacy.drain()), (0, 0));
     assert_eq!(bench.host.len(), 3);
+}
+
+#[test]
+fn only_a_client_that_was_told_of_the_hub_is_believed_to_be_plugged_into_it() {
+    let mut bench = Bench::new("");
+    let (legacy, ours) = (bench.plug(), bench.try_plug_as(0, OURS).unwrap());
+    let (mut negotiation, _) = meet(&ours);
+    tell(&ours, &mut negotiation, Body::Plugged);
+    bench.run();
+    legacy.send(&frame(BROADCAST, 2, 60));
+    bench.run();
+    assert_eq!(ours.drain(), 1, "there is no hub: it is served");
+
+    let _hub = bench.plug_hub();
+    let told = bench.try_plug_as(0, OURS).unwrap();
+    meet(&told);
+    let mut forger = Negotiation::with(Nonce(1), None, Some(Nonce(77)));
+    tell(&told, &mut forger, Body::Plugged);
+    bench.run();
+    legacy.send(&frame(BROADCAST, 2, 60));
+    bench.run();
+    assert_eq!(told.drain(), 1, "it does not know the switch's nonce");
 }
 
 #[test]

@@ -22,10 +22,8 @@
 //! An end whose own path is gone or leads to another socket, or that finds a socket of the other
 //! generation where its peer should be, gives up ([`End::tick`]) and joins from the start.
 
-use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollFlags};
@@ -34,7 +32,7 @@ use nix::sys::socket::SockType;
 use vdens_plugin_api::log::{debug, warn};
 use vdens_plugin_api::{Peer as Credentials, Result, RxBatch};
 
-use crate::sockets::{self, Claim, Found};
+use crate::sockets::{self, Claim, Found, Held};
 use crate::{DATA, End, Place, TICKS, watch};
 
 #[derive(Debug)]
@@ -50,16 +48,7 @@ pub(crate) struct Dgram {
     /// What connecting said last.
     last: Option<Errno>,
     /// The peer's socket file.
-    peer_file: Option<FileId>,
-}
-
-/// What tells a socket's file from a later one: device, inode, and the time it was made, since inodes
-/// are used again.
-type FileId = (u64, u64, i64, i64);
-
-fn file_id(path: &Path) -> Option<FileId> {
-    let meta = fs::symlink_metadata(path).ok()?;
-    Some((meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec()))
+    peer_file: Option<Held>,
 }
 
 impl Dgram {
@@ -118,14 +107,17 @@ impl Dgram {
     }
 
     fn follow_peer(&mut self) {
-        let file = file_id(&self.peer);
-        let replaced = self.carrier && file != self.peer_file;
-        self.peer_file = file;
+        let file = Held::open(&self.peer);
+        let id = |file: &Held| file.id;
+        let known = self.peer_file.as_ref().map(id);
+        let replaced = self.carrier && file.as_ref().ok().map(id) != known;
         // A peer that was replaced is shown to be gone first, until the next tick.
-        let result = match replaced {
-            true => Err(Errno::ENOENT),
-            false => sockets::connect(&self.socket, &self.peer),
+        let result = match &file {
+            Ok(_) if replaced => Err(Errno::ENOENT),
+            Ok(file) => file.connect(&self.socket),
+            Err(errno) => Err(*errno),
         };
+        self.peer_file = file.ok();
         if result.is_ok()
             && !self.carrier
             && let Some(departures) = &self.departures
@@ -169,7 +161,7 @@ impl End for Dgram {
     /// The kernel does not tell a datagram socket's process.
     fn credentials(&self) -> Credentials {
         Credentials {
-            uid: fs::symlink_metadata(&self.peer).ok().map(|meta| meta.uid()),
+            uid: self.peer_file.as_ref().map(|file| file.owner),
             ..Credentials::default()
         }
     }

@@ -38,6 +38,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{MsgFlags, send};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use nix::unistd::geteuid;
 use vdens_plugin_api::log::{debug, warn};
 use vdens_plugin_api::vnl::{self, Keys, Spec};
 use vdens_plugin_api::wire::hello::{Cable, SUPER_PREFIX};
@@ -59,6 +60,10 @@ const TICK: Duration = Duration::from_millis(120);
 
 /// How long to wait at open for the answer of a far end that may be one of ours.
 const ACQUAINTANCE: Duration = Duration::from_millis(60);
+
+/// How long to wait at open for a far end of ours to have its interface plugged: on a busy machine that
+/// takes longer than an answer.
+const PLUGGING: Duration = Duration::from_millis(300);
 
 /// How long to let an end that was killed leave: its process lives for a moment longer than what it was started for.
 const LEAVING: Duration = Duration::from_millis(500);
@@ -231,10 +236,14 @@ impl Ptp {
     /// Gives a far end that is there already a moment to answer, so that the interface need not change
     /// right after it was made.
     fn get_acquainted(&mut self) {
-        let deadline = Instant::now() + ACQUAINTANCE;
+        let start = Instant::now();
         let mut batch = Batch::new();
-        while self.carrier && !self.peer.is_known() {
-            let left = deadline.saturating_duration_since(Instant::now());
+        while self.carrier && !self.peer.is_settled() {
+            let limit = match self.peer.is_known() {
+                true => PLUGGING,
+                false => ACQUAINTANCE,
+            };
+            let left = limit.saturating_sub(start.elapsed());
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
             let mut fds = [PollFd::new(self.fd(), PollFlags::POLLIN)];
             if !poll(&mut fds, timeout).is_ok_and(|ready| ready > 0) {
@@ -258,12 +267,18 @@ impl Ptp {
         )
     }
 
+    /// Whether the far end is another user's.
+    fn is_foreign(&self) -> bool {
+        let credentials = self.end.as_ref().map(|end| end.credentials());
+        credentials.and_then(|peer| peer.uid) != Some(geteuid().as_raw())
+    }
+
     /// Notices whether a far end has come or gone.
     fn notice(&mut self) {
         let carrier = self.socket().is_some();
         if carrier != std::mem::replace(&mut self.carrier, carrier) {
             match carrier {
-                true => self.peer.greet(self.cable()),
+                true => self.peer.greet(self.cable(), self.is_foreign()),
                 false => self.peer.forget(),
             }
         }
@@ -330,7 +345,7 @@ impl Ptp {
         let received = batch.len() > first;
         // Before the far end's first message is heard.
         self.notice();
-        batch.sift(first, |frame| self.peer.hear(frame));
+        batch.sift(first, |frame| self.peer.receive(frame));
         received
     }
 

@@ -1,202 +1,211 @@
-//! What this end and its peer tell each other, to find a better way for frames than one by one.
+//! What this end and its peer agree on, to find a better way for frames than one by one.
 //!
 //! # Theory of operation
 //!
-//! Whenever a far end appears it is sent a hello (see `wire::hello`). A legacy one does not answer, and
-//! everything stays as it was. One of ours answers; then
+//! Whenever a far end appears, a [`Negotiation`] with it begins. If it is a legacy one, everything
+//! stays as it was. If it is one of ours,
 //!
-//! * if both interfaces are on one panel, each end has its own plugged into their cable and says whether that
-//!   worked. From then on the kernel carries the frames, unless either end has said no;
-//! * each end tells which offloads its host takes, and may be sent super-frames accordingly.
+//! * and both interfaces are on one panel, each end has its own plugged into their cable and says
+//!   whether that worked. From then on the kernel carries the frames, unless either end has said no;
+//! * each end may be sent super-frames as far as its host takes them.
 //!
-//! What a message asks for is done at the next [`Peer::act`], not before, because an interface cannot be
-//! plugged until the link is open. Messages to the far end queue up here until the socket takes them.
+//! Only an end of this very user has a place on this user's panel, so one of another user is told no
+//! place, whatever it says.
+//!
+//! What a message asks for is done at the next [`Peer::act`], not before, because an interface cannot
+//! be plugged until the link is open.
 
-use std::collections::VecDeque;
-
-use vdens_plugin_api::log::debug;
-use vdens_plugin_api::wire::hello::{Cable, Hello, SUPER_PREFIX};
+use vdens_plugin_api::log::{debug, warn};
+use vdens_plugin_api::negotiation::{Event, Negotiation, Received};
+use vdens_plugin_api::wire::hello::{Body, Cable, Nonce};
 use vdens_plugin_api::{
-    Frame, Host, MAX_FRAME, MAX_LEGACY_FRAME, Offloads, Peer as Credentials, Sift, State, Status,
-    Ticket, VNET_HEADER_LEN,
+    Frame, Host, MAX_LEGACY_FRAME, Offloads, Peer as Credentials, Sift, State, Status, Ticket,
 };
+
+/// Whether the kernel carries the frames.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum Plugging {
+    /// No: there is nobody to be plugged together with.
+    #[default]
+    No,
+    /// It is to be tried at the next [`Peer::act`].
+    Due,
+    /// Yes.
+    Plugged,
+    /// No, though both interfaces are on one panel: why.
+    Failed(String),
+}
 
 /// The conversation with a far end, from its appearance on.
 #[derive(Debug)]
 pub(crate) struct Peer {
     host: Host,
-    ticket: Option<Ticket>,
-    cable: Cable,
-    /// Messages that are still to be sent.
-    outbox: VecDeque<Hello>,
-    /// The far end's hello, if it is one of ours.
-    hello: Option<Option<Ticket>>,
-    /// Whether it is to be answered or acted upon.
-    is_new: bool,
-    /// Whether this interface is plugged, and has not been declined.
-    plugged: bool,
-    /// Why it is not, though both interfaces are on one panel.
-    declined: String,
     /// What the host takes.
     host_takes: Offloads,
-    /// What the far end was told of it.
-    told: Offloads,
-    /// What the far end takes.
-    takes: Offloads,
+    /// `None` while there is no far end.
+    negotiation: Option<Negotiation>,
+    plugging: Plugging,
+    /// Whether the far end has said if it could be plugged.
+    has_tried: bool,
+    is_foreign: bool,
 }
 
 impl Peer {
     pub(crate) fn new(host: Host) -> Self {
         Self {
-            ticket: host.port().ticket,
             host,
-            cable: Cable::default(),
-            outbox: VecDeque::new(),
-            hello: None,
-            is_new: false,
-            plugged: false,
-            declined: String::new(),
             host_takes: Offloads::NONE,
-            told: Offloads::NONE,
-            takes: Offloads::NONE,
+            negotiation: None,
+            plugging: Plugging::No,
+            has_tried: false,
+            is_foreign: false,
         }
     }
 
     /// Forgets the far end, which is gone.
     pub(crate) fn forget(&mut self) {
-        let host_takes = self.host_takes;
-        *self = Self::new(self.host);
-        self.host_takes = host_takes;
+        self.negotiation = None;
+        self.plugging = Plugging::No;
+        self.has_tried = false;
     }
 
-    /// Greets a far end that has appeared on a cable.
-    pub(crate) fn greet(&mut self, cable: Cable) {
+    /// Greets a far end that has appeared on a cable; `is_foreign` if it is another user's.
+    pub(crate) fn greet(&mut self, cable: Cable, is_foreign: bool) {
         self.forget();
-        self.cable = cable;
-        self.outbox.push_back(Hello::Hello {
-            answer: true,
-            ticket: self.ticket.clone(),
-        });
+        self.is_foreign = is_foreign;
+        let ticket = self.host.port().ticket.filter(|_| !is_foreign);
+        match Nonce::new() {
+            Ok(nonce) => {
+                let mut negotiation = Negotiation::on(cable, nonce, ticket);
+                negotiation.set_host_takes(self.host_takes);
+                self.negotiation = Some(negotiation);
+            }
+            Err(error) => warn!("the far end is treated as a legacy one: {error}"),
+        }
     }
 
-    /// Whether the far end has been heard of.
+    /// Whether the far end is known to be one of ours.
     pub(crate) fn is_known(&self) -> bool {
-        self.hello.is_some()
+        let negotiation = self.negotiation.as_ref();
+        negotiation.is_some_and(Negotiation::is_proven)
     }
 
-    /// Looks at a received frame: is it a message?
-    pub(crate) fn hear(&mut self, frame: Frame<'_>) -> Sift {
-        let bytes = frame.bytes();
-        if bytes.starts_with(&SUPER_PREFIX) {
-            return Sift::Unwrap(SUPER_PREFIX.len());
-        }
-        if !Hello::is_message(bytes) {
+    /// Whether the far end is known to be one of ours, and has been plugged if it can be.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.is_known() && (self.has_tried || !self.has_common_panel())
+    }
+
+    fn has_common_panel(&self) -> bool {
+        let negotiation = self.negotiation.as_ref();
+        let panel = |ticket: &Ticket| ticket.panel;
+        let ours = negotiation.and_then(Negotiation::ticket).map(panel);
+        let theirs = negotiation.and_then(Negotiation::peer_ticket).map(panel);
+        ours.is_some() && ours == theirs
+    }
+
+    /// Takes in a received frame.
+    pub(crate) fn receive(&mut self, frame: Frame<'_>) -> Sift {
+        let Some(negotiation) = &mut self.negotiation else {
             return Sift::Keep;
-        }
-        match Hello::decode(bytes, self.cable) {
-            Some(Hello::Hello { answer, ticket }) => {
-                // A far end that greets again has started anew.
-                if answer && self.hello.is_some() {
-                    self.plugged = false;
-                    self.told = Offloads::NONE;
-                    self.takes = Offloads::NONE;
+        };
+        let received = negotiation.receive(frame.bytes());
+        if let Received::Message(Some(event)) = received {
+            match event {
+                Event::Met => self.plugging = Plugging::Due,
+                Event::Restarted => {
+                    self.plugging = Plugging::No;
+                    self.has_tried = false;
                 }
-                self.hello = Some(ticket);
-                self.is_new = true;
-                if answer {
-                    self.outbox
-                        .retain(|message| !matches!(message, Hello::Hello { .. }));
-                    self.outbox.push_back(Hello::Hello {
-                        answer: false,
-                        ticket: self.ticket.clone(),
-                    });
+                Event::Plugged => self.has_tried = true,
+                Event::Declined => {
+                    self.has_tried = true;
+                    self.plugging = Plugging::Failed("the peer cannot be plugged in".into());
                 }
+                Event::Takes => {}
             }
-            Some(Hello::Accept(offloads)) => self.takes = offloads,
-            Some(Hello::Declined) => {
-                self.plugged = false;
-                self.declined = "the peer cannot be plugged in".into();
-            }
-            Some(Hello::Plugged) | None => {}
         }
-        Sift::Take
+        received.action()
     }
 
     /// Does what has become possible.
     pub(crate) fn act(&mut self) {
-        let Some(theirs) = &self.hello else { return };
-        if std::mem::take(&mut self.is_new)
-            && let (Some(ours), Some(theirs)) = (&self.ticket, theirs)
-            && ours.panel == theirs.panel
-            && !self.plugged
-        {
+        let is_possible = self.has_common_panel();
+        let Some(negotiation) = &mut self.negotiation else {
+            return;
+        };
+        if self.plugging != Plugging::Due {
+            return;
+        }
+        self.plugging = Plugging::No;
+        if let Some(theirs) = negotiation.peer_ticket().filter(|_| is_possible) {
             let plugged = self.host.plug(&theirs.place);
-            match &plugged {
-                Ok(()) => debug!("plugged into the peer's {}", theirs.place),
+            self.plugging = match plugged {
+                Ok(()) => {
+                    debug!("plugged into the peer's interface");
+                    Plugging::Plugged
+                }
                 Err(error) => {
                     debug!("not plugged: {error}");
-                    self.declined = error.to_string();
+                    Plugging::Failed(error.to_string())
                 }
-            }
-            self.plugged = plugged.is_ok();
-            // Before any hello: who is answered can count on this end.
-            self.outbox.push_front(match self.plugged {
-                true => Hello::Plugged,
-                false => Hello::Declined,
+            };
+            negotiation.say(match self.plugging {
+                Plugging::Plugged => Body::Plugged,
+                _ => Body::Declined,
             });
-        }
-        if self.told != self.host_takes {
-            self.told = self.host_takes;
-            self.outbox.push_back(Hello::Accept(self.told));
         }
     }
 
     /// Learns what the host takes.
     pub(crate) fn host_takes(&mut self, offloads: Offloads) {
         self.host_takes = offloads;
+        if let Some(negotiation) = &mut self.negotiation {
+            negotiation.set_host_takes(offloads);
+        }
     }
 
     /// The next message to the far end.
-    pub(crate) fn next(&self) -> Option<Vec<u8>> {
-        self.outbox
-            .front()
-            .map(|message| message.encode(self.cable))
+    pub(crate) fn next(&mut self) -> Option<Vec<u8>> {
+        self.negotiation.as_mut()?.next()
     }
 
     /// The message that was next has been sent.
     pub(crate) fn sent(&mut self) {
-        self.outbox.pop_front();
+        if let Some(negotiation) = &mut self.negotiation {
+            negotiation.sent();
+        }
     }
 
     /// The longest datagram to expect, in bytes.
     pub(crate) fn max_datagram(&self) -> usize {
-        match self.told {
-            Offloads::NONE => MAX_LEGACY_FRAME,
-            _ => SUPER_PREFIX.len() + VNET_HEADER_LEN + MAX_FRAME,
-        }
+        let negotiation = self.negotiation.as_ref();
+        negotiation.map_or(MAX_LEGACY_FRAME, Negotiation::max_datagram)
     }
 
     /// What is known of the far end, beside the `credentials` that the kernel gives.
     pub(crate) fn status(&self, credentials: Credentials) -> Status {
-        let ticket = self.hello.as_ref().and_then(Option::as_ref);
-        let reason = match (&self.hello, &self.ticket, ticket) {
-            _ if self.plugged => "",
-            (None, ..) => "the peer is a legacy one",
+        let negotiation = self.negotiation.as_ref();
+        let ours: Option<&Ticket> = negotiation.and_then(Negotiation::ticket);
+        let theirs = negotiation.and_then(Negotiation::peer_ticket);
+        let reason = match (&self.plugging, ours, theirs) {
+            (Plugging::Plugged, ..) => "",
+            _ if !self.is_known() => "the peer is a legacy one",
+            _ if self.is_foreign => "the peer belongs to another user",
             (_, None, _) => "this end is not on the panel",
             (_, _, None) => "the peer is not on the panel",
-            (_, Some(ours), Some(theirs)) if ours.panel != theirs.panel => {
-                "the peer is on another panel"
-            }
-            _ => &self.declined,
+            _ if !self.has_common_panel() => "the peer is on another panel",
+            (Plugging::Failed(why), ..) => why,
+            _ => "",
         };
-        let description = match self.hello {
-            Some(_) => "vdens",
-            None => "a legacy program",
+        let description = match self.is_known() {
+            true => "vdens",
+            false => "a legacy program",
         };
+        let process = negotiation.and_then(Negotiation::peer_process);
         Status {
             peer: Some(Credentials {
                 description: description.into(),
-                pid: credentials.pid.or_else(|| ticket.and_then(Ticket::process)),
+                pid: credentials.pid.or(process),
                 ..credentials
             }),
             reason: reason.into(),
@@ -206,10 +215,12 @@ impl Peer {
 
     /// The link's state while there is a far end.
     pub(crate) fn state(&self) -> State {
-        match self.plugged {
-            true => State::PLUGGED,
-            false => State {
-                offloads: self.takes,
+        match (&self.plugging, &self.negotiation) {
+            (Plugging::Plugged, _) => State::PLUGGED,
+            (_, negotiation) => State {
+                offloads: negotiation
+                    .as_ref()
+                    .map_or(Offloads::NONE, Negotiation::peer_takes),
                 ..State::UP
             },
         }

@@ -21,8 +21,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
-use nix::sys::stat::{Mode, fchmod};
+use nix::sys::stat::{Mode, fchmod, fstat};
 use vdens_plugin_api::{Error, ErrorKind, Result};
 
 /// Bytes of send buffer to ask for; the kernel gives what the system's limit allows.
@@ -105,6 +106,37 @@ pub(crate) fn new(kind: SockType) -> Result<OwnedFd> {
 pub(crate) fn enlarge(socket: &OwnedFd) {
     // A small one is slower, nothing else.
     let _ = socket::setsockopt(socket, sockopt::SndBuf, &SEND_BUFFER);
+}
+
+/// A socket's file, held open, so that what is learned of it and what is connected to are the same.
+#[derive(Debug)]
+pub(crate) struct Held {
+    file: OwnedFd,
+    /// What tells the file from a later one: device, inode, and the time it was made, since inodes are
+    /// used again.
+    pub(crate) id: (u64, u64, i64, i64),
+    /// The user who has bound the socket.
+    pub(crate) owner: u32,
+}
+
+impl Held {
+    /// Holds the file at `path`, whatever it is.
+    pub(crate) fn open(path: &Path) -> nix::Result<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = open(path, flags, Mode::empty())?;
+        let stat = fstat(&file)?;
+        Ok(Self {
+            id: (stat.st_dev, stat.st_ino, stat.st_mtime, stat.st_mtime_nsec),
+            owner: stat.st_uid,
+            file,
+        })
+    }
+
+    /// Connects `socket` to whoever is bound to the file.
+    pub(crate) fn connect(&self, socket: &OwnedFd) -> nix::Result<()> {
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        socket::connect(socket.as_raw_fd(), &UnixAddr::new(path.as_str())?)
+    }
 }
 
 /// Connects `socket` to whoever is bound to `path`.

@@ -8,7 +8,6 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-use vdens_plugin_api::wire::control::mark;
 use vdens_plugin_api::{
     Error, Host, Link, Result, RxBatch, State, Status, TxBatch, log, send_datagrams,
 };
@@ -37,11 +36,11 @@ impl Vde {
         let control = Control::connect(target)?;
         let endpoint = Endpoint::bind(&directory, &control.owner, target.group, target.mode)?;
         let trusted = control.is_same_user();
-        let panel = host.port().ticket.map_or(0, |ticket| ticket.panel);
-        let description = [&target.description[..], mark(panel).as_bytes()].concat();
+        let (mut switch, mark) = Switch::new(host)?;
+        let description = [&target.description[..], mark.to_string().as_bytes()].concat();
         let (peer, control) = control.negotiate(&endpoint.path, &description)?;
         let data = endpoint.connect(&peer)?;
-        let switch = Switch::meet(host, &data, trusted);
+        switch.meet(&data, trusted);
         let ready = watch(&data, &control)
             .map_err(|errno| Error::io("watch the switch's sockets", &errno.into()))?;
         log::debug!("port {} of {}", peer.display(), directory.display());
@@ -127,7 +126,7 @@ impl Link for Vde {
         match batch.receive_datagrams(&self.data, self.switch.max_datagram()) {
             // Awake without a frame: then it is the control stream.
             Ok(0) => self.check_control()?,
-            Ok(_) => batch.sift(first, |frame| self.switch.hear(frame, &self.data)),
+            Ok(_) => batch.sift(first, |frame| self.switch.receive(frame, &self.data)),
             Err(e) => return Err(self.broken(&e)),
         }
         self.switch.speak(&self.data);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use nix::unistd::{Gid, Uid, User};
 use vdens_plugin_api::vnl::{Keys, Spec, group_id};
 use vdens_plugin_api::vnl_file::{Place, default_switch};
-use vdens_plugin_api::wire::control::{MAX_DESCRIPTION_LEN, MAX_PORT, mark};
+use vdens_plugin_api::wire::control::{MAX_DESCRIPTION_LEN, MAX_PORT, Mark};
 use vdens_plugin_api::{Error, OpenOptions, Result};
 
 const KEYS: Keys =
@@ -121,7 +121,7 @@ fn describe(name: &str) -> Vec<u8> {
     } else {
         name
     };
-    let length = MAX_DESCRIPTION_LEN - mark(u64::MAX).len();
+    let length = MAX_DESCRIPTION_LEN - Mark::MAX_LEN;
     let room = length.saturating_sub(identity.len());
     let mut description: Vec<u8> = name.bytes().filter(|b| *b != 0).take(room).collect();
     description.extend(identity.bytes().filter(|b| *b != 0));
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn descriptions_fit() {
         let long = describe(&"x".repeat(300));
-        assert_eq!(long.len() + mark(u64::MAX).len(), MAX_DESCRIPTION_LEN);
+        assert_eq!(long.len() + Mark::MAX_LEN, MAX_DESCRIPTION_LEN);
         let pid = format!("pid={}", std::process::id());
         assert!(String::from_utf8(long).unwrap().contains(&pid));
         assert!(describe("").starts_with(b"vdens user="));

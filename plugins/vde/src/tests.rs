@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tempfile::TempDir;
-use vdens_plugin_api::wire::control::{MAX_REQUEST_LEN, Reply, Request, marked};
-use vdens_plugin_api::wire::hello::{Cable, Hello, SUPER_PREFIX};
+use vdens_plugin_api::negotiation::{Event, Negotiation, Received};
+use vdens_plugin_api::wire::control::{MAX_REQUEST_LEN, Mark, Reply, Request};
+use vdens_plugin_api::wire::hello::{Body, Cable, Message, Nonce, SUPER_PREFIX};
 use vdens_plugin_api::{
-    Batch, ErrorKind, Host, Link, MAX_FRAME, MAX_LEGACY_FRAME, Offloads, OpenOptions, Result,
-    RxBatch, State, Ticket, VnetHeader,
+    Batch, ErrorKind, Host, Link, MAX_FRAME, MAX_LEGACY_FRAME, MIN_FRAME, Offloads, OpenOptions,
+    Result, RxBatch, State, Ticket, VnetHeader,
 };
 
 use crate::link::Vde;
@@ -25,6 +26,27 @@ struct FakePort {
     control: UnixStream,
     data: UnixDatagram,
     request: Request,
+    /// The switch's side of the conversation, if it is to be one of ours.
+    negotiation: Option<Negotiation>,
+}
+
+impl FakePort {
+    /// Sends the client what the switch has to say.
+    fn speak(&mut self) {
+        while let Some(message) = self.negotiation.as_mut().and_then(Negotiation::next) {
+            self.data.send(&message).unwrap();
+            self.negotiation.as_mut().unwrap().sent();
+        }
+    }
+}
+
+/// What a switch is.
+enum Kind {
+    Legacy,
+    /// One of ours, with a hub or none.
+    Ours(Option<Ticket>),
+    /// A legacy one where another client says this to the client of this nonce.
+    Beset(fn(Nonce) -> Message),
 }
 
 fn open(vnl: &str) -> Result<Vde> {
@@ -45,11 +67,11 @@ fn fail(vnl: &str) -> (ErrorKind, String) {
 
 /// Accepts one client of the control socket `name` and answers it.
 fn serve(directory: &Path, name: &str) -> JoinHandle<FakePort> {
-    serve_after(directory, name, None)
+    serve_as(directory, name, Kind::Legacy)
 }
 
-/// As [`serve`], after saying `hello` on the data socket.
-fn serve_after(directory: &Path, name: &str, hello: Option<Hello>) -> JoinHandle<FakePort> {
+/// As [`serve`], as a switch of a kind.
+fn serve_as(directory: &Path, name: &str, kind: Kind) -> JoinHandle<FakePort> {
     let listener = UnixListener::bind(directory.join(name)).unwrap();
     let socket = directory.join("fd1");
     thread::spawn(move || {
@@ -60,17 +82,27 @@ fn serve_after(directory: &Path, name: &str, hello: Option<Hello>) -> JoinHandle
         let data = UnixDatagram::bind(&socket).unwrap();
         data.connect(&request.socket).unwrap();
         data.set_nonblocking(true).unwrap();
-        if let Some(hello) = hello {
-            data.send(&hello.encode(Cable::default())).unwrap();
-        }
-        control
-            .write_all(&Reply { socket }.encode().unwrap())
-            .unwrap();
-        FakePort {
+        let (_, mark) = Mark::split(&request.description).unwrap();
+        let mut port = FakePort {
             control,
             data,
             request,
+            negotiation: None,
+        };
+        match kind {
+            Kind::Legacy => {}
+            Kind::Ours(ticket) => {
+                port.negotiation = Some(Negotiation::with(Nonce(2), ticket, Some(mark.nonce)));
+                port.speak();
+            }
+            Kind::Beset(message) => {
+                port.data.send(&message(mark.nonce).encode()).unwrap();
+            }
         }
+        port.control
+            .write_all(&Reply { socket }.encode().unwrap())
+            .unwrap();
+        port
     })
 }
 
@@ -97,7 +129,8 @@ fn frames_pass_both_ways() {
     let (directory, mut link, switch) = pair("[3/descr=mine]");
     assert_eq!(switch.request.port, 3);
     assert!(switch.request.description.starts_with(b"mine user="));
-    assert_eq!(marked(&switch.request.description), Some(0));
+    let (_, mark) = Mark::split(&switch.request.description).unwrap();
+    assert_eq!(mark.panel, 0);
     assert!(switch.request.socket.starts_with(directory.path()));
     assert!(
         !switch.request.socket.exists(),
@@ -123,34 +156,57 @@ fn frames_pass_both_ways() {
 }
 
 #[test]
-fn messages_of_a_switch_of_ours_are_no_frames() {
-    let legacy = None;
+fn messages_are_no_frames() {
     let elsewhere = Some(Ticket {
         panel: 7,
         place: "1n0".into(),
     });
-    for (hello, kept) in [(legacy, 2), (Some(None), 1), (Some(elsewhere), 1)] {
+    for kind in [Kind::Legacy, Kind::Ours(None), Kind::Ours(elsewhere)] {
         let directory = tempfile::tempdir().unwrap();
-        let hello = hello.map(|ticket| Hello::Hello {
-            answer: false,
-            ticket,
-        });
-        let switch = serve_after(directory.path(), "ctl", hello);
+        let switch = serve_as(directory.path(), "ctl", kind);
         let mut link = open_in(&directory, "").unwrap();
-        let switch = switch.join().unwrap();
+        let mut switch = switch.join().unwrap();
         assert!(!link.wants_panel(), "there is none");
         link.other_side(State::UP);
         assert_eq!(link.state(), State::UP);
-        assert!(!is_readable(link.fd()), "the hello has been heard");
-        switch
-            .data
-            .send(&Hello::Declined.encode(Cable::default()))
-            .unwrap();
+        assert!(!is_readable(link.fd()), "the hello has been read");
+        if let Some(negotiation) = &mut switch.negotiation {
+            negotiation.say(Body::Declined);
+        }
+        switch.speak();
         switch.data.send(&[1; 60]).unwrap();
         let mut batch = Batch::new();
         link.recv(&mut batch.rx()).unwrap();
-        assert_eq!(batch.len(), kept);
+        assert_eq!(batch.len(), 1);
     }
+}
+
+#[test]
+fn another_client_of_a_legacy_switch_cannot_pose_as_the_switch() {
+    fn hello(to: Nonce) -> Message {
+        let ticket = Some(Ticket {
+            panel: 7,
+            place: "hub".into(),
+        });
+        let body = Body::Hello { process: 1, ticket };
+        let (cable, from) = (Cable::default(), Nonce(9));
+        Message {
+            cable,
+            to,
+            from,
+            body,
+        }
+    }
+    let status = |message| {
+        let directory = tempfile::tempdir().unwrap();
+        let switch = serve_as(directory.path(), "ctl", Kind::Beset(message));
+        let link = open_in(&directory, "").unwrap();
+        switch.join().unwrap();
+        link.status().peer.unwrap().description
+    };
+    assert_eq!(status(|_| hello(Nonce(3))), "a legacy switch");
+    assert_eq!(status(|_| hello(Nonce::UNKNOWN)), "a legacy switch");
+    assert_eq!(status(hello), "vdens", "who knows the nonce is the switch");
 }
 
 const TAKES_ALL: State = State {
@@ -175,24 +231,23 @@ fn wrapped(frame: &[u8]) -> Vec<u8> {
 #[test]
 fn a_switch_of_ours_is_told_what_the_host_takes_and_sent_what_it_takes() {
     let directory = tempfile::tempdir().unwrap();
-    let hello = Hello::Hello {
-        answer: false,
-        ticket: None,
-    };
-    let switch = serve_after(directory.path(), "ctl", Some(hello));
+    let switch = serve_as(directory.path(), "ctl", Kind::Ours(None));
     let mut link = open_in(&directory, "").unwrap();
-    let switch = switch.join().unwrap();
-    let accept = Hello::Accept(Offloads::ALL).encode(Cable::default());
+    let mut switch = switch.join().unwrap();
     let mut buffer = vec![0; 100_000];
     link.other_side(TAKES_ALL);
     link.other_side(TAKES_ALL);
     let told = switch.data.recv(&mut buffer).unwrap();
-    assert_eq!(buffer[..told], accept);
+    let negotiation = switch.negotiation.as_mut().unwrap();
+    let event = negotiation.receive(&buffer[..told]);
+    assert_eq!(event, Received::Message(Some(Event::Takes)));
     assert!(switch.data.recv(&mut buffer).is_err(), "told once");
     assert_eq!(link.state(), State::UP, "it takes none so far");
 
     let whole = vec![1; MAX_FRAME];
-    for datagram in [&accept, &wrapped(&whole), &whole[..60].to_vec()] {
+    negotiation.set_host_takes(Offloads::ALL);
+    switch.speak();
+    for datagram in [&wrapped(&whole), &whole[..60].to_vec()] {
         switch.data.send(datagram).unwrap();
     }
     let mut batch = Batch::new();
@@ -212,18 +267,37 @@ fn a_switch_of_ours_is_told_what_the_host_takes_and_sent_what_it_takes() {
 }
 
 #[test]
+fn super_frames_without_a_frame_are_dropped_and_counted() {
+    let directory = tempfile::tempdir().unwrap();
+    let switch = serve_as(directory.path(), "ctl", Kind::Ours(None));
+    let mut link = open_in(&directory, "").unwrap();
+    let switch = switch.join().unwrap();
+    let shortest = wrapped(&[1; MIN_FRAME]);
+    let mut batch = Batch::new();
+    for cut in 0..=shortest.len() - SUPER_PREFIX.len() {
+        let datagram = &shortest[..shortest.len() - cut];
+        switch.data.send(datagram).unwrap();
+        switch.data.send(&[1; 60]).unwrap();
+        batch.clear();
+        link.recv(&mut batch.rx()).unwrap();
+        let expected = if cut == 0 { (2, 0) } else { (1, 1) };
+        assert_eq!((batch.len(), batch.take_dropped()), expected, "{cut}");
+        assert_eq!(batch.tx(0).frames().count(), batch.len(), "{cut}");
+    }
+}
+
+#[test]
 fn a_legacy_switch_is_told_nothing() {
     let (_directory, mut link, switch) = pair("");
     link.other_side(TAKES_ALL);
-    let accept = Hello::Accept(Offloads::ALL).encode(Cable::default());
-    let datagrams = [accept, wrapped(&[1; 60])];
-    for datagram in &datagrams {
-        switch.data.send(datagram).unwrap();
-    }
+    switch.data.send(&wrapped(&[1; 60])).unwrap();
     let mut batch = Batch::new();
     link.recv(&mut batch.rx()).unwrap();
-    let frames = batch.tx(0);
-    assert!(frames.frames().map(|f| f.bytes()).eq(&datagrams), "frames");
+    assert_eq!(
+        (batch.len(), batch.take_dropped()),
+        (0, 1),
+        "no super-frames"
+    );
     assert_eq!(link.state(), State::UP);
     assert!(switch.data.recv(&mut [0; 100]).is_err());
 }

@@ -3,15 +3,16 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 
+use vdens_plugin_api::negotiation::{Event, Negotiation};
 use vdens_plugin_api::tap::Tap;
-use vdens_plugin_api::wire::hello::{Cable, Hello, SUPER_PREFIX};
+use vdens_plugin_api::wire::hello::{Body, Cable, Message, Nonce, SUPER_PREFIX};
 use vdens_plugin_api::{
     Hub, Link, MAX_FRAME, Offloads, State, Ticket, VNET_HEADER_LEN, VnetHeader,
 };
 
 use crate::Kind;
 
-use super::{BROADCAST, Bench, Client, frame};
+use super::{BROADCAST, Bench, Client, OURS, frame, meet, speak};
 
 /// Bytes of the headers in front of the payload: Ethernet, IPv4, TCP.
 const HEADERS: usize = 14 + 20 + 20;
@@ -109,15 +110,22 @@ impl Client {
 impl Bench {
     /// A client that takes super-frames.
     fn plug_ours(&mut self) -> Client {
-        let client = self.try_plug_as(0, "ours vdens=0").unwrap();
-        assert_eq!(client.all()[1], accept(Offloads::ALL));
-        client.send(&accept(Offloads::ALL));
+        self.meet_ours().0
+    }
+
+    /// A client that takes super-frames, and its side of the conversation with the switch.
+    fn meet_ours(&mut self) -> (Client, Negotiation) {
+        let client = self.try_plug_as(0, OURS).unwrap();
+        let (mut negotiation, events) = meet(&client);
+        assert_eq!(events, [Event::Met, Event::Takes]);
+        negotiation.set_host_takes(Offloads::ALL);
+        speak(&client, &mut negotiation);
         self.run();
-        client
+        (client, negotiation)
     }
 
     /// The far side of a tap on a hub: what is written to it comes from the hub.
-    fn plug_hub(&mut self) -> UnixDatagram {
+    pub(super) fn plug_hub(&mut self) -> UnixDatagram {
         let (near, far) = UnixDatagram::pair().unwrap();
         for socket in [&near, &far] {
             socket.set_nonblocking(true).unwrap();
@@ -133,10 +141,6 @@ impl Bench {
         let ports = self.switch.fabric().ports.iter_mut();
         ports.map(|(_, port)| port.counters.malformed).sum()
     }
-}
-
-fn accept(offloads: Offloads) -> Vec<u8> {
-    Hello::Accept(offloads).encode(Cable::default())
 }
 
 /// What came out of the hub.
@@ -242,7 +246,8 @@ fn a_checksum_left_undone_is_completed_for_a_legacy_port_only() {
 fn what_a_legacy_client_sends_is_put_together_for_those_who_take_it() {
     let mut bench = Bench::new("");
     bench.switch.other_side(TAKES_ALL);
-    let (sender, legacy, ours) = (bench.plug(), bench.plug(), bench.plug_ours());
+    let (sender, legacy) = (bench.plug(), bench.plug());
+    let (ours, mut negotiation) = bench.meet_ours();
     let hub = bench.plug_hub();
     let payload = payload(8000);
     let frames = segments(BROADCAST, 1, &payload);
@@ -257,7 +262,8 @@ fn what_a_legacy_client_sends_is_put_together_for_those_who_take_it() {
     assert_eq!(bench.host, frames, "left to the host's own stage");
 
     // Nothing is put together where nobody takes it.
-    ours.send(&accept(Offloads::NONE));
+    negotiation.set_host_takes(Offloads::NONE);
+    speak(&ours, &mut negotiation);
     ours.send(&frame(BROADCAST, 6, 60));
     bench.run();
     sender.send(&frames[0]);
@@ -333,7 +339,13 @@ fn super_frames_that_make_no_sense_go_nowhere() {
     }
     assert_eq!(bench.malformed(), bad.len() as u64);
     // A message in a wrapping would come to the others as if the switch had sent it.
-    let message = Hello::Plugged.encode(Cable::default());
+    let message = Message {
+        cable: Cable::default(),
+        to: Nonce(1),
+        from: Nonce(2),
+        body: Body::Plugged,
+    }
+    .encode();
     sender.send(&wrapped(VnetHeader::default(), &message));
     sender.send(&wrapped(VnetHeader::default(), &wrapped(TSO, &whole)));
     // A legacy client's super-frame is none.
