@@ -165,7 +165,7 @@ pub struct Vdens {
 ///
 /// With one VNL, or none for the default switch, frames go to standard output and come from
 /// standard input as a vdestream. After '=' stands a command to speak vdestream with instead.
-#[derive(Clone, Debug, Parser)]
+#[derive(Clone, Debug, Default, Parser)]
 #[command(name = "vde_plug", version, disable_help_subcommand = true)]
 #[command(
     override_usage = "vde_plug [OPTIONS] [VNL]\n       vde_plug [OPTIONS] VNL VNL\n       vde_plug [OPTIONS] [VNL] = COMMAND [ARG]..."
@@ -183,36 +183,24 @@ pub struct VdePlug {
     #[arg(short, long)]
     pub log: bool,
 
-    /// The group of the sockets at the first end
-    #[arg(short, long, value_name = "GROUP")]
-    pub group: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub end: EndOptions,
 
-    /// The same at the second end
+    /// The group of the sockets at the second end
     #[arg(short = 'G', long, value_name = "GROUP")]
     pub group2: Option<String>,
 
-    /// The permission bits of the sockets at the first end, octal
-    #[arg(short, long = "mod", value_name = "MODE", value_parser = octal)]
-    pub mode: Option<u32>,
-
-    /// The same at the second end
+    /// The permission bits of the sockets at the second end, octal
     #[arg(short = 'M', long = "mod2", value_name = "MODE", value_parser = octal)]
     pub mode2: Option<u32>,
 
-    /// The switch's port at the first end
-    #[arg(long, value_name = "NUMBER")]
-    pub port: Option<u32>,
-
-    /// The same at the second end
+    /// The switch's port at the second end
     #[arg(long, value_name = "NUMBER")]
     pub port2: Option<u32>,
 
-    /// What switches show for this plug
-    #[arg(short = 'D', long, value_name = "TEXT")]
-    pub descr: Option<String>,
-
-    /// Run as a login shell would: 'vde_plug ARGUMENTS' in one word
-    #[arg(short, value_name = "COMMAND")]
+    /// Be the restricted login shell that sshd starts: COMMAND is 'vde_plug ARGUMENTS' in one word
+    #[arg(short, value_name = "COMMAND", exclusive = true)]
     pub command: Option<String>,
 
     #[command(flatten)]
@@ -226,6 +214,47 @@ pub struct VdePlug {
         allow_hyphen_values = true
     )]
     pub rest: Vec<OsString>,
+}
+
+/// Options of `vde_plug` for its first end. They change nothing outside that end's sockets.
+#[derive(Args, Clone, Debug, Default)]
+pub struct EndOptions {
+    /// The group of the sockets at the first end
+    #[arg(short, long, value_name = "GROUP")]
+    pub group: Option<String>,
+
+    /// The permission bits of the sockets at the first end, octal
+    #[arg(short, long = "mod", value_name = "MODE", value_parser = octal)]
+    pub mode: Option<u32>,
+
+    /// The switch's port at the first end
+    #[arg(long, value_name = "NUMBER")]
+    pub port: Option<u32>,
+
+    /// What switches show for this plug
+    #[arg(short = 'D', long, value_name = "TEXT")]
+    pub descr: Option<String>,
+}
+
+/// Plug a virtual network of this machine into standard input and output
+///
+/// vde_plug is the login shell of this account, which can do nothing else. Without a VNL, the
+/// default switch is meant.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "vde_plug", version, disable_help_subcommand = true)]
+#[command(override_usage = "vde_plug [OPTIONS] [VNL]")]
+pub struct LoginPlug {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub end: EndOptions,
+
+    /// Say nothing but errors
+    #[arg(short, long)]
+    pub quiet: bool,
+
+    /// The VNL
+    #[arg(value_name = "VNL", default_value = "", hide_default_value = true)]
+    pub vnl: String,
 }
 
 /// A value that may be for one interface: `N:VALUE`. An IPv6 address can be read both ways (`1:fd00::1/64`);
@@ -428,6 +457,7 @@ mod tests {
     fn the_tables_are_sound() {
         Vdens::command().debug_assert();
         VdePlug::command().debug_assert();
+        LoginPlug::command().debug_assert();
     }
 
     #[test]

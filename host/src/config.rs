@@ -5,15 +5,20 @@
 //! is an error that names the file, the line and the column.
 
 use std::env;
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use log::LevelFilter;
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
+use vdens_plugin_api::trust::{self, Fault};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+
+/// The system-wide configuration file.
+pub const SYSTEM_FILE: &str = "/etc/vdens/vdens.toml";
 
 /// What the configuration files say.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
@@ -28,7 +33,10 @@ pub struct Config {
     /// Values for options that are not given.
     #[serde(default)]
     pub defaults: Defaults,
-    /// Files in the usual places that could not be read.
+    /// What the restricted login shell allows. Only [`SYSTEM_FILE`] decides that.
+    #[serde(default)]
+    pub login: Login,
+    /// Why files in the usual places were not read.
     #[serde(skip)]
     pub unread: Vec<Error>,
 }
@@ -92,6 +100,28 @@ pub struct Defaults {
     pub big_tcp: Option<bool>,
 }
 
+/// The table `login`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Login {
+    /// The schemes that can be opened.
+    #[serde(default, deserialize_with = "login_schemes")]
+    pub schemes: Option<Vec<String>>,
+}
+
+fn login_schemes<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<String>>, D::Error> {
+    let schemes = Vec::<String>::deserialize(deserializer)?;
+    let is_shell = |scheme: &&String| matches!(scheme.as_str(), "cmd" | "libvdeplug");
+    match schemes.iter().find(is_shell) {
+        None => Ok(Some(schemes)),
+        Some(scheme) => Err(serde::de::Error::custom(format_args!(
+            "'{scheme}' runs any command, and a restricted login shell must not"
+        ))),
+    }
+}
+
 fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<LevelFilter>, D::Error> {
     let word = String::deserialize(deserializer)?;
     word.parse().map(Some).map_err(|_| {
@@ -113,16 +143,28 @@ impl Config {
                 .map_err(|error| Error::path("read the configuration", file, &error))?;
             return Self::parse(&text, file);
         }
+        Self::load_all(usual_places())
+    }
+
+    /// Reads the system-wide configuration alone, which may be missing.
+    ///
+    /// # Errors
+    /// As for [`Config::load`], and the file is there but cannot be read.
+    pub fn load_system() -> Result<Self> {
+        let mut config = Self::load_all([PathBuf::from(SYSTEM_FILE)])?;
+        match config.unread.pop() {
+            Some(error) => Err(error),
+            None => Ok(config),
+        }
+    }
+
+    fn load_all(files: impl IntoIterator<Item = PathBuf>) -> Result<Self> {
         let mut config = Self::default();
-        for file in usual_places() {
-            match fs::read_to_string(&file) {
-                Ok(text) => config.overlay(Self::parse(&text, &file)?),
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-                    ) => {}
-                Err(error) => config.unread.push(Error::path("read", &file, &error)),
+        for file in files {
+            match read_usual(&file) {
+                Ok(Some(text)) => config.overlay(Self::parse(&text, &file)?),
+                Ok(None) => {}
+                Err(error) => config.unread.push(error),
             }
         }
         Ok(config)
@@ -172,16 +214,51 @@ impl Config {
         replace(&mut self.defaults.up, over.defaults.up);
         replace(&mut self.defaults.panel, over.defaults.panel);
         replace(&mut self.defaults.big_tcp, over.defaults.big_tcp);
+        replace(&mut self.login.schemes, over.login.schemes);
     }
 }
 
 /// The files that are read where none is named, the later on top of the earlier.
 pub fn usual_places() -> impl Iterator<Item = PathBuf> {
     let user = absolute_variable("XDG_CONFIG_HOME").or_else(|| Some(home()?.join(".config")));
-    [Some(PathBuf::from("/etc")), user]
+    let user = user.map(|dir| dir.join("vdens/vdens.toml"));
+    [Some(PathBuf::from(SYSTEM_FILE)), user]
         .into_iter()
         .flatten()
-        .map(|dir| dir.join("vdens/vdens.toml"))
+}
+
+/// The text of a file in one of the usual places; `None` if it is not there. A configuration
+/// decides what is run, so the user's must be root's or the user's own: `HOME` may be another
+/// user's, or open to all.
+///
+/// # Errors
+/// The file cannot be read or is not trusted.
+pub fn read_usual(file: &Path) -> Result<Option<String>> {
+    let failed = |error| Error::path("read the configuration", file, &error);
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NONBLOCK);
+    let mut opened = match options.open(file) {
+        Ok(opened) => opened,
+        Err(error) => {
+            return match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(None),
+                _ => Err(failed(error)),
+            };
+        }
+    };
+    let fault = trust::fault(&opened.metadata().map_err(failed)?);
+    if let Some(fault) = fault.filter(|_| file != Path::new(SYSTEM_FILE)) {
+        let message = format!("the configuration {} is not read: {fault}", file.display());
+        return Err(
+            Error::new(ErrorKind::Permission, message).hint(match fault {
+                Fault::Foreign(_) => "make it your own, or set HOME to your home directory".into(),
+                Fault::Writable => format!("chmod go-w {}", file.display()),
+            }),
+        );
+    }
+    let mut text = String::new();
+    opened.read_to_string(&mut text).map_err(failed)?;
+    Ok(Some(text))
 }
 
 /// The user's home directory.
@@ -249,6 +326,11 @@ mod tests {
                 "`off`",
             ),
             ("[defaults]\nup = 3", "line 2, column 6: ", "boolean"),
+            (
+                "[login]\nschemes = ['vde', 'cmd']",
+                "line 2, column ",
+                "'cmd'",
+            ),
             ("[defaults", "line 1, column ", ""),
         ] {
             let message = parse(text).unwrap_err().message;

@@ -49,13 +49,25 @@ impl SearchPath {
         let variable = env::var_os("VDENS_PLUGIN_PATH").unwrap_or_default();
         let data =
             absolute_variable("XDG_DATA_HOME").or_else(|| Some(home()?.join(".local/share")));
-        let beside = executable_dir();
         let dirs = options
             .iter()
             .cloned()
             .chain(env::split_paths(&variable).filter(|dir| dir.is_absolute()))
             .chain(config.plugin_dirs())
-            .chain(data.map(|dir| dir.join("vdens/plugins")))
+            .chain(data.map(|dir| dir.join("vdens/plugins")));
+        Ok(Self::with_system(dirs))
+    }
+
+    /// Beside the executable and the system's places, whatever the user says.
+    pub fn system() -> Self {
+        Self::with_system([])
+    }
+
+    /// `dirs` and then those of [`SearchPath::system`].
+    fn with_system(dirs: impl IntoIterator<Item = PathBuf>) -> Self {
+        let beside = executable_dir();
+        let dirs = dirs
+            .into_iter()
             .chain(beside.clone())
             .chain(beside.and_then(|dir| Some(dir.parent()?.join("lib/vdens/plugins"))))
             .chain(["/usr/local/lib/vdens/plugins", "/usr/lib/vdens/plugins"].map(PathBuf::from));
@@ -65,7 +77,7 @@ impl SearchPath {
                 path.push(dir);
             }
         }
-        Ok(Self(path))
+        Self(path)
     }
 
     /// The directories, best first.

@@ -12,7 +12,7 @@
 //! 4. addresses and the like are configured; the watch over the carrier and the taps go to the supervisor, which answers
 //!    when the links are open;
 //! 5. the network capabilities are made ambient, so that they survive the exec and everything else
-//!    is lost with it;
+//!    is lost with it, by root too;
 //! 6. the command is executed, and killed by the kernel if the supervisor should die before it.
 
 use std::env;
@@ -306,7 +306,8 @@ fn no_namespace(errno: Errno) -> Error {
 /// Gives the process the state that the command is to start in.
 fn prepare(plan: &Plan, signals: &Signals, supervisor: Pid) -> Result<()> {
     use Capability::{
-        CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, CAP_NET_BROADCAST, CAP_NET_RAW, CAP_SYS_ADMIN,
+        CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, CAP_NET_BROADCAST, CAP_NET_RAW, CAP_SETFCAP,
+        CAP_SYS_ADMIN,
     };
     let network = [
         CAP_NET_BIND_SERVICE,
@@ -315,7 +316,11 @@ fn prepare(plan: &Plan, signals: &Signals, supervisor: Pid) -> Result<()> {
         CAP_NET_RAW,
     ];
     let sysadmin = plan.sysadmin.then_some(CAP_SYS_ADMIN);
-    let kept: CapsHashSet = network.into_iter().chain(sysadmin).collect();
+    // Since Linux 5.12 a process needs CAP_SETFCAP to map root into a user namespace that it makes
+    // (user_namespaces(7)). Root's command needs that to start another vdens.
+    let nesting = geteuid().is_root().then_some(CAP_SETFCAP);
+    let kept: CapsHashSet = network.into_iter().chain(sysadmin).chain(nesting).collect();
+    forget_root()?;
     caps::set(None, CapSet::Inheritable, &kept)
         .and_then(|()| caps::clear(None, CapSet::Ambient))
         .and_then(|()| {
@@ -337,6 +342,18 @@ fn prepare(plan: &Plan, signals: &Signals, supervisor: Pid) -> Result<()> {
         true => Ok(()),
         false => Err(Error::closed("the parent process is gone")),
     }
+}
+
+/// Makes the exec of root give no capabilities, like the exec of any other user (SECBIT_NOROOT,
+/// capabilities(7)). A user namespace that is made within starts with these bits cleared.
+fn forget_root() -> Result<()> {
+    let bits = libc::SECBIT_NOROOT | libc::SECBIT_NOROOT_LOCKED;
+    // SAFETY: prctl(PR_SET_SECUREBITS) takes an integer and changes the credentials of this thread
+    // alone.
+    let outcome = unsafe { libc::prctl(libc::PR_SET_SECUREBITS, bits as libc::c_ulong) };
+    Errno::result(outcome)
+        .map(drop)
+        .map_err(system("set the secure bits"))
 }
 
 /// The words of the command: those that were given, else the user's shell.

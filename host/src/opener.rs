@@ -19,6 +19,7 @@ use nix::errno::Errno;
 use vdens_plugin_api::abi::{HostServices, LoadedPlugin};
 use vdens_plugin_api::tap::Tap;
 use vdens_plugin_api::vnl::{MAX_NESTING, Vnl, too_deep};
+use vdens_plugin_api::vnl_file::PLAIN_SCHEMES;
 use vdens_plugin_api::{Hub, Link, Manifest, OpenOptions, Port, Ticket};
 
 use crate::config::{Config, Libvdeplug};
@@ -59,10 +60,14 @@ impl Plugins {
         }
     }
 
-    /// Whether a scheme is for the bridge, for lack of a plugin of its own.
+    /// Whether a scheme is for the bridge, for lack of a plugin of its own. A plain scheme never
+    /// is: it must not load code of others.
     fn falls_back(&self, scheme: &str) -> bool {
         let has_plugin = |scheme| self.path.find(scheme).is_ok();
-        self.libvdeplug == Libvdeplug::Fallback && !has_plugin(scheme) && has_plugin(BRIDGE)
+        self.libvdeplug == Libvdeplug::Fallback
+            && !PLAIN_SCHEMES.contains(&scheme)
+            && !has_plugin(scheme)
+            && has_plugin(BRIDGE)
     }
 }
 

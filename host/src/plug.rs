@@ -9,11 +9,9 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -26,7 +24,7 @@ use vdens_plugin_api::stream::{CommandStream, Stream};
 use vdens_plugin_api::vnl::Vnl;
 use vdens_plugin_api::{Link, OpenOptions, Port};
 
-use crate::cli::{VdePlug, text};
+use crate::cli::{EndOptions, VdePlug, text};
 use crate::config::Config;
 use crate::control::{Channel, Message};
 use crate::error::{Error, ErrorKind, Result, system};
@@ -35,6 +33,7 @@ use crate::lasting::Lasting;
 use crate::opener::{Opener, Plugins};
 use crate::output::Line;
 use crate::panel::{self, Service};
+use crate::pidfile::PidFile;
 use crate::process::{detach, fork_child, wait};
 use crate::pump::{Pump, Stop};
 use crate::runtime;
@@ -60,6 +59,7 @@ enum Far {
 /// # Errors
 /// An end cannot be opened, or a stream breaks.
 pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
+    let default = config.defaults.vnl.as_deref();
     let (near, far) = ends(&cli.rest)?;
     if cli.daemon && far == Far::Stdio {
         return Err(
@@ -70,10 +70,13 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
     let plug = Plug {
         cli,
         plugins: Plugins::new(&cli.common.plugin_dir, config)?,
-        default: config.defaults.vnl.as_deref(),
         panel: panel::is_wanted(cli.common.no_panel, config),
-        near,
-        far,
+        is_listed: true,
+        near: vnls::resolve(&near, default)?,
+        far: match far {
+            Far::Vnl(vnl) => Far::Vnl(vnls::resolve(&vnl, default)?),
+            other => other,
+        },
     };
     if !cli.daemon {
         return plug.run(|| Ok(()));
@@ -106,6 +109,27 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
         process::exit(EXIT_FAILURE);
     }
     outcome
+}
+
+/// Runs a plug between a VNL, which is opened as it stands, and standard input and output. It makes
+/// no files but its link's sockets, so `vdens --status` does not list it.
+///
+/// # Errors
+/// As for [`run`].
+pub fn run_stdio(vnl: String, end: EndOptions, plugins: Plugins) -> Result<i32> {
+    let cli = VdePlug {
+        end,
+        ..VdePlug::default()
+    };
+    let plug = Plug {
+        cli: &cli,
+        plugins,
+        panel: false,
+        is_listed: false,
+        near: vnl,
+        far: Far::Stdio,
+    };
+    plug.run(|| Ok(()))
 }
 
 /// The two ends that the arguments name.
@@ -148,10 +172,10 @@ fn misplaced(option: &OsString) -> Error {
 struct Plug<'a> {
     cli: &'a VdePlug,
     plugins: Plugins,
-    /// The configuration's default VNL.
-    default: Option<&'a str>,
     /// Whether the kernel may carry frames.
     panel: bool,
+    /// Whether `vdens --status` lists the plug.
+    is_listed: bool,
     near: String,
     far: Far,
 }
@@ -179,7 +203,7 @@ impl Plug<'_> {
         let pidfile = pidfile.transpose()?;
         let guard = Guard::start(signals, {
             let pidfile = pidfile.clone();
-            move || drop(pidfile.map(PidFile))
+            move || drop(pidfile.map(PidFile::of))
         })?;
         // Dropped after the links, which may use the service.
         let mut events = Events::new(guard, service)?;
@@ -188,7 +212,9 @@ impl Plug<'_> {
             return Ok(128 + signal as i32);
         }
         let [(near, mut near_link), (far, mut far_link)] = ends?;
-        events.serve_status()?;
+        if self.is_listed {
+            events.serve_status()?;
+        }
         let _pidfile = pidfile.map(PidFile::write).transpose()?;
         let _session = self
             .cli
@@ -201,7 +227,8 @@ impl Plug<'_> {
 
     fn open(&self, events: &mut Events) -> Result<[End; 2]> {
         let cli = self.cli;
-        let near = self.vnl(&self.near, cli.port, &cli.group, cli.mode, events)?;
+        let end = &cli.end;
+        let near = self.vnl(&self.near, end.port, &end.group, end.mode, events)?;
         let far = match &self.far {
             Far::Vnl(vnl) => self.vnl(vnl, cli.port2, &cli.group2, cli.mode2, events)?,
             Far::Command(words) => command(words)?,
@@ -258,17 +285,22 @@ impl Plug<'_> {
 
     fn vnl(
         &self,
-        argument: &str,
+        vnl: &str,
         port: Option<u32>,
         group: &Option<String>,
         mode: Option<u32>,
         events: &mut Events,
     ) -> Result<End> {
-        let vnl = vnls::resolve(argument, self.default)?;
+        let vnl = vnl.to_owned();
         // A plugin that is not there is not waited for.
         self.plugins.check(Vnl::parse(&vnl)?.scheme)?;
         let options = OpenOptions {
-            description: self.cli.descr.clone().unwrap_or_else(|| "vde_plug".into()),
+            description: self
+                .cli
+                .end
+                .descr
+                .clone()
+                .unwrap_or_else(|| "vde_plug".into()),
             port,
             group: group.clone(),
             mode,
@@ -419,27 +451,6 @@ fn stdio() -> Result<End> {
     Ok((about, Box::new(Stream::new(input, output)?)))
 }
 
-/// A file with this process's id, removed at the end if it still has it.
-struct PidFile(PathBuf);
-
-impl PidFile {
-    fn write(path: PathBuf) -> Result<Self> {
-        fs::write(&path, format!("{}\n", process::id()))
-            .map_err(|error| Error::path("write the pid file", &path, &error))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for PidFile {
-    fn drop(&mut self) {
-        let ours =
-            fs::read_to_string(&self.0).is_ok_and(|text| text.trim() == process::id().to_string());
-        if ours && let Err(error) = fs::remove_file(&self.0) {
-            log::warn!("cannot remove the pid file {}: {error}", self.0.display());
-        }
-    }
-}
-
 /// A line in the system's log (syslog(3), facility daemon, priority info) at start and at end.
 struct SystemLog {
     what: String,
@@ -474,23 +485,6 @@ impl Drop for SystemLog {
     }
 }
 
-/// The arguments that a login shell's `-c COMMAND` stands for: COMMAND must be a `vde_plug` command line
-/// of plain words, so that the account can do nothing else.
-///
-/// # Errors
-/// The command is another one.
-pub fn login_words(command: &str) -> Result<Vec<OsString>> {
-    let words: Vec<OsString> = command.split_whitespace().map(OsString::from).collect();
-    let program = words.first().map(PathBuf::from);
-    match program.as_deref().and_then(Path::file_name) {
-        Some(name) if name == "vde_plug" => Ok(words),
-        _ => Err(
-            Error::usage(format!("'-c {command}' is no vde_plug command"))
-                .hint("this account can only run vde_plug"),
-        ),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -517,13 +511,5 @@ mod tests {
         for bad in ["a b c", "a b = c", "a ="] {
             assert!(parse(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn a_login_shell_runs_nothing_else() {
-        assert_eq!(login_words("vde_plug /tmp/s").unwrap().len(), 2);
-        assert!(login_words("/usr/bin/vde_plug").is_ok());
-        assert!(login_words("sh -c vde_plug").is_err());
-        assert!(login_words("").is_err());
     }
 }

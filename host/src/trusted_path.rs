@@ -28,7 +28,8 @@ use std::path::{Component, Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::Mode;
-use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid};
+use nix::unistd::geteuid;
+use vdens_plugin_api::trust::writable_by_others;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -211,20 +212,6 @@ fn trusted_owners(root: &Step) -> Vec<u32> {
     let program = fs::metadata("/proc/self/exe").map(|meta| meta.uid());
     let owners = [0, geteuid().as_raw(), root.meta.uid()];
     owners.into_iter().chain(program).collect()
-}
-
-/// World-writable, or writable by a group that is not the owner's private one. A private group has
-/// its user's name and is that user's primary group, the usual set-up where the umask is 002.
-fn writable_by_others(meta: &Metadata) -> bool {
-    let private_group = || {
-        let user = User::from_uid(Uid::from_raw(meta.uid())).ok().flatten();
-        let group = Group::from_gid(Gid::from_raw(meta.gid())).ok().flatten();
-        let same_name = user.zip(group).is_some_and(|(user, group)| {
-            user.gid == group.gid && user.name == group.name && group.mem.is_empty()
-        });
-        same_name && (meta.uid() == 0 || meta.gid() == getegid().as_raw())
-    };
-    meta.mode() & 0o002 != 0 || (meta.mode() & 0o020 != 0 && !private_group())
 }
 
 #[cfg(test)]

@@ -1,22 +1,17 @@
 //! From what a user types to the VNL that is opened.
 //!
 //! * `scheme://…` is taken as it is, a plain path is `vde://PATH`;
-//! * an empty VNL (`vde://` for `vdens`) is the configuration's `defaults.vnl`, else `~/.vdeplug/default`, else
-//!   `~/.vde2/default.switch`, else `/var/run/vde.ctl`, else `/tmp/vde.ctl`;
+//! * an empty VNL (`vde://` for `vdens`) is the configuration's `defaults.vnl`, else the default
+//!   switch ([`vnl_file`]);
 //! * a path, given or default, that is a regular file stands for the VNL in its first line, one level deep;
 //! * for `vdens`, nothing, `''`, `-` and `no` mean no interface, and `=COMMAND` a vdestream to a command.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use vdens_plugin_api::vnl::Vnl;
+use vdens_plugin_api::vnl_file::{self, Place};
 
-use crate::config::home;
-use crate::error::{Error, ErrorKind, Result};
-
-/// The longest VNL that is read from a file, in bytes.
-const MAX_VNL: u64 = 64 * 1024;
+use crate::error::{Error, Result};
 
 /// What one end of a link is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,67 +59,25 @@ pub fn interface(argument: &str, default: Option<&str>) -> Result<Option<End>> {
 /// The VNL that `argument` stands for; `default` is the configuration's.
 ///
 /// # Errors
-/// The scheme is malformed, there is no default, or a file that should hold a VNL does not.
+/// The scheme is malformed, there is no default, or a file that should hold a VNL does not or is
+/// not trusted.
 pub fn resolve(argument: &str, default: Option<&str>) -> Result<String> {
     let vnl = Vnl::parse(argument)?;
     if vnl.scheme != "vde" {
         return Ok(argument.to_owned());
     }
-    let path = match (vnl.argument, default) {
-        ("", Some(default)) => return one_level(default),
-        ("", None) => default_path()?,
-        (path, _) => PathBuf::from(path),
+    let place = match (vnl.argument, default) {
+        ("", Some(default)) => Place::Vnl(default.to_owned()),
+        ("", None) => vnl_file::default_switch()?,
+        (path, _) => vnl_file::named(Path::new(path))?,
     };
-    from_file(&path)
-}
-
-/// A VNL from the configuration or a file: not looked up any further.
-fn one_level(vnl: &str) -> Result<String> {
-    let parsed = Vnl::parse(vnl)?;
-    Ok(format!("{}://{}", parsed.scheme, parsed.argument))
-}
-
-fn from_file(path: &Path) -> Result<String> {
-    if !path.is_file() {
-        return Ok(format!("vde://{}", path.display()));
+    match place {
+        Place::Directory(path) => Ok(format!("vde://{}", path.display())),
+        Place::Vnl(vnl) => {
+            let parsed = Vnl::parse(&vnl)?;
+            Ok(format!("{}://{}", parsed.scheme, parsed.argument))
+        }
     }
-    let file = File::open(path).map_err(|error| Error::path("read the VNL in", path, &error))?;
-    let mut line = String::new();
-    BufReader::new(file.take(MAX_VNL))
-        .read_line(&mut line)
-        .map_err(|error| Error::path("read the VNL in", path, &error))?;
-    match line.trim() {
-        "" => Err(Error::usage(format!(
-            "the file {} has no VNL in its first line",
-            path.display()
-        ))),
-        vnl => one_level(vnl),
-    }
-}
-
-fn default_path() -> Result<PathBuf> {
-    let at_home = |path: &str| home().map(|home| home.join(path));
-    let places: Vec<PathBuf> = [
-        at_home(".vdeplug/default"),
-        at_home(".vde2/default.switch"),
-        Some("/var/run/vde.ctl".into()),
-        Some("/tmp/vde.ctl".into()),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    let found = places.iter().find(|place| place.exists());
-    found.cloned().ok_or_else(|| {
-        let tried: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
-        Error::new(
-            ErrorKind::NotFound,
-            format!(
-                "there is no default switch: none of {} exists",
-                tried.join(", ")
-            ),
-        )
-        .hint("name a VNL, or set defaults.vnl in the configuration")
-    })
 }
 
 #[cfg(test)]

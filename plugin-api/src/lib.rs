@@ -6,6 +6,8 @@
 //! of it; docs/plugin-author.md tells the whole story. Everything else is here to help:
 //!
 //! * [`OpenRequest`] says what is to be opened, [`vnl`] parses it, [`Host`] offers the host's services;
+//! * [`vnl_file`] finds what a path stands for, [`trust`] says whether another user can have made a
+//!   file;
 //! * [`RxBatch`] and [`TxBatch`] move the frames, 32 a call, without copying or allocating;
 //! * [`offload`] cuts, completes and puts together frames for far ends that take less, or more, than their source;
 //! * [`State`] says whether the far end is there, and what may be left undone in frames;
@@ -103,9 +105,11 @@ mod ready;
 mod status;
 pub mod stream;
 pub mod tap;
+pub mod trust;
 pub mod udp;
 pub mod user;
 pub mod vnl;
+pub mod vnl_file;
 pub mod wire;
 
 pub use batch::{

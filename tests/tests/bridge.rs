@@ -472,10 +472,15 @@ fn the_fallback_can_be_switched_off() {
     assert!(!output.stderr.contains("libvdeplug"), "{output:?}");
     off("libvdeplug://null://").ok();
     // A plugin of vdens that is missing is one that there is not.
-    let cable = lab.vnl("ptp", "p");
+    let hub = lab.vnl("hub", "h");
+    fs::remove_file(lab.bin().join("libvdens_hub.so")).unwrap();
+    lab.vdens([&hub, "true"]).ok();
+    off(&hub).refused(&["libvdens_hub.so"]);
+    // But those schemes that may stand where no code of others is to be loaded load none.
     fs::remove_file(lab.bin().join("libvdens_ptp.so")).unwrap();
-    lab.vdens([&cable, "true"]).ok();
-    off(&cable).refused(&["libvdens_ptp.so"]);
+    let cable = lab.vnl("ptp", "p");
+    lab.vdens([&cable, "true"]).refused(&["libvdens_ptp.so"]);
+    lab.vdens([&format!("libvdeplug://{cable}"), "true"]).ok();
     // Neither is there a fallback without the bridge's own file.
     fs::remove_file(lab.bin().join("libvdens_libvdeplug.so")).unwrap();
     let output = lab

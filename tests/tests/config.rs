@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use vdens_tests::Lab;
+use vdens_tests::{Lab, User, need};
 
 /// The documented example.
 fn example() -> String {
@@ -104,4 +104,26 @@ fn the_users_own_file() {
         .vdens(["null://", "ip", "-o", "link"])
         .env("XDG_CONFIG_HOME", elsewhere);
     assert!(vdens.ok().contains(": wan0:"));
+}
+
+#[test]
+fn a_file_of_another_user_is_not_read() {
+    need!("root");
+    let lab = Lab::new();
+    lab.sh("mkdir -p ~/.config/vdens; echo 'defaults.vnl = \"cmd://touch ran\"' >~/.config/vdens/vdens.toml")
+        .ok();
+    let owner = format!("user {} (uid {})", lab.user().name, lab.user().uid);
+    let doctor = |user: User| lab.vdens(["--doctor"]).by(user).run().stdout;
+    for user in [User::other(), User::root()] {
+        let output = lab.vdens(["null://", "true"]).by(user.clone()).run();
+        assert_eq!(output.code(), Some(0), "{output:?}");
+        assert!(output.stderr.contains(&owner), "{output:?}");
+        assert!(doctor(user.clone()).contains(&owner));
+        let plug = lab.vde_plug([] as [&str; 0]).by(user).run();
+        assert!(plug.stderr.contains(&owner), "{plug:?}");
+    }
+    lab.sh("chmod 666 ~/.config/vdens/vdens.toml").ok();
+    let output = lab.vdens(["null://", "true"]).run();
+    assert!(output.stderr.contains("written by others"), "{output:?}");
+    assert!(!lab.dir().join("ran").exists());
 }

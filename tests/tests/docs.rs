@@ -59,6 +59,11 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "as in README.md; bridge.rs",
     ),
     (
+        "docs/commands.md",
+        "# useradd --create-home",
+        "makes an account and needs another machine; login.rs has its shell run the same",
+    ),
+    (
         "README.md",
         "# ip tuntap add",
         "needs root and changes the host's network; router.rs does it in a namespace",

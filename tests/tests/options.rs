@@ -1,6 +1,6 @@
 //! The command line of vdens: the original's, and what it adds.
 
-use vdens_tests::{Lab, Session, becomes_true, wait_until};
+use vdens_tests::{Lab, Session, User, becomes_true, need, wait_until};
 
 fn links(session: &Session<'_>) -> String {
     session.ok("ip -o addr; ip -o link; ip route; ip -6 route")
@@ -131,6 +131,36 @@ fn the_hostname() {
         "inner\n"
     );
     assert_eq!(lab.command("hostname", [] as [&str; 0]).ok(), outside);
+}
+
+/// Their bits are in <linux/capability.h>: CAP_NET_BIND_SERVICE to CAP_NET_RAW are 10 to 13,
+/// CAP_SYS_ADMIN is 21 and CAP_SETFCAP 31.
+#[test]
+fn the_commands_capabilities_are_the_documented_ones() {
+    need!("root");
+    let lab = Lab::new();
+    let network = 0xf << 10;
+    for (user, options, expected) in [
+        (lab.user(), "-u", network),
+        (lab.user(), "-s", network | 1 << 21),
+        (&User::root(), "-u", network | 1 << 31),
+        (&User::root(), "-s", network | 1 << 21 | 1 << 31),
+    ] {
+        let words = [options, "no", "grep", "^Cap", "/proc/self/status"];
+        let text = lab.vdens(words).by(user.clone()).ok();
+        for name in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+            let line = format!("{name}:\t{expected:016x}\n");
+            assert!(
+                text.contains(&line),
+                "{} {options}: {line}: {text}",
+                user.name
+            );
+        }
+    }
+    // A namespace within, which the kernel gives all of them to start with.
+    let inner = lab.bin().join("vdens").display().to_string();
+    let words = ["no", &inner, "--up", "no", "ping", "-c", "1", "127.0.0.1"];
+    lab.vdens(words).by(User::root()).ok();
 }
 
 #[test]

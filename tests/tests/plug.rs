@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use vdens_tests::{Lab, need};
+use vdens_tests::{Lab, User, need};
 
 /// Ends a daemon by its pid file, which it takes along.
 #[track_caller]
@@ -123,21 +123,42 @@ fn mode_and_group() {
 }
 
 #[test]
-fn as_a_login_shell() {
+fn a_pid_file_overwrites_nothing_else() {
+    need!("root");
     let lab = Lab::new();
-    let _switch = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
-    lab.wait_for("sw/ctl");
-    let vnl = lab.vnl("vde", "sw");
-    // sshd runs the account's shell as SHELL -c COMMAND.
-    let stream = format!("=vde_plug -c 'vde_plug {vnl}'");
-    let a = lab
-        .vdens(["--addr", "10.0.0.1/24", &stream, "sh"])
-        .session();
-    let b = lab.vdens(["--addr", "10.0.0.2/24", &vnl, "sh"]).session();
-    a.ping("10.0.0.2");
-    b.ping("10.0.0.1");
-    // Nothing else may be run that way.
-    lab.vde_plug(["-c", "touch started"]).refused(&["touch"]);
+    let plug = |path: &str, by: &User| {
+        let words = ["-d", "-p", path, "null://", "null://"];
+        lab.vde_plug(words).by(by.clone())
+    };
+    let file = lab.write("file", "precious\n");
+    let read = |path: &str| std::fs::read_to_string(path).unwrap();
+    lab.sh("ln -s file link; ln -s new dangling; mkfifo fifo; echo 1 >old; ln old hard")
+        .ok();
+    for name in ["link", "dangling", "fifo", "old", "hard"] {
+        lab.expect(name);
+    }
+    for (name, why) in [
+        ("file", "something else than a process id"),
+        ("link", "link"),
+        ("dangling", "link"),
+        ("fifo", "fifo"),
+        ("hard", "another name"),
+        ("/dev/null", "no regular file"),
+    ] {
+        plug(name, lab.user()).refused(&[name, why]);
+    }
+    assert_eq!(read(&file), "precious\n");
+    assert_eq!(read(&lab.path("old")), "1\n");
+    assert!(!lab.dir().join("new").exists());
+    // Root's, in a directory of somebody who put something there first.
+    lab.sh("rm hard").ok();
+    let owner = format!("user {} (uid {})", lab.user().name, lab.user().uid);
+    plug("old", &User::root()).refused(&["old", &owner]);
+    plug("link", &User::root()).refused(&["link"]);
+    assert_eq!(read(&lab.path("old")), "1\n");
+    // What an earlier one left is overwritten.
+    plug("old", lab.user()).ok();
+    end(&lab, "old");
 }
 
 #[test]

@@ -5,10 +5,10 @@ use std::process::exit;
 
 use vdens::cli::{self, VdePlug};
 use vdens::config::Config;
-use vdens::error::{Error, Result, report};
+use vdens::error::{Result, report};
 use vdens::logging::{self, Choice};
-use vdens::plug;
 use vdens::process::fail_on_panic;
+use vdens::{login, plug};
 
 const PROGRAM: &str = "vde_plug";
 
@@ -17,30 +17,27 @@ fn main() {
 }
 
 fn life() {
-    let words = std::env::args_os();
-    let mut cli: VdePlug = cli::parse(PROGRAM, plug::EXIT_FAILURE, words);
-    let status = login(&mut cli).and_then(|()| run(&cli));
-    exit(status.unwrap_or_else(|error| {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    exit(run(words).unwrap_or_else(|error| {
         report(PROGRAM, error);
         plug::EXIT_FAILURE
     }));
 }
 
-/// Replaces the command line by the one that a login shell was given with `-c`.
-fn login(cli: &mut VdePlug) -> Result<()> {
-    if let Some(command) = cli.command.take() {
-        let words: Vec<OsString> = plug::login_words(&command)?;
-        *cli = cli::parse(PROGRAM, plug::EXIT_FAILURE, words.into_iter());
+fn run(words: Vec<OsString>) -> Result<i32> {
+    // login(1), su(1) and sshd(8) start a login shell under a name that begins with '-'.
+    let is_login = words
+        .first()
+        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"-"));
+    let cli: VdePlug = cli::parse(PROGRAM, plug::EXIT_FAILURE, words.into_iter());
+    if let Some(command) = &cli.command {
+        return login::run(PROGRAM, command);
     }
-    match cli.command {
-        Some(_) => Err(Error::usage("'-c' stands within '-c'")),
-        None => Ok(()),
+    if is_login {
+        return login::refuse_terminal();
     }
-}
-
-fn run(cli: &VdePlug) -> Result<i32> {
     let config = Config::load(cli.common.config.as_deref())?;
     logging::start(&Choice::new(&cli.common, &config))?;
     config.complain();
-    plug::run(cli, &config)
+    plug::run(&cli, &config)
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::geteuid;
 
 use super::{Finding, Verdict};
-use crate::config::{Config, absolute_variable, usual_places};
+use crate::config::{Config, absolute_variable, read_usual, usual_places};
 use crate::error::Error;
 use crate::runtime::{self, is_private};
 
@@ -28,7 +28,7 @@ pub(super) fn configuration(named: Option<&Path>) -> (Config, Vec<Finding>) {
     };
     let mut findings: Vec<Finding> = files
         .iter()
-        .map(|file| match Config::load(Some(file)) {
+        .map(|file| match read(file, named) {
             Ok(_) => Finding::ok(CONFIGURATION, file.display().to_string()),
             Err(error) => Finding::failed(Verdict::Wrong, CONFIGURATION, error)
                 .remedy(format!("${{EDITOR:-vi}} {}", file.display())),
@@ -41,6 +41,14 @@ pub(super) fn configuration(named: Option<&Path>) -> (Config, Vec<Finding>) {
         ));
     }
     (Config::load(named).unwrap_or_default(), findings)
+}
+
+/// Reads one of the files as a session would.
+fn read(file: &Path, named: Option<&Path>) -> Result<Config, Error> {
+    match named {
+        Some(_) => Config::load(Some(file)),
+        None => Config::parse(&read_usual(file)?.unwrap_or_default(), file),
+    }
 }
 
 /// Looks at the runtime directory.

@@ -3,6 +3,10 @@
 //! The VNL behind the scheme goes to the library as it is. The host also brings VNLs here for whose scheme
 //! there is no plugin of vdens; those go to the library whole.
 //!
+//! The library reads a VNL from any file that a path without a scheme names, whoever wrote the
+//! file. So such paths are looked up here, as the host does it ([`vnl_file`]), and are refused in
+//! the braces of other VNLs.
+//!
 //! Theory of operation. The library is no dependency: `library` loads it when a link is opened. C
 //! plugins may block in any call, so a `connection` lives in a thread of its own, which `ferry` is the loop of,
 //! and a socket pair joins it to the `link` that the host polls. What a plugin does to the process
@@ -14,20 +18,53 @@ mod library;
 mod link;
 mod process;
 
+use std::path::Path;
+
 use vdens_plugin_api::vnl::Vnl;
-use vdens_plugin_api::{Link, OpenRequest, Result, export_plugin};
+use vdens_plugin_api::vnl_file::{self, Place};
+use vdens_plugin_api::{Error, Link, OpenRequest, Result, export_plugin};
 
 const SCHEME: &str = "libvdeplug";
+
+/// The VNL that the library is given for `vnl`: it always has a scheme, also where it nests
+/// another.
+fn with_scheme(vnl: &str) -> Result<String> {
+    let Vnl { scheme, argument } = Vnl::parse(vnl)?;
+    let place = match (scheme, argument) {
+        ("vde", "") => vnl_file::default_switch()?,
+        ("vde", path) if !vnl.contains("://") => vnl_file::named(Path::new(path))?,
+        _ => Place::Vnl(vnl.to_owned()),
+    };
+    let vnl = match place {
+        Place::Directory(path) => format!("vde://{}", path.display()),
+        Place::Vnl(vnl) if !vnl.contains("://") => format!("vde://{vnl}"),
+        Place::Vnl(vnl) => vnl,
+    };
+    // The braces of a command are the shell's.
+    let nests = !vnl.starts_with("cmd://");
+    let lacks_scheme = |text: &str| {
+        !text
+            .split('}')
+            .next()
+            .is_some_and(|vnl| vnl.contains("://"))
+    };
+    if nests && vnl.split('{').skip(1).any(lacks_scheme) {
+        let message = format!("a VNL in braces has no scheme: {}", vnl.escape_debug());
+        return Err(Error::usage(message).hint("write vde://PATH for a path"));
+    }
+    Ok(vnl)
+}
 
 fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     let vnl = match Vnl::parse(request.vnl)?.scheme {
         SCHEME => request.argument(),
         _ => request.vnl,
     };
+    let vnl = with_scheme(vnl)?;
     let library = library::get()?;
     Ok(Box::new(link::Bridge::open(
         library,
-        vnl,
+        &vnl,
         &request.options,
     )?))
 }
@@ -36,4 +73,33 @@ export_plugin! {
     scheme: SCHEME,
     description: "the C plugins of libvdeplug",
     open: open,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_library_is_given_no_path_without_a_scheme() {
+        for (vnl, given) in [
+            ("/nowhere/sw", "vde:///nowhere/sw"),
+            ("vde:///nowhere/sw[3]", "vde:///nowhere/sw[3]"),
+            ("slirp://", "slirp://"),
+            (
+                "agno:///k{vlan://1{vde:///sw}}",
+                "agno:///k{vlan://1{vde:///sw}}",
+            ),
+            ("cmd://sh -c '{ true; }'", "cmd://sh -c '{ true; }'"),
+        ] {
+            assert_eq!(with_scheme(vnl).unwrap(), given);
+        }
+        for vnl in [
+            "agno:///k{/tmp/sw}",
+            "agno:///k{}",
+            "vlan://{vlan://{x}}",
+            "a://{",
+        ] {
+            assert!(with_scheme(vnl).is_err(), "{vnl}");
+        }
+    }
 }

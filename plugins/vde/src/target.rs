@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use nix::unistd::{Gid, Uid, User};
 use vdens_plugin_api::user::AllowedUser;
 use vdens_plugin_api::vnl::{Keys, Spec, group_id};
+use vdens_plugin_api::vnl_file::{Place, default_switch};
 use vdens_plugin_api::wire::control::{MAX_DESCRIPTION_LEN, MAX_PORT, Mark};
 use vdens_plugin_api::{Error, OpenOptions, Result};
 
@@ -70,24 +71,15 @@ impl Target {
     }
 }
 
-/// Where a switch is looked for when none is named.
+/// The default switch's directory.
 fn default_directory() -> Result<PathBuf> {
-    let home = env::var_os("HOME").filter(|home| !home.is_empty());
-    let in_home = [".vdeplug/default", ".vde2/default.switch"];
-    let in_home = in_home
-        .iter()
-        .filter_map(|name| home.as_ref().map(|home| PathBuf::from(home).join(name)));
-    let of_system = ["/var/run/vde.ctl", "/tmp/vde.ctl"].map(PathBuf::from);
-    in_home
-        .chain(of_system)
-        .find(|path| path.is_dir())
-        .ok_or_else(|| {
-            Error::new(
-                vdens_plugin_api::ErrorKind::NotFound,
-                "no switch is named and there is no default one",
-            )
-            .hint("name one, vde://DIR, or make $HOME/.vdeplug/default a link to its directory")
-        })
+    match default_switch()? {
+        Place::Directory(directory) => Ok(directory),
+        Place::Vnl(_) => Err(Error::usage(
+            "the default switch is a file with a VNL, and a directory is wanted here",
+        )
+        .hint("write the VNL itself")),
+    }
 }
 
 fn number(port: u32) -> Result<Port> {
