@@ -5,7 +5,8 @@
 //! is tried with the bridge to libvdeplug, unless the configuration says otherwise.
 //!
 //! A nested link gets services of its own that have no ticket: were the interface plugged into the nested link's
-//! peer, the kernel would carry the frames past the link around it.
+//! peer, the kernel would carry the frames past the link around it. Each level has its services, and those of
+//! the innermost level open nothing: so no plugin, whatever it asks for, nests more than [`MAX_NESTING`] links.
 
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -16,7 +17,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use vdens_plugin_api::abi::{HostServices, LoadedPlugin};
 use vdens_plugin_api::tap::Tap;
-use vdens_plugin_api::vnl::Vnl;
+use vdens_plugin_api::vnl::{MAX_NESTING, Vnl, too_deep};
 use vdens_plugin_api::{Hub, Link, Manifest, OpenOptions, Port, Ticket};
 
 use crate::config::{Config, Libvdeplug};
@@ -85,7 +86,9 @@ struct Services {
     panel: Option<Orders>,
     /// What the process had kept that served the link before.
     kept: Mutex<Option<OwnedFd>>,
-    /// Those of nested links; these themselves if `None`.
+    /// How many links are around this one.
+    level: usize,
+    /// Those of the link that is nested in this one, unless there are too many around it.
     nested: Option<&'static Services>,
 }
 
@@ -104,22 +107,27 @@ impl Opener {
             plugins,
             loaded: Mutex::default(),
         }));
-        let nested = Box::leak(Box::new(Services {
-            library,
-            port: Port {
-                ticket: None,
-                ..port.clone()
-            },
-            panel,
-            kept: Mutex::default(),
-            nested: None,
-        }));
+        let mut nested: Option<&'static Services> = None;
+        for level in (1..=MAX_NESTING).rev() {
+            nested = Some(Box::leak(Box::new(Services {
+                library,
+                port: Port {
+                    ticket: None,
+                    ..port.clone()
+                },
+                panel,
+                kept: Mutex::default(),
+                level,
+                nested,
+            })));
+        }
         Self(Box::leak(Box::new(Services {
             library,
             port,
             panel,
             kept: Mutex::new(kept),
-            nested: Some(nested),
+            level: 0,
+            nested,
         })))
     }
 
@@ -170,16 +178,12 @@ impl Services {
     fn order(&self, order: Order) -> Result<Done> {
         self.panel.ok_or_else(no_panel)?.give(order)
     }
-
-    /// What a nested link is given.
-    fn for_nested(&'static self) -> Opener {
-        Opener(self.nested.unwrap_or(self))
-    }
 }
 
 impl HostServices for Services {
     fn open(&'static self, vnl: &str) -> Result<Box<dyn Link>> {
-        self.for_nested().open(vnl, &OpenOptions::default())
+        let nested = self.nested.ok_or_else(|| too_deep(vnl))?;
+        Opener(nested).open(vnl, &OpenOptions::default())
     }
 
     fn port(&self) -> Port {
@@ -226,8 +230,8 @@ impl HostServices for Services {
 
     fn keep(&self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
         // There is one place, and it is the outermost link's.
-        match (self.panel, self.nested) {
-            (Some(orders), Some(_)) => orders.keep(fd),
+        match (self.panel, self.level) {
+            (Some(orders), 0) => orders.keep(fd),
             _ => Err(nobody_keeps()),
         }
     }
@@ -274,14 +278,20 @@ mod tests {
         let path = SearchPath::new(&[], &Config::default()).unwrap();
         let opener = Opener::new(path.into(), port.clone(), None, None);
         assert_eq!(opener.0.port(), port);
-        let nested = opener.0.for_nested();
-        for services in [nested.0, nested.0.for_nested().0] {
+        let nested = std::iter::successors(opener.0.nested, |services| services.nested);
+        let mut levels = 0;
+        for services in nested {
+            levels += 1;
             let port = services.port();
             assert_eq!(
                 (&*port.interface, port.mtu, port.ticket),
                 ("vde0", 1500, None)
             );
             assert!(services.plug("y").is_err() && services.attach(&ticket).is_err());
+            let may_open = services.nested.is_some();
+            let error = services.open("nosuch://").err().unwrap();
+            assert_eq!(error.message.contains("nested"), !may_open, "{error}");
         }
+        assert_eq!(levels, MAX_NESTING);
     }
 }

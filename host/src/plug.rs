@@ -37,6 +37,7 @@ use crate::output::Line;
 use crate::panel::{self, Service};
 use crate::process::{detach, fork_child, wait};
 use crate::pump::{Pump, Stop};
+use crate::runtime;
 use crate::signals::Signals;
 use crate::status::server::Server;
 use crate::status::{self, Entry, LinkEntry, Process, Report, this_process};
@@ -169,6 +170,7 @@ impl Plug<'_> {
     /// Opens both ends, says so through `ready`, and pumps until a stream ends or a signal comes.
     fn run(&self, ready: impl FnOnce() -> Result<()>) -> Result<i32> {
         let signals = Signals::block()?;
+        runtime::complain();
         let service = self.panel.then(Service::start).transpose()?;
         let pidfile = self.cli.pidfile.as_deref().map(|path| {
             std::path::absolute(path)

@@ -22,7 +22,8 @@ use std::time::Instant;
 use nix::poll::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
 use vdens_plugin_api::offload::Stage;
-use vdens_plugin_api::{Link, Offloads, State};
+use vdens_plugin_api::wire::hello::is_message;
+use vdens_plugin_api::{Link, Offloads, Sift, State};
 
 use crate::busy_poll::BusyPoll;
 use crate::error::{Error, Result};
@@ -84,9 +85,15 @@ impl Flow {
         !self.stage.is_empty()
     }
 
-    /// Receives what the source has.
+    /// Receives what the source has, less what would be a message at the sink: a link takes its own
+    /// out, so what is left was sent by somebody behind it, who is to speak in nobody else's name.
     fn receive(&mut self, source: &mut dyn Link) -> Result<()> {
-        let received = source.recv(&mut self.stage.rx());
+        let mut batch = self.stage.rx();
+        let received = source.recv(&mut batch);
+        batch.sift(0, |frame| match is_message(frame.bytes()) {
+            true => Sift::Refuse,
+            false => Sift::Keep,
+        });
         self.counters.dropped.malformed += self.stage.take_dropped();
         received
     }
@@ -99,6 +106,7 @@ impl Flow {
             let taken = sink.send(&mut frames)?;
             let bytes: usize = frames.frames().take(taken).map(|f| f.bytes().len()).sum();
             self.stage.taken(taken);
+            self.counters.dropped.undeliverable += self.stage.take_lost();
             // What a sink takes and drops is lost: usually all of a batch or nothing.
             let lost = self.stage.take_dropped();
             self.counters.dropped.undeliverable += lost;
@@ -360,6 +368,27 @@ mod tests {
                 dropped: Dropped::default()
             }
         );
+    }
+
+    #[test]
+    fn frames_that_look_like_messages_pass_in_neither_direction() {
+        let ((mut a, far_a), (mut b, far_b)) = (cable(false), cable(false));
+        let mut message = vdens_plugin_api::wire::hello::SUPER_PREFIX.to_vec();
+        message.resize(90, 0);
+        for far in [&far_a, &far_b] {
+            far.send(&message).unwrap();
+            message[19] = 2;
+            far.send(&message).unwrap();
+            far.send(&[7; 60]).unwrap();
+        }
+        let mut pump = Pump::new(&mut a, &mut b);
+        pump.settle().unwrap();
+        for far in [&far_a, &far_b] {
+            assert_eq!(far.recv(&mut [0; 100]).unwrap(), 60);
+        }
+        for counters in pump.counters() {
+            assert_eq!((counters.frames, counters.dropped.malformed), (1, 2));
+        }
     }
 
     #[test]

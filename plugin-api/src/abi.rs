@@ -6,12 +6,20 @@
 //! over an opaque pointer: `LinkV1` is an open link, the host's `HostV1` its services.
 //!
 //! Authors and the host never see these types: on the plugin's side an `extern "C"` shim turns each
-//! call into one of the [`Link`] trait's and catches panics; on the caller's side `LinkV1` implements
-//! [`Link`] again. A nested link is such a `LinkV1` handed through, so it costs one more call a batch.
+//! call into one of the [`Link`] trait's and catches panics; on the caller's side a `Remote` implements
+//! [`Link`] again. It is also the border guard: what a plugin puts into a batch is checked there, once for
+//! all who use the batch afterwards. A nested link crosses the boundary twice, from its plugin to the
+//! host and from the host to the plugin that nests it, so it costs two more calls a batch.
+//!
+//! One call of `state` stands for three of [`Link`]'s methods, and one of `fds` for two. A link that nests
+//! another answers each with the nested link's answer, so the number of calls would grow as a power of the
+//! depth. Therefore a `Remote` keeps an answer for as long as one `question` takes, that is until the
+//! outermost caller has its own, and the number of calls grows with the depth.
 //!
 //! Ownership: a `LinkV1` is closed by whoever holds it, once, by its `close`. A `RawBatch` is lent for
 //! a call. Strings are abi_stable's, which carry their own deallocator.
 
+use std::cell::Cell;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -165,11 +173,40 @@ pub(crate) struct LinkV1 {
 // SAFETY: the pointer is a boxed `dyn Link`, which is Send, and the functions have no state of their own.
 unsafe impl Send for LinkV1 {}
 
+/// Questions that links are being asked on this thread.
+mod question {
+    use std::cell::Cell;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// The next question's number. It is never used again, because a link may move to another thread.
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+
+    thread_local! {
+        /// The number of the question under way; 0 if there is none.
+        static CURRENT: Cell<u64> = const { Cell::new(0) };
+    }
+
+    /// Lets `answer` find an answer, as part of the question under way if there is one. It is given the
+    /// question's number, and must not panic.
+    pub(super) fn ask<T>(answer: impl FnOnce(u64) -> T) -> T {
+        CURRENT.with(|current| match current.get() {
+            0 => {
+                let number = NEXT.fetch_add(1, Ordering::Relaxed);
+                current.set(number);
+                let answer = answer(number);
+                current.set(0);
+                answer
+            }
+            number => answer(number),
+        })
+    }
+}
+
 /// The author's side: shims from the table's functions to a `Box<dyn Link>`.
 mod shim {
     use super::{
         FdsV1, Link, Outcome, RString, RawBatch, RxBatch, SHARED, StateV1, TxBatch, WANTS_PANEL,
-        bit, contain,
+        bit, contain, question,
     };
     use std::os::fd::AsRawFd;
     use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -185,11 +222,14 @@ mod shim {
     pub(super) unsafe extern "C" fn fds(link: *const ()) -> FdsV1 {
         // SAFETY: per this function's contract the pointer is a live Box<dyn Link>.
         let link = unsafe { &*link.cast::<Box<dyn Link>>() };
-        catch_unwind(AssertUnwindSafe(|| FdsV1 {
+        let fds = || FdsV1 {
             recv: link.fd().as_raw_fd(),
             send: link.send_fd().as_raw_fd(),
-        }))
-        .unwrap_or_else(|_| give_up("naming its descriptors"))
+        };
+        question::ask(|_| {
+            catch_unwind(AssertUnwindSafe(fds))
+                .unwrap_or_else(|_| give_up("naming its descriptors"))
+        })
     }
 
     /// # Safety
@@ -230,12 +270,14 @@ mod shim {
     pub(super) unsafe extern "C" fn state(link: *const ()) -> StateV1 {
         // SAFETY: per this function's contract.
         let link = unsafe { &*link.cast::<Box<dyn Link>>() };
-        catch_unwind(AssertUnwindSafe(|| {
+        let state = || {
             let mut state = StateV1::from(link.state());
             state.flags |= bit(SHARED, link.is_shared()) | bit(WANTS_PANEL, link.wants_panel());
             state
-        }))
-        .unwrap_or_else(|_| give_up("telling its state"))
+        };
+        question::ask(|_| {
+            catch_unwind(AssertUnwindSafe(state)).unwrap_or_else(|_| give_up("telling its state"))
+        })
     }
 
     /// # Safety
@@ -280,16 +322,6 @@ impl LinkV1 {
             calls: LINK_CALLS,
         }
     }
-
-    fn fds(&self) -> FdsV1 {
-        // SAFETY: the pointer is live until `close`, which only Drop calls.
-        unsafe { (self.calls.fds())(self.link) }
-    }
-
-    fn raw_state(&self) -> StateV1 {
-        // SAFETY: as in `fds`.
-        unsafe { (self.calls.state())(self.link) }
-    }
 }
 
 impl Drop for LinkV1 {
@@ -305,7 +337,57 @@ fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
-impl Link for LinkV1 {
+/// An answer, and the number of the question that it is for.
+struct Answer<T>(Cell<Option<(u64, T)>>);
+
+impl<T: Copy> Answer<T> {
+    const fn none() -> Self {
+        Self(Cell::new(None))
+    }
+
+    /// The answer to the question under way; `ask` gets it the first time.
+    fn get(&self, ask: impl FnOnce() -> T) -> T {
+        question::ask(|number| match self.0.get() {
+            Some((asked, answer)) if asked == number => answer,
+            _ => {
+                let answer = ask();
+                self.0.set(Some((number, answer)));
+                answer
+            }
+        })
+    }
+}
+
+/// A link at the other side of the boundary, for its caller.
+struct Remote {
+    raw: LinkV1,
+    fds: Answer<FdsV1>,
+    state: Answer<StateV1>,
+}
+
+impl Remote {
+    fn new(raw: LinkV1) -> Self {
+        Self {
+            raw,
+            fds: Answer::none(),
+            state: Answer::none(),
+        }
+    }
+
+    fn fds(&self) -> FdsV1 {
+        let LinkV1 { link, calls } = &self.raw;
+        // SAFETY: the pointer is live until `close`, which only LinkV1's Drop calls.
+        self.fds.get(|| unsafe { (calls.fds())(*link) })
+    }
+
+    fn raw_state(&self) -> StateV1 {
+        let LinkV1 { link, calls } = &self.raw;
+        // SAFETY: as in `fds`.
+        self.state.get(|| unsafe { (calls.state())(*link) })
+    }
+}
+
+impl Link for Remote {
     fn fd(&self) -> BorrowedFd<'_> {
         borrow(self.fds().recv)
     }
@@ -315,20 +397,23 @@ impl Link for LinkV1 {
     }
 
     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
+        let (first, LinkV1 { link, calls }) = (batch.len(), &self.raw);
         // SAFETY: the pointer is live, and both borrows are exclusive for the call.
-        unwrap(unsafe { (self.calls.recv())(self.link, batch.raw) })
+        let received = unsafe { (calls.recv())(*link, batch.raw) };
+        batch.drop_undecodable(first);
+        unwrap(received)
     }
 
     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
-        let (len, start) = (batch.len(), batch.start as u32);
+        let (len, start, LinkV1 { link, calls }) = (batch.len(), batch.start as u32, &self.raw);
         // SAFETY: as in `recv`.
-        let sent = unwrap(unsafe { (self.calls.send())(self.link, batch.raw, start) })?;
+        let sent = unwrap(unsafe { (calls.send())(*link, batch.raw, start) })?;
         Ok((sent as usize).min(len))
     }
 
     fn other_side(&mut self, state: State) {
         // SAFETY: as in `recv`.
-        unsafe { (self.calls.other_side())(self.link, state.into()) }
+        unsafe { (self.raw.calls.other_side())(self.raw.link, state.into()) }
     }
 
     fn state(&self) -> State {
@@ -337,7 +422,7 @@ impl Link for LinkV1 {
 
     fn status(&self) -> Status {
         // SAFETY: as in `fds`.
-        let json = unsafe { (self.calls.status())(self.link) };
+        let json = unsafe { (self.raw.calls.status())(self.raw.link) };
         Status::from_json(&json)
     }
 
@@ -593,7 +678,7 @@ impl HostV1 {
     pub(crate) fn open(&self, vnl: &str) -> Result<Box<dyn Link>> {
         // SAFETY: `services` is what the table's functions expect, for the life of the process.
         let link = unwrap(unsafe { (self.calls.open())(self.services, RStr::from(vnl)) })?;
-        Ok(Box::new(link))
+        Ok(Box::new(Remote::new(link)))
     }
 
     pub(crate) fn port(&self) -> Port {
@@ -811,7 +896,8 @@ impl LoadedPlugin {
             mode: options.mode.map_or(-1, i64::from),
             host: HostV1::new(services),
         };
-        Ok(Box::new(unwrap((self.module.open())(&request))?))
+        let link = unwrap((self.module.open())(&request))?;
+        Ok(Box::new(Remote::new(link)))
     }
 }
 
@@ -820,5 +906,132 @@ impl std::fmt::Debug for LoadedPlugin {
         f.debug_tuple("LoadedPlugin")
             .field(&self.manifest())
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Batch, VNET_HEADER_LEN};
+    use std::cell::RefCell;
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    thread_local! {
+        /// What the innermost link has been asked.
+        static ASKED: RefCell<Vec<&'static str>> = const { RefCell::new(Vec::new()) };
+    }
+
+    fn asked(what: &'static str) {
+        ASKED.with_borrow_mut(|asked| asked.push(what));
+    }
+
+    /// Receives three frames, the second of which it cuts short in a way that only an older kit allows.
+    struct Innermost(File, bool);
+
+    impl Link for Innermost {
+        fn fd(&self) -> BorrowedFd<'_> {
+            asked("fd");
+            self.0.as_fd()
+        }
+        fn send_fd(&self) -> BorrowedFd<'_> {
+            asked("send_fd");
+            self.0.as_fd()
+        }
+        fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
+            let second = batch.len() + 1;
+            for n in 1..=3 {
+                batch.push(&[n; 25]);
+            }
+            let cut = 20 + VNET_HEADER_LEN as u32;
+            batch.raw.move_slot(second, second, cut);
+            self.1 = false;
+            Ok(())
+        }
+        fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
+            Ok(batch.len())
+        }
+        fn state(&self) -> State {
+            asked("state");
+            State::carrier(self.1)
+        }
+        fn is_shared(&self) -> bool {
+            asked("is_shared");
+            true
+        }
+        fn wants_panel(&self) -> bool {
+            asked("wants_panel");
+            false
+        }
+    }
+
+    /// Answers everything with another link's answer.
+    struct Through(Box<dyn Link>);
+
+    impl Link for Through {
+        fn fd(&self) -> BorrowedFd<'_> {
+            self.0.fd()
+        }
+        fn send_fd(&self) -> BorrowedFd<'_> {
+            self.0.send_fd()
+        }
+        fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
+            self.0.recv(batch)
+        }
+        fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
+            self.0.send(batch)
+        }
+        fn state(&self) -> State {
+            self.0.state()
+        }
+        fn is_shared(&self) -> bool {
+            self.0.is_shared()
+        }
+        fn wants_panel(&self) -> bool {
+            self.0.wants_panel()
+        }
+    }
+
+    /// A link, and around it others that cross the boundary as often as `depth` nested VNLs do.
+    fn nested(depth: usize) -> Remote {
+        let null = File::open("/dev/null").unwrap();
+        let mut link = Remote::new(LinkV1::new(Box::new(Innermost(null, true))));
+        for _ in 0..depth {
+            // From the inner plugin to the host, from the host to the outer plugin.
+            let in_the_outer = Remote::new(LinkV1::new(Box::new(link)));
+            link = Remote::new(LinkV1::new(Box::new(Through(Box::new(in_the_outer)))));
+        }
+        link
+    }
+
+    #[test]
+    fn the_innermost_link_is_asked_once_a_question() {
+        let mut link = nested(8);
+        for _ in 0..3 {
+            let _ = link.state();
+            let all = ASKED.take();
+            assert_eq!(all, ["state", "is_shared", "wants_panel"]);
+            assert!(link.is_shared() && !link.wants_panel());
+            assert_eq!(ASKED.take(), [&all[..], &all].concat());
+            let _ = (link.fd(), link.send_fd());
+            assert_eq!(ASKED.take(), ["fd", "send_fd", "fd", "send_fd"]);
+        }
+        assert!(link.state().carrier);
+        link.recv(&mut Batch::new().rx()).unwrap();
+        assert!(!link.state().carrier, "an answer to an earlier question");
+        let asked = std::thread::spawn(move || (link.state(), ASKED.take())).join();
+        assert_eq!(asked.unwrap().1.len(), 3, "a question on another thread");
+    }
+
+    #[test]
+    fn what_a_plugin_receives_is_frames_or_is_dropped_and_counted() {
+        for depth in [0, 1, 3] {
+            let mut batch = Batch::new();
+            batch.rx().push(&[0; 14]);
+            nested(depth).recv(&mut batch.rx()).unwrap();
+            assert_eq!((batch.len(), batch.take_dropped()), (3, 1));
+            let left: Vec<u8> = batch.tx(0).frames().map(|f| f.bytes()[0]).collect();
+            assert_eq!(left, [0, 1, 3]);
+        }
     }
 }

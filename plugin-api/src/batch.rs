@@ -149,11 +149,16 @@ impl RawBatch {
     fn slots(&self) -> &[RawSlot] {
         // SAFETY: `slots` points to `slot_capacity` initialised slots owned by the Batch this view borrows.
         let slots = unsafe { std::slice::from_raw_parts(self.slots, self.slot_capacity as usize) };
-        &slots[..(self.len as usize).min(slots.len())]
+        &slots[..self.count()]
     }
 
     fn has_slot(&self) -> bool {
         self.len < self.slot_capacity
+    }
+
+    /// Slots in use. A plugin sets `len`, so it is no more than a claim.
+    fn count(&self) -> usize {
+        self.len.min(self.slot_capacity) as usize
     }
 
     /// Makes `len` bytes at the start of the free space the next frame and moves the free space on by `stride`.
@@ -174,7 +179,7 @@ impl RawBatch {
     }
 
     /// Makes slot `to` say what slot `from` says, less `cut` bytes at its start.
-    fn move_slot(&mut self, from: usize, to: usize, cut: u32) {
+    pub(crate) fn move_slot(&mut self, from: usize, to: usize, cut: u32) {
         let slots = self.slot_capacity as usize;
         if from < slots && to < slots {
             // SAFETY: both slots lie in the array owned by the Batch this view borrows.
@@ -242,7 +247,7 @@ impl Batch {
 
     /// Frames in the batch.
     pub fn len(&self) -> usize {
-        self.raw.len as usize
+        self.raw.count()
     }
 
     /// Whether there is no frame in the batch.
@@ -333,7 +338,10 @@ pub enum Sift {
     Keep,
     /// It was for the link itself, and goes.
     Take,
-    /// It is a wrapping: behind so many bytes are the virtio header and the frame that stay.
+    /// It makes no sense here, and goes, and is counted.
+    Refuse,
+    /// It is a wrapping: behind so many bytes are the virtio header and the frame that stay. One that is too short for
+    /// both goes, and is counted.
     Unwrap(usize),
     /// It stays without `len` bytes from `at` on, which stand in front of whatever its virtio header points to; one
     /// that has no so many goes, and is counted.
@@ -354,7 +362,7 @@ pub struct RxBatch<'a> {
 impl RxBatch<'_> {
     /// Frames in the batch so far.
     pub fn len(&self) -> usize {
-        self.raw.len as usize
+        self.raw.count()
     }
 
     /// Whether no frame has been received yet.
@@ -453,29 +461,46 @@ impl RxBatch<'_> {
         Ok(taken)
     }
 
-    /// Looks at the frames from number `from` on, and does with each what `sift` says.
+    /// Looks at the frames from number `from` on, and does with each what `sift` says. What is left are frames: an
+    /// entry that is none, or would be none afterwards, is dropped and counted.
     pub fn sift(&mut self, from: usize, mut sift: impl FnMut(Frame<'_>) -> Sift) {
         let from = from.min(self.len());
-        let mut kept = from;
+        let (mut kept, mut lost) = (from, 0);
         for index in from..self.len() {
-            let length = self.raw.frame(index).map_or(0, |f| f.bytes().len());
-            let cut = match self.raw.frame(index).map(&mut sift) {
-                Some(Sift::Keep) => 0,
-                Some(Sift::Unwrap(prefix)) => VNET_HEADER_LEN + prefix,
-                Some(Sift::Cut { at, len }) if length >= (at + len).max(MIN_FRAME + len) => {
+            let Some(frame) = self.raw.frame(index) else {
+                lost += 1;
+                continue;
+            };
+            let length = frame.bytes().len();
+            let cut = match sift(frame) {
+                Sift::Take => continue,
+                Sift::Refuse => None,
+                Sift::Keep => Some(0),
+                Sift::Unwrap(prefix) => {
+                    let cut = prefix.saturating_add(VNET_HEADER_LEN);
+                    (length >= cut.saturating_add(MIN_FRAME)).then_some(cut)
+                }
+                Sift::Cut { at, len } => (length >= (at + len).max(MIN_FRAME + len)).then(|| {
                     self.raw.cut(index, at, len);
                     len
-                }
-                Some(Sift::Cut { .. }) => {
-                    self.count_dropped(1);
-                    continue;
-                }
-                Some(Sift::Take) | None => continue,
+                }),
             };
-            self.raw.move_slot(index, kept, cut as u32);
-            kept += 1;
+            match cut {
+                Some(cut) => {
+                    self.raw.move_slot(index, kept, cut as u32);
+                    kept += 1;
+                }
+                None => lost += 1,
+            }
         }
         self.raw.len = kept as u32;
+        self.count_dropped(lost);
+    }
+
+    /// Drops and counts the entries from number `from` on that are no frames. A plugin that was built with an older kit
+    /// may leave such entries, which count as frames but cannot be sent.
+    pub(crate) fn drop_undecodable(&mut self, from: usize) {
+        self.sift(from, |_| Sift::Keep);
     }
 
     /// Accounts for one received datagram of `len` bytes, 0 if it is to be dropped, whose place is `stride`
@@ -506,7 +531,7 @@ pub struct TxBatch<'a> {
 impl TxBatch<'_> {
     /// Frames to send.
     pub fn len(&self) -> usize {
-        (self.raw.len as usize).saturating_sub(self.start)
+        self.raw.count().saturating_sub(self.start)
     }
 
     /// Whether there is nothing to send.
@@ -521,7 +546,7 @@ impl TxBatch<'_> {
 
     /// The frames in order.
     pub fn frames(&self) -> impl Iterator<Item = Frame<'_>> {
-        (self.start..self.raw.len as usize).filter_map(|index| self.raw.frame(index))
+        (self.start..self.raw.count()).filter_map(|index| self.raw.frame(index))
     }
 
     /// Sends the frames from number `skip` on, one datagram each without the virtio header, with one
@@ -637,6 +662,49 @@ mod tests {
         let seen = |frame: Frame<'_>| (frame.header().gso_size, frame.bytes().len());
         let left: Vec<_> = batch.tx(1).frames().map(seen).collect();
         assert_eq!(left, [(2, 60), (4, 60), (5, 60), (0, 60)]);
+    }
+
+    #[test]
+    fn a_wrapping_too_short_for_header_and_frame_is_dropped_and_counted() {
+        const PREFIX: usize = 20;
+        let mut batch = Batch::new();
+        for len in MIN_FRAME..PREFIX + VNET_HEADER_LEN + MIN_FRAME + 2 {
+            batch.clear();
+            batch.rx().push(&[1; 60]);
+            batch.rx().push(&vec![2; len]);
+            batch.rx().push(&[3; 60]);
+            batch.rx().sift(0, |frame| match frame.bytes()[0] {
+                2 => Sift::Unwrap(PREFIX),
+                _ => Sift::Keep,
+            });
+            let is_whole = len >= PREFIX + VNET_HEADER_LEN + MIN_FRAME;
+            let expected = if is_whole { (3, 0) } else { (2, 1) };
+            assert_eq!((batch.len(), batch.take_dropped()), expected, "{len}");
+            assert_eq!(batch.tx(0).frames().count(), batch.len(), "{len}");
+        }
+        batch.rx().sift(0, |_| Sift::Unwrap(usize::MAX));
+        assert_eq!((batch.len(), batch.take_dropped()), (0, 3));
+    }
+
+    #[test]
+    fn entries_that_are_no_frames_are_dropped_and_counted() {
+        let mut batch = Batch::new();
+        for n in 0..4 {
+            batch.rx().push(&[n; 60]);
+        }
+        // SAFETY: the slots belong to the batch, and there are more than four.
+        unsafe {
+            (*batch.raw.slots.add(0)).len = 5;
+            (*batch.raw.slots.add(2)).len = u32::MAX;
+            (*batch.raw.slots.add(3)).offset = u32::MAX;
+        }
+        batch.rx().drop_undecodable(1);
+        assert_eq!((batch.len(), batch.take_dropped()), (2, 2));
+        assert_eq!(batch.tx(1).frame(0).map(|f| f.bytes()[0]), Some(1));
+        batch.raw.len = u32::MAX;
+        assert_eq!(batch.len(), BATCH_FRAMES);
+        batch.rx().drop_undecodable(0);
+        assert_eq!(batch.tx(0).frames().count(), batch.len());
     }
 
     #[test]

@@ -45,6 +45,8 @@ pub enum Received {
     SuperFrame,
     /// A message, which is consumed, and what follows from it.
     Message(Option<Event>),
+    /// A super-frame of a far end that has not proven that it is one of ours.
+    Refused,
 }
 
 impl Received {
@@ -54,6 +56,7 @@ impl Received {
             Self::Frame => Sift::Keep,
             Self::SuperFrame => Sift::Unwrap(SUPER_PREFIX.len()),
             Self::Message(_) => Sift::Take,
+            Self::Refused => Sift::Refuse,
         }
     }
 }
@@ -158,7 +161,7 @@ impl Negotiation {
         if bytes.starts_with(&SUPER_PREFIX) {
             return match self.is_proven() {
                 true => Received::SuperFrame,
-                false => Received::Message(None),
+                false => Received::Refused,
             };
         }
         let message = Message::decode(bytes);
@@ -447,7 +450,7 @@ mod tests {
         };
         assert_eq!(a.receive(&elsewhere.encode()), Received::Message(None));
         let wrapped = [&SUPER_PREFIX[..], &[0; 80]].concat();
-        assert_eq!(a.receive(&wrapped), Received::Message(None));
+        assert_eq!(a.receive(&wrapped), Received::Refused);
         assert!(!a.is_proven() && a.peer_ticket().is_none());
 
         let mut b = end(2, "b");

@@ -16,11 +16,16 @@
 //! same way, then items at `/`, then key and value at the first `=`. Bare `%XX` is decoded last of
 //! all, so `%2F` never splits. The text in the braces is a VNL of its own and is handed on untouched.
 //!
+//! A nested VNL may have one of its own. [`Vnl::parse`] refuses more than [`MAX_NESTING`] levels, whatever the schemes
+//! are: each level is a link that all frames pass. It counts the levels where both grammars find them, and
+//! leaves braces that are malformed, or do not enclose a VNL, to the scheme.
+//!
 //! Nothing malformed is swallowed: each error names the thing, its place (counted in characters
 //! from 1) and the keys that the scheme knows.
 
 use std::ffi::OsString;
 use std::fmt::{self, Display};
+use std::iter::successors;
 use std::ops::Range;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -30,6 +35,9 @@ use crate::error::{Error, Result};
 
 /// The longest path of a UNIX socket, in bytes: `sun_path` less its terminating NUL.
 pub const MAX_SOCKET_PATH: usize = 107;
+
+/// The most VNLs inside each other, the outermost one not counted.
+pub const MAX_NESTING: usize = 8;
 
 /// A Virtual Network Locator split at its first `://`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +49,7 @@ pub struct Vnl<'a> {
 }
 
 impl<'a> Vnl<'a> {
-    /// Splits `vnl`; without a `://` it is the argument of `vde`.
+    /// Splits `vnl`; without a `://` it is the argument of `vde`. At most [`MAX_NESTING`] VNLs may be nested in it.
     pub fn parse(vnl: &'a str) -> Result<Self> {
         let (scheme, argument) = vnl.split_once("://").unwrap_or(("vde", vnl));
         if !Self::is_scheme(scheme) {
@@ -52,7 +60,11 @@ impl<'a> Vnl<'a> {
             ))
             .hint("schemes are of a-z, 0-9 and _; a path with :// in it is vde://PATH"));
         }
-        Ok(Self { scheme, argument })
+        let levels = successors(Some(argument), |argument| nested_argument(argument));
+        match levels.skip(1).nth(MAX_NESTING) {
+            Some(_) => Err(too_deep(vnl)),
+            None => Ok(Self { scheme, argument }),
+        }
     }
 
     /// Whether `name` can be a scheme: `[a-z0-9_]+`.
@@ -60,6 +72,29 @@ impl<'a> Vnl<'a> {
         let valid = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
         !name.is_empty() && name.bytes().all(valid)
     }
+}
+
+/// The argument of the VNL that is nested in an argument, whichever grammar that has. `None` if there is none, or none
+/// that names its scheme: a path nests nothing, and the braces of a shell command enclose something else.
+fn nested_argument(argument: &str) -> Option<&str> {
+    const NO_KEYS: Keys = Keys::new(&[]);
+    let parser = Parser {
+        argument,
+        keys: &NO_KEYS,
+    };
+    let chars = argument.contains('{').then(|| parser.lex().ok())??;
+    let (_, nested) = parser.nested(&chars).ok()?;
+    let (scheme, inner) = nested?.split_once("://")?;
+    Vnl::is_scheme(scheme).then_some(inner)
+}
+
+/// Why a VNL is not opened that has, or is in, more than [`MAX_NESTING`] others.
+pub fn too_deep(vnl: &str) -> Error {
+    Error::usage(format!(
+        "cannot open {}: more than {MAX_NESTING} VNLs are nested in each other",
+        OneLine(vnl)
+    ))
+    .hint("open the inner ones in a vde_plug, and join it by ptp://")
 }
 
 /// The keys that a scheme knows, for a constant beside its parser.
@@ -515,6 +550,34 @@ mod tests {
             assert_eq!(error.kind, ErrorKind::Usage);
             assert!(error.message.contains(scheme), "{error}");
             assert!(!error.to_string().contains('\n'));
+        }
+    }
+
+    #[test]
+    fn eight_levels_are_enough() {
+        let nest = |outer: &str, levels: usize, inner: &str| {
+            format!("{}{inner}{}", outer.repeat(levels), "}".repeat(levels))
+        };
+        for (outer, inner) in [
+            ("vlan://1{", "null://"),
+            ("a:///x[port='{'/y]{", "b://\\{'{'"),
+            ("a://1/priority=3{", "cmd://f() { g; }; f"),
+        ] {
+            assert!(Vnl::parse(&nest(outer, MAX_NESTING, inner)).is_ok());
+            let error = Vnl::parse(&nest(outer, MAX_NESTING + 1, inner)).unwrap_err();
+            let line = error.to_string();
+            let says = line.contains("more than 8 VNLs are nested") && line.contains("vde_plug");
+            assert!(error.kind == ErrorKind::Usage && says, "{line}");
+        }
+        // Refused by whose they are: quoted braces, malformed ones, a shell's.
+        for vnl in [
+            nest("vlan://1{", 20, "null://") + "x",
+            format!("vde://'{}'", nest("vlan://1{", 20, "null://")),
+            nest("cmd://{ ", 20, "x; "),
+            "vlan://1{".repeat(100_000),
+            nest("{", 20, ""),
+        ] {
+            assert!(Vnl::parse(&vnl).is_ok());
         }
     }
 

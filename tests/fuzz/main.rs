@@ -11,7 +11,7 @@
 //! generator is deterministic: a seed gives the same inputs everywhere. What fails is printed and kept. No input may take longer
 //! than `engine::LONGEST`, nor make the process grow by more than `engine::GROWTH`.
 //!
-//! `control`, `hello`, `vnl`, `stream`, `offload` and `settings` are the targets; `packets` has the other implementation for
+//! `control`, `hello`, `vnl`, `stream`, `offload`, `pump` and `settings` are the targets; `packets` has the other implementation for
 //! `offload`.
 
 mod control;
@@ -19,6 +19,7 @@ mod engine;
 mod hello;
 mod offload;
 mod packets;
+mod pump;
 mod random;
 mod settings;
 mod stream;
@@ -32,7 +33,7 @@ use clap::Parser;
 use engine::{Engine, Make};
 
 /// Everything that is fuzzed: its name, which is that of its corpus's directory, and how to make it.
-const TARGETS: [(&str, Make); 8] = [
+const TARGETS: [(&str, Make); 9] = [
     ("vnl", || Box::new(vnl::Locator)),
     ("vdestream", || Box::new(stream::Stream::default())),
     ("request", || Box::new(control::Requests)),
@@ -40,6 +41,7 @@ const TARGETS: [(&str, Make); 8] = [
     ("hello", || Box::new(hello::Messages)),
     ("cut", || Box::new(offload::Cut::default())),
     ("join", || Box::new(offload::Join::default())),
+    ("pump", || Box::new(pump::Pumped::new())),
     ("settings", || Box::new(settings::Settings)),
 ];
 

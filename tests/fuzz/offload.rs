@@ -9,7 +9,7 @@ use crate::packets::{ACK, CWR, FIN, Flow, PSH, RST, SYN, Seen, URG, sum};
 use crate::random::Random;
 
 /// What sinks may take.
-const SINKS: [Offloads; 5] = [
+pub(crate) const SINKS: [Offloads; 5] = [
     Offloads::NONE,
     Offloads::CSUM,
     Offloads(Offloads::CSUM.0 | Offloads::TSO4.0 | Offloads::TSO_ECN.0),

@@ -230,6 +230,13 @@ fn a_plugin_of_the_frozen_version_1_works() {
         .refused(&["no VNL in braces", "write frozen://{VNL}"]);
     lab.vdens(["frozen://{nosuch://}", "true"])
         .refused(&["libvdens_nosuch.so"]);
+    // It knows no limit of nested VNLs, but its host does.
+    let nested = |levels: usize| {
+        let (open, close) = ("frozen://{".repeat(levels), "}".repeat(levels));
+        lab.vdens([&format!("{open}null://{close}"), "true"])
+    };
+    nested(8).ok();
+    nested(9).refused(&["more than 8 VNLs are nested"]);
     // The kit that it was built with checks VNLs before they come to the plugin.
     lab.vdens(["frozen://x]", "true"]).refused(&["character 2"]);
 }

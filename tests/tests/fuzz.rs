@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 /// What is fuzzed.
-const TARGETS: [&str; 8] = [
+const TARGETS: [&str; 9] = [
     "cut",
     "hello",
     "join",
+    "pump",
     "reply",
     "request",
     "settings",

@@ -107,7 +107,7 @@ impl<'lab> Scene<'lab> {
 }
 
 /// Clock ticks of processor time that a process has used.
-fn ticks(process: &Proc<'_>) -> u64 {
+pub(crate) fn ticks(process: &Proc<'_>) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid())).unwrap();
     let fields: Vec<_> = stat.rsplit(") ").next().unwrap().split(' ').collect();
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()

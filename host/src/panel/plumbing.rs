@@ -13,6 +13,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use vdens_plugin_api::tap::{MAX_MTU, Tap};
 use vdens_plugin_api::wire::hello::Nonce;
 
+use crate::carrier::LinkWatch;
 use crate::error::{Error, Result};
 use crate::netlink::Netlink;
 
@@ -25,6 +26,7 @@ const LONGEST_AGEING: u32 = 1_000_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
     /// Make a port, unplugged, of an interface number, and the member's interface of the name given.
+    /// Hand over a watch over the panel's interfaces.
     AddPort(String, u32, String),
     /// Plug a port into the cable whose other end is the other port.
     Plug(String, String),
@@ -81,9 +83,9 @@ impl Order {
             Self::AddPort(port, index, interface) => {
                 let namespace = namespace
                     .ok_or_else(|| Error::closed("a port is to be made for no namespace"))?;
-                let name = format!("p{port}");
+                let name = interface_of(port);
                 netlink.add_veth(&name, *index, interface, namespace)?;
-                Ok(None)
+                LinkWatch::open().map(|watch| Some(watch.into()))
             }
             Self::Plug(port, peer) => {
                 let bridge = cable_name(port, peer);
@@ -108,7 +110,7 @@ impl Order {
                 Ok(None)
             }
             Self::Unplug(port) => {
-                let port = format!("p{port}");
+                let port = interface_of(port);
                 netlink.set_down(&port)?;
                 netlink.set_bridge(&port, None)?;
                 sweep(&netlink)?;
@@ -116,6 +118,11 @@ impl Order {
             }
         }
     }
+}
+
+/// The name of a port's interface.
+pub fn interface_of(port: &str) -> String {
+    format!("p{port}")
 }
 
 /// A place for a port or a hub that nobody can guess: 64 random bits as 13 letters and digits.
@@ -175,7 +182,7 @@ fn plug(netlink: &Netlink, port: &str, bridge: &str) -> Result<()> {
 }
 
 fn attach(netlink: &Netlink, port: &str, bridge: &str) -> Result<()> {
-    let port = format!("p{port}");
+    let port = interface_of(port);
     netlink.set_bridge(&port, Some(bridge))?;
     netlink.set_up(&port)?;
     sweep(netlink)

@@ -198,6 +198,8 @@ pub struct Stage {
     changed: Changed,
     /// Frames at the start of `changed` that the sink has taken.
     sent: usize,
+    /// Frames dropped here.
+    lost: u64,
 }
 
 impl Stage {
@@ -217,13 +219,14 @@ impl Stage {
         let changed = &mut self.changed.batch;
         if self.sent < changed.len() && !all_suit(&changed.tx(self.sent), offloads) {
             // The sink takes less than it did: its far end is another, and these were for the last.
-            let lost = changed.len() - self.sent;
-            changed.rx().count_dropped(lost as u64);
+            self.lost += (changed.len() - self.sent) as u64;
             self.sent = changed.len();
         }
         while self.sent >= self.changed.batch.len() && self.at.frame < self.received.len() {
             self.sent = 0;
-            if !self.change(offloads) {
+            let is_changed = self.change(offloads);
+            self.lost += self.changed.take_dropped();
+            if !is_changed {
                 return Some(self.received.tx(self.at.frame));
             }
         }
@@ -247,9 +250,15 @@ impl Stage {
         left as u64
     }
 
-    /// Takes the count of frames lost by the links and here, which starts again at 0.
+    /// Takes the count of frames dropped here, because what their headers ask for makes no sense or the sink takes less
+    /// than it did. It starts again at 0.
+    pub fn take_lost(&mut self) -> u64 {
+        std::mem::take(&mut self.lost)
+    }
+
+    /// Takes the count of frames dropped by the links and here, which starts again at 0.
     pub fn take_dropped(&mut self) -> u64 {
-        self.received.take_dropped() + self.changed.take_dropped()
+        self.received.take_dropped() + self.changed.take_dropped() + self.take_lost()
     }
 
     fn clear(&mut self) {

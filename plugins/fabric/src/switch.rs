@@ -249,7 +249,6 @@ impl Switch {
             .ingress
             .rx()
             .receive_datagrams(&port.data, port.max_datagram());
-        port.counters.malformed += self.ingress.take_dropped();
         match outcome {
             Ok(0) => return,
             Ok(_) => {}
@@ -258,6 +257,7 @@ impl Switch {
         if hear(port, &mut self.ingress) {
             self.fabric.fdb.forget(id);
         }
+        port.counters.malformed += self.ingress.take_dropped();
         port.counters.received += self.ingress.len() as u64;
         let frames = self.ingress.tx(0);
         let malformed = self.fabric.forward(id, &frames, Some(host), now);

@@ -13,8 +13,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tempfile::TempDir;
 use vdens_plugin_api::negotiation::{Event, Negotiation, Received};
 use vdens_plugin_api::wire::control::{REPLY_LEN, Reply, Request, RequestKind};
-use vdens_plugin_api::wire::hello::{Body, Nonce};
-use vdens_plugin_api::{Batch, Host, Link, MAX_LEGACY_FRAME, Offloads, OpenOptions, State};
+use vdens_plugin_api::wire::hello::{Body, Nonce, SUPER_PREFIX};
+use vdens_plugin_api::{
+    Batch, Host, Link, MAX_LEGACY_FRAME, MIN_FRAME, Offloads, OpenOptions, State, VNET_HEADER_LEN,
+};
 
 use crate::Kind;
 use crate::config::Config;
@@ -324,6 +326,26 @@ fn speak(client: &Client, negotiation: &mut Negotiation) {
     while let Some(message) = negotiation.next() {
         client.send(&message);
         negotiation.sent();
+    }
+}
+
+#[test]
+fn super_frames_without_a_frame_are_dropped_and_counted() {
+    for kind in [Kind::Switch, Kind::Hub] {
+        let mut bench = Bench::of(kind, "");
+        let ours = bench.try_plug_as(0, OURS).unwrap();
+        tell(&ours, &mut meet(&ours).0, Body::Declined);
+        let shortest = SUPER_PREFIX.len() + VNET_HEADER_LEN + MIN_FRAME;
+        for len in SUPER_PREFIX.len()..shortest {
+            ours.send(&[&SUPER_PREFIX[..], &[0; 100]].concat()[..len]);
+        }
+        ours.send(&frame(BROADCAST, 1, 60));
+        bench.run();
+        assert_eq!(bench.host.len(), 1);
+        let mut ports = bench.switch.fabric().ports.iter_mut();
+        let counters = ports.next().unwrap().1.counters;
+        let expected = ((shortest - SUPER_PREFIX.len()) as u64, 1);
+        assert_eq!((counters.malformed, counters.received), expected);
     }
 }
 

@@ -14,8 +14,8 @@ use vdens_plugin_api::negotiation::{Event, Negotiation, Received};
 use vdens_plugin_api::wire::control::{MAX_REQUEST_LEN, Mark, Reply, Request};
 use vdens_plugin_api::wire::hello::{Body, Cable, Message, Nonce, SUPER_PREFIX};
 use vdens_plugin_api::{
-    Batch, ErrorKind, Host, Link, MAX_FRAME, MAX_LEGACY_FRAME, Offloads, OpenOptions, Result,
-    RxBatch, State, Ticket, VnetHeader,
+    Batch, ErrorKind, Host, Link, MAX_FRAME, MAX_LEGACY_FRAME, MIN_FRAME, Offloads, OpenOptions,
+    Result, RxBatch, State, Ticket, VnetHeader,
 };
 
 use crate::link::Vde;
@@ -267,13 +267,37 @@ fn a_switch_of_ours_is_told_what_the_host_takes_and_sent_what_it_takes() {
 }
 
 #[test]
+fn super_frames_without_a_frame_are_dropped_and_counted() {
+    let directory = tempfile::tempdir().unwrap();
+    let switch = serve_as(directory.path(), "ctl", Kind::Ours(None));
+    let mut link = open_in(&directory, "").unwrap();
+    let switch = switch.join().unwrap();
+    let shortest = wrapped(&[1; MIN_FRAME]);
+    let mut batch = Batch::new();
+    for cut in 0..=shortest.len() - SUPER_PREFIX.len() {
+        let datagram = &shortest[..shortest.len() - cut];
+        switch.data.send(datagram).unwrap();
+        switch.data.send(&[1; 60]).unwrap();
+        batch.clear();
+        link.recv(&mut batch.rx()).unwrap();
+        let expected = if cut == 0 { (2, 0) } else { (1, 1) };
+        assert_eq!((batch.len(), batch.take_dropped()), expected, "{cut}");
+        assert_eq!(batch.tx(0).frames().count(), batch.len(), "{cut}");
+    }
+}
+
+#[test]
 fn a_legacy_switch_is_told_nothing() {
     let (_directory, mut link, switch) = pair("");
     link.other_side(TAKES_ALL);
     switch.data.send(&wrapped(&[1; 60])).unwrap();
     let mut batch = Batch::new();
     link.recv(&mut batch.rx()).unwrap();
-    assert!(batch.is_empty(), "it is no switch that sends super-frames");
+    assert_eq!(
+        (batch.len(), batch.take_dropped()),
+        (0, 1),
+        "no super-frames"
+    );
     assert_eq!(link.state(), State::UP);
     assert!(switch.data.recv(&mut [0; 100]).is_err());
 }

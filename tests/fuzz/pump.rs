@@ -1,0 +1,298 @@
+//! Datagrams as a cable's far end may send them, through the pump of a worker: whatever they are, it comes to rest.
+//!
+//! The source treats a datagram as the schemes do whose ends may be ours: it unwraps super-frames and keeps messages for
+//! itself. The sink takes what it is offered as a socket does: so many frames a call, and none in a call for which its
+//! queue is full. Its descriptor says that it has room all the same, so a pump that offers what cannot be
+//! taken would do so for ever; here it is stopped and found out.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use vdens::pump::{Counters, Pump, Stop};
+use vdens_plugin_api::wire::hello::{SUPER_PREFIX, is_message};
+use vdens_plugin_api::{
+    BATCH_FRAMES, Link, MIN_FRAME, Result as ApiResult, RxBatch, Sift, State, TxBatch,
+    VNET_HEADER_LEN, VnetHeader,
+};
+
+use crate::engine::{Target, ensure};
+use crate::offload::SINKS;
+use crate::packets::{ACK, Flow};
+use crate::random::Random;
+
+/// The most datagrams of an input, and the most bytes in one.
+const MOST: usize = 40;
+const LONGEST: usize = 1024;
+
+/// The most calls that a frame may cost: a super-frame has a segment a byte, and every other call finds a full queue.
+const CALLS: usize = 2 * LONGEST + 2;
+
+/// An input: a byte for what the sink takes, one for how much at a time, one for when its queue is full, one for whether
+/// the source serves others too, and each datagram behind its length.
+pub(crate) struct Pumped {
+    /// Always readable and writable.
+    ready: EventFd,
+    /// Never readable.
+    never: EventFd,
+    /// Readable when the pump is to stop.
+    stop: EventFd,
+}
+
+impl Pumped {
+    pub(crate) fn new() -> Self {
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        let event = |value| EventFd::from_value_and_flags(value, flags);
+        let make = || Some((event(1).ok()?, event(0).ok()?, event(0).ok()?));
+        let Some((ready, never, stop)) = make() else {
+            panic!("there are no descriptors left");
+        };
+        Self { ready, never, stop }
+    }
+}
+
+/// Gives datagrams, and stops the pump when it is asked for more than there are.
+struct Source<'a> {
+    fds: &'a Pumped,
+    datagrams: &'a [&'a [u8]],
+    is_shared: bool,
+    messages: u64,
+}
+
+impl Link for Source<'_> {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.fds.ready.as_fd()
+    }
+
+    fn recv(&mut self, batch: &mut RxBatch<'_>) -> ApiResult<()> {
+        if self.datagrams.is_empty() {
+            let _ = self.fds.stop.write(1);
+        }
+        while let [datagram, rest @ ..] = self.datagrams
+            && batch.push(datagram)
+        {
+            self.datagrams = rest;
+        }
+        batch.sift(0, |frame| match frame.bytes() {
+            bytes if bytes.starts_with(&SUPER_PREFIX) => Sift::Unwrap(SUPER_PREFIX.len()),
+            bytes if is_message(bytes) => {
+                self.messages += 1;
+                Sift::Take
+            }
+            _ => Sift::Keep,
+        });
+        Ok(())
+    }
+
+    fn send(&mut self, batch: &mut TxBatch<'_>) -> ApiResult<usize> {
+        Ok(batch.len())
+    }
+
+    fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+}
+
+/// Takes frames, and stops a pump that has called too often.
+struct Sink<'a> {
+    fds: &'a Pumped,
+    state: State,
+    chunk: usize,
+    /// One bit for each of the next calls: whether the queue is full.
+    full: u8,
+    calls_left: usize,
+    frames: u64,
+    bytes: u64,
+}
+
+impl Link for Sink<'_> {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.fds.never.as_fd()
+    }
+
+    fn send_fd(&self) -> BorrowedFd<'_> {
+        self.fds.ready.as_fd()
+    }
+
+    fn recv(&mut self, _batch: &mut RxBatch<'_>) -> ApiResult<()> {
+        Ok(())
+    }
+
+    fn send(&mut self, batch: &mut TxBatch<'_>) -> ApiResult<usize> {
+        let Some(left) = self.calls_left.checked_sub(1) else {
+            let _ = self.fds.stop.write(1);
+            return Ok(0);
+        };
+        self.calls_left = left;
+        // Never twice in a row.
+        let is_full = self.full & 3 == 1;
+        self.full = self.full.rotate_left(1);
+        if is_full {
+            return Ok(0);
+        }
+        let mut taken = 0;
+        for frame in batch.frames().take(self.chunk) {
+            taken += 1;
+            self.frames += 1;
+            self.bytes += frame.bytes().len() as u64;
+        }
+        Ok(taken)
+    }
+
+    fn state(&self) -> State {
+        self.state
+    }
+}
+
+/// What becomes of a datagram at the source.
+#[derive(PartialEq, Eq)]
+enum Kind {
+    Malformed,
+    Message,
+    Frame,
+}
+
+fn kind(datagram: &[u8]) -> Kind {
+    let is_wrapped = datagram.starts_with(&SUPER_PREFIX);
+    let shortest = match is_wrapped {
+        true => SUPER_PREFIX.len() + VNET_HEADER_LEN + MIN_FRAME,
+        false => MIN_FRAME,
+    };
+    match datagram.len() {
+        len if len < shortest => Kind::Malformed,
+        _ if is_message(datagram) && !is_wrapped => Kind::Message,
+        // In a wrapping it would be one at the sink.
+        _ if is_wrapped && is_message(&datagram[shortest - MIN_FRAME..]) => Kind::Malformed,
+        _ => Kind::Frame,
+    }
+}
+
+impl Target for Pumped {
+    fn generate(&mut self, random: &mut Random, input: &mut Vec<u8>) {
+        random.append(input, 4);
+        for _ in 0..random.below(12) {
+            let mut datagram = Vec::new();
+            let mut frame = Vec::new();
+            let payload = vec![7; random.below(200)];
+            let mut flow = Flow::any(random, true);
+            flow.flags = ACK;
+            flow.append(&payload, true, &mut frame);
+            match random.below(6) {
+                // Too short for header and frame, or just long enough.
+                0 | 1 => {
+                    datagram.extend(SUPER_PREFIX);
+                    let len = random.below(VNET_HEADER_LEN + MIN_FRAME + 2);
+                    random.append(&mut datagram, len);
+                }
+                2 => {
+                    let header = VnetHeader {
+                        flags: random.byte() & 1,
+                        gso_type: *random.pick(&[0, flow.gso_type(), 3]),
+                        gso_size: 1 + random.below(300) as u16,
+                        csum_start: 34,
+                        csum_offset: 16,
+                        ..VnetHeader::default()
+                    };
+                    datagram.extend(SUPER_PREFIX);
+                    datagram.extend(header.to_bytes());
+                    datagram.extend(&frame);
+                }
+                3 => {
+                    datagram.extend(&SUPER_PREFIX[..random.below(SUPER_PREFIX.len())]);
+                    let len = random.below(30);
+                    random.append(&mut datagram, len);
+                }
+                _ => datagram = frame,
+            }
+            datagram.truncate(LONGEST);
+            input.extend((datagram.len() as u16).to_be_bytes());
+            input.extend(&datagram);
+        }
+    }
+
+    fn check(&mut self, input: &[u8]) -> Result<(), String> {
+        let (&[takes, chunk, full, shared], mut rest) =
+            input.split_first_chunk().unwrap_or((&[0; 4], &[]));
+        let mut datagrams = Vec::new();
+        while let [high, low, bytes @ ..] = rest
+            && datagrams.len() < MOST
+        {
+            let len = usize::from(u16::from_be_bytes([*high, *low])).min(bytes.len());
+            let (datagram, behind) = bytes.split_at(len);
+            rest = behind;
+            datagrams.push(&datagram[..len.min(LONGEST)]);
+        }
+        let offloads = SINKS[usize::from(takes) % SINKS.len()];
+        let mut source = Source {
+            fds: self,
+            datagrams: &datagrams,
+            is_shared: shared & 1 != 0,
+            messages: 0,
+        };
+        let mut sink = Sink {
+            fds: self,
+            state: State {
+                offloads,
+                ..State::UP
+            },
+            chunk: 1 + usize::from(chunk) % BATCH_FRAMES,
+            full,
+            calls_left: CALLS * (datagrams.len() + 1),
+            frames: 0,
+            bytes: 0,
+        };
+        let moved = pump(self, &mut source, &mut sink)?;
+        ensure(sink.calls_left > 0, || "the pump goes round".into())?;
+        ensure(source.datagrams.is_empty(), || {
+            format!("{} datagrams are left", source.datagrams.len())
+        })?;
+        let count = |kind_of: Kind| {
+            let of_kind = datagrams
+                .iter()
+                .filter(|datagram| kind(datagram) == kind_of);
+            of_kind.count() as u64
+        };
+        let dropped = moved.dropped;
+        ensure(source.messages == count(Kind::Message), || {
+            format!("{} messages", source.messages)
+        })?;
+        ensure(dropped.malformed == count(Kind::Malformed), || {
+            format!("{} malformed", dropped.malformed)
+        })?;
+        ensure(
+            (moved.frames, moved.bytes) == (sink.frames, sink.bytes),
+            || {
+                format!(
+                    "{moved:?}, {} frames of {} bytes taken",
+                    sink.frames, sink.bytes
+                )
+            },
+        )?;
+        ensure(source.is_shared || dropped.queue_full == 0, || {
+            format!("{moved:?} though the source waits")
+        })?;
+        // Some become one where the sink takes super-frames.
+        let least = match offloads.0 {
+            0 => count(Kind::Frame),
+            _ => count(Kind::Frame).min(1),
+        };
+        let accounted = moved.frames + dropped.undeliverable + dropped.queue_full;
+        ensure(accounted >= least, || format!("{moved:?} for {least}"))
+    }
+}
+
+/// Lets a pump run until a link stops it; what it moved from the source to the sink.
+fn pump(fds: &Pumped, source: &mut Source<'_>, sink: &mut Sink<'_>) -> Result<Counters, String> {
+    let mut pump = Pump::new(source, sink);
+    pump.settle()
+        .map_err(|(side, error)| format!("{side} broke: {error}"))?;
+    let stopped = loop {
+        match pump.run(&fds.stop, None) {
+            Ok(Stop::Changed(_)) => {}
+            Ok(Stop::Control) => break Ok(pump.counters()[0]),
+            stop => break Err(format!("{stop:?}")),
+        }
+    };
+    // For the next input.
+    let _ = fds.stop.read();
+    stopped
+}
