@@ -411,31 +411,6 @@ mod tests {
         b.send(&Message::Go, &[]).unwrap();
     }
 
-    /// The descriptors of this process that are open files of that name.
-    fn open_files(name: &str) -> usize {
-        let fds = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
-        let files = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok());
-        let named = files.filter(|file| file.to_string_lossy().contains(name));
-        named.count()
-    }
-
-    #[test]
-    fn no_descriptor_stays_open_when_others_are_lost() {
-        let (a, b) = Channel::pair().unwrap();
-        let name = "vdens-test-cut";
-        let file = memfd_create(name, MFdFlags::MFD_CLOEXEC).unwrap();
-        let fds = [file.as_fd(); 4];
-        a.send(&Message::Ready, &fds).unwrap();
-        // Room for two of the four.
-        let lost = b.receive_with(&mut space_for(2));
-        assert_eq!(lost.unwrap_err().errno, libc::EMFILE);
-        assert_eq!(open_files(name), 1);
-        // The next message is not touched by that.
-        a.send(&Message::Ready, &fds).unwrap();
-        let (_, fds) = b.receive().unwrap().unwrap();
-        assert_eq!((fds.len(), open_files(name)), (4, 5));
-    }
-
     #[test]
     fn a_report_that_cannot_be_made_is_answered() {
         use std::os::unix::ffi::OsStrExt;
@@ -468,5 +443,30 @@ mod tests {
         assert_eq!(read_report(memory(10), 10).unwrap(), "\0".repeat(10));
         let sparse = read_report(memory(1 << 50), 10).unwrap_err();
         assert!(sparse.message.contains("more than 10 bytes"), "{sparse}");
+    }
+
+    /// The descriptors of this process that are open files of that name.
+    fn open_files(name: &str) -> usize {
+        let fds = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let files = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        let named = files.filter(|file| file.to_string_lossy().contains(name));
+        named.count()
+    }
+
+    #[test]
+    fn no_descriptor_stays_open_when_others_are_lost() {
+        let (a, b) = Channel::pair().unwrap();
+        let name = "vdens-test-cut";
+        let file = memfd_create(name, MFdFlags::MFD_CLOEXEC).unwrap();
+        let fds = [file.as_fd(); 4];
+        a.send(&Message::Ready, &fds).unwrap();
+        // Room for two of the four.
+        let lost = b.receive_with(&mut space_for(2));
+        assert_eq!(lost.unwrap_err().errno, libc::EMFILE);
+        assert_eq!(open_files(name), 1);
+        // The next message is not touched by that.
+        a.send(&Message::Ready, &fds).unwrap();
+        let (_, fds) = b.receive().unwrap().unwrap();
+        assert_eq!((fds.len(), open_files(name)), (4, 5));
     }
 }

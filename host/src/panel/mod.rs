@@ -252,10 +252,7 @@ pub fn check_place(place: &str) -> Result<()> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     match fits && place.chars().all(allowed) {
         true => Ok(()),
-        false => Err(Error::usage(format!(
-            "'{}' is no place on the panel",
-            place.escape_debug()
-        ))),
+        false => Err(Error::usage(format!("'{place}' is no place on the panel"))),
     }
 }
 

@@ -128,8 +128,8 @@ fn ask(sockets: &[Socket], room: &mut u64) -> Vec<Answer> {
         match call(&path) {
             Ok(connection) if !is_of(&connection, pid) => {
                 let error = Error::new(ErrorKind::Permission, "another process has its socket");
-                let error = error.hint(format!("rm {}", socket.dir.shown(&name).display()));
-                let process = Err(error);
+                let file = socket.dir.shown(&name);
+                let process = Err(error.hint(format!("rm {}", file.display())));
                 answers.push(Answer { pid, process });
             }
             Ok(connection) => asked.push((pid, Channel::from(connection))),
