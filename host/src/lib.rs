@@ -27,6 +27,7 @@ pub mod netlink;
 pub mod opener;
 pub mod panel;
 pub mod plug;
+pub mod privilege;
 pub mod probe;
 pub mod process;
 pub mod pump;

@@ -9,6 +9,7 @@ mod config;
 mod docs;
 mod doctor;
 mod errors;
+mod escape;
 mod faults;
 mod fuzz;
 mod hostile;

@@ -8,13 +8,16 @@ use vdens::config::Config;
 use vdens::error::{Error, Result, report};
 use vdens::logging::{self, Choice};
 use vdens::plug;
+use vdens::privilege;
 
 const PROGRAM: &str = "vde_plug";
 
 fn main() {
-    let words = std::env::args_os();
-    let mut cli: VdePlug = cli::parse(PROGRAM, plug::EXIT_FAILURE, words);
-    let status = login(&mut cli).and_then(|()| run(&cli));
+    let status = privilege::refuse_raised().and_then(|()| {
+        let words = std::env::args_os();
+        let mut cli: VdePlug = cli::parse(PROGRAM, plug::EXIT_FAILURE, words);
+        login(&mut cli).and_then(|()| run(&cli))
+    });
     exit(status.unwrap_or_else(|error| {
         report(PROGRAM, error);
         plug::EXIT_FAILURE

@@ -11,13 +11,15 @@ use vdens::logging::{self, Choice};
 use vdens::session::Session;
 use vdens::status::{client, text};
 use vdens::supervisor::{self, Failure};
-use vdens::{check, doctor, listing, scaffold};
+use vdens::{check, doctor, listing, privilege, scaffold};
 
 const PROGRAM: &str = "vdens";
 
 fn main() {
-    let cli: Vdens = cli::parse(PROGRAM, EXIT_FAILURE, std::env::args_os());
-    exit(match run(&cli) {
+    let outcome = privilege::refuse_raised()
+        .map_err(Failure::from)
+        .and_then(|()| run(&cli::parse(PROGRAM, EXIT_FAILURE, std::env::args_os())));
+    exit(match outcome {
         Ok(status) => status,
         Err(Failure::Signal(signal)) => 128 + signal as i32,
         Err(Failure::Error(status, error)) => {
