@@ -14,6 +14,7 @@ mod faults;
 mod fuzz;
 mod hostile;
 mod hub;
+mod installation;
 mod integrity;
 mod interop;
 mod leftovers;

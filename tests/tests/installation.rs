@@ -1,0 +1,127 @@
+//! Where and how the programs are installed and started: what raises their rights is refused, what confines them is named.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::PathBuf;
+
+use vdens_tests::{Lab, User, need};
+
+/// A copy of one of our programs beside the plugins, with an owner and a mode.
+fn installed(lab: &Lab, program: &str, owner: &User, mode: u32) -> PathBuf {
+    let file = lab.bin().join(format!("{program}-{mode:o}"));
+    fs::copy(lab.bin().join(program), &file).unwrap();
+    chown(&file, Some(owner.uid), Some(owner.gid)).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+    file
+}
+
+/// The caller gets nothing from a program that would run with more rights than its own: no plugin of the caller's is
+/// loaded, no command executed, no file read or written.
+#[track_caller]
+fn gives_nothing(lab: &Lab, program: &str, file: &PathBuf, words: &[&str]) {
+    let taken = lab.aside("taken");
+    let own = lab.write("own", "secret");
+    let log = taken.display().to_string();
+    let plugins = lab.drop_in();
+    lab.drop_plugin(&lab.bin().join("libvdens_null.so"), "x");
+    let attacks: &[&[&str]] = match program {
+        "vdens" => &[
+            &["null://", "true"],
+            &["--log-file", &log, "null://", "true"],
+            &["--config", &own, "null://", "true"],
+            &["cmd://id -u >&2", "true"],
+            &["--version"],
+            &["--help"],
+            &["--list-plugins"],
+            &["--nonsense"],
+            &[],
+        ],
+        _ => &[
+            &["null://", "null://"],
+            &["--log-file", &log, "null://", "null://"],
+            &["-p", &log, "null://", "null://"],
+            &["null://", "=", "sh", "-c", "id -u >&2"],
+            &["-c", "vde_plug null://"],
+            &["--version"],
+            &[],
+        ],
+    };
+    for attack in attacks {
+        let command = lab
+            .command(file, *attack)
+            .env("VDENS_PLUGIN_PATH", &plugins);
+        command.refused(&[&["more rights than the caller"], words].concat());
+    }
+    assert!(!taken.exists());
+}
+
+#[test]
+fn a_setuid_program_refuses_to_run() {
+    need!("root", "setpriv");
+    let lab = Lab::new();
+    let user = lab.user();
+    let setuid = ["uid 0", "needs no setuid bit", "chmod u-s"];
+    for program in ["vdens", "vde_plug"] {
+        let root = installed(&lab, program, &User::root(), 0o4755);
+        gives_nothing(&lab, program, &root, &setuid);
+        let group = installed(&lab, program, &User::root(), 0o2755);
+        gives_nothing(
+            &lab,
+            program,
+            &group,
+            &["gid 0", "needs no setgid bit", "chmod g-s"],
+        );
+        // A bit that raises nothing is no harm: the owner's own, and one that the kernel does not heed.
+        lab.command(&root, ["--version"]).by(User::root()).ok();
+        lab.command("setpriv", ["--no-new-privs", "--"])
+            .args([&*root, "--version".as_ref()])
+            .ok();
+        let own = installed(&lab, program, user, 0o4755);
+        lab.command(&own, ["--version"]).ok();
+        // Another user's rights are not root's, and not to be had either.
+        let other = installed(&lab, program, &User::other(), 0o4755);
+        let words = [&*format!("uid {} for uid {}", User::other().uid, user.uid)];
+        gives_nothing(&lab, program, &other, &words);
+    }
+    // A wrapper that keeps its rights says nothing else than the bit itself.
+    let python = lab.aside("python");
+    fs::copy(fs::canonicalize("/usr/bin/python3").unwrap(), &python).unwrap();
+    fs::set_permissions(&python, fs::Permissions::from_mode(0o4755)).unwrap();
+    let vdens = lab.bin().join("vdens").display().to_string();
+    let script = format!("import os; os.execv('{vdens}', ['vdens', '--version'])");
+    lab.command(&python, ["-c", &script])
+        .refused(&["uid 0", "more rights"]);
+}
+
+#[test]
+fn a_program_with_file_capabilities_refuses_to_run() {
+    need!("root", "setcap", "setpriv");
+    let lab = Lab::new();
+    for program in ["vdens", "vde_plug"] {
+        let file = installed(&lab, program, &User::root(), 0o755);
+        lab.command(&file, ["--version"]).ok();
+        for capabilities in ["cap_net_admin+ep", "cap_net_admin,cap_sys_admin+p"] {
+            lab.command("setcap", [capabilities.as_ref(), &*file])
+                .by(User::root())
+                .ok();
+            gives_nothing(&lab, program, &file, &["needs neither", "setcap -r"]);
+        }
+        lab.command("setcap", ["-r".as_ref(), &*file])
+            .by(User::root())
+            .ok();
+        lab.command(&file, ["--version"]).ok();
+    }
+    // Capabilities that the caller has are the caller's to give.
+    let (uid, gid) = (lab.user().uid.to_string(), lab.user().gid.to_string());
+    let words = ["--reuid", &uid, "--regid", &gid, "--clear-groups"];
+    let given = lab.command("setpriv", words);
+    let given = given.args(["--inh-caps", "+net_admin", "--ambient-caps", "+net_admin"]);
+    let vdens = lab.bin().join("vdens");
+    given
+        .args(["--".as_ref(), vdens.as_os_str()])
+        .args(["null://", "true"])
+        .by(User::root())
+        .ok();
+}
