@@ -13,6 +13,9 @@ use vdens_plugin_api::vnl::Vnl;
 use crate::error::{Error, ErrorKind, Result};
 use crate::loader::{self, SearchPath};
 
+/// The longest scheme: crates.io takes no package name that is longer than 64 characters.
+const LONGEST: usize = 64 - "vdens-plugin-".len();
+
 /// The template's scheme, which stands for nothing else in its files.
 const NAME: &str = "template";
 
@@ -49,6 +52,18 @@ pub fn run(dir: &Path, api: Option<&str>, path: &SearchPath) -> Result<()> {
         );
     }
     let api = api.map_or_else(default_api, chosen_api)?;
+    let is_there = dir.exists();
+    fs::create_dir_all(dir).map_err(|error| Error::path("make", dir, &error))?;
+    // What stands in it is compiled and run: nobody else may put something there, now or later. Looked at
+    // when it is there for sure, so that nobody can be faster.
+    loader::check_owner(dir).map_err(|(why, remedy)| {
+        let remedy = if is_there {
+            "name one that does not exist"
+        } else {
+            &*remedy
+        };
+        Error::new(ErrorKind::Permission, why).hint(remedy)
+    })?;
     if fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
         let message = format!("the directory {} is not empty", dir.display());
         return Err(Error::new(ErrorKind::Busy, message).hint("name one that does not exist"));
@@ -67,9 +82,11 @@ pub fn run(dir: &Path, api: Option<&str>, path: &SearchPath) -> Result<()> {
 fn scheme(dir: &Path) -> Result<&str> {
     let name = dir.file_name().unwrap_or(dir.as_os_str());
     let scheme = name.to_str().filter(|name| Vnl::is_scheme(name));
+    let scheme = scheme.filter(|name| name.len() <= LONGEST);
     scheme.ok_or_else(|| {
-        Error::usage(format!("'{}' can be no scheme", name.to_string_lossy()))
-            .hint("a plugin's directory has its scheme's name, of a-z, 0-9 and _")
+        Error::usage(format!("'{}' can be no scheme", name.to_string_lossy())).hint(format!(
+            "a plugin's directory has its scheme's name, of a-z, 0-9 and _, {LONGEST} at most"
+        ))
     })
 }
 
@@ -79,7 +96,8 @@ fn chosen_api(api: &str) -> Result<String> {
     if path.join("Cargo.toml").is_file() {
         return dependency(path);
     }
-    match api.starts_with(|c: char| c.is_ascii_digit()) && !api.contains(['/', '"', '\\']) {
+    let is_version = |c: char| c.is_ascii_alphanumeric() || ".-+".contains(c);
+    match api.starts_with(|c: char| c.is_ascii_digit()) && api.chars().all(is_version) {
         true => Ok(format!("\"{api}\"")),
         false => Err(Error::usage(format!(
             "--api {api}: no Cargo.toml is in it, nor is it a version"
@@ -97,7 +115,9 @@ fn default_api() -> Result<String> {
 
 fn dependency(path: &Path) -> Result<String> {
     let path = fs::canonicalize(path).map_err(|error| Error::path("find", path, &error))?;
-    let text = path.to_str().filter(|text| !text.contains(['\'', '\n']));
+    // TOML's literal strings have no escapes.
+    let is_literal = |text: &&str| !text.contains(|c: char| c == '\'' || c.is_control());
+    let text = path.to_str().filter(is_literal);
     text.map(|text| format!("{{ path = '{text}' }}"))
         .ok_or_else(|| {
             Error::usage(format!(
@@ -167,7 +187,28 @@ mod tests {
     fn schemes_come_from_directories() {
         assert_eq!(scheme(Path::new("/tmp/my_2nd")).unwrap(), "my_2nd");
         assert_eq!(scheme(Path::new("x/")).unwrap(), "x");
-        for bad in ["/", "..", "my-cable", "A", ""] {
+        let long = "a".repeat(LONGEST);
+        assert_eq!(scheme(Path::new(&long)).unwrap(), long);
+        let longer = "a".repeat(LONGEST + 1);
+        for bad in [
+            "/",
+            "..",
+            ".",
+            "x/..",
+            "my-cable",
+            "A",
+            "",
+            "a\"b",
+            "a'b",
+            "a\nb",
+            "{}",
+            "{x}",
+            "x]",
+            "é",
+            "\u{1b}[31m",
+            "x.so",
+            &longer,
+        ] {
             assert!(scheme(Path::new(bad)).is_err(), "{bad}");
         }
     }
@@ -176,7 +217,17 @@ mod tests {
     fn the_api_is_a_directory_or_a_version() {
         assert_eq!(chosen_api("1.2").unwrap(), "\"1.2\"");
         assert!(chosen_api(BUILT_WITH).unwrap().contains("plugin-api' }"));
-        for bad in ["", "/nowhere", "1\"", "x"] {
+        for bad in [
+            "",
+            "/nowhere",
+            "1\"",
+            "x",
+            "1\n[lib]",
+            "1', path = '/",
+            "1\\",
+            "1\u{1b}[31m",
+            "1 #",
+        ] {
             assert!(chosen_api(bad).is_err(), "{bad}");
         }
     }
