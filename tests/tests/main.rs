@@ -11,6 +11,7 @@ mod doctor;
 mod errors;
 mod escape;
 mod faults;
+mod frames;
 mod fuzz;
 mod hostile;
 mod hub;
