@@ -18,6 +18,7 @@
 use std::env;
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::{self, File};
+use std::io;
 use std::iter;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -241,10 +242,19 @@ fn write_map(file: &str, text: &str) -> Result<()> {
     let path = format!("/proc/self/{file}");
     match fs::write(&path, text) {
         Ok(()) => Ok(()),
-        Err(error) => Err(blame_apparmor(Error::io(
-            format_args!("write '{text}' to {path}"),
-            &error,
-        ))),
+        Err(error) => {
+            let failure = Error::io(format_args!("write '{text}' to {path}"), &error);
+            Err(match error.kind() {
+                io::ErrorKind::ReadOnlyFilesystem => failure.hint(
+                    "/proc is read-only: in a container or sandbox, mount one of its own (bwrap --proc /proc)",
+                ),
+                // user_namespaces(7), "Defining user and group ID mappings": since Linux 5.12.
+                io::ErrorKind::PermissionDenied if text.starts_with("0 ") && !apparmor_restricts() => failure.hint(
+                    "uid 0 of a container or sandbox needs CAP_SETFCAP: allow it there, or use another uid",
+                ),
+                _ => blame_apparmor(failure),
+            })
+        }
     }
 }
 

@@ -66,7 +66,13 @@ pub fn make_private_dir(dir: &Path) -> Result<(), (Error, bool)> {
     if made.is_ok() || is_private(dir) {
         return Ok(());
     }
-    let gone = made.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) || !dir.exists();
+    if let Err(error) = made
+        && error.kind() != io::ErrorKind::AlreadyExists
+    {
+        let gone = error.kind() == io::ErrorKind::NotFound;
+        return Err((Error::path("make", dir, &error), gone));
+    }
+    let gone = !dir.exists();
     let error = Error::new(
         ErrorKind::Permission,
         format!("{} is not a directory of this user's alone", dir.display()),

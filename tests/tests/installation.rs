@@ -5,8 +5,9 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use vdens_tests::{Lab, User, need};
+use vdens_tests::{Cmd, Lab, User, need};
 
 /// A copy of one of our programs beside the plugins, with an owner and a mode.
 fn installed(lab: &Lab, program: &str, owner: &User, mode: u32) -> PathBuf {
@@ -124,4 +125,89 @@ fn a_program_with_file_capabilities_refuses_to_run() {
         .args(["null://", "true"])
         .by(User::root())
         .ok();
+}
+
+/// Within bubblewrap, in namespaces of its own, `words` are what the sandbox has beside that.
+fn sandboxed<'lab>(lab: &'lab Lab, words: &[&str], vdens: &[&str]) -> Cmd<'lab> {
+    let program = lab.bin().join("vdens").display().to_string();
+    let bwrap = lab.command("bwrap", ["--unshare-all", "--die-with-parent"]);
+    bwrap.args(words).args(["--", &program]).args(vdens)
+}
+
+/// A namespace within bubblewrap's, on the panel and off it, and another within that one.
+#[test]
+fn in_a_sandbox() {
+    need!("bwrap");
+    let lab = Lab::new();
+    let home = lab.home().display().to_string();
+    let home = home.trim_end_matches("/home");
+    let root = [
+        "--ro-bind",
+        "/",
+        "/",
+        "--dev",
+        "/dev",
+        "--proc",
+        "/proc",
+        "--bind",
+        home,
+        home,
+    ];
+    let tun = [&root[..], &["--dev-bind", "/dev/net/tun", "/dev/net/tun"]].concat();
+    let vnl = lab.vnl("ptp", "p");
+    let script = format!(
+        "vdens --addr 10.0.0.1/24 {vnl} sleep 30 & p=$!
+         vdens --addr 10.0.0.2/24 {vnl} sh -ec 'ping -c 1 -w 15 10.0.0.1; vdens null:// true'
+         kill $p"
+    );
+    for options in [[].as_slice(), &["--no-panel"], &["-s"]] {
+        let words = [options, &["null://", "sh", "-ec", &script]].concat();
+        let output = sandboxed(&lab, &tun, &words).run();
+        assert!(output.status.success(), "{options:?}: {output:#?}");
+    }
+    // On the panel an interface needs no driver; off it the error says what the sandbox lacks.
+    sandboxed(&lab, &root, &["ptp://p", "true"]).ok();
+    let off = ["--no-panel", "null://", "true"];
+    sandboxed(&lab, &root, &off).refused(&["/dev/net/tun", "in a container, pass"]);
+    let none = [&tun[..], &["--unshare-user", "--disable-userns"]].concat();
+    sandboxed(&lab, &none, &off).refused(&["max_user_namespaces"]);
+    let read_only = [&tun[..], &["--ro-bind", "/proc", "/proc"]].concat();
+    sandboxed(&lab, &read_only, &off).refused(&["Read-only", "mount one of its own"]);
+    let as_root = [&tun[..], &["--uid", "0", "--gid", "0"]].concat();
+    sandboxed(&lab, &as_root, &off).refused(&["uid_map", "CAP_SETFCAP"]);
+    let allowed = [&as_root[..], &["--cap-add", "CAP_SETFCAP"]].concat();
+    sandboxed(&lab, &allowed, &off).ok();
+}
+
+/// Without a directory to meet others in there is no panel, which is told, and waited for by nobody: a lock may be waited
+/// for ten seconds.
+#[test]
+fn in_a_sandbox_without_a_place_for_sockets() {
+    need!("bwrap");
+    let lab = Lab::new();
+    let bin = lab.bin().display().to_string();
+    let devices = "--proc /proc --dev /dev --dev-bind /dev/net/tun /dev/net/tun";
+    let system = "--ro-bind /usr /usr --symlink usr/lib /lib --symlink usr/lib64 /lib64 --symlink usr/bin /bin";
+    for (sandbox, place, why) in [
+        ("--ro-bind / /", &*bin, "Read-only file system"),
+        (
+            &format!("{system} --ro-bind {bin} /opt"),
+            "/opt",
+            "No such file or directory",
+        ),
+    ] {
+        let start = Instant::now();
+        let bwrap = lab.command("bwrap", ["--unshare-all", "--die-with-parent"]);
+        let bwrap = bwrap.args(sandbox.split(' ')).args(devices.split(' '));
+        let bwrap = bwrap.args(["--", &format!("{place}/vdens"), "-v", "null://", "true"]);
+        let elsewhere = bwrap
+            .env("XDG_RUNTIME_DIR", "/nowhere")
+            .env("HOME", "/nowhere");
+        let output = elsewhere.run();
+        assert!(output.status.success(), "{sandbox}: {output:#?}");
+        let lines = output.stderr.lines();
+        let told = lines.filter(|line| line.contains("no panel") && line.contains(why));
+        assert_eq!(told.count(), 1, "{sandbox}: {output:#?}");
+        assert!(start.elapsed() < Duration::from_secs(9), "{output:#?}");
+    }
 }

@@ -130,9 +130,12 @@ impl Drop for Registration {
 /// has the lock or has just removed the directory.
 fn try_lock(dir: &Path) -> Result<Flock<File>, (Error, bool)> {
     let path = dir.join("lock");
-    for dir in dir.parent().into_iter().chain([dir]) {
-        runtime::make_private_dir(dir)?;
+    if let Some(base) = dir.parent() {
+        // What it is in is nobody's to remove and make again, so there is nothing to wait for.
+        let may_come = || base.parent().is_some_and(Path::exists);
+        runtime::make_private_dir(base).map_err(|(error, gone)| (error, gone && may_come()))?;
     }
+    runtime::make_private_dir(dir)?;
     let file = OpenOptions::new()
         .write(true)
         .create(true)
