@@ -3,9 +3,10 @@
 //! The child leads a process group of its own. The end of what it says is waited for until a deadline; then the whole
 //! group is killed, so that nothing it started outlives it. It dies with its parent, too.
 //!
-//! A process that it started and that left the group (`setsid`) is found as well: this process is the reaper of orphans
-//! below it (PR_SET_CHILD_SUBREAPER, prctl(2)), so what a child leaves becomes a child of this one, and is killed.
-//! All this is against mistakes. The code has the user's rights, and can kill this process, too.
+//! A process that the child started and that left the group (`setsid`) is killed, too. For that,
+//! this process adopts the orphans among its descendants (PR_SET_CHILD_SUBREAPER, prctl(2)). All
+//! this guards against mistakes, not against malice: the code in the child has the user's rights
+//! and can kill this process.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -29,11 +30,12 @@ use crate::process::{exit_child, fork_child, wait};
 
 /// The most that a child may say: reports have a few kilobytes.
 const MOST_SAID: usize = 1 << 20;
-/// How often to look whether a child has ended: something that it started may hold the pipe open.
+/// How often to check whether a child has ended: a process that it started may hold the pipe open.
 const LOOK: Duration = Duration::from_millis(20);
-/// How long what a child started may take to end after it.
+/// How long the processes that a child started may take to end after it.
 const FAREWELL: Duration = Duration::from_millis(500);
-/// How often to look for what is left, at most: each look finds the children of what the last one killed.
+/// The most rounds of killing orphans. Each round finds the children of those that the last one
+/// killed.
 const LOOKS: u32 = 100;
 
 /// The children that are not finished yet.
@@ -48,7 +50,7 @@ pub enum End {
     Killed(Signal),
     /// Not before its time was over.
     Hung,
-    /// Not by itself: it said more than anybody could want to know.
+    /// It was killed because it wrote more than `MOST_SAID`.
     Flooded,
 }
 
@@ -59,7 +61,8 @@ pub struct Fate {
     pub said: Vec<u8>,
     /// How it ended.
     pub end: End,
-    /// The process that it started and left running, if it ended by itself: the name of one.
+    /// The name of a process that it started and left running. `None` if there is none, or if it
+    /// was killed.
     pub left: Option<String>,
 }
 
@@ -132,10 +135,11 @@ impl Child {
         Fate { said, end, left }
     }
 
-    /// Whether there is something to read, or the end of it, before the deadline and the child's end.
+    /// Whether there is something to read, or the end of it, before the deadline and the child's
+    /// end.
     fn speaks_before(&self, deadline: Instant) -> bool {
         loop {
-            // In this order: what it said before its end is read.
+            // Checked before the pipe, so that everything written before the end is read.
             let has_ended = self.has_ended();
             let mut fds = [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)];
             if wait(&mut fds, Some(deadline.min(Instant::now() + LOOK))).is_err() {
@@ -170,8 +174,9 @@ fn live() -> MutexGuard<'static, Vec<Pid>> {
     LIVE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The children of this process that are orphans of others: neither of its own making, nor in its group, where all
-/// else that it starts is. None where the kernel does not list children (CONFIG_PROC_CHILDREN).
+/// The children of this process that it adopted: those that are neither in `LIVE` nor in this
+/// process's group, where everything else is that it starts. None if the kernel does not list
+/// children (CONFIG_PROC_CHILDREN).
 fn orphans() -> Vec<Pid> {
     let pid = getpid();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
@@ -185,7 +190,7 @@ fn orphans() -> Vec<Pid> {
     pids.filter(|pid| !is_ours(pid)).collect()
 }
 
-/// Waits for the orphans to end by themselves; the name of one that does not.
+/// Waits for the orphans to end by themselves. Returns the name of one that does not.
 fn lingering() -> Option<String> {
     let deadline = Instant::now() + FAREWELL;
     loop {
@@ -197,7 +202,7 @@ fn lingering() -> Option<String> {
     }
 }
 
-/// The name of a process that has not ended (proc_pid_stat(5): state and name, and the name may have any character).
+/// The name of a process that has not ended. In proc_pid_stat(5) the name may have any character.
 fn running_name(pid: Pid) -> Option<String> {
     let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
     let stat = String::from_utf8_lossy(&stat);
@@ -215,9 +220,10 @@ fn end_orphans() {
             return;
         }
         for pid in orphans {
-            // One that has ended is collected all the same.
-            let _ = kill(pid, Signal::SIGKILL);
-            let _ = waitpid(pid, None);
+            // A program with another user's rights (sudo) cannot be killed, and is not waited for.
+            if kill(pid, Signal::SIGKILL).is_ok() {
+                let _ = waitpid(pid, None);
+            }
         }
     }
 }

@@ -1,11 +1,14 @@
 //! Refuses to run with more rights than the caller has.
 //!
-//! Both programs take code from where their caller says: plugins (`--plugin-dir`, `VDENS_PLUGIN_PATH`, `HOME`),
-//! commands (`cmd://`), configuration and log files. So with a setuid or setgid bit, or with file capabilities, they
-//! would hand these rights to whoever can execute them. They need none: a user namespace gives all that is used. The
-//! kernel says at `execve` whether it raised the process's rights (AT_SECURE, getauxval(3)); this also covers a setuid
-//! wrapper that did not drop its rights, and a security module that starts the program in another domain. A setuid bit
-//! that raises nothing (for its own owner, on a `nosuid` mount, under `no_new_privs`) is harmless and not refused.
+//! The caller of either program chooses code and files for it: plugins (`--plugin-dir`,
+//! `VDENS_PLUGIN_PATH`, `HOME`), commands (`cmd://`), configuration and log files. With a setuid or
+//! setgid bit, or with file capabilities, the programs would give these rights to every user who
+//! can execute them. They need no such rights: a user namespace gives all that they use.
+//!
+//! The kernel reports at `execve` whether it raised the process's rights (AT_SECURE, getauxval(3)).
+//! It does so too for a setuid wrapper that kept its rights, and for a security module that starts
+//! the program in another domain. A setuid bit that raises nothing is not refused: for the file's
+//! owner, on a `nosuid` mount, under `no_new_privs`.
 
 use std::env;
 
@@ -13,11 +16,11 @@ use nix::unistd::{getegid, geteuid, getgid, getuid};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Fails if the kernel raised this process's rights above its caller's. To be called before anything is read that the
-/// caller controls, the command line included.
+/// Fails if the kernel raised this process's rights above its caller's. Call it before anything is
+/// read that the caller controls, the command line included.
 ///
 /// # Errors
-/// It did; the error says by what, and what to do.
+/// The kernel raised them. The error names the cause and the remedy.
 pub fn refuse_raised() -> Result<()> {
     // SAFETY: getauxval only reads the vector that the kernel gave this process.
     if unsafe { libc::getauxval(libc::AT_SECURE) } == 0 {

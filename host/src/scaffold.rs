@@ -13,7 +13,7 @@ use vdens_plugin_api::vnl::Vnl;
 use crate::error::{Error, ErrorKind, Result};
 use crate::loader::{self, SearchPath};
 
-/// The longest scheme: crates.io takes no package name that is longer than 64 characters.
+/// The longest scheme: crates.io accepts package names of up to 64 characters.
 const LONGEST: usize = 64 - "vdens-plugin-".len();
 
 /// The template's scheme, which stands for nothing else in its files.
@@ -54,8 +54,8 @@ pub fn run(dir: &Path, api: Option<&str>, path: &SearchPath) -> Result<()> {
     let api = api.map_or_else(default_api, chosen_api)?;
     let is_there = dir.exists();
     fs::create_dir_all(dir).map_err(|error| Error::path("make", dir, &error))?;
-    // What stands in it is compiled and run: nobody else may put something there, now or later. Looked at
-    // when it is there for sure, so that nobody can be faster.
+    // The author compiles and runs what is in this directory, so no other user may be able to write
+    // it. It is checked after it was made: another user may have made it first.
     loader::check_owner(dir).map_err(|(why, remedy)| {
         let remedy = if is_there {
             "name one that does not exist"

@@ -237,8 +237,8 @@ fn a_plugin_of_the_frozen_version_1_works() {
     lab.vdens(["frozen://x]", "true"]).refused(&["character 2"]);
 }
 
-/// Whatever a directory is called and whatever stands in its place, nothing but a scheme comes into the crate, and
-/// nothing that was there is touched.
+/// A hostile name is refused, and so is a place that another user controls. Existing files stay as
+/// they are.
 #[test]
 fn a_scaffold_has_no_hostile_name() {
     need!("root");
@@ -270,7 +270,7 @@ fn a_scaffold_has_no_hostile_name() {
     for version in ["1\"\n[lib]", "1\n[lib]", "1', path = '/x", "1\u{1b}[31m"] {
         api(version).refused(&["--api", "nor is it a version"]);
     }
-    // What is in the place.
+    // The place is taken.
     lab.write("file", "");
     lab.command("mkfifo", ["fifo"]).ok();
     symlink("/etc", lab.dir().join("link")).unwrap();
@@ -288,7 +288,7 @@ fn a_scaffold_has_no_hostile_name() {
         );
         lab.expect(name);
     }
-    // Whoever may write there could change what its author compiles.
+    // Another user who can write there could change what the author compiles.
     let theirs = lab.mkdir("theirs");
     chown(&theirs, Some(User::other().uid), None).unwrap();
     fs::set_permissions(&theirs, fs::Permissions::from_mode(0o777)).unwrap();
@@ -299,7 +299,7 @@ fn a_scaffold_has_no_hostile_name() {
     for empty in [theirs, open] {
         assert_eq!(fs::read_dir(empty).unwrap().count(), 0);
     }
-    // A path is one, wherever it leads.
+    // Only the last name of a path becomes the scheme.
     lab.mkdir("deep");
     new(&["deep/../fn".as_ref()]).ok();
     lab.expect("fn");

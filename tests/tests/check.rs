@@ -165,12 +165,12 @@ fn faults_of_the_code_are_found() {
     finds(&lab, "inherits", "descriptors", "not close-on-exec");
 }
 
-/// What a plugin does to the process that it is in, or leaves behind, costs the check that sees it, and nothing else: the
-/// report goes on, and the lab's end finds no process.
+/// A plugin that damages its process or leaves another one behind fails the check that finds it.
+/// The report continues, and the end of the lab finds no process.
 #[test]
 fn plugins_that_turn_on_their_host() {
     let lab = lab_with_broken_plugin();
-    let own = "a descriptor that is not its own";
+    let own = "descriptors of the host";
     finds(&lab, "exits", "frames", "ended the process (status 0)");
     finds(&lab, "closes", "open", own);
     finds(&lab, "floods", "frames", own);
@@ -181,10 +181,10 @@ fn plugins_that_turn_on_their_host() {
         "send() did not return within 2 s",
     );
     finds(&lab, "nowhere", "idle", "again and again");
-    // More than was offered is all that was offered.
+    // The host takes a count that is larger than the batch for the whole batch.
     let vnl = |fault: &str| format!("broken://{fault}{{{}}}", lab.vnl("ptp", fault));
     passes(&lab, &["broken", &vnl("boasts")], &[]);
-    // To its end: whoever interrupts the report leaves what the plugin has left so far.
+    // Run to its end: an interrupted report does not kill what the plugin has left so far.
     let output = check(&lab, &["broken", &vnl("lingers")]);
     let failed = lines(&output, "FAILED");
     assert!(
@@ -202,7 +202,7 @@ fn plugins_that_turn_on_their_host() {
     );
 }
 
-/// Loading is looked at in the same way: in a listing, too, where nothing but the line says so.
+/// A process that is left by loading a plugin is killed, too, by a listing as well as by a check.
 #[test]
 fn a_library_that_leaves_a_process_as_it_is_loaded() {
     need!("gcc");

@@ -1,7 +1,8 @@
-"""What a command in a namespace might do to get out of it: `escape.py TRY TARGET...`, a line for each attempt.
+"""Attempts of a command to leave its namespace: `escape.py TRY TARGET...`.
 
-A line is "ATTEMPT OUTCOME", the outcome `ok` or the error's name. TARGET is a process id, or `child`: a process in a
-namespace of this command's own, on which everything is allowed. It shows that the attempts are right.
+Each attempt prints a line "ATTEMPT OUTCOME"; the outcome is `ok` or the error's name. TARGET is a
+process id, or `child`: a process in namespaces below this command's own, where every attempt is
+allowed. It shows that the attempts are right.
 """
 
 import ctypes, errno, os, signal, socket, struct, subprocess, sys
@@ -57,7 +58,8 @@ def write_map(pid):
 
 
 def join(pid, kind):
-    # In a child: the attempt must not succeed here. A user namespace needs a process with one thread, which it has.
+    # In a child: the attempt must not succeed here. A user namespace needs a process with one
+    # thread, which it has.
     child = os.fork()
     if child == 0:
         pidfd = libc.syscall(PIDFD_OPEN, pid, 0)
@@ -145,13 +147,14 @@ def remove(name):
 
 
 def into(pid, nsid):
-    """Tries everything that would reach the network namespace with this number here; and by its process, if it has one."""
+    """Tries to reach the network namespace with the number `nsid`, and by `pid` if it has one."""
     ways = [('nsid', attr(TARGET_NETNSID, nsid))]
     if pid is not None:
         ways.insert(0, ('pid', attr(NET_NS_PID, pid)))
     for how, where in ways:
         if how == 'pid':
-            # One end there. The kernel takes no number for a peer (rtnl_get_peer_net in net/core/rtnetlink.c).
+            # One end there. The kernel takes no number for a peer (rtnl_get_peer_net in
+            # net/core/rtnetlink.c).
             peer = attr(1, ifinfo(attrs=attr(IFNAME, 'esc-peer') + where))
             attempt('veth-peer-pid', lambda: new_link(attr(IFNAME, 'esc-veth') + linkinfo('veth', peer)))
             remove('esc-veth')
@@ -171,14 +174,15 @@ def into(pid, nsid):
         attempt('look', lambda: netlink(GETLINK, 0, ifinfo(1, where)))
         attempt('addresses', lambda: netlink(GETADDR, DUMP, struct.pack('=BBBBI', 0, 0, 0, 0, 0) + attr(10, nsid)))
         above = attr(LINK, 1) + attr(LINK_NETNSID, nsid) + attr(IFNAME, 'esc-above')
-        # An interface here on top of one there. A dummy is on top of nothing: who may ask is told that.
+        # An interface here on top of one there. A dummy is on top of nothing: who may ask is told
+        # that.
         attempt('on-top', lambda: new_link(above + linkinfo('dummy')))
         remove('esc-above')
         attempt('delete', lambda: netlink(DELLINK, 0, ifinfo(attrs=where + attr(IFNAME, 'esc-p-nsid'))))
 
 
 def known(pid, nsid):
-    """Gives a process's network namespace a number here, which needs no right over it; the number."""
+    """Gives a process's network namespace a number here. That needs no right over it."""
     body = bytes(4) + attr(1, nsid) + attr(2, pid)
     try:
         netlink(NEWNSID, 0, body)
@@ -207,7 +211,7 @@ def panel(interface):
 
 
 def monitor(child):
-    """Listens to the news of all namespaces that have a number here, until there is some from the child's."""
+    """Receives link events of all namespaces with a number here, up to one of the child's."""
     known(child, 200)
     s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
     s.bind((0, 1))  # RTMGRP_LINK

@@ -1,7 +1,10 @@
-"""Frames that are no everyday's: `frames.py send|receive INTERFACE`. What arrived, and was what had been sent, a line each.
+"""Control frames and long frames: `frames.py send|receive INTERFACE`.
 
-The control frames are those of IEEE 802.1D (BPDU), 802.1w (RSTP), 802.3 annex 31B and 31D (pause, priority pause), 802.1AX
-(LACP) and 802.1AB (LLDP); the long ones carry IEEE's second local experimental ethertype, 0x88B6.
+The receiver prints which frames arrived as they were sent, and which arrived changed.
+
+The control frames are those of IEEE 802.1D (BPDU), 802.1w (RSTP), 802.3 annexes 31B and 31D (pause,
+priority pause), 802.1AX (LACP) and 802.1AB (LLDP). The long ones carry IEEE's second local
+experimental ethertype, 0x88B6.
 """
 
 import socket, struct, sys, time

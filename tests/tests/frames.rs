@@ -1,6 +1,6 @@
-//! Frames that are no everyday's: BPDUs, pause frames, those of LACP and LLDP, and long ones, up to what an interface can send.
-//! Through each transport, with and without the panel: what passes, what is dropped, that nothing is changed, and that the
-//! link goes on.
+//! Control frames (BPDU, pause, LACP, LLDP) and long frames, up to the longest that an interface
+//! can send, through each transport, with and without the panel: which pass, which are dropped and
+//! counted, that none is changed, and that the link continues to work.
 
 use std::net::UdpSocket;
 
@@ -10,10 +10,10 @@ use crate::overview::{link, status};
 
 /// The MTU of a tap at most; frames have 14 bytes more.
 const LONGEST: &str = "65521";
-/// A bridge ends them, by the standard (IEEE 802.3, annex 31B), and the kernel's knows no other way.
+/// A bridge does not forward these (IEEE 802.3, annex 31B), and the kernel's has no setting for it.
 const PAUSES: [&str; 3] = ["pause", "unpause", "priority-pause"];
 
-/// Sends all frames from one session to the other, which say what comes of them: the names of those that do not arrive,
+/// Sends all frames from one session to the other. Returns the names of those that do not arrive,
 /// without those that the sender's interface refuses.
 #[track_caller]
 fn missing(lab: &Lab, from: &Session<'_>, to: &Session<'_>) -> Vec<String> {
@@ -53,7 +53,7 @@ fn missing(lab: &Lab, from: &Session<'_>, to: &Session<'_>) -> Vec<String> {
         .collect()
 }
 
-/// What is dropped where frames are sent into a link.
+/// The number of frames that a session's link dropped on the way out.
 fn dropped(lab: &Lab, session: &Session<'_>) -> u64 {
     let link = link(&status(lab), session.proc().pid().cast_unsigned(), 0);
     let dropped = link["sent"]["dropped"]
@@ -63,7 +63,7 @@ fn dropped(lab: &Lab, session: &Session<'_>) -> u64 {
     dropped.values().filter_map(serde_json::Value::as_u64).sum()
 }
 
-/// Both ends are up and see each other.
+/// Two sessions that ping each other.
 fn connected<'lab>(
     first: Cmd<'lab>,
     second: Cmd<'lab>,
@@ -81,7 +81,8 @@ fn connected<'lab>(
     [a, b]
 }
 
-/// Exactly these are lost between the two, and counted if it is not the kernel that drops them; and nothing else comes of it.
+/// Exactly the frames `lost` are lost, and the sender counts them if `is_counted`. The link
+/// continues to work.
 #[track_caller]
 fn loses(lab: &Lab, [a, b]: &[Session<'_>; 2], lost: &[&str], is_counted: bool) {
     let before = dropped(lab, a);
@@ -96,7 +97,7 @@ fn loses(lab: &Lab, [a, b]: &[Session<'_>; 2], lost: &[&str], is_counted: bool) 
     goes_on([a, b]);
 }
 
-/// The link has neither broken nor stopped.
+/// The link has not broken and not stopped.
 #[track_caller]
 fn goes_on(ends: [&Session<'_>; 2]) {
     ends[0].ok("ping -c 2 -W 5 10.0.0.2");
@@ -121,10 +122,11 @@ fn through_a_cable() {
         let vnl = lab.vnl("ptp", "p");
         let ends = connected(lab.vdens(options), lab.vdens(options), [&vnl, &vnl]);
         assert_eq!(is_carried(&ends[0]), options.is_empty());
-        // Between two of ours, frames that are longer than a legacy end takes go as super-frames do.
+        // Two ends of ours exchange longer frames than a legacy end accepts, as they do
+        // super-frames.
         let lost: &[&str] = if options.is_empty() { &PAUSES } else { &[] };
         loses(&lab, &ends, lost, !options.is_empty());
-        // Beyond the MTU of the other end. The kernel drops what a veth pair's far end does not take; a tap takes it.
+        // Longer than the MTU of the other end. A veth pair drops such frames; a tap accepts them.
         ends[1].ok("ip link set vde0 mtu 1500");
         ends[0].ok("ip link set vde0 mtu 9000");
         let lost = missing(&lab, &ends[0], &ends[1]);
@@ -153,7 +155,7 @@ fn through_our_switch_and_hub() {
         }
         loses(&lab, &ends, &PAUSES, false);
         drop(ends);
-        // A switch's clients may be legacy ones, and these take 9234 bytes at most.
+        // A switch may have legacy clients, which accept 9234 bytes at most.
         let ends = connected(lab.vdens(["--no-panel"]), lab.vdens(["--no-panel"]), vnls);
         let lost = ["long-9235", "long-20014", "long-65014", "long-65535"];
         loses(&lab, &ends, &lost, true);

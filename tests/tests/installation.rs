@@ -1,4 +1,5 @@
-//! Where and how the programs are installed and started: what raises their rights is refused, what confines them is named.
+//! How the programs are installed and started. With raised rights they refuse to run. In a sandbox
+//! they run, or name what it lacks.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -18,8 +19,8 @@ fn installed(lab: &Lab, program: &str, owner: &User, mode: u32) -> PathBuf {
     file
 }
 
-/// The caller gets nothing from a program that would run with more rights than its own: no plugin of the caller's is
-/// loaded, no command executed, no file read or written.
+/// A program that would run with more rights than its caller's loads no plugin, executes no
+/// command, and reads and writes no file for it.
 #[track_caller]
 fn gives_nothing(lab: &Lab, program: &str, file: &PathBuf, words: &[&str]) {
     let taken = lab.aside("taken");
@@ -74,19 +75,19 @@ fn a_setuid_program_refuses_to_run() {
             &group,
             &["gid 0", "needs no setgid bit", "chmod g-s"],
         );
-        // A bit that raises nothing is no harm: the owner's own, and one that the kernel does not heed.
+        // A bit that raises nothing is accepted: the owner's own, and one that the kernel ignores.
         lab.command(&root, ["--version"]).by(User::root()).ok();
         lab.command("setpriv", ["--no-new-privs", "--"])
             .args([&*root, "--version".as_ref()])
             .ok();
         let own = installed(&lab, program, user, 0o4755);
         lab.command(&own, ["--version"]).ok();
-        // Another user's rights are not root's, and not to be had either.
+        // The same for the rights of an ordinary user.
         let other = installed(&lab, program, &User::other(), 0o4755);
         let words = [&*format!("uid {} for uid {}", User::other().uid, user.uid)];
         gives_nothing(&lab, program, &other, &words);
     }
-    // A wrapper that keeps its rights says nothing else than the bit itself.
+    // A setuid wrapper that keeps its rights is as bad as the bit itself.
     let python = lab.aside("python");
     fs::copy(fs::canonicalize("/usr/bin/python3").unwrap(), &python).unwrap();
     fs::set_permissions(&python, fs::Permissions::from_mode(0o4755)).unwrap();
@@ -114,7 +115,7 @@ fn a_program_with_file_capabilities_refuses_to_run() {
             .ok();
         lab.command(&file, ["--version"]).ok();
     }
-    // Capabilities that the caller has are the caller's to give.
+    // Ambient capabilities are the caller's own.
     let (uid, gid) = (lab.user().uid.to_string(), lab.user().gid.to_string());
     let words = ["--reuid", &uid, "--regid", &gid, "--clear-groups"];
     let given = lab.command("setpriv", words);
@@ -127,14 +128,15 @@ fn a_program_with_file_capabilities_refuses_to_run() {
         .ok();
 }
 
-/// Within bubblewrap, in namespaces of its own, `words` are what the sandbox has beside that.
+/// vdens in a sandbox of bubblewrap's with namespaces of its own; `words` are its other options.
 fn sandboxed<'lab>(lab: &'lab Lab, words: &[&str], vdens: &[&str]) -> Cmd<'lab> {
     let program = lab.bin().join("vdens").display().to_string();
     let bwrap = lab.command("bwrap", ["--unshare-all", "--die-with-parent"]);
     bwrap.args(words).args(["--", &program]).args(vdens)
 }
 
-/// A namespace within bubblewrap's, on the panel and off it, and another within that one.
+/// vdens runs in a sandbox, with and without the panel, and so does another vdens inside its
+/// namespace.
 #[test]
 fn in_a_sandbox() {
     need!("bwrap");
@@ -165,22 +167,23 @@ fn in_a_sandbox() {
         let output = sandboxed(&lab, &tun, &words).run();
         assert!(output.status.success(), "{options:?}: {output:#?}");
     }
-    // On the panel an interface needs no driver; off it the error says what the sandbox lacks.
+    // An interface on the panel needs no /dev/net/tun. For a tap, the error says what the sandbox
+    // lacks.
     sandboxed(&lab, &root, &["ptp://p", "true"]).ok();
     let off = ["--no-panel", "null://", "true"];
     sandboxed(&lab, &root, &off).refused(&["/dev/net/tun", "in a container, pass"]);
     let none = [&tun[..], &["--unshare-user", "--disable-userns"]].concat();
     sandboxed(&lab, &none, &off).refused(&["max_user_namespaces"]);
     let read_only = [&tun[..], &["--ro-bind", "/proc", "/proc"]].concat();
-    sandboxed(&lab, &read_only, &off).refused(&["Read-only", "mount one of its own"]);
+    sandboxed(&lab, &read_only, &off).refused(&["Read-only", "mount a /proc of its own"]);
     let as_root = [&tun[..], &["--uid", "0", "--gid", "0"]].concat();
     sandboxed(&lab, &as_root, &off).refused(&["uid_map", "CAP_SETFCAP"]);
     let allowed = [&as_root[..], &["--cap-add", "CAP_SETFCAP"]].concat();
     sandboxed(&lab, &allowed, &off).ok();
 }
 
-/// Without a directory to meet others in there is no panel, which is told, and waited for by nobody: a lock may be waited
-/// for ten seconds.
+/// Without a runtime directory there is no panel. vdens says so in its log and starts at once. (It
+/// waits for the lock in that directory for ten seconds.)
 #[test]
 fn in_a_sandbox_without_a_place_for_sockets() {
     need!("bwrap");

@@ -231,9 +231,7 @@ fn tried(check: trials::Check, subject: &trials::Subject) -> Result<Verdict> {
     if let (Ok(verdict), left) = (serde_json::from_slice(&fate.said), fate.left) {
         return Ok(match (verdict, left) {
             (Verdict::Ok(_), Some(name)) => Verdict::failed(
-                format!(
-                    "the process '{name}', which the plugin started, is still running after the links were closed"
-                ),
+                format!("the process '{name}' is still running after the links were closed"),
                 "dropping the link must end what it started, and wait for it",
             ),
             (verdict, _) => verdict,
@@ -242,9 +240,9 @@ fn tried(check: trials::Check, subject: &trials::Subject) -> Result<Verdict> {
     let how = match fate.end {
         End::Killed(signal) => format!("the plugin crashed ({signal})"),
         End::Hung => format!("the check was not over after {} s", LIMIT.as_secs()),
-        End::Flooded => "the plugin wrote into a descriptor that is not its own".to_owned(),
+        End::Flooded => "the plugin wrote into descriptors of the host".to_owned(),
         End::Exited(status) => format!(
-            "the plugin ended the process (status {status}), or closed a descriptor that is not its own"
+            "the plugin ended the process (status {status}), or closed descriptors of the host"
         ),
     };
     let remedy = "look at what it said above, or run the check in a debugger";

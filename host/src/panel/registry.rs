@@ -131,7 +131,7 @@ impl Drop for Registration {
 fn try_lock(dir: &Path) -> Result<Flock<File>, (Error, bool)> {
     let path = dir.join("lock");
     if let Some(base) = dir.parent() {
-        // What it is in is nobody's to remove and make again, so there is nothing to wait for.
+        // No process of ours removes and makes the directory above, so waiting for it is no use.
         let may_come = || base.parent().is_some_and(Path::exists);
         runtime::make_private_dir(base).map_err(|(error, gone)| (error, gone && may_come()))?;
     }
