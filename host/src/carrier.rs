@@ -10,6 +10,7 @@ use std::ffi::c_char;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use vdens_plugin_api::tap::Tap;
 use vdens_plugin_api::{Link, RxBatch, State, Status, TxBatch};
@@ -25,12 +26,14 @@ struct EthtoolValue {
 
 const ETHTOOL_GLINK: u32 = 0x0a;
 
-/// The ioctl, with the kernel's calling convention for it.
+/// The ioctls (netdevice(7)), with the kernel's calling convention for them.
 mod ioctl {
     nix::ioctl_readwrite_bad!(ethtool, libc::SIOCETHTOOL, libc::ifreq);
+    nix::ioctl_readwrite_bad!(index, libc::SIOCGIFINDEX, libc::ifreq);
 }
 
-/// Has the kernel catch up with the carrier of the interfaces of one namespace.
+/// Has the kernel catch up with the carrier of the interfaces of one namespace, and says whether an
+/// interface is there.
 #[derive(Debug)]
 pub struct LinkWatch(OwnedFd);
 
@@ -60,12 +63,7 @@ impl LinkWatch {
             command: ETHTOOL_GLINK,
             value: 0,
         };
-        // SAFETY: ifreq is plain data for which all bits zero is a valid value.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        let room = request.ifr_name.len() - 1;
-        for (place, byte) in request.ifr_name[..room].iter_mut().zip(interface.bytes()) {
-            *place = byte as c_char;
-        }
+        let mut request = request(interface);
         request.ifr_ifru.ifru_data = (&raw mut state).cast();
         // SAFETY: the request is complete, its name ends with a NUL, and what it points to is the structure that
         // the command asks for; both outlive the call.
@@ -73,12 +71,37 @@ impl LinkWatch {
             log::debug!("{interface}: cannot ask for its state: {errno}");
         }
     }
+
+    /// Whether there is an interface of that name. The kernel looks it up without a lock.
+    pub fn has(&self, interface: &str) -> bool {
+        let mut request = request(interface);
+        // SAFETY: the request is complete, its name ends with a NUL, and it outlives the call.
+        let found = unsafe { ioctl::index(self.0.as_raw_fd(), &raw mut request) };
+        found != Err(Errno::ENODEV)
+    }
+}
+
+/// A request about an interface (netdevice(7)).
+fn request(interface: &str) -> libc::ifreq {
+    // SAFETY: ifreq is plain data for which all bits zero is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let room = request.ifr_name.len() - 1;
+    for (place, byte) in request.ifr_name[..room].iter_mut().zip(interface.bytes()) {
+        *place = byte as c_char;
+    }
+    request
 }
 
 impl From<OwnedFd> for LinkWatch {
     /// The socket of another process's [`LinkWatch`].
     fn from(fd: OwnedFd) -> Self {
         Self(fd)
+    }
+}
+
+impl From<LinkWatch> for OwnedFd {
+    fn from(watch: LinkWatch) -> Self {
+        watch.0
     }
 }
 

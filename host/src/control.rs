@@ -5,6 +5,7 @@
 //!
 //! A worker has two pairs. Over the first it tells that its link is open, or why not, and that it has settled; the
 //! supervisor says what its side of the link is, and from then on asks, whether it is there and for a report.
+//! It also tells the worker when the interface was deleted.
 //! Over the second the worker asks: it gives orders for the panel, one at a time. So neither side mistakes a
 //! question for the answer to its own. Closing the first pair is a message too: to a child it means
 //! the session is over.
@@ -13,7 +14,7 @@
 //! to `vdens --status`.
 
 use std::fs::File;
-use std::io::{IoSlice, IoSliceMut, Read, Seek, Write};
+use std::io::{self, IoSlice, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
@@ -21,8 +22,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType,
-    recvmsg, sendmsg, shutdown, socketpair,
+    AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, sendmsg, shutdown,
+    socketpair,
 };
 
 use crate::error::{Error, ErrorKind, Result, system};
@@ -48,6 +49,8 @@ pub enum Message {
     /// A worker's side of its link: whether it is a port of the panel, else the tap and the watch over
     /// it that come along.
     Side(bool),
+    /// The interface that a worker serves was deleted.
+    Deleted,
     /// To be done on the panel.
     Order(Order),
     /// To be held for a worker's successor: the descriptor that comes along, or none.
@@ -147,24 +150,31 @@ impl Channel {
     /// Waits for a message and its descriptors; `None` if the other end is closed.
     ///
     /// # Errors
-    /// The receiving fails.
+    /// The receiving fails, or descriptors were lost for want of room.
     pub fn receive(&self) -> Result<Option<(Message, Vec<OwnedFd>)>> {
+        self.receive_with(&mut space_for(MAX_FDS))
+    }
+
+    /// As [`Channel::receive`], with `space` for descriptors.
+    fn receive_with(&self, space: &mut [u64]) -> Result<Option<(Message, Vec<OwnedFd>)>> {
         let mut bytes = [0; MAX_MESSAGE];
-        let mut space = nix::cmsg_space!([RawFd; MAX_FDS]);
-        let mut io = [IoSliceMut::new(&mut bytes)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let (len, fds) = loop {
-            match recvmsg::<()>(self.0.as_raw_fd(), &mut io, Some(&mut space), flags) {
-                Ok(got) => {
-                    let rights = got.cmsgs().map_err(system("receive descriptors"))?;
-                    break (got.bytes, rights.flat_map(own).collect());
-                }
+        let received = loop {
+            match receive(self.as_fd(), &mut bytes, space) {
+                Ok(received) => break received,
                 Err(Errno::EINTR) => {}
                 Err(Errno::ECONNRESET) => return Ok(None),
                 Err(errno) => return Err(system("listen to another process of vdens")(errno)),
             }
         };
-        Ok(decode(&bytes[..len]).map(|message| (message, fds)))
+        if received.is_cut {
+            // The descriptors that did arrive are closed here.
+            let source = io::Error::from_raw_os_error(libc::EMFILE);
+            return Err(Error::io(
+                "receive descriptors from another process of vdens",
+                &source,
+            ));
+        }
+        Ok(decode(&bytes[..received.length]).map(|message| (message, received.fds)))
     }
 }
 
@@ -195,14 +205,69 @@ pub fn read_report(fd: OwnedFd) -> Result<String> {
     Ok(text)
 }
 
-/// Takes ownership of received descriptors.
-fn own(message: ControlMessageOwned) -> Vec<OwnedFd> {
-    let ControlMessageOwned::ScmRights(fds) = message else {
-        return Vec::new();
+/// What came with a message.
+struct Received {
+    /// How many bytes.
+    length: usize,
+    fds: Vec<OwnedFd>,
+    /// Whether some of the descriptors were lost: they did not fit into the buffer, or would exceed
+    /// the limit of open files.
+    is_cut: bool,
+}
+
+/// Room for the control message that brings `count` descriptors (cmsg(3)), aligned as that is.
+fn space_for(count: usize) -> Vec<u64> {
+    let length = u32::try_from(count * size_of::<RawFd>()).unwrap_or(u32::MAX);
+    // SAFETY: it only calculates.
+    let space = unsafe { libc::CMSG_SPACE(length) } as usize;
+    vec![0; space.div_ceil(size_of::<u64>())]
+}
+
+/// Receives a message and owns the descriptors that came with it, also when others were lost. In
+/// that case nix's `recvmsg` returns none of them, and those that did arrive would stay open for
+/// good.
+fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8], space: &mut [u64]) -> nix::Result<Received> {
+    let mut io = libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
     };
-    // SAFETY: the kernel has just made these descriptors for this process, and nobody else knows them.
-    let owned = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
-    fds.into_iter().map(owned).collect()
+    // SAFETY: msghdr is plain data for which all bits zero is a valid value.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut io;
+    header.msg_iovlen = 1;
+    header.msg_control = space.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(space) as _;
+    let flags = libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: the header points to two buffers, with their lengths, that outlive the call.
+    let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
+    let length = Errno::result(length)?.unsigned_abs();
+    let mut fds = Vec::new();
+    // SAFETY: the kernel filled the buffer, which is aligned, and set the length in the header,
+    // which bounds the walk.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
+    // SAFETY: if not null, it points to a message in that buffer.
+    while let Some(message) = unsafe { next.as_ref() } {
+        if (message.cmsg_level, message.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: the first only calculates; the second says where the message's data begin.
+            let (start, data) = unsafe { (libc::CMSG_LEN(0), libc::CMSG_DATA(next)) };
+            let length: usize = message.cmsg_len as _;
+            let length = length.saturating_sub(start as usize);
+            for index in 0..length / size_of::<RawFd>() {
+                // SAFETY: so many numbers are in the message.
+                let fd = unsafe { data.cast::<RawFd>().add(index).read_unaligned() };
+                // SAFETY: the kernel has just made this descriptor for this process; nothing else
+                // owns it.
+                fds.push(unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+        }
+        // SAFETY: as for the first.
+        next = unsafe { libc::CMSG_NXTHDR(&raw const header, next) };
+    }
+    Ok(Received {
+        length,
+        fds,
+        is_cut: header.msg_flags & libc::MSG_CTRUNC != 0,
+    })
 }
 
 fn encode(message: &Message) -> Vec<u8> {
@@ -213,6 +278,7 @@ fn encode(message: &Message) -> Vec<u8> {
         Message::Alive => vec![b'!'],
         Message::Report => vec![b'T'],
         Message::Keep => vec![b'K'],
+        Message::Deleted => vec![b'X'],
         Message::Done(panel) => [&b"D"[..], &panel.to_ne_bytes()].concat(),
         Message::Open(panel) => vec![b'O', u8::from(*panel)],
         Message::Side(port) => vec![b'S', u8::from(*port)],
@@ -242,6 +308,7 @@ fn decode(bytes: &[u8]) -> Option<Message> {
         b'!' => Some(Message::Alive),
         b'T' => Some(Message::Report),
         b'K' => Some(Message::Keep),
+        b'X' => Some(Message::Deleted),
         b'D' => Some(Message::Done(u64::from_ne_bytes(rest.try_into().ok()?))),
         b'O' => Some(Message::Open(rest == [1])),
         b'S' => Some(Message::Side(rest == [1])),
@@ -279,6 +346,7 @@ mod tests {
             Message::Ping,
             Message::Alive,
             Message::Keep,
+            Message::Deleted,
             Message::Done(1 << 40),
             Message::Open(true),
             Message::Side(false),
@@ -301,5 +369,30 @@ mod tests {
         drop(a);
         assert!(b.receive().unwrap().is_none());
         b.send(&Message::Go, &[]).unwrap();
+    }
+
+    /// The descriptors of this process that are open files of that name.
+    fn open_files(name: &str) -> usize {
+        let fds = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let files = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        let named = files.filter(|file| file.to_string_lossy().contains(name));
+        named.count()
+    }
+
+    #[test]
+    fn no_descriptor_stays_open_when_others_are_lost() {
+        let (a, b) = Channel::pair().unwrap();
+        let name = "vdens-test-cut";
+        let file = memfd_create(name, MFdFlags::MFD_CLOEXEC).unwrap();
+        let fds = [file.as_fd(); 4];
+        a.send(&Message::Ready, &fds).unwrap();
+        // Room for two of the four.
+        let lost = b.receive_with(&mut space_for(2));
+        assert_eq!(lost.unwrap_err().errno, libc::EMFILE);
+        assert_eq!(open_files(name), 1);
+        // The next message is not touched by that.
+        a.send(&Message::Ready, &fds).unwrap();
+        let (_, fds) = b.receive().unwrap().unwrap();
+        assert_eq!((fds.len(), open_files(name)), (4, 5));
     }
 }

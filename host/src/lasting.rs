@@ -172,12 +172,14 @@ fn first(
     }
 }
 
-/// Whether what keeps a link from being opened may pass by itself, when somebody else is started, say.
+/// Whether what keeps a link from being opened may pass by itself, when somebody else is started,
+/// say. That this process has too many files open does not.
 fn may_pass(error: &Error) -> bool {
-    !matches!(
+    let is_final = matches!(
         error.kind,
         ErrorKind::Usage | ErrorKind::Unsupported | ErrorKind::Protocol | ErrorKind::Panic
-    )
+    );
+    !is_final && error.errno != libc::EMFILE
 }
 
 /// Tells of `--wait`.

@@ -39,5 +39,6 @@ pub mod signals;
 pub mod status;
 pub mod supervisor;
 pub mod tier;
+pub mod trusted_path;
 pub mod vnls;
 pub mod worker;

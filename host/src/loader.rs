@@ -1,27 +1,32 @@
 //! Finding and loading plugins.
 //!
-//! The scheme `x` is served by `libvdens_x.so`, the first found in the [`SearchPath`]. Before it is
-//! loaded the file and its directory must pass the trust check: a plugin is code that runs as the user,
-//! so only root, the user, or the owner of this very program may be able to write it. Loading is staged, and each
-//! stage has its own one-line refusal: the file opens as a library, it is a vdens plugin at all, it
-//! speaks an ABI version that this host speaks, the layouts agree, it serves the scheme that its
-//! name promises. A library once loaded stays until the process ends.
+//! The scheme `x` is served by `libvdens_x.so`, the first found in the [`SearchPath`]. A plugin is
+//! code that runs as the user, so only root, the user, or the owner of this very program may be
+//! able to change the file or what its path leads to ([`trusted_path`](crate::trusted_path)).
+//! Loading is staged, and each stage has its own one-line refusal: the file is trusted, it opens as
+//! a library, it is a vdens plugin at all, it speaks an ABI version that this host speaks, the
+//! layouts agree, it serves the scheme that its name promises. A library once loaded stays until
+//! the process ends.
+//!
+//! The linker is given the file's real path, not `/proc/self/fd/N`: glibc takes the directory in
+//! that name for the library's `$ORIGIN`, from which a plugin may load what comes with it. The path
+//! may be used although it was checked before, because nobody but trusted users can change what it
+//! leads to; that they have not is checked.
 
 use std::env;
 use std::error::Error as _;
-use std::fs::{self, File, Metadata};
-use std::io::Read;
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid};
 use serde::{Deserialize, Serialize};
 use vdens_plugin_api::abi::{BindError, LoadedPlugin};
 use vdens_plugin_api::vnl::Vnl;
 
 use crate::config::{Config, absolute_variable, home};
 use crate::error::{Error, ErrorKind, Result};
+use crate::trusted_path::Trusted;
 
 /// The directories in which plugins are looked for, best first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -199,21 +204,35 @@ pub fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
         )
         .hint(hint),
     };
-    let real = fs::canonicalize(file).map_err(|error| Refusal {
-        stage: Stage::Trust,
-        error: Error::path("find", file, &error),
-    })?;
-    check_trust(&real).map_err(|(why, hint)| refuse(Stage::Trust, why, hint))?;
+    let distrust = |error: Error| match lack_of_descriptors(file, error.errno) {
+        Some(error) => Refusal {
+            stage: Stage::Trust,
+            error,
+        },
+        None => refuse(Stage::Trust, error.message, error.hint),
+    };
+    let trusted = Trusted::file(file).map_err(distrust)?;
+    let real = trusted.path();
+    trusted.check_unchanged().map_err(distrust)?;
     // SAFETY: loading runs the library's constructors. The file passed the trust check: it is code that
     // the user, root or the owner of this program put there to be run.
-    let library = unsafe { Library::open(Some(&real), RTLD_NOW | RTLD_LOCAL) };
+    let library = unsafe { Library::open(Some(real), RTLD_NOW | RTLD_LOCAL) };
     let library = library.map_err(|error| {
+        // The linker tells only in words why it failed, so it is tried whether any file can be
+        // opened.
+        let errno =
+            File::open("/proc/self/exe").map_or_else(|error| error.raw_os_error(), |_| None);
+        if let Some(error) = lack_of_descriptors(file, errno.unwrap_or(0)) {
+            let stage = Stage::Library;
+            return Refusal { stage, error };
+        }
         let linker = error
             .source()
             .map_or_else(|| error.to_string(), ToString::to_string);
         let hint = "build or fetch it again, with what it needs";
-        refuse(Stage::Library, reason(&linker, &real), hint.into())
+        refuse(Stage::Library, reason(&linker, real), hint.into())
     })?;
+    trusted.check_unchanged().map_err(distrust)?;
     // SAFETY: the symbol, if it is there, is the u32 that every plugin exports under this name.
     let newest = unsafe { library.get::<*const u32>(b"vdens_plugin_abi\0") }.map_err(|_| {
         let why = "it is a shared library, but no vdens plugin";
@@ -284,61 +303,18 @@ fn elf_kind(file: &Path) -> Option<[u8; 4]> {
     is_elf.then_some([header[4], header[5], header[18], header[19]])
 }
 
-/// Whether only trusted users can write a plugin's file and its directory. An error is what is wrong, and
-/// the remedy.
-fn check_trust(file: &Path) -> Result<(), (String, String)> {
-    let mut paths = [Some(file), file.parent()].into_iter().flatten();
-    paths.try_for_each(check_owner)
-}
-
-/// Whether only trusted users can write a file or directory.
-///
-/// # Errors
-/// What is wrong, and the remedy.
-pub fn check_owner(path: &Path) -> Result<(), (String, String)> {
-    let unreadable = |error| (format!("{}: {error}", path.display()), String::new());
-    let meta = fs::metadata(path).map_err(unreadable)?;
-    if !trusted_owners().contains(&meta.uid()) {
-        return Err((
-            format!(
-                "{} belongs to another user (uid {})",
-                path.display(),
-                meta.uid()
-            ),
-            "install a copy of your own".into(),
-        ));
-    }
-    match writable_by_others(&meta) {
-        false => Ok(()),
-        true => Err((
-            format!("{} can be written by others", path.display()),
-            format!("chmod go-w {}", path.display()),
-        )),
-    }
-}
-
-fn trusted_owners() -> Vec<u32> {
-    let program = fs::metadata("/proc/self/exe").map(|meta| meta.uid());
-    [0, geteuid().as_raw()].into_iter().chain(program).collect()
-}
-
-/// World-writable, or writable by a group that is not the owner's private one. A private group has its
-/// user's name and is that user's primary group, the usual set-up where the umask is 002.
-fn writable_by_others(meta: &Metadata) -> bool {
-    let private_group = || {
-        let user = User::from_uid(Uid::from_raw(meta.uid())).ok().flatten();
-        let group = Group::from_gid(Gid::from_raw(meta.gid())).ok().flatten();
-        let same_name = user.zip(group).is_some_and(|(user, group)| {
-            user.gid == group.gid && user.name == group.name && group.mem.is_empty()
-        });
-        same_name && (meta.uid() == 0 || meta.gid() == getegid().as_raw())
-    };
-    meta.mode() & 0o002 != 0 || (meta.mode() & 0o020 != 0 && !private_group())
+/// The failure to load a plugin because too many files are open, if that is what the number says:
+/// it is not the plugin's fault.
+fn lack_of_descriptors(file: &Path, errno: i32) -> Option<Error> {
+    let source = io::Error::from_raw_os_error(errno);
+    let is_it = matches!(errno, libc::EMFILE | libc::ENFILE);
+    is_it.then(|| Error::path("load the plugin", file, &source))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     fn refusal(file: &Path) -> String {

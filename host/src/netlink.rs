@@ -35,6 +35,10 @@ const PANEL_MTU: u32 = 65_535;
 /// The longest frame of a TCP stream that the kernel can have, in bytes (GSO_MAX_SIZE in linux/netdevice.h).
 const MAX_GSO_SIZE: u32 = 8 * 65_535;
 
+/// The most addresses that a bridge learns: as many as a switch's own table holds (`CAPACITY` in
+/// plugins/fabric/src/fdb.rs). They take 16 MB, which the kernel accounts to nobody.
+const MAX_LEARNED: u32 = 131_072;
+
 /// The UDP port of VXLAN (RFC 7348, section 8).
 const VXLAN_PORT: u16 = 4789;
 
@@ -206,7 +210,8 @@ impl Netlink {
 
     /// Makes a transparent bridge: no spanning tree, no delay, no multicast snooping, not through iptables unless
     /// its network namespace says otherwise, of the largest MTU. Addresses are forgotten after `ageing` seconds,
-    /// or never learned if that is 0, so that all frames are flooded. One that exists is left as it is.
+    /// or never learned if that is 0, so that all frames are flooded. It learns `MAX_LEARNED`
+    /// addresses at most and floods frames to others. One that exists is left as it is.
     ///
     /// # Errors
     /// The kernel has no bridges, or refuses.
@@ -220,6 +225,8 @@ impl Netlink {
             InfoBridge::NfCallIp6Tables(false),
             InfoBridge::NfCallArpTables(false),
             InfoBridge::AgeingTime(ageing.saturating_mul(100)),
+            // Linux before 6.7 ignores the attribute and learns without limit.
+            InfoBridge::FdbMaxLearned(MAX_LEARNED),
         ];
         let mut message = named(name);
         message.attributes.push(LinkAttribute::Mtu(PANEL_MTU));

@@ -36,6 +36,7 @@ use crate::opener::{Opener, Plugins};
 use crate::panel::{self, Service};
 use crate::process::{detach, fork_child, wait};
 use crate::pump::{Pump, Stop};
+use crate::runtime;
 use crate::signals::Signals;
 use crate::status::server::Server;
 use crate::status::{self, Entry, LinkEntry, Process, Report, this_process};
@@ -168,6 +169,7 @@ impl Plug<'_> {
     /// Opens both ends, says so through `ready`, and pumps until a stream ends or a signal comes.
     fn run(&self, ready: impl FnOnce() -> Result<()>) -> Result<i32> {
         let signals = Signals::block()?;
+        runtime::complain();
         let service = self.panel.then(Service::start).transpose()?;
         let pidfile = self.cli.pidfile.as_deref().map(|path| {
             std::path::absolute(path)

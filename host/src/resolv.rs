@@ -4,14 +4,17 @@
 //! (`-r`), or one made of name server addresses (`-R`). The host's file is never touched. What stands at
 //! `/etc/resolv.conf` is taken as it is, not followed: a symbolic link, dangling or not, is itself
 //! mounted on. Where there is nothing at all, an overlay is put on `/etc` to make the place.
+//!
+//! What is made for this is made on a tmpfs that is mounted for a moment, in this mount namespace
+//! alone. So nothing of it has a name that other users see, or could have taken before. (A file
+//! without a name, from `memfd_create` or `O_TMPFILE`, would not do: the kernel does not bind-mount
+//! one.)
 
 use std::env;
 use std::fs::{self, File};
-use std::io::Write;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -57,13 +60,14 @@ impl Resolv {
         let place = place()?;
         match self {
             Self::File(file) => bind(file, &place),
-            Self::Servers(servers) => {
-                let path = temporary_file(servers)?;
-                let bound = bind(&path, &place);
-                // The mount keeps the file; its name is not needed any more.
-                let removed = fs::remove_file(&path);
-                bound.and(removed.map_err(|error| Error::path("remove", &path, &error)))
-            }
+            Self::Servers(servers) => in_memory(|dir| {
+                let file = dir.join("resolv.conf");
+                let lines = servers.iter().map(|ip| format!("nameserver {ip}\n"));
+                fs::write(&file, lines.collect::<String>())
+                    .map_err(|error| Error::path("write", &file, &error))?;
+                // The mount keeps the file when the tmpfs has gone.
+                bind(&file, &place)
+            }),
         }
     }
 }
@@ -82,24 +86,13 @@ fn parse_servers(list: &str) -> Result<Vec<IpAddr>> {
     list.split(',').map(parse).collect()
 }
 
-fn temporary_file(servers: &[IpAddr]) -> Result<PathBuf> {
-    let path = env::temp_dir().join(format!(".vdens-resolv.{}", process::id()));
-    let text: String = servers
-        .iter()
-        .map(|ip| format!("nameserver {ip}\n"))
-        .collect();
-    let write = || File::create_new(&path)?.write_all(text.as_bytes());
-    write().map_err(|error| Error::path("write", &path, &error))?;
-    Ok(path)
-}
-
 /// The place to mount on, by descriptor, so that a symbolic link is not followed.
 fn place() -> Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let find = || open(TARGET, flags, Mode::empty());
     match find() {
         Err(Errno::ENOENT) => {
-            overlay_etc().map_err(system(format_args!("make {TARGET}, which does not exist")))?;
+            overlay_etc()?;
             find()
         }
         found => found,
@@ -107,37 +100,33 @@ fn place() -> Result<OwnedFd> {
     .map_err(system(format_args!("find {TARGET}")))
 }
 
-/// Puts an overlay on /etc that has an empty resolv.conf. Its upper layer is a tmpfs, mounted for a
-/// moment where temporary files are.
-fn overlay_etc() -> nix::Result<()> {
-    let tmp = env::temp_dir();
-    mount(
-        NOTHING,
-        &tmp,
-        Some("tmpfs"),
-        MsFlags::empty(),
-        Some("mode=0755"),
-    )?;
-    let (upper, work) = (tmp.join("upper"), tmp.join("work"));
-    let made = [&upper, &work].into_iter().try_for_each(fs::create_dir);
-    let made = made.and_then(|()| File::create(upper.join("resolv.conf")).map(drop));
-    let options = format!(
-        "lowerdir=/etc,upperdir={},workdir={},userxattr",
-        upper.display(),
-        work.display()
-    );
-    let result = match made {
-        Ok(()) => mount(
-            Some("overlay"),
-            "/etc",
-            Some("overlay"),
-            MsFlags::empty(),
-            Some(&*options),
-        ),
-        Err(error) => Err(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))),
-    };
-    umount2(&tmp, MntFlags::MNT_DETACH)?;
-    result
+/// Puts an overlay on /etc that has an empty resolv.conf.
+fn overlay_etc() -> Result<()> {
+    in_memory(|dir| {
+        let (upper, work) = (dir.join("upper"), dir.join("work"));
+        let made = [&upper, &work].into_iter().try_for_each(fs::create_dir);
+        made.and_then(|()| File::create(upper.join("resolv.conf")).map(drop))
+            .map_err(|error| Error::path("write in", dir, &error))?;
+        let options = format!(
+            "lowerdir=/etc,upperdir={},workdir={},userxattr",
+            upper.display(),
+            work.display()
+        );
+        let (kind, none) = (Some("overlay"), MsFlags::empty());
+        mount(kind, "/etc", kind, none, Some(&*options))
+            .map_err(system(format_args!("make {TARGET}, which does not exist")))
+    })
+}
+
+/// Calls `work` with a directory on a tmpfs, mounted meanwhile where temporary files are.
+fn in_memory(work: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let dir = env::temp_dir();
+    let (kind, none) = (Some("tmpfs"), MsFlags::empty());
+    mount(kind, &dir, kind, none, Some("mode=0755"))
+        .map_err(system(format_args!("mount a tmpfs on {}", dir.display())))?;
+    let outcome = work(&dir);
+    let detached = umount2(&dir, MntFlags::MNT_DETACH);
+    outcome.and(detached.map_err(system(format_args!("unmount {}", dir.display()))))
 }
 
 fn bind(source: &Path, place: &OwnedFd) -> Result<()> {

@@ -1,11 +1,18 @@
 //! The user's runtime directory: where processes of one user find each other.
 //!
-//! It is `$XDG_RUNTIME_DIR/vdens` or, failing that, `/tmp/vdens-UID`, and must be the user's and closed to others.
-//! In it are the registry of the panel's holders and the sockets of `vdens --status`.
+//! It is `vdens` in `$XDG_RUNTIME_DIR` or, without that, in the usual runtime directory of a login,
+//! `/run/user/UID`. Where neither is there it is `/tmp/vdens-UID`, and another user may have made
+//! that first: then this user's processes do not find each other, and [`complain`] says so. It must
+//! be the user's and closed to others. In it are the registry of the panel's holders and the
+//! sockets of `vdens --status`.
+//!
+//! A directory is checked once, when it is opened as a [`Dir`]. What is in it is then reached
+//! through its descriptor, so it does not matter what the names on the way to it stand for later.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
@@ -15,23 +22,182 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// The directory, which need not exist.
 pub fn base() -> PathBuf {
-    match absolute_variable("XDG_RUNTIME_DIR").filter(|dir| is_private(dir)) {
-        Some(dir) => dir.join("vdens"),
-        None => PathBuf::from(format!("/tmp/vdens-{}", geteuid())),
+    let of_login = || PathBuf::from(format!("/run/user/{}", geteuid()));
+    let named = absolute_variable("XDG_RUNTIME_DIR").unwrap_or_else(of_login);
+    match is_private(&named) {
+        true => named.join("vdens"),
+        false => in_tmp(),
     }
 }
 
-/// The directories in which this user's processes may be, for they need not all have been started with the same
-/// environment: [`base`], `/tmp/vdens-UID`, and without a `$XDG_RUNTIME_DIR` the usual one of a login.
-pub fn bases() -> Vec<PathBuf> {
-    let uid = geteuid();
-    let mut bases = vec![base(), PathBuf::from(format!("/tmp/vdens-{uid}"))];
-    if absolute_variable("XDG_RUNTIME_DIR").is_none() {
-        bases.push(PathBuf::from(format!("/run/user/{uid}/vdens")));
+/// The place where there is no better one: anybody can make it.
+fn in_tmp() -> PathBuf {
+    PathBuf::from(format!("/tmp/vdens-{}", geteuid()))
+}
+
+/// Warns if the runtime directory cannot be used, and says what that costs.
+pub fn complain() {
+    if let Err(error) = Dir::open(base())
+        && error.kind == ErrorKind::Permission
+    {
+        let cost = "your processes do not find each other: frames between them go through user space, and vdens --status does not show them";
+        log::warn!("{}, so {cost}; {}", error.message, error.hint);
     }
-    bases.dedup();
-    bases.retain(|dir| is_private(dir));
-    bases
+}
+
+/// A directory of the user's that is closed to others, held by its descriptor.
+#[derive(Debug)]
+pub struct Dir {
+    file: File,
+    /// Its path when it was opened: for messages, and for its own name.
+    path: PathBuf,
+}
+
+impl Dir {
+    /// The runtime directory, which is made if need be.
+    ///
+    /// # Errors
+    /// It cannot be made or is not private. [`ErrorKind::NotFound`] is that another process has just removed it.
+    pub fn runtime() -> Result<Self> {
+        let base = base();
+        Self::make(&base, base.clone()).map_err(|error| match base.parent() {
+            // No process of ours removes and makes the directory above, so waiting is no use.
+            Some(above) if !above.exists() => Error {
+                kind: ErrorKind::Other,
+                ..error
+            },
+            _ => error,
+        })
+    }
+
+    /// The directories in which this user's processes may be, for they need not all have been
+    /// started with the same environment.
+    pub fn all() -> Vec<Self> {
+        let mut places = vec![base(), in_tmp()];
+        places.dedup();
+        places
+            .into_iter()
+            .filter_map(|at| Self::open(at).ok())
+            .collect()
+    }
+
+    /// The directory `name` in it, which is made if need be.
+    ///
+    /// # Errors
+    /// As for [`Dir::runtime`].
+    pub fn make_dir(&self, name: &str) -> Result<Self> {
+        Self::make(&self.at(name), self.path.join(name))
+    }
+
+    /// The directory `name` in it.
+    ///
+    /// # Errors
+    /// It is not there or not private.
+    pub fn dir(&self, name: &str) -> Result<Self> {
+        Self::look(&self.at(name), self.path.join(name))
+    }
+
+    /// The way to `name` in it: through its descriptor, wherever the directory is by now.
+    pub fn at(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}/{name}", self.file.as_raw_fd()))
+    }
+
+    /// What a person calls `name` in it.
+    pub fn shown(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The names of what is in it.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let cannot = |error| Error::path("read", &self.path, &error);
+        let entries = fs::read_dir(self.at(".")).map_err(cannot)?;
+        let names = entries.flatten().map(|entry| entry.file_name());
+        Ok(names.filter_map(|name| name.into_string().ok()).collect())
+    }
+
+    /// Removes it, if it is empty, and then likewise the runtime directory that it is in. Whether
+    /// it was removed.
+    pub fn remove(&self) -> bool {
+        let (Some(base), Some(name)) = (self.path.parent(), self.path.file_name()) else {
+            return false;
+        };
+        // Opened first: from a directory that was removed no way leads up.
+        let Ok(above) = Self::look(&self.at(".."), base.to_owned()) else {
+            return false;
+        };
+        let is_removed = fs::remove_dir(above.at("").join(name)).is_ok();
+        if let Some(name) = base.file_name() {
+            // Fails while other processes have something there.
+            let _ = fs::remove_dir(above.at("..").join(name));
+        }
+        is_removed
+    }
+
+    fn open(path: PathBuf) -> Result<Self> {
+        Self::look(&path.clone(), path)
+    }
+
+    /// Opens the directory at `at`, which is `path` to a person, after making it if it is not
+    /// there.
+    fn make(at: &Path, path: PathBuf) -> Result<Self> {
+        match DirBuilder::new().mode(0o700).create(at) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(Error::path("make the directory", &path, &error))
+            }
+            _ => Self::look(at, path),
+        }
+    }
+
+    /// Opens the directory at `at`, which is `path` to a person.
+    fn look(at: &Path, path: PathBuf) -> Result<Self> {
+        let cannot = |error: io::Error| Error::path("look at", &path, &error);
+        // What belongs to another user can be opened only to be looked at.
+        let flags = libc::O_PATH | libc::O_NOFOLLOW;
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(at);
+        let file = file.map_err(cannot)?;
+        let meta = file.metadata().map_err(cannot)?;
+        match fault(&meta) {
+            None => Ok(Self { file, path }),
+            Some(fault) => {
+                let message = format!(
+                    "cannot use the runtime directory {}, {fault}",
+                    path.display()
+                );
+                Err(Error::new(ErrorKind::Permission, message).hint(remedy(&path, &meta)))
+            }
+        }
+    }
+}
+
+/// Whether a directory is there, is this user's, and closed to others.
+pub fn is_private(dir: &Path) -> bool {
+    fs::symlink_metadata(dir).is_ok_and(|meta| fault(&meta).is_none())
+}
+
+/// Why something is not a private directory, to be read behind its name.
+pub fn fault(meta: &Metadata) -> Option<String> {
+    let uid = meta.uid();
+    if !meta.is_dir() {
+        Some("which is no directory".into())
+    } else if uid != geteuid().as_raw() {
+        Some(format!("which belongs to another user (uid {uid})"))
+    } else if meta.mode() & 0o077 != 0 {
+        Some("which others can enter".into())
+    } else {
+        None
+    }
+}
+
+/// How something that has a fault becomes a private directory, or another serves.
+pub fn remedy(path: &Path, meta: &Metadata) -> String {
+    let path = path.display();
+    match meta.is_dir() && meta.uid() == geteuid().as_raw() {
+        true => format!("chmod 0700 {path}"),
+        false => format!("sudo rm -r {path}, or set XDG_RUNTIME_DIR to a directory of your own"),
+    }
 }
 
 /// The number of this process's namespace of a kind (`user`, `pid`, …).
@@ -57,32 +223,70 @@ pub fn start_time(pid: u32) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
-/// Makes a directory that only the user can enter, or checks that it is one.
-///
-/// # Errors
-/// It is not, or cannot be made; and whether trying again may help.
-pub fn make_private_dir(dir: &Path) -> Result<(), (Error, bool)> {
-    let made = DirBuilder::new().mode(0o700).create(dir);
-    if made.is_ok() || is_private(dir) {
-        return Ok(());
-    }
-    if let Err(error) = made
-        && error.kind() != io::ErrorKind::AlreadyExists
-    {
-        let gone = error.kind() == io::ErrorKind::NotFound;
-        return Err((Error::path("make", dir, &error), gone));
-    }
-    let gone = !dir.exists();
-    let error = Error::new(
-        ErrorKind::Permission,
-        format!("{} is not a directory of this user's alone", dir.display()),
-    );
-    Err((error.hint("remove it, or set XDG_RUNTIME_DIR"), gone))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
-/// Whether a directory is there, is this user's, and closed to others.
-pub fn is_private(dir: &Path) -> bool {
-    fs::symlink_metadata(dir).is_ok_and(|meta| {
-        meta.is_dir() && meta.uid() == geteuid().as_raw() && meta.mode() & 0o077 == 0
-    })
+    /// A private directory.
+    fn base() -> (tempfile::TempDir, Dir) {
+        let above = tempfile::tempdir().unwrap();
+        let path = above.path().join("vdens");
+        let dir = Dir::make(&path, path.clone()).unwrap();
+        (above, dir)
+    }
+
+    #[test]
+    fn what_is_not_private_is_refused() {
+        let (above, base) = base();
+        base.make_dir("x").unwrap();
+        base.make_dir("x").unwrap();
+        let at = |name: &str| above.path().join("vdens").join(name);
+        fs::set_permissions(at("x"), fs::Permissions::from_mode(0o755)).unwrap();
+        let error = base.make_dir("x").unwrap_err();
+        let message = format!(
+            "cannot use the runtime directory {0}, which others can enter; chmod 0700 {0}",
+            at("x").display()
+        );
+        assert_eq!(
+            (error.kind, error.to_string()),
+            (ErrorKind::Permission, message)
+        );
+        fs::write(at("file"), "").unwrap();
+        symlink("x", at("link")).unwrap();
+        for name in ["file", "link"] {
+            let error = base.dir(name).unwrap_err().to_string();
+            assert!(
+                error.contains("which is no directory; sudo rm -r"),
+                "{error}"
+            );
+        }
+        assert_eq!(base.dir("nothing").unwrap_err().kind, ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn names_on_the_way_do_not_matter_once_it_is_open() {
+        let (above, base) = base();
+        let x = base.make_dir("x").unwrap();
+        let moved = above.path().join("moved");
+        fs::rename(above.path().join("vdens"), &moved).unwrap();
+        // Another stands in its place.
+        fs::create_dir_all(above.path().join("vdens/x")).unwrap();
+        fs::write(x.at("file"), "").unwrap();
+        assert_eq!(x.names().unwrap(), ["file"]);
+        assert!(moved.join("x/file").exists());
+    }
+
+    #[test]
+    fn empty_directories_are_removed() {
+        let (above, base) = base();
+        let (x, y) = (base.make_dir("x").unwrap(), base.make_dir("y").unwrap());
+        fs::write(x.at("file"), "").unwrap();
+        assert!(!x.remove() && y.remove());
+        fs::remove_file(x.at("file")).unwrap();
+        assert!(x.remove());
+        assert_eq!(fs::read_dir(above.path()).unwrap().count(), 0);
+        // There is no way back into it.
+        assert_eq!(base.make_dir("z").unwrap_err().kind, ErrorKind::NotFound);
+    }
 }

@@ -12,6 +12,7 @@ use vdens_plugin_api::vnl::Vnl;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::loader::{self, SearchPath};
+use crate::trusted_path::Trusted;
 
 /// The longest scheme: crates.io accepts package names of up to 64 characters.
 const LONGEST: usize = 64 - "vdens-plugin-".len();
@@ -56,13 +57,9 @@ pub fn run(dir: &Path, api: Option<&str>, path: &SearchPath) -> Result<()> {
     fs::create_dir_all(dir).map_err(|error| Error::path("make", dir, &error))?;
     // The author compiles and runs what is in this directory, so no other user may be able to write
     // it. It is checked after it was made: another user may have made it first.
-    loader::check_owner(dir).map_err(|(why, remedy)| {
-        let remedy = if is_there {
-            "name one that does not exist"
-        } else {
-            &*remedy
-        };
-        Error::new(ErrorKind::Permission, why).hint(remedy)
+    Trusted::directory(dir).map_err(|error| match is_there {
+        true => error.hint("name one that does not exist"),
+        false => error,
     })?;
     if fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
         let message = format!("the directory {} is not empty", dir.display());

@@ -70,6 +70,19 @@ impl AsFd for Signals {
     }
 }
 
+/// Whether a blocked signal that should end this process has come and was not read yet.
+pub fn end_is_pending() -> bool {
+    let mut pending = *SigSet::empty().as_ref();
+    // SAFETY: the kernel writes a signal set to `pending`, which outlives the call.
+    let asked = unsafe { libc::sigpending(&raw mut pending) };
+    // SAFETY: it was a valid set before the call and is one after it.
+    let pending = unsafe { SigSet::from_sigset_t_unchecked(pending) };
+    let mut ending = HANDLED
+        .into_iter()
+        .filter(|signal| *signal != Signal::SIGCHLD);
+    asked == 0 && ending.any(|signal| pending.contains(signal))
+}
+
 /// Ignores a signal in this process and in the children it forks.
 pub fn ignore(signal: Signal) {
     let action = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());

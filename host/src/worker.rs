@@ -99,22 +99,17 @@ pub fn run(
         opener,
         control,
     };
-    let link = match ready.and_then(|()| worker.open()) {
-        Ok(link) => link,
-        Err(error) => {
-            // If the supervisor is gone there is nobody to tell.
-            let _ = worker
-                .control
-                .send(&Message::Failed(EXIT_FAILURE, error), &[]);
-            return EXIT_FAILURE;
+    let outcome = ready.and_then(|()| {
+        let link = worker.open()?;
+        match worker.side(&link, orders)? {
+            Some(side) => worker.serve(link, side),
+            None => Ok(0),
         }
-    };
-    let served = worker.side(&link, orders).and_then(|side| match side {
-        Some(side) => worker.serve(link, side),
-        None => Ok(0),
     });
-    served.unwrap_or_else(|error| {
-        log::error!("{}: {error}", job.interface);
+    outcome.unwrap_or_else(|error| {
+        // If the supervisor is gone there is nobody to tell.
+        let failed = Message::Failed(EXIT_FAILURE, error);
+        let _ = worker.control.send(&failed, &[]);
         EXIT_FAILURE
     })
 }
@@ -220,6 +215,9 @@ impl Worker<'_> {
                     let Some((message, _)) = self.control.receive()? else {
                         return Ok(0);
                     };
+                    if message == Message::Deleted {
+                        return Ok(EXIT_NO_INTERFACE);
+                    }
                     let [sent, received] = pump.counters();
                     self.answer(&message, || Report::new(near, far, received, sent))?;
                 }

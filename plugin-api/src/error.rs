@@ -9,6 +9,8 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
+use nix::sys::resource::{Resource, getrlimit};
+
 /// What went wrong, for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -86,6 +88,7 @@ impl Error {
     }
 
     /// A system call failed: `action` reads "cannot ACTION", for example `connect to /tmp/sw/ctl`.
+    /// If it failed because too many files are open, the hint names the limit.
     pub fn io(action: impl fmt::Display, source: &io::Error) -> Self {
         let kind = match source.kind() {
             io::ErrorKind::NotFound => ErrorKind::NotFound,
@@ -99,7 +102,7 @@ impl Error {
             kind,
             errno: source.raw_os_error().unwrap_or(0),
             message: format!("cannot {action}: {}", describe(source)),
-            hint: String::new(),
+            hint: advice(source),
         }
     }
 
@@ -124,6 +127,19 @@ fn describe(source: &io::Error) -> String {
     }
 }
 
+/// What to do about a failure that has nothing to do with what was tried: no file at all can be
+/// opened.
+fn advice(source: &io::Error) -> String {
+    match source.raw_os_error() {
+        Some(libc::EMFILE) => match getrlimit(Resource::RLIMIT_NOFILE) {
+            Ok((limit, _)) => format!("raise the limit, which is {limit} (ulimit -n)"),
+            Err(_) => "raise the limit (ulimit -n)".into(),
+        },
+        Some(libc::ENFILE) => "raise the limit of the system (sysctl fs.file-max)".into(),
+        _ => String::new(),
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
@@ -138,3 +154,25 @@ impl std::error::Error for Error {}
 
 /// The result of anything a plugin can be asked to do.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_many_open_files_are_told_as_the_limit() {
+        let text = |errno| Error::io("open x", &io::Error::from_raw_os_error(errno)).to_string();
+        let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        assert_eq!(
+            text(libc::EMFILE),
+            format!(
+                "cannot open x: Too many open files; raise the limit, which is {limit} (ulimit -n)"
+            )
+        );
+        assert!(text(libc::ENFILE).contains("fs.file-max"));
+        assert_eq!(
+            text(libc::ENOENT),
+            "cannot open x: No such file or directory"
+        );
+    }
+}

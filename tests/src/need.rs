@@ -13,8 +13,8 @@ pub const GUEST: &str = "/var/cache/vdens-tests/guest";
 
 /// Ends the test, with a word about why, unless the machine has what it needs.
 ///
-/// Needs are `"root"`, `"guest"` (the virtual machine), C plugins of libvdeplug (`"libvdeplug_slirp"`) and names of
-/// installed programs.
+/// Needs are `"root"`, `"guest"` (the virtual machine), a kernel of at least a version
+/// (`"linux 6.7"`), C plugins of libvdeplug (`"libvdeplug_slirp"`) and names of installed programs.
 ///
 /// ```no_run
 /// # fn test() {
@@ -37,6 +37,9 @@ pub fn lacks(needs: &[&str]) -> Option<String> {
         "root" => (!User::is_root()).then(|| "the test needs root to build its host".to_owned()),
         "guest" => (!Path::new(GUEST).join("initrd.gz").exists())
             .then(|| format!("no virtual machine in {GUEST}: run tests/setup.sh as root")),
+        kernel if kernel.starts_with("linux ") => {
+            (!is_running_at_least(kernel)).then(|| format!("the kernel is older than {kernel}"))
+        }
         plugin if plugin.starts_with("libvdeplug_") => {
             (!has_plugin(plugin)).then(|| format!("the C plugin {plugin} is not installed"))
         }
@@ -48,6 +51,16 @@ fn installed(program: &str) -> bool {
     ["/usr/bin", "/usr/sbin", "/bin", "/sbin"]
         .iter()
         .any(|directory| Path::new(directory).join(program).exists())
+}
+
+/// Whether the kernel is of the version in `linux X.Y`, or newer.
+fn is_running_at_least(kernel: &str) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let version = |text: &str| {
+        let mut numbers = text.split(['.', '-', ' ', '\n']).map(str::parse::<u32>);
+        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+    };
+    version(&release) >= version(kernel.trim_start_matches("linux "))
 }
 
 /// Whether one of the system's library directories has libvdeplug's plugin.

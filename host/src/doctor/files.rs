@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
@@ -48,13 +48,13 @@ pub(super) fn runtime_dir() -> Vec<Finding> {
     let dir = runtime::base();
     let mut findings = Vec::new();
     if let Some(named) = absolute_variable("XDG_RUNTIME_DIR").filter(|named| !is_private(named)) {
+        let (fault, remedy) = fault(&named);
         let message = format!(
-            "XDG_RUNTIME_DIR is {}, {}, so {} serves",
+            "XDG_RUNTIME_DIR is {}, {fault}, so {} serves",
             named.display(),
-            fault(&named),
             dir.display()
         );
-        findings.push(Finding::note(RUNTIME, message).remedy(remedy(&named)));
+        findings.push(Finding::note(RUNTIME, message).remedy(remedy));
     }
     findings.push(match check_place(&dir) {
         Ok(()) => Finding::ok(RUNTIME, dir.display().to_string()),
@@ -67,8 +67,9 @@ fn check_place(dir: &Path) -> Result<(), Error> {
     let place = match dir.symlink_metadata() {
         Ok(_) if is_private(dir) => dir,
         Ok(_) => {
-            let message = format!("{} is there, {}", dir.display(), fault(dir));
-            return Err(Error::usage(message).hint(remedy(dir)));
+            let (fault, remedy) = fault(dir);
+            let message = format!("{} is there, {fault}", dir.display());
+            return Err(Error::usage(message).hint(remedy));
         }
         // It is made when there is something to be put there.
         Err(_) => dir.parent().unwrap_or(dir),
@@ -102,24 +103,16 @@ fn write_sample(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Why a directory is not private.
-fn fault(dir: &Path) -> &'static str {
+/// Why a directory is not private, and how it becomes that.
+fn fault(dir: &Path) -> (String, String) {
     match fs::symlink_metadata(dir) {
-        Err(_) => "which is not there",
-        Ok(meta) if !meta.is_dir() => "which is no directory",
-        Ok(meta) if meta.uid() != geteuid().as_raw() => "which belongs to another user",
-        Ok(_) => "which others can enter",
-    }
-}
-
-/// How a directory becomes private.
-fn remedy(dir: &Path) -> String {
-    let name = dir.display();
-    match fs::symlink_metadata(dir) {
-        Err(_) => format!("sudo install -d -m 0700 -o {} {name}", geteuid()),
-        Ok(meta) if meta.is_dir() && meta.uid() == geteuid().as_raw() => {
-            format!("chmod 0700 {name}")
-        }
-        Ok(_) => format!("sudo rm -r {name}, or set XDG_RUNTIME_DIR to a directory of your own"),
+        Err(_) => (
+            "which is not there".into(),
+            format!("sudo install -d -m 0700 -o {} {}", geteuid(), dir.display()),
+        ),
+        Ok(meta) => (
+            runtime::fault(&meta).unwrap_or_default(),
+            runtime::remedy(dir, &meta),
+        ),
     }
 }

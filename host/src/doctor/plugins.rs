@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::Finding;
 use crate::error::Result;
-use crate::loader::{self, SearchPath};
+use crate::loader::SearchPath;
 use crate::probe::{Found, Probe};
+use crate::trusted_path::Trusted;
 
 /// A plugin's file.
 struct Plugin {
@@ -32,8 +33,9 @@ fn directory(dir: &Path) -> Finding {
     if dir.symlink_metadata().is_err() {
         return Finding::note(check, "it is not there");
     }
-    if let Err((why, remedy)) = loader::check_owner(dir) {
-        return Finding::wrong(check, format!("plugins in it are refused: {why}")).remedy(remedy);
+    if let Err(error) = Trusted::directory(dir) {
+        let message = format!("plugins in it are refused: {}", error.message);
+        return Finding::wrong(check, message).remedy(error.hint);
     }
     match fs::read_dir(dir) {
         Ok(_) => Finding::ok(check, format!("plugins in it: {}", plugins_in(dir).len())),

@@ -5,6 +5,8 @@
 //! panel. A namespace on it, a member, is made by entering H first; its interface `vde0` is one end of a
 //! veth whose other end, the member's *port*, is on the panel: plugged into a bridge together with its
 //! peer's port, or with a tap that a worker serves, or down, which the member sees as no carrier.
+//! The port exists as long as the interface: a command may rename that or move it to another
+//! namespace, but when it deletes it the kernel deletes the port, too.
 //!
 //! There is no daemon. Two descriptors keep H and the panel alive, whoever holds them; the
 //! `registry` says where the next comer can take them over, and with the last holder everything is
@@ -12,7 +14,8 @@
 //! processes that hold it: a supervisor, or a `service` beside a process that plugins have entered. These give [`Orders`].
 //!
 //! What is taken over is not believed: both descriptors must be namespaces of the right kind, H owned by this user and a
-//! child of this very user namespace, which no member can make.
+//! child of this very user namespace, which no member can make. A descriptor of another process is
+//! opened only if it is a namespace: opening a FIFO, say, could block for ever.
 
 mod plumbing;
 mod port;
@@ -23,15 +26,18 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::Mode;
 use nix::sys::wait::waitpid;
 use nix::unistd::geteuid;
 use vdens_plugin_api::tap::MAX_INTERFACE_NAME;
 
-pub use plumbing::Order;
+pub use plumbing::{Order, interface_of};
 pub use port::PanelPort;
 use registry::{Holder, Registration, Registry};
 pub use service::Service;
@@ -41,6 +47,7 @@ use crate::control::{Channel, Message};
 use crate::error::{EXIT_FAILURE, Error, ErrorKind, Result, system};
 use crate::namespace::unshare_mapped;
 use crate::process::{exit_child, fork_child};
+use crate::signals;
 
 /// The ioctls of nsfs (ioctl_nsfs(2)).
 mod ioctl {
@@ -64,9 +71,10 @@ impl Panel {
     /// Takes the panel over from another holder, or makes it.
     ///
     /// # Errors
-    /// The kernel or a limit does not allow it.
+    /// The kernel or a limit does not allow it, another process holds the registry's lock for too
+    /// long, or a signal that should end this process came while waiting for the lock.
     pub fn acquire() -> Result<Self> {
-        let registry = Registry::lock()?;
+        let registry = Registry::lock_unless(signals::end_is_pending)?;
         let taken = registry
             .holders()
             .iter()
@@ -100,8 +108,8 @@ impl Panel {
     }
 
     /// Has an order carried out by a child on the panel; `namespace` is the member's network namespace
-    /// where the order is about one. Returns the tap that the order makes, if it makes one. For processes that
-    /// no plugin has entered.
+    /// where the order is about one. Returns the tap or the watch that the order hands over, if
+    /// any. For processes that no plugin has entered.
     ///
     /// # Errors
     /// What the plumbing reports.
@@ -136,10 +144,18 @@ pub struct Done {
 }
 
 /// The way to somebody who carries out orders.
+///
+/// A plugin's threads may give orders at the same time. They take turns, from the order to its
+/// answer, so that no thread receives another's answer.
 #[derive(Clone, Copy, Debug)]
-pub struct Orders {
-    /// Leaked: plugins may give orders as long as the process lives.
-    channel: &'static Channel,
+pub struct Orders(&'static Conversation);
+
+/// Leaked: plugins may give orders as long as the process lives.
+#[derive(Debug)]
+struct Conversation {
+    channel: Channel,
+    /// Locked from an order to its answer.
+    turn: Mutex<()>,
     /// How long an answer may take; `None` for as long as there is somebody.
     patience: Option<Duration>,
 }
@@ -147,10 +163,20 @@ pub struct Orders {
 impl Orders {
     /// Orders that go to a supervisor. If that is stopped, by Ctrl-Z, say, they wait.
     pub fn to_supervisor(channel: Channel) -> Self {
-        Self {
-            channel: Box::leak(Box::new(channel)),
-            patience: None,
-        }
+        Self::over(channel, None)
+    }
+
+    fn over(channel: Channel, patience: Option<Duration>) -> Self {
+        Self(Box::leak(Box::new(Conversation {
+            channel,
+            turn: Mutex::default(),
+            patience,
+        })))
+    }
+
+    /// Closes the channel; a thread that waits for an answer gets an error.
+    fn close(self) {
+        self.0.channel.close();
     }
 
     /// Has an order carried out.
@@ -166,20 +192,26 @@ impl Orders {
     /// # Errors
     /// It is no supervisor that the orders go to.
     pub fn keep(self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
-        match self.patience {
+        match self.0.patience {
             None => self.ask(&Message::Keep, fd.as_slice()).map(drop),
             Some(_) => Err(nobody_keeps()),
         }
     }
 
     fn ask(self, question: &Message, fds: &[BorrowedFd<'_>]) -> Result<Done> {
-        self.channel.send(question, fds)?;
-        let answer = match self.patience {
-            None => self.channel.receive(),
-            Some(patience) => self.channel.receive_within(patience),
+        let Conversation {
+            channel,
+            turn,
+            patience,
+        } = self.0;
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        channel.send(question, fds)?;
+        let answer = match *patience {
+            None => channel.receive(),
+            Some(patience) => channel.receive_within(patience),
         };
         // An answer that came too late would be taken for the next one's.
-        match answer.inspect_err(|_| self.channel.close())? {
+        match answer.inspect_err(|_| channel.close())? {
             Some((Message::Done(panel), mut fds)) => Ok(Done {
                 panel,
                 tap: fds.pop(),
@@ -302,10 +334,27 @@ pub(crate) fn make() -> Result<(OwnedFd, OwnedFd)> {
     }
 }
 
-/// Opens a namespace by its path in /proc.
+/// Opens a namespace by its path in /proc. Anything else at the path is neither opened nor is its
+/// file system asked about it (fstatfs(2)), because both may block for ever: a FIFO, a dead FUSE
+/// mount.
 pub(crate) fn open_namespace(path: &str) -> Result<OwnedFd> {
-    let file = File::open(path).map_err(|error| Error::io(format_args!("open {path}"), &error))?;
-    Ok(file.into())
+    let open = |path: &str, flags| {
+        open(path, flags | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(system(format_args!("open {path}")))
+    };
+    let found = open(path, OFlag::O_PATH)?;
+    let link = format!("/proc/self/fd/{}", found.as_raw_fd());
+    // The kernel gives a namespace such a name (namespaces(7)); a file's begins with a slash.
+    let name =
+        fs::read_link(&link).map_err(|error| Error::io(format_args!("look at {path}"), &error))?;
+    let name = name.to_string_lossy();
+    match name.starts_with("user:[") || name.starts_with("net:[") {
+        true => open(&link, OFlag::O_RDONLY),
+        false => Err(Error::new(
+            ErrorKind::Permission,
+            format!("{path} is not a namespace"),
+        )),
+    }
 }
 
 /// Opens a holder's descriptors and checks that they are what they should be.
@@ -367,4 +416,51 @@ fn inode(namespace: &OwnedFd) -> Result<u64> {
         .metadata()
         .map_err(|error| Error::io("look at a namespace", &error))?;
     Ok(meta.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use nix::poll::{PollFd, PollFlags, poll};
+
+    use super::*;
+
+    /// Answers each order for a hub with its time of ageing. When two orders are there at once, it
+    /// answers the second first.
+    fn serve(channel: &Channel) {
+        let next = || match channel.receive().unwrap() {
+            Some((Message::Order(Order::Hub(_, ageing)), _)) => Some(ageing),
+            _ => None,
+        };
+        let answer = |ageing: u32| channel.send(&Message::Done(ageing.into()), &[]).unwrap();
+        while let Some(first) = next() {
+            let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut fds, 20u8).unwrap() == 1
+                && let Some(second) = next()
+            {
+                answer(second);
+            }
+            answer(first);
+        }
+    }
+
+    #[test]
+    fn no_thread_takes_anothers_answer() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let orders = Orders::over(ours, Some(Duration::from_secs(60)));
+        let server = thread::spawn(move || serve(&theirs));
+        let ask = move |thread: u32| {
+            for n in 0..10 {
+                let ageing = thread * 100 + n;
+                let done = orders.give(Order::Hub("1n0".into(), ageing)).unwrap();
+                assert_eq!(done.panel, u64::from(ageing));
+            }
+        };
+        let threads: Vec<_> = (0..4).map(|n| thread::spawn(move || ask(n))).collect();
+        let outcomes: Vec<_> = threads.into_iter().map(thread::JoinHandle::join).collect();
+        orders.close();
+        server.join().unwrap();
+        assert!(outcomes.iter().all(Result::is_ok));
+    }
 }

@@ -10,6 +10,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use vdens_plugin_api::tap::{MAX_MTU, Tap};
 
+use crate::carrier::LinkWatch;
 use crate::error::{Error, Result};
 use crate::netlink::Netlink;
 
@@ -21,7 +22,8 @@ const LONGEST_AGEING: u32 = 1_000_000;
 /// What is to be done. Names are those of interfaces on the panel, without their first letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// Make a port, unplugged, and the member's interface of the name given.
+    /// Make a port, unplugged, and the member's interface of the name given, and hand over a watch
+    /// over the panel's interfaces.
     AddPort(String, String),
     /// Plug a port into the cable whose other end is the other port.
     Plug(String, String),
@@ -74,9 +76,9 @@ impl Order {
             Self::AddPort(port, interface) => {
                 let namespace = namespace
                     .ok_or_else(|| Error::closed("a port is to be made for no namespace"))?;
-                let name = format!("p{port}");
+                let name = interface_of(port);
                 netlink.add_veth(&name, index(port), interface, namespace)?;
-                Ok(None)
+                LinkWatch::open().map(|watch| Some(watch.into()))
             }
             Self::Plug(port, peer) => {
                 let bridge = format!("c{}", port.min(peer));
@@ -101,7 +103,7 @@ impl Order {
                 Ok(None)
             }
             Self::Unplug(port) => {
-                let port = format!("p{port}");
+                let port = interface_of(port);
                 netlink.set_down(&port)?;
                 netlink.set_bridge(&port, None)?;
                 sweep(&netlink)?;
@@ -109,6 +111,11 @@ impl Order {
             }
         }
     }
+}
+
+/// The name of a port's interface.
+pub fn interface_of(port: &str) -> String {
+    format!("p{port}")
 }
 
 /// The number of a port's interface: larger than any in a member, because the kernel tells of the carrier
@@ -139,7 +146,7 @@ fn plug(netlink: &Netlink, port: &str, bridge: &str) -> Result<()> {
 }
 
 fn attach(netlink: &Netlink, port: &str, bridge: &str) -> Result<()> {
-    let port = format!("p{port}");
+    let port = interface_of(port);
     netlink.set_bridge(&port, Some(bridge))?;
     netlink.set_up(&port)?;
     sweep(netlink)

@@ -1,34 +1,46 @@
 //! Who holds the panel: a directory with one small file a holder.
 //!
-//! In the user's [`runtime`] directory stands a directory for each user and process namespace that the user works from, because descriptors
-//! can only be taken over within these; in that a file `lock`, and for each holder a file named by its
+//! In the user's [`runtime`] directory stands a directory for each user and process namespace that
+//! the user works from, because descriptors can only be taken over within these; it is checked once
+//! and then used by its descriptor. In it is a file `lock`, and for each holder a file named by its
 //! process id that says when the process started and which of its descriptors are the panel's.
 //!
 //! Everything is done under the lock. A file whose process is gone is removed by whoever finds it. Who
 //! leaves no holder behind removes the directory, lock included; so one who waited for the lock looks
 //! whether what it has locked is still the file of that name.
+//!
+//! Any process of the user may write to the directory. A file there is used only if it is a regular
+//! one, is opened without blocking, and no more of it is read than a holder writes. So neither a
+//! FIFO nor an endless file stops another process.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::RawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process;
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::error::{Error, Result};
-use crate::runtime;
+use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::{self, Dir};
 
+/// The name of the file that is locked.
+const LOCK: &str = "lock";
 /// How long to wait for the lock: it is held for milliseconds, but many may want it at once.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long to wait between two looks at the lock, the first time.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// The longest such pause: a hundred who look all the time would leave the holder no processor.
 const LAST_PAUSE: Duration = Duration::from_millis(16);
+/// The longest text of a holder's file, in bytes: a 64-bit and two 32-bit numbers fit.
+const MAX_TEXT: u64 = 64;
+/// How to open a file that another process may have made: opening a FIFO does not block.
+const WARILY: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
 
 /// A holder's process and its descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,38 +54,82 @@ pub(super) struct Holder {
 
 /// The registry, locked.
 pub(super) struct Registry {
-    dir: PathBuf,
+    dir: Arc<Dir>,
     _lock: Flock<File>,
 }
 
 impl Registry {
     /// Locks the registry, and makes it if need be.
     pub(super) fn lock() -> Result<Self> {
-        let dir = directory()?;
+        Self::lock_unless(|| false)
+    }
+
+    /// As [`Registry::lock`], but gives up waiting when `is_over` says so.
+    pub(super) fn lock_unless(is_over: impl Fn() -> bool) -> Result<Self> {
+        let (user, pid) = (runtime::namespace("user")?, runtime::namespace("pid")?);
+        let name = format!("{user}-{pid}");
+        let find = || Dir::runtime()?.make_dir(&name).map(Arc::new);
+        Self::lock_in(find, is_over)
+    }
+
+    /// Locks the registry in the directory that `find` gives, which is asked again if that was
+    /// removed meanwhile. Gives up waiting when `is_over` says so.
+    fn lock_in(find: impl Fn() -> Result<Arc<Dir>>, is_over: impl Fn() -> bool) -> Result<Self> {
         let deadline = Instant::now() + PATIENCE;
         let mut pause = FIRST_PAUSE;
         loop {
-            match try_lock(&dir) {
-                Ok(lock) => return Ok(Self { dir, _lock: lock }),
-                Err((error, false)) => return Err(error),
-                Err((error, true)) if Instant::now() >= deadline => return Err(error),
-                Err((_, true)) => {
-                    sleep(pause);
-                    pause = (2 * pause).min(LAST_PAUSE);
-                }
+            let error = match find().and_then(Self::try_lock) {
+                Ok(registry) => return Ok(registry),
+                Err(error) => error,
+            };
+            // Another process has the lock, or has just removed it or the directory.
+            let may_pass = matches!(error.kind, ErrorKind::Busy | ErrorKind::NotFound);
+            if !may_pass || is_over() || Instant::now() >= deadline {
+                return Err(error);
+            }
+            sleep(pause);
+            pause = (2 * pause).min(LAST_PAUSE);
+        }
+    }
+
+    /// Locks the registry in a directory.
+    fn try_lock(dir: Arc<Dir>) -> Result<Self> {
+        let shown = dir.shown(LOCK);
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(WARILY)
+            .open(dir.at(LOCK))
+            .and_then(regular)
+            .map_err(|error| Error::path("open", &shown, &error))?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+        let lock = lock.map_err(|(_, errno)| {
+            let error = Error::path("lock", &shown, &errno.into());
+            match errno {
+                Errno::EWOULDBLOCK | Errno::EINTR => Error {
+                    kind: ErrorKind::Busy,
+                    ..error
+                },
+                _ => error,
+            }
+        })?;
+        match is_in(&lock, &dir) {
+            true => Ok(Self { dir, _lock: lock }),
+            false => {
+                let message = format!("{} was removed", shown.display());
+                Err(Error::new(ErrorKind::NotFound, message))
             }
         }
     }
 
     /// The holders that are alive.
     pub(super) fn holders(&self) -> Vec<Holder> {
-        let files = fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        let entries = files.filter_map(|file| {
-            let pid = file.file_name().to_str()?.parse().ok()?;
-            Some((pid, file.path()))
-        });
+        let names = self.dir.names().unwrap_or_default().into_iter();
+        let entries = names.filter_map(|name| Some((name.parse().ok()?, self.dir.at(&name))));
         let alive = entries.filter_map(|(pid, path)| {
-            let holder = parse(pid, &fs::read_to_string(&path).ok()?);
+            let holder = read_holder(pid, &path);
             let alive = holder.filter(|holder| runtime::start_time(pid) == Some(holder.started));
             if alive.is_none() {
                 // Another may have been faster; then it is gone all the same.
@@ -87,11 +143,12 @@ impl Registry {
     /// Registers this process as a holder.
     pub(super) fn register(&self, user: RawFd, net: RawFd) -> Result<Registration> {
         let pid = process::id();
-        let path = self.dir.join(pid.to_string());
+        let name = pid.to_string();
         let started = runtime::start_time(pid).unwrap_or(0);
-        fs::write(&path, format!("{started} {user} {net}\n"))
-            .map_err(|error| Error::path("write", &path, &error))?;
-        Ok(Registration { path, pid })
+        fs::write(self.dir.at(&name), format!("{started} {user} {net}\n"))
+            .map_err(|error| Error::path("write", &self.dir.shown(&name), &error))?;
+        let dir = Arc::clone(&self.dir);
+        Ok(Registration { dir, pid })
     }
 }
 
@@ -99,11 +156,8 @@ impl Drop for Registry {
     /// Without holders there is nothing to register.
     fn drop(&mut self) {
         if self.holders().is_empty() {
-            let _ = fs::remove_file(self.dir.join("lock"));
-            let _ = fs::remove_dir(&self.dir);
-            if let Some(base) = self.dir.parent() {
-                let _ = fs::remove_dir(base);
-            }
+            let _ = fs::remove_file(self.dir.at(LOCK));
+            self.dir.remove();
         }
     }
 }
@@ -111,7 +165,7 @@ impl Drop for Registry {
 /// This process's entry, removed when dropped by the process that made it.
 #[derive(Debug)]
 pub(super) struct Registration {
-    path: PathBuf,
+    dir: Arc<Dir>,
     pid: u32,
 }
 
@@ -120,42 +174,27 @@ impl Drop for Registration {
         if self.pid != process::id() {
             return;
         }
-        let _registry = Registry::lock();
+        let _registry = Registry::lock_in(|| Ok(Arc::clone(&self.dir)), || false);
         // What cannot be removed is removed by the next who finds it stale.
-        let _ = fs::remove_file(&self.path);
+        let _ = fs::remove_file(self.dir.at(&self.pid.to_string()));
     }
 }
 
-/// Makes and locks the registry; an error comes with whether trying again may help, because somebody else
-/// has the lock or has just removed the directory.
-fn try_lock(dir: &Path) -> Result<Flock<File>, (Error, bool)> {
-    let path = dir.join("lock");
-    if let Some(base) = dir.parent() {
-        // No process of ours removes and makes the directory above, so waiting for it is no use.
-        let may_come = || base.parent().is_some_and(Path::exists);
-        runtime::make_private_dir(base).map_err(|(error, gone)| (error, gone && may_come()))?;
-    }
-    runtime::make_private_dir(dir)?;
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(|error| {
-            let gone = error.kind() == io::ErrorKind::NotFound;
-            (Error::path("open", &path, &error), gone)
-        })?;
-    let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
-        let held = matches!(errno, Errno::EWOULDBLOCK | Errno::EINTR);
-        (Error::path("lock", &path, &errno.into()), held)
-    })?;
-    match is_at(&lock, &path) {
-        true => Ok(lock),
-        false => Err((
-            Error::closed(format!("{} was removed", path.display())),
-            true,
-        )),
+/// What a holder's file says; `None` if it is none.
+fn read_holder(pid: u32, path: &Path) -> Option<Holder> {
+    let mut options = OpenOptions::new();
+    let opened = options.read(true).custom_flags(WARILY).open(path);
+    let file = opened.and_then(regular).ok()?;
+    let mut text = String::new();
+    file.take(MAX_TEXT).read_to_string(&mut text).ok()?;
+    parse(pid, &text)
+}
+
+/// The file, if it is a regular one.
+fn regular(file: File) -> io::Result<File> {
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is no regular file; remove it")),
     }
 }
 
@@ -169,13 +208,9 @@ fn parse(pid: u32, text: &str) -> Option<Holder> {
     })
 }
 
-fn directory() -> Result<PathBuf> {
-    let (user, pid) = (runtime::namespace("user")?, runtime::namespace("pid")?);
-    Ok(runtime::base().join(format!("{user}-{pid}")))
-}
-
-fn is_at(file: &File, path: &Path) -> bool {
-    let (locked, named) = (file.metadata(), fs::symlink_metadata(path));
+/// Whether the lock in a directory is this file.
+fn is_in(lock: &File, dir: &Dir) -> bool {
+    let (locked, named) = (lock.metadata(), fs::symlink_metadata(dir.at(LOCK)));
     locked
         .ok()
         .zip(named.ok())

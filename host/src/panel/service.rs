@@ -46,10 +46,7 @@ impl Service {
             exit_child(|| serve(&theirs, parent).map_or(EXIT_FAILURE, |()| 0));
         };
         Ok(Self {
-            orders: Orders {
-                channel: Box::leak(Box::new(channel)),
-                patience: Some(PATIENCE),
-            },
+            orders: Orders::over(channel, Some(PATIENCE)),
             process: Some(process),
         })
     }
@@ -73,7 +70,7 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        self.orders.channel.close();
+        self.orders.close();
         let deadline = Instant::now() + FAREWELL;
         while let Some(process) = self.process {
             if Instant::now() >= deadline {

@@ -1,9 +1,9 @@
 //! Asking all processes at once.
 
 use std::fs;
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -14,7 +14,7 @@ use super::{Process, Report, directory};
 use crate::control::{Channel, Message, read_report};
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::wait;
-use crate::runtime;
+use crate::runtime::{self, Dir};
 
 /// How long a process may take to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -36,40 +36,49 @@ pub struct Answer {
 /// # Errors
 /// A directory cannot be read.
 pub fn ask_all() -> Result<Vec<Answer>> {
+    runtime::complain();
+    let name = directory()?;
     let mut all = Vec::new();
-    for base in runtime::bases() {
-        all.extend(sockets(&directory(&base)?)?);
+    for base in Dir::all() {
+        match base.dir(&name) {
+            Ok(dir) => all.extend(sockets(dir)?),
+            Err(error) if error.kind == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
     }
-    all.sort_unstable();
+    all.sort_unstable_by_key(|socket| socket.pid);
     Ok(all.chunks(AT_ONCE).flat_map(ask).collect())
 }
 
 /// Removes the sockets of processes that are gone, without asking the others.
-pub(super) fn sweep(dir: &Path) {
+pub(super) fn sweep(dir: &Dir) {
     // If the directory cannot be read there is nothing to be done.
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let pid = name.to_str().map(|name| name.trim_start_matches('.'));
-        let pid = pid.and_then(|pid| pid.parse().ok());
-        if pid.is_some_and(|pid| runtime::start_time(pid).is_none()) {
+    for name in dir.names().unwrap_or_default() {
+        let pid = name.trim_start_matches('.').parse();
+        if pid.is_ok_and(|pid| runtime::start_time(pid).is_none()) {
             // Another may have been faster; then it is gone all the same.
-            let _ = fs::remove_file(entry.path());
+            let _ = fs::remove_file(dir.at(&name));
         }
     }
 }
 
-/// The sockets in a directory, with their processes.
-fn sockets(dir: &Path) -> Result<Vec<(u32, PathBuf)>> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Error::path("read", dir, &error)),
+/// A process's socket.
+struct Socket {
+    pid: u32,
+    dir: Arc<Dir>,
+}
+
+/// The sockets in a directory.
+fn sockets(dir: Dir) -> Result<Vec<Socket>> {
+    let names = dir.names()?.into_iter();
+    let dir = Arc::new(dir);
+    let socket = |pid| Socket {
+        pid,
+        dir: Arc::clone(&dir),
     };
-    let named = entries.flatten().filter_map(|entry| {
-        let pid = entry.file_name().to_str()?.parse().ok()?;
-        Some((pid, entry.path()))
-    });
-    Ok(named.collect())
+    Ok(names
+        .filter_map(|name| name.parse().ok().map(socket))
+        .collect())
 }
 
 /// Connects to a process.
@@ -84,24 +93,26 @@ fn call(path: &Path) -> nix::Result<OwnedFd> {
 fn remove_stale(pid: u32, path: &Path, errno: Errno) -> bool {
     let is_stale = errno == Errno::ECONNREFUSED;
     if is_stale && fs::remove_file(path).is_ok() {
-        log::debug!("process {pid} was killed and has left {}", path.display());
+        log::debug!("process {pid} was killed and has left its socket");
     }
     is_stale || errno == Errno::ENOENT
 }
 
 /// Asks some processes; those that are gone say nothing.
-fn ask(sockets: &[(u32, PathBuf)]) -> Vec<Answer> {
+fn ask(sockets: &[Socket]) -> Vec<Answer> {
     let mut answers: Vec<Answer> = Vec::new();
     let mut asked: Vec<(u32, Channel)> = Vec::new();
-    for (pid, path) in sockets {
-        let pid = *pid;
-        match call(path) {
-            Ok(socket) => asked.push((pid, Channel::from(socket))),
-            Err(errno) if remove_stale(pid, path, errno) => {}
+    for socket in sockets {
+        let pid = socket.pid;
+        let name = pid.to_string();
+        let path = socket.dir.at(&name);
+        match call(&path) {
+            Ok(connection) => asked.push((pid, Channel::from(connection))),
+            Err(errno) if remove_stale(pid, &path, errno) => {}
             // Its queue is full of others whom it does not answer.
             Err(Errno::EAGAIN) => answers.push(silent(pid)),
             Err(errno) => {
-                let error = Error::path("connect to", path, &errno.into());
+                let error = Error::path("connect to", &socket.dir.shown(&name), &errno.into());
                 let process = Err(error);
                 answers.push(Answer { pid, process });
             }

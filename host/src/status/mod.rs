@@ -17,7 +17,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -196,8 +196,8 @@ pub fn this_process<R>(
     }
 }
 
-/// Where the sockets are, below a runtime directory. Process ids are only unique within their namespace, so that is
-/// part of the name.
-fn directory(base: &Path) -> Result<PathBuf> {
-    Ok(base.join(format!("status-{}", runtime::namespace("pid")?)))
+/// The directory in the runtime directory that the sockets are in. Process ids are only unique
+/// within their namespace, so that is part of the name.
+fn directory() -> Result<String> {
+    Ok(format!("status-{}", runtime::namespace("pid")?))
 }

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process;
 
 use nix::errno::Errno;
@@ -19,8 +19,8 @@ use nix::unistd::geteuid;
 
 use super::{client, directory};
 use crate::control::Channel;
-use crate::error::{Error, Result, system};
-use crate::runtime::{self, make_private_dir};
+use crate::error::{Error, ErrorKind, Result, system};
+use crate::runtime::Dir;
 
 /// Askers that wait to be answered at a time; more are turned away.
 const MAX_ASKERS: usize = 32;
@@ -32,7 +32,8 @@ const RACES: usize = 20;
 #[derive(Debug)]
 pub struct Server {
     listener: OwnedFd,
-    path: PathBuf,
+    /// Where the socket is, under the process's id.
+    dir: Dir,
     pid: u32,
     askers: Vec<Channel>,
     /// A descriptor to give up when there are no others, so that an asker can be turned away.
@@ -42,42 +43,38 @@ pub struct Server {
 impl Server {
     /// Makes the socket, if that is possible.
     pub fn start() -> Option<Self> {
-        let started = directory(&runtime::base()).and_then(|dir| Self::listen_in(&dir));
-        started
+        Self::listen()
             .inspect_err(|error| log::info!("vdens --status will not see this: {error}"))
             .ok()
     }
 
-    fn listen_in(dir: &Path) -> Result<Self> {
-        client::sweep(dir);
-        let pid = process::id();
-        let path = dir.join(pid.to_string());
-        let hidden = dir.join(format!(".{pid}"));
+    fn listen() -> Result<Self> {
+        let name = directory()?;
         let mut races = 0;
-        let listener = loop {
-            let mut made = dir.parent().into_iter().chain([dir]);
-            let made = made.try_for_each(make_private_dir);
-            let outcome = made.and_then(|()| {
-                listen_at(&hidden)
-                    .and_then(|listener| {
-                        fs::rename(&hidden, &path)?;
-                        Ok(listener)
-                    })
-                    .map_err(|error| {
-                        let gone = error.kind() == std::io::ErrorKind::NotFound;
-                        (Error::path("make", &path, &error), gone)
-                    })
-            });
-            match outcome {
-                Ok(listener) => break listener,
+        loop {
+            match Dir::runtime()
+                .and_then(|base| base.make_dir(&name))
+                .and_then(Self::listen_in)
+            {
                 // Whoever finds the directory empty removes it.
-                Err((_, true)) if races < RACES => races += 1,
-                Err((error, _)) => return Err(error),
+                Err(error) if error.kind == ErrorKind::NotFound && races < RACES => races += 1,
+                outcome => return outcome,
             }
-        };
+        }
+    }
+
+    fn listen_in(dir: Dir) -> Result<Self> {
+        client::sweep(&dir);
+        let pid = process::id();
+        let name = pid.to_string();
+        let hidden = dir.at(&format!(".{pid}"));
+        let listener = listen_at(&hidden).and_then(|listener| {
+            fs::rename(&hidden, dir.at(&name))?;
+            Ok(listener)
+        });
         Ok(Self {
-            listener,
-            path,
+            listener: listener.map_err(|error| Error::path("make", &dir.shown(&name), &error))?,
+            dir,
             pid,
             askers: Vec::new(),
             spare: File::open("/dev/null").ok(),
@@ -143,14 +140,11 @@ impl Drop for Server {
             return;
         }
         // What cannot be removed is removed by the next who finds it stale.
-        let _ = fs::remove_file(&self.path);
-        if let Some(dir) = self.path.parent() {
-            // Fails while others are in there, or something that one of them has left.
-            if fs::remove_dir(dir).is_err() {
-                client::sweep(dir);
-                let _ = fs::remove_dir(dir);
-            }
-            let _ = dir.parent().map(fs::remove_dir);
+        let _ = fs::remove_file(self.dir.at(&self.pid.to_string()));
+        // Fails while others are in there, or something that one of them has left.
+        if !self.dir.remove() {
+            client::sweep(&self.dir);
+            self.dir.remove();
         }
     }
 }

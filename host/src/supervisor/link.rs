@@ -4,6 +4,13 @@
 //! `FIRST_DELAY` to `LAST_DELAY`. One that hangs is helped to die: it is asked at every beat whether it is there, and
 //! ended when it owes the answer for too many. Beats are counted, not time: while the supervisor
 //! itself is stopped, nobody is late.
+//!
+//! A command may delete its interface. The worker of a tap notices that by itself and ends. For a
+//! port of the panel, the supervisor asks the kernel at every beat whether the port still exists,
+//! with one ioctl that takes no lock, and tells the worker when it does not. The kernel's
+//! notifications (RTNLGRP_LINK) would come a second earlier. But those of the panel would wake the
+//! supervisors of all sessions at every change, and those of the session's namespace say nothing
+//! about an interface that was moved to another one and deleted there.
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,7 +24,7 @@ use crate::carrier::{LinkWatch, WatchedTap};
 use crate::control::{Channel, Message, read_report};
 use crate::error::{Error, Result};
 use crate::lasting::Wait;
-use crate::panel::{Order, Panel};
+use crate::panel::{self, Order, Panel};
 use crate::status::interface;
 use crate::status::{Entry, LinkEntry, Service};
 use crate::worker::{self, Job};
@@ -39,8 +46,8 @@ pub(super) const PATIENCE_AT_OPEN: u32 = 10;
 /// The supervisor's hold on an interface.
 pub(super) enum Side {
     Tap(OwnedFd, LinkWatch),
-    /// A port of the panel, by its place.
-    Port(String),
+    /// A port of the panel, by its place, and a watch over the panel.
+    Port(String, LinkWatch),
 }
 
 /// How far a worker has come.
@@ -185,16 +192,30 @@ impl Link {
             Some(Side::Tap(tap, watch)) => {
                 control.send(&Message::Side(false), &[tap.as_fd(), watch.as_fd()])
             }
-            Some(Side::Port(_)) => control.send(&Message::Side(true), &[]),
+            Some(Side::Port(..)) => control.send(&Message::Side(true), &[]),
             None => Ok(()),
         }
     }
 
+    /// Whether the interface was deleted, as far as the supervisor can see. Only the worker sees
+    /// that of a tap.
+    fn is_deleted(&self) -> bool {
+        match &self.side {
+            Some(Side::Port(place, watch)) => !watch.has(&panel::interface_of(place)),
+            Some(Side::Tap(..)) | None => false,
+        }
+    }
+
     /// Asks the worker whether it is there, or ends it if it has owed the answer for too long.
+    /// Tells it if its interface was deleted.
     pub(super) fn beat(&mut self) -> Result<()> {
+        let is_deleted = self.is_deleted();
         let Some(worker) = &mut self.worker else {
             return Ok(());
         };
+        if is_deleted {
+            worker.control.send(&Message::Deleted, &[])?;
+        }
         let patience = match worker.stage {
             Stage::Opening => PATIENCE_AT_OPEN,
             Stage::Open(_) | Stage::Settled => PATIENCE,
@@ -225,7 +246,7 @@ impl Link {
         }
         self.last_end = end.to_string();
         let name = &self.job.interface;
-        if end == End::Exit(worker::EXIT_NO_INTERFACE) {
+        if end == End::Exit(worker::EXIT_NO_INTERFACE) || self.is_deleted() {
             log::warn!("{name}: the interface was deleted, its link is closed");
             self.kept = None;
             return;
@@ -247,7 +268,7 @@ impl Link {
 
     fn take_carrier(&self, panel: Option<&Panel>) -> Result<()> {
         match (&self.side, panel) {
-            (Some(Side::Port(place)), Some(panel)) => panel
+            (Some(Side::Port(place, _)), Some(panel)) => panel
                 .carry_out(&Order::Unplug(place.clone()), None)
                 .map(drop),
             (Some(Side::Tap(tap, watch)), _) => {

@@ -37,6 +37,7 @@ use crate::lasting::Wait;
 use crate::namespace::{self, Plan};
 use crate::panel::{self, Order, Panel};
 use crate::process::{exit_child, fork_child, wait};
+use crate::runtime;
 use crate::signals::Signals;
 use crate::status::server::Server;
 use crate::status::{self, Process};
@@ -109,6 +110,7 @@ struct Supervisor<'a> {
 /// The namespace, a link or the command could not be had.
 pub fn run(plan: &Plan, jobs: Vec<Job>) -> Result<i32, Failure> {
     let signals = Signals::block()?;
+    runtime::complain();
     let (panel, no_panel) = panel_for(plan, &jobs);
     let mut supervisor = Supervisor::start(plan, jobs.clone(), &signals, panel, no_panel)?;
     let outcome = supervisor.session();
@@ -215,7 +217,7 @@ impl<'a> Supervisor<'a> {
         })?;
         for index in 0..self.links.len() {
             if self.links[index].stage() == Some(Stage::Open(true)) {
-                self.add_port(index, namespace.as_ref());
+                self.add_port(index, namespace.as_ref())?;
             }
         }
         drop(namespace);
@@ -404,10 +406,15 @@ impl<'a> Supervisor<'a> {
         let Some(worker) = &mut link.worker else {
             return Ok(());
         };
-        let message = worker.control.receive().unwrap_or_else(|error| {
-            log::debug!("{}: {error}", link.job.interface);
-            None
-        });
+        let message = match worker.control.receive() {
+            Ok(message) => message,
+            // The descriptor of a report may have been lost; that is no reason to end the worker.
+            Err(error) => {
+                log::warn!("{}: {error}", link.job.interface);
+                worker.take_report(Vec::new());
+                return Ok(());
+            }
+        };
         match message {
             Some((Message::Open(wants_panel), _)) => {
                 worker.stage = Stage::Open(wants_panel);
@@ -500,17 +507,23 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Makes an interface on the panel; if that fails, a tap will do.
-    fn add_port(&mut self, index: usize, namespace: Option<&OwnedFd>) {
+    /// Makes an interface on the panel. If that fails a tap will do, unless the lack of descriptors is
+    /// why: then the interface may be there, and a tap could not be made either.
+    fn add_port(&mut self, index: usize, namespace: Option<&OwnedFd>) -> Result<()> {
         let link = &mut self.links[index];
         let (Some(panel), Some(ticket)) = (&self.panel, &link.job.ticket) else {
-            return;
+            return Ok(());
         };
         let order = Order::AddPort(ticket.place.clone(), link.job.interface.clone());
         match panel.carry_out(&order, namespace.map(AsFd::as_fd)) {
-            Ok(_) => link.side = Some(Side::Port(ticket.place.clone())),
+            Ok(watch) => {
+                let port = |watch| Side::Port(ticket.place.clone(), LinkWatch::from(watch));
+                link.side = watch.map(port);
+            }
+            Err(error) if error.errno == libc::EMFILE => return Err(error),
             Err(error) => log::info!("{}: not on the panel: {error}", link.job.interface),
         }
+        Ok(())
     }
 
     /// Collects children that have ended.
