@@ -33,6 +33,7 @@ pub mod output;
 pub mod panel;
 pub mod pidfile;
 pub mod plug;
+pub mod privilege;
 pub mod probe;
 pub mod process;
 pub mod pump;

@@ -18,6 +18,7 @@
 use std::env;
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::{self, File};
+use std::io;
 use std::iter;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -241,10 +242,15 @@ fn write_map(file: &str, text: &str) -> Result<()> {
     let path = format!("/proc/self/{file}");
     match fs::write(&path, text) {
         Ok(()) => Ok(()),
-        Err(error) => Err(blame_apparmor(Error::io(
-            format_args!("write '{text}' to {path}"),
-            &error,
-        ))),
+        Err(error) => {
+            let failure = Error::io(format_args!("write '{text}' to {path}"), &error);
+            let is_for_root = text.starts_with("0 ") && !apparmor_restricts();
+            Err(match error.kind() {
+                io::ErrorKind::ReadOnlyFilesystem => failure.hint(READ_ONLY_HINT),
+                io::ErrorKind::PermissionDenied if is_for_root => failure.hint(ROOT_HINT),
+                _ => blame_apparmor(failure),
+            })
+        }
     }
 }
 
@@ -263,6 +269,12 @@ pub fn sysctl(name: &str) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/sys/{name}")).ok()?;
     text.trim().parse().ok()
 }
+
+const READ_ONLY_HINT: &str =
+    "in a container or sandbox, mount a /proc of its own there (bwrap --proc /proc)";
+/// The rule is in user_namespaces(7), "Defining user and group ID mappings", since Linux 5.12.
+const ROOT_HINT: &str =
+    "uid 0 of a container or sandbox needs CAP_SETFCAP: allow it there, or use another uid";
 
 fn apparmor_restricts() -> bool {
     sysctl("kernel/apparmor_restrict_unprivileged_userns") == Some(1)

@@ -101,6 +101,7 @@ fn judge(fate: &Fate, file: &Path) -> Found {
     }
     let how = match fate.end {
         End::Hung => format!("it does not load within {} s", LIMIT.as_secs()),
+        End::Flooded => "it writes into descriptors of the host while it is loaded".to_owned(),
         End::Killed(signal) => format!("it crashes while it is loaded ({signal})"),
         End::Exited(status) => format!("it ends the process while it is loaded (status {status})"),
     };

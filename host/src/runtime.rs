@@ -59,7 +59,15 @@ impl Dir {
     /// # Errors
     /// It cannot be made or is not private. [`ErrorKind::NotFound`] is that another process has just removed it.
     pub fn runtime() -> Result<Self> {
-        Self::make(&base(), base())
+        let base = base();
+        Self::make(&base, base.clone()).map_err(|error| match base.parent() {
+            // No process of ours removes and makes the directory above, so waiting is no use.
+            Some(above) if !above.exists() => Error {
+                kind: ErrorKind::Other,
+                ..error
+            },
+            _ => error,
+        })
     }
 
     /// The directories in which this user's processes may be, for they need not all have been

@@ -12,6 +12,10 @@ use vdens_plugin_api::vnl::Vnl;
 use crate::error::{Error, ErrorKind, Result};
 use crate::loader::{self, SearchPath};
 use crate::output::Text;
+use crate::trusted_path::Trusted;
+
+/// The longest scheme: crates.io accepts package names of up to 64 characters.
+const LONGEST: usize = 64 - "vdens-plugin-".len();
 
 /// The template's scheme, which stands for nothing else in its files.
 const NAME: &str = "template";
@@ -49,6 +53,14 @@ pub fn run(dir: &Path, api: Option<&str>, path: &SearchPath) -> Result<()> {
         );
     }
     let api = api.map_or_else(default_api, chosen_api)?;
+    let is_there = dir.exists();
+    fs::create_dir_all(dir).map_err(|error| Error::path("make", dir, &error))?;
+    // The author compiles and runs what is in this directory, so no other user may be able to write
+    // it. It is checked after it was made: another user may have made it first.
+    Trusted::directory(dir).map_err(|error| match is_there {
+        true => error.hint("name one that does not exist"),
+        false => error,
+    })?;
     if fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
         let message = format!("the directory {} is not empty", dir.display());
         return Err(Error::new(ErrorKind::Busy, message).hint("name one that does not exist"));
@@ -65,9 +77,11 @@ pub fn run(dir: &Path, api: Option<&str>, path: &SearchPath) -> Result<()> {
 fn scheme(dir: &Path) -> Result<&str> {
     let name = dir.file_name().unwrap_or(dir.as_os_str());
     let scheme = name.to_str().filter(|name| Vnl::is_scheme(name));
+    let scheme = scheme.filter(|name| name.len() <= LONGEST);
     scheme.ok_or_else(|| {
-        Error::usage(format!("'{}' can be no scheme", name.to_string_lossy()))
-            .hint("a plugin's directory has its scheme's name, of a-z, 0-9 and _")
+        Error::usage(format!("'{}' can be no scheme", name.to_string_lossy())).hint(format!(
+            "a plugin's directory has its scheme's name, of a-z, 0-9 and _, {LONGEST} at most"
+        ))
     })
 }
 
@@ -77,7 +91,8 @@ fn chosen_api(api: &str) -> Result<String> {
     if path.join("Cargo.toml").is_file() {
         return dependency(path);
     }
-    match api.starts_with(|c: char| c.is_ascii_digit()) && !api.contains(['/', '"', '\\']) {
+    let is_version = |c: char| c.is_ascii_alphanumeric() || ".-+".contains(c);
+    match api.starts_with(|c: char| c.is_ascii_digit()) && api.chars().all(is_version) {
         true => Ok(format!("\"{api}\"")),
         false => Err(Error::usage(format!(
             "--api {api}: no Cargo.toml is in it, nor is it a version"
@@ -95,7 +110,9 @@ fn default_api() -> Result<String> {
 
 fn dependency(path: &Path) -> Result<String> {
     let path = fs::canonicalize(path).map_err(|error| Error::path("find", path, &error))?;
-    let text = path.to_str().filter(|text| !text.contains(['\'', '\n']));
+    // TOML's literal strings have no escapes.
+    let is_literal = |text: &&str| !text.contains(|c: char| c == '\'' || c.is_control());
+    let text = path.to_str().filter(is_literal);
     text.map(|text| format!("{{ path = '{text}' }}"))
         .ok_or_else(|| {
             Error::usage(format!(
@@ -161,7 +178,28 @@ mod tests {
     fn schemes_come_from_directories() {
         assert_eq!(scheme(Path::new("/tmp/my_2nd")).unwrap(), "my_2nd");
         assert_eq!(scheme(Path::new("x/")).unwrap(), "x");
-        for bad in ["/", "..", "my-cable", "A", ""] {
+        let long = "a".repeat(LONGEST);
+        assert_eq!(scheme(Path::new(&long)).unwrap(), long);
+        let longer = "a".repeat(LONGEST + 1);
+        for bad in [
+            "/",
+            "..",
+            ".",
+            "x/..",
+            "my-cable",
+            "A",
+            "",
+            "a\"b",
+            "a'b",
+            "a\nb",
+            "{}",
+            "{x}",
+            "x]",
+            "é",
+            "\u{1b}[31m",
+            "x.so",
+            &longer,
+        ] {
             assert!(scheme(Path::new(bad)).is_err(), "{bad}");
         }
     }
@@ -170,7 +208,17 @@ mod tests {
     fn the_api_is_a_directory_or_a_version() {
         assert_eq!(chosen_api("1.2").unwrap(), "\"1.2\"");
         assert!(chosen_api(BUILT_WITH).unwrap().contains("plugin-api' }"));
-        for bad in ["", "/nowhere", "1\"", "x"] {
+        for bad in [
+            "",
+            "/nowhere",
+            "1\"",
+            "x",
+            "1\n[lib]",
+            "1', path = '/",
+            "1\\",
+            "1\u{1b}[31m",
+            "1 #",
+        ] {
             assert!(chosen_api(bad).is_err(), "{bad}");
         }
     }

@@ -31,7 +31,7 @@
 //! end that sends hellos without end and reads nothing costs no memory.
 //!
 //! The machine does no I/O. Its owner passes it received frames ([`Negotiation::receive`]), acts on the
-//! [`Event`]s, and sends what [`Negotiation::next`] returns.
+//! [`Event`]s, and sends what [`Negotiation::next_message`] returns.
 
 use crate::wire::hello::{Body, Cable, Message, Nonce, SUPER_PREFIX, is_message};
 use crate::{MAX_FRAME, MAX_LEGACY_FRAME, Offloads, Sift, Ticket, VNET_HEADER_LEN};
@@ -285,7 +285,7 @@ impl Negotiation {
     }
 
     /// The next message to the far end.
-    pub fn next(&mut self) -> Option<Vec<u8>> {
+    pub fn next_message(&mut self) -> Option<Vec<u8>> {
         if self.peer.nonce().is_some() && self.told != self.host_takes {
             self.told = self.host_takes;
             self.say(Body::Accept(self.told));
@@ -301,7 +301,7 @@ impl Negotiation {
     }
 
     /// The message that was next has been sent.
-    pub fn sent(&mut self) {
+    pub fn message_sent(&mut self) {
         if !self.outbox.is_empty() {
             self.outbox.remove(0);
         }
@@ -373,8 +373,8 @@ mod tests {
     /// Carries what `from` has to say to `to`, and returns the events there.
     fn carry(from: &mut Negotiation, to: &mut Negotiation) -> Vec<Event> {
         let mut events = Vec::new();
-        while let Some(message) = from.next() {
-            from.sent();
+        while let Some(message) = from.next_message() {
+            from.message_sent();
             match to.receive(&message) {
                 Received::Message(event) => events.extend(event),
                 other => panic!("{other:?}"),
@@ -390,7 +390,7 @@ mod tests {
             events[1].extend(carry(a, b));
             events[0].extend(carry(b, a));
         }
-        assert!(a.next().is_none() && b.next().is_none());
+        assert!(a.next_message().is_none() && b.next_message().is_none());
         events
     }
 
@@ -400,8 +400,8 @@ mod tests {
             let (mut a, mut b) = (end(1, "a"), end(2, "b"));
             if !both_begin {
                 // The far end was not there when B greeted.
-                b.next().unwrap();
-                b.sent();
+                b.next_message().unwrap();
+                b.message_sent();
             }
             let [at_a, at_b] = settle(&mut a, &mut b);
             assert_eq!((at_a, at_b), (vec![Event::Met], vec![Event::Met]));
@@ -413,7 +413,7 @@ mod tests {
 
     #[test]
     fn the_first_hello_tells_no_place() {
-        let hello = Message::decode(&end(1, "secret").next().unwrap()).unwrap();
+        let hello = Message::decode(&end(1, "secret").next_message().unwrap()).unwrap();
         assert_eq!(hello.to, Nonce::UNKNOWN);
         assert!(matches!(hello.body, Body::Hello { ticket: None, .. }));
     }
@@ -468,7 +468,7 @@ mod tests {
     #[test]
     fn an_end_is_not_its_own_peer() {
         let mut a = end(1, "a");
-        let greeting = a.next().unwrap();
+        let greeting = a.next_message().unwrap();
         assert_eq!(a.receive(&greeting), Received::Message(None));
         let mut b = Negotiation::on(CABLE, Nonce(2), ticket("a"), 7);
         settle(&mut a, &mut b);
@@ -492,10 +492,13 @@ mod tests {
     fn a_switch_and_its_client_know_each_other_beforehand() {
         let mut client = Negotiation::with(Nonce(1), None, None);
         let mut switch = Negotiation::with(Nonce(2), ticket("hub"), Some(Nonce(1)));
-        assert!(client.next().is_none(), "a legacy switch sees nothing");
+        assert!(
+            client.next_message().is_none(),
+            "a legacy switch sees nothing"
+        );
         client.set_host_takes(Offloads::ALL);
         switch.set_host_takes(Offloads::ALL);
-        let stranger = end(5, "x").next().unwrap();
+        let stranger = end(5, "x").next_message().unwrap();
         assert_eq!(client.receive(&stranger), Received::Message(None));
         assert_eq!(carry(&mut switch, &mut client), [Event::Met, Event::Takes]);
         assert_eq!(client.peer_ticket(), ticket("hub").as_ref());
@@ -510,7 +513,7 @@ mod tests {
     fn hellos_without_end_cost_nothing() {
         let mut a = end(1, "a");
         for from in 10..50_000 {
-            let hello = end(from, "x").next().unwrap();
+            let hello = end(from, "x").next_message().unwrap();
             a.receive(&hello);
             a.say(Body::Plugged);
             assert!(a.outbox.len() <= 4);

@@ -89,10 +89,10 @@ fn believes_who_knows_its_nonce(input: &[u8]) -> Result<(), String> {
         "it believes a stranger".to_owned()
     })?;
     for _ in 0..4 {
-        if end.next().is_none() {
+        if end.next_message().is_none() {
             return Ok(());
         }
-        end.sent();
+        end.message_sent();
     }
     Err("it does not stop talking".to_owned())
 }

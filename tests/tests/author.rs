@@ -1,12 +1,15 @@
 //! Third parties: from nothing to a working transport, and plugins that were built otherwise than the host.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vdens_tests::{Lab, PATIENCE, build, has_toolchain, need, skip, target, wait_until};
+use vdens_tests::{Lab, PATIENCE, User, build, has_toolchain, need, skip, target, wait_until};
 
 use crate::docs;
 
@@ -100,7 +103,7 @@ fn a_scaffold_overwrites_nothing_and_says_what_is_wrong() {
         new(&[bad]).refused(&["can be no scheme", "a-z"]);
     }
     new(&["x", "--api", "/nowhere"]).refused(&["--api /nowhere", "plugin-api"]);
-    new(&["/nowhere/x"]).refused(&["/nowhere/x/"]);
+    new(&["/nowhere/x"]).refused(&["cannot make /nowhere/x: "]);
     lab.vdens(["--api", "1.0", "no", "true"])
         .refused(&["--new-plugin"]);
     // A version, into a directory that is there and empty.
@@ -239,4 +242,77 @@ fn a_plugin_of_the_frozen_version_1_works() {
     nested(9).refused(&["more than 8 VNLs are nested"]);
     // The kit that it was built with checks VNLs before they come to the plugin.
     lab.vdens(["frozen://x]", "true"]).refused(&["character 2"]);
+}
+
+/// A hostile name is refused, and so is a place that another user controls. Existing files stay as
+/// they are.
+#[test]
+fn a_scaffold_has_no_hostile_name() {
+    need!("root");
+    let lab = Lab::new();
+    let new = |words: &[&OsStr]| lab.vdens(["--new-plugin"]).args(words);
+    let long = "a".repeat(52);
+    let names: &[&[u8]] = &[
+        b".",
+        b"..",
+        b"../..",
+        b"x/..",
+        b"a\"b",
+        b"a'b",
+        b"a\nb = 1",
+        b"{}",
+        b"{scheme}",
+        b"x]",
+        b"x.so",
+        b"x/../X",
+        b"\xff\xfe",
+        b"\x1b[31mred",
+        "\u{e9}".as_bytes(),
+        long.as_bytes(),
+    ];
+    for name in names {
+        new(&[OsStr::from_bytes(name)]).refused(&["can be no scheme"]);
+    }
+    let api = |version: &str| new(&["y".as_ref(), "--api".as_ref(), version.as_ref()]);
+    for version in ["1\"\n[lib]", "1\n[lib]", "1', path = '/x", "1\u{1b}[31m"] {
+        api(version).refused(&["--api", "nor is it a version"]);
+    }
+    // The place is taken.
+    lab.write("file", "");
+    lab.command("mkfifo", ["fifo"]).ok();
+    symlink("/etc", lab.dir().join("link")).unwrap();
+    symlink("nowhere", lab.dir().join("dangling")).unwrap();
+    for (name, words) in [
+        ("file", "File exists"),
+        ("fifo", "File exists"),
+        ("link", "belongs|not empty"),
+        ("dangling", "File exists"),
+    ] {
+        let output = new(&[name.as_ref()]).refused(&[name]);
+        assert!(
+            words.split('|').any(|words| output.stderr.contains(words)),
+            "{output:?}"
+        );
+        lab.expect(name);
+    }
+    // Another user who can write there could change what the author compiles.
+    let theirs = lab.mkdir("theirs");
+    chown(&theirs, Some(User::other().uid), None).unwrap();
+    fs::set_permissions(&theirs, fs::Permissions::from_mode(0o777)).unwrap();
+    new(&["theirs".as_ref()]).refused(&["theirs", "belongs to another user", "does not exist"]);
+    let open = lab.mkdir("open");
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+    new(&["open".as_ref()]).refused(&["open", "can be written by others", "does not exist"]);
+    for empty in [theirs, open] {
+        assert_eq!(fs::read_dir(empty).unwrap().count(), 0);
+    }
+    // Only the last name of a path becomes the scheme.
+    lab.mkdir("deep");
+    new(&["deep/../fn".as_ref()]).ok();
+    lab.expect("fn");
+    assert!(
+        fs::read_to_string(lab.path("fn/src/lib.rs"))
+            .unwrap()
+            .contains("scheme: \"fn\"")
+    );
 }

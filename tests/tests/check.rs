@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use vdens_tests::{Lab, Output, becomes_true, target};
+use vdens_tests::{Lab, Output, becomes_true, need, target};
 
 /// How long a report may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -163,4 +163,62 @@ fn faults_of_the_code_are_found() {
         "{output:#?}"
     );
     finds(&lab, "inherits", "descriptors", "not close-on-exec");
+}
+
+/// A plugin that damages its process or leaves another one behind fails the check that finds it.
+/// The report continues, and the end of the lab finds no process.
+#[test]
+fn plugins_that_turn_on_their_host() {
+    let lab = lab_with_broken_plugin();
+    let own = "descriptors of the host";
+    finds(&lab, "exits", "frames", "ended the process (status 0)");
+    finds(&lab, "closes", "open", own);
+    finds(&lab, "floods", "frames", own);
+    finds(
+        &lab,
+        "stubborn",
+        "frames",
+        "send() did not return within 2 s",
+    );
+    finds(&lab, "nowhere", "idle", "again and again");
+    // The host takes a count that is larger than the batch for the whole batch.
+    let vnl = |fault: &str| format!("broken://{fault}{{{}}}", lab.vnl("ptp", fault));
+    passes(&lab, &["broken", &vnl("boasts")], &[]);
+    // Run to its end: an interrupted report does not kill what the plugin has left so far.
+    let output = check(&lab, &["broken", &vnl("lingers")]);
+    let failed = lines(&output, "FAILED");
+    assert!(
+        failed.contains(&"open".to_owned()) && failed.len() == 10,
+        "{output:#?}"
+    );
+    assert!(
+        output
+            .stdout
+            .contains("is still running after the links were closed")
+    );
+    assert!(
+        lines(&output, "ok").contains(&"odd VNLs".to_owned()),
+        "{output:#?}"
+    );
+}
+
+/// A process that is left by loading a plugin is killed, too, by a listing as well as by a check.
+#[test]
+fn a_library_that_leaves_a_process_as_it_is_loaded() {
+    need!("gcc");
+    let lab = Lab::new();
+    let source = lab.write(
+        "x.c",
+        "#include <unistd.h>
+        __attribute__((constructor)) static void f(void) {
+            if (fork() == 0) { setsid(); if (fork() == 0) { execlp(\"sleep\", \"sleep\", \"1000\", NULL); } _exit(0); }
+        }",
+    );
+    let file = lab.drop_in().join("libvdens_x.so");
+    let gcc = lab.command("gcc", ["-shared", "-fPIC", "-o"]);
+    gcc.args([file.as_os_str(), source.as_ref()]).ok();
+    lab.vdens(["--list-plugins"]).ok();
+    assert!(!lab.is_running("sleep"), "{:?}", lab.processes());
+    assert_eq!(check(&lab, &["x"]).code(), Some(1));
+    assert!(!lab.is_running("sleep"), "{:?}", lab.processes());
 }

@@ -8,7 +8,7 @@ use vdens::config::Config;
 use vdens::error::{Result, report};
 use vdens::logging::{self, Choice};
 use vdens::process::fail_on_panic;
-use vdens::{login, plug};
+use vdens::{login, plug, privilege};
 
 const PROGRAM: &str = "vde_plug";
 
@@ -18,7 +18,8 @@ fn main() {
 
 fn life() {
     let words: Vec<OsString> = std::env::args_os().collect();
-    exit(run(words).unwrap_or_else(|error| {
+    let status = privilege::refuse_raised().and_then(|()| run(words));
+    exit(status.unwrap_or_else(|error| {
         report(PROGRAM, error);
         plug::EXIT_FAILURE
     }));

@@ -11,7 +11,7 @@ use vdens::process::fail_on_panic;
 use vdens::session::Session;
 use vdens::status::{client, text};
 use vdens::supervisor::{self, Failure};
-use vdens::{check, doctor, listing, scaffold};
+use vdens::{check, doctor, listing, privilege, scaffold};
 
 const PROGRAM: &str = "vdens";
 
@@ -20,8 +20,10 @@ fn main() {
 }
 
 fn life() {
-    let cli: Vdens = cli::parse(PROGRAM, EXIT_FAILURE, std::env::args_os());
-    exit(match run(&cli) {
+    let outcome = privilege::refuse_raised()
+        .map_err(Failure::from)
+        .and_then(|()| run(&cli::parse(PROGRAM, EXIT_FAILURE, std::env::args_os())));
+    exit(match outcome {
         Ok(status) => status,
         Err(Failure::Signal(signal)) => 128 + signal as i32,
         Err(Failure::Error(status, error)) => {

@@ -229,15 +229,23 @@ fn tried(check: trials::Check, subject: &trials::Subject) -> Result<Verdict> {
         watchdog.finish(&verdict);
     })?;
     let fate = child.finish(Instant::now() + LIMIT);
-    Ok(serde_json::from_slice(&fate.said).unwrap_or_else(|_| {
-        let how = match fate.end {
-            End::Killed(signal) => format!("the plugin crashed ({signal})"),
-            End::Hung => format!("the check was not over after {} s", LIMIT.as_secs()),
-            End::Exited(status) => format!("the plugin ended the process (status {status})"),
-        };
-        Verdict::failed(
-            how,
-            "look at what it said above, or run the check in a debugger",
-        )
-    }))
+    if let (Ok(verdict), left) = (serde_json::from_slice(&fate.said), fate.left) {
+        return Ok(match (verdict, left) {
+            (Verdict::Ok(_), Some(name)) => Verdict::failed(
+                format!("the process '{name}' is still running after the links were closed"),
+                "dropping the link must end what it started, and wait for it",
+            ),
+            (verdict, _) => verdict,
+        });
+    }
+    let how = match fate.end {
+        End::Killed(signal) => format!("the plugin crashed ({signal})"),
+        End::Hung => format!("the check was not over after {} s", LIMIT.as_secs()),
+        End::Flooded => "the plugin wrote into descriptors of the host".to_owned(),
+        End::Exited(status) => format!(
+            "the plugin ended the process (status {status}), or closed descriptors of the host"
+        ),
+    };
+    let remedy = "look at what it said above, or run the check in a debugger";
+    Ok(Verdict::failed(how, remedy))
 }

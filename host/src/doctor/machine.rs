@@ -76,7 +76,7 @@ impl Machine {
             End::Exited(0) => {}
             End::Exited(status) => findings.push(died(format!("status {status}"))),
             End::Killed(signal) => findings.push(died(signal.to_string())),
-            End::Hung => findings.push(Finding::wrong(
+            End::Hung | End::Flooded => findings.push(Finding::wrong(
                 NAMESPACES,
                 "trying them out came to no end: the kernel is busy, or stuck",
             )),

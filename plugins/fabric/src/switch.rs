@@ -425,10 +425,10 @@ impl Switch {
             .ok()?;
         let mut negotiation = Negotiation::with(nonce, ticket, Some(mark.nonce));
         negotiation.set_host_takes(TAKES_ALL.offloads);
-        while let Some(message) = negotiation.next() {
+        while let Some(message) = negotiation.next_message() {
             // A client that is not told is served all the same.
             let _ = data.send(&message);
-            negotiation.sent();
+            negotiation.message_sent();
         }
         Some(negotiation)
     }

@@ -294,7 +294,7 @@ fn a_client_of_ours_is_greeted_and_falls_back_to_user_space() {
     assert_eq!((legacy.drain(), bench.host.len()), (1, 1), "no message");
     // What a client says is for the switch, a legacy client's too.
     negotiation.say(Body::Declined);
-    legacy.send(&negotiation.next().unwrap());
+    legacy.send(&negotiation.next_message().unwrap());
     bench.run();
     assert_eq!(ours.drain(), 0, "nobody speaks in the switch's name");
 }
@@ -323,9 +323,9 @@ fn tell(client: &Client, negotiation: &mut Negotiation, body: Body) {
 
 /// Sends what a client has to say.
 fn speak(client: &Client, negotiation: &mut Negotiation) {
-    while let Some(message) = negotiation.next() {
+    while let Some(message) = negotiation.next_message() {
         client.send(&message);
-        negotiation.sent();
+        negotiation.message_sent();
     }
 }
 

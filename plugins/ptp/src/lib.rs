@@ -307,7 +307,7 @@ impl Ptp {
 
     /// Sends what is to be said.
     fn speak(&mut self) {
-        while let (Some(message), Some(socket)) = (self.peer.next(), self.socket()) {
+        while let (Some(message), Some(socket)) = (self.peer.next_message(), self.socket()) {
             // A queue that is full has room at one of the next ticks; a far end that is gone is missed there.
             if send(
                 socket.as_raw_fd(),
@@ -318,7 +318,7 @@ impl Ptp {
             {
                 return;
             }
-            self.peer.sent();
+            self.peer.message_sent();
         }
     }
 

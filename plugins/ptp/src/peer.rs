@@ -173,14 +173,14 @@ impl Peer {
     }
 
     /// The next message to the far end.
-    pub(crate) fn next(&mut self) -> Option<Vec<u8>> {
-        self.negotiation.as_mut()?.next()
+    pub(crate) fn next_message(&mut self) -> Option<Vec<u8>> {
+        self.negotiation.as_mut()?.next_message()
     }
 
     /// The message that was next has been sent.
-    pub(crate) fn sent(&mut self) {
+    pub(crate) fn message_sent(&mut self) {
         if let Some(negotiation) = &mut self.negotiation {
-            negotiation.sent();
+            negotiation.message_sent();
         }
     }
 

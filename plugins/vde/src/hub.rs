@@ -127,12 +127,12 @@ impl Switch {
     /// Sends a switch of ours what is to be said. If there is no room, the next call does.
     pub(crate) fn speak(&mut self, data: &UnixDatagram) {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        while let Some(message) = self.negotiation.next() {
+        while let Some(message) = self.negotiation.next_message() {
             if let Err(errno) = send(data.as_raw_fd(), &message, flags) {
                 debug!("the switch was not told: {errno}");
                 return;
             }
-            self.negotiation.sent();
+            self.negotiation.message_sent();
         }
     }
 

@@ -33,9 +33,13 @@ struct FakePort {
 impl FakePort {
     /// Sends the client what the switch has to say.
     fn speak(&mut self) {
-        while let Some(message) = self.negotiation.as_mut().and_then(Negotiation::next) {
+        while let Some(message) = self
+            .negotiation
+            .as_mut()
+            .and_then(Negotiation::next_message)
+        {
             self.data.send(&message).unwrap();
-            self.negotiation.as_mut().unwrap().sent();
+            self.negotiation.as_mut().unwrap().message_sent();
         }
     }
 }

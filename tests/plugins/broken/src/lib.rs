@@ -17,9 +17,10 @@ use vdens_plugin_api::{
 const KEYS: Keys = Keys::new(&[]);
 
 /// Every link's faults, at most one of which is set.
-const FAULTS: [&str; 15] = [
+const FAULTS: [&str; 22] = [
     "none", "loses", "reorders", "repeats", "changes", "busy", "deaf", "leaks", "inherits",
-    "blocks", "panics", "aborts", "silent", "swallows", "spins",
+    "blocks", "panics", "aborts", "silent", "swallows", "spins", "lingers", "closes", "exits",
+    "floods", "stubborn", "nowhere", "boasts",
 ];
 
 struct Broken {
@@ -45,6 +46,8 @@ impl Link for Broken {
         match self.fault {
             "busy" => self.ready.as_fd(),
             "deaf" => self.never.as_fd(),
+            // SAFETY: none; a number that is no descriptor is the fault.
+            "nowhere" => unsafe { BorrowedFd::borrow_raw(9999) },
             _ => self.inner.fd(),
         }
     }
@@ -64,6 +67,7 @@ impl Link for Broken {
         match self.fault {
             "panics" if !frames.is_empty() => panic!("a frame has come"),
             "aborts" if !frames.is_empty() => std::process::abort(),
+            "exits" if !frames.is_empty() => std::process::exit(0),
             "reorders" => frames.reverse(),
             "changes" => frames.iter_mut().for_each(|frame| frame[13] ^= 1),
             _ => {}
@@ -88,13 +92,19 @@ impl Link for Broken {
                 kept.rx().push(frame.bytes());
             }
         }
-        if self.has("blocks") {
-            sleep(Duration::from_secs(60));
+        match self.fault {
+            "blocks" => sleep(Duration::from_secs(60)),
+            "stubborn" => refuse_to_end(),
+            "floods" => write_everywhere(),
+            _ => {}
         }
         if self.has("spins") && self.sent > 1000 {
             return Ok(0);
         }
         let (taken, all) = (self.inner.send(&mut kept.tx(0))?, kept.len());
+        if self.has("boasts") {
+            return Ok(usize::MAX);
+        }
         Ok(if taken < all { taken } else { batch.len() })
     }
 
@@ -106,6 +116,42 @@ impl Link for Broken {
         match self.fault {
             "silent" => State::DOWN,
             _ => self.inner.state(),
+        }
+    }
+}
+
+/// Ignores every signal that can be ignored, and does not return.
+fn refuse_to_end() {
+    for number in 1..32 {
+        // SAFETY: ignoring a signal runs no code; for those that cannot be ignored it fails.
+        unsafe { libc::signal(number, libc::SIG_IGN) };
+    }
+    loop {
+        sleep(Duration::from_secs(60));
+    }
+}
+
+/// Writes without end to each descriptor that this process has, whatever it is, but standard error.
+fn write_everywhere() {
+    let bytes = [b'x'; 4096];
+    loop {
+        for fd in 3..64 {
+            // SAFETY: the bytes are there; writing to what is not its own is the fault.
+            unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
+        }
+    }
+}
+
+/// Starts a process that is in nobody's group, knows no hang-up and holds all descriptors open.
+fn leave_a_process() {
+    // SAFETY: the child calls only what may be called after a fork, and never returns.
+    unsafe {
+        if libc::fork() == 0 {
+            libc::setsid();
+            if libc::fork() == 0 {
+                libc::sleep(1000);
+            }
+            libc::_exit(0);
         }
     }
 }
@@ -122,6 +168,12 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     let null = || File::open("/dev/null").map_err(|error| Error::io("open /dev/null", &error));
     if fault == "leaks" {
         std::mem::forget(null()?);
+    }
+    match fault {
+        "lingers" => leave_a_process(),
+        // SAFETY: none; closing what is not its own is the fault.
+        "closes" => drop(unsafe { libc::close_range(3, u32::MAX, 0) }),
+        _ => {}
     }
     let inherited = match fault {
         "inherits" => Some(nix::unistd::dup(null()?).map_err(cannot)?),
