@@ -79,10 +79,14 @@ while True:
         os.unlink(path)
         break
     asker = listener.accept()[0]
-    if HOW == "silent":
-        silent.append(asker)
-    elif HOW == "words":
-        asker.send(b"N" + EVIL.encode() + b"x" * 4000)
-    else:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [answer_fd]))]
-        asker.sendmsg([b"T"], rights)
+    try:
+        if HOW == "silent":
+            silent.append(asker)
+        elif HOW == "words":
+            asker.send(b"N" + EVIL.encode() + b"x" * 4000)
+        else:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [answer_fd]))]
+            asker.sendmsg([b"T"], rights)
+    except BrokenPipeError:
+        # It has hung up: it believes nothing from here.
+        pass
