@@ -233,7 +233,10 @@ mod tests {
     use super::*;
     use std::io::Write;
 
+    /// One at a time: the orphans of one would be found by another.
     fn fate(limit: Duration, life: impl FnOnce(File)) -> Fate {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         Child::start(life).unwrap().finish(Instant::now() + limit)
     }
 

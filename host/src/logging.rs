@@ -4,20 +4,25 @@
 //! through the plugin kit. On standard error a record is one short line, in a file it has the time,
 //! the process and the source as well.
 //!
+//! Text and target of a record are escaped before simplelog makes a line of them, so a record is one
+//! line whoever wrote it.
+//!
 //! The log never stops the program. A line that cannot be written at once, because nobody reads the
 //! pipe or the disk is full, is lost. Lost lines are counted, and the next line that can be written
 //! is preceded by their number.
 
-use std::fs::{File, OpenOptions};
-use std::io::stderr;
+use std::fs::OpenOptions;
+use std::io::{self, Write, stderr};
+use std::mem::take;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process;
-use std::sync::{Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use simplelog::{Config, ConfigBuilder, WriteLogger};
 
 use crate::error::{Error, Result};
 use crate::output::{Line, write_line};
@@ -64,8 +69,9 @@ impl<'a> Choice<'a> {
 /// # Errors
 /// The log file cannot be opened.
 pub fn start(choice: &Choice<'_>) -> Result<()> {
-    let place = match choice.file {
-        None => Place::StandardError,
+    let level = choice.level();
+    let logger = match choice.file {
+        None => Logger::new(level, short(), stderr(), "standard error".into()),
         Some(path) => {
             let file = OpenOptions::new()
                 .append(true)
@@ -74,16 +80,76 @@ pub fn start(choice: &Choice<'_>) -> Result<()> {
                 .custom_flags(libc::O_NONBLOCK)
                 .open(path)
                 .map_err(|error| Error::path("open the log file", path, &error))?;
-            Place::File(file, path.display().to_string())
+            Logger::new(level, long(), file, path.display().to_string())
         }
     };
-    log::set_max_level(choice.level());
+    log::set_max_level(level);
     // The only way to fail is a logger that is there already, which then serves.
-    let _ = log::set_boxed_logger(Box::new(Logger(Mutex::new(Output { place, lost: 0 }))));
+    let _ = log::set_boxed_logger(Box::new(logger));
     Ok(())
 }
 
-struct Logger(Mutex<Output>);
+fn short() -> Config {
+    ConfigBuilder::new()
+        .set_time_level(LevelFilter::Off)
+        .set_target_level(LevelFilter::Off)
+        .set_location_level(LevelFilter::Off)
+        .set_thread_level(LevelFilter::Off)
+        .build()
+}
+
+fn long() -> Config {
+    ConfigBuilder::new()
+        .set_time_format_rfc3339()
+        .set_target_level(LevelFilter::Error)
+        .set_location_level(LevelFilter::Off)
+        .set_thread_level(LevelFilter::Off)
+        .build()
+}
+
+/// Escapes records, passes them on, and tells how many were lost.
+struct Logger {
+    lines: Mutex<Box<dyn Log>>,
+    /// Where the log goes.
+    name: String,
+    /// Lines that were lost and not told of yet.
+    lost: Arc<AtomicU64>,
+}
+
+impl Logger {
+    fn new<F>(level: LevelFilter, config: Config, file: F, name: String) -> Self
+    where
+        F: AsFd + Send + 'static,
+    {
+        let lost = Arc::new(AtomicU64::new(0));
+        let lines = Lines {
+            file,
+            line: Vec::new(),
+            lost: Arc::clone(&lost),
+        };
+        Self {
+            lines: Mutex::new(WriteLogger::new(level, config, lines)),
+            name,
+            lost,
+        }
+    }
+
+    /// Tells how many lines were lost, if any were.
+    fn tell_of_lost(&self, lines: &dyn Log) {
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        let name = &self.name;
+        let notice = match lost {
+            0 => return,
+            1 => format!("1 line of the log was lost: {name} did not take it"),
+            lost => format!("{lost} lines of the log were lost: {name} did not take them"),
+        };
+        put(lines, Level::Warn, module_path!(), format_args!("{notice}"));
+        if self.lost.load(Ordering::Relaxed) > 0 {
+            // The notice was lost as well, and is not counted.
+            self.lost.store(lost, Ordering::Relaxed);
+        }
+    }
+}
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
@@ -92,137 +158,89 @@ impl Log for Logger {
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
-            let mut output = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let message = record.args().to_string();
-            output.write(record.level(), record.target(), &message);
+            let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+            self.tell_of_lost(&**lines);
+            put(&**lines, record.level(), record.target(), *record.args());
         }
     }
 
     fn flush(&self) {}
 }
 
-/// Where the log goes.
-enum Place {
-    StandardError,
-    /// A file and its name.
-    File(File, String),
+/// Writes a record on one line.
+fn put(lines: &dyn Log, level: Level, target: &str, message: std::fmt::Arguments<'_>) {
+    let target = Line(format_args!("{} {target}", process::id())).to_string();
+    let mut record = Record::builder();
+    record.level(level).target(&target);
+    lines.log(&record.args(format_args!("{}", Line(message))).build());
 }
 
-/// The log, and how many lines of it were lost and not told of yet.
-struct Output {
-    place: Place,
-    lost: u64,
+/// A file that lines are written to whole, or not at all and counted.
+struct Lines<F> {
+    file: F,
+    /// The line that is being made.
+    line: Vec<u8>,
+    lost: Arc<AtomicU64>,
 }
 
-impl Output {
-    fn write(&mut self, level: Level, target: &str, message: &str) {
-        if self.lost > 0 {
-            let name = match &self.place {
-                Place::StandardError => "standard error",
-                Place::File(_, name) => name,
-            };
-            let notice = match self.lost {
-                1 => format!("1 line of the log was lost: {name} did not take it"),
-                lost => format!("{lost} lines of the log were lost: {name} did not take them"),
-            };
-            if self.put(Level::Warn, module_path!(), &notice) {
-                self.lost = 0;
+impl<F: AsFd> Write for Lines<F> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for byte in bytes {
+            if *byte != b'\n' {
+                self.line.push(*byte);
+                continue;
+            }
+            let line = String::from_utf8_lossy(&take(&mut self.line)).into_owned();
+            if write_line(self.file.as_fd(), &line).is_err() {
+                self.lost.fetch_add(1, Ordering::Relaxed);
             }
         }
-        if !self.put(level, target, message) {
-            self.lost += 1;
-        }
+        Ok(bytes.len())
     }
 
-    /// Writes a record; whether it was taken.
-    fn put(&self, level: Level, target: &str, message: &str) -> bool {
-        match &self.place {
-            Place::StandardError => {
-                let line = Line(format_args!("[{level}] {message}")).to_string();
-                write_line(stderr().as_fd(), &line)
-            }
-            Place::File(file, _) => {
-                let (time, pid) = (timestamp(SystemTime::now()), process::id());
-                let line = Line(format_args!("{time} [{level}] {pid} {target}: {message}"));
-                write_line(file.as_fd(), &line.to_string())
-            }
-        }
-        .is_ok()
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
-}
-
-/// A time in UTC as RFC 3339 has it, to the second.
-fn timestamp(time: SystemTime) -> String {
-    let seconds = time
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs();
-    let (days, seconds) = (seconds / 86_400, seconds % 86_400);
-    // The year starts with March, so that the leap day is its last, and years are counted within
-    // eras of 400 years of the Gregorian calendar, which have 146,097 days each. 719,468 days lie
-    // between 1 March of year 0 and 1970.
-    let days = days + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let date = day - (153 * month + 2) / 5 + 1;
-    let (month, next) = if month < 10 {
-        (month + 3, 0)
-    } else {
-        (month - 9, 1)
-    };
-    format!(
-        "{:04}-{month:02}-{date:02}T{:02}:{:02}:{:02}Z",
-        era * 400 + year + next,
-        seconds / 3600,
-        seconds / 60 % 60,
-        seconds % 60
-    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use nix::unistd::pipe;
+    use std::fs::File;
     use std::io::Read;
-    use std::time::Duration;
-
-    #[test]
-    fn times_are_told() {
-        for (seconds, expected) in [
-            (0, "1970-01-01T00:00:00Z"),
-            (951_782_399, "2000-02-28T23:59:59Z"),
-            (951_782_400, "2000-02-29T00:00:00Z"),
-            (951_868_800, "2000-03-01T00:00:00Z"),
-            (1_735_689_599, "2024-12-31T23:59:59Z"),
-            (4_107_542_400, "2100-03-01T00:00:00Z"),
-        ] {
-            assert_eq!(
-                timestamp(UNIX_EPOCH + Duration::from_secs(seconds)),
-                expected
-            );
-        }
-    }
 
     #[test]
     fn a_pipe_that_nobody_reads_costs_lines_and_they_are_counted() {
         let (from, to) = pipe().unwrap();
         let mut from = File::from(from);
-        let place = Place::File(File::from(to), "the pipe".into());
-        let mut output = Output { place, lost: 0 };
+        let logger = Logger::new(
+            LevelFilter::Trace,
+            long(),
+            File::from(to),
+            "the pipe".into(),
+        );
+        let write = |level, message: &str| {
+            logger.tell_of_lost(&**logger.lines.lock().unwrap());
+            put(
+                &**logger.lines.lock().unwrap(),
+                level,
+                "t\n",
+                format_args!("{message}"),
+            );
+        };
         let mut written: u64 = 0;
-        while output.lost < 3 {
-            output.write(Level::Warn, "t", "a\x1b\nb");
+        while logger.lost.load(Ordering::Relaxed) < 3 {
+            write(Level::Warn, "a\x1b\nb");
             written += 1;
         }
         let mut bytes = vec![0; 1 << 20];
         let read = from.read(&mut bytes).unwrap();
         let text = String::from_utf8_lossy(&bytes[..read]).into_owned();
         assert_eq!(text.lines().count() as u64, written - 3);
-        assert!(text.ends_with(" t: a\\u{1b}\\nb\n"), "{text}");
-        output.write(Level::Info, "t", "again");
-        drop(output);
+        assert!(text.ends_with(" t\\n: a\\u{1b}\\nb\n"), "{text}");
+        write(Level::Info, "again");
+        drop(logger);
         let mut text = String::new();
         from.read_to_string(&mut text).unwrap();
         let [lost, again] = text.lines().collect::<Vec<_>>()[..] else {
@@ -234,7 +252,7 @@ mod tests {
             "{text}"
         );
         assert!(
-            again.contains("[INFO]") && again.ends_with("t: again"),
+            again.contains("[INFO]") && again.ends_with("t\\n: again"),
             "{text}"
         );
     }

@@ -312,6 +312,11 @@ impl Negotiation {
         matches!(self.peer, Peer::Proven { .. })
     }
 
+    /// Whether the far end has introduced itself and not proven yet that it knows this end's nonce.
+    pub fn is_heard_of(&self) -> bool {
+        matches!(self.peer, Peer::Heard(_))
+    }
+
     /// The far end's place on the panel, if it has proven that it is one of ours and told one.
     pub fn peer_ticket(&self) -> Option<&Ticket> {
         match &self.peer {

@@ -225,8 +225,13 @@ impl Found {
         BufReader::new(reader.take(MAX_VNL))
             .read_line(&mut line)
             .map_err(|error| cannot_read(path, &error))?;
-        // The error quotes nothing: a file that holds no VNL may hold a secret.
+        // The error quotes nothing unless a scheme comes first: a file without a VNL may hold a secret.
+        let has_scheme = |vnl: &str| {
+            let scheme = vnl.split_once("://").map(|(scheme, _)| scheme);
+            scheme.is_some_and(Vnl::is_scheme)
+        };
         match line.trim() {
+            vnl if has_scheme(vnl) => Vnl::parse(vnl).map(|_| vnl.to_owned()),
             vnl if !vnl.is_empty() && Vnl::parse(vnl).is_ok() => Ok(vnl.to_owned()),
             _ => Err(Error::usage(format!(
                 "the file {} has no VNL in its first line",

@@ -433,3 +433,24 @@ fn links_lead_somewhere() {
         }
     }
 }
+
+/// Each test that docs/security.md names is there.
+#[test]
+fn the_security_page_names_tests_that_exist() {
+    let page = read("docs/security.md");
+    let (mut tests, mut missing) = (0, Vec::new());
+    for word in page.split('`').skip(1).step_by(2) {
+        let Some((module, name)) = word.split_once("::") else {
+            continue;
+        };
+        let file = repository().join(format!("tests/tests/{module}.rs"));
+        let Ok(source) = fs::read_to_string(file) else {
+            continue;
+        };
+        tests += 1;
+        if !source.contains(&format!("\nfn {name}()")) {
+            missing.push(word);
+        }
+    }
+    assert!(tests > 50 && missing.is_empty(), "{tests}: {missing:?}");
+}

@@ -4,9 +4,11 @@
 //! what they are and their place: for the place `x`, `px` is a port, `tx` the tap through which it is
 //! served and `bx` the bridge between the two. A hub is the bridge `hx` with the tap `xx`. The bridge of
 //! a cable is called `c` and a name made of the places of both its ports ([`cable_name`]): a port is on
-//! one bridge with another only if each of the two ends has named the other's place. Bridges left
-//! without ports are swept whenever something is unplugged: a hub has one as long as its maker holds the
-//! tap or something is plugged in.
+//! one bridge with another only if each of the two ends has named the other's place.
+//!
+//! Bridges left without ports are swept whenever something is unplugged, and not before: the kernel
+//! takes tens of milliseconds for each, and nobody waits for a port that is unplugged. A hub has a port
+//! as long as its maker holds the tap or something is plugged in.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -184,8 +186,7 @@ fn plug(netlink: &Netlink, port: &str, bridge: &str) -> Result<()> {
 fn attach(netlink: &Netlink, port: &str, bridge: &str) -> Result<()> {
     let port = interface_of(port);
     netlink.set_bridge(&port, Some(bridge))?;
-    netlink.set_up(&port)?;
-    sweep(netlink)
+    netlink.set_up(&port)
 }
 
 /// Deletes the bridges that have no port.

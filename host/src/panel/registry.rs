@@ -182,9 +182,16 @@ impl Drop for Registration {
         if self.pid != process::id() {
             return;
         }
-        let _registry = Registry::lock_in(|| Ok(Arc::clone(&self.dir)), || false);
+        // Whoever has the lock is a holder, and cleans up when it goes: so this one need not wait
+        // for it, unless it is the last.
+        let lock = |is_over| Registry::lock_in(|| Ok(Arc::clone(&self.dir)), || is_over);
+        let registry = lock(true);
         // What cannot be removed is removed by the next who finds it stale.
         let _ = fs::remove_file(self.dir.at(&self.pid.to_string()));
+        let names = || self.dir.names().unwrap_or_default();
+        if registry.is_err() && !names().iter().any(|name| name != LOCK) {
+            drop(lock(false));
+        }
     }
 }
 

@@ -16,6 +16,7 @@
 //! be plugged until the link is open.
 
 use std::os::unix::process::parent_id;
+use std::time::{Duration, Instant};
 
 use vdens_plugin_api::log::{debug, warn};
 use vdens_plugin_api::negotiation::{Event, Negotiation, Received};
@@ -23,6 +24,10 @@ use vdens_plugin_api::wire::hello::{Body, Cable, Nonce};
 use vdens_plugin_api::{
     Frame, Host, MAX_LEGACY_FRAME, Offloads, Peer as Credentials, Sift, State, Status, Ticket,
 };
+
+/// How long a far end that has introduced itself may take for its proof. Until then there is no carrier:
+/// the interface would be served through user space for a moment, and plugged right after.
+const PROOF: Duration = Duration::from_millis(150);
 
 /// Whether the kernel carries the frames.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,6 +55,8 @@ pub(crate) struct Peer {
     /// Whether the far end has said if it could be plugged.
     has_tried: bool,
     is_foreign: bool,
+    /// When a far end introduced itself that is still to prove itself.
+    introduced: Option<Instant>,
 }
 
 impl Peer {
@@ -61,6 +68,7 @@ impl Peer {
             plugging: Plugging::No,
             has_tried: false,
             is_foreign: false,
+            introduced: None,
         }
     }
 
@@ -69,6 +77,7 @@ impl Peer {
         self.negotiation = None;
         self.plugging = Plugging::No;
         self.has_tried = false;
+        self.introduced = None;
     }
 
     /// Greets a far end that has appeared on a cable; `is_foreign` if it is another user's.
@@ -117,6 +126,10 @@ impl Peer {
             return Sift::Keep;
         };
         let received = negotiation.receive(frame.bytes());
+        match negotiation.is_heard_of() {
+            true => self.introduced = self.introduced.or_else(|| Some(Instant::now())),
+            false => self.introduced = None,
+        }
         if let Received::Message(Some(event)) = received {
             match event {
                 Event::Met => self.plugging = Plugging::Due,
@@ -223,6 +236,9 @@ impl Peer {
 
     /// The link's state while there is a far end.
     pub(crate) fn state(&self) -> State {
+        if self.introduced.is_some_and(|at| at.elapsed() < PROOF) {
+            return State::DOWN;
+        }
         match (&self.plugging, &self.negotiation) {
             (Plugging::Plugged, _) => State::PLUGGED,
             (_, negotiation) => State {
