@@ -14,6 +14,7 @@ use ipnet::IpNet;
 
 use crate::error::{Error, Result, report};
 use crate::lasting::Wait;
+use crate::mistakes::{is_command, misplaced, suggestion};
 use crate::netlink::Mac;
 use crate::output::written;
 
@@ -378,32 +379,49 @@ impl Vdens {
     /// perhaps the empty one.
     ///
     /// # Errors
-    /// A VNL is not UTF-8, or an option stands among the VNLs.
+    /// A VNL is not UTF-8, or an option stands among the VNLs or in the place of the command.
     pub fn split_rest(&self) -> Result<(Vec<String>, Vec<OsString>)> {
         if !self.multi {
             let (vnl, command) = match self.rest.split_first() {
                 None => (String::new(), &[][..]),
                 Some((vnl, command)) => (text(vnl)?, command),
             };
-            if vnl.starts_with('-') && vnl != "-" {
-                return Err(misplaced(&vnl));
+            if is_option(&vnl) {
+                return Err(misplaced::<Self>(&vnl, "a VNL"));
             }
+            // As with --multi, '--' may stand before the command.
+            let command = match command {
+                [dashes, command @ ..] if dashes == "--" => command,
+                command => command,
+            };
+            check_command(command)?;
             return Ok((vec![vnl], command.to_vec()));
         }
         let mut parts = self.rest.splitn(2, |word| word == "--");
         let vnls = parts.next().unwrap_or_default();
         let command = parts.next().unwrap_or_default();
         let vnls: Vec<String> = vnls.iter().map(text).collect::<Result<_>>()?;
-        match vnls.iter().find(|vnl| vnl.starts_with('-') && *vnl != "-") {
-            Some(option) => Err(misplaced(option)),
-            None => Ok((vnls, command.to_vec())),
+        if let Some(option) = vnls.iter().find(|vnl| is_option(vnl)) {
+            return Err(misplaced::<Self>(option, "a VNL"));
         }
+        check_command(command)?;
+        Ok((vnls, command.to_vec()))
     }
 }
 
-fn misplaced(option: &str) -> Error {
-    Error::usage(format!("'{option}' stands where a VNL should"))
-        .hint("options come before the first VNL; see vdens --help")
+/// Whether a word in the place of a VNL is an option.
+pub fn is_option(word: &str) -> bool {
+    word.starts_with('-') && word != "-"
+}
+
+/// Refuses an option in the place of the command, unless there is a program of that name.
+fn check_command(command: &[OsString]) -> Result<()> {
+    match command.first() {
+        Some(word) if word.as_encoded_bytes().starts_with(b"-") && !is_command(word) => Err(
+            misplaced::<Vdens>(&word.to_string_lossy(), "the command"),
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// A command-line word that must be UTF-8.
@@ -439,7 +457,8 @@ pub fn parse<T: Parser>(program: &str, failure: i32, words: impl Iterator<Item =
             .collect();
         let line = lines.join(" ");
         let line = line.strip_prefix("error: ").unwrap_or(&line);
-        report(program, format_args!("{line}; see {program} --help"));
+        let advice = suggestion(&error).unwrap_or_else(|| format!("see {program} --help"));
+        report(program, format_args!("{line}; {advice}"));
         std::process::exit(failure);
     })
 }
@@ -470,6 +489,9 @@ mod tests {
         assert_eq!(vdens(&[]).split_rest().unwrap().0, [""]);
         assert_eq!(vdens(&["-", "id"]).split_rest().unwrap().0, ["-"]);
         assert_eq!(vdens(&["", "id"]).split_rest().unwrap().1, ["id"]);
+        assert_eq!(vdens(&["no", "--", "ls"]).split_rest().unwrap().1, ["ls"]);
+        let after = vdens(&["no", "--addr", "10.0.0.1/24"]).split_rest();
+        assert!(after.unwrap_err().hint.contains("before the first VNL"));
     }
 
     #[test]

@@ -4,6 +4,10 @@
 //! is its descriptor then, what is sent is dropped and counted, and every `RETRY` opening is tried. So the
 //! other side of the host goes on undisturbed, above all a switch that serves others.
 //!
+//! A command can be started whatever it does then, so to open a link proves nothing. One that breaks
+//! before a frame came is opened again after pauses that double, and is called back only when it
+//! has proved that frames can flow.
+//!
 //! It may also start with nothing behind it ([`Wait`]): a VNL whose far end is yet to come is opened as one whose
 //! far end has gone. That is for failures that may pass, not for a VNL that makes no sense.
 
@@ -20,6 +24,13 @@ use crate::error::{Error, ErrorKind, Result, system};
 
 /// How long after a link broke, or could not be opened, it is opened again.
 const RETRY: Duration = Duration::from_millis(250);
+
+/// The longest pause before a link is opened again that breaks before a frame comes.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+/// How long a link that no frame has come from must last to be called back. A command says nothing
+/// of whether it has reached the far end.
+const PROOF: Duration = Duration::from_secs(5);
 
 /// How long after it broke it is news that it breaks again.
 const NEWS: Duration = Duration::from_secs(5);
@@ -50,9 +61,15 @@ pub struct Lasting {
     failure: Option<Error>,
     /// When it broke last.
     broke: Option<Instant>,
+    /// When it was opened last, unless it has proved since that it carries frames.
+    unproven: Option<Instant>,
+    /// Whether it is still to be said that it is back.
+    is_news: bool,
+    /// How often it broke without having proved anything.
+    failures: u32,
     /// The refusal that was logged last, and when.
     refusal: Option<(String, Instant)>,
-    /// At which level its coming and going is logged: that of a link which does nothing else is no news.
+    /// The level at which to log that it is back: that of what was last logged about it.
     level: Level,
     /// What the other side was last.
     other_side: State,
@@ -90,6 +107,9 @@ impl Lasting {
             link,
             failure,
             broke: None,
+            unproven: Some(Instant::now()),
+            is_news: false,
+            failures: 0,
             refusal: None,
             level: Level::Warn,
             other_side: State::DOWN,
@@ -98,13 +118,13 @@ impl Lasting {
         };
         if let Some(error) = &lasting.failure {
             log::warn!("{}: {error}; waiting for it", lasting.name);
-            lasting.set_timer();
+            lasting.set_timer(RETRY);
         }
         Ok(lasting)
     }
 
-    fn set_timer(&self) {
-        let once = Expiration::OneShot(TimeSpec::from_duration(RETRY));
+    fn set_timer(&self, pause: Duration) {
+        let once = Expiration::OneShot(TimeSpec::from_duration(pause));
         if let Err(errno) = self.timer.set(once, TimerSetTimeFlags::empty()) {
             log::error!("{}: cannot set a timer: {errno}", self.name);
         }
@@ -112,14 +132,35 @@ impl Lasting {
 
     fn lose(&mut self, error: Error) {
         let last = self.broke.replace(Instant::now());
-        self.level = match last.is_none_or(|last| last.elapsed() >= NEWS) {
+        let lived = self.unproven.take().map(|opened| opened.elapsed());
+        let pause = match lived {
+            // It may hammer a server, with a wrong key of ssh say.
+            Some(time) if time < LONGEST_RETRY => {
+                let pause = RETRY.saturating_mul(1 << self.failures.min(16));
+                self.failures += 1;
+                pause.min(LONGEST_RETRY)
+            }
+            _ => {
+                self.failures = 0;
+                RETRY
+            }
+        };
+        let is_same = |last: &Error| last.to_string() == error.to_string();
+        let is_old = self.failures > 1 && self.failure.as_ref().is_some_and(is_same);
+        let level = match last.is_none_or(|last| last.elapsed() >= NEWS) && !is_old {
             true => Level::Warn,
             false => Level::Debug,
         };
-        log::log!(self.level, "{}: {error}; trying again", self.name);
+        // Whoever was told that it broke is told that it is back.
+        self.level = self.level.min(level);
+        let again = match pause {
+            RETRY => "trying again".to_owned(),
+            pause => format!("trying again in {pause:?}"),
+        };
+        log::log!(level, "{}: {error}; {again}", self.name);
         self.link = None;
         self.failure = Some(error);
-        self.set_timer();
+        self.set_timer(pause);
     }
 
     /// Tries to open it again.
@@ -128,18 +169,48 @@ impl Lasting {
         let _ = self.timer.wait();
         match (self.open)() {
             Ok(mut link) => {
-                log::log!(self.level, "{}: the link is back", self.name);
-                (self.failure, self.refusal) = (None, None);
+                log::debug!("{}: opened again", self.name);
+                self.refusal = None;
+                self.unproven = Some(Instant::now());
+                self.is_news = true;
                 link.other_side(self.other_side);
                 self.link = Some(link);
                 // It may have something to do at once.
-                self.try_link(|link| link.recv(batch));
+                self.receive(batch);
             }
             Err(error) => {
                 log::log!(self.level_of(&error), "{}: {error}", self.name);
                 self.failure = Some(error);
-                self.set_timer();
+                self.set_timer(RETRY);
             }
+        }
+    }
+
+    /// Receives, if there is a link.
+    fn receive(&mut self, batch: &mut RxBatch<'_>) {
+        let before = batch.len();
+        if self.try_link(|link| link.recv(batch)).is_some() {
+            self.prove(batch.len() > before);
+        }
+    }
+
+    /// Looks whether the link has proved that frames can flow: one has come, the kernel carries
+    /// them, or the link has lasted.
+    fn prove(&mut self, has_received: bool) {
+        let Some(opened) = self.unproven else {
+            return;
+        };
+        let state = self.state();
+        let has_lasted = state.carrier && opened.elapsed() >= PROOF;
+        let carries = has_received || state.plugged;
+        if carries {
+            (self.unproven, self.failures) = (None, 0);
+        }
+        if (carries || has_lasted) && self.is_news {
+            self.is_news = false;
+            self.failure = None;
+            log::log!(self.level, "{}: the link is back", self.name);
+            self.level = Level::Debug;
         }
     }
 
@@ -187,7 +258,7 @@ fn first(
         let is_over = deadline.is_some_and(|deadline| deadline <= Instant::now());
         if !may_pass(&error) || is_over || !pause(&error, RETRY)? {
             return Err(match wait {
-                Wait::No if may_pass(&error) => advise(error),
+                Wait::No if may_pass(&error) && may_come(&error) => advise(error),
                 _ => error,
             });
         }
@@ -202,6 +273,16 @@ fn may_pass(error: &Error) -> bool {
         ErrorKind::Usage | ErrorKind::Unsupported | ErrorKind::Protocol | ErrorKind::Panic
     );
     !is_final && error.errno != libc::EMFILE
+}
+
+/// Whether what a link lacks is something that others may still start or let go. A permission that
+/// is missing may be given, but rarely is.
+fn may_come(error: &Error) -> bool {
+    let is_to_come = matches!(
+        error.kind,
+        ErrorKind::NotFound | ErrorKind::Busy | ErrorKind::Closed
+    );
+    is_to_come || error.errno == libc::ECONNREFUSED
 }
 
 /// Tells of `--wait`.
@@ -226,13 +307,14 @@ impl Link for Lasting {
 
     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
         match self.link {
-            Some(_) => self.try_link(|link| link.recv(batch)).unwrap_or_default(),
+            Some(_) => self.receive(batch),
             None => self.reopen(batch),
         }
         Ok(())
     }
 
     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
+        self.prove(false);
         let taken = self.try_link(|link| link.send(batch));
         Ok(taken.unwrap_or_else(|| {
             batch.count_dropped(batch.len() as u64);

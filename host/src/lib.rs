@@ -26,6 +26,7 @@ pub mod listing;
 pub mod loader;
 pub mod logging;
 pub mod login;
+pub mod mistakes;
 pub mod namespace;
 pub mod netlink;
 pub mod opener;

@@ -15,7 +15,7 @@
 
 use std::env;
 use std::error::Error as _;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -26,6 +26,7 @@ use vdens_plugin_api::vnl::Vnl;
 
 use crate::config::{Config, absolute_variable, home};
 use crate::error::{Error, ErrorKind, Result};
+use crate::mistakes;
 use crate::trusted_path::Trusted;
 
 /// The directories in which plugins are looked for, best first.
@@ -94,21 +95,39 @@ impl SearchPath {
     /// The plugin file for a scheme.
     ///
     /// # Errors
-    /// There is none in any directory: the error lists them.
+    /// There is none in any directory: the error names the scheme that may be meant, or lists them.
     pub fn find(&self, scheme: &str) -> Result<PathBuf> {
+        self.locate(scheme).ok_or_else(|| {
+            let dirs: Vec<String> = self.0.iter().map(|d| d.display().to_string()).collect();
+            let places = format!("{} is in none of {}", file_name(scheme), dirs.join(", "));
+            let what = format!("no plugin for the scheme '{scheme}'");
+            // No plugin appears while a link waits for it, so the kind is not NotFound.
+            let error = |message| Error::new(ErrorKind::Unsupported, message);
+            match self.similar(scheme) {
+                Some(other) => {
+                    log::info!("{what}: {places}");
+                    error(what).hint(format!("did you mean {other}://?"))
+                }
+                None => error(format!("{what}: {places}")).hint(
+                    "check the scheme's spelling, or put the file into one of these directories",
+                ),
+            }
+        })
+    }
+
+    /// The plugin file for a scheme, if there is one.
+    pub fn locate(&self, scheme: &str) -> Option<PathBuf> {
         let file = file_name(scheme);
         let mut places = self.0.iter().map(|dir| dir.join(&file));
-        places.find(|place| place.is_file()).ok_or_else(|| {
-            let dirs: Vec<String> = self.0.iter().map(|d| d.display().to_string()).collect();
-            Error::new(
-                ErrorKind::NotFound,
-                format!(
-                    "no plugin for the scheme '{scheme}': {file} is in none of {}",
-                    dirs.join(", ")
-                ),
-            )
-            .hint("check the scheme's spelling, or put the file into one of these directories")
-        })
+        places.find(|place| place.is_file())
+    }
+
+    /// The scheme with a plugin that `scheme`, which has none, may be a misspelling of.
+    pub fn similar(&self, scheme: &str) -> Option<String> {
+        let entries = self.0.iter().filter_map(|dir| fs::read_dir(dir).ok());
+        let files = entries.flatten().flatten().map(|entry| entry.path());
+        let schemes = files.filter_map(|file| scheme_of(&file).map(str::to_owned));
+        mistakes::similar(scheme, schemes)
     }
 }
 
@@ -328,7 +347,6 @@ fn lack_of_descriptors(file: &Path, errno: i32) -> Option<Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     fn refusal(file: &Path) -> String {

@@ -18,7 +18,7 @@
 use std::env;
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, IsTerminal};
 use std::iter;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -42,6 +42,7 @@ use crate::error::{
     EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_NOT_RUNNABLE, Error, ErrorKind, Result, system,
 };
 use crate::netlink::{Mac, Netlink};
+use crate::output::complain;
 use crate::panel::{self, Panel};
 use crate::resolv::Resolv;
 use crate::signals::{self, Signals};
@@ -80,6 +81,8 @@ pub struct Plan {
     pub sysadmin: bool,
     /// The command and its arguments; the user's shell if empty.
     pub command: Vec<OsString>,
+    /// What to say at a terminal before the user's shell starts.
+    pub welcome: Option<String>,
     /// What `VDENS` is in the command's environment.
     pub label: String,
     /// Whether the kernel may carry frames between this namespace and the user's others.
@@ -109,6 +112,10 @@ pub fn run(
     match prepare(plan, signals, supervisor).and_then(|()| arguments(&plan.command)) {
         Err(error) => failure(EXIT_FAILURE, error),
         Ok(arguments) => {
+            let is_at_terminal = io::stdin().is_terminal() && io::stderr().is_terminal();
+            if let Some(welcome) = plan.welcome.as_ref().filter(|_| is_at_terminal) {
+                complain(welcome);
+            }
             let (status, error) = execute(&arguments);
             failure(status, error)
         }

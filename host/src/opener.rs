@@ -63,11 +63,15 @@ impl Plugins {
     /// Whether a scheme is for the bridge, for lack of a plugin of its own. A plain scheme never
     /// is: it must not load code of others.
     fn falls_back(&self, scheme: &str) -> bool {
-        let has_plugin = |scheme| self.path.find(scheme).is_ok();
         self.libvdeplug == Libvdeplug::Fallback
             && !PLAIN_SCHEMES.contains(&scheme)
-            && !has_plugin(scheme)
-            && has_plugin(BRIDGE)
+            && !self.has(scheme)
+            && self.has(BRIDGE)
+    }
+
+    /// Whether a scheme has a plugin of its own.
+    pub fn has(&self, scheme: &str) -> bool {
+        self.path.locate(scheme).is_some()
     }
 }
 
@@ -148,7 +152,8 @@ impl Opener {
             Err(none) if library.plugins.falls_back(scheme) => {
                 let bridge = library.get(BRIDGE)?;
                 let link = bridge.open(vnl, options, self.0);
-                link.map_err(|error| neither(none, error))
+                let is_misspelt = library.plugins.path.similar(scheme).is_some();
+                link.map_err(|error| neither(none, error, is_misspelt))
             }
             plugin => plugin?.open(vnl, options, self.0),
         }
@@ -248,9 +253,11 @@ impl HostServices for Services {
     }
 }
 
-/// The error if neither vdens nor libvdeplug has a plugin; else the bridge's.
-fn neither(none: Error, error: Error) -> Error {
+/// The error if neither vdens nor libvdeplug has a plugin; else the bridge's. That of a misspelt
+/// scheme says what is meant, and needs no more.
+fn neither(none: Error, error: Error, is_misspelt: bool) -> Error {
     match Errno::from_raw(error.errno) {
+        Errno::EPROTONOSUPPORT if is_misspelt => none,
         Errno::EPROTONOSUPPORT => Error {
             message: format!("{}; {}", none.message, error.message),
             hint: format!("{}, or {}", none.hint, error.hint),

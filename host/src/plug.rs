@@ -24,12 +24,13 @@ use vdens_plugin_api::stream::{CommandStream, Stream};
 use vdens_plugin_api::vnl::Vnl;
 use vdens_plugin_api::{Link, OpenOptions, Port};
 
-use crate::cli::{EndOptions, VdePlug, text};
+use crate::cli::{EndOptions, VdePlug, is_option, text};
 use crate::config::Config;
 use crate::control::{Channel, Message};
 use crate::error::{Error, ErrorKind, Result, system};
 use crate::guard::Guard;
 use crate::lasting::Lasting;
+use crate::mistakes::{self, CommandLine, misplaced};
 use crate::opener::{Opener, Plugins};
 use crate::output::Line;
 use crate::panel::{self, Service};
@@ -67,16 +68,27 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
                 .hint("give a second VNL, or leave -d out"),
         );
     }
+    let plugins = Plugins::new(&cli.common.plugin_dir, config)?;
+    let resolve = |vnl: &str| {
+        let is_waiting = cli.common.wait.is_some();
+        mistakes::check(vnl, CommandLine::VdePlug, &plugins, is_waiting)?;
+        vnls::resolve(vnl, default)
+    };
+    let near = resolve(&near)?;
+    let far = match far {
+        Far::Vnl(vnl) => Far::Vnl(resolve(&vnl)?),
+        other => other,
+    };
+    if let Far::Vnl(far) = &far {
+        mistakes::check_cable(&near, far)?;
+    }
     let plug = Plug {
         cli,
-        plugins: Plugins::new(&cli.common.plugin_dir, config)?,
+        plugins,
         panel: panel::is_wanted(cli.common.no_panel, config),
         is_listed: true,
-        near: vnls::resolve(&near, default)?,
-        far: match far {
-            Far::Vnl(vnl) => Far::Vnl(vnls::resolve(&vnl, default)?),
-            other => other,
-        },
+        near,
+        far,
     };
     if !cli.daemon {
         return plug.run(|| Ok(()));
@@ -145,7 +157,9 @@ fn ends(rest: &[OsString]) -> Result<(String, Far)> {
     }
     match rest {
         [] => Ok((String::new(), Far::Stdio)),
-        [option, ..] | [_, option, ..] if is_option(option) => Err(misplaced(option)),
+        [option, ..] | [_, option, ..] if is_option(&option.to_string_lossy()) => {
+            Err(misplaced::<VdePlug>(&option.to_string_lossy(), "a VNL"))
+        }
         [near] => Ok((text(near)?, Far::Stdio)),
         [near, far] => Ok((text(near)?, Far::Vnl(text(far)?))),
         [_, _, third, ..] => Err(Error::usage(format!(
@@ -154,18 +168,6 @@ fn ends(rest: &[OsString]) -> Result<(String, Far)> {
         ))
         .hint("a plug has two ends; options come before the first VNL")),
     }
-}
-
-fn is_option(word: &OsString) -> bool {
-    word.as_encoded_bytes().starts_with(b"-") && word != "-"
-}
-
-fn misplaced(option: &OsString) -> Error {
-    Error::usage(format!(
-        "'{}' stands where a VNL should",
-        option.to_string_lossy()
-    ))
-    .hint("options come before the first VNL; see vde_plug --help")
 }
 
 /// A plug to be opened.

@@ -35,6 +35,19 @@ fn in_tmp() -> PathBuf {
     PathBuf::from(format!("/tmp/vdens-{}", geteuid()))
 }
 
+/// Warns if the runtime directory that the environment names is not there: processes that were
+/// started with another one are not found.
+pub fn complain_of_environment() {
+    const NAME: &str = "XDG_RUNTIME_DIR";
+    if let Some(dir) = absolute_variable(NAME).filter(|dir| !dir.exists()) {
+        log::warn!(
+            "{NAME} is {}, which does not exist: processes are looked for in {} only",
+            dir.display(),
+            base().display()
+        );
+    }
+}
+
 /// Warns if the runtime directory cannot be used, and says what that costs.
 pub fn complain() {
     if let Err(error) = Dir::open(base())

@@ -6,12 +6,14 @@ use std::env;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use vdens_plugin_api::tap::{MAX_INTERFACE_NAME, check_interface_name};
 
 use crate::cli::{Numbered, Vdens, text};
 use crate::config::Config;
 use crate::control::MAX_FDS;
 use crate::error::{Error, Result};
+use crate::mistakes::{self, CommandLine};
 use crate::namespace::{Interface, Plan};
 use crate::opener::Plugins;
 use crate::panel;
@@ -21,6 +23,9 @@ use crate::worker::Job;
 
 /// The most links of a session: their taps, and one descriptor more, are handed over together.
 const MAX_LINKS: usize = MAX_FDS - 1;
+
+/// The longest host name, in bytes (`__NEW_UTS_LEN` in <linux/utsname.h>).
+const MAX_HOSTNAME: usize = 64;
 
 /// The MTU that an interface has unless another is asked for, in bytes.
 const DEFAULT_MTU: u32 = 1500;
@@ -43,9 +48,19 @@ impl Session {
     pub fn new(cli: &Vdens, config: &Config) -> Result<Self> {
         let defaults = &config.defaults;
         let (arguments, command) = cli.split_rest()?;
+        let plugins = Plugins::new(&cli.common.plugin_dir, config)?;
+        let line = match cli.multi {
+            true => CommandLine::Multi,
+            false => CommandLine::Vdens,
+        };
+        let end = |argument: &String| {
+            mistakes::check(argument, line, &plugins, cli.common.wait.is_some())?;
+            vnls::interface(argument, defaults.vnl.as_deref())
+                .map_err(|error| mistakes::explain(argument, error))
+        };
         let ends = arguments
             .iter()
-            .map(|argument| vnls::interface(argument, defaults.vnl.as_deref()))
+            .map(end)
             .filter_map(Result::transpose)
             .collect::<Result<Vec<End>>>()?;
         if ends.len() > MAX_LINKS {
@@ -55,10 +70,10 @@ impl Session {
             );
             return Err(Error::usage(message).hint("start another vdens for the rest"));
         }
-        let plugins = Plugins::new(&cli.common.plugin_dir, config)?;
         for scheme in ends.iter().filter_map(End::scheme) {
             plugins.check(scheme)?;
         }
+        cli.hostname.as_deref().map_or(Ok(()), check_hostname)?;
         let prefix = cli.iface.as_deref().or(defaults.iface.as_deref());
         let mut interfaces = name_interfaces(prefix.unwrap_or("vde"), ends.len())?;
         for_each(&cli.mtu, interfaces.len(), "--mtu", |at, mtu| {
@@ -79,9 +94,18 @@ impl Session {
             Ok(())
         })?;
         for_each(&cli.addr, interfaces.len(), "--addr", |at, address| {
+            let count = interfaces.len();
             let interface = interfaces
                 .get_mut(at.unwrap_or(0))
                 .ok_or_else(|| none("--addr"))?;
+            let mut before = interface.addresses.iter();
+            if at.is_none() && count > 1 && before.any(|net| is_same_family(*net, address.0)) {
+                log::warn!(
+                    "--addr {0} is one more address of {1}; for another interface write its number in front, 1:{0}",
+                    address.0,
+                    interface.name
+                );
+            }
             interface.addresses.push(address.0);
             Ok(())
         })?;
@@ -105,6 +129,7 @@ impl Session {
             sysadmin: cli.sysadm,
             panel: panel::is_wanted(cli.common.no_panel, config),
             big_tcp: cli.big_tcp || defaults.big_tcp == Some(true),
+            welcome: (command.is_empty() && !cli.common.quiet).then(|| welcome(&interfaces, &ends)),
             command,
             interfaces,
         };
@@ -167,14 +192,39 @@ fn for_each<T: Copy>(
 ) -> Result<()> {
     for value in values {
         let (at, value) = value.resolve(count).map_err(|number| {
-            Error::usage(format!(
-                "{option} is for interface {number}, and there are {count}"
-            ))
-            .hint("interfaces are numbered from 0")
+            let message = format!("{option} is for interface {number}");
+            match count {
+                0 => none(option),
+                1 => Error::usage(format!("{message}, and the only interface is number 0"))
+                    .hint("leave the number out, or make more interfaces with --multi"),
+                _ => Error::usage(format!("{message}, and there are {count}"))
+                    .hint(format!("their numbers are 0 to {}", count - 1)),
+            }
         })?;
         set(at, value)?;
     }
     Ok(())
+}
+
+fn is_same_family(a: IpNet, b: IpNet) -> bool {
+    a.addr().is_ipv4() == b.addr().is_ipv4()
+}
+
+/// Checks a host name: labels as in RFC 1123, section 2.1, and no longer than the kernel's.
+fn check_hostname(name: &str) -> Result<()> {
+    let is_label = |label: &str| {
+        let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        (1..=63).contains(&label.len())
+            && label.bytes().all(is_allowed)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if name.len() <= MAX_HOSTNAME && name.split('.').all(is_label) {
+        return Ok(());
+    }
+    Err(Error::usage(format!("'{name}' is no host name")).hint(format!(
+        "it has letters, digits, '-' and '.', and at most {MAX_HOSTNAME} bytes"
+    )))
 }
 
 fn none(option: &str) -> Error {
@@ -192,6 +242,19 @@ fn gateways(gateways: &[IpAddr]) -> Result<Vec<IpAddr>> {
         ))),
         None => Ok(gateways.to_vec()),
     }
+}
+
+/// What the user's shell says first: what is plugged in, and how to leave.
+fn welcome(interfaces: &[Interface], ends: &[End]) -> String {
+    let pairs = interfaces.iter().zip(ends);
+    let words: Vec<String> = pairs
+        .map(|(interface, end)| format!("{} on {end}", interface.name))
+        .collect();
+    let network = match &words[..] {
+        [] => "no network".to_owned(),
+        words => words.join(", "),
+    };
+    format!("{network}; type 'exit' to leave")
 }
 
 /// What `VDENS` is in the command's environment: `vde0=ptp:///tmp/a vde1=tap://tap0`.

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use vdens_plugin_api::{Link, Offloads, Status, Tier};
+use vdens_plugin_api::{Link, MAX_LEGACY_MTU, Offloads, Status, Tier};
 
 /// How long a tier must have lasted to be told, unless there is hardly a better one.
 const SETTLING: Duration = Duration::from_millis(250);
@@ -45,6 +45,8 @@ pub struct Watch {
     told: Option<Option<Tier>>,
     /// When to look again.
     due: Option<Instant>,
+    /// The MTU of the interface at the near side, if there is one, in bytes.
+    mtu: u32,
 }
 
 impl Watch {
@@ -54,7 +56,14 @@ impl Watch {
             name,
             told: None,
             due: None,
+            mtu: 0,
         }
+    }
+
+    /// Warns too when the link cannot carry the frames of an interface with this MTU.
+    #[must_use]
+    pub fn with_mtu(self, mtu: u32) -> Self {
+        Self { mtu, ..self }
     }
 
     /// When [`Watch::look`] is to be called.
@@ -64,7 +73,7 @@ impl Watch {
 
     /// Looks, because the state has changed or it is time, and tells what is new.
     pub fn look(&mut self, near: &dyn Link, far: &dyn Link, is_change: bool) {
-        if !log::log_enabled!(log::Level::Info) {
+        if !log::log_enabled!(log::Level::Info) && self.mtu <= MAX_LEGACY_MTU {
             return;
         }
         let status = far.status();
@@ -88,6 +97,14 @@ impl Watch {
         match reason(tier, status) {
             "" => log::info!("{}: {way}", self.name),
             reason => log::info!("{}: {way}: {reason}", self.name),
+        }
+        let is_limited = tier.is_some_and(|tier| tier != Tier::Kernel);
+        if let Some(max) = status.max_mtu.filter(|max| is_limited && self.mtu > *max) {
+            log::warn!(
+                "{}: its MTU is {}, and the link drops what is longer than {max}; give --mtu {max}",
+                self.name,
+                self.mtu
+            );
         }
     }
 }

@@ -204,7 +204,7 @@ impl Worker<'_> {
 
     /// Serves the interface until the channel closes or the interface is gone.
     fn serve(&self, mut link: Lasting, mut side: Side) -> Result<i32> {
-        let mut watch = Watch::new(self.job.interface.clone());
+        let mut watch = Watch::new(self.job.interface.clone()).with_mtu(self.job.mtu);
         let mut pump = Pump::new(side.as_link(), &mut link);
         let mut broken = pump.settle().err();
         self.control.send(&Message::Ready, &[])?;

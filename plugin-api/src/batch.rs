@@ -34,6 +34,9 @@ pub const MAX_FRAME: usize = 65_536 + 14 + 8;
 /// The longest frame a legacy peer may send, in bytes (libvdeplug's 9216 + 14 + 4).
 pub const MAX_LEGACY_FRAME: usize = 9234;
 
+/// The largest MTU whose frames a legacy peer may send, in bytes.
+pub const MAX_LEGACY_MTU: u32 = 9216;
+
 /// The shortest thing that is a frame, in bytes: an Ethernet header.
 pub const MIN_FRAME: usize = 14;
 

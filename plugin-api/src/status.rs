@@ -39,6 +39,10 @@ pub struct Status {
     /// Why there is no better tier, in words that follow a colon; empty if there is nothing to say.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
+    /// The largest MTU whose frames the link carries, in bytes, while the kernel does not carry
+    /// them. A link that carries every frame, or does not know, says nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_mtu: Option<u32>,
     /// The ports and the forwarding database of a switch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub switch: Option<SwitchStatus>,

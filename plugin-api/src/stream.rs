@@ -19,7 +19,7 @@ use nix::unistd::Pid;
 
 use crate::ready::AlwaysReady;
 use crate::wire::vdestream::{Decoder, Encoder, MAX_FRAME};
-use crate::{Error, Link, Result, RxBatch, TxBatch};
+use crate::{Error, ErrorKind, Link, MAX_LEGACY_MTU, Result, RxBatch, Status, TxBatch};
 
 /// How long a command may take to end after its streams were closed, before it is asked to with a signal.
 const GRACE: Duration = Duration::from_millis(200);
@@ -126,6 +126,13 @@ impl Link for Stream {
         self.flush()?;
         Ok(taken)
     }
+
+    fn status(&self) -> Status {
+        Status {
+            max_mtu: Some(MAX_LEGACY_MTU),
+            ..Status::default()
+        }
+    }
 }
 
 /// A vdestream to a command that was started for it.
@@ -166,6 +173,19 @@ impl CommandStream {
     }
 }
 
+impl CommandStream {
+    /// Says how the command ended, if that is why the stream did.
+    fn explain(&mut self, error: Error) -> Error {
+        if error.kind != ErrorKind::Closed || !ended(&mut self.child, GRACE) {
+            return error;
+        }
+        match self.child.try_wait() {
+            Ok(Some(status)) => Error::closed(format!("the command ended with {status}")),
+            _ => error,
+        }
+    }
+}
+
 impl Link for CommandStream {
     fn fd(&self) -> BorrowedFd<'_> {
         self.stream.fd()
@@ -176,11 +196,17 @@ impl Link for CommandStream {
     }
 
     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
-        self.stream.recv(batch)
+        let received = self.stream.recv(batch);
+        received.map_err(|error| self.explain(error))
     }
 
     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
-        self.stream.send(batch)
+        let sent = self.stream.send(batch);
+        sent.map_err(|error| self.explain(error))
+    }
+
+    fn status(&self) -> Status {
+        self.stream.status()
     }
 }
 
@@ -210,7 +236,7 @@ fn ended(child: &mut Child, patience: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BATCH_FRAMES, Batch, ErrorKind};
+    use crate::{BATCH_FRAMES, Batch};
     use std::os::unix::net::UnixStream;
 
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

@@ -187,7 +187,8 @@ impl Spec {
             return Err(Error::usage(format!(
                 "no path in '{}'",
                 OneLine(&self.argument)
-            )));
+            ))
+            .hint("write one after ://, for example ptp:///tmp/cable"));
         }
         std::path::absolute(self.target())
             .map_err(|e| Error::path("make an absolute path of", self.target(), &e))
@@ -807,7 +808,7 @@ mod tests {
         let here = std::env::current_dir().unwrap();
         assert_eq!(spec("./x").absolute_path().unwrap(), here.join("x"));
         let error = spec("[3]").absolute_path().unwrap_err();
-        assert_eq!(error.to_string(), "no path in '[3]'");
+        assert_eq!(error.message, "no path in '[3]'");
 
         assert!(spec("/a").no_nested().is_ok());
         let error = spec("/a{b}").no_nested().unwrap_err();

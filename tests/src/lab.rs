@@ -65,6 +65,8 @@ impl Lab {
         for file in products() {
             fs::copy(&file, lab.bin().join(file.file_name().unwrap())).unwrap();
         }
+        let faulty = lab.bin().join("libvdens_test_faulty.so");
+        fs::copy(target().join("libfaulty.so"), faulty).unwrap();
         for directory in [lab.home(), lab.runtime_dir(), lab.dir()] {
             fs::create_dir(&directory).unwrap();
             lab.give(&directory);
@@ -322,16 +324,20 @@ pub fn target() -> PathBuf {
         .to_owned()
 }
 
-/// The programs and plugins built beside this one, less what third parties copy.
+/// The programs and the stock plugins built beside this one: those whose scheme has a page in docs.
 fn products() -> Vec<PathBuf> {
     let target = target();
+    let pages = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/schemes");
+    // An older build may have left other plugins there.
+    let is_stock = |file: &str| {
+        let scheme = file.strip_suffix(".so");
+        scheme.is_some_and(|scheme| pages.join(format!("{scheme}.md")).is_file())
+    };
     let is_product = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         name == "vdens"
             || name == "vde_plug"
-            || (name.starts_with("libvdens_")
-                && name.ends_with(".so")
-                && name != "libvdens_template.so")
+            || name.strip_prefix("libvdens_").is_some_and(is_stock)
     };
     let entries = fs::read_dir(&target).unwrap().flatten();
     let products: Vec<_> = entries

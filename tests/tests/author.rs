@@ -131,7 +131,7 @@ fn a_plugin_is_dropped_in() {
     let lab = Lab::new();
     lab.vdens(["template://40300", "true"])
         .refused(&["libvdens_template.so"]);
-    lab.drop_plugin(&target().join("libvdens_template.so"), "template");
+    lab.drop_plugin(&target().join("libtemplate.so"), "template");
     works(&lab, "vdens", "template", "template://40300");
 }
 
@@ -146,11 +146,11 @@ fn a_plugin_of_another_toolchain_works() {
     let target = kept("e2e-nightly");
     let crates = ["-p", "vdens-plugin-template", "-p", "vdens-plugin-ptp"];
     build(Some("nightly"), "Cargo.toml", &target, &crates);
-    for (scheme, vnl) in [
-        ("template", "template://40310"),
-        ("ptp", &*lab.vnl("ptp", "p")),
+    for (scheme, library, vnl) in [
+        ("template", "libtemplate.so", "template://40310"),
+        ("ptp", "libvdens_ptp.so", &*lab.vnl("ptp", "p")),
     ] {
-        let plugin = target.join(format!("debug/libvdens_{scheme}.so"));
+        let plugin = target.join("debug").join(library);
         lab.drop_plugin(&plugin, scheme);
         works(&lab, "vdens", scheme, vnl);
     }
@@ -171,10 +171,10 @@ fn a_plugin_of_another_profile_works() {
     build(None, "Cargo.toml", root, &[&crates, options].concat());
     let built = |profile: &str, name: &str| root.join(profile).join(name);
     // Its plugin in this host.
-    lab.drop_plugin(&built(other, "libvdens_template.so"), "template");
+    lab.drop_plugin(&built(other, "libtemplate.so"), "template");
     works(&lab, "vdens", "template", "template://40320");
     // This plugin in its host.
-    lab.drop_plugin(&target().join("libvdens_template.so"), "template");
+    lab.drop_plugin(&target().join("libtemplate.so"), "template");
     let host = lab.bin().join("vdens-of-another-profile");
     fs::copy(built(other, "vdens"), &host).unwrap();
     works(

@@ -61,7 +61,7 @@ fn a_port_of_a_switch_passes() {
 #[test]
 fn the_template_passes() {
     let lab = Lab::new();
-    let plugin = lab.drop_plugin(&target().join("libvdens_template.so"), "template");
+    let plugin = lab.drop_plugin(&target().join("libtemplate.so"), "template");
     passes(&lab, &["template", "template://40200"], &["hang-up"]);
     let file = plugin.to_str().unwrap();
     let output = check(&lab, &[file]);

@@ -23,6 +23,7 @@ mod leftovers;
 mod loading;
 mod login;
 mod matrix;
+mod mistakes;
 mod multi;
 mod nesting;
 mod options;

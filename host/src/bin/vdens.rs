@@ -99,9 +99,11 @@ fn check_task(cli: &Vdens) -> Result<()> {
 /// Lists what is running.
 fn show_status(cli: &Vdens) -> Result<()> {
     let answers = client::ask_all()?;
-    let text = match cli.json {
-        true => text::json(&answers)?,
-        false => text::text(&answers),
-    };
-    text.print()
+    if cli.json {
+        return text::json(&answers)?.print();
+    }
+    if answers.is_empty() && !cli.common.quiet {
+        report(PROGRAM, "nothing of yours is running");
+    }
+    text::text(&answers).print()
 }

@@ -49,6 +49,7 @@ pub struct Answer {
 /// A directory cannot be read.
 pub fn ask_all() -> Result<Vec<Answer>> {
     runtime::complain();
+    runtime::complain_of_environment();
     let name = directory()?;
     let mut all = Vec::new();
     for base in Dir::all() {

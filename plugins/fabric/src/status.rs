@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use nix::sys::socket::{getsockopt, sockopt};
-use vdens_plugin_api::{Peer, PortStatus, StationStatus, Status, SwitchStatus, Tier};
+use vdens_plugin_api::{MAX_LEGACY_MTU, Peer, PortStatus, StationStatus, Status, SwitchStatus, Tier};
 
 use crate::forwarding::Fabric;
 use crate::port::{HUB, LOCAL, Port, PortId};
@@ -35,6 +35,7 @@ pub(crate) fn of(fabric: &Fabric, now: Instant) -> Status {
     let extra = refused.map(|(name, count)| (name.to_owned(), count.to_string()));
     Status {
         switch: Some(SwitchStatus { ports, fdb }),
+        max_mtu: Some(MAX_LEGACY_MTU),
         extra: extra.into_iter().collect(),
         ..Status::default()
     }

@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
-use vdens_plugin_api::{Error, Link, MAX_LEGACY_FRAME, OpenOptions, Result, RxBatch, TxBatch, log};
+use vdens_plugin_api::{
+    Error, Link, MAX_LEGACY_FRAME, MAX_LEGACY_MTU, OpenOptions, Result, RxBatch, Status, TxBatch, log,
+};
 
 use crate::connection::Connection;
 use crate::ferry::{End, Ferry};
@@ -103,6 +105,13 @@ impl Link for Bridge {
                 Err(_) if !batch.is_empty() => return Ok(()),
                 Err(_) => return Err(self.broken()),
             }
+        }
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            max_mtu: Some(MAX_LEGACY_MTU),
+            ..Status::default()
         }
     }
 

@@ -22,7 +22,7 @@ use vdens_plugin_api::log::{debug, warn};
 use vdens_plugin_api::negotiation::{Event, Negotiation, Received};
 use vdens_plugin_api::wire::hello::{Body, Cable, Nonce};
 use vdens_plugin_api::{
-    Frame, Host, MAX_LEGACY_FRAME, Offloads, Peer as Credentials, Sift, State, Status, Ticket,
+    Frame, Host, MAX_LEGACY_FRAME, MAX_LEGACY_MTU, Offloads, Peer as Credentials, Sift, State, Status, Ticket,
 };
 
 /// How long a far end that has introduced itself may take for its proof. Until then there is no carrier:
@@ -223,6 +223,8 @@ impl Peer {
             false => "a legacy program",
         };
         let process = negotiation.and_then(Negotiation::peer_process);
+        let takes = negotiation.map_or(Offloads::NONE, Negotiation::peer_takes);
+        let is_limited = takes == Offloads::NONE;
         Status {
             peer: Some(Credentials {
                 description: description.into(),
@@ -230,6 +232,7 @@ impl Peer {
                 ..credentials
             }),
             reason: reason.into(),
+            max_mtu: is_limited.then_some(MAX_LEGACY_MTU),
             ..Status::default()
         }
     }

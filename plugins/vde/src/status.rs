@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixStream;
 
 use nix::sys::socket::{getsockopt, sockopt};
-use vdens_plugin_api::{Peer, Status};
+use vdens_plugin_api::{MAX_LEGACY_MTU, Peer, Status};
 
 use crate::hub::Switch;
 
@@ -22,6 +22,7 @@ pub(crate) fn of(switch: &Switch, control: &UnixStream) -> Status {
             pid: credentials.and_then(|peer| u32::try_from(peer.pid()).ok()),
         }),
         reason: reason.into(),
+        max_mtu: Some(MAX_LEGACY_MTU),
         ..Status::default()
     }
 }
