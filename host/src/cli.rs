@@ -417,9 +417,9 @@ pub fn is_option(word: &str) -> bool {
 /// Refuses an option in the place of the command, unless there is a program of that name.
 fn check_command(command: &[OsString]) -> Result<()> {
     match command.first() {
-        Some(word) if word.as_encoded_bytes().starts_with(b"-") && !is_command(word) => Err(
-            misplaced::<Vdens>(&word.to_string_lossy(), "the command"),
-        ),
+        Some(word) if word.as_encoded_bytes().starts_with(b"-") && !is_command(word) => {
+            Err(misplaced::<Vdens>(&word.to_string_lossy(), "the command"))
+        }
         _ => Ok(()),
     }
 }

@@ -275,14 +275,14 @@ fn may_pass(error: &Error) -> bool {
     !is_final && error.errno != libc::EMFILE
 }
 
-/// Whether what a link lacks is something that others may still start or let go. A permission that
-/// is missing may be given, but rarely is.
+/// Whether what a link lacks is something that others may still make or let go. A permission that
+/// is missing (EACCES) rarely comes. A tap that is not there is EPERM to an ordinary user.
 fn may_come(error: &Error) -> bool {
     let is_to_come = matches!(
         error.kind,
         ErrorKind::NotFound | ErrorKind::Busy | ErrorKind::Closed
     );
-    is_to_come || error.errno == libc::ECONNREFUSED
+    is_to_come || matches!(error.errno, libc::ECONNREFUSED | libc::EPERM)
 }
 
 /// Tells of `--wait`.

@@ -126,7 +126,8 @@ impl SearchPath {
     pub fn similar(&self, scheme: &str) -> Option<String> {
         let entries = self.0.iter().filter_map(|dir| fs::read_dir(dir).ok());
         let files = entries.flatten().flatten().map(|entry| entry.path());
-        let schemes = files.filter_map(|file| scheme_of(&file).map(str::to_owned));
+        let plugins = files.filter(|file| file.is_file());
+        let schemes = plugins.filter_map(|file| scheme_of(&file).map(str::to_owned));
         mistakes::similar(scheme, schemes)
     }
 }

@@ -130,8 +130,9 @@ pub fn misplaced<Program: CommandFactory>(option: &str, place: impl fmt::Display
 }
 
 fn out_of_place(option: &str, place: impl fmt::Display, program: &str) -> Error {
-    Error::usage(format!("'{option}' stands where {place} should"))
-        .hint(format!("options come before the first VNL; see {program} --help"))
+    Error::usage(format!("'{option}' stands where {place} should")).hint(format!(
+        "options come before the first VNL; see {program} --help"
+    ))
 }
 
 /// What clap takes an unknown word for.

@@ -222,9 +222,11 @@ fn check_hostname(name: &str) -> Result<()> {
     if name.len() <= MAX_HOSTNAME && name.split('.').all(is_label) {
         return Ok(());
     }
-    Err(Error::usage(format!("'{name}' is no host name")).hint(format!(
-        "it has letters, digits, '-' and '.', and at most {MAX_HOSTNAME} bytes"
-    )))
+    Err(
+        Error::usage(format!("'{name}' is no host name")).hint(format!(
+            "it has letters, digits, '-' and '.', and at most {MAX_HOSTNAME} bytes"
+        )),
+    )
 }
 
 fn none(option: &str) -> Error {

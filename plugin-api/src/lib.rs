@@ -113,8 +113,8 @@ pub mod vnl_file;
 pub mod wire;
 
 pub use batch::{
-    BATCH_FRAMES, Batch, Frame, MAX_FRAME, MAX_LEGACY_FRAME, MAX_LEGACY_MTU, MIN_FRAME, RxBatch, Sift, TxBatch,
-    VNET_HEADER_LEN, VnetHeader,
+    BATCH_FRAMES, Batch, Frame, MAX_FRAME, MAX_LEGACY_FRAME, MAX_LEGACY_MTU, MIN_FRAME, RxBatch,
+    Sift, TxBatch, VNET_HEADER_LEN, VnetHeader,
 };
 pub use datagram::send_datagrams;
 pub use error::{Error, ErrorKind, Result};

@@ -184,11 +184,10 @@ impl Spec {
     /// [`Spec::target`] from the root directory on; symbolic links stay as they are.
     pub fn absolute_path(&self) -> Result<PathBuf> {
         if self.target.is_empty() {
-            return Err(Error::usage(format!(
-                "no path in '{}'",
-                OneLine(&self.argument)
-            ))
-            .hint("write one after ://, for example ptp:///tmp/cable"));
+            return Err(
+                Error::usage(format!("no path in '{}'", OneLine(&self.argument)))
+                    .hint("write one after ://, for example ptp:///tmp/cable"),
+            );
         }
         std::path::absolute(self.target())
             .map_err(|e| Error::path("make an absolute path of", self.target(), &e))

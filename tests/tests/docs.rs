@@ -84,6 +84,21 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "needs two machines; udp.rs",
     ),
     (
+        "docs/schemes/udp.md",
+        "$ vdens --addr",
+        "needs a disk image; vm.rs has a virtual machine",
+    ),
+    (
+        "docs/schemes/cmd.md",
+        "$ dpipe vde_plug",
+        "needs three terminals; interop.rs runs the same",
+    ),
+    (
+        "docs/troubleshooting.md",
+        "$ vdens ptp:///tmp/cable",
+        "needs a terminal; mistakes.rs has one",
+    ),
+    (
         "docs/schemes/vxlan.md",
         "left$ vdens",
         "needs two machines and root; vxlan.rs",

@@ -231,3 +231,28 @@ fn a_stream_into_a_namespace() {
         connect(lab.vdens([&stream, "sh"]), lab.vdens([&vnl, "sh"]));
     }
 }
+
+/// VDE's wirefilter between two plugs delays what passes, here by 300 ms each way.
+#[test]
+fn a_wirefilter_between_two_plugs() {
+    need!("wirefilter", "dpipe");
+    let lab = Lab::new();
+    let (a, b) = (lab.vnl("ptp", "a"), lab.vnl("ptp", "b"));
+    let filter = ["wirefilter", "-d", "300"];
+    let wire = lab
+        .command("dpipe", ["vde_plug", &a, "="])
+        .args(filter)
+        .args(["=", "vde_plug", &b])
+        .spawn();
+    lab.wait_for("a");
+    lab.wait_for("b");
+    let (here, there) = connect(lab.vdens([&*a, "sh"]), lab.vdens([&*b, "sh"]));
+    let text = here.ok("ping -c 1 -w 20 10.0.0.2");
+    let time = text
+        .split_once("time=")
+        .and_then(|(_, rest)| rest.split(' ').next());
+    let time: f64 = time.and_then(|time| time.parse().ok()).expect("a time");
+    assert!(time >= 500.0, "{text}");
+    drop((here, there));
+    drop(wire);
+}

@@ -27,15 +27,23 @@ fn a_command_without_a_network() {
 fn a_switch_named_like_a_command() {
     let lab = Lab::new();
     for name in ["ping", "ptp:x"] {
-        let switch = lab.vde_plug(["null://", &format!("switch://{name}")]).spawn();
+        let switch = lab
+            .vde_plug(["null://", &format!("switch://{name}")])
+            .spawn();
         lab.wait_for(&format!("{name}/ctl"));
         assert_eq!(lab.vdens([name, "echo", "hello"]).ok(), "hello\n");
-        assert_eq!(lab.vdens(["-m", name, "--", "echo", "hello"]).ok(), "hello\n");
+        assert_eq!(
+            lab.vdens(["-m", name, "--", "echo", "hello"]).ok(),
+            "hello\n"
+        );
         switch.terminate();
         // One that is yet to come can be waited for.
         let output = lab.vdens(["--wait", name, "echo", "hello"]).run();
         assert_eq!(output.stdout, "hello\n", "{output:?}");
-        assert!(output.stderr.contains("is taken for a network"), "{output:?}");
+        assert!(
+            output.stderr.contains("is taken for a network"),
+            "{output:?}"
+        );
     }
 }
 
@@ -49,13 +57,17 @@ fn options_behind_the_vnl() {
     lab.vde_plug(["null://", "-d"])
         .refused(&["'-d'", "options come before"]);
     assert_eq!(lab.vdens(["no", "--", "echo", "a"]).ok(), "a\n");
-    assert_eq!(lab.vdens(["null://", "--", "echo", "--", "a"]).ok(), "-- a\n");
+    assert_eq!(
+        lab.vdens(["null://", "--", "echo", "--", "a"]).ok(),
+        "-- a\n"
+    );
 }
 
 #[test]
 fn a_misspelt_option() {
     let lab = Lab::new();
-    lab.vdens(["--satus"]).refused(&["'--satus'", "did you mean --status?"]);
+    lab.vdens(["--satus"])
+        .refused(&["'--satus'", "did you mean --status?"]);
     lab.vdens(["--nonsense", "null://"])
         .refused(&["no option '--nonsense'", "vdens --help"]);
     lab.vde_plug(["--groop", "x", "null://"])
@@ -67,15 +79,18 @@ fn a_misspelt_scheme() {
     let lab = Lab::new();
     let bin = lab.bin().display().to_string();
     for output in [
-        lab.vdens(["pt://x", "true"]).refused(&["'pt'", "did you mean ptp://?"]),
-        lab.vde_plug(["pt://x", "null://"]).refused(&["did you mean ptp://?"]),
+        lab.vdens(["pt://x", "true"])
+            .refused(&["'pt'", "did you mean ptp://?"]),
+        lab.vde_plug(["pt://x", "null://"])
+            .refused(&["did you mean ptp://?"]),
     ] {
         assert!(!output.stderr.contains(&bin), "{output:?}");
     }
     let verbose = lab.vdens(["-v", "pt://x", "true"]).run();
     assert!(verbose.stderr.contains(&bin), "{verbose:?}");
     // One that is like none.
-    lab.vdens(["nosuch://x", "true"]).refused(&["libvdens_nosuch.so", &bin]);
+    lab.vdens(["nosuch://x", "true"])
+        .refused(&["libvdens_nosuch.so", &bin]);
 }
 
 #[test]
@@ -93,7 +108,8 @@ fn a_vnl_without_its_slashes_or_its_path() {
 fn waiting_is_advised_where_it_helps() {
     need!("root");
     let lab = Lab::new();
-    lab.vdens([&lab.vnl("vde", "nosuch"), "true"]).refused(&["--wait"]);
+    lab.vdens([&lab.vnl("vde", "nosuch"), "true"])
+        .refused(&["--wait"]);
     let closed = lab.mkdir("closed");
     std::os::unix::fs::chown(&closed, Some(0), Some(0)).unwrap();
     for vnl in [lab.vnl("ptp", "closed/x"), "vlan://5{nosuch://}".to_owned()] {
@@ -126,12 +142,18 @@ fn a_bad_host_name() {
     let lab = Lab::new();
     let long = "a".repeat(64);
     let too_long = format!("{}.{}", "a".repeat(32), "b".repeat(32));
-    for name in ["a/b c", "", "a..b", "-a", "a-", "a_b", "ä", &*long, &*too_long] {
-        lab.vdens(["-H", name, "no", "true"]).refused(&["is no host name"]);
+    for name in [
+        "a/b c", "", "a..b", "-a", "a-", "a_b", "ä", &*long, &*too_long,
+    ] {
+        lab.vdens(["-H", name, "no", "true"])
+            .refused(&["is no host name"]);
     }
     let name = format!("{}.{}", "a".repeat(32), "b".repeat(31));
     for name in ["x", "inner.example", "3com", &*name] {
-        assert_eq!(lab.vdens(["-H", name, "no", "hostname"]).ok(), format!("{name}\n"));
+        assert_eq!(
+            lab.vdens(["-H", name, "no", "hostname"]).ok(),
+            format!("{name}\n")
+        );
     }
 }
 
@@ -152,7 +174,9 @@ fn an_mtu_that_the_link_does_not_carry() {
         vdens.session()
     };
     let warned = start(&[], "20000", "=cat");
-    wait_until("the warning", PATIENCE, || warned.proc().stderr().contains(limit));
+    wait_until("the warning", PATIENCE, || {
+        warned.proc().stderr().contains(limit)
+    });
     let fits = start(&[], "9216", "=cat");
     // The two ends of a cable carry more, through the kernel and through user space.
     for options in [&["--up"][..], &["--up", "--no-panel"]] {
@@ -174,13 +198,19 @@ fn nothing_is_running() {
     let lab = Lab::new();
     let output = lab.vdens(["--status"]).run();
     assert_eq!((output.code(), &*output.stdout), (Some(0), ""));
-    assert!(output.stderr.contains("nothing of yours is running"), "{output:?}");
+    assert!(
+        output.stderr.contains("nothing of yours is running"),
+        "{output:?}"
+    );
     assert_eq!(lab.vdens(["-q", "--status"]).run().stderr, "");
     let json = lab.vdens(["--status", "--json"]).run();
     assert_eq!(json.stderr, "");
     assert!(json.stdout.contains("\"processes\""), "{json:?}");
     let nowhere = lab.path("nowhere");
-    let lost = lab.vdens(["--status"]).env("XDG_RUNTIME_DIR", &nowhere).run();
+    let lost = lab
+        .vdens(["--status"])
+        .env("XDG_RUNTIME_DIR", &nowhere)
+        .run();
     assert!(
         lost.stderr.contains(&nowhere) && lost.stderr.contains("does not exist"),
         "{lost:?}"
@@ -214,7 +244,9 @@ fn a_command_is_back_when_a_frame_comes() {
         lab.expect(name);
     }
     let command = "=echo x >>starts; [ -e good ] || exit 1; exec cat";
-    let session = lab.vdens(["--addr", "10.0.0.1/24", command, "sh"]).session();
+    let session = lab
+        .vdens(["--addr", "10.0.0.1/24", command, "sh"])
+        .session();
     wait_until("the third start", PATIENCE, || starts(&lab) >= 3);
     assert!(!session.proc().stderr().contains("is back"));
     lab.write("good", "");
@@ -223,7 +255,11 @@ fn a_command_is_back_when_a_frame_comes() {
         session.run("ping -c 1 -W 1 10.0.0.2");
         session.proc().stderr().contains("the link is back")
     };
-    assert!(becomes_true(PATIENCE, is_back), "{}", session.proc().stderr());
+    assert!(
+        becomes_true(PATIENCE, is_back),
+        "{}",
+        session.proc().stderr()
+    );
 }
 
 /// README has all `libvdens_*.so` installed, so no library but a stock plugin's has such a name.
@@ -240,7 +276,11 @@ fn an_install_takes_stock_plugins_only() {
         let scheme = lib.split('"').next().unwrap();
         let page = root.join(format!("docs/schemes/{scheme}.md"));
         let has_page = page.is_file() || lib.contains("crate-type = [\"rlib\"]");
-        assert!(has_page, "{} builds libvdens_{scheme}.so", manifest.display());
+        assert!(
+            has_page,
+            "{} builds libvdens_{scheme}.so",
+            manifest.display()
+        );
     }
 }
 
@@ -251,13 +291,18 @@ fn a_shell_says_where_it_is() {
     let terminal = lab.tmux();
     let vnl = lab.vnl("ptp", "p");
     terminal.type_line(&format!("vdens -m {vnl} null://"));
-    terminal.wait_for(&format!("vde0 on {vnl}, vde1 on null://; type 'exit' to leave"));
+    terminal.wait_for(&format!(
+        "vde0 on {vnl}, vde1 on null://; type 'exit' to leave"
+    ));
     terminal.type_line("exit");
     let (text, status) = terminal.ask("vdens no true");
     assert_eq!((&*text, status), ("", 0));
     terminal.type_line("vdens -q no");
     let (text, _) = terminal.ask("echo in''side");
-    assert!(text.contains("inside") && !text.contains("type 'exit'"), "{text}");
+    assert!(
+        text.contains("inside") && !text.contains("type 'exit'"),
+        "{text}"
+    );
     terminal.type_line("exit");
     // Without a terminal there is nobody to tell.
     let (proc, stdin) = lab.vdens(["no"]).spawn_piped();

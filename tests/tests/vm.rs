@@ -1,19 +1,25 @@
-//! A virtual machine at the other end of the cable: Debian's QEMU with Debian's libvdeplug.
+//! A virtual machine at the other end of the cable: Debian's QEMU, with Debian's libvdeplug or with
+//! its own UDP.
 
+use std::net::UdpSocket;
 use std::time::Duration;
 
 use vdens_tests::{GUEST, Lab, Session, need, wait_until};
 
 /// Boots the guest with its network card on a VNL; a root shell on its serial line.
 fn guest<'lab>(lab: &'lab Lab, vnl: &str) -> Session<'lab> {
+    guest_on(lab, &format!("vde,id=n,sock={vnl}"))
+}
+
+/// As [`guest`], with any of QEMU's network backends, whose id is `n`.
+fn guest_on<'lab>(lab: &'lab Lab, netdev: &str) -> Session<'lab> {
     let (kernel, initrd) = (format!("{GUEST}/vmlinuz"), format!("{GUEST}/initrd.gz"));
-    let netdev = format!("vde,id=n,sock={vnl}");
     let machine = "-machine q35,accel=tcg -cpu max -m 256 -no-reboot -display none -monitor none -serial stdio";
     let card = [
         "-device",
         "virtio-net-pci,romfile=,netdev=n",
         "-netdev",
-        &netdev,
+        netdev,
     ];
     let guest = lab
         .command("qemu-system-x86_64", machine.split(' '))
@@ -66,4 +72,31 @@ fn a_virtual_machine_on_our_switch() {
     ours.address("vde0", "10.0.0.1/24");
     ours.ping("10.0.0.2");
     guest.ping("10.0.0.1");
+}
+
+/// QEMU's own UDP backends put a frame into each datagram, as `udp://` does.
+#[test]
+fn a_virtual_machine_on_udp() {
+    need!("guest", "qemu-system-x86_64");
+    for dgram in [true, false] {
+        let lab = Lab::new();
+        let [ours, theirs] = [0, 1].map(|_| {
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket.local_addr().unwrap().port()
+        });
+        let netdev = match dgram {
+            true => format!(
+                "dgram,id=n,local.type=inet,local.host=127.0.0.1,local.port={theirs},\
+                 remote.type=inet,remote.host=127.0.0.1,remote.port={ours}"
+            ),
+            false => format!("socket,id=n,udp=127.0.0.1:{ours},localaddr=127.0.0.1:{theirs}"),
+        };
+        let vnl = format!("udp://127.0.0.1:{ours}->127.0.0.1:{theirs}");
+        let ours = lab.vdens([&vnl, "sh"]).session();
+        ours.address("vde0", "10.0.0.1/24");
+        let guest = guest_on(&lab, &netdev);
+        guest.address("eth0", "10.0.0.2/24");
+        ours.ping("10.0.0.2");
+        guest.ping("10.0.0.1");
+    }
 }

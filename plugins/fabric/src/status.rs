@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use nix::sys::socket::{getsockopt, sockopt};
-use vdens_plugin_api::{MAX_LEGACY_MTU, Peer, PortStatus, StationStatus, Status, SwitchStatus, Tier};
+use vdens_plugin_api::{
+    MAX_LEGACY_MTU, Peer, PortStatus, StationStatus, Status, SwitchStatus, Tier,
+};
 
 use crate::forwarding::Fabric;
 use crate::port::{HUB, LOCAL, Port, PortId};

@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
 use vdens_plugin_api::{
-    Error, Link, MAX_LEGACY_FRAME, MAX_LEGACY_MTU, OpenOptions, Result, RxBatch, Status, TxBatch, log,
+    Error, Link, MAX_LEGACY_FRAME, MAX_LEGACY_MTU, OpenOptions, Result, RxBatch, Status, TxBatch,
+    log,
 };
 
 use crate::connection::Connection;

@@ -22,7 +22,8 @@ use vdens_plugin_api::log::{debug, warn};
 use vdens_plugin_api::negotiation::{Event, Negotiation, Received};
 use vdens_plugin_api::wire::hello::{Body, Cable, Nonce};
 use vdens_plugin_api::{
-    Frame, Host, MAX_LEGACY_FRAME, MAX_LEGACY_MTU, Offloads, Peer as Credentials, Sift, State, Status, Ticket,
+    Frame, Host, MAX_LEGACY_FRAME, MAX_LEGACY_MTU, Offloads, Peer as Credentials, Sift, State,
+    Status, Ticket,
 };
 
 /// How long a far end that has introduced itself may take for its proof. Until then there is no carrier:
