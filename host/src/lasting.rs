@@ -4,9 +4,9 @@
 //! is its descriptor then, what is sent is dropped and counted, and every `RETRY` opening is tried. So the
 //! other side of the host goes on undisturbed, above all a switch that serves others.
 //!
-//! A command can be started whatever it does then, so to open a link proves nothing. One that breaks
-//! before a frame came is opened again after pauses that double, and is called back only when it
-//! has proved that frames can flow.
+//! A command can be started whatever it does then, so to open a link proves nothing. A link that
+//! breaks before a frame came is opened again after pauses that double. It is called back only when
+//! it has proved that frames can flow.
 //!
 //! It may also start with nothing behind it ([`Wait`]): a VNL whose far end is yet to come is opened as one whose
 //! far end has gone. That is for failures that may pass, not for a VNL that makes no sense.

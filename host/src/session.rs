@@ -101,7 +101,7 @@ impl Session {
             let mut before = interface.addresses.iter();
             if at.is_none() && count > 1 && before.any(|net| is_same_family(*net, address.0)) {
                 log::warn!(
-                    "--addr {0} is one more address of {1}; for another interface write its number in front, 1:{0}",
+                    "--addr {0} is one more address of {1}; for interface 1 write --addr 1:{0}",
                     address.0,
                     interface.name
                 );

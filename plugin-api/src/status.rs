@@ -150,6 +150,7 @@ mod tests {
                 }],
                 fdb: vec![StationStatus::default()],
             }),
+            max_mtu: Some(9216),
             extra: [("generation".to_owned(), "dgram".to_owned())].into(),
         };
         assert_eq!(Status::from_json(&status.to_json()), status);
