@@ -2,7 +2,9 @@
 
 use std::process::ChildStdin;
 
-use vdens_tests::{Cmd, Lab, Proc, Session, need};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use vdens_tests::{Cmd, Lab, PATIENCE, Proc, Session, need, wait_until};
 
 /// Two namespaces, started in this order, that must reach each other.
 #[track_caller]
@@ -254,5 +256,14 @@ fn a_wirefilter_between_two_plugs() {
     let time: f64 = time.and_then(|time| time.parse().ok()).expect("a time");
     assert!(time >= 500.0, "{text}");
     drop((here, there));
+    // The plugs first, so that they remove their sockets; wirefilter goes on without them.
+    for name in ["vde_plug ", "wirefilter "] {
+        let processes = lab.processes();
+        for (pid, _) in processes.iter().filter(|(_, line)| line.starts_with(name)) {
+            // It may have ended with the others.
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGTERM);
+        }
+        wait_until("the end of the wire", PATIENCE, || !lab.is_running(name));
+    }
     drop(wire);
 }
