@@ -37,10 +37,10 @@ use nix::unistd::{Pid, execvp, getegid, geteuid, getppid, sethostname};
 use vdens_plugin_api::tap::Tap;
 
 use crate::carrier::LinkWatch;
-use crate::control::{Channel, Message};
 use crate::error::{
     EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_NOT_RUNNABLE, Error, ErrorKind, Result, system,
 };
+use crate::ipc::{Channel, Message};
 use crate::netlink::{Mac, Netlink};
 use crate::panel::{self, Panel};
 use crate::resolv::Resolv;

@@ -26,9 +26,9 @@ use vdens_plugin_api::{Link, OpenOptions, Port};
 
 use crate::cli::{EndOptions, VdePlug, text};
 use crate::config::Config;
-use crate::control::{Channel, Message};
 use crate::error::{Error, ErrorKind, Result, system};
 use crate::guard::Guard;
+use crate::ipc::{Channel, Message};
 use crate::lasting::Lasting;
 use crate::opener::{Opener, Plugins};
 use crate::output::Line;

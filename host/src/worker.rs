@@ -17,8 +17,8 @@ use vdens_plugin_api::stream::CommandStream;
 use vdens_plugin_api::{Link, OpenOptions, Port, Ticket};
 
 use crate::carrier::{LinkWatch, WatchedTap};
-use crate::control::{Channel, Message};
 use crate::error::{EXIT_FAILURE, Error, Result};
+use crate::ipc::{Channel, Message};
 use crate::lasting::{Lasting, Wait};
 use crate::opener::{Opener, Plugins};
 use crate::panel::{Orders, PanelPort};

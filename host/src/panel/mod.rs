@@ -43,8 +43,8 @@ use registry::{Holder, Registration, Registry};
 pub use service::Service;
 
 use crate::config::Config;
-use crate::control::{Channel, Message};
 use crate::error::{EXIT_FAILURE, Error, ErrorKind, Result, system};
+use crate::ipc::{Channel, Message};
 use crate::namespace::unshare_mapped;
 use crate::process::{exit_child, fork_child};
 use crate::signals;

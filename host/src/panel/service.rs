@@ -13,8 +13,8 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid, setsid};
 
 use super::{Orders, Panel, obey};
-use crate::control::{Channel, Message};
 use crate::error::{EXIT_FAILURE, Result};
+use crate::ipc::{Channel, Message};
 use crate::process::{detach, exit_child, fork_child};
 use crate::signals;
 

@@ -13,8 +13,8 @@ use nix::sys::socket::{
 };
 
 use super::{Process, Report, directory};
-use crate::control::{Channel, MAX_REPORT, Message, read_report};
 use crate::error::{Error, ErrorKind, Result};
+use crate::ipc::{Channel, MAX_REPORT, Message, read_report};
 use crate::process::wait;
 use crate::runtime::{self, Dir};
 

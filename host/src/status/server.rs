@@ -19,8 +19,8 @@ use nix::unistd::geteuid;
 use serde::Serialize;
 
 use super::{client, directory};
-use crate::control::Channel;
 use crate::error::{Error, ErrorKind, Result, system};
+use crate::ipc::Channel;
 use crate::runtime::Dir;
 
 /// Askers that wait to be answered at a time; more are turned away.

@@ -21,8 +21,8 @@ use nix::unistd::Pid;
 use serde_json::value::RawValue;
 
 use crate::carrier::{LinkWatch, WatchedTap};
-use crate::control::{Channel, MAX_REPORT, Message, read_report};
 use crate::error::{Error, Result};
+use crate::ipc::{Channel, MAX_REPORT, Message, read_report};
 use crate::lasting::Wait;
 use crate::panel::{self, Order, Panel};
 use crate::status::interface;

@@ -31,8 +31,8 @@ use nix::unistd::{Pid, getpid};
 use vdens_plugin_api::Ticket;
 
 use crate::carrier::LinkWatch;
-use crate::control::{Channel, Message};
 use crate::error::{EXIT_FAILURE, Error, ErrorKind, Result};
+use crate::ipc::{Channel, Message};
 use crate::lasting::Wait;
 use crate::namespace::{self, Plan};
 use crate::panel::{self, Order, Panel, new_place, port_index};
