@@ -44,6 +44,7 @@ pub mod session;
 pub mod signals;
 pub mod status;
 pub mod supervisor;
+pub mod sys;
 pub mod tier;
 pub mod trusted_path;
 pub mod vnls;

@@ -16,9 +16,11 @@ use vdens_plugin_api::tap::{Tap, open_device};
 use super::{Finding, Verdict};
 use crate::error::{Error, Result, system};
 use crate::isolate::{Child, End};
-use crate::namespace::{blame_apparmor, sysctl, unshare_mapped, unshare_when_there_is_room};
 use crate::netlink::Netlink;
 use crate::panel::{enter, in_child, make, open_namespace};
+use crate::sys::user_namespace::{
+    blame_apparmor, sysctl, unshare_mapped, unshare_when_there_is_room,
+};
 
 const NAMESPACES: &str = "namespaces";
 const PANEL: &str = "panel";

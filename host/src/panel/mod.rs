@@ -45,9 +45,9 @@ pub use service::Service;
 use crate::config::Config;
 use crate::error::{EXIT_FAILURE, Error, ErrorKind, Result, system};
 use crate::ipc::{Channel, Message};
-use crate::namespace::unshare_mapped;
 use crate::process::{exit_child, fork_child};
 use crate::signals;
+use crate::sys::user_namespace::unshare_mapped;
 
 /// The ioctls of nsfs (ioctl_nsfs(2)).
 mod ioctl {

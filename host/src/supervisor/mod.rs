@@ -41,6 +41,7 @@ use crate::runtime;
 use crate::signals::Signals;
 use crate::status::server::Server;
 use crate::status::{self, Process};
+use crate::sys::user_namespace::is_crowded;
 use crate::vnls;
 use crate::worker::{self, Job};
 use link::{BEAT, End, Link, PATIENCE_AT_OPEN, Side, Stage, Worker};
@@ -387,7 +388,7 @@ impl<'a> Supervisor<'a> {
         };
         match channel.receive()? {
             Some((Message::Failed(status, error), _)) => {
-                let is_crowded = self.panel.is_some() && namespace::is_crowded(&error);
+                let is_crowded = self.panel.is_some() && is_crowded(&error);
                 self.crowded = is_crowded.then(|| error.clone());
                 Err(Failure::Error(status, error))
             }
