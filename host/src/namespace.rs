@@ -37,7 +37,7 @@ use crate::carrier::LinkWatch;
 use crate::error::{
     EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_NOT_RUNNABLE, Error, ErrorKind, Result, system,
 };
-use crate::ipc::{Channel, Message};
+use crate::ipc::{Channel, FromNamespace, ToNamespace, malformed};
 use crate::netlink::{Mac, Netlink};
 use crate::panel::{self, Panel};
 use crate::resolv::Resolv;
@@ -82,17 +82,20 @@ pub struct Plan {
     pub big_tcp: bool,
 }
 
+/// The namespace child's end of its channel to the supervisor.
+pub type NamespaceChannel = Channel<FromNamespace, ToNamespace>;
+
 /// The life of the namespace child; returns only if the command could not be run, with the exit status.
 pub fn run(
     plan: &Plan,
     panel: Option<&Panel>,
-    channel: &Channel,
+    channel: &NamespaceChannel,
     signals: &Signals,
     supervisor: Pid,
 ) -> i32 {
     let failure = |status, error| {
         // The supervisor reports the failure; if it is gone there is nobody to tell.
-        let _ = channel.send(&Message::Failed(status, error), &[]);
+        let _ = channel.send(&FromNamespace::Failed { status, error }, &[]);
         status
     };
     match build(plan, panel).and_then(|()| interfaces(plan, channel)) {
@@ -111,7 +114,7 @@ pub fn run(
 
 /// Makes the interfaces, if there are any, together with the supervisor, and waits for its word; `false` if that is
 /// that the session is over.
-fn interfaces(plan: &Plan, channel: &Channel) -> Result<bool> {
+fn interfaces(plan: &Plan, channel: &NamespaceChannel) -> Result<bool> {
     if plan.interfaces.is_empty() {
         if plan.up {
             configure(&Netlink::open()?, plan)?;
@@ -120,10 +123,12 @@ fn interfaces(plan: &Plan, channel: &Channel) -> Result<bool> {
     }
     let namespace = File::open("/proc/self/ns/net")
         .map_err(|error| Error::io("open the network namespace", &error))?;
-    channel.send(&Message::Ready, &[namespace.as_fd()])?;
+    channel.send(&FromNamespace::NamespaceMade, &[namespace.as_fd()])?;
     drop(namespace);
-    let Some((Message::Interfaces(taps), _)) = channel.receive()? else {
-        return Ok(false);
+    let taps = match channel.receive()?.well_formed()? {
+        Some((ToNamespace::MakeInterfaces(taps), _)) => taps,
+        Some((ToNamespace::Run, _)) => return Err(malformed("it comes too early")),
+        None => return Ok(false),
     };
     let netlink = Netlink::open()?;
     let mut made = Vec::new();
@@ -139,9 +144,13 @@ fn interfaces(plan: &Plan, channel: &Channel) -> Result<bool> {
     let fds: Vec<_> = iter::once(watch.as_fd())
         .chain(made.iter().map(Tap::as_fd))
         .collect();
-    channel.send(&Message::Ready, &fds)?;
+    channel.send(&FromNamespace::InterfacesMade, &fds)?;
     drop((watch, made));
-    Ok(matches!(channel.receive()?, Some((Message::Go, _))))
+    match channel.receive()?.well_formed()? {
+        Some((ToNamespace::Run, _)) => Ok(true),
+        Some((ToNamespace::MakeInterfaces(_), _)) => Err(malformed("the interfaces are made")),
+        None => Ok(false),
+    }
 }
 
 /// Makes the namespace.

@@ -12,9 +12,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid, setsid};
 
-use super::{Orders, Panel, obey};
+use super::{Orders, Panel, answer, nobody_keeps};
 use crate::error::{EXIT_FAILURE, Result};
-use crate::ipc::{Channel, Message};
+use crate::ipc::{Channel, Received, Reply, Request, malformed};
 use crate::process::{detach, exit_child, fork_child};
 use crate::signals;
 
@@ -84,7 +84,7 @@ impl Drop for Service {
 }
 
 /// The life of the service.
-fn serve(channel: &Channel, parent: Pid) -> Result<()> {
+fn serve(channel: &Channel<Reply, Request>, parent: Pid) -> Result<()> {
     let ignored = [
         Signal::SIGHUP,
         Signal::SIGINT,
@@ -97,12 +97,20 @@ fn serve(channel: &Channel, parent: Pid) -> Result<()> {
     detach()?;
     signals::follow_parent(parent)?;
     let mut panel = None;
-    while let Some((Message::Order(order), _)) = channel.receive()? {
-        let held = match &mut panel {
-            Some(panel) => Ok(&*panel),
-            none => Panel::acquire().map(|acquired| &*none.insert(acquired)),
-        };
-        obey(held, channel, &order)?;
+    loop {
+        match channel.receive()? {
+            Received::Message(Request::Execute(order), _) => {
+                let held = match &mut panel {
+                    Some(panel) => Ok(&*panel),
+                    none => Panel::acquire().map(|acquired| &*none.insert(acquired)),
+                };
+                answer(held, channel, &order)?;
+            }
+            Received::Message(Request::StoreFd, _) => {
+                channel.send(&Reply::Failed(nobody_keeps()), &[])?;
+            }
+            Received::Malformed(why) => channel.send(&Reply::Failed(malformed(why)), &[])?,
+            Received::Closed => return Ok(()),
+        }
     }
-    Ok(())
 }

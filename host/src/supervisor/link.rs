@@ -22,9 +22,9 @@ use serde_json::value::RawValue;
 
 use crate::carrier::{LinkWatch, WatchedTap};
 use crate::error::{Error, Result};
-use crate::ipc::{Channel, MAX_REPORT, Message, read_report};
+use crate::ipc::{Channel, FromWorker, MAX_REPORT, Order, Reply, Request, ToWorker, read_report};
 use crate::lasting::Wait;
-use crate::panel::{self, Order, Panel};
+use crate::panel::{self, Panel};
 use crate::status::interface;
 use crate::status::{Entry, LinkEntry, Report, Service};
 use crate::worker::{self, Job};
@@ -77,10 +77,15 @@ impl fmt::Display for End {
     }
 }
 
+/// Where the supervisor asks a worker.
+pub(super) type Control = Channel<ToWorker, FromWorker>;
+/// Where a worker asks the supervisor.
+pub(super) type Orders = Channel<Reply, Request>;
+
 pub(super) struct Worker {
     pub(super) pid: Pid,
-    pub(super) control: Channel,
-    pub(super) orders: Channel,
+    pub(super) control: Control,
+    pub(super) orders: Orders,
     pub(super) stage: Stage,
     started: Instant,
     /// For how many beats it owes an answer; `None` if it does not.
@@ -93,7 +98,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(pid: Pid, control: Channel, orders: Channel) -> Self {
+    pub(super) fn new(pid: Pid, control: Control, orders: Orders) -> Self {
         Self {
             pid,
             control,
@@ -123,9 +128,16 @@ impl Worker {
         self.owes = None;
     }
 
+    /// A malformed message has come. It may have been the report, but it is no answer to a ping: a
+    /// worker that sends nothing else is ended as one that hangs.
+    pub(super) fn take_malformed(&mut self, why: &str) {
+        if self.owes_report {
+            self.take_report(Err(format!("a message was malformed: {why}")));
+        }
+    }
+
     /// Takes a report that has come, or why there is none.
     pub(super) fn take_report(&mut self, report: Result<Vec<OwnedFd>, String>) {
-        self.owes = None;
         self.owes_report = false;
         let text = report.and_then(|mut fds| {
             let fd = fds.pop().ok_or("a descriptor was lost")?;
@@ -151,7 +163,7 @@ impl Worker {
         if self.owes_report {
             return;
         }
-        match self.control.send(&Message::Report, &[]) {
+        match self.control.send(&ToWorker::SendReport, &[]) {
             Ok(()) => self.owes_report = true,
             Err(error) => log::info!("process {} is not asked for its status: {error}", self.pid),
         }
@@ -198,9 +210,9 @@ impl Link {
         };
         match &self.side {
             Some(Side::Tap(tap, watch)) => {
-                control.send(&Message::Side(false), &[tap.as_fd(), watch.as_fd()])
+                control.send(&ToWorker::UseTap, &[tap.as_fd(), watch.as_fd()])
             }
-            Some(Side::Port(..)) => control.send(&Message::Side(true), &[]),
+            Some(Side::Port(..)) => control.send(&ToWorker::UsePort, &[]),
             None => Ok(()),
         }
     }
@@ -222,7 +234,7 @@ impl Link {
             return Ok(());
         };
         if is_deleted {
-            worker.control.send(&Message::Deleted, &[])?;
+            worker.control.send(&ToWorker::InterfaceDeleted, &[])?;
         }
         let patience = match worker.stage {
             Stage::Opening => PATIENCE_AT_OPEN,
@@ -231,7 +243,7 @@ impl Link {
         match &mut worker.owes {
             None => {
                 worker.owes = Some(0);
-                worker.control.send(&Message::Ping, &[])
+                worker.control.send(&ToWorker::Ping, &[])
             }
             Some(beats) if *beats < patience => {
                 *beats += 1;
@@ -277,7 +289,12 @@ impl Link {
     fn take_carrier(&self, panel: Option<&Panel>) -> Result<()> {
         match (&self.side, panel) {
             (Some(Side::Port(place, _)), Some(panel)) => panel
-                .carry_out(&Order::Unplug(place.clone()), None)
+                .execute(
+                    &Order::Unplug {
+                        port: place.clone(),
+                    },
+                    None,
+                )
                 .map(drop),
             (Some(Side::Tap(tap, watch)), _) => {
                 let held = tap
