@@ -7,6 +7,8 @@
 //!
 //! The supervisor forks before any plugin is loaded, so a plugin's code never runs in it, and
 //! nothing a plugin does can reach the session but through its own link.
+//!
+//! The processes talk over the typed channels of [`ipc`].
 
 // They panic where nothing can be written; `output` does not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]

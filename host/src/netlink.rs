@@ -1,11 +1,12 @@
-//! Configuring interfaces over rtnetlink (RFC 3549, rtnetlink(7)): up, MTU, MAC, addresses, default routes;
-//! and for the panel making, plugging and listing virtual ones.
+//! Configuring interfaces over rtnetlink (RFC 3549, rtnetlink(7)): up, MTU, MAC, addresses, default
+//! routes; and for the panel making, plugging and listing virtual ones.
 //!
-//! One blocking request at a time, each acknowledged by the kernel. It acts on the network namespace of
-//! the calling process.
+//! One blocking request at a time, each acknowledged by the kernel. It acts on the network
+//! namespace of the calling process.
 //!
-//! Each request has a number of its own, which its replies bear (netlink(7), `nlmsg_seq`). Messages of
-//! another number are skipped: what is left of a dump that failed, say, answers no later request.
+//! Each request has a number of its own, which its replies bear (netlink(7), `nlmsg_seq`). Messages
+//! of another number are skipped: what is left of a dump that failed, say, answers no later
+//! request.
 
 use std::cell::Cell;
 use std::io;
@@ -35,10 +36,12 @@ use crate::error::{Error, Result, system};
 /// An Ethernet address, in transmission order.
 pub type Mac = [u8; 6];
 
-/// The MTU of everything on the panel, in bytes: whatever a member's own interface takes gets through.
+/// The MTU of everything on the panel, in bytes: whatever a member's own interface takes gets
+/// through.
 const PANEL_MTU: u32 = 65_535;
 
-/// The longest frame of a TCP stream that the kernel can have, in bytes (GSO_MAX_SIZE in linux/netdevice.h).
+/// The longest frame of a TCP stream that the kernel can have, in bytes (GSO_MAX_SIZE in
+/// linux/netdevice.h).
 const MAX_GSO_SIZE: u32 = 8 * 65_535;
 
 /// The most addresses that a bridge learns: as many as a switch's own table holds (`CAPACITY` in
@@ -94,8 +97,8 @@ impl Netlink {
         self.set_link(message, || format!("set the MTU of {interface} to {mtu}"))
     }
 
-    /// Makes TCP over IPv4 send frames as long as the kernel can have them on an interface (BIG TCP); before
-    /// Linux 6.3 it has no effect.
+    /// Makes TCP over IPv4 send frames as long as the kernel can have them on an interface (BIG
+    /// TCP); before Linux 6.3 it has no effect.
     ///
     /// # Errors
     /// As for [`Netlink::set_up`], or the interface cannot, as a tap cannot.
@@ -119,8 +122,8 @@ impl Netlink {
         self.set_link(message, || format!("set the address of {interface}"))
     }
 
-    /// Gives an interface an address and its network's route. An IPv6 address is usable at once: it is not
-    /// checked for duplicates.
+    /// Gives an interface an address and its network's route. An IPv6 address is usable at once: it
+    /// is not checked for duplicates.
     ///
     /// # Errors
     /// As for [`Netlink::set_up`].
@@ -193,7 +196,8 @@ impl Netlink {
         self.set_link(message, || format!("set {interface} down"))
     }
 
-    /// Makes an interface a port of a bridge, from which nothing is kept but pause frames, or of none.
+    /// Makes an interface a port of a bridge, from which nothing is kept but pause frames, or of
+    /// none.
     ///
     /// # Errors
     /// There is no such interface or bridge, or the kernel refuses.
@@ -221,10 +225,11 @@ impl Netlink {
         self.request(RouteNetlinkMessage::NewLink(message), 0, action)
     }
 
-    /// Makes a transparent bridge: no spanning tree, no delay, no multicast snooping, not through iptables unless
-    /// its network namespace says otherwise, of the largest MTU. Addresses are forgotten after `ageing` seconds,
-    /// or never learned if that is 0, so that all frames are flooded. It learns `MAX_LEARNED`
-    /// addresses at most and floods frames to others. One that exists is left as it is.
+    /// Makes a transparent bridge: no spanning tree, no delay, no multicast snooping, not through
+    /// iptables unless its network namespace says otherwise, of the largest MTU. Addresses are
+    /// forgotten after `ageing` seconds, or never learned if that is 0, so that all frames are
+    /// flooded. It learns `MAX_LEARNED` addresses at most and floods frames to others. One that
+    /// exists is left as it is.
     ///
     /// # Errors
     /// The kernel has no bridges, or refuses.
@@ -282,8 +287,8 @@ impl Netlink {
         self.add_link(message, || format!("make the VXLAN interface {name}"))
     }
 
-    /// Makes a pair of virtual Ethernet interfaces: `name` here, of the number `index`, which passes on whatever comes,
-    /// and `peer` in another network namespace.
+    /// Makes a pair of virtual Ethernet interfaces: `name` here, of the number `index`, which
+    /// passes on whatever comes, and `peer` in another network namespace.
     ///
     /// # Errors
     /// The kernel has no veth, a name is taken, or it refuses.
@@ -391,7 +396,8 @@ impl Netlink {
     }
 }
 
-/// The messages of a datagram that reply to the request of number `sequence`. Others are not decoded.
+/// The messages of a datagram that reply to the request of number `sequence`. Others are not
+/// decoded.
 fn replies(
     datagram: &[u8],
     sequence: u32,
@@ -528,8 +534,8 @@ mod tests {
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(named(name)))
     }
 
-    /// A connection to a kernel that answers each request with the next of `answers`, which makes the
-    /// datagrams from the request's number.
+    /// A connection to a kernel that answers each request with the next of `answers`, which makes
+    /// the datagrams from the request's number.
     fn answered_by(answers: Vec<fn(u32) -> Vec<Vec<u8>>>) -> Netlink {
         let kind = SockType::Datagram;
         let family = nix::sys::socket::AddressFamily::Unix;

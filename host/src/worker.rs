@@ -1,9 +1,10 @@
 //! A link worker: the process in which one VNL's plugin lives.
 //!
-//! It opens the VNL, says so over its channel to the supervisor, is told what its own side of the link is
-//! (a tap in the namespace, or a port of the panel), and pumps frames until the channel closes. A link that breaks, or
-//! that cannot be opened yet and is to be waited for, costs the interface its carrier until it is back ([`Lasting`]).
-//! Whatever else happens ends the process, and the supervisor starts another.
+//! It opens the VNL, says so over its channel to the supervisor, is told what its own side of the
+//! link is (a tap in the namespace, or a port of the panel), and pumps frames until the channel
+//! closes. A link that breaks, or that cannot be opened yet and is to be waited for, costs the
+//! interface its carrier until it is back ([`Lasting`]). Whatever else happens ends the process,
+//! and the supervisor starts another.
 //!
 //! Between frames it answers the supervisor, which asks now and then whether it is still there: a
 //! plugin that never comes back from a call is found out by its silence.
@@ -180,8 +181,8 @@ impl Worker<'_> {
                 }
                 Ok(())
             }
-            // The side is given once. A worker that does not serve the interface yet learns from the
-            // next beat that it is deleted.
+            // The side is given once. A worker that does not serve the interface yet learns from
+            // the next beat that it is deleted.
             ToWorker::UseTap | ToWorker::UsePort | ToWorker::InterfaceDeleted => Ok(()),
         }
     }
@@ -191,7 +192,8 @@ impl Worker<'_> {
         let job = self.job;
         let wants_panel = job.ticket.is_some() && link.wants_panel();
         self.control.send(&FromWorker::Open { wants_panel }, &[])?;
-        // A worker that replaces another gets what the interface is, whatever its link would like best.
+        // A worker that replaces another gets what the interface is, whatever its link would like
+        // best.
         loop {
             match self.control.receive()? {
                 Received::Message(ToWorker::UsePort, _) => {

@@ -1,8 +1,8 @@
 //! A typed channel between two of our processes: a SEQPACKET socket pair.
 //!
-//! A message is one packet: a serde enum as JSON, and descriptors beside it. SEQPACKET keeps messages
-//! apart, and tells the receiver when the other end is closed. It cannot tell an empty packet from that
-//! (recv(2)), so nobody sends one: the shortest JSON has a byte.
+//! A message is one packet: a serde enum as JSON, and descriptors beside it. SEQPACKET keeps
+//! messages apart, and tells the receiver when the other end is closed. It cannot tell an empty
+//! packet from that (recv(2)), so nobody sends one: the shortest JSON has a byte.
 //!
 //! Both the length of a message and the number of its descriptors are bounded. A message that is
 //! longer, or that is not JSON of the expected type, is [`Received::Malformed`].
@@ -41,8 +41,8 @@ pub enum Received<T> {
 }
 
 impl<T> Received<T> {
-    /// The message and its descriptors, or `None` if the other end is closed. For conversations that
-    /// fail with a malformed message.
+    /// The message and its descriptors, or `None` if the other end is closed. For conversations
+    /// that fail with a malformed message.
     ///
     /// # Errors
     /// The message is malformed.

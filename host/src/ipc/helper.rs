@@ -10,8 +10,8 @@ use super::{Channel, HelperReply, Nothing};
 use crate::error::{EXIT_FAILURE, Error, Result};
 use crate::process::{exit_child, fork_child};
 
-/// Runs `work` in a child and returns the descriptors that it results in. For processes that no plugin
-/// has entered.
+/// Runs `work` in a child and returns the descriptors that it results in. For processes that no
+/// plugin has entered.
 ///
 /// # Errors
 /// What `work` reports, or the child died.

@@ -1,8 +1,8 @@
 //! What the processes say to each other: one enum for each direction of each conversation.
 //!
-//! A comment names the descriptors that accompany a message. Who is told something untrue by a process
-//! of this program is told it by a program that the user runs anyway: the receivers check what they
-//! use, not who has sent it.
+//! A comment names the descriptors that accompany a message. Who is told something untrue by a
+//! process of this program is told it by a program that the user runs anyway: the receivers check
+//! what they use, not who has sent it.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -16,8 +16,8 @@ pub enum Nothing {}
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ToNamespace {
-    /// Configure the interfaces. For each in order, whether the child makes it, as a tap; the others
-    /// are there.
+    /// Configure the interfaces. For each in order, whether the child makes it, as a tap; the
+    /// others are there.
     MakeInterfaces(Vec<bool>),
     /// Run the command.
     Run,
@@ -29,7 +29,8 @@ pub enum ToNamespace {
 pub enum FromNamespace {
     /// The namespace is there. Descriptor: the network namespace.
     NamespaceMade,
-    /// The interfaces are there. Descriptors: a watch over them, and each tap that the child has made.
+    /// The interfaces are there. Descriptors: a watch over them, and each tap that the child has
+    /// made.
     InterfacesMade,
     /// The command cannot be run.
     Failed {
@@ -185,8 +186,8 @@ pub enum ReportReply {
     None(#[serde(serialize_with = "reason")] String),
 }
 
-/// The longest text of an error or a reason as JSON, in bytes; what is longer is cut. Two such texts
-/// fit into a message.
+/// The longest text of an error or a reason as JSON, in bytes; what is longer is cut. Two such
+/// texts fit into a message.
 const MAX_TEXT: usize = 3584;
 
 /// How an [`Error`] travels: a kind that the receiver does not know becomes [`ErrorKind::Other`].

@@ -1,7 +1,7 @@
 //! The sockets between this program's own processes.
 //!
-//! Each conversation has a [`Channel`] of its own: a SEQPACKET socket pair that carries one serde enum
-//! in each direction, and descriptors beside it.
+//! Each conversation has a [`Channel`] of its own: a SEQPACKET socket pair that carries one serde
+//! enum in each direction, and descriptors beside it.
 //!
 //! | Conversation | There | Back |
 //! |---|---|---|
@@ -13,13 +13,15 @@
 //! | `vdens --status`, any process | [`Nothing`] | [`ReportReply`] |
 //!
 //! A worker has two channels, so neither side mistakes a question for the answer to its own: on the
-//! first the supervisor asks, on the second the worker. Closing a child's first channel ends the child.
+//! first the supervisor asks, on the second the worker. Closing a child's first channel ends the
+//! child.
 //!
-//! A malformed message is not a closed channel. The receiver logs it and carries on with the next one,
-//! unless the conversation has only one message; then it is that message's failure.
+//! A malformed message is not a closed channel. The receiver logs it and carries on with the next
+//! one, unless the conversation has only one message; then it is that message's failure.
 //!
-//! A report can be long, so the sender puts it in a file in memory and sends the descriptor. Reading
-//! one neither blocks nor takes more memory than the reader allows, whatever the sender does.
+//! A report can be long, so the sender puts it in a file in memory and sends the descriptor.
+//! Reading one neither blocks nor takes more memory than the reader allows, whatever the sender
+//! does.
 
 mod channel;
 mod helper;

@@ -1,14 +1,16 @@
-//! What is done on the panel, by a child that has entered it: making ports, plugging and unplugging.
+//! What is done on the panel, by a child that has entered it: making ports, plugging and
+//! unplugging.
 //!
-//! Each port and hub has a place, a random name ([`new_place`]). Interfaces on the panel are called by
-//! what they are and their place: for the place `x`, `px` is a port, `tx` the tap through which it is
-//! served and `bx` the bridge between the two. A hub is the bridge `hx` with the tap `xx`. The bridge of
-//! a cable is called `c` and a name made of the places of both its ports ([`cable_name`]): a port is on
-//! one bridge with another only if each of the two ends has named the other's place.
+//! Each port and hub has a place, a random name ([`new_place`]). Interfaces on the panel are called
+//! by what they are and their place: for the place `x`, `px` is a port, `tx` the tap through which
+//! it is served and `bx` the bridge between the two. A hub is the bridge `hx` with the tap `xx`.
+//! The bridge of a cable is called `c` and a name made of the places of both its ports
+//! ([`cable_name`]): a port is on one bridge with another only if each of the two ends has named
+//! the other's place.
 //!
 //! Bridges left without ports are swept whenever something is unplugged, and not before: the kernel
-//! takes tens of milliseconds for each, and nobody waits for a port that is unplugged. A hub has a port
-//! as long as its maker holds the tap or something is plugged in.
+//! takes tens of milliseconds for each, and nobody waits for a port that is unplugged. A hub has a
+//! port as long as its maker holds the tap or something is plugged in.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -20,7 +22,8 @@ use crate::error::{Error, Result};
 use crate::ipc::Order;
 use crate::netlink::Netlink;
 
-/// A bridge with two ports remembers no address: it is a cable, what goes in at one end comes out at the other.
+/// A bridge with two ports remembers no address: it is a cable, what goes in at one end comes out
+/// at the other.
 const CABLE: u32 = 0;
 /// The longest time that a hub does; far below what the kernel's clock can count.
 const LONGEST_AGEING: u32 = 1_000_000;
@@ -91,8 +94,8 @@ pub fn new_place() -> Result<String> {
     Ok(spell(Nonce::new()?.0))
 }
 
-/// The bridge of the cable between two ports. Both ends must have named each other for their ports to
-/// be on it: who names a wrong place has a bridge to itself.
+/// The bridge of the cable between two ports. Both ends must have named each other for their ports
+/// to be on it: who names a wrong place has a bridge to itself.
 fn cable_name(port: &str, peer: &str) -> String {
     let (first, second) = (port.min(peer), port.max(peer));
     // FNV-1a (RFC 9923): the places are random, so the name need not be hard to compute.
@@ -114,9 +117,9 @@ fn spell(mut number: u64) -> String {
     digits.collect()
 }
 
-/// The number of interface `number` of process `pid` on the panel: larger than any in a member, because
-/// the kernel tells of the carrier of a veth at once only if its number and its peer's differ, and else
-/// up to a second later.
+/// The number of interface `number` of process `pid` on the panel: larger than any in a member,
+/// because the kernel tells of the carrier of a veth at once only if its number and its peer's
+/// differ, and else up to a second later.
 pub fn port_index(pid: u32, number: usize) -> u32 {
     (pid << 8 | number as u32 & 0xff) & i32::MAX as u32
 }
@@ -133,7 +136,8 @@ fn tapped_bridge(netlink: &Netlink, bridge: &str, ageing: u32, tap: &str) -> Res
     Ok(tap.into())
 }
 
-/// Makes a port one of a bridge that others use too. Its own, if it was served, still has the tap, and is of no more use.
+/// Makes a port one of a bridge that others use too. Its own, if it was served, still has the tap,
+/// and is of no more use.
 fn plug(netlink: &Netlink, port: &str, bridge: &str) -> Result<()> {
     attach(netlink, port, bridge)?;
     netlink.delete(&format!("b{port}"))

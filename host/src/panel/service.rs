@@ -1,9 +1,11 @@
-//! Orders on the panel for a process that plugins have entered, and that no supervisor stands behind.
+//! Orders on the panel for a process that plugins have entered, and that no supervisor stands
+//! behind.
 //!
-//! Such a process cannot fork: a plugin may have started threads. So before it loads any it forks a service,
-//! which has one thread and no plugin, and carries out the orders that come over a channel. It takes the panel at
-//! the first order, and ends with the channel: when the [`Service`] is dropped, or its process dies. Signals that are
-//! meant for the process as a whole it leaves to that.
+//! Such a process cannot fork: a plugin may have started threads. So before it loads any it forks a
+//! service, which has one thread and no plugin, and carries out the orders that come over a
+//! channel. It takes the panel at the first order, and ends with the channel: when the [`Service`]
+//! is dropped, or its process dies. Signals that are meant for the process as a whole it leaves to
+//! that.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -18,8 +20,8 @@ use crate::ipc::{Channel, Received, Reply, Request, malformed};
 use crate::process::{detach, exit_child, fork_child};
 use crate::signals;
 
-/// How long it may take to carry out an order; then it hangs, and the plug goes on without the panel. Longer than
-/// the registry's lock may take.
+/// How long it may take to carry out an order; then it hangs, and the plug goes on without the
+/// panel. Longer than the registry's lock may take.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// How long it may take to end.
@@ -92,7 +94,8 @@ fn serve(channel: &Channel<Reply, Request>, parent: Pid) -> Result<()> {
         Signal::SIGTERM,
     ];
     ignored.into_iter().for_each(signals::ignore);
-    // It must keep neither a terminal nor a pipe open. A group leader, which is none, could not leave its session.
+    // It must keep neither a terminal nor a pipe open. A group leader, which is none, could not
+    // leave its session.
     let _ = setsid();
     detach()?;
     signals::follow_parent(parent)?;

@@ -1,9 +1,9 @@
 //! One interface's link, as its supervisor sees it: the hold on the interface, and the worker.
 //!
-//! A worker that dies costs the interface its carrier, and is started again after a delay that doubles from
-//! `FIRST_DELAY` to `LAST_DELAY`. One that hangs is helped to die: it is asked at every beat whether it is there, and
-//! ended when it owes the answer for too many. Beats are counted, not time: while the supervisor
-//! itself is stopped, nobody is late.
+//! A worker that dies costs the interface its carrier, and is started again after a delay that
+//! doubles from `FIRST_DELAY` to `LAST_DELAY`. One that hangs is helped to die: it is asked at
+//! every beat whether it is there, and ended when it owes the answer for too many. Beats are
+//! counted, not time: while the supervisor itself is stopped, nobody is late.
 //!
 //! A command may delete its interface. The worker of a tap notices that by itself and ends. For a
 //! port of the panel, the supervisor asks the kernel at every beat whether the port still exists,
@@ -38,7 +38,8 @@ const STABLE: Duration = Duration::from_secs(10);
 
 /// How often workers are asked whether they are there.
 pub(super) const BEAT: Duration = Duration::from_secs(1);
-/// For how many beats a worker may owe an answer. One that is stopped for three seconds does no harm.
+/// For how many beats a worker may owe an answer. One that is stopped for three seconds does no
+/// harm.
 const PATIENCE: u32 = 5;
 /// The same for a worker that has not opened its link yet.
 pub(super) const PATIENCE_AT_OPEN: u32 = 10;
@@ -117,7 +118,8 @@ impl Worker {
         let _ = kill(self.pid, Signal::SIGKILL);
     }
 
-    /// It has closed a channel. A worker does that when it ends, and one that goes on without is of no use.
+    /// It has closed a channel. A worker does that when it ends, and one that goes on without is of
+    /// no use.
     pub(super) fn close(&mut self) {
         self.is_closed = true;
         self.end();
@@ -309,8 +311,8 @@ impl Link {
         }
     }
 
-    /// The link for `vdens --status`, with the report that the worker has given; `command` is in the
-    /// interface's namespace.
+    /// The link for `vdens --status`, with the report that the worker has given; `command` is in
+    /// the interface's namespace.
     pub(super) fn entry(&mut self, command: Pid) -> Entry<Box<RawValue>> {
         let worker = self.worker.as_mut();
         let service = match &worker {

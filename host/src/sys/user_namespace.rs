@@ -1,8 +1,9 @@
 //! Making user namespaces with the caller's ids, and why the kernel refuses one.
 //!
-//! A session's namespace and the panel's are both made here. An unprivileged process may map its own
-//! uid and gid alone, and only after it has denied itself setgroups(2) (user_namespaces(7)). What
-//! forbids a user namespace differs by distribution, so an error names the setting that decides.
+//! A session's namespace and the panel's are both made here. An unprivileged process may map its
+//! own uid and gid alone, and only after it has denied itself setgroups(2) (user_namespaces(7)).
+//! What forbids a user namespace differs by distribution, so an error names the setting that
+//! decides.
 
 use std::fs;
 use std::io;
@@ -86,7 +87,8 @@ const APPARMOR_HINT: &str = "AppArmor forbids it: \
     sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0, \
     or give vdens a profile that allows userns";
 
-/// A kernel setting that is a number, by its path below /proc/sys; `None` if this kernel does not have it.
+/// A kernel setting that is a number, by its path below /proc/sys; `None` if this kernel does not
+/// have it.
 pub fn sysctl(name: &str) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/sys/{name}")).ok()?;
     text.trim().parse().ok()
