@@ -2,17 +2,14 @@
 //!
 //! In this order, because each step needs what the one before gave:
 //!
-//! 1. the panel's user namespace is entered, if there is a panel, so that the next becomes its
-//! child;
+//! 1. the panel's user namespace is entered, if there is a panel, so that the next becomes its child;
 //!    then a user namespace is made, which gives all capabilities over the other namespaces made with
 //!    it: network, UTS, and mount where something is to be mounted;
 //! 2. the caller's ids mapped to themselves, so that files keep their owners; `setgroups` is denied
 //!    first, because the kernel wants that of an unprivileged gid map;
-//! 3. host name and resolv.conf, with those capabilities; the supervisor gets the network
-//! namespace, has
+//! 3. host name and resolv.conf, with those capabilities; the supervisor gets the network namespace, has
 //!    interfaces on the panel made in it, and says which are left to be made here, as taps;
-//! 4. addresses and the like are configured; the watch over the carrier and the taps go to the
-//! supervisor, which answers
+//! 4. addresses and the like are configured; the watch over the carrier and the taps go to the supervisor, which answers
 //!    when the links are open;
 //! 5. the network capabilities are made ambient, so that they survive the exec and everything else
 //!    is lost with it, by root too;
@@ -88,8 +85,7 @@ pub struct Plan {
 /// The namespace child's end of its channel to the supervisor.
 pub type NamespaceChannel = Channel<FromNamespace, ToNamespace>;
 
-/// The life of the namespace child; returns only if the command could not be run, with the exit
-/// status.
+/// The life of the namespace child; returns only if the command could not be run, with the exit status.
 pub fn run(
     plan: &Plan,
     panel: Option<&Panel>,
@@ -116,8 +112,8 @@ pub fn run(
     }
 }
 
-/// Makes the interfaces, if there are any, together with the supervisor, and waits for its word;
-/// `false` if that is that the session is over.
+/// Makes the interfaces, if there are any, together with the supervisor, and waits for its word; `false` if that is
+/// that the session is over.
 fn interfaces(plan: &Plan, channel: &NamespaceChannel) -> Result<bool> {
     if plan.interfaces.is_empty() {
         if plan.up {
@@ -236,8 +232,7 @@ fn prepare(plan: &Plan, signals: &Signals, supervisor: Pid) -> Result<()> {
                 format!("cannot keep capabilities: {error}"),
             )
         })?;
-    // SAFETY: no other thread exists in this forked child that could read the environment
-    // meanwhile.
+    // SAFETY: no other thread exists in this forked child that could read the environment meanwhile.
     unsafe { env::set_var("VDENS", &plan.label) };
     signals::default(Signal::SIGPIPE);
     signals.restore()?;

@@ -509,6 +509,8 @@ mod tests {
     use super::*;
 
     type Payload = NetlinkPayload<RouteNetlinkMessage>;
+    /// Makes the datagrams of a reply from the request's number.
+    type Answer = fn(u32) -> Vec<Vec<u8>>;
 
     fn encode(payload: Payload, sequence: u32) -> Vec<u8> {
         let mut packet = NetlinkMessage::new(Default::default(), payload);
@@ -534,9 +536,8 @@ mod tests {
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(named(name)))
     }
 
-    /// A connection to a kernel that answers each request with the next of `answers`, which makes
-    /// the datagrams from the request's number.
-    fn answered_by(answers: Vec<fn(u32) -> Vec<Vec<u8>>>) -> Netlink {
+    /// A connection to a kernel that answers each request with the next of `answers`.
+    fn answered_by(answers: Vec<Answer>) -> Netlink {
         let kind = SockType::Datagram;
         let family = nix::sys::socket::AddressFamily::Unix;
         let (ours, kernel) = socketpair(family, kind, None, SockFlag::empty()).unwrap();

@@ -179,11 +179,11 @@ pub fn report_panics(program: &'static str) {
 }
 
 /// Writes a line, which must be escaped already, without waiting. To anything but a regular file it
-/// goes in one piece, cut to [`MAX_LINE`].
+/// goes in one piece, cut to 4096 bytes (PIPE_BUF).
 ///
 /// `O_NONBLOCK` belongs to the open file, not to the descriptor, so it would hit all processes that
 /// share standard error. A pipe or a terminal is therefore opened anew for the line. If that fails,
-/// because the pipe is another user's, poll(2) tells whether it has room: then it takes [`MAX_LINE`]
+/// because the pipe is another user's, poll(2) tells whether it has room: then it takes so many
 /// bytes, unless another process fills it first.
 ///
 /// # Errors

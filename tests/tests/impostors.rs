@@ -177,3 +177,52 @@ fn a_client_of_a_legacy_switch_cannot_pose_as_the_switch() {
         victim.exit(0);
     }
 }
+
+/// Attack: another user is first at the path beside the victim's, or at the path itself, with a socket
+/// that is open to all, and reads what the victim sends.
+const EAVESDROPPER: &str = r#"
+import os, socket, sys
+path, kind = sys.argv[1:]
+end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET if kind == "seqpacket" else socket.SOCK_DGRAM)
+end.bind(path)
+os.chmod(path, 0o777)
+if kind == "seqpacket": end.listen()
+print("forged", flush=True)
+try:
+    if kind == "seqpacket":
+        end = end.accept()[0]
+        end.send(b"\0")
+    while frame := end.recv(10000): print("frame", frame[12:14].hex(), flush=True)
+finally:
+    os.unlink(path)
+"#;
+
+#[test]
+fn another_user_at_the_far_end_is_sent_nothing_unless_this_end_is_open() {
+    need!("root", "python3");
+    for (beside, kind) in [("+", "dgram"), ("", "dgram"), ("", "seqpacket")] {
+        let lab = Lab::new();
+        fs::set_permissions(lab.dir(), fs::Permissions::from_mode(0o777)).unwrap();
+        let program = lab.write("eavesdropper.py", EAVESDROPPER);
+        let path = lab.path("p") + beside;
+        let command = lab.command("python3", [&program, &path, kind]);
+        let eavesdropper = command.by(User::other()).spawn();
+        wait_until("the eavesdropper", PATIENCE, || {
+            eavesdropper.stdout().contains("forged")
+        });
+        let words = ["cannot join the far end at", &User::other().name];
+        let vnl = lab.vnl("ptp", "p");
+        if kind == "seqpacket" {
+            lab.vdens([&vnl, "true"]).refused(&words);
+        } else {
+            let victim = member(&lab, &[], "10.0.0.1/24", &vnl);
+            assert!(!is_answered(&victim, "10.0.0.2"));
+            let log = victim.proc().stderr();
+            assert!(words.iter().all(|word| log.contains(word)), "{log}");
+        }
+        let seen = eavesdropper.stdout();
+        assert!(!seen.contains("frame"), "{seen}");
+        drop(eavesdropper);
+        lab.sh(&format!("rm -f {path}")).by(User::root()).ok();
+    }
+}

@@ -20,7 +20,7 @@ use vdens_plugin_api::wire::hello::Nonce;
 use crate::carrier::LinkWatch;
 use crate::error::{Error, Result};
 use crate::ipc::Order;
-use crate::netlink::Netlink;
+use crate::netlink::{LinkView, Netlink};
 
 /// A bridge with two ports remembers no address: it is a cable, what goes in at one end comes out
 /// at the other.
@@ -72,10 +72,7 @@ pub(super) fn execute(order: &Order, namespace: Option<BorrowedFd<'_>>) -> Resul
             Ok(None)
         }
         Order::Unplug { port } => {
-            let port = interface_of(port);
-            netlink.set_down(&port)?;
-            netlink.set_bridge(&port, None)?;
-            sweep(&netlink)?;
+            unplug(&netlink, &interface_of(port))?;
             Ok(None)
         }
     }
@@ -149,18 +146,28 @@ fn attach(netlink: &Netlink, port: &str, bridge: &str) -> Result<()> {
     netlink.set_up(&port)
 }
 
-/// Deletes the bridges that have no port.
-fn sweep(netlink: &Netlink) -> Result<()> {
+/// Takes a port off its bridge, and deletes the bridges that are of no use: those without another
+/// port, and the port's own cable, which leads nowhere now. The other end's port may be on that
+/// still, for the interface of an end that was killed goes a moment later.
+fn unplug(netlink: &Netlink, port: &str) -> Result<()> {
     let links = netlink.links()?;
-    let is_bridge = |name: &str| name.starts_with(['b', 'c', 'h']);
-    let is_used = |index: u32| links.iter().any(|link| link.bridge == Some(index));
-    let empty = links
-        .iter()
-        .filter(|link| is_bridge(&link.name) && !is_used(link.index));
-    for bridge in empty {
-        netlink.delete(&bridge.name)?;
+    netlink.set_down(port)?;
+    netlink.set_bridge(port, None)?;
+    let own = links.iter().find(|link| link.name == port);
+    let own = own.and_then(|link| link.bridge);
+    for bridge in links.iter().filter(|link| is_bridge(&link.name)) {
+        let is_its = |link: &&LinkView| link.bridge == Some(bridge.index);
+        let is_empty = !links.iter().filter(is_its).any(|link| link.name != port);
+        let is_own_cable = own == Some(bridge.index) && bridge.name.starts_with('c');
+        if is_empty || is_own_cable {
+            netlink.delete(&bridge.name)?;
+        }
     }
     Ok(())
+}
+
+fn is_bridge(name: &str) -> bool {
+    name.starts_with(['b', 'c', 'h'])
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, open};
+use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, open, renameat};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
 };
@@ -32,6 +32,8 @@ use crate::config::Config;
 
 /// The control socket's name.
 const CONTROL: &str = "ctl";
+/// Its name until it is listened at.
+const STARTING: &str = ".ctl";
 
 /// Clients that may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -139,12 +141,15 @@ impl Directory {
             })
     }
 
-    /// Binds the control socket.
+    /// Binds the control socket. It has its name when it can be connected to, so that a client that
+    /// finds it is not refused.
     pub(crate) fn listen(self: &Arc<Self>) -> Result<(UnixListener, Entry)> {
         let bound = socket_of(SockType::Stream)
-            .and_then(|socket| Ok((self.bind(&socket, CONTROL)?, socket)))
-            .and_then(|(entry, socket)| {
+            .and_then(|socket| Ok((self.bind(&socket, STARTING)?, socket)))
+            .and_then(|(mut entry, socket)| {
                 listen(&socket, Backlog::new(BACKLOG)?)?;
+                renameat(&*self.locked, STARTING, &*self.locked, CONTROL)?;
+                entry.name = CONTROL.to_owned();
                 Ok((UnixListener::from(socket), entry))
             });
         bound.map_err(|errno| {

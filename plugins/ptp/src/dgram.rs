@@ -32,11 +32,13 @@ use nix::sys::socket::SockType;
 use vdens_plugin_api::log::{debug, warn};
 use vdens_plugin_api::{Peer as Credentials, Result, RxBatch};
 
-use crate::sockets::{self, Claim, Found, Held};
+use crate::sockets::{self, Access, Claim, Found, Held};
 use crate::{DATA, End, Place, TICKS, watch};
 
 #[derive(Debug)]
 pub(crate) struct Dgram {
+    /// Whom this end admits.
+    access: Access,
     own: Claim,
     socket: OwnedFd,
     peer: PathBuf,
@@ -55,7 +57,7 @@ impl Dgram {
     /// Takes `PATH`; `None` if somebody else was faster.
     pub(crate) fn first(place: &Place, epoll: &Epoll) -> Result<Option<Self>> {
         let end = sockets::bind(SockType::Datagram, &place.path, place.access)?;
-        end.map(|(own, socket)| Self::new(own, socket, place.plus.clone(), epoll))
+        end.map(|(own, socket)| Self::new(place, own, socket, place.plus.clone(), epoll))
             .transpose()
     }
 
@@ -67,7 +69,7 @@ impl Dgram {
             Found::Nothing => {}
         }
         let end = sockets::bind(SockType::Datagram, &place.plus, place.access)?;
-        end.map(|(own, socket)| Self::new(own, socket, place.path.clone(), epoll))
+        end.map(|(own, socket)| Self::new(place, own, socket, place.path.clone(), epoll))
             .transpose()
     }
 
@@ -80,12 +82,18 @@ impl Dgram {
             Some((claim, peer.clone()))
         };
         match paths.into_iter().find_map(claims) {
-            Some((own, peer)) => Self::new(own, socket, peer, epoll).map(Some),
+            Some((own, peer)) => Self::new(place, own, socket, peer, epoll).map(Some),
             None => Ok(None),
         }
     }
 
-    fn new(own: Claim, socket: OwnedFd, peer: PathBuf, epoll: &Epoll) -> Result<Self> {
+    fn new(
+        place: &Place,
+        own: Claim,
+        socket: OwnedFd,
+        peer: PathBuf,
+        epoll: &Epoll,
+    ) -> Result<Self> {
         watch(epoll, &socket, DATA)?;
         // Without it, as when the system's limit of instances is reached, the timer's ticks must do.
         let departures = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
@@ -93,6 +101,7 @@ impl Dgram {
             watch(epoll, departures, TICKS)?;
         }
         let mut end = Self {
+            access: place.access,
             own,
             socket,
             peer,
@@ -114,10 +123,10 @@ impl Dgram {
         // A peer that was replaced is shown to be gone first, until the next tick.
         let result = match &file {
             Ok(_) if replaced => Err(Errno::ENOENT),
+            Ok(file) if !self.access.admits(file.owner) => Err(Errno::EACCES),
             Ok(file) => file.connect(&self.socket),
             Err(errno) => Err(*errno),
         };
-        self.peer_file = file.ok();
         if result.is_ok()
             && !self.carrier
             && let Some(departures) = &self.departures
@@ -139,9 +148,16 @@ impl Dgram {
                 Errno::ENOENT | Errno::ECONNREFUSED | Errno::EPERM | Errno::EPROTOTYPE
             )
         {
-            warn!("{}", sockets::cannot_connect(&self.peer, errno));
+            let owner = file.as_ref().ok().map(|file| file.owner);
+            let stranger = owner.filter(|owner| !self.access.admits(*owner));
+            let error = match stranger {
+                Some(owner) => sockets::not_admitted(&self.peer, owner),
+                None => sockets::cannot_connect(&self.peer, errno),
+            };
+            warn!("{error}");
         }
         self.last = last;
+        self.peer_file = file.ok();
     }
 }
 

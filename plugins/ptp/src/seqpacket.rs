@@ -210,9 +210,15 @@ impl Connector {
             Err(Errno::EPROTOTYPE) => return Err(sockets::foreign(&place.path)),
             Err(errno) => return Err(sockets::cannot_connect(&place.path, errno)),
         }
-        watch(epoll, &socket, DATA)?;
+        let session = Session::new(socket);
+        if let Some(user) = session.credentials().uid
+            && !place.access.admits(user)
+        {
+            return Err(sockets::not_admitted(&place.path, user));
+        }
+        watch(epoll, &session.socket, DATA)?;
         Ok(Some(Self {
-            session: Some(Session::new(socket)),
+            session: Some(session),
             deadline: Some(Instant::now() + GREETING),
             refusal: None,
             path: place.path.clone(),

@@ -24,6 +24,8 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
 use nix::sys::stat::{Mode, fchmod, fstat};
+use nix::unistd::geteuid;
+use vdens_plugin_api::user::Name;
 use vdens_plugin_api::{Error, ErrorKind, Result};
 
 /// Bytes of send buffer to ask for; the kernel gives what the system's limit allows.
@@ -36,6 +38,23 @@ pub(crate) struct Access {
     pub(crate) mode: u32,
     /// The group, if not the process's own.
     pub(crate) group: Option<u32>,
+}
+
+impl Access {
+    /// Whether the far end may be `user`'s. Another user's, but for root's, may be only if this end's
+    /// socket is open to others. Who is first at a path in a directory of all users, or at the one
+    /// beside it, would else receive what is sent to somebody else.
+    pub(crate) fn admits(self, user: u32) -> bool {
+        user == 0 || user == geteuid().as_raw() || self.mode & 0o022 != 0
+    }
+}
+
+/// The error for a far end at `path` that belongs to a user whom this end does not admit.
+pub(crate) fn not_admitted(path: &Path, user: u32) -> Error {
+    let (path, name) = (path.display(), Name(user));
+    let message = format!("cannot join the far end at {path}: it belongs to user {name}");
+    Error::new(ErrorKind::Permission, message)
+        .hint("if you trust that user, open this end with [mode=0777] or [mode=0770/group=…]")
 }
 
 /// What stands at a path.
