@@ -7,6 +7,8 @@
 //!
 //! The supervisor forks before any plugin is loaded, so a plugin's code never runs in it, and
 //! nothing a plugin does can reach the session but through its own link.
+//!
+//! The processes talk over the typed channels of [`ipc`].
 
 // They panic where nothing can be written; `output` does not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -16,10 +18,10 @@ pub mod carrier;
 pub mod check;
 pub mod cli;
 pub mod config;
-pub mod control;
 pub mod doctor;
 pub mod error;
 pub mod guard;
+pub mod ipc;
 pub mod isolate;
 pub mod lasting;
 pub mod listing;
@@ -45,6 +47,7 @@ pub mod session;
 pub mod signals;
 pub mod status;
 pub mod supervisor;
+pub mod sys;
 pub mod tier;
 pub mod trusted_path;
 pub mod vnls;

@@ -17,39 +17,34 @@
 
 use std::env;
 use std::ffi::{CStr, CString, OsStr, OsString};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::iter;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use caps::{CapSet, Capability, CapsHashSet};
 use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::CloneFlags;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, execvp, getegid, geteuid, getppid, sethostname};
+use nix::unistd::{Pid, execvp, geteuid, getppid, sethostname};
 use vdens_plugin_api::tap::Tap;
 
 use crate::carrier::LinkWatch;
-use crate::control::{Channel, Message};
 use crate::error::{
     EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_NOT_RUNNABLE, Error, ErrorKind, Result, system,
 };
+use crate::ipc::{Channel, FromNamespace, ToNamespace, malformed};
 use crate::netlink::{Mac, Netlink};
 use crate::output::complain;
 use crate::panel::{self, Panel};
 use crate::resolv::Resolv;
 use crate::signals::{self, Signals};
-
-/// How long the kernel may take to forget namespaces that nobody is in: it removes those of the network one after
-/// the other for the whole machine.
-const LEAVING: Duration = Duration::from_secs(2);
+use crate::sys::user_namespace::{unshare_mapped, unshare_when_there_is_room};
 
 /// An interface to be made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,17 +86,20 @@ pub struct Plan {
     pub big_tcp: bool,
 }
 
+/// The namespace child's end of its channel to the supervisor.
+pub type NamespaceChannel = Channel<FromNamespace, ToNamespace>;
+
 /// The life of the namespace child; returns only if the command could not be run, with the exit status.
 pub fn run(
     plan: &Plan,
     panel: Option<&Panel>,
-    channel: &Channel,
+    channel: &NamespaceChannel,
     signals: &Signals,
     supervisor: Pid,
 ) -> i32 {
     let failure = |status, error| {
         // The supervisor reports the failure; if it is gone there is nobody to tell.
-        let _ = channel.send(&Message::Failed(status, error), &[]);
+        let _ = channel.send(&FromNamespace::Failed { status, error }, &[]);
         status
     };
     match build(plan, panel).and_then(|()| interfaces(plan, channel)) {
@@ -124,7 +122,7 @@ pub fn run(
 
 /// Makes the interfaces, if there are any, together with the supervisor, and waits for its word; `false` if that is
 /// that the session is over.
-fn interfaces(plan: &Plan, channel: &Channel) -> Result<bool> {
+fn interfaces(plan: &Plan, channel: &NamespaceChannel) -> Result<bool> {
     if plan.interfaces.is_empty() {
         if plan.up {
             configure(&Netlink::open()?, plan)?;
@@ -133,10 +131,12 @@ fn interfaces(plan: &Plan, channel: &Channel) -> Result<bool> {
     }
     let namespace = File::open("/proc/self/ns/net")
         .map_err(|error| Error::io("open the network namespace", &error))?;
-    channel.send(&Message::Ready, &[namespace.as_fd()])?;
+    channel.send(&FromNamespace::NamespaceMade, &[namespace.as_fd()])?;
     drop(namespace);
-    let Some((Message::Interfaces(taps), _)) = channel.receive()? else {
-        return Ok(false);
+    let taps = match channel.receive()?.well_formed()? {
+        Some((ToNamespace::MakeInterfaces(taps), _)) => taps,
+        Some((ToNamespace::Run, _)) => return Err(malformed("it comes too early")),
+        None => return Ok(false),
     };
     let netlink = Netlink::open()?;
     let mut made = Vec::new();
@@ -152,9 +152,13 @@ fn interfaces(plan: &Plan, channel: &Channel) -> Result<bool> {
     let fds: Vec<_> = iter::once(watch.as_fd())
         .chain(made.iter().map(Tap::as_fd))
         .collect();
-    channel.send(&Message::Ready, &fds)?;
+    channel.send(&FromNamespace::InterfacesMade, &fds)?;
     drop((watch, made));
-    Ok(matches!(channel.receive()?, Some((Message::Go, _))))
+    match channel.receive()?.well_formed()? {
+        Some((ToNamespace::Run, _)) => Ok(true),
+        Some((ToNamespace::MakeInterfaces(_), _)) => Err(malformed("the interfaces are made")),
+        None => Ok(false),
+    }
 }
 
 /// Makes the namespace.
@@ -183,45 +187,6 @@ fn build(plan: &Plan, panel: Option<&Panel>) -> Result<()> {
     Ok(())
 }
 
-/// Makes the namespaces of `flags`, a user namespace among them, with the caller's ids mapped to themselves, and
-/// enters them. For processes with one thread.
-///
-/// # Errors
-/// The kernel or a limit does not allow it; the hint says which setting decides.
-pub fn unshare_mapped(flags: CloneFlags) -> Result<()> {
-    let ids = (geteuid(), getegid());
-    unshare(flags).map_err(no_namespace)?;
-    write_map("setgroups", "deny")?;
-    write_map("uid_map", &format!("{0} {0} 1", ids.0))?;
-    write_map("gid_map", &format!("{0} {0} 1", ids.1))
-}
-
-/// As [`unshare_mapped`], and where there are too many namespaces, waits for room: the kernel goes on counting those of
-/// a panel that was given up for a moment.
-///
-/// # Errors
-/// As for [`unshare_mapped`].
-pub fn unshare_when_there_is_room(flags: CloneFlags) -> Result<()> {
-    let deadline = Instant::now() + LEAVING;
-    loop {
-        match unshare_mapped(flags) {
-            Err(error)
-                if is_crowded(&error)
-                    && forbidding_limit().is_none()
-                    && Instant::now() < deadline =>
-            {
-                sleep(Duration::from_millis(5));
-            }
-            outcome => return outcome,
-        }
-    }
-}
-
-/// Whether an error says that there are too many namespaces.
-pub fn is_crowded(error: &Error) -> bool {
-    error.errno == libc::ENOSPC
-}
-
 fn configure(netlink: &Netlink, plan: &Plan) -> Result<()> {
     if plan.up {
         netlink.set_up("lo")?;
@@ -243,83 +208,6 @@ fn configure(netlink: &Netlink, plan: &Plan) -> Result<()> {
     }
     let mut gateways = plan.gateways.iter();
     gateways.try_for_each(|gateway| netlink.add_default_route(*gateway))
-}
-
-fn write_map(file: &str, text: &str) -> Result<()> {
-    let path = format!("/proc/self/{file}");
-    match fs::write(&path, text) {
-        Ok(()) => Ok(()),
-        Err(error) => {
-            let failure = Error::io(format_args!("write '{text}' to {path}"), &error);
-            let is_for_root = text.starts_with("0 ") && !apparmor_restricts();
-            Err(match error.kind() {
-                io::ErrorKind::ReadOnlyFilesystem => failure.hint(READ_ONLY_HINT),
-                io::ErrorKind::PermissionDenied if is_for_root => failure.hint(ROOT_HINT),
-                _ => blame_apparmor(failure),
-            })
-        }
-    }
-}
-
-/// Adds what to do about AppArmor to a failure, if it restricts user namespaces.
-pub fn blame_apparmor(error: Error) -> Error {
-    match apparmor_restricts() {
-        true => error.hint(APPARMOR_HINT),
-        false => error,
-    }
-}
-
-const APPARMOR_HINT: &str = "AppArmor forbids it: sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0, or give vdens a profile that allows userns";
-
-/// A kernel setting that is a number, by its path below /proc/sys; `None` if this kernel does not have it.
-pub fn sysctl(name: &str) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/sys/{name}")).ok()?;
-    text.trim().parse().ok()
-}
-
-const READ_ONLY_HINT: &str =
-    "in a container or sandbox, mount a /proc of its own there (bwrap --proc /proc)";
-/// The rule is in user_namespaces(7), "Defining user and group ID mappings", since Linux 5.12.
-const ROOT_HINT: &str =
-    "uid 0 of a container or sandbox needs CAP_SETFCAP: allow it there, or use another uid";
-
-fn apparmor_restricts() -> bool {
-    sysctl("kernel/apparmor_restrict_unprivileged_userns") == Some(1)
-}
-
-/// Whether a seccomp filter is in force for this process (proc_pid_status(5)).
-fn is_filtered() -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    status.lines().any(|line| line == "Seccomp:\t2")
-}
-
-/// The limit that allows no namespace at all, if one does.
-fn forbidding_limit() -> Option<String> {
-    let mut kinds = ["user", "net", "uts", "mnt"].into_iter();
-    let kind = kinds.find(|kind| sysctl(&format!("user/max_{kind}_namespaces")) == Some(0))?;
-    Some(format!("user.max_{kind}_namespaces"))
-}
-
-/// Why there is no namespace, and the setting that decides it.
-fn no_namespace(errno: Errno) -> Error {
-    let error = system("make a user and network namespace")(errno);
-    if let Some(name) = forbidding_limit() {
-        return error.hint(format!("{name} is 0: sudo sysctl {name}=10000"));
-    }
-    match errno {
-        Errno::ENOSPC => error.hint(
-            "too many namespaces, or nested too deeply: see user.max_user_namespaces and its siblings",
-        ),
-        Errno::EPERM if sysctl("kernel/unprivileged_userns_clone") == Some(0) => {
-            error.hint("sudo sysctl kernel.unprivileged_userns_clone=1")
-        }
-        Errno::EPERM | Errno::EACCES if apparmor_restricts() => error.hint(APPARMOR_HINT),
-        Errno::EPERM if is_filtered() => error.hint(
-            "a container's seccomp filter may forbid it: allow unshare(CLONE_NEWUSER) there",
-        ),
-        Errno::EPERM => error.hint("not possible in a chroot, nor where a security module forbids it"),
-        _ => error,
-    }
 }
 
 /// Gives the process the state that the command is to start in.

@@ -1,16 +1,23 @@
-//! Configuring interfaces over rtnetlink (RFC 3549, rtnetlink(7)): up, MTU, MAC, addresses, default routes;
-//! and for the panel making, plugging and listing virtual ones.
+//! Configuring interfaces over rtnetlink (RFC 3549, rtnetlink(7)): up, MTU, MAC, addresses, default
+//! routes; and for the panel making, plugging and listing virtual ones.
 //!
-//! One blocking request at a time, each acknowledged by the kernel. It acts on the network namespace of
-//! the calling process.
+//! One blocking request at a time, each acknowledged by the kernel. It acts on the network
+//! namespace of the calling process.
+//!
+//! Each request has a number of its own, which its replies bear (netlink(7), `nlmsg_seq`). Messages
+//! of another number are skipped: what is left of a dump that failed, say, answers no later
+//! request.
 
+use std::cell::Cell;
 use std::io;
+use std::iter;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use ipnet::IpNet;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
@@ -29,10 +36,12 @@ use crate::error::{Error, Result, system};
 /// An Ethernet address, in transmission order.
 pub type Mac = [u8; 6];
 
-/// The MTU of everything on the panel, in bytes: whatever a member's own interface takes gets through.
+/// The MTU of everything on the panel, in bytes: whatever a member's own interface takes gets
+/// through.
 const PANEL_MTU: u32 = 65_535;
 
-/// The longest frame of a TCP stream that the kernel can have, in bytes (GSO_MAX_SIZE in linux/netdevice.h).
+/// The longest frame of a TCP stream that the kernel can have, in bytes (GSO_MAX_SIZE in
+/// linux/netdevice.h).
 const MAX_GSO_SIZE: u32 = 8 * 65_535;
 
 /// The most addresses that a bridge learns: as many as a switch's own table holds (`CAPACITY` in
@@ -43,7 +52,11 @@ const MAX_LEARNED: u32 = 131_072;
 const VXLAN_PORT: u16 = 4789;
 
 /// A connection to the kernel's network configuration.
-pub struct Netlink(Socket);
+pub struct Netlink {
+    socket: Socket,
+    /// The number of the last request.
+    sequence: Cell<u32>,
+}
 
 impl Netlink {
     /// Opens a connection, for the calling process's network namespace.
@@ -55,7 +68,10 @@ impl Netlink {
             let mut socket = Socket::new(NETLINK_ROUTE)?;
             socket.bind_auto()?;
             socket.connect(&SocketAddr::new(0, 0))?;
-            Ok(Self(socket))
+            Ok(Self {
+                socket,
+                sequence: Cell::new(0),
+            })
         };
         open().map_err(|error| Error::io("open a netlink socket", &error))
     }
@@ -81,8 +97,8 @@ impl Netlink {
         self.set_link(message, || format!("set the MTU of {interface} to {mtu}"))
     }
 
-    /// Makes TCP over IPv4 send frames as long as the kernel can have them on an interface (BIG TCP); before
-    /// Linux 6.3 it has no effect.
+    /// Makes TCP over IPv4 send frames as long as the kernel can have them on an interface (BIG
+    /// TCP); before Linux 6.3 it has no effect.
     ///
     /// # Errors
     /// As for [`Netlink::set_up`], or the interface cannot, as a tap cannot.
@@ -106,8 +122,8 @@ impl Netlink {
         self.set_link(message, || format!("set the address of {interface}"))
     }
 
-    /// Gives an interface an address and its network's route. An IPv6 address is usable at once: it is not
-    /// checked for duplicates.
+    /// Gives an interface an address and its network's route. An IPv6 address is usable at once: it
+    /// is not checked for duplicates.
     ///
     /// # Errors
     /// As for [`Netlink::set_up`].
@@ -180,7 +196,8 @@ impl Netlink {
         self.set_link(message, || format!("set {interface} down"))
     }
 
-    /// Makes an interface a port of a bridge, from which nothing is kept but pause frames, or of none.
+    /// Makes an interface a port of a bridge, from which nothing is kept but pause frames, or of
+    /// none.
     ///
     /// # Errors
     /// There is no such interface or bridge, or the kernel refuses.
@@ -208,10 +225,11 @@ impl Netlink {
         self.request(RouteNetlinkMessage::NewLink(message), 0, action)
     }
 
-    /// Makes a transparent bridge: no spanning tree, no delay, no multicast snooping, not through iptables unless
-    /// its network namespace says otherwise, of the largest MTU. Addresses are forgotten after `ageing` seconds,
-    /// or never learned if that is 0, so that all frames are flooded. It learns `MAX_LEARNED`
-    /// addresses at most and floods frames to others. One that exists is left as it is.
+    /// Makes a transparent bridge: no spanning tree, no delay, no multicast snooping, not through
+    /// iptables unless its network namespace says otherwise, of the largest MTU. Addresses are
+    /// forgotten after `ageing` seconds, or never learned if that is 0, so that all frames are
+    /// flooded. It learns `MAX_LEARNED` addresses at most and floods frames to others. One that
+    /// exists is left as it is.
     ///
     /// # Errors
     /// The kernel has no bridges, or refuses.
@@ -269,8 +287,8 @@ impl Netlink {
         self.add_link(message, || format!("make the VXLAN interface {name}"))
     }
 
-    /// Makes a pair of virtual Ethernet interfaces: `name` here, of the number `index`, which passes on whatever comes,
-    /// and `peer` in another network namespace.
+    /// Makes a pair of virtual Ethernet interfaces: `name` here, of the number `index`, which
+    /// passes on whatever comes, and `peer` in another network namespace.
     ///
     /// # Errors
     /// The kernel has no veth, a name is taken, or it refuses.
@@ -318,30 +336,16 @@ impl Netlink {
     /// # Errors
     /// The kernel refuses.
     pub fn links(&self) -> Result<Vec<LinkView>> {
-        let failed = |error: io::Error| Error::io("list interfaces", &error);
         let message = RouteNetlinkMessage::GetLink(LinkMessage::default());
-        self.0
-            .send(&serialize(message, NLM_F_REQUEST | NLM_F_DUMP), 0)
-            .map_err(failed)?;
         let mut links = Vec::new();
-        loop {
-            let (bytes, _) = self.0.recv_from_full().map_err(failed)?;
-            let mut rest = &bytes[..];
-            while !rest.is_empty() {
-                let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                    .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))?;
-                let length = (message.header.length as usize).next_multiple_of(4);
-                rest = rest.get(length.max(1)..).unwrap_or_default();
-                match message.payload {
-                    NetlinkPayload::Done(_) => return Ok(links),
-                    NetlinkPayload::Error(error) => return Err(failed(error.to_io())),
-                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
-                        links.push(LinkView::new(&link));
-                    }
-                    _ => {}
-                }
+        let take = |message| {
+            if let RouteNetlinkMessage::NewLink(link) = message {
+                links.push(LinkView::new(&link));
             }
-        }
+        };
+        self.exchange(message, NLM_F_DUMP, take)
+            .map_err(|error| Error::io("list interfaces", &error))?;
+        Ok(links)
     }
 
     fn add_link(&self, message: LinkMessage, action: impl FnOnce() -> String) -> Result<()> {
@@ -360,20 +364,74 @@ impl Netlink {
         flags: u16,
         action: impl FnOnce() -> String,
     ) -> Result<()> {
-        self.exchange(&serialize(message, NLM_F_REQUEST | NLM_F_ACK | flags))
+        self.exchange(message, NLM_F_ACK | flags, drop)
             .map_err(|error| Error::io(action(), &error))
     }
 
-    fn exchange(&self, request: &[u8]) -> io::Result<()> {
-        self.0.send(request, 0)?;
-        let (reply, _) = self.0.recv_from_full()?;
-        let reply = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&reply)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        match reply.payload {
-            NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
-            _ => Ok(()),
+    /// Sends a request, gives `take` the messages of the reply, and waits for its end: an
+    /// acknowledgement, an error, or the end of a dump.
+    fn exchange(
+        &self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+        mut take: impl FnMut(RouteNetlinkMessage),
+    ) -> io::Result<()> {
+        let sequence = self.sequence.get().wrapping_add(1);
+        self.sequence.set(sequence);
+        let request = serialize(message, NLM_F_REQUEST | flags, sequence);
+        self.socket.send(&request, 0)?;
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            for payload in replies(&datagram, sequence) {
+                match payload? {
+                    NetlinkPayload::Error(error) if error.code.is_some() => {
+                        return Err(error.to_io());
+                    }
+                    NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(()),
+                    NetlinkPayload::InnerMessage(message) => take(message),
+                    _ => {}
+                }
+            }
         }
     }
+}
+
+/// The messages of a datagram that reply to the request of number `sequence`. Others are not
+/// decoded.
+fn replies(
+    datagram: &[u8],
+    sequence: u32,
+) -> impl Iterator<Item = io::Result<NetlinkPayload<RouteNetlinkMessage>>> {
+    let mut rest = datagram;
+    let messages = iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let message = rest;
+        let header = match NetlinkBuffer::new_checked(message) {
+            Ok(header) => header,
+            Err(error) => {
+                rest = &[];
+                return Some(Err(undecodable(error)));
+            }
+        };
+        // Messages are aligned (NLMSG_ALIGN); the length is at least the header's.
+        let length = (header.length() as usize).next_multiple_of(4);
+        rest = rest.get(length..).unwrap_or_default();
+        Some(Ok((header.sequence_number(), message)))
+    });
+    messages.filter_map(move |message| match message {
+        Ok((number, _)) if number != sequence => None,
+        Ok((_, message)) => {
+            let decoded = NetlinkMessage::deserialize(message);
+            Some(decoded.map(|reply| reply.payload).map_err(undecodable))
+        }
+        Err(error) => Some(Err(error)),
+    })
+}
+
+fn undecodable(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 /// What is seen of an interface.
@@ -404,9 +462,10 @@ impl LinkView {
     }
 }
 
-fn serialize(message: RouteNetlinkMessage, flags: u16) -> Vec<u8> {
+fn serialize(message: RouteNetlinkMessage, flags: u16, sequence: u32) -> Vec<u8> {
     let mut packet = NetlinkMessage::from(message);
     packet.header.flags = flags;
+    packet.header.sequence_number = sequence;
     packet.finalize();
     let mut bytes = vec![0; packet.buffer_len()];
     packet.serialize(&mut bytes);
@@ -435,5 +494,119 @@ fn family(address: IpAddr) -> AddressFamily {
     match address {
         IpAddr::V4(_) => AddressFamily::Inet,
         IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroI32;
+    use std::os::fd::{FromRawFd, IntoRawFd};
+    use std::thread;
+
+    use netlink_packet_core::{DoneMessage, ErrorMessage};
+    use nix::sys::socket::{SockFlag, SockType, socketpair};
+
+    use super::*;
+
+    type Payload = NetlinkPayload<RouteNetlinkMessage>;
+    /// Makes the datagrams of a reply from the request's number.
+    type Answer = fn(u32) -> Vec<Vec<u8>>;
+
+    fn encode(payload: Payload, sequence: u32) -> Vec<u8> {
+        let mut packet = NetlinkMessage::new(Default::default(), payload);
+        packet.header.sequence_number = sequence;
+        packet.finalize();
+        let mut bytes = vec![0; packet.buffer_len()];
+        packet.serialize(&mut bytes);
+        bytes
+    }
+
+    fn error(errno: i32) -> Payload {
+        let mut message = ErrorMessage::default();
+        message.code = NonZeroI32::new(-errno);
+        message.header = vec![0; 16];
+        NetlinkPayload::Error(message)
+    }
+
+    fn done() -> Payload {
+        NetlinkPayload::Done(DoneMessage::default())
+    }
+
+    fn interface(name: &str) -> Payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(named(name)))
+    }
+
+    /// A connection to a kernel that answers each request with the next of `answers`.
+    fn answered_by(answers: Vec<Answer>) -> Netlink {
+        let kind = SockType::Datagram;
+        let family = nix::sys::socket::AddressFamily::Unix;
+        let (ours, kernel) = socketpair(family, kind, None, SockFlag::empty()).unwrap();
+        thread::spawn(move || {
+            let mut request = [0; 4096];
+            for answer in answers {
+                nix::unistd::read(&kernel, &mut request).unwrap();
+                let number = NetlinkBuffer::new(&request[..]).sequence_number();
+                for datagram in answer(number) {
+                    nix::unistd::write(&kernel, &datagram).unwrap();
+                }
+            }
+        });
+        // SAFETY: the descriptor is this function's own, and is given away.
+        let socket = unsafe { Socket::from_raw_fd(ours.into_raw_fd()) };
+        Netlink {
+            socket,
+            sequence: Cell::new(u32::MAX - 1),
+        }
+    }
+
+    fn request(netlink: &Netlink) -> io::Result<()> {
+        let message = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        netlink.exchange(message, NLM_F_ACK, drop)
+    }
+
+    #[test]
+    fn a_reply_to_another_request_is_skipped() {
+        let netlink = answered_by(vec![
+            // An error and a success for others, in one datagram with our own and in others.
+            |n| {
+                let other = n.wrapping_sub(1);
+                let both = [encode(error(libc::EPERM), other), encode(error(0), n)];
+                vec![encode(error(libc::EBUSY), n ^ 1), both.concat()]
+            },
+            |n| vec![encode(error(0), n ^ 1), encode(error(libc::ENODEV), n)],
+            // The number wraps around; no reply is lost by that.
+            |n| vec![encode(done(), n ^ 1), encode(error(0), n)],
+        ]);
+        request(&netlink).unwrap();
+        let failure = request(&netlink).unwrap_err();
+        assert_eq!(failure.raw_os_error(), Some(libc::ENODEV));
+        request(&netlink).unwrap();
+    }
+
+    #[test]
+    fn what_is_left_of_a_dump_answers_no_other_request() {
+        let netlink = answered_by(vec![
+            |n| {
+                let first = [encode(interface("a"), n), encode(error(libc::ENOBUFS), n)].concat();
+                vec![first, encode(interface("b"), n), encode(done(), n)]
+            },
+            |n| vec![[encode(interface("c"), n), encode(done(), n)].concat()],
+        ]);
+        assert_eq!(netlink.links().unwrap_err().errno, libc::ENOBUFS);
+        let names: Vec<_> = netlink
+            .links()
+            .unwrap()
+            .into_iter()
+            .map(|l| l.name)
+            .collect();
+        assert_eq!(names, ["c"]);
+    }
+
+    #[test]
+    fn what_is_no_message_is_an_error() {
+        for datagram in [&[0; 8][..], &[0; 16], &[255; 20]] {
+            let all: Vec<_> = replies(datagram, 0).collect();
+            assert!(matches!(&all[..], [Err(_)]), "{all:?}");
+        }
     }
 }

@@ -24,8 +24,9 @@ use vdens_plugin_api::{Hub, Link, Manifest, OpenOptions, Port, Ticket};
 
 use crate::config::{Config, Libvdeplug};
 use crate::error::{Error, ErrorKind, Result};
+use crate::ipc::Order;
 use crate::loader::{self, SearchPath};
-use crate::panel::{self, Done, Order, Orders, nobody_keeps};
+use crate::panel::{self, Executed, Orders, nobody_keeps};
 
 /// The scheme of the bridge to libvdeplug.
 const BRIDGE: &str = "libvdeplug";
@@ -186,7 +187,7 @@ impl Library {
 }
 
 impl Services {
-    fn order(&self, order: Order) -> Result<Done> {
+    fn order(&self, order: Order) -> Result<Executed> {
         self.panel.ok_or_else(no_panel)?.give(order)
     }
 }
@@ -207,7 +208,10 @@ impl HostServices for Services {
         if peer == ticket.place {
             return Err(Error::usage("an interface cannot be plugged into itself"));
         }
-        let order = Order::Plug(ticket.place.clone(), peer.to_owned());
+        let order = Order::Plug {
+            port: ticket.place.clone(),
+            peer: peer.to_owned(),
+        };
         self.order(order).map(drop)
     }
 
@@ -218,7 +222,10 @@ impl HostServices for Services {
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
         panel::check_place(&hub.place)?;
-        let order = Order::Attach(ticket.place.clone(), hub.place.clone());
+        let order = Order::Attach {
+            port: ticket.place.clone(),
+            hub: hub.place.clone(),
+        };
         self.order(order).map(drop)
     }
 
@@ -228,7 +235,8 @@ impl HostServices for Services {
             Duration::ZERO => 0,
             some => u32::try_from(some.as_secs()).map_or(u32::MAX, |seconds| seconds.max(1)),
         };
-        let done = self.order(Order::Hub(place.clone(), ageing))?;
+        let hub = place.clone();
+        let done = self.order(Order::Hub { hub, ageing })?;
         let tap = done.tap.ok_or_else(|| Error::closed("a tap was lost"))?;
         Ok(Hub {
             tap: Tap::from_fd(tap, format!("x{place}")),

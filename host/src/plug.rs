@@ -26,9 +26,9 @@ use vdens_plugin_api::{Link, OpenOptions, Port};
 
 use crate::cli::{EndOptions, VdePlug, is_option, text};
 use crate::config::Config;
-use crate::control::{Channel, Message};
 use crate::error::{Error, ErrorKind, Result, system};
 use crate::guard::Guard;
+use crate::ipc::{Channel, Nothing, Startup};
 use crate::lasting::Lasting;
 use crate::mistakes::{self, CommandLine, misplaced};
 use crate::opener::{Opener, Plugins};
@@ -93,13 +93,13 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
     if !cli.daemon {
         return plug.run(|| Ok(()));
     }
-    let (channel, theirs) = Channel::pair()?;
+    let (channel, theirs) = Channel::<Nothing, Startup>::pair()?;
     if fork_child()?.is_some() {
         drop(theirs);
-        return match channel.receive()? {
-            Some((Message::Ready, _)) => Ok(0),
-            Some((Message::Failed(_, error), _)) => Err(error),
-            _ => Err(Error::closed("the background process died while starting")),
+        return match channel.receive()?.well_formed()? {
+            Some((Startup::Open, _)) => Ok(0),
+            Some((Startup::Failed(error), _)) => Err(error),
+            None => Err(Error::closed("the background process died while starting")),
         };
     }
     drop(channel);
@@ -111,12 +111,12 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
         detach()?;
         set_pdeathsig(None).map_err(system("leave the parent"))?;
         told = true;
-        theirs.send(&Message::Ready, &[])
+        theirs.send(&Startup::Open, &[])
     });
     if let Err(error) = outcome {
         match told {
             true => log::error!("{error}"),
-            false => theirs.send(&Message::Failed(EXIT_FAILURE, error), &[])?,
+            false => theirs.send(&Startup::Failed(error), &[])?,
         }
         process::exit(EXIT_FAILURE);
     }

@@ -11,8 +11,8 @@ use vdens_plugin_api::tap::{MAX_INTERFACE_NAME, check_interface_name};
 
 use crate::cli::{Numbered, Vdens, text};
 use crate::config::Config;
-use crate::control::MAX_FDS;
 use crate::error::{Error, Result};
+use crate::ipc::MAX_FDS;
 use crate::mistakes::{self, CommandLine};
 use crate::namespace::{Interface, Plan};
 use crate::opener::Plugins;

@@ -1,9 +1,10 @@
 //! A link worker: the process in which one VNL's plugin lives.
 //!
-//! It opens the VNL, says so over its channel to the supervisor, is told what its own side of the link is
-//! (a tap in the namespace, or a port of the panel), and pumps frames until the channel closes. A link that breaks, or
-//! that cannot be opened yet and is to be waited for, costs the interface its carrier until it is back ([`Lasting`]).
-//! Whatever else happens ends the process, and the supervisor starts another.
+//! It opens the VNL, says so over its channel to the supervisor, is told what its own side of the
+//! link is (a tap in the namespace, or a port of the panel), and pumps frames until the channel
+//! closes. A link that breaks, or that cannot be opened yet and is to be waited for, costs the
+//! interface its carrier until it is back ([`Lasting`]). Whatever else happens ends the process,
+//! and the supervisor starts another.
 //!
 //! Between frames it answers the supervisor, which asks now and then whether it is still there: a
 //! plugin that never comes back from a call is found out by its silence.
@@ -17,8 +18,8 @@ use vdens_plugin_api::stream::CommandStream;
 use vdens_plugin_api::{Link, OpenOptions, Port, Ticket};
 
 use crate::carrier::{LinkWatch, WatchedTap};
-use crate::control::{Channel, Message};
 use crate::error::{EXIT_FAILURE, Error, Result};
+use crate::ipc::{Channel, FromWorker, Received, Reply, Request, ToWorker, malformed};
 use crate::lasting::{Lasting, Wait};
 use crate::opener::{Opener, Plugins};
 use crate::panel::{Orders, PanelPort};
@@ -68,9 +69,9 @@ pub struct Job {
 #[derive(Debug)]
 pub struct Channels {
     /// Where it answers.
-    pub control: Channel,
+    pub control: Channel<FromWorker, ToWorker>,
     /// Where it asks.
-    pub orders: Channel,
+    pub orders: Channel<Request, Reply>,
 }
 
 /// The life of a worker, which its predecessor has left `kept`; returns its exit status.
@@ -108,8 +109,7 @@ pub fn run(
     });
     outcome.unwrap_or_else(|error| {
         // If the supervisor is gone there is nobody to tell.
-        let failed = Message::Failed(EXIT_FAILURE, error);
-        let _ = worker.control.send(&failed, &[]);
+        let _ = worker.control.send(&FromWorker::Failed(error), &[]);
         EXIT_FAILURE
     })
 }
@@ -117,7 +117,7 @@ pub fn run(
 struct Worker<'a> {
     job: &'a Job,
     opener: Opener,
-    control: Channel,
+    control: Channel<FromWorker, ToWorker>,
 }
 
 impl Worker<'_> {
@@ -144,23 +144,31 @@ impl Worker<'_> {
             let mut fds = [PollFd::new(self.control.as_fd(), PollFlags::POLLIN)];
             wait(&mut fds, Some(until))?;
             if fds[0].any() == Some(true) {
-                let Some((message, _)) = self.control.receive()? else {
-                    return Ok(false);
-                };
-                self.answer(&message, || Report {
+                let report = || Report {
                     reason: error.to_string(),
                     ..Report::default()
-                })?;
+                };
+                match self.control.receive()? {
+                    Received::Message(message, _) => self.answer(&message, report)?,
+                    Received::Malformed(why) => self.ignore(&why),
+                    Received::Closed => return Ok(false),
+                }
             }
         }
         Ok(true)
     }
 
+    /// Logs a malformed message. The next one may be well formed.
+    fn ignore(&self, why: &str) {
+        let interface = &self.job.interface;
+        log::warn!("{interface}: the supervisor sent a malformed message: {why}");
+    }
+
     /// Answers the supervisor.
-    fn answer(&self, message: &Message, report: impl FnOnce() -> Report) -> Result<()> {
+    fn answer(&self, message: &ToWorker, report: impl FnOnce() -> Report) -> Result<()> {
         match message {
-            Message::Ping => self.control.send(&Message::Alive, &[]),
-            Message::Report => {
+            ToWorker::Ping => self.control.send(&FromWorker::Pong, &[]),
+            ToWorker::SendReport => {
                 let report = match &self.job.end {
                     End::Vnl(vnl) => report().with_plugin(self.opener, vnl),
                     End::Command(_) => report(),
@@ -173,7 +181,9 @@ impl Worker<'_> {
                 }
                 Ok(())
             }
-            _ => Ok(()),
+            // The side is given once. A worker that does not serve the interface yet learns from
+            // the next beat that it is deleted.
+            ToWorker::UseTap | ToWorker::UsePort | ToWorker::InterfaceDeleted => Ok(()),
         }
     }
 
@@ -181,25 +191,28 @@ impl Worker<'_> {
     fn side(&self, link: &dyn Link, orders: Orders) -> Result<Option<Side>> {
         let job = self.job;
         let wants_panel = job.ticket.is_some() && link.wants_panel();
-        self.control.send(&Message::Open(wants_panel), &[])?;
-        let (is_port, fds) = loop {
+        self.control.send(&FromWorker::Open { wants_panel }, &[])?;
+        // A worker that replaces another gets what the interface is, whatever its link would like
+        // best.
+        loop {
             match self.control.receive()? {
-                Some((Message::Side(is_port), fds)) => break (is_port, fds),
-                Some((message, _)) => self.answer(&message, Report::default)?,
-                None => return Ok(None),
+                Received::Message(ToWorker::UsePort, _) => {
+                    let ticket = job.ticket.as_ref();
+                    let ticket = ticket.ok_or_else(|| malformed("there is no port"))?;
+                    return PanelPort::new(ticket, orders).map(|port| Some(Side::Port(port)));
+                }
+                Received::Message(ToWorker::UseTap, fds) => {
+                    let [tap, watch] =
+                        fds.try_into().map_err(|_| malformed("no tap came along"))?;
+                    let name = job.interface.clone();
+                    let tap = WatchedTap::resume(tap, LinkWatch::from(watch), name);
+                    return Ok(Some(Side::Tap(tap)));
+                }
+                Received::Message(message, _) => self.answer(&message, Report::default)?,
+                Received::Malformed(why) => self.ignore(&why),
+                Received::Closed => return Ok(None),
             }
-        };
-        // A worker that replaces another gets what the interface is, whatever its link would like best.
-        let mut fds = fds.into_iter();
-        Ok(match (is_port, &job.ticket, fds.next(), fds.next()) {
-            (true, Some(ticket), ..) => Some(Side::Port(PanelPort::new(ticket, orders)?)),
-            (false, _, Some(tap), Some(watch)) => {
-                let name = job.interface.clone();
-                let tap = WatchedTap::resume(tap, LinkWatch::from(watch), name);
-                Some(Side::Tap(tap))
-            }
-            _ => None,
-        })
+        }
     }
 
     /// Serves the interface until the channel closes or the interface is gone.
@@ -207,7 +220,7 @@ impl Worker<'_> {
         let mut watch = Watch::new(self.job.interface.clone()).with_mtu(self.job.mtu);
         let mut pump = Pump::new(side.as_link(), &mut link);
         let mut broken = pump.settle().err();
-        self.control.send(&Message::Ready, &[])?;
+        self.control.send(&FromWorker::Settled, &[])?;
         loop {
             let stop = match broken.take() {
                 Some((side, error)) => Stop::Broken(side, error),
@@ -215,16 +228,17 @@ impl Worker<'_> {
             };
             let [near, far] = pump.links();
             match stop {
-                Stop::Control => {
-                    let Some((message, _)) = self.control.receive()? else {
-                        return Ok(0);
-                    };
-                    if message == Message::Deleted {
+                Stop::Control => match self.control.receive()? {
+                    Received::Message(ToWorker::InterfaceDeleted, _) => {
                         return Ok(EXIT_NO_INTERFACE);
                     }
-                    let [sent, received] = pump.counters();
-                    self.answer(&message, || Report::new(near, far, received, sent))?;
-                }
+                    Received::Message(message, _) => {
+                        let [sent, received] = pump.counters();
+                        self.answer(&message, || Report::new(near, far, received, sent))?;
+                    }
+                    Received::Malformed(why) => self.ignore(&why),
+                    Received::Closed => return Ok(0),
+                },
                 Stop::Changed(0) => {}
                 Stop::Changed(_) => watch.look(near, far, true),
                 Stop::Time => watch.look(near, far, false),

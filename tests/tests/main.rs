@@ -3,6 +3,7 @@
 
 mod author;
 mod bridge;
+mod channels;
 mod check;
 mod cmd;
 mod config;

@@ -429,6 +429,8 @@ fn the_status_of_a_process_that_lies() {
         ("endless", Some("not in a file in memory")),
         ("pipe", Some("not in a file in memory")),
         ("words", Some("it cannot report")),
+        ("jumble", Some("makes no sense")),
+        ("flood", Some("makes no sense")),
         ("silent", Some("does not answer")),
     ] {
         let (liar, handle) = liar(&lab, how, None);

@@ -70,7 +70,7 @@ if os.path.exists(path):
 listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 listener.bind(path)
 listener.listen()
-answer_fd = None if HOW in ("silent", "words") else answer()
+answer_fd = None if HOW in ("silent", "words", "jumble", "flood") else answer()
 print("ready", flush=True)
 silent = []
 while True:
@@ -83,10 +83,14 @@ while True:
         if HOW == "silent":
             silent.append(asker)
         elif HOW == "words":
-            asker.send(b"N" + EVIL.encode() + b"x" * 4000)
+            asker.send(json.dumps({"none": EVIL + "x" * 4000}).encode())
+        elif HOW == "jumble":
+            asker.send(EVIL.encode() + b"x" * 4000)
+        elif HOW == "flood":
+            asker.send(json.dumps({"none": "x" * 100000}).encode())
         else:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [answer_fd]))]
-            asker.sendmsg([b"T"], rights)
+            asker.sendmsg([b'"file"'], rights)
     except BrokenPipeError:
         # It has hung up: it believes nothing from here.
         pass

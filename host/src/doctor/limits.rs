@@ -3,7 +3,7 @@
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use super::Finding;
-use crate::namespace::sysctl;
+use crate::sys::user_namespace::sysctl;
 
 /// Kernel settings: the name, how much is wanted, and what less of it means.
 const SETTINGS: [(&str, u64, &str); 3] = [

@@ -15,10 +15,13 @@ use vdens_plugin_api::tap::{Tap, open_device};
 
 use super::{Finding, Verdict};
 use crate::error::{Error, Result, system};
+use crate::ipc::in_child;
 use crate::isolate::{Child, End};
-use crate::namespace::{blame_apparmor, sysctl, unshare_mapped, unshare_when_there_is_room};
 use crate::netlink::Netlink;
-use crate::panel::{enter, in_child, make, open_namespace};
+use crate::panel::{enter, make, open_namespace};
+use crate::sys::user_namespace::{
+    blame_apparmor, sysctl, unshare_mapped, unshare_when_there_is_room,
+};
 
 const NAMESPACES: &str = "namespaces";
 const PANEL: &str = "panel";

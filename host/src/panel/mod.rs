@@ -29,25 +29,22 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::Mode;
-use nix::sys::wait::waitpid;
 use nix::unistd::geteuid;
 use vdens_plugin_api::tap::MAX_INTERFACE_NAME;
 
-pub use plumbing::{Order, interface_of, new_place, port_index};
+pub use plumbing::{interface_of, new_place, port_index};
 pub use port::PanelPort;
 use registry::{Holder, Registration, Registry};
 pub use service::Service;
 
 use crate::config::Config;
-use crate::control::{Channel, Message};
-use crate::error::{EXIT_FAILURE, Error, ErrorKind, Result, system};
-use crate::namespace::unshare_mapped;
-use crate::process::{exit_child, fork_child};
+use crate::error::{Error, ErrorKind, Result, system};
+use crate::ipc::{Channel, Order, Reply, Request, in_child, malformed};
 use crate::signals;
+use crate::sys::user_namespace::unshare_mapped;
 
 /// The ioctls of nsfs (ioctl_nsfs(2)).
 mod ioctl {
@@ -107,23 +104,25 @@ impl Panel {
         self.user.as_fd()
     }
 
-    /// Has an order carried out by a child on the panel; `namespace` is the member's network namespace
+    /// Has an order executed by a child on the panel; `namespace` is the member's network namespace
     /// where the order is about one. Returns the tap or the watch that the order hands over, if
     /// any. For processes that no plugin has entered.
     ///
     /// # Errors
     /// What the plumbing reports.
-    pub fn carry_out(
+    pub fn execute(
         &self,
         order: &Order,
         namespace: Option<BorrowedFd<'_>>,
     ) -> Result<Option<OwnedFd>> {
         // So that a bridge that has no port yet is not swept.
-        let _lock = order.is_about_a_bridge().then(Registry::lock).transpose()?;
+        let _lock = plumbing::is_about_a_bridge(order)
+            .then(Registry::lock)
+            .transpose()?;
         let mut fds = in_child(|| {
             enter(self.user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
             enter(self.net.as_fd(), CloneFlags::CLONE_NEWNET)?;
-            order.carry_out(namespace).map(Vec::from_iter)
+            plumbing::execute(order, namespace).map(Vec::from_iter)
         })?;
         Ok(fds.pop())
     }
@@ -134,16 +133,16 @@ pub fn is_wanted(no_panel: bool, config: &Config) -> bool {
     !no_panel && config.defaults.panel != Some(false)
 }
 
-/// An order that was carried out.
+/// What an executed order results in.
 #[derive(Debug)]
-pub struct Done {
+pub struct Executed {
     /// The panel's identity.
     pub panel: u64,
     /// The tap that was made, if one was.
     pub tap: Option<OwnedFd>,
 }
 
-/// The way to somebody who carries out orders.
+/// The way to the process that executes orders: a supervisor or a [`Service`].
 ///
 /// A plugin's threads may give orders at the same time. They take turns, from the order to its
 /// answer, so that no thread receives another's answer.
@@ -153,7 +152,7 @@ pub struct Orders(&'static Conversation);
 /// Leaked: plugins may give orders as long as the process lives.
 #[derive(Debug)]
 struct Conversation {
-    channel: Channel,
+    channel: Channel<Request, Reply>,
     /// Locked from an order to its answer.
     turn: Mutex<()>,
     /// How long an answer may take; `None` for as long as there is somebody.
@@ -162,11 +161,11 @@ struct Conversation {
 
 impl Orders {
     /// Orders that go to a supervisor. If that is stopped, by Ctrl-Z, say, they wait.
-    pub fn to_supervisor(channel: Channel) -> Self {
+    pub fn to_supervisor(channel: Channel<Request, Reply>) -> Self {
         Self::over(channel, None)
     }
 
-    fn over(channel: Channel, patience: Option<Duration>) -> Self {
+    fn over(channel: Channel<Request, Reply>, patience: Option<Duration>) -> Self {
         Self(Box::leak(Box::new(Conversation {
             channel,
             turn: Mutex::default(),
@@ -179,12 +178,18 @@ impl Orders {
         self.0.channel.close();
     }
 
-    /// Has an order carried out.
+    /// Has an order executed.
     ///
     /// # Errors
-    /// What the plumbing reports, or that there is nobody.
-    pub fn give(self, order: Order) -> Result<Done> {
-        self.ask(&Message::Order(order), &[])
+    /// What the plumbing reports, or the other process is gone.
+    pub fn give(self, order: Order) -> Result<Executed> {
+        match self.ask(&Request::Execute(order), &[])? {
+            (Reply::Executed { panel }, mut fds) => Ok(Executed {
+                panel,
+                tap: fds.pop(),
+            }),
+            (other, _) => Err(unexpected(&other)),
+        }
     }
 
     /// Has a descriptor held for the worker that takes this one's place, instead of the one held before.
@@ -193,31 +198,34 @@ impl Orders {
     /// It is no supervisor that the orders go to.
     pub fn keep(self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
         match self.0.patience {
-            None => self.ask(&Message::Keep, fd.as_slice()).map(drop),
+            None => match self.ask(&Request::StoreFd, fd.as_slice())? {
+                (Reply::Stored, _) => Ok(()),
+                (other, _) => Err(unexpected(&other)),
+            },
             Some(_) => Err(nobody_keeps()),
         }
     }
 
-    fn ask(self, question: &Message, fds: &[BorrowedFd<'_>]) -> Result<Done> {
+    /// Sends a request and waits for the reply, which is not [`Reply::Failed`].
+    fn ask(self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(Reply, Vec<OwnedFd>)> {
         let Conversation {
             channel,
             turn,
             patience,
         } = self.0;
         let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-        channel.send(question, fds)?;
+        channel.send(request, fds)?;
         let answer = match *patience {
             None => channel.receive(),
             Some(patience) => channel.receive_within(patience),
         };
         // An answer that came too late would be taken for the next one's.
-        match answer.inspect_err(|_| channel.close())? {
-            Some((Message::Done(panel), mut fds)) => Ok(Done {
-                panel,
-                tap: fds.pop(),
-            }),
-            Some((Message::Failed(_, error), _)) => Err(error),
-            _ => Err(Error::closed("there is nobody to carry out orders")),
+        let answer = answer.inspect_err(|_| channel.close())?;
+        // A malformed answer is one: the next request has its own.
+        match answer.well_formed()? {
+            Some((Reply::Failed(error), _)) => Err(error),
+            Some(reply) => Ok(reply),
+            None => Err(Error::closed("there is nobody to carry out orders")),
         }
     }
 }
@@ -228,18 +236,27 @@ pub fn nobody_keeps() -> Error {
     Error::new(ErrorKind::Unsupported, message)
 }
 
-/// Carries out an order for whoever asked over `channel`, and answers.
+/// The error for an answer to another request.
+fn unexpected(reply: &Reply) -> Error {
+    malformed(format_args!("{reply:?} is no answer to the request"))
+}
+
+/// Executes an order for the process at the other end of `channel`, and answers.
 ///
 /// # Errors
 /// The answer cannot be sent.
-pub fn obey(panel: Result<&Panel>, channel: &Channel, order: &Order) -> Result<()> {
-    let done = panel.and_then(|panel| Ok((panel.id(), panel.carry_out(order, None)?)));
-    match done {
+pub fn answer(
+    panel: Result<&Panel>,
+    channel: &Channel<Reply, Request>,
+    order: &Order,
+) -> Result<()> {
+    let executed = panel.and_then(|panel| Ok((panel.id(), panel.execute(order, None)?)));
+    match executed {
         Ok((panel, tap)) => {
             let fds: Vec<_> = tap.iter().map(AsFd::as_fd).collect();
-            channel.send(&Message::Done(panel), &fds)
+            channel.send(&Reply::Executed { panel }, &fds)
         }
-        Err(error) => channel.send(&Message::Failed(EXIT_FAILURE, error), &[]),
+        Err(error) => channel.send(&Reply::Failed(error), &[]),
     }
 }
 
@@ -262,32 +279,6 @@ pub fn check_place(place: &str) -> Result<()> {
 /// It is not this user's.
 pub fn enter(namespace: BorrowedFd<'_>, kind: CloneFlags) -> Result<()> {
     setns(namespace, kind).map_err(system("enter the panel's namespace"))
-}
-
-/// Runs `work` in a child and returns the descriptors that it results in.
-pub(crate) fn in_child(work: impl FnOnce() -> Result<Vec<OwnedFd>>) -> Result<Vec<OwnedFd>> {
-    let (channel, theirs) = Channel::pair()?;
-    let Some(child) = fork_child()? else {
-        exit_child(|| {
-            let (message, fds) = match work() {
-                Ok(fds) => (Message::Ready, fds),
-                Err(error) => (Message::Failed(EXIT_FAILURE, error), Vec::new()),
-            };
-            let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-            theirs
-                .send(&message, &borrowed)
-                .map_or(EXIT_FAILURE, |()| 0)
-        });
-    };
-    drop(theirs);
-    let answer = channel.receive();
-    while waitpid(child, None) == Err(Errno::EINTR) {}
-    match answer? {
-        Some((Message::Ready, fds)) => Ok(fds),
-        Some((Message::Failed(_, error), _)) => Err(error),
-        _ => Err(Error::closed("a helper process died")
-            .hint("a container's seccomp filter may kill it: allow unshare(2) and setns(2) there")),
-    }
 }
 
 /// Makes H and the panel: descriptors of a user namespace and a network namespace, which nobody else finds until
@@ -422,15 +413,26 @@ mod tests {
     use nix::poll::{PollFd, PollFlags, poll};
 
     use super::*;
+    use crate::ipc::Received;
+
+    fn hub(ageing: u32) -> Order {
+        Order::Hub {
+            hub: "1n0".into(),
+            ageing,
+        }
+    }
 
     /// Answers each order for a hub with its time of ageing. When two orders are there at once, it
     /// answers the second first.
-    fn serve(channel: &Channel) {
+    fn serve(channel: &Channel<Reply, Request>) {
         let next = || match channel.receive().unwrap() {
-            Some((Message::Order(Order::Hub(_, ageing)), _)) => Some(ageing),
+            Received::Message(Request::Execute(Order::Hub { ageing, .. }), _) => Some(ageing),
             _ => None,
         };
-        let answer = |ageing: u32| channel.send(&Message::Done(ageing.into()), &[]).unwrap();
+        let answer = |ageing: u32| {
+            let panel = ageing.into();
+            channel.send(&Reply::Executed { panel }, &[]).unwrap();
+        };
         while let Some(first) = next() {
             let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
             if poll(&mut fds, 20u8).unwrap() == 1
@@ -450,7 +452,7 @@ mod tests {
         let ask = move |thread: u32| {
             for n in 0..10 {
                 let ageing = thread * 100 + n;
-                let done = orders.give(Order::Hub("1n0".into(), ageing)).unwrap();
+                let done = orders.give(hub(ageing)).unwrap();
                 assert_eq!(done.panel, u64::from(ageing));
             }
         };
@@ -459,5 +461,23 @@ mod tests {
         orders.close();
         server.join().unwrap();
         assert!(outcomes.iter().all(Result::is_ok));
+    }
+    #[test]
+    fn a_malformed_answer_is_the_failure_of_one_request() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let orders = Orders::over(ours, Some(Duration::from_secs(60)));
+        let server = thread::spawn(move || {
+            let stored =
+                Channel::<&str, Request>::from(theirs.as_fd().try_clone_to_owned().unwrap());
+            stored.receive().unwrap();
+            stored.send(&"nonsense", &[]).unwrap();
+            drop(stored);
+            serve(&theirs);
+        });
+        let error = orders.give(hub(1)).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Protocol, "{error}");
+        assert_eq!(orders.give(hub(2)).unwrap().panel, 2);
+        orders.close();
+        server.join().unwrap();
     }
 }

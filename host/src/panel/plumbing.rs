@@ -1,14 +1,16 @@
-//! What is done on the panel, by a child that has entered it: making ports, plugging and unplugging.
+//! What is done on the panel, by a child that has entered it: making ports, plugging and
+//! unplugging.
 //!
-//! Each port and hub has a place, a random name ([`new_place`]). Interfaces on the panel are called by
-//! what they are and their place: for the place `x`, `px` is a port, `tx` the tap through which it is
-//! served and `bx` the bridge between the two. A hub is the bridge `hx` with the tap `xx`. The bridge of
-//! a cable is called `c` and a name made of the places of both its ports ([`cable_name`]): a port is on
-//! one bridge with another only if each of the two ends has named the other's place.
+//! Each port and hub has a place, a random name ([`new_place`]). Interfaces on the panel are called
+//! by what they are and their place: for the place `x`, `px` is a port, `tx` the tap through which
+//! it is served and `bx` the bridge between the two. A hub is the bridge `hx` with the tap `xx`.
+//! The bridge of a cable is called `c` and a name made of the places of both its ports
+//! ([`cable_name`]): a port is on one bridge with another only if each of the two ends has named
+//! the other's place.
 //!
 //! Bridges left without ports are swept whenever something is unplugged, and not before: the kernel
-//! takes tens of milliseconds for each, and nobody waits for a port that is unplugged. A hub has a port
-//! as long as its maker holds the tap or something is plugged in.
+//! takes tens of milliseconds for each, and nobody waits for a port that is unplugged. A hub has a
+//! port as long as its maker holds the tap or something is plugged in.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -17,104 +19,61 @@ use vdens_plugin_api::wire::hello::Nonce;
 
 use crate::carrier::LinkWatch;
 use crate::error::{Error, Result};
+use crate::ipc::Order;
 use crate::netlink::{LinkView, Netlink};
 
-/// A bridge with two ports remembers no address: it is a cable, what goes in at one end comes out at the other.
+/// A bridge with two ports remembers no address: it is a cable, what goes in at one end comes out
+/// at the other.
 const CABLE: u32 = 0;
 /// The longest time that a hub does; far below what the kernel's clock can count.
 const LONGEST_AGEING: u32 = 1_000_000;
 
-/// What is to be done. Names are those of interfaces on the panel, without their first letter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// Make a port, unplugged, of an interface number, and the member's interface of the name given.
-    /// Hand over a watch over the panel's interfaces.
-    AddPort(String, u32, String),
-    /// Plug a port into the cable whose other end is the other port.
-    Plug(String, String),
-    /// Plug a port into a bridge of its own with a tap, and hand the tap over.
-    Serve(String),
-    /// Make a hub that remembers an address for so many seconds, none at 0, and hand its tap over.
-    Hub(String, u32),
-    /// Plug a port into a hub.
-    Attach(String, String),
-    /// Unplug a port: it is down and on no bridge.
-    Unplug(String),
+/// Whether a bridge is made, used or left.
+pub(super) fn is_about_a_bridge(order: &Order) -> bool {
+    !matches!(order, Order::AddPort { .. })
 }
 
-impl Order {
-    /// The order as words, for the way between processes.
-    pub fn encode(&self) -> String {
-        match self {
-            Self::AddPort(port, index, interface) => format!("add {port} {index} {interface}"),
-            Self::Plug(port, peer) => format!("plug {port} {peer}"),
-            Self::Serve(port) => format!("serve {port}"),
-            Self::Hub(hub, ageing) => format!("hub {hub} {ageing}"),
-            Self::Attach(port, hub) => format!("attach {port} {hub}"),
-            Self::Unplug(port) => format!("unplug {port}"),
+/// Executes an order in the calling process's network namespace. `namespace` is the member's, for
+/// a port.
+pub(super) fn execute(order: &Order, namespace: Option<BorrowedFd<'_>>) -> Result<Option<OwnedFd>> {
+    let netlink = Netlink::open()?;
+    match order {
+        Order::AddPort {
+            port,
+            index,
+            interface,
+        } => {
+            let namespace =
+                namespace.ok_or_else(|| Error::closed("a port is to be made for no namespace"))?;
+            let name = interface_of(port);
+            netlink.add_veth(&name, *index, interface, namespace)?;
+            LinkWatch::open().map(|watch| Some(watch.into()))
         }
-    }
-
-    /// The order that the words mean.
-    pub fn decode(text: &str) -> Option<Self> {
-        let words: Vec<&str> = text.split(' ').collect();
-        match words[..] {
-            ["add", port, index, interface] => Some(Self::AddPort(
-                port.into(),
-                index.parse().ok()?,
-                interface.into(),
-            )),
-            ["plug", port, peer] => Some(Self::Plug(port.into(), peer.into())),
-            ["serve", port] => Some(Self::Serve(port.into())),
-            ["hub", hub, ageing] => Some(Self::Hub(hub.into(), ageing.parse().ok()?)),
-            ["attach", port, hub] => Some(Self::Attach(port.into(), hub.into())),
-            ["unplug", port] => Some(Self::Unplug(port.into())),
-            _ => None,
+        Order::Plug { port, peer } => {
+            let bridge = cable_name(port, peer);
+            netlink.add_bridge(&bridge, CABLE)?;
+            netlink.set_up(&bridge)?;
+            plug(&netlink, port, &bridge)?;
+            Ok(None)
         }
-    }
-
-    /// Whether a bridge is made, used or left.
-    pub(super) fn is_about_a_bridge(&self) -> bool {
-        !matches!(self, Self::AddPort(..))
-    }
-
-    /// Carries the order out in the calling process's network namespace.
-    pub(super) fn carry_out(&self, namespace: Option<BorrowedFd<'_>>) -> Result<Option<OwnedFd>> {
-        let netlink = Netlink::open()?;
-        match self {
-            Self::AddPort(port, index, interface) => {
-                let namespace = namespace
-                    .ok_or_else(|| Error::closed("a port is to be made for no namespace"))?;
-                let name = interface_of(port);
-                netlink.add_veth(&name, *index, interface, namespace)?;
-                LinkWatch::open().map(|watch| Some(watch.into()))
-            }
-            Self::Plug(port, peer) => {
-                let bridge = cable_name(port, peer);
-                netlink.add_bridge(&bridge, CABLE)?;
-                netlink.set_up(&bridge)?;
-                plug(&netlink, port, &bridge)?;
-                Ok(None)
-            }
-            Self::Serve(port) => {
-                let bridge = format!("b{port}");
-                let tap = tapped_bridge(&netlink, &bridge, CABLE, &format!("t{port}"))?;
-                attach(&netlink, port, &bridge)?;
-                Ok(Some(tap))
-            }
-            Self::Hub(hub, ageing) => {
-                let (bridge, tap) = (format!("h{hub}"), format!("x{hub}"));
-                let ageing = (*ageing).min(LONGEST_AGEING);
-                tapped_bridge(&netlink, &bridge, ageing, &tap).map(Some)
-            }
-            Self::Attach(port, hub) => {
-                plug(&netlink, port, &format!("h{hub}"))?;
-                Ok(None)
-            }
-            Self::Unplug(port) => {
-                unplug(&netlink, &interface_of(port))?;
-                Ok(None)
-            }
+        Order::Serve { port } => {
+            let bridge = format!("b{port}");
+            let tap = tapped_bridge(&netlink, &bridge, CABLE, &format!("t{port}"))?;
+            attach(&netlink, port, &bridge)?;
+            Ok(Some(tap))
+        }
+        Order::Hub { hub, ageing } => {
+            let (bridge, tap) = (format!("h{hub}"), format!("x{hub}"));
+            let ageing = (*ageing).min(LONGEST_AGEING);
+            tapped_bridge(&netlink, &bridge, ageing, &tap).map(Some)
+        }
+        Order::Attach { port, hub } => {
+            plug(&netlink, port, &format!("h{hub}"))?;
+            Ok(None)
+        }
+        Order::Unplug { port } => {
+            unplug(&netlink, &interface_of(port))?;
+            Ok(None)
         }
     }
 }
@@ -132,8 +91,8 @@ pub fn new_place() -> Result<String> {
     Ok(spell(Nonce::new()?.0))
 }
 
-/// The bridge of the cable between two ports. Both ends must have named each other for their ports to
-/// be on it: who names a wrong place has a bridge to itself.
+/// The bridge of the cable between two ports. Both ends must have named each other for their ports
+/// to be on it: who names a wrong place has a bridge to itself.
 fn cable_name(port: &str, peer: &str) -> String {
     let (first, second) = (port.min(peer), port.max(peer));
     // FNV-1a (RFC 9923): the places are random, so the name need not be hard to compute.
@@ -155,9 +114,9 @@ fn spell(mut number: u64) -> String {
     digits.collect()
 }
 
-/// The number of interface `number` of process `pid` on the panel: larger than any in a member, because
-/// the kernel tells of the carrier of a veth at once only if its number and its peer's differ, and else
-/// up to a second later.
+/// The number of interface `number` of process `pid` on the panel: larger than any in a member,
+/// because the kernel tells of the carrier of a veth at once only if its number and its peer's
+/// differ, and else up to a second later.
 pub fn port_index(pid: u32, number: usize) -> u32 {
     (pid << 8 | number as u32 & 0xff) & i32::MAX as u32
 }
@@ -174,7 +133,8 @@ fn tapped_bridge(netlink: &Netlink, bridge: &str, ageing: u32, tap: &str) -> Res
     Ok(tap.into())
 }
 
-/// Makes a port one of a bridge that others use too. Its own, if it was served, still has the tap, and is of no more use.
+/// Makes a port one of a bridge that others use too. Its own, if it was served, still has the tap,
+/// and is of no more use.
 fn plug(netlink: &Netlink, port: &str, bridge: &str) -> Result<()> {
     attach(netlink, port, bridge)?;
     netlink.delete(&format!("b{port}"))

@@ -17,8 +17,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use vdens_plugin_api::tap::Tap;
 use vdens_plugin_api::{Link, Offloads, RxBatch, State, Status, Ticket, TxBatch};
 
-use super::{Order, Orders};
+use super::Orders;
 use crate::error::{ErrorKind, Result, system};
+use crate::ipc::Order;
 
 /// A worker's port.
 pub struct PanelPort {
@@ -61,7 +62,9 @@ impl PanelPort {
     }
 
     fn serve(&self) -> Option<Tap> {
-        let fd = self.order(Order::Serve(self.place.clone()))?;
+        let fd = self.order(Order::Serve {
+            port: self.place.clone(),
+        })?;
         Some(Tap::from_fd(fd, format!("t{}", self.place)))
     }
 }
@@ -91,7 +94,9 @@ impl Link for PanelPort {
         match (state.carrier, state.plugged) {
             (false, _) if was.carrier => {
                 self.tap = None;
-                self.order(Order::Unplug(self.place.clone()));
+                self.order(Order::Unplug {
+                    port: self.place.clone(),
+                });
             }
             (false, _) => {}
             (true, true) => self.tap = None,

@@ -1,9 +1,11 @@
-//! Orders on the panel for a process that plugins have entered, and that no supervisor stands behind.
+//! Orders on the panel for a process that plugins have entered, and that no supervisor stands
+//! behind.
 //!
-//! Such a process cannot fork: a plugin may have started threads. So before it loads any it forks a service,
-//! which has one thread and no plugin, and carries out the orders that come over a channel. It takes the panel at
-//! the first order, and ends with the channel: when the [`Service`] is dropped, or its process dies. Signals that are
-//! meant for the process as a whole it leaves to that.
+//! Such a process cannot fork: a plugin may have started threads. So before it loads any it forks a
+//! service, which has one thread and no plugin, and carries out the orders that come over a
+//! channel. It takes the panel at the first order, and ends with the channel: when the [`Service`]
+//! is dropped, or its process dies. Signals that are meant for the process as a whole it leaves to
+//! that.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -12,14 +14,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid, setsid};
 
-use super::{Orders, Panel, obey};
-use crate::control::{Channel, Message};
+use super::{Orders, Panel, answer, nobody_keeps};
 use crate::error::{EXIT_FAILURE, Result};
+use crate::ipc::{Channel, Received, Reply, Request, malformed};
 use crate::process::{detach, exit_child, fork_child};
 use crate::signals;
 
-/// How long it may take to carry out an order; then it hangs, and the plug goes on without the panel. Longer than
-/// the registry's lock may take.
+/// How long it may take to carry out an order; then it hangs, and the plug goes on without the
+/// panel. Longer than the registry's lock may take.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// How long it may take to end.
@@ -84,7 +86,7 @@ impl Drop for Service {
 }
 
 /// The life of the service.
-fn serve(channel: &Channel, parent: Pid) -> Result<()> {
+fn serve(channel: &Channel<Reply, Request>, parent: Pid) -> Result<()> {
     let ignored = [
         Signal::SIGHUP,
         Signal::SIGINT,
@@ -92,17 +94,26 @@ fn serve(channel: &Channel, parent: Pid) -> Result<()> {
         Signal::SIGTERM,
     ];
     ignored.into_iter().for_each(signals::ignore);
-    // It must keep neither a terminal nor a pipe open. A group leader, which is none, could not leave its session.
+    // It must keep neither a terminal nor a pipe open. A group leader, which is none, could not
+    // leave its session.
     let _ = setsid();
     detach()?;
     signals::follow_parent(parent)?;
     let mut panel = None;
-    while let Some((Message::Order(order), _)) = channel.receive()? {
-        let held = match &mut panel {
-            Some(panel) => Ok(&*panel),
-            none => Panel::acquire().map(|acquired| &*none.insert(acquired)),
-        };
-        obey(held, channel, &order)?;
+    loop {
+        match channel.receive()? {
+            Received::Message(Request::Execute(order), _) => {
+                let held = match &mut panel {
+                    Some(panel) => Ok(&*panel),
+                    none => Panel::acquire().map(|acquired| &*none.insert(acquired)),
+                };
+                answer(held, channel, &order)?;
+            }
+            Received::Message(Request::StoreFd, _) => {
+                channel.send(&Reply::Failed(nobody_keeps()), &[])?;
+            }
+            Received::Malformed(why) => channel.send(&Reply::Failed(malformed(why)), &[])?,
+            Received::Closed => return Ok(()),
+        }
     }
-    Ok(())
 }

@@ -13,8 +13,8 @@ use nix::sys::socket::{
 };
 
 use super::{Process, Report, directory};
-use crate::control::{Channel, MAX_REPORT, Message, read_report};
 use crate::error::{Error, ErrorKind, Result};
+use crate::ipc::{Channel, MAX_REPORT, Nothing, Received, ReportReply, read_report};
 use crate::process::wait;
 use crate::runtime::{self, Dir};
 
@@ -77,6 +77,9 @@ pub(super) fn sweep(dir: &Dir) {
     }
 }
 
+/// The asking end of a connection to a process.
+type StatusChannel = Channel<Nothing, ReportReply>;
+
 /// A process's socket.
 struct Socket {
     pid: u32,
@@ -121,7 +124,7 @@ fn remove_stale(pid: u32, path: &Path, errno: Errno) -> bool {
 /// Asks some processes; those that are gone say nothing. There is `room` for so many bytes.
 fn ask(sockets: &[Socket], room: &mut u64) -> Vec<Answer> {
     let mut answers: Vec<Answer> = Vec::new();
-    let mut asked: Vec<(u32, Channel)> = Vec::new();
+    let mut asked: Vec<(u32, StatusChannel)> = Vec::new();
     for socket in sockets {
         let pid = socket.pid;
         let name = pid.to_string();
@@ -163,9 +166,9 @@ fn ask(sockets: &[Socket], room: &mut u64) -> Vec<Answer> {
 }
 
 /// Reads an answer; `None` if the process ended instead.
-fn hear(pid: u32, channel: &Channel, room: &mut u64) -> Option<Answer> {
+fn hear(pid: u32, channel: &StatusChannel, room: &mut u64) -> Option<Answer> {
     let process = match channel.receive() {
-        Ok(Some((Message::Report, mut fds))) => fds
+        Ok(Received::Message(ReportReply::File, mut fds)) => fds
             .pop()
             .ok_or_else(|| unintelligible("there is none"))
             .and_then(|fd| read_report(fd, MAX_REPORT.min(*room)))
@@ -180,12 +183,12 @@ fn hear(pid: u32, channel: &Channel, room: &mut u64) -> Option<Answer> {
             })
             // It speaks for itself only.
             .map(|process: Process<Report>| Process { pid, ..process }),
-        Ok(Some((Message::NoReport(why), _))) => {
+        Ok(Received::Message(ReportReply::None(why), _)) => {
             let message = format!("it cannot report: {}", clipped(&why));
             Err(Error::new(ErrorKind::Other, message))
         }
-        Ok(Some(_)) => Err(unintelligible("it is another message")),
-        Ok(None) => return None,
+        Ok(Received::Malformed(why)) => Err(unintelligible(why)),
+        Ok(Received::Closed) => return None,
         Err(error) => Err(error),
     };
     Some(Answer { pid, process })

@@ -11,7 +11,7 @@
 //! A report never ends its sender. Reports are text: bytes of a path that are not UTF-8 are in them
 //! as U+FFFD. If a report cannot be made the answer says why. The asker believes no answer: it takes
 //! one only from the process whose id is the socket's name, only in a file in memory, so that reading
-//! cannot block, and only up to [`crate::control::MAX_REPORT`]. [`text`] can print every number.
+//! cannot block, and only up to [`crate::ipc::MAX_REPORT`]. [`text`] can print every number.
 
 pub mod client;
 pub mod interface;

@@ -19,8 +19,8 @@ use nix::unistd::geteuid;
 use serde::Serialize;
 
 use super::{client, directory};
-use crate::control::Channel;
 use crate::error::{Error, ErrorKind, Result, system};
+use crate::ipc::{Channel, Nothing, ReportReply};
 use crate::runtime::Dir;
 
 /// Askers that wait to be answered at a time; more are turned away.
@@ -36,7 +36,7 @@ pub struct Server {
     /// Where the socket is, under the process's id.
     dir: Dir,
     pid: u32,
-    askers: Vec<Channel>,
+    askers: Vec<Channel<ReportReply, Nothing>>,
     /// A descriptor to give up when there are no others, so that an asker can be turned away.
     spare: Option<File>,
 }

@@ -1,9 +1,9 @@
 //! One interface's link, as its supervisor sees it: the hold on the interface, and the worker.
 //!
-//! A worker that dies costs the interface its carrier, and is started again after a delay that doubles from
-//! `FIRST_DELAY` to `LAST_DELAY`. One that hangs is helped to die: it is asked at every beat whether it is there, and
-//! ended when it owes the answer for too many. Beats are counted, not time: while the supervisor
-//! itself is stopped, nobody is late.
+//! A worker that dies costs the interface its carrier, and is started again after a delay that
+//! doubles from `FIRST_DELAY` to `LAST_DELAY`. One that hangs is helped to die: it is asked at
+//! every beat whether it is there, and ended when it owes the answer for too many. Beats are
+//! counted, not time: while the supervisor itself is stopped, nobody is late.
 //!
 //! A command may delete its interface. The worker of a tap notices that by itself and ends. For a
 //! port of the panel, the supervisor asks the kernel at every beat whether the port still exists,
@@ -21,10 +21,10 @@ use nix::unistd::Pid;
 use serde_json::value::RawValue;
 
 use crate::carrier::{LinkWatch, WatchedTap};
-use crate::control::{Channel, MAX_REPORT, Message, read_report};
 use crate::error::{Error, Result};
+use crate::ipc::{Channel, FromWorker, MAX_REPORT, Order, Reply, Request, ToWorker, read_report};
 use crate::lasting::Wait;
-use crate::panel::{self, Order, Panel};
+use crate::panel::{self, Panel};
 use crate::status::interface;
 use crate::status::{Entry, LinkEntry, Report, Service};
 use crate::worker::{self, Job};
@@ -38,7 +38,8 @@ const STABLE: Duration = Duration::from_secs(10);
 
 /// How often workers are asked whether they are there.
 pub(super) const BEAT: Duration = Duration::from_secs(1);
-/// For how many beats a worker may owe an answer. One that is stopped for three seconds does no harm.
+/// For how many beats a worker may owe an answer. One that is stopped for three seconds does no
+/// harm.
 const PATIENCE: u32 = 5;
 /// The same for a worker that has not opened its link yet.
 pub(super) const PATIENCE_AT_OPEN: u32 = 10;
@@ -77,10 +78,15 @@ impl fmt::Display for End {
     }
 }
 
+/// Where the supervisor asks a worker.
+pub(super) type Control = Channel<ToWorker, FromWorker>;
+/// Where a worker asks the supervisor.
+pub(super) type Orders = Channel<Reply, Request>;
+
 pub(super) struct Worker {
     pub(super) pid: Pid,
-    pub(super) control: Channel,
-    pub(super) orders: Channel,
+    pub(super) control: Control,
+    pub(super) orders: Orders,
     pub(super) stage: Stage,
     started: Instant,
     /// For how many beats it owes an answer; `None` if it does not.
@@ -93,7 +99,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(pid: Pid, control: Channel, orders: Channel) -> Self {
+    pub(super) fn new(pid: Pid, control: Control, orders: Orders) -> Self {
         Self {
             pid,
             control,
@@ -112,7 +118,8 @@ impl Worker {
         let _ = kill(self.pid, Signal::SIGKILL);
     }
 
-    /// It has closed a channel. A worker does that when it ends, and one that goes on without is of no use.
+    /// It has closed a channel. A worker does that when it ends, and one that goes on without is of
+    /// no use.
     pub(super) fn close(&mut self) {
         self.is_closed = true;
         self.end();
@@ -123,9 +130,16 @@ impl Worker {
         self.owes = None;
     }
 
+    /// A malformed message has come. It may have been the report, but it is no answer to a ping: a
+    /// worker that sends nothing else is ended as one that hangs.
+    pub(super) fn take_malformed(&mut self, why: &str) {
+        if self.owes_report {
+            self.take_report(Err(format!("a message was malformed: {why}")));
+        }
+    }
+
     /// Takes a report that has come, or why there is none.
     pub(super) fn take_report(&mut self, report: Result<Vec<OwnedFd>, String>) {
-        self.owes = None;
         self.owes_report = false;
         let text = report.and_then(|mut fds| {
             let fd = fds.pop().ok_or("a descriptor was lost")?;
@@ -151,7 +165,7 @@ impl Worker {
         if self.owes_report {
             return;
         }
-        match self.control.send(&Message::Report, &[]) {
+        match self.control.send(&ToWorker::SendReport, &[]) {
             Ok(()) => self.owes_report = true,
             Err(error) => log::info!("process {} is not asked for its status: {error}", self.pid),
         }
@@ -198,9 +212,9 @@ impl Link {
         };
         match &self.side {
             Some(Side::Tap(tap, watch)) => {
-                control.send(&Message::Side(false), &[tap.as_fd(), watch.as_fd()])
+                control.send(&ToWorker::UseTap, &[tap.as_fd(), watch.as_fd()])
             }
-            Some(Side::Port(..)) => control.send(&Message::Side(true), &[]),
+            Some(Side::Port(..)) => control.send(&ToWorker::UsePort, &[]),
             None => Ok(()),
         }
     }
@@ -222,7 +236,7 @@ impl Link {
             return Ok(());
         };
         if is_deleted {
-            worker.control.send(&Message::Deleted, &[])?;
+            worker.control.send(&ToWorker::InterfaceDeleted, &[])?;
         }
         let patience = match worker.stage {
             Stage::Opening => PATIENCE_AT_OPEN,
@@ -231,7 +245,7 @@ impl Link {
         match &mut worker.owes {
             None => {
                 worker.owes = Some(0);
-                worker.control.send(&Message::Ping, &[])
+                worker.control.send(&ToWorker::Ping, &[])
             }
             Some(beats) if *beats < patience => {
                 *beats += 1;
@@ -277,7 +291,12 @@ impl Link {
     fn take_carrier(&self, panel: Option<&Panel>) -> Result<()> {
         match (&self.side, panel) {
             (Some(Side::Port(place, _)), Some(panel)) => panel
-                .carry_out(&Order::Unplug(place.clone()), None)
+                .execute(
+                    &Order::Unplug {
+                        port: place.clone(),
+                    },
+                    None,
+                )
                 .map(drop),
             (Some(Side::Tap(tap, watch)), _) => {
                 let held = tap
@@ -292,8 +311,8 @@ impl Link {
         }
     }
 
-    /// The link for `vdens --status`, with the report that the worker has given; `command` is in the
-    /// interface's namespace.
+    /// The link for `vdens --status`, with the report that the worker has given; `command` is in
+    /// the interface's namespace.
     pub(super) fn entry(&mut self, command: Pid) -> Entry<Box<RawValue>> {
         let worker = self.worker.as_mut();
         let service = match &worker {

@@ -31,16 +31,20 @@ use nix::unistd::{Pid, getpid};
 use vdens_plugin_api::Ticket;
 
 use crate::carrier::LinkWatch;
-use crate::control::{Channel, Message};
 use crate::error::{EXIT_FAILURE, Error, ErrorKind, Result};
+use crate::ipc::{
+    Channel, FromNamespace, FromWorker, Order, Received, Reply, ReportReply, Request, ToNamespace,
+    malformed,
+};
 use crate::lasting::Wait;
 use crate::namespace::{self, Plan};
-use crate::panel::{self, Order, Panel, new_place, port_index};
+use crate::panel::{self, Panel, new_place, port_index};
 use crate::process::{exit_child, fork_child, wait};
 use crate::runtime;
 use crate::signals::Signals;
 use crate::status::server::Server;
 use crate::status::{self, Process};
+use crate::sys::user_namespace::is_crowded;
 use crate::vnls;
 use crate::worker::{self, Job};
 use link::{BEAT, End, Link, PATIENCE_AT_OPEN, Side, Stage, Worker};
@@ -89,9 +93,11 @@ struct Supervisor<'a> {
     /// How that ended.
     ended: Option<End>,
     /// The namespace child's channel, until it becomes the command.
-    namespace: Option<Channel>,
-    /// The descriptors that it has sent when it was ready, until they are used.
-    received: Option<Vec<OwnedFd>>,
+    namespace: Option<Channel<ToNamespace, FromNamespace>>,
+    /// The network namespace that it has made, until it is used.
+    network: Option<OwnedFd>,
+    /// What it has sent when the interfaces were made, until it is used.
+    interfaces: Option<Vec<OwnedFd>>,
     links: Vec<Link>,
     /// Whether the command was told to run.
     is_running: bool,
@@ -183,7 +189,8 @@ impl<'a> Supervisor<'a> {
             command,
             ended: None,
             namespace: Some(channel),
-            received: None,
+            network: None,
+            interfaces: None,
             is_running: false,
             next_beat: Instant::now(),
             started: SystemTime::now(),
@@ -214,20 +221,20 @@ impl<'a> Supervisor<'a> {
         for index in 0..self.links.len() {
             self.start_worker(index)?;
         }
-        let namespace = self.await_namespace()?.pop();
+        let network = self.await_namespace(|s| s.network.take())?;
         self.await_stage("the plugin has not opened the link", |stage| {
             stage != Stage::Opening
         })?;
         for index in 0..self.links.len() {
             if self.links[index].stage() == Some(Stage::Open(true)) {
-                self.add_port(index, namespace.as_ref())?;
+                self.add_port(index, &network)?;
             }
         }
-        drop(namespace);
+        drop(network);
         let is_tap = |link: &Link| link.side.is_none();
         let taps = self.links.iter().map(is_tap).collect();
-        self.tell_namespace(&Message::Interfaces(taps))?;
-        let mut taps = self.await_namespace()?.into_iter();
+        self.tell_namespace(&ToNamespace::MakeInterfaces(taps))?;
+        let mut taps = self.await_namespace(|s| s.interfaces.take())?.into_iter();
         let lost = || Error::closed("the namespace child lost interfaces");
         let watch = LinkWatch::from(taps.next().ok_or_else(lost)?);
         for link in &mut self.links {
@@ -240,7 +247,7 @@ impl<'a> Supervisor<'a> {
             link.give_side()?;
         }
         self.await_stage("the link does not settle", |stage| stage == Stage::Settled)?;
-        self.tell_namespace(&Message::Go)
+        self.tell_namespace(&ToNamespace::Run)
     }
 
     /// Takes turns until every worker has come far enough.
@@ -268,17 +275,17 @@ impl<'a> Supervisor<'a> {
         Ok(())
     }
 
-    /// Takes turns until the namespace child is ready, and returns the descriptors it sends.
-    fn await_namespace(&mut self) -> Result<Vec<OwnedFd>, Failure> {
+    /// Takes turns until the namespace child has sent what `take` takes.
+    fn await_namespace<T>(&mut self, take: impl Fn(&mut Self) -> Option<T>) -> Result<T, Failure> {
         loop {
-            if let Some(fds) = self.received.take() {
-                return Ok(fds);
+            if let Some(sent) = take(self) {
+                return Ok(sent);
             }
             self.turn(None)?;
         }
     }
 
-    fn tell_namespace(&self, message: &Message) -> Result<(), Failure> {
+    fn tell_namespace(&self, message: &ToNamespace) -> Result<(), Failure> {
         let channel = self.namespace.as_ref().ok_or_else(died)?;
         Ok(channel.send(message, &[])?)
     }
@@ -380,66 +387,78 @@ impl<'a> Supervisor<'a> {
         self.reap()
     }
 
-    /// The namespace child is ready, or has failed. Its channel closes when the command is executed.
+    /// Receives from the namespace child. Its channel closes when the command is executed.
     fn hear_namespace(&mut self) -> Result<(), Failure> {
         let Some(channel) = &self.namespace else {
             return Ok(());
         };
         match channel.receive()? {
-            Some((Message::Failed(status, error), _)) => {
-                let is_crowded = self.panel.is_some() && namespace::is_crowded(&error);
+            Received::Message(FromNamespace::NamespaceMade, mut fds) => {
+                self.network = Some(fds.pop().ok_or_else(died)?);
+                Ok(())
+            }
+            Received::Message(FromNamespace::InterfacesMade, fds) => {
+                self.interfaces = Some(fds);
+                Ok(())
+            }
+            Received::Message(FromNamespace::Failed { status, error }, _) => {
+                let is_crowded = self.panel.is_some() && is_crowded(&error);
                 self.crowded = is_crowded.then(|| error.clone());
                 Err(Failure::Error(status, error))
             }
-            Some((_, fds)) => {
-                self.received = Some(fds);
-                Ok(())
-            }
-            None if self.is_running => {
+            // The child and the supervisor wait for each other, so without this message there is no
+            // session.
+            Received::Malformed(why) => Err(malformed(why).into()),
+            Received::Closed if self.is_running => {
                 self.namespace = None;
                 Ok(())
             }
-            None => Err(died()),
+            Received::Closed => Err(died()),
         }
     }
 
-    /// Takes what a worker says.
+    /// Receives from a worker. A message that cannot be received is logged and costs the worker
+    /// nothing else.
     fn hear_worker(&mut self, index: usize) -> Result<(), Failure> {
         let link = &mut self.links[index];
         let Some(worker) = &mut link.worker else {
             return Ok(());
         };
-        let message = match worker.control.receive() {
-            Ok(message) => message,
-            // The descriptor of a report may have been lost; that is no reason to end the worker.
+        let received = match worker.control.receive() {
+            Ok(received) => received,
+            // The descriptor of a report may have been lost.
             Err(error) => {
                 log::warn!("{}: {error}", link.job.interface);
+                worker.is_alive();
                 worker.take_report(Err(error.to_string()));
                 return Ok(());
             }
         };
+        let message = match received {
+            Received::Message(message, fds) => (message, fds),
+            Received::Malformed(why) => {
+                log::warn!("{}: {}", link.job.interface, malformed(&why));
+                worker.take_malformed(&why);
+                return Ok(());
+            }
+            Received::Closed => {
+                worker.close();
+                return Ok(());
+            }
+        };
+        worker.is_alive();
         match message {
-            Some((Message::Open(wants_panel), _)) => {
+            (FromWorker::Open { wants_panel }, _) => {
                 worker.stage = Stage::Open(wants_panel);
-                worker.is_alive();
                 // One that replaces another gets what there is.
                 link.give_side()?;
             }
-            Some((Message::Ready, _)) => {
-                worker.stage = Stage::Settled;
-                worker.is_alive();
-            }
-            Some((Message::Alive, _)) => worker.is_alive(),
-            Some((Message::Report, fds)) => worker.take_report(Ok(fds)),
-            Some((Message::NoReport(why), _)) => worker.take_report(Err(why)),
-            Some((Message::Failed(status, error), _)) if !self.is_running => {
-                return Err(Failure::Error(status, error));
-            }
-            Some((Message::Failed(_, error), _)) => {
-                log::warn!("{}: {error}", link.job.interface);
-            }
-            Some(_) => log::debug!("{}: a strange message", link.job.interface),
-            None => worker.close(),
+            (FromWorker::Settled, _) => worker.stage = Stage::Settled,
+            (FromWorker::Pong, _) => {}
+            (FromWorker::Report(ReportReply::File), fds) => worker.take_report(Ok(fds)),
+            (FromWorker::Report(ReportReply::None(why)), _) => worker.take_report(Err(why)),
+            (FromWorker::Failed(error), _) if !self.is_running => return Err(error.into()),
+            (FromWorker::Failed(error), _) => log::warn!("{}: {error}", link.job.interface),
         }
         Ok(())
     }
@@ -452,15 +471,20 @@ impl<'a> Supervisor<'a> {
         };
         let none = || Error::new(ErrorKind::Unsupported, "there is no panel");
         match worker.orders.receive() {
-            Ok(Some((Message::Order(order), _))) => {
+            Ok(Received::Message(Request::Execute(order), _)) => {
                 let panel = self.panel.as_ref().ok_or_else(none);
-                panel::obey(panel, &worker.orders, &order)
+                panel::answer(panel, &worker.orders, &order)
             }
-            Ok(Some((Message::Keep, mut fds))) => {
+            Ok(Received::Message(Request::StoreFd, mut fds)) => {
                 link.kept = fds.pop();
-                worker.orders.send(&Message::Done(0), &[])
+                worker.orders.send(&Reply::Stored, &[])
             }
-            _ => {
+            Ok(Received::Malformed(why)) => {
+                let error = malformed(why);
+                log::warn!("{}: {error}", link.job.interface);
+                worker.orders.send(&Reply::Failed(error), &[])
+            }
+            Ok(Received::Closed) | Err(_) => {
                 worker.close();
                 Ok(())
             }
@@ -509,14 +533,18 @@ impl<'a> Supervisor<'a> {
 
     /// Makes an interface on the panel. If that fails a tap will do, unless the lack of descriptors is
     /// why: then the interface may be there, and a tap could not be made either.
-    fn add_port(&mut self, index: usize, namespace: Option<&OwnedFd>) -> Result<()> {
+    fn add_port(&mut self, index: usize, network: &OwnedFd) -> Result<()> {
         let link = &mut self.links[index];
         let (Some(panel), Some(ticket)) = (&self.panel, &link.job.ticket) else {
             return Ok(());
         };
         let number = port_index(getpid().as_raw().cast_unsigned(), index);
-        let order = Order::AddPort(ticket.place.clone(), number, link.job.interface.clone());
-        match panel.carry_out(&order, namespace.map(AsFd::as_fd)) {
+        let order = Order::AddPort {
+            port: ticket.place.clone(),
+            index: number,
+            interface: link.job.interface.clone(),
+        };
+        match panel.execute(&order, Some(network.as_fd())) {
             Ok(watch) => {
                 let port = |watch| Side::Port(ticket.place.clone(), LinkWatch::from(watch));
                 link.side = watch.map(port);

@@ -1,0 +1,41 @@
+//! Work that a process has done by a child, because it changes the process that does it: the child
+//! enters or makes namespaces, and hands descriptors back.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::wait::waitpid;
+
+use super::{Channel, HelperReply, Nothing};
+use crate::error::{EXIT_FAILURE, Error, Result};
+use crate::process::{exit_child, fork_child};
+
+/// Runs `work` in a child and returns the descriptors that it results in. For processes that no
+/// plugin has entered.
+///
+/// # Errors
+/// What `work` reports, or the child died.
+pub fn in_child(work: impl FnOnce() -> Result<Vec<OwnedFd>>) -> Result<Vec<OwnedFd>> {
+    let (channel, theirs) = Channel::<Nothing, HelperReply>::pair()?;
+    let Some(child) = fork_child()? else {
+        exit_child(|| {
+            let (message, fds) = match work() {
+                Ok(fds) => (HelperReply::Done, fds),
+                Err(error) => (HelperReply::Failed(error), Vec::new()),
+            };
+            let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            theirs
+                .send(&message, &borrowed)
+                .map_or(EXIT_FAILURE, |()| 0)
+        });
+    };
+    drop(theirs);
+    let answer = channel.receive();
+    while waitpid(child, None) == Err(Errno::EINTR) {}
+    match answer?.well_formed()? {
+        Some((HelperReply::Done, fds)) => Ok(fds),
+        Some((HelperReply::Failed(error), _)) => Err(error),
+        None => Err(Error::closed("a helper process died")
+            .hint("a container's seccomp filter may kill it: allow unshare(2) and setns(2) there")),
+    }
+}

@@ -1,0 +1,37 @@
+//! The sockets between this program's own processes.
+//!
+//! Each conversation has a [`Channel`] of its own: a SEQPACKET socket pair that carries one serde
+//! enum in each direction, and descriptors beside it.
+//!
+//! | Conversation | There | Back |
+//! |---|---|---|
+//! | supervisor, namespace child | [`ToNamespace`] | [`FromNamespace`] |
+//! | supervisor, worker | [`ToWorker`] | [`FromWorker`] |
+//! | worker, supervisor or panel service | [`Request`] | [`Reply`] |
+//! | vde_plug, its background child | [`Nothing`] | [`Startup`] |
+//! | a process, its helper ([`in_child`]) | [`Nothing`] | [`HelperReply`] |
+//! | `vdens --status`, any process | [`Nothing`] | [`ReportReply`] |
+//!
+//! A worker has two channels, so neither side mistakes a question for the answer to its own: on the
+//! first the supervisor asks, on the second the worker. Closing a child's first channel ends the
+//! child.
+//!
+//! A malformed message is not a closed channel. The receiver logs it and carries on with the next
+//! one, unless the conversation has only one message; then it is that message's failure.
+//!
+//! A report can be long, so the sender puts it in a file in memory and sends the descriptor.
+//! Reading one neither blocks nor takes more memory than the reader allows, whatever the sender
+//! does.
+
+mod channel;
+mod helper;
+mod message;
+mod report;
+
+pub use channel::{Channel, MAX_FDS, Received, malformed};
+pub use helper::in_child;
+pub use message::{
+    FromNamespace, FromWorker, HelperReply, Nothing, Order, Reply, ReportReply, Request, Startup,
+    ToNamespace, ToWorker,
+};
+pub use report::{MAX_REPORT, read_report};

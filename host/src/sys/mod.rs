@@ -1,0 +1,3 @@
+//! What the kernel offers, in the host's terms.
+
+pub mod user_namespace;
