@@ -37,6 +37,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::geteuid;
 use vdens_plugin_api::tap::MAX_INTERFACE_NAME;
 
+use plumbing::Lock;
 pub use plumbing::{Order, interface_of, new_place, port_index};
 pub use port::PanelPort;
 use registry::{Holder, Registration, Registry};
@@ -77,8 +78,7 @@ impl Panel {
         let registry = Registry::lock_unless(signals::end_is_pending)?;
         let taken = registry
             .holders()
-            .iter()
-            .find_map(|holder| match take_over(holder) {
+            .find_map(|holder| match take_over(&holder) {
                 Ok(pair) => Some(pair),
                 Err(error) => {
                     log::debug!("panel: process {}: {error}", holder.pid);
@@ -118,12 +118,18 @@ impl Panel {
         order: &Order,
         namespace: Option<BorrowedFd<'_>>,
     ) -> Result<Option<OwnedFd>> {
-        // So that a bridge that has no port yet is not swept.
-        let _lock = order.is_about_a_bridge().then(Registry::lock).transpose()?;
+        let lock = match order.lock() {
+            Lock::Unneeded => None,
+            // When many sessions end together a signal has come for this one, too.
+            Lock::Useful => Registry::lock_unless(signals::is_pending).ok(),
+            Lock::Needed => Some(Registry::lock()?),
+        };
         let mut fds = in_child(|| {
             enter(self.user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
             enter(self.net.as_fd(), CloneFlags::CLONE_NEWNET)?;
-            order.carry_out(namespace).map(Vec::from_iter)
+            order
+                .carry_out(namespace, lock.is_some())
+                .map(Vec::from_iter)
         })?;
         Ok(fds.pop())
     }

@@ -6,9 +6,10 @@
 //! a cable is called `c` and a name made of the places of both its ports ([`cable_name`]): a port is on
 //! one bridge with another only if each of the two ends has named the other's place.
 //!
-//! Bridges left without ports are swept whenever something is unplugged, and not before: the kernel
-//! takes tens of milliseconds for each, and nobody waits for a port that is unplugged. A hub has a port
-//! as long as its maker holds the tap or something is plugged in.
+//! Bridges left without ports are deleted whenever something is unplugged, and not before: the kernel
+//! takes tens of milliseconds for that, and nobody waits for a port that is unplugged. Where many
+//! sessions end together, those that would have to wait for the lock leave the bridges to the one that
+//! has it. A hub has a port as long as its maker holds the tap or something is plugged in.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -42,6 +43,17 @@ pub enum Order {
     Unplug(String),
 }
 
+/// What an order needs the registry's lock for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lock {
+    /// Nothing: it is about no bridge.
+    Unneeded,
+    /// To delete bridges. Whoever has no lock leaves them to the next process that has.
+    Useful,
+    /// To use a bridge that has no port yet, which another process would delete.
+    Needed,
+}
+
 impl Order {
     /// The order as words, for the way between processes.
     pub fn encode(&self) -> String {
@@ -73,13 +85,22 @@ impl Order {
         }
     }
 
-    /// Whether a bridge is made, used or left.
-    pub(super) fn is_about_a_bridge(&self) -> bool {
-        !matches!(self, Self::AddPort(..))
+    /// What the order needs the registry's lock for.
+    pub(super) fn lock(&self) -> Lock {
+        match self {
+            Self::AddPort(..) => Lock::Unneeded,
+            Self::Unplug(_) => Lock::Useful,
+            Self::Plug(..) | Self::Serve(_) | Self::Hub(..) | Self::Attach(..) => Lock::Needed,
+        }
     }
 
-    /// Carries the order out in the calling process's network namespace.
-    pub(super) fn carry_out(&self, namespace: Option<BorrowedFd<'_>>) -> Result<Option<OwnedFd>> {
+    /// Carries the order out in the calling process's network namespace; `is_locked` says whether
+    /// the registry is.
+    pub(super) fn carry_out(
+        &self,
+        namespace: Option<BorrowedFd<'_>>,
+        is_locked: bool,
+    ) -> Result<Option<OwnedFd>> {
         let netlink = Netlink::open()?;
         match self {
             Self::AddPort(port, index, interface) => {
@@ -112,7 +133,7 @@ impl Order {
                 Ok(None)
             }
             Self::Unplug(port) => {
-                unplug(&netlink, &interface_of(port))?;
+                unplug(&netlink, &interface_of(port), is_locked)?;
                 Ok(None)
             }
         }
@@ -186,24 +207,34 @@ fn attach(netlink: &Netlink, port: &str, bridge: &str) -> Result<()> {
     netlink.set_up(&port)
 }
 
-/// Takes a port off its bridge, and deletes the bridges that are of no use: those without another
-/// port, and the port's own cable, which leads nowhere now. The other end's port may be on that
-/// still, for the interface of an end that was killed goes a moment later.
-fn unplug(netlink: &Netlink, port: &str) -> Result<()> {
-    let links = netlink.links()?;
-    netlink.set_down(port)?;
-    netlink.set_bridge(port, None)?;
+/// Takes a port off its bridge. If it `may_delete` bridges, it deletes those that are of no use:
+/// those without another port, and the port's own cable, which leads nowhere now. The other end's
+/// port may be on that still, for the interface of an end that was killed goes a moment later.
+fn unplug(netlink: &Netlink, port: &str, may_delete: bool) -> Result<()> {
+    let links = may_delete.then(|| netlink.links()).transpose()?;
+    let links = links.unwrap_or_default();
+    match netlink
+        .set_down(port)
+        .and_then(|()| netlink.set_bridge(port, None))
+    {
+        // The member's interface was deleted, as at a session's end: the port went with it.
+        Err(error) if error.errno == libc::ENODEV => {}
+        outcome => outcome?,
+    }
     let own = links.iter().find(|link| link.name == port);
     let own = own.and_then(|link| link.bridge);
-    for bridge in links.iter().filter(|link| is_bridge(&link.name)) {
-        let is_its = |link: &&LinkView| link.bridge == Some(bridge.index);
-        let is_empty = !links.iter().filter(is_its).any(|link| link.name != port);
-        let is_own_cable = own == Some(bridge.index) && bridge.name.starts_with('c');
-        if is_empty || is_own_cable {
-            netlink.delete(&bridge.name)?;
-        }
-    }
-    Ok(())
+    let used = |bridge: &LinkView| {
+        let mut ports = links
+            .iter()
+            .filter(|link| link.bridge == Some(bridge.index));
+        ports.any(|link| link.name != port)
+    };
+    let is_own_cable =
+        |bridge: &LinkView| own == Some(bridge.index) && bridge.name.starts_with('c');
+    let useless = links
+        .iter()
+        .filter(|link| is_bridge(&link.name) && (is_own_cable(link) || !used(link)));
+    netlink.delete_all(useless)
 }
 
 fn is_bridge(name: &str) -> bool {
