@@ -36,7 +36,7 @@ use crate::error::{EXIT_FAILURE, Error, ErrorKind, Result};
 use crate::lasting::Wait;
 use crate::namespace::{self, Plan};
 use crate::panel::{self, Order, Panel, new_place, port_index};
-use crate::process::{exit_child, fork_child, wait};
+use crate::process::{exit_child, fork_child, give_back_memory, wait};
 use crate::runtime;
 use crate::signals::Signals;
 use crate::status::server::Server;
@@ -199,6 +199,7 @@ impl<'a> Supervisor<'a> {
             self.plug_in()?;
         }
         self.is_running = true;
+        give_back_memory();
         self.next_beat = Instant::now() + BEAT;
         loop {
             match self.ended {
