@@ -6,6 +6,7 @@ mod bridge;
 mod check;
 mod cmd;
 mod config;
+mod crowd;
 mod docs;
 mod doctor;
 mod errors;
