@@ -55,6 +55,32 @@ pub fn detach() -> Result<()> {
         .map_err(system("let go of the terminal"))
 }
 
+/// From this size on the allocator has memory mapped for each allocation: so what a batch of frames
+/// never uses takes no memory, and what is freed goes back at once. It is the value that the GNU
+/// allocator begins with, in bytes; without being told to keep it, it raises it (mallopt(3)).
+#[cfg(target_env = "gnu")]
+const MAPPED: libc::c_int = 128 << 10;
+
+/// Makes the allocator map large allocations for good. For processes that are going to load plugins,
+/// whose files and types raise the size from which the allocator does so.
+pub fn map_large_allocations() {
+    // SAFETY: it sets a number of the allocator's, under its own lock.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED);
+    }
+}
+
+/// Gives memory that this process has freed, after loading a plugin, say, back to the kernel. The
+/// allocator would keep it as long as the process lives.
+pub fn give_back_memory() {
+    // SAFETY: it takes the allocator's own locks, and touches no memory that is in use.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Polls, until `deadline` if there is one. A signal may end the wait early.
 ///
 /// # Errors

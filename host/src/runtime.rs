@@ -14,11 +14,15 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::process;
 
 use nix::unistd::geteuid;
 
 use crate::config::absolute_variable;
 use crate::error::{Error, ErrorKind, Result};
+
+/// At how many files [`Dir::sweep`] looks at least: a few hundredths of a millisecond each.
+const LOOK: usize = 8;
 
 /// The directory, which need not exist.
 pub fn base() -> PathBuf {
@@ -129,6 +133,36 @@ impl Dir {
         let entries = fs::read_dir(self.at(".")).map_err(cannot)?;
         let names = entries.flatten().map(|entry| entry.file_name());
         Ok(names.filter_map(|name| name.into_string().ok()).collect())
+    }
+
+    /// Removes what processes that are gone have left, which `lives` judges by the process id that is
+    /// a file's name and by its path. Returns whether a process is left.
+    ///
+    /// It looks at `LOOK` files, and at more only until it finds a process: so it takes as long
+    /// beside hundreds as beside some, and the last process removes everything. Each process begins
+    /// elsewhere. Where one in `LOOK` is stale each finds one, so there are never many more.
+    pub fn sweep(&self, lives: impl Fn(u32, &Path) -> bool) -> bool {
+        // If the directory cannot be read there is nothing to be done.
+        let mut names = self.names().unwrap_or_default();
+        let start = process::id() as usize % names.len().max(1);
+        names.rotate_left(start);
+        let files = names.iter().filter_map(|name| {
+            // A socket that is being made has a dot in front.
+            let pid = name.trim_start_matches('.').parse().ok()?;
+            Some((pid, self.at(name)))
+        });
+        let mut is_used = false;
+        for (looked, (pid, path)) in files.enumerate() {
+            if is_used && looked >= LOOK {
+                break;
+            }
+            match lives(pid, &path) {
+                true => is_used = true,
+                // Another may have been faster; then it is gone all the same.
+                false => drop(fs::remove_file(&path)),
+            }
+        }
+        is_used
     }
 
     /// Removes it, if it is empty, and then likewise the runtime directory that it is in. Whether
@@ -290,6 +324,27 @@ mod tests {
         fs::write(x.at("file"), "").unwrap();
         assert_eq!(x.names().unwrap(), ["file"]);
         assert!(moved.join("x/file").exists());
+    }
+
+    #[test]
+    fn a_sweep_removes_what_is_stale_and_looks_at_few() {
+        let (_above, base) = base();
+        let dir = base.make_dir("x").unwrap();
+        for n in 0..100 {
+            fs::write(dir.at(&n.to_string()), "").unwrap();
+        }
+        let looked = std::cell::Cell::new(0);
+        let all_live = |_: u32, _: &Path| {
+            looked.set(looked.get() + 1);
+            true
+        };
+        assert!(dir.sweep(all_live));
+        assert_eq!(looked.get(), LOOK);
+        // It goes on to the only one that lives.
+        while dir.sweep(|pid, _| pid == 7) && dir.names().unwrap().len() > 1 {}
+        assert_eq!(dir.names().unwrap(), ["7"]);
+        assert!(!dir.sweep(|_, _| false));
+        assert_eq!(dir.names().unwrap(), [""; 0]);
     }
 
     #[test]

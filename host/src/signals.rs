@@ -72,15 +72,27 @@ impl AsFd for Signals {
 
 /// Whether a blocked signal that should end this process has come and was not read yet.
 pub fn end_is_pending() -> bool {
-    let mut pending = *SigSet::empty().as_ref();
-    // SAFETY: the kernel writes a signal set to `pending`, which outlives the call.
-    let asked = unsafe { libc::sigpending(&raw mut pending) };
-    // SAFETY: it was a valid set before the call and is one after it.
-    let pending = unsafe { SigSet::from_sigset_t_unchecked(pending) };
+    let pending = pending();
     let mut ending = HANDLED
         .into_iter()
         .filter(|signal| *signal != Signal::SIGCHLD);
-    asked == 0 && ending.any(|signal| pending.contains(signal))
+    ending.any(|signal| pending.contains(signal))
+}
+
+/// Whether a blocked signal that this process handles has come and was not read yet.
+pub fn is_pending() -> bool {
+    let pending = pending();
+    HANDLED.into_iter().any(|signal| pending.contains(signal))
+}
+
+/// The signals that have come, are blocked and were not read yet.
+fn pending() -> SigSet {
+    let mut pending = *SigSet::empty().as_ref();
+    // SAFETY: the kernel writes a signal set to `pending`, which outlives the call; if it fails the
+    // set stays empty.
+    unsafe { libc::sigpending(&raw mut pending) };
+    // SAFETY: it was a valid set before the call and is one after it.
+    unsafe { SigSet::from_sigset_t_unchecked(pending) }
 }
 
 /// Ignores a signal in this process and in the children it forks.

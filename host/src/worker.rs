@@ -23,7 +23,7 @@ use crate::ipc::{Channel, FromWorker, Received, Reply, Request, ToWorker, malfor
 use crate::lasting::{Lasting, Wait};
 use crate::opener::{Opener, Plugins};
 use crate::panel::{Orders, PanelPort};
-use crate::process::wait;
+use crate::process::{give_back_memory, map_large_allocations, wait};
 use crate::pump::{Pump, Stop};
 use crate::signals::{self, Signals};
 use crate::status::Report;
@@ -82,6 +82,7 @@ pub fn run(
     signals: &Signals,
     supervisor: Pid,
 ) -> i32 {
+    map_large_allocations();
     // The terminal's signals are for the command: a session of its own keeps them away.
     let _ = setsid();
     let ready = signals
@@ -221,6 +222,8 @@ impl Worker<'_> {
         let mut pump = Pump::new(side.as_link(), &mut link);
         let mut broken = pump.settle().err();
         self.control.send(&FromWorker::Settled, &[])?;
+        // Now, because nobody waits for this worker any more.
+        give_back_memory();
         loop {
             let stop = match broken.take() {
                 Some((side, error)) => Stop::Broken(side, error),

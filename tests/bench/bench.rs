@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::lab::Lab;
 use crate::process::check_interrupted;
 use crate::results::{Failure, Group, Results};
-use crate::{Result, costs, idle, links, stuck, switches, tell};
+use crate::{Result, costs, crowd, idle, links, stuck, switches, tell};
 
 /// Keys of measures and their values.
 pub(crate) type Values = Vec<(String, f64)>;
@@ -83,6 +83,11 @@ pub(crate) fn groups(lab: &Lab, plan: &Plan) -> Vec<(Group, Vec<String>, Visit)>
             costs::memory_group(lab),
             costs::memory_probes(),
             Visit::Rows(costs::visit_memory),
+        ),
+        (
+            crowd::group(lab),
+            crowd::probes(),
+            Visit::Rows(crowd::visit),
         ),
         (idle::group(lab), idle::probes(), Visit::Rows(idle::visit)),
     ]

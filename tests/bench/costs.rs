@@ -41,7 +41,7 @@ const STARTS_OF: &[(&str, &str)] = &[
     ("no", "vdens no true"),
 ];
 
-fn vdens_rows(lab: &Lab) -> Vec<Row> {
+pub(crate) fn vdens_rows(lab: &Lab) -> Vec<Row> {
     let debian = !installed("vdens");
     let no_panel = !lab.has_panel;
     let row = |id, title: &str, rival, missing: Option<&str>| Row {
@@ -121,7 +121,7 @@ pub(crate) fn memory_probes() -> Vec<String> {
 }
 
 /// The program and the options that a row stands for.
-fn program(lab: &Lab, row: &str) -> (PathBuf, &'static [&'static str]) {
+pub(crate) fn program(lab: &Lab, row: &str) -> (PathBuf, &'static [&'static str]) {
     match row {
         "unshare" => (PathBuf::from("/usr/bin/unshare"), &["-Urn"]),
         "debian" => (lab.program(Maker::Debian, "vdens"), &[]),
@@ -163,7 +163,7 @@ pub(crate) fn visit_startup(bench: &mut Bench<'_>, probe: &str, rows: &[&str]) {
 
 /// The starts of a row in a round.
 #[derive(Debug)]
-struct Starts<'a> {
+pub(crate) struct Starts<'a> {
     row: &'a str,
     words: Vec<String>,
     /// In milliseconds.
@@ -175,6 +175,18 @@ struct Starts<'a> {
 }
 
 impl<'a> Starts<'a> {
+    /// None yet, of the row's program with these words.
+    pub(crate) fn new(row: &'a str, words: Vec<String>) -> Self {
+        Self {
+            row,
+            words,
+            times: Vec::new(),
+            hung: 0,
+            failure: None,
+            _neighbour: None,
+        }
+    }
+
     fn prepare(lab: &Lab, row: &'a str, probe: &str) -> Result<Self> {
         let vnl = match probe {
             "no" => "no".to_owned(),
@@ -191,17 +203,13 @@ impl<'a> Starts<'a> {
             lab.node_of(proc, Who::First, 0)?;
         }
         Ok(Self {
-            row,
-            words,
-            times: Vec::new(),
-            hung: 0,
-            failure: None,
             _neighbour: neighbour,
+            ..Self::new(row, words)
         })
     }
 
     /// Starts it once, unless it has failed before.
-    fn one(&mut self, lab: &Lab) {
+    pub(crate) fn one(&mut self, lab: &Lab) {
         if self.failure.is_none() {
             match self.time(lab) {
                 Ok(Some(time)) => self.times.push(time.as_secs_f64() * 1000.0),
@@ -238,12 +246,17 @@ impl<'a> Starts<'a> {
         Ok(Some(end - begin))
     }
 
-    fn values(self, probe: &str) -> Result<Values> {
+    /// How long a start takes, in milliseconds.
+    pub(crate) fn median(self) -> Result<f64> {
         if let Some(failure) = self.failure {
             return Err(failure.into());
         }
-        let median = Summary::of(self.times).ok_or("it never ended")?.median;
+        Ok(Summary::of(self.times).ok_or("it never ended")?.median)
+    }
+
+    fn values(self, probe: &str) -> Result<Values> {
         let hung = 100.0 * f64::from(self.hung) / f64::from(STARTS);
+        let median = self.median()?;
         Ok(vec![
             (probe.to_owned(), median),
             (format!("{probe}-hung"), hung),
@@ -282,7 +295,7 @@ pub(crate) fn visit_memory(bench: &mut Bench<'_>, row: &str, probes: &[String]) 
 
 /// Resident memory of processes of which some share pages.
 #[derive(Debug, Default)]
-struct Memory {
+pub(crate) struct Memory {
     /// What one process alone has, in KiB.
     private: f64,
     /// What it shares, for each mapping; by file and offset or, in what was inherited by a fork, by address.
@@ -290,7 +303,8 @@ struct Memory {
 }
 
 impl Memory {
-    fn add(&mut self, id: u32) -> Result<()> {
+    /// Adds a process.
+    pub(crate) fn add(&mut self, id: u32) -> Result<()> {
         let path = format!("/proc/{id}/smaps");
         let text = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
         let mut mapping = String::new();
@@ -322,7 +336,8 @@ impl Memory {
         Ok(())
     }
 
-    fn kibibytes(&self) -> f64 {
+    /// The sum.
+    pub(crate) fn kibibytes(&self) -> f64 {
         self.private + self.shared.values().sum::<f64>()
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! Theory of operation. `lab` is the machine: who runs programs, and namespaces; `process` ends what was
 //! started. `network` wires contenders, `traffic` measures between two nodes by means of `tools`, which are this
-//! same program inside the namespaces. `links`, `switches`, `stuck`, `costs` and `idle` are the groups of
+//! same program inside the namespaces. `links`, `switches`, `stuck`, `costs`, `crowd` and `idle` are the groups of
 //! measurements, which `bench` runs in rounds. `results` keeps what comes out, `report` and `chart` show it.
 //! docs/performance.md is the manual.
 
 mod bench;
 mod chart;
 mod costs;
+mod crowd;
 mod idle;
 mod lab;
 mod links;

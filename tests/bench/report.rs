@@ -9,7 +9,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use crate::results::{Better, Group, Measure, Results, Row, Summary};
-use crate::{costs, idle, links, stuck, switches};
+use crate::{costs, crowd, idle, links, stuck, switches};
 
 /// Three digits, whatever the size.
 pub(crate) fn figure(value: f64) -> String {
@@ -373,6 +373,14 @@ fn bars(results: &Results) -> Vec<Bar> {
         1.5,
     ));
     for row in ["ours", "ours-no-panel"] {
+        bars.push(ratio(
+            crowd::ID,
+            crowd::CHAIN,
+            row,
+            "debian",
+            Better::Less,
+            1.0,
+        ));
         let mut add = |group: &str, measure: &str, what: &str, better, bar| {
             let found = results.summary(group, row, measure);
             bars.push(Bar {
@@ -385,6 +393,8 @@ fn bars(results: &Results) -> Vec<Bar> {
         };
         let what = "one pair on 128 ports, ratio to 2 ports";
         add(switches::ID, &switches::many(128), what, Better::More, 0.9);
+        let what = "a start beside many, ratio to alone";
+        add(crowd::ID, crowd::BESIDE_TO_ALONE, what, Better::Less, 1.5);
         let what = "MiB of the only namespace";
         add(costs::MEMORY, "one", what, Better::Less, 6.0);
         let what = "MiB of each of several namespaces";

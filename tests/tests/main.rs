@@ -7,6 +7,7 @@ mod channels;
 mod check;
 mod cmd;
 mod config;
+mod crowd;
 mod docs;
 mod doctor;
 mod errors;

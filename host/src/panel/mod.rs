@@ -35,6 +35,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::geteuid;
 use vdens_plugin_api::tap::MAX_INTERFACE_NAME;
 
+use plumbing::Lock;
 pub use plumbing::{interface_of, new_place, port_index};
 pub use port::PanelPort;
 use registry::{Holder, Registration, Registry};
@@ -74,8 +75,7 @@ impl Panel {
         let registry = Registry::lock_unless(signals::end_is_pending)?;
         let taken = registry
             .holders()
-            .iter()
-            .find_map(|holder| match take_over(holder) {
+            .find_map(|holder| match take_over(&holder) {
                 Ok(pair) => Some(pair),
                 Err(error) => {
                     log::debug!("panel: process {}: {error}", holder.pid);
@@ -115,14 +115,16 @@ impl Panel {
         order: &Order,
         namespace: Option<BorrowedFd<'_>>,
     ) -> Result<Option<OwnedFd>> {
-        // So that a bridge that has no port yet is not swept.
-        let _lock = plumbing::is_about_a_bridge(order)
-            .then(Registry::lock)
-            .transpose()?;
+        let lock = match plumbing::lock_for(order) {
+            Lock::Unneeded => None,
+            // When many sessions end together a signal has come for this one, too.
+            Lock::Useful => Registry::lock_unless(signals::is_pending).ok(),
+            Lock::Needed => Some(Registry::lock()?),
+        };
         let mut fds = in_child(|| {
             enter(self.user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
             enter(self.net.as_fd(), CloneFlags::CLONE_NEWNET)?;
-            plumbing::execute(order, namespace).map(Vec::from_iter)
+            plumbing::execute(order, namespace, lock.is_some()).map(Vec::from_iter)
         })?;
         Ok(fds.pop())
     }

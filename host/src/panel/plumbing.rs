@@ -8,9 +8,10 @@
 //! ([`cable_name`]): a port is on one bridge with another only if each of the two ends has named
 //! the other's place.
 //!
-//! Bridges left without ports are swept whenever something is unplugged, and not before: the kernel
-//! takes tens of milliseconds for each, and nobody waits for a port that is unplugged. A hub has a
-//! port as long as its maker holds the tap or something is plugged in.
+//! Bridges left without ports are deleted whenever something is unplugged, and not before: the kernel
+//! takes tens of milliseconds for that, and nobody waits for a port that is unplugged. Where many
+//! sessions end together, those that would have to wait for the lock leave the bridges to the one that
+//! has it. A hub has a port as long as its maker holds the tap or something is plugged in.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -28,14 +29,35 @@ const CABLE: u32 = 0;
 /// The longest time that a hub does; far below what the kernel's clock can count.
 const LONGEST_AGEING: u32 = 1_000_000;
 
-/// Whether a bridge is made, used or left.
-pub(super) fn is_about_a_bridge(order: &Order) -> bool {
-    !matches!(order, Order::AddPort { .. })
+/// What an order needs the registry's lock for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lock {
+    /// Nothing: it is about no bridge.
+    Unneeded,
+    /// To delete bridges. Whoever has no lock leaves them to the next process that has.
+    Useful,
+    /// To use a bridge that has no port yet, which another process would delete.
+    Needed,
+}
+
+/// What an order needs the registry's lock for.
+pub(super) fn lock_for(order: &Order) -> Lock {
+    match order {
+        Order::AddPort { .. } => Lock::Unneeded,
+        Order::Unplug { .. } => Lock::Useful,
+        Order::Plug { .. } | Order::Serve { .. } | Order::Hub { .. } | Order::Attach { .. } => {
+            Lock::Needed
+        }
+    }
 }
 
 /// Executes an order in the calling process's network namespace. `namespace` is the member's, for
-/// a port.
-pub(super) fn execute(order: &Order, namespace: Option<BorrowedFd<'_>>) -> Result<Option<OwnedFd>> {
+/// a port; `is_locked` says whether the registry is.
+pub(super) fn execute(
+    order: &Order,
+    namespace: Option<BorrowedFd<'_>>,
+    is_locked: bool,
+) -> Result<Option<OwnedFd>> {
     let netlink = Netlink::open()?;
     match order {
         Order::AddPort {
@@ -72,7 +94,7 @@ pub(super) fn execute(order: &Order, namespace: Option<BorrowedFd<'_>>) -> Resul
             Ok(None)
         }
         Order::Unplug { port } => {
-            unplug(&netlink, &interface_of(port))?;
+            unplug(&netlink, &interface_of(port), is_locked)?;
             Ok(None)
         }
     }
@@ -146,24 +168,34 @@ fn attach(netlink: &Netlink, port: &str, bridge: &str) -> Result<()> {
     netlink.set_up(&port)
 }
 
-/// Takes a port off its bridge, and deletes the bridges that are of no use: those without another
-/// port, and the port's own cable, which leads nowhere now. The other end's port may be on that
-/// still, for the interface of an end that was killed goes a moment later.
-fn unplug(netlink: &Netlink, port: &str) -> Result<()> {
-    let links = netlink.links()?;
-    netlink.set_down(port)?;
-    netlink.set_bridge(port, None)?;
+/// Takes a port off its bridge. If it `may_delete` bridges, it deletes those that are of no use:
+/// those without another port, and the port's own cable, which leads nowhere now. The other end's
+/// port may be on that still, for the interface of an end that was killed goes a moment later.
+fn unplug(netlink: &Netlink, port: &str, may_delete: bool) -> Result<()> {
+    let links = may_delete.then(|| netlink.links()).transpose()?;
+    let links = links.unwrap_or_default();
+    match netlink
+        .set_down(port)
+        .and_then(|()| netlink.set_bridge(port, None))
+    {
+        // The member's interface was deleted, as at a session's end: the port went with it.
+        Err(error) if error.errno == libc::ENODEV => {}
+        outcome => outcome?,
+    }
     let own = links.iter().find(|link| link.name == port);
     let own = own.and_then(|link| link.bridge);
-    for bridge in links.iter().filter(|link| is_bridge(&link.name)) {
-        let is_its = |link: &&LinkView| link.bridge == Some(bridge.index);
-        let is_empty = !links.iter().filter(is_its).any(|link| link.name != port);
-        let is_own_cable = own == Some(bridge.index) && bridge.name.starts_with('c');
-        if is_empty || is_own_cable {
-            netlink.delete(&bridge.name)?;
-        }
-    }
-    Ok(())
+    let used = |bridge: &LinkView| {
+        let mut ports = links
+            .iter()
+            .filter(|link| link.bridge == Some(bridge.index));
+        ports.any(|link| link.name != port)
+    };
+    let is_own_cable =
+        |bridge: &LinkView| own == Some(bridge.index) && bridge.name.starts_with('c');
+    let useless = links
+        .iter()
+        .filter(|link| is_bridge(&link.name) && (is_own_cable(link) || !used(link)));
+    netlink.delete_all(useless)
 }
 
 fn is_bridge(name: &str) -> bool {

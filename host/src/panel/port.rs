@@ -51,10 +51,12 @@ impl PanelPort {
     fn order(&self, order: Order) -> Option<OwnedFd> {
         let done = self.orders.give(order).map(|done| done.tap);
         done.unwrap_or_else(|error| {
-            // At the end of the session the supervisor goes first.
-            let level = match error.kind {
-                ErrorKind::Closed => Level::Debug,
-                _ => Level::Error,
+            // At the end of the session the supervisor goes first, and the port with the namespace.
+            // If a command deletes the interface the supervisor says so.
+            let is_expected = error.kind == ErrorKind::Closed || error.errno == libc::ENODEV;
+            let level = match is_expected {
+                true => Level::Debug,
+                false => Level::Error,
             };
             log::log!(level, "the panel: {error}");
             None

@@ -5,7 +5,8 @@
 //! and then used by its descriptor. In it is a file `lock`, and for each holder a file named by its
 //! process id that says when the process started and which of its descriptors are the panel's.
 //!
-//! Everything is done under the lock. A file whose process is gone is removed by whoever finds it. Who
+//! Everything is done under the lock. A file whose process is gone is removed by whoever finds it:
+//! each process looks at a few. Who
 //! leaves no holder behind removes the directory, lock included; so one who waited for the lock looks
 //! whether what it has locked is still the file of that name.
 //!
@@ -34,7 +35,7 @@ const LOCK: &str = "lock";
 /// How long to wait for the lock: it is held for milliseconds, but many may want it at once.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long to wait between two looks at the lock, the first time.
-const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const FIRST_PAUSE: Duration = Duration::from_micros(100);
 /// The longest such pause: a hundred who look all the time would leave the holder no processor.
 const LAST_PAUSE: Duration = Duration::from_millis(16);
 /// The longest text of a holder's file, in bytes: a 64-bit and two 32-bit numbers fit.
@@ -124,20 +125,11 @@ impl Registry {
         }
     }
 
-    /// The holders that are alive.
-    pub(super) fn holders(&self) -> Vec<Holder> {
+    /// The holders that are alive. Each is looked at only when it is asked for: so who needs one
+    /// holder needs as long beside hundreds as beside one.
+    pub(super) fn holders(&self) -> impl Iterator<Item = Holder> {
         let names = self.dir.names().unwrap_or_default().into_iter();
-        let entries = names.filter_map(|name| Some((name.parse().ok()?, self.dir.at(&name))));
-        let alive = entries.filter_map(|(pid, path)| {
-            let holder = read_holder(pid, &path);
-            let alive = holder.filter(|holder| runtime::start_time(pid) == Some(holder.started));
-            if alive.is_none() {
-                // Another may have been faster; then it is gone all the same.
-                let _ = fs::remove_file(&path);
-            }
-            alive
-        });
-        alive.collect()
+        names.filter_map(|name| living(name.parse().ok()?, &self.dir.at(&name)))
     }
 
     /// Registers this process as a holder.
@@ -163,7 +155,7 @@ impl Registry {
 impl Drop for Registry {
     /// Without holders there is nothing to register.
     fn drop(&mut self) {
-        if self.holders().is_empty() {
+        if !self.dir.sweep(|pid, path| living(pid, path).is_some()) {
             let _ = fs::remove_file(self.dir.at(LOCK));
             self.dir.remove();
         }
@@ -193,6 +185,12 @@ impl Drop for Registration {
             drop(lock(false));
         }
     }
+}
+
+/// The holder of which a file tells, if it is alive.
+fn living(pid: u32, path: &Path) -> Option<Holder> {
+    let holder = read_holder(pid, path);
+    holder.filter(|holder| runtime::start_time(pid) == Some(holder.started))
 }
 
 /// What a holder's file says; `None` if it is none.

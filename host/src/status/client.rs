@@ -65,18 +65,6 @@ pub fn ask_all() -> Result<Vec<Answer>> {
     Ok(chunks.flat_map(|chunk| ask(chunk, &mut room)).collect())
 }
 
-/// Removes the sockets of processes that are gone, without asking the others.
-pub(super) fn sweep(dir: &Dir) {
-    // If the directory cannot be read there is nothing to be done.
-    for name in dir.names().unwrap_or_default() {
-        let pid = name.trim_start_matches('.').parse();
-        if pid.is_ok_and(|pid| runtime::start_time(pid).is_none()) {
-            // Another may have been faster; then it is gone all the same.
-            let _ = fs::remove_file(dir.at(&name));
-        }
-    }
-}
-
 /// The asking end of a connection to a process.
 type StatusChannel = Channel<Nothing, ReportReply>;
 

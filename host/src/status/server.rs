@@ -18,10 +18,10 @@ use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::geteuid;
 use serde::Serialize;
 
-use super::{client, directory};
+use super::directory;
 use crate::error::{Error, ErrorKind, Result, system};
 use crate::ipc::{Channel, Nothing, ReportReply};
-use crate::runtime::Dir;
+use crate::runtime::{self, Dir};
 
 /// Askers that wait to be answered at a time; more are turned away.
 const MAX_ASKERS: usize = 32;
@@ -65,7 +65,7 @@ impl Server {
     }
 
     fn listen_in(dir: Dir) -> Result<Self> {
-        client::sweep(&dir);
+        sweep(&dir);
         let pid = process::id();
         let name = pid.to_string();
         let hidden = dir.at(&format!(".{pid}"));
@@ -144,10 +144,15 @@ impl Drop for Server {
         let _ = fs::remove_file(self.dir.at(&self.pid.to_string()));
         // Fails while others are in there, or something that one of them has left.
         if !self.dir.remove() {
-            client::sweep(&self.dir);
+            sweep(&self.dir);
             self.dir.remove();
         }
     }
+}
+
+/// Removes sockets of processes that are gone, without asking the others.
+fn sweep(dir: &Dir) {
+    dir.sweep(|pid, _| runtime::start_time(pid).is_some());
 }
 
 /// A socket that listens at `path`, for its owner alone.

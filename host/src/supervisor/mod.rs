@@ -39,7 +39,7 @@ use crate::ipc::{
 use crate::lasting::Wait;
 use crate::namespace::{self, Plan};
 use crate::panel::{self, Panel, new_place, port_index};
-use crate::process::{exit_child, fork_child, wait};
+use crate::process::{exit_child, fork_child, give_back_memory, wait};
 use crate::runtime;
 use crate::signals::Signals;
 use crate::status::server::Server;
@@ -206,6 +206,7 @@ impl<'a> Supervisor<'a> {
             self.plug_in()?;
         }
         self.is_running = true;
+        give_back_memory();
         self.next_beat = Instant::now() + BEAT;
         loop {
             match self.ended {
