@@ -10,7 +10,7 @@
 //! through its descriptor, so it does not matter what the names on the way to it stand for later.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -261,9 +261,13 @@ pub fn namespace(kind: &str) -> Result<u64> {
 /// When a process started, in clock ticks since boot: field 22 of /proc/PID/stat (proc(5)), counted behind the name in brackets. `None`
 /// if it has ended, even if nobody has taken note of that yet.
 pub fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // One call reads what is needed, and much more: the name has 64 bytes at most, a number 20.
+    let mut stat = [0; 1024];
+    let length = File::open(format!("/proc/{pid}/stat"))
+        .and_then(|mut file| file.read(&mut stat))
+        .ok()?;
     // The name has any bytes.
-    let stat = String::from_utf8_lossy(&stat);
+    let stat = String::from_utf8_lossy(&stat[..length]);
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace();
     if matches!(fields.next()?, "Z" | "X") {
