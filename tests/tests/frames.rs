@@ -147,9 +147,13 @@ fn through_our_switch_and_hub() {
     need!("python3");
     for scheme in ["switch", "hub"] {
         let lab = Lab::new();
-        let plug = lab.vde_plug(["null://", &lab.vnl(scheme, "sw")]).spawn();
-        lab.wait_for("sw/ctl");
-        let vnl = lab.vnl("vde", "sw");
+        // One for each way, so that neither has stations of the other to remember.
+        let plugs = ["panel", "user"].map(|name| {
+            let plug = lab.vde_plug(["null://", &lab.vnl(scheme, name)]).spawn();
+            lab.wait_for(&format!("{name}/ctl"));
+            plug
+        });
+        let vnl = lab.vnl("vde", "panel");
         let vnls = [&*vnl, &vnl];
         let ends = connected(lab.vdens([""; 0]), lab.vdens([""; 0]), vnls);
         for end in &ends {
@@ -158,12 +162,16 @@ fn through_our_switch_and_hub() {
         loses(&lab, &ends, &PAUSES, false);
         drop(ends);
         // A switch may have legacy clients, which accept 9234 bytes at most.
+        let vnl = lab.vnl("vde", "user");
+        let vnls = [&*vnl, &vnl];
         let ends = connected(lab.vdens(["--no-panel"]), lab.vdens(["--no-panel"]), vnls);
         let lost = ["long-9235", "long-20014", "long-65014", "long-65535"];
         loses(&lab, &ends, &lost, true);
         drop(ends);
-        assert!(plug.is_running());
-        plug.terminate();
+        for plug in plugs {
+            assert!(plug.is_running());
+            plug.terminate();
+        }
     }
 }
 

@@ -78,7 +78,9 @@ fn another_user_was_first_at_the_runtime_directory() {
             let cost = "frames between them go through user space";
             let remedy = "set XDG_RUNTIME_DIR";
             let is_it = said.starts_with(&warning) && said.contains(cost) && said.contains(remedy);
-            assert!(is_it && lines.next().is_none(), "{script}: {output:#?}");
+            // Without a directory to look into there is nothing to list.
+            let rest = lines.find(|line| *line != "vdens: nothing of yours is running");
+            assert!(is_it && rest.is_none(), "{script}: {output:#?}");
         }
         // The remedy.
         let script = format!(
