@@ -24,9 +24,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use simplelog::{Config, ConfigBuilder, WriteLogger};
 
+use crate::cli::{self, config};
 use crate::error::{Error, Result};
 use crate::output::{Line, write_line};
-use crate::{cli, config};
 
 /// What the command line and the configuration say about logging.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

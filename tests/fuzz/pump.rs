@@ -10,7 +10,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use vdens::pump::{Counters, Pump, Stop};
+use vdens::worker::pump::{Counters, Pump, Stop};
 use vdens_plugin_api::negotiation::{Negotiation, Received};
 use vdens_plugin_api::wire::hello::{Body, Cable, Message, Nonce, SUPER_PREFIX, is_message};
 use vdens_plugin_api::{

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use vdens::config::Config;
+use vdens::cli::config::Config;
 
 use crate::engine::{Target, ensure};
 use crate::random::Random;

@@ -3,12 +3,14 @@
 use std::ffi::OsString;
 use std::process::exit;
 
+use vdens::cli::config::Config;
+use vdens::cli::login;
 use vdens::cli::{self, VdePlug};
-use vdens::config::Config;
 use vdens::error::{Result, report};
 use vdens::logging::{self, Choice};
-use vdens::process::fail_on_panic;
-use vdens::{login, plug, privilege};
+use vdens::plug;
+use vdens::sys::privilege;
+use vdens::sys::process::fail_on_panic;
 
 const PROGRAM: &str = "vde_plug";
 

@@ -2,16 +2,18 @@
 
 use std::process::exit;
 
+use vdens::cli::config::Config;
+use vdens::cli::plan::Session;
 use vdens::cli::{self, Vdens};
-use vdens::config::Config;
 use vdens::error::{EXIT_FAILURE, Error, Result, report};
-use vdens::loader::SearchPath;
 use vdens::logging::{self, Choice};
-use vdens::process::fail_on_panic;
-use vdens::session::Session;
-use vdens::status::{client, text};
-use vdens::supervisor::{self, Failure};
-use vdens::{check, doctor, listing, privilege, scaffold};
+use vdens::plugins::loader::SearchPath;
+use vdens::plugins::{check, list, scaffold};
+use vdens::session::{self, Failure};
+use vdens::sys::privilege;
+use vdens::sys::process::fail_on_panic;
+use vdens::tools::doctor;
+use vdens::tools::status::{client, text};
 
 const PROGRAM: &str = "vdens";
 
@@ -39,7 +41,7 @@ fn task(cli: &Vdens, config: &Config) -> Result<Option<i32>> {
     if cli.status {
         show_status(cli)?;
     } else if cli.list_plugins {
-        listing::run(&path, cli.json)?;
+        list::run(&path, cli.json)?;
     } else if let Some(dir) = &cli.new_plugin {
         scaffold::run(dir, cli.api.as_deref(), &path)?;
     } else if let Some(plugin) = &cli.check_plugin {
@@ -62,7 +64,7 @@ fn run(cli: &Vdens) -> Result<i32, Failure> {
         return Ok(status);
     }
     let session = Session::new(cli, &config)?;
-    supervisor::run(&session.plan, session.jobs)
+    session::run(&session.plan, session.jobs)
 }
 
 /// What does something else than run a command stands alone.

@@ -22,7 +22,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, ErrorKind, Result, system};
-use crate::process::wait;
+use crate::sys::process::wait;
 
 /// The longest message, in bytes.
 const MAX_MESSAGE: usize = 8192;

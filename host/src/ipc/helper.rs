@@ -8,7 +8,7 @@ use nix::sys::wait::waitpid;
 
 use super::{Channel, HelperReply, Nothing};
 use crate::error::{EXIT_FAILURE, Error, Result};
-use crate::process::{exit_child, fork_child};
+use crate::sys::process::{exit_child, fork_child};
 
 /// Runs `work` in a child and returns the descriptors that it results in. For processes that no
 /// plugin has entered.

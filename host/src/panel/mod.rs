@@ -41,10 +41,10 @@ pub use port::PanelPort;
 use registry::{Holder, Registration, Registry};
 pub use service::Service;
 
-use crate::config::Config;
+use crate::cli::config::Config;
 use crate::error::{Error, ErrorKind, Result, system};
 use crate::ipc::{Channel, Order, Reply, Request, in_child, malformed};
-use crate::signals;
+use crate::sys::signals;
 use crate::sys::user_namespace::unshare_mapped;
 
 /// The ioctls of nsfs (ioctl_nsfs(2)).

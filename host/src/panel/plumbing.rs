@@ -18,10 +18,10 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use vdens_plugin_api::tap::{MAX_MTU, Tap};
 use vdens_plugin_api::wire::hello::Nonce;
 
-use crate::carrier::LinkWatch;
 use crate::error::{Error, Result};
 use crate::ipc::Order;
-use crate::netlink::{LinkView, Netlink};
+use crate::sys::netlink::{LinkView, Netlink};
+use crate::worker::carrier::LinkWatch;
 
 /// A bridge with two ports remembers no address: it is a cable, what goes in at one end comes out
 /// at the other.

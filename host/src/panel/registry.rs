@@ -28,7 +28,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::runtime::{self, Dir};
+use crate::sys::runtime::{self, Dir};
 
 /// The name of the file that is locked.
 const LOCK: &str = "lock";

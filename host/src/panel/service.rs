@@ -17,8 +17,8 @@ use nix::unistd::{Pid, getpid, setsid};
 use super::{Orders, Panel, answer, nobody_keeps};
 use crate::error::{EXIT_FAILURE, Result};
 use crate::ipc::{Channel, Received, Reply, Request, malformed};
-use crate::process::{detach, exit_child, fork_child};
-use crate::signals;
+use crate::sys::process::{detach, exit_child, fork_child};
+use crate::sys::signals;
 
 /// How long it may take to carry out an order; then it hangs, and the plug goes on without the
 /// panel. Longer than the registry's lock may take.

@@ -1,0 +1,238 @@
+//! What a user may have meant: advice for a command line that is legal and hardly intended.
+//!
+//! A word without `://` is the path of a switch, so almost every word is a legal VNL. A word is
+//! suspected only if nothing exists at that path and it reads like something else: a command, an
+//! option's name, a VNL without its slashes. To open it would fail anyway. With `--wait` it may
+//! succeed later, so then the suspicion is a warning and no error.
+
+use std::env;
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use clap::CommandFactory;
+use clap::error::{ContextKind, ContextValue};
+use vdens_plugin_api::vnl::{Keys, Spec, Vnl};
+
+use crate::cli::Vdens;
+use crate::error::{Error, Result};
+use crate::plugins::host_services::Plugins;
+
+/// The command line that a word is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommandLine {
+    /// `vdens VNL COMMAND`.
+    Vdens,
+    /// `vdens --multi VNL... -- COMMAND`.
+    Multi,
+    /// `vde_plug VNL VNL`.
+    VdePlug,
+}
+
+/// Judges a word that stands for a network on `line`. A session that waits for its links is warned.
+///
+/// # Errors
+/// The word is no VNL that can be opened now, and reads like something else.
+pub fn check(word: &str, line: CommandLine, plugins: &Plugins, is_waiting: bool) -> Result<()> {
+    match suspicion(word, line, plugins) {
+        Some(error) if is_waiting => log::warn!("{error}"),
+        Some(error) => return Err(error),
+        None => {}
+    }
+    Ok(())
+}
+
+fn suspicion(word: &str, line: CommandLine, plugins: &Plugins) -> Option<Error> {
+    let is_interface = line != CommandLine::VdePlug;
+    if word.contains("://") || is_interface && matches!(word, "-" | "no") || word.starts_with('=') {
+        return None;
+    }
+    // Whatever is there may be meant, even if it cannot be opened.
+    if word.is_empty() || fs::symlink_metadata(word).is_ok() {
+        return None;
+    }
+    if let Some((scheme, rest)) = word.split_once(':')
+        && Vnl::is_scheme(scheme)
+        && plugins.has(scheme)
+    {
+        return Some(taken_for_a_network(word).hint(format!("did you mean {scheme}://{rest}?")));
+    }
+    if !word.contains('/') && is_command(OsStr::new(word)) {
+        let advice = match line {
+            CommandLine::Vdens => format!("to run the command, write vdens no {word} …"),
+            CommandLine::Multi => {
+                format!("put -- before the command: vdens --multi VNL … -- {word} …")
+            }
+            CommandLine::VdePlug => format!("a command stands after '=': vde_plug VNL = {word} …"),
+        };
+        return Some(taken_for_a_network(word).hint(advice));
+    }
+    let is_option = Vdens::command()
+        .get_arguments()
+        .any(|option| option.get_long() == Some(word));
+    (is_interface && is_option)
+        .then(|| taken_for_a_network(word).hint(format!("did you mean vdens --{word}?")))
+}
+
+fn taken_for_a_network(word: &str) -> Error {
+    Error::usage(format!(
+        "'{word}' is taken for a network, and there is no switch directory of that name"
+    ))
+}
+
+/// Checks the two ends of a plug: it cannot be both ends of one cable.
+///
+/// # Errors
+/// Both are the same `ptp://`.
+pub fn check_cable(near: &str, far: &str) -> Result<()> {
+    let cable = |vnl| {
+        let vnl = Vnl::parse(vnl).ok().filter(|vnl| vnl.scheme == "ptp")?;
+        // Whatever the options are. A quoted bracket cuts its quotes apart, and is let pass.
+        let path = vnl.argument.split('[').next()?;
+        let spec = Spec::path_grammar(path, &Keys::new(&[])).ok()?;
+        spec.absolute_path().ok()
+    };
+    match (cable(near), cable(far)) {
+        (Some(near), Some(far)) if near == far => {
+            let message = format!("both ends are the cable ptp://{}", near.display());
+            Err(Error::usage(format!("{message}, which then leads nowhere"))
+                .hint("name two networks"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Adds what to do to the failure to read a VNL from the file `word`, if that is a program.
+pub fn explain(word: &str, error: Error) -> Error {
+    match is_executable(Path::new(word)) {
+        true => error.hint(format!("to run the program, write vdens no {word} …")),
+        false => error,
+    }
+}
+
+/// The error for an option in the place of a VNL or of a command; `place` says which.
+pub fn misplaced<Program: CommandFactory>(option: &str, place: impl fmt::Display) -> Error {
+    let mut command = Program::command();
+    let program = command.get_name().to_owned();
+    command = command.mut_arg("rest", |rest| {
+        rest.allow_hyphen_values(false).trailing_var_arg(false)
+    });
+    // The option alone, so that clap says what it knows of it.
+    let Err(error) = command.try_get_matches_from([&*program, option]) else {
+        return out_of_place(option, place, &program);
+    };
+    if error.kind() != clap::error::ErrorKind::UnknownArgument {
+        return out_of_place(option, place, &program);
+    }
+    let hint = suggestion(&error).unwrap_or_else(|| format!("see {program} --help"));
+    Error::usage(format!("there is no option '{option}'")).hint(hint)
+}
+
+fn out_of_place(option: &str, place: impl fmt::Display, program: &str) -> Error {
+    Error::usage(format!("'{option}' stands where {place} should")).hint(format!(
+        "options come before the first VNL; see {program} --help"
+    ))
+}
+
+/// What clap takes an unknown word for.
+pub fn suggestion(error: &clap::Error) -> Option<String> {
+    let kinds = [
+        ContextKind::SuggestedArg,
+        ContextKind::SuggestedSubcommand,
+        ContextKind::SuggestedValue,
+    ];
+    kinds.into_iter().find_map(|kind| match error.get(kind)? {
+        ContextValue::String(word) => Some(format!("did you mean {word}?")),
+        ContextValue::Strings(words) => Some(format!("did you mean {}?", words.first()?)),
+        _ => None,
+    })
+}
+
+/// The `candidate` that `word` is most likely a misspelling of.
+pub fn similar(word: &str, candidates: impl IntoIterator<Item = String>) -> Option<String> {
+    // A third of the letters may differ, and at least one.
+    let limit = (word.chars().count() / 3).max(1);
+    let distance = |candidate: &String| strsim::damerau_levenshtein(word, candidate);
+    candidates
+        .into_iter()
+        .filter(|candidate| candidate.len() > limit && distance(candidate) <= limit)
+        .min_by_key(distance)
+}
+
+/// Whether `word` names a program, as execvp(3) looks for it.
+pub fn is_command(word: &OsStr) -> bool {
+    if word.as_bytes().contains(&b'/') {
+        return is_executable(Path::new(word));
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    !word.is_empty() && env::split_paths(&path).any(|dir| is_executable(&dir.join(word)))
+}
+
+fn is_executable(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::VdePlug;
+    use crate::cli::config::Config;
+
+    #[test]
+    fn a_misspelling_is_near() {
+        let schemes = || ["ptp", "tap", "vde", "switch", "vxlan"].map(str::to_owned);
+        let near = |word| similar(word, schemes());
+        assert_eq!(near("pt").as_deref(), Some("ptp"));
+        assert_eq!(near("tpa").as_deref(), Some("tap"));
+        assert_eq!(near("swithc").as_deref(), Some("switch"));
+        for other in ["slirp", "x", "vxvde", "nosuch"] {
+            assert_eq!(near(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn what_exists_or_has_a_scheme_is_meant() {
+        let plugins = Plugins::new(&[], &Config::default()).unwrap();
+        let lines = [CommandLine::Vdens, CommandLine::Multi, CommandLine::VdePlug];
+        for line in lines {
+            for word in ["src", "Cargo.toml", "sh://x", "=sh", "", "x/sh", "nosuch"] {
+                assert!(check(word, line, &plugins, false).is_ok(), "{word}");
+            }
+            assert!(check("sh", line, &plugins, false).is_err());
+            assert!(check("sh", line, &plugins, true).is_ok());
+        }
+        let error = check("status", CommandLine::Vdens, &plugins, false).unwrap_err();
+        assert!(error.to_string().contains("vdens --status"), "{error}");
+    }
+
+    #[test]
+    fn a_plug_joins_two_cables() {
+        for same in ["ptp:///a", "ptp:///a[mode=0600]", "ptp:///./a"] {
+            assert!(check_cable("ptp:///a", same).is_err(), "{same}");
+        }
+        for other in ["ptp:///b", "vde:///a", "ptp://'/a[1]'", "ptp:///a\\[1]"] {
+            assert!(check_cable("ptp:///a", other).is_ok(), "{other}");
+        }
+        assert!(check_cable("ptp://'/a[1]'", "ptp://'/a[2]'").is_ok());
+        assert!(check_cable("null://", "null://").is_ok());
+    }
+
+    #[test]
+    fn an_option_is_unknown_or_out_of_place() {
+        for (option, words) in [
+            ("--satus", "did you mean --status?"),
+            ("--nonsense", "see vdens --help"),
+            ("--addr", "options come before"),
+            ("--addr=x", "options come before"),
+            ("-q", "options come before"),
+        ] {
+            let error = misplaced::<Vdens>(option, "a VNL").to_string();
+            assert!(error.contains(words), "{error}");
+        }
+        let error = misplaced::<VdePlug>("--groop", "a VNL").to_string();
+        assert!(error.contains("--group"), "{error}");
+    }
+}

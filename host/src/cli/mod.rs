@@ -1,0 +1,552 @@
+//! The command lines of `vdens` and `vde_plug`.
+//!
+//! These tables are the only place where options are defined: the parser, `--help` and docs/commands.md
+//! come from them. Everything from the first VNL on belongs to the user's command and is not looked at.
+
+pub mod config;
+pub mod login;
+pub mod mistakes;
+pub mod plan;
+pub mod vnls;
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, Parser};
+use ipnet::IpNet;
+
+use crate::cli::mistakes::{is_command, misplaced, suggestion};
+use crate::error::{Error, Result, report};
+use crate::output::written;
+use crate::sys::netlink::Mac;
+use crate::worker::reconnecting::Wait;
+
+/// Options that both programs have.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Common {
+    /// Read this configuration file instead of the usual ones
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Look for plugins in this directory first; can be repeated
+    #[arg(long, value_name = "DIR")]
+    pub plugin_dir: Vec<PathBuf>,
+
+    /// Say more; -vv and -vvv still more
+    #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+
+    /// Say nothing but errors
+    #[arg(short, long)]
+    pub quiet: bool,
+
+    /// Append the log to this file
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+
+    /// Move all frames through user space, even between this user's own namespaces
+    #[arg(long)]
+    pub no_panel: bool,
+
+    /// Start although what a VNL needs is not there yet, and plug in when it is; with SECONDS, wait first, at most
+    /// that long, and fail then
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
+        default_missing_value = "", value_parser = wait)]
+    pub wait: Option<Wait>,
+}
+
+/// Run a command in a network namespace of its own, plugged into virtual Ethernet
+///
+/// A VNL (Virtual Network Locator) says what the interface vde0 is plugged into, for example
+/// ptp:///tmp/cable, vde:///tmp/switch or tap://tap0. A plain path is vde://PATH, =COMMAND is a command
+/// that speaks vdestream, and none, '-' or 'no' makes no interface. The command is the user's shell
+/// unless one is given; options after the VNL belong to it.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "vdens", version, disable_help_subcommand = true)]
+#[command(
+    override_usage = "vdens [OPTIONS] [VNL [COMMAND [ARG]...]]\n       vdens [OPTIONS] --multi [VNL]... [-- COMMAND [ARG]...]\n       vdens --list-plugins | --check-plugin PLUGIN [VNL [VNL]] | --new-plugin DIR"
+)]
+pub struct Vdens {
+    /// Make one interface for each VNL up to '--'
+    #[arg(short, long)]
+    pub multi: bool,
+
+    /// Name the interfaces PREFIX0, PREFIX1, ... [default: vde]
+    #[arg(short, long, value_name = "PREFIX")]
+    pub iface: Option<String>,
+
+    /// Show FILE at /etc/resolv.conf [env: VDE_RESOLVCONF]
+    #[arg(short, long, value_name = "FILE")]
+    pub resolvconf: Option<PathBuf>,
+
+    /// Show a resolv.conf with these name servers, separated by commas; wins over -r [env:
+    /// VDE_RESOLVADDR]
+    #[arg(short = 'R', long, value_name = "ADDR[,ADDR]")]
+    pub resolvaddr: Option<String>,
+
+    /// Set the host name
+    #[arg(short = 'H', long, value_name = "NAME")]
+    pub hostname: Option<String>,
+
+    /// Keep CAP_SYS_ADMIN, so that the command can mount
+    #[arg(short, long)]
+    pub sysadm: bool,
+
+    /// Accepted for compatibility; makes no difference
+    #[arg(short, long)]
+    pub clone: bool,
+
+    /// Accepted for compatibility; makes no difference
+    #[arg(short, long)]
+    pub unshare: bool,
+
+    /// Set lo and all interfaces up
+    #[arg(long)]
+    pub up: bool,
+
+    /// List this user's running vdens and vde_plug, with their links, and do nothing else
+    #[arg(long)]
+    pub status: bool,
+
+    /// Check that this machine has what vdens needs, say how to mend what it lacks, and do nothing else
+    #[arg(long)]
+    pub doctor: bool,
+
+    /// With --status, --doctor or --list-plugins, print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Give an interface an address, and set all up; with --multi, N: is the interface's number; can be repeated
+    #[arg(long, value_name = "[N:]IP/PREFIX", value_parser = numbered::<Cidr>)]
+    pub addr: Vec<Numbered<Cidr>>,
+
+    /// Route everything else through this address; once for IPv4 and once for IPv6
+    #[arg(long, value_name = "IP")]
+    pub gateway: Vec<IpAddr>,
+
+    /// Set the MTU of the interfaces, in bytes
+    #[arg(long, value_name = "[N:]BYTES", value_parser = numbered::<Mtu>)]
+    pub mtu: Vec<Numbered<Mtu>>,
+
+    /// Set an interface's Ethernet address
+    #[arg(long, value_name = "[N:]MAC", value_parser = numbered::<MacAddress>)]
+    pub mac: Vec<Numbered<MacAddress>>,
+
+    /// Let TCP send frames of up to 512 KiB on the panel: faster to a namespace, slower through it to anywhere else
+    #[arg(long)]
+    pub big_tcp: bool,
+
+    /// List the plugins in all places, and what is wrong with them
+    #[arg(long, group = "task")]
+    pub list_plugins: bool,
+
+    /// Check a plugin, given as FILE or SCHEME; with a VNL it is opened twice and tried out, with two each is an end
+    #[arg(long, value_name = "PLUGIN", group = "task")]
+    pub check_plugin: Option<PathBuf>,
+
+    /// Write the source of a plugin into DIR, whose name becomes its scheme
+    #[arg(long, value_name = "DIR", group = "task")]
+    pub new_plugin: Option<PathBuf>,
+
+    /// The plugin-api that --new-plugin is to use: its directory, or a version
+    #[arg(long, value_name = "DIR|VERSION", requires = "new_plugin")]
+    pub api: Option<String>,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub common: Common,
+
+    /// A VNL or more, and the command
+    #[arg(
+        value_name = "VNL [COMMAND [ARG]...]",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub rest: Vec<OsString>,
+}
+
+/// Plug two virtual networks together, or one into standard input and output
+///
+/// With one VNL, or none for the default switch, frames go to standard output and come from
+/// standard input as a vdestream. After '=' stands a command to speak vdestream with instead.
+#[derive(Clone, Debug, Default, Parser)]
+#[command(name = "vde_plug", version, disable_help_subcommand = true)]
+#[command(
+    override_usage = "vde_plug [OPTIONS] [VNL]\n       vde_plug [OPTIONS] VNL VNL\n       vde_plug [OPTIONS] [VNL] = COMMAND [ARG]..."
+)]
+pub struct VdePlug {
+    /// Go to the background when both ends are open
+    #[arg(short, long)]
+    pub daemon: bool,
+
+    /// Write the process id to this file
+    #[arg(short, long, value_name = "FILE")]
+    pub pidfile: Option<PathBuf>,
+
+    /// Tell the system's log when the plug starts and stops
+    #[arg(short, long)]
+    pub log: bool,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub end: EndOptions,
+
+    /// The group of the sockets at the second end
+    #[arg(short = 'G', long, value_name = "GROUP")]
+    pub group2: Option<String>,
+
+    /// The permission bits of the sockets at the second end, octal
+    #[arg(short = 'M', long = "mod2", value_name = "MODE", value_parser = octal)]
+    pub mode2: Option<u32>,
+
+    /// The switch's port at the second end
+    #[arg(long, value_name = "NUMBER")]
+    pub port2: Option<u32>,
+
+    /// Be the restricted login shell that sshd starts: COMMAND is 'vde_plug ARGUMENTS' in one word
+    #[arg(short, value_name = "COMMAND", exclusive = true)]
+    pub command: Option<String>,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub common: Common,
+
+    /// One or two VNLs, or a VNL, '=' and a command
+    #[arg(
+        value_name = "VNL",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub rest: Vec<OsString>,
+}
+
+/// Options of `vde_plug` for its first end. They change nothing outside that end's sockets.
+#[derive(Args, Clone, Debug, Default)]
+pub struct EndOptions {
+    /// The group of the sockets at the first end
+    #[arg(short, long, value_name = "GROUP")]
+    pub group: Option<String>,
+
+    /// The permission bits of the sockets at the first end, octal
+    #[arg(short, long = "mod", value_name = "MODE", value_parser = octal)]
+    pub mode: Option<u32>,
+
+    /// The switch's port at the first end
+    #[arg(long, value_name = "NUMBER")]
+    pub port: Option<u32>,
+
+    /// What switches show for this plug
+    #[arg(short = 'D', long, value_name = "TEXT")]
+    pub descr: Option<String>,
+}
+
+/// Plug a virtual network of this machine into standard input and output
+///
+/// vde_plug is the login shell of this account, which can do nothing else. Without a VNL, the
+/// default switch is meant.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "vde_plug", version, disable_help_subcommand = true)]
+#[command(override_usage = "vde_plug [OPTIONS] [VNL]")]
+pub struct LoginPlug {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub end: EndOptions,
+
+    /// Say nothing but errors
+    #[arg(short, long)]
+    pub quiet: bool,
+
+    /// The VNL
+    #[arg(value_name = "VNL", default_value = "", hide_default_value = true)]
+    pub vnl: String,
+}
+
+/// A value that may be for one interface: `N:VALUE`. An IPv6 address can be read both ways (`1:fd00::1/64`);
+/// then it is interface N if there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Numbered<T> {
+    whole: Option<T>,
+    numbered: Option<(usize, T)>,
+}
+
+impl<T: Copy> Numbered<T> {
+    /// The interface's number, if one is meant, and the value, where there are `count` interfaces.
+    ///
+    /// # Errors
+    /// There is no interface of that number; the error is the number.
+    pub fn resolve(self, count: usize) -> Result<(Option<usize>, T), usize> {
+        match (self.numbered, self.whole) {
+            (Some((number, value)), _) if number < count => Ok((Some(number), value)),
+            (_, Some(value)) => Ok((None, value)),
+            (Some((number, _)), None) => Err(number),
+            (None, None) => Err(0),
+        }
+    }
+}
+
+fn numbered<T: FromStr>(text: &str) -> Result<Numbered<T>, T::Err> {
+    let numbered = text
+        .split_once(':')
+        .and_then(|(number, value)| Some((number.parse().ok()?, value.parse().ok()?)));
+    match (text.parse(), numbered) {
+        (Err(error), None) => Err(error),
+        (whole, numbered) => Ok(Numbered {
+            whole: whole.ok(),
+            numbered,
+        }),
+    }
+}
+
+/// An address with the length of its network's prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cidr(pub IpNet);
+
+impl FromStr for Cidr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (address, prefix) = text.split_once('/').unwrap_or((text, ""));
+        let address: IpAddr = address
+            .parse()
+            .map_err(|_| format!("'{address}' is no IP address"))?;
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        let net = prefix
+            .parse()
+            .ok()
+            .and_then(|prefix| IpNet::new(address, prefix).ok());
+        net.map(Self).ok_or_else(|| {
+            format!("a prefix length from 0 to {most} is wanted, as in {address}/24")
+        })
+    }
+}
+
+/// An MTU in bytes: 68 (the least that IPv4 allows, RFC 791) to 65521 (the most that a tap takes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mtu(pub u32);
+
+impl FromStr for Mtu {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(mtu) if (68..=65_521).contains(&mtu) => Ok(Self(mtu)),
+            _ => Err("an MTU is a number from 68 to 65521".into()),
+        }
+    }
+}
+
+/// A unicast Ethernet address, `02:00:00:00:00:01`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MacAddress(pub Mac);
+
+impl FromStr for MacAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bytes: Vec<u8> = text
+            .split(':')
+            .map(|byte| match byte.len() {
+                1 | 2 => u8::from_str_radix(byte, 16).ok(),
+                _ => None,
+            })
+            .collect::<Option<_>>()
+            .unwrap_or_default();
+        match <Mac>::try_from(bytes) {
+            Ok(mac) if mac[0] & 1 == 0 && mac != [0; 6] => Ok(Self(mac)),
+            Ok(_) => Err("it is no unicast address; 02:00:00:00:00:01 would do".into()),
+            Err(_) => Err("six hexadecimal bytes are wanted, such as 02:00:00:00:00:01".into()),
+        }
+    }
+}
+
+fn wait(text: &str) -> Result<Wait, String> {
+    if text.is_empty() {
+        return Ok(Wait::Meanwhile);
+    }
+    let seconds = text.parse().ok().map(Duration::try_from_secs_f64);
+    match seconds {
+        Some(Ok(time)) => Ok(Wait::AtMost(time)),
+        _ => Err("a number of seconds is wanted, such as 10".into()),
+    }
+}
+
+fn octal(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o7777 => Ok(mode),
+        _ => Err("permission bits are an octal number, such as 0660".into()),
+    }
+}
+
+impl Vdens {
+    /// The VNLs and the command among the trailing arguments. Without `--multi` there is exactly one VNL,
+    /// perhaps the empty one.
+    ///
+    /// # Errors
+    /// A VNL is not UTF-8, or an option stands among the VNLs or in the place of the command.
+    pub fn split_rest(&self) -> Result<(Vec<String>, Vec<OsString>)> {
+        if !self.multi {
+            let (vnl, command) = match self.rest.split_first() {
+                None => (String::new(), &[][..]),
+                Some((vnl, command)) => (text(vnl)?, command),
+            };
+            if is_option(&vnl) {
+                return Err(misplaced::<Self>(&vnl, "a VNL"));
+            }
+            // As with --multi, '--' may stand before the command.
+            let command = match command {
+                [dashes, command @ ..] if dashes == "--" => command,
+                command => command,
+            };
+            check_command(command)?;
+            return Ok((vec![vnl], command.to_vec()));
+        }
+        let mut parts = self.rest.splitn(2, |word| word == "--");
+        let vnls = parts.next().unwrap_or_default();
+        let command = parts.next().unwrap_or_default();
+        let vnls: Vec<String> = vnls.iter().map(text).collect::<Result<_>>()?;
+        if let Some(option) = vnls.iter().find(|vnl| is_option(vnl)) {
+            return Err(misplaced::<Self>(option, "a VNL"));
+        }
+        check_command(command)?;
+        Ok((vnls, command.to_vec()))
+    }
+}
+
+/// Whether a word in the place of a VNL is an option.
+pub fn is_option(word: &str) -> bool {
+    word.starts_with('-') && word != "-"
+}
+
+/// Refuses an option in the place of the command, unless there is a program of that name.
+fn check_command(command: &[OsString]) -> Result<()> {
+    match command.first() {
+        Some(word) if word.as_encoded_bytes().starts_with(b"-") && !is_command(word) => {
+            Err(misplaced::<Vdens>(&word.to_string_lossy(), "the command"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A command-line word that must be UTF-8.
+///
+/// # Errors
+/// It is not.
+pub fn text(word: &OsString) -> Result<String> {
+    word.to_str().map(str::to_owned).ok_or_else(|| {
+        Error::usage(format!("'{}' is not UTF-8", word.to_string_lossy()))
+            .hint("write other bytes of a path as %XX")
+    })
+}
+
+/// Parses a command line; prints help or a one-line error and exits if it is not to be run.
+pub fn parse<T: Parser>(program: &str, failure: i32, words: impl Iterator<Item = OsString>) -> T {
+    T::try_parse_from(words).unwrap_or_else(|error| {
+        if !error.use_stderr() {
+            // Help and version.
+            std::process::exit(match written(error.print()) {
+                Ok(()) => 0,
+                Err(error) => {
+                    report(program, error);
+                    failure
+                }
+            });
+        }
+        let text = error.to_string();
+        // What is missing stands on lines of its own.
+        let lines: Vec<_> = text
+            .lines()
+            .take_while(|line| !line.is_empty())
+            .map(str::trim)
+            .collect();
+        let line = lines.join(" ");
+        let line = line.strip_prefix("error: ").unwrap_or(&line);
+        let advice = suggestion(&error).unwrap_or_else(|| format!("see {program} --help"));
+        report(program, format_args!("{line}; {advice}"));
+        std::process::exit(failure);
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn vdens(words: &[&str]) -> Vdens {
+        Vdens::try_parse_from([&["vdens"], words].concat()).unwrap()
+    }
+
+    #[test]
+    fn the_tables_are_sound() {
+        Vdens::command().debug_assert();
+        VdePlug::command().debug_assert();
+        LoginPlug::command().debug_assert();
+    }
+
+    #[test]
+    fn options_after_the_vnl_belong_to_the_command() {
+        let cli = vdens(&["-i", "eth", "ptp:///tmp/a", "ls", "-i", "--", "x"]);
+        assert_eq!(cli.iface.as_deref(), Some("eth"));
+        let (vnls, command) = cli.split_rest().unwrap();
+        assert_eq!(vnls, ["ptp:///tmp/a"]);
+        assert_eq!(command, ["ls", "-i", "--", "x"]);
+        assert_eq!(vdens(&[]).split_rest().unwrap().0, [""]);
+        assert_eq!(vdens(&["-", "id"]).split_rest().unwrap().0, ["-"]);
+        assert_eq!(vdens(&["", "id"]).split_rest().unwrap().1, ["id"]);
+        assert_eq!(vdens(&["no", "--", "ls"]).split_rest().unwrap().1, ["ls"]);
+        let after = vdens(&["no", "--addr", "10.0.0.1/24"]).split_rest();
+        assert!(after.unwrap_err().hint.contains("before the first VNL"));
+    }
+
+    #[test]
+    fn waiting_may_have_a_limit() {
+        let wait = |option| vdens(&[option, "x"]).common.wait;
+        assert_eq!(wait("--wait"), Some(Wait::Meanwhile));
+        let limit = Duration::from_millis(2500);
+        assert_eq!(wait("--wait=2.5"), Some(Wait::AtMost(limit)));
+        for bad in ["--wait=-1", "--wait=soon", "--wait=1e99", "--wait=NaN"] {
+            assert!(Vdens::try_parse_from(["vdens", bad]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn multi_takes_vnls_up_to_the_dashes() {
+        let split = |words: &[&str]| vdens(words).split_rest().unwrap();
+        let (vnls, command) = split(&["-m", "a", "-", "no", "--", "ls", "-l", "--"]);
+        assert_eq!(vnls, ["a", "-", "no"]);
+        assert_eq!(command, ["ls", "-l", "--"]);
+        assert_eq!(split(&["--multi", "a", "b"]).0, ["a", "b"]);
+        assert!(vdens(&["-m", "a", "--up"]).split_rest().is_err());
+    }
+
+    #[test]
+    fn values_may_name_their_interface() {
+        let number =
+            |text: &str, count| numbered::<Cidr>(text).unwrap().resolve(count).map(|n| n.0);
+        assert_eq!(number("10.0.0.1/24", 1), Ok(None));
+        assert_eq!(number("1:10.0.0.1/24", 2), Ok(Some(1)));
+        assert_eq!(number("1:10.0.0.1/24", 1), Err(1));
+        assert_eq!(number("1:fd00::1/64", 2), Ok(Some(1)));
+        assert_eq!(number("1:fd00::1/64", 1), Ok(None));
+        assert_eq!(number("2001:db8::1/64", 8), Ok(None));
+        assert_eq!(
+            numbered::<Mtu>("2:9000").unwrap().resolve(3).unwrap().0,
+            Some(2)
+        );
+        assert!(numbered::<Mtu>("9").is_err());
+        let mac = numbered::<MacAddress>("1:02:00:00:00:00:ff").unwrap();
+        assert_eq!(
+            mac.resolve(2),
+            Ok((Some(1), MacAddress([2, 0, 0, 0, 0, 255])))
+        );
+        assert!(numbered::<MacAddress>("03:00:00:00:00:01").is_err());
+        assert!(numbered::<Cidr>("10.0.0.1").is_err());
+        assert!(
+            numbered::<Cidr>("10.0.0.1/33")
+                .unwrap_err()
+                .contains("0 to 32")
+        );
+    }
+}

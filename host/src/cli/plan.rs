@@ -1,0 +1,267 @@
+//! From the command line and the configuration to what is to be done: the namespace's [`Plan`] and a
+//! [`Job`] for each link. Whatever can be found wrong without making anything is found here.
+
+use std::collections::HashSet;
+use std::env;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use vdens_plugin_api::tap::{MAX_INTERFACE_NAME, check_interface_name};
+
+use crate::cli::config::Config;
+use crate::cli::mistakes::{self, CommandLine};
+use crate::cli::vnls::{self, End};
+use crate::cli::{Numbered, Vdens, text};
+use crate::error::{Error, Result};
+use crate::ipc::MAX_FDS;
+use crate::namespace::resolv::Resolv;
+use crate::namespace::{Interface, Plan};
+use crate::panel;
+use crate::plugins::host_services::Plugins;
+use crate::worker::Job;
+
+/// The most links of a session: their taps, and one descriptor more, are handed over together.
+const MAX_LINKS: usize = MAX_FDS - 1;
+
+/// The longest host name, in bytes (`__NEW_UTS_LEN` in <linux/utsname.h>).
+const MAX_HOSTNAME: usize = 64;
+
+/// The MTU that an interface has unless another is asked for, in bytes.
+const DEFAULT_MTU: u32 = 1500;
+
+/// A namespace and its links, planned.
+#[derive(Debug)]
+pub struct Session {
+    /// The namespace.
+    pub plan: Plan,
+    /// The links, one for each of the plan's interfaces.
+    pub jobs: Vec<Job>,
+}
+
+impl Session {
+    /// Plans what the command line asks for.
+    ///
+    /// # Errors
+    /// Something in it, or in the configuration, cannot be done: a bad name, address or VNL, or a scheme
+    /// without a plugin.
+    pub fn new(cli: &Vdens, config: &Config) -> Result<Self> {
+        let defaults = &config.defaults;
+        let (arguments, command) = cli.split_rest()?;
+        let plugins = Plugins::new(&cli.common.plugin_dir, config)?;
+        let line = match cli.multi {
+            true => CommandLine::Multi,
+            false => CommandLine::Vdens,
+        };
+        let end = |argument: &String| {
+            mistakes::check(argument, line, &plugins, cli.common.wait.is_some())?;
+            vnls::interface(argument, defaults.vnl.as_deref())
+                .map_err(|error| mistakes::explain(argument, error))
+        };
+        let ends = arguments
+            .iter()
+            .map(end)
+            .filter_map(Result::transpose)
+            .collect::<Result<Vec<End>>>()?;
+        if ends.len() > MAX_LINKS {
+            let message = format!(
+                "{} links are too many: a session has at most {MAX_LINKS}",
+                ends.len()
+            );
+            return Err(Error::usage(message).hint("start another vdens for the rest"));
+        }
+        for scheme in ends.iter().filter_map(End::scheme) {
+            plugins.check(scheme)?;
+        }
+        cli.hostname.as_deref().map_or(Ok(()), check_hostname)?;
+        let prefix = cli.iface.as_deref().or(defaults.iface.as_deref());
+        let mut interfaces = name_interfaces(prefix.unwrap_or("vde"), ends.len())?;
+        for_each(&cli.mtu, interfaces.len(), "--mtu", |at, mtu| {
+            let all = if at.is_some() {
+                0..0
+            } else {
+                0..interfaces.len()
+            };
+            all.chain(at)
+                .for_each(|at| interfaces[at].mtu = Some(mtu.0));
+            Ok(())
+        })?;
+        for_each(&cli.mac, interfaces.len(), "--mac", |at, mac| {
+            let interface = interfaces
+                .get_mut(at.unwrap_or(0))
+                .ok_or_else(|| none("--mac"))?;
+            interface.mac = Some(mac.0);
+            Ok(())
+        })?;
+        for_each(&cli.addr, interfaces.len(), "--addr", |at, address| {
+            let count = interfaces.len();
+            let interface = interfaces
+                .get_mut(at.unwrap_or(0))
+                .ok_or_else(|| none("--addr"))?;
+            let mut before = interface.addresses.iter();
+            if at.is_none() && count > 1 && before.any(|net| is_same_family(*net, address.0)) {
+                log::warn!(
+                    "--addr {0} is one more address of {1}; for interface 1 write --addr 1:{0}",
+                    address.0,
+                    interface.name
+                );
+            }
+            interface.addresses.push(address.0);
+            Ok(())
+        })?;
+        let jobs = interfaces.iter().zip(&ends).map(|(interface, end)| Job {
+            interface: interface.name.clone(),
+            mtu: interface.mtu.unwrap_or(DEFAULT_MTU),
+            end: end.clone(),
+            wait: cli.common.wait.unwrap_or_default(),
+            plugins: plugins.clone(),
+            ticket: None,
+        });
+        let jobs = jobs.collect();
+        let up =
+            cli.up || defaults.up == Some(true) || !cli.addr.is_empty() || !cli.gateway.is_empty();
+        let plan = Plan {
+            label: label(&interfaces, &ends),
+            up,
+            gateways: gateways(&cli.gateway)?,
+            hostname: cli.hostname.clone(),
+            resolv: resolv(cli, config)?,
+            sysadmin: cli.sysadm,
+            panel: panel::is_wanted(cli.common.no_panel, config),
+            big_tcp: cli.big_tcp || defaults.big_tcp == Some(true),
+            welcome: (command.is_empty() && !cli.common.quiet).then(|| welcome(&interfaces, &ends)),
+            command,
+            interfaces,
+        };
+        Ok(Self { plan, jobs })
+    }
+}
+
+/// The resolv.conf: what the command line says, else the environment, else the configuration.
+fn resolv(cli: &Vdens, config: &Config) -> Result<Option<Resolv>> {
+    let variable = |name| env::var_os(name).filter(|value| !value.is_empty());
+    let choices = [
+        (cli.resolvaddr.clone(), cli.resolvconf.clone()),
+        (
+            variable("VDE_RESOLVADDR")
+                .map(|value| text(&value))
+                .transpose()?,
+            variable("VDE_RESOLVCONF").map(PathBuf::from),
+        ),
+        (config.defaults.resolvaddr.clone(), None),
+    ];
+    let made = choices
+        .iter()
+        .find(|(servers, file)| servers.is_some() || file.is_some());
+    made.map_or(Ok(None), |(servers, file)| {
+        Resolv::choose(servers.as_deref(), file.as_deref())
+    })
+}
+
+fn name_interfaces(prefix: &str, count: usize) -> Result<Vec<Interface>> {
+    if prefix.is_empty() {
+        return Err(Error::usage("the interface prefix is empty"));
+    }
+    let name = |number| {
+        let name = format!("{prefix}{number}");
+        if name.len() > MAX_INTERFACE_NAME {
+            return Err(Error::usage(format!(
+                "the interface prefix '{prefix}' is too long: '{name}' has {} bytes, and at most {MAX_INTERFACE_NAME} fit",
+                name.len()
+            ))
+            .hint("give a shorter one with -i"));
+        }
+        check_interface_name(&name)?;
+        let interface = Interface {
+            name,
+            ..Interface::default()
+        };
+        Ok(interface)
+    };
+    // A prefix is looked at even if no interface is to be made.
+    name(count.saturating_sub(1))?;
+    (0..count).map(name).collect()
+}
+
+/// Calls `set` for each value with the interface it is meant for.
+fn for_each<T: Copy>(
+    values: &[Numbered<T>],
+    count: usize,
+    option: &str,
+    mut set: impl FnMut(Option<usize>, T) -> Result<()>,
+) -> Result<()> {
+    for value in values {
+        let (at, value) = value.resolve(count).map_err(|number| {
+            let message = format!("{option} is for interface {number}");
+            match count {
+                0 => none(option),
+                1 => Error::usage(format!("{message}, and the only interface is number 0"))
+                    .hint("leave the number out, or make more interfaces with --multi"),
+                _ => Error::usage(format!("{message}, and there are {count}"))
+                    .hint(format!("their numbers are 0 to {}", count - 1)),
+            }
+        })?;
+        set(at, value)?;
+    }
+    Ok(())
+}
+
+fn is_same_family(a: IpNet, b: IpNet) -> bool {
+    a.addr().is_ipv4() == b.addr().is_ipv4()
+}
+
+/// Checks a host name: labels as in RFC 1123, section 2.1, and no longer than the kernel's.
+fn check_hostname(name: &str) -> Result<()> {
+    let is_label = |label: &str| {
+        let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        (1..=63).contains(&label.len())
+            && label.bytes().all(is_allowed)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if name.len() <= MAX_HOSTNAME && name.split('.').all(is_label) {
+        return Ok(());
+    }
+    Err(
+        Error::usage(format!("'{name}' is no host name")).hint(format!(
+            "it has letters, digits, '-' and '.', and at most {MAX_HOSTNAME} bytes"
+        )),
+    )
+}
+
+fn none(option: &str) -> Error {
+    Error::usage(format!("{option} is given, and there is no interface")).hint("name a VNL")
+}
+
+fn gateways(gateways: &[IpAddr]) -> Result<Vec<IpAddr>> {
+    let mut families = HashSet::new();
+    match gateways
+        .iter()
+        .find(|gateway| !families.insert(gateway.is_ipv4()))
+    {
+        Some(second) => Err(Error::usage(format!(
+            "--gateway {second} is the second of its family"
+        ))),
+        None => Ok(gateways.to_vec()),
+    }
+}
+
+/// What the user's shell says first: what is plugged in, and how to leave.
+fn welcome(interfaces: &[Interface], ends: &[End]) -> String {
+    let pairs = interfaces.iter().zip(ends);
+    let words: Vec<String> = pairs
+        .map(|(interface, end)| format!("{} on {end}", interface.name))
+        .collect();
+    let network = match &words[..] {
+        [] => "no network".to_owned(),
+        words => words.join(", "),
+    };
+    format!("{network}; type 'exit' to leave")
+}
+
+/// What `VDENS` is in the command's environment: `vde0=ptp:///tmp/a vde1=tap://tap0`.
+fn label(interfaces: &[Interface], ends: &[End]) -> String {
+    let pairs = interfaces.iter().zip(ends);
+    let words: Vec<String> = pairs.map(|(i, end)| format!("{}={end}", i.name)).collect();
+    words.join(" ")
+}

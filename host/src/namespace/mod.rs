@@ -1,0 +1,309 @@
+//! The namespace child: it makes the namespace, the interfaces in it, and becomes the command.
+//!
+//! In this order, because each step needs what the one before gave:
+//!
+//! 1. the panel's user namespace is entered, if there is a panel, so that the next becomes its child;
+//!    then a user namespace is made, which gives all capabilities over the other namespaces made with
+//!    it: network, UTS, and mount where something is to be mounted;
+//! 2. the caller's ids mapped to themselves, so that files keep their owners; `setgroups` is denied
+//!    first, because the kernel wants that of an unprivileged gid map;
+//! 3. host name and resolv.conf, with those capabilities; the supervisor gets the network namespace, has
+//!    interfaces on the panel made in it, and says which are left to be made here, as taps;
+//! 4. addresses and the like are configured; the watch over the carrier and the taps go to the supervisor, which answers
+//!    when the links are open;
+//! 5. the network capabilities are made ambient, so that they survive the exec and everything else
+//!    is lost with it, by root too;
+//! 6. the command is executed, and killed by the kernel if the supervisor should die before it.
+
+pub mod resolv;
+
+use std::env;
+use std::ffi::{CStr, CString, OsStr, OsString};
+use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::iter;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use caps::{CapSet, Capability, CapsHashSet};
+use ipnet::IpNet;
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sched::CloneFlags;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, execvp, geteuid, getppid, sethostname};
+use vdens_plugin_api::tap::Tap;
+
+use crate::error::{
+    EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_NOT_RUNNABLE, Error, ErrorKind, Result, system,
+};
+use crate::ipc::{Channel, FromNamespace, ToNamespace, malformed};
+use crate::namespace::resolv::Resolv;
+use crate::output::complain;
+use crate::panel::{self, Panel};
+use crate::sys::netlink::{Mac, Netlink};
+use crate::sys::signals::{self, Signals};
+use crate::sys::user_namespace::{unshare_mapped, unshare_when_there_is_room};
+use crate::worker::carrier::LinkWatch;
+
+/// An interface to be made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name, valid and unique.
+    pub name: String,
+    /// Its Ethernet address, if not the kernel's choice.
+    pub mac: Option<Mac>,
+    /// Its MTU in bytes, if not the kernel's choice.
+    pub mtu: Option<u32>,
+    /// Its addresses.
+    pub addresses: Vec<IpNet>,
+}
+
+/// What the namespace is to be like.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The interfaces, in order.
+    pub interfaces: Vec<Interface>,
+    /// Whether they and the loopback interface start up.
+    pub up: bool,
+    /// Default routers.
+    pub gateways: Vec<IpAddr>,
+    /// The host name, if not the caller's.
+    pub hostname: Option<String>,
+    /// The resolv.conf, if not the caller's.
+    pub resolv: Option<Resolv>,
+    /// Whether the command may mount and do other things that CAP_SYS_ADMIN allows.
+    pub sysadmin: bool,
+    /// The command and its arguments; the user's shell if empty.
+    pub command: Vec<OsString>,
+    /// What to say at a terminal before the user's shell starts.
+    pub welcome: Option<String>,
+    /// What `VDENS` is in the command's environment.
+    pub label: String,
+    /// Whether the kernel may carry frames between this namespace and the user's others.
+    pub panel: bool,
+    /// Whether TCP sends the longest frames it can on interfaces that are on the panel.
+    pub big_tcp: bool,
+}
+
+/// The namespace child's end of its channel to the supervisor.
+pub type NamespaceChannel = Channel<FromNamespace, ToNamespace>;
+
+/// The life of the namespace child; returns only if the command could not be run, with the exit status.
+pub fn run(
+    plan: &Plan,
+    panel: Option<&Panel>,
+    channel: &NamespaceChannel,
+    signals: &Signals,
+    supervisor: Pid,
+) -> i32 {
+    let failure = |status, error| {
+        // The supervisor reports the failure; if it is gone there is nobody to tell.
+        let _ = channel.send(&FromNamespace::Failed { status, error }, &[]);
+        status
+    };
+    match build(plan, panel).and_then(|()| interfaces(plan, channel)) {
+        Ok(true) => {}
+        Ok(false) => return EXIT_FAILURE,
+        Err(error) => return failure(EXIT_FAILURE, error),
+    }
+    match prepare(plan, signals, supervisor).and_then(|()| arguments(&plan.command)) {
+        Err(error) => failure(EXIT_FAILURE, error),
+        Ok(arguments) => {
+            let is_at_terminal = io::stdin().is_terminal() && io::stderr().is_terminal();
+            if let Some(welcome) = plan.welcome.as_ref().filter(|_| is_at_terminal) {
+                complain(welcome);
+            }
+            let (status, error) = execute(&arguments);
+            failure(status, error)
+        }
+    }
+}
+
+/// Makes the interfaces, if there are any, together with the supervisor, and waits for its word; `false` if that is
+/// that the session is over.
+fn interfaces(plan: &Plan, channel: &NamespaceChannel) -> Result<bool> {
+    if plan.interfaces.is_empty() {
+        if plan.up {
+            configure(&Netlink::open()?, plan)?;
+        }
+        return Ok(true);
+    }
+    let namespace = File::open("/proc/self/ns/net")
+        .map_err(|error| Error::io("open the network namespace", &error))?;
+    channel.send(&FromNamespace::NamespaceMade, &[namespace.as_fd()])?;
+    drop(namespace);
+    let taps = match channel.receive()?.well_formed()? {
+        Some((ToNamespace::MakeInterfaces(taps), _)) => taps,
+        Some((ToNamespace::Run, _)) => return Err(malformed("it comes too early")),
+        None => return Ok(false),
+    };
+    let netlink = Netlink::open()?;
+    let mut made = Vec::new();
+    for (interface, is_tap) in plan.interfaces.iter().zip(taps) {
+        if is_tap {
+            made.push(Tap::open(&interface.name)?);
+        } else if plan.big_tcp {
+            netlink.set_big_tcp(&interface.name)?;
+        }
+    }
+    configure(&netlink, plan)?;
+    let watch = LinkWatch::open()?;
+    let fds: Vec<_> = iter::once(watch.as_fd())
+        .chain(made.iter().map(Tap::as_fd))
+        .collect();
+    channel.send(&FromNamespace::InterfacesMade, &fds)?;
+    drop((watch, made));
+    match channel.receive()?.well_formed()? {
+        Some((ToNamespace::Run, _)) => Ok(true),
+        Some((ToNamespace::MakeInterfaces(_), _)) => Err(malformed("the interfaces are made")),
+        None => Ok(false),
+    }
+}
+
+/// Makes the namespace.
+fn build(plan: &Plan, panel: Option<&Panel>) -> Result<()> {
+    let mounts = plan.sysadmin || plan.resolv.is_some();
+    let mut flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS;
+    flags.set(CloneFlags::CLONE_NEWNS, mounts);
+    match panel {
+        Some(panel) => {
+            panel::enter(panel.user_namespace(), CloneFlags::CLONE_NEWUSER)?;
+            unshare_mapped(flags)?;
+        }
+        None => unshare_when_there_is_room(flags)?,
+    }
+    if let Some(name) = &plan.hostname {
+        sethostname(name).map_err(system(format_args!("set the host name to '{name}'")))?;
+    }
+    if mounts {
+        let private = MsFlags::MS_REC | MsFlags::MS_SLAVE;
+        let none: Option<&str> = None;
+        mount(none, "/", none, private, none).map_err(system("make mounts private"))?;
+    }
+    if let Some(resolv) = &plan.resolv {
+        resolv.mount()?;
+    }
+    Ok(())
+}
+
+fn configure(netlink: &Netlink, plan: &Plan) -> Result<()> {
+    if plan.up {
+        netlink.set_up("lo")?;
+    }
+    for interface in &plan.interfaces {
+        let name = &interface.name;
+        if let Some(mac) = interface.mac {
+            netlink.set_mac(name, mac)?;
+        }
+        if let Some(mtu) = interface.mtu {
+            netlink.set_mtu(name, mtu)?;
+        }
+        if plan.up {
+            netlink.set_up(name)?;
+        }
+        for address in &interface.addresses {
+            netlink.add_address(name, *address)?;
+        }
+    }
+    let mut gateways = plan.gateways.iter();
+    gateways.try_for_each(|gateway| netlink.add_default_route(*gateway))
+}
+
+/// Gives the process the state that the command is to start in.
+fn prepare(plan: &Plan, signals: &Signals, supervisor: Pid) -> Result<()> {
+    use Capability::{
+        CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, CAP_NET_BROADCAST, CAP_NET_RAW, CAP_SETFCAP,
+        CAP_SYS_ADMIN,
+    };
+    let network = [
+        CAP_NET_BIND_SERVICE,
+        CAP_NET_BROADCAST,
+        CAP_NET_ADMIN,
+        CAP_NET_RAW,
+    ];
+    let sysadmin = plan.sysadmin.then_some(CAP_SYS_ADMIN);
+    // Since Linux 5.12 a process needs CAP_SETFCAP to map root into a user namespace that it makes
+    // (user_namespaces(7)). Root's command needs that to start another vdens.
+    let nesting = geteuid().is_root().then_some(CAP_SETFCAP);
+    let kept: CapsHashSet = network.into_iter().chain(sysadmin).chain(nesting).collect();
+    forget_root()?;
+    caps::set(None, CapSet::Inheritable, &kept)
+        .and_then(|()| caps::clear(None, CapSet::Ambient))
+        .and_then(|()| {
+            let mut kept = kept.iter();
+            kept.try_for_each(|capability| caps::raise(None, CapSet::Ambient, *capability))
+        })
+        .map_err(|error| {
+            Error::new(
+                ErrorKind::Other,
+                format!("cannot keep capabilities: {error}"),
+            )
+        })?;
+    // SAFETY: no other thread exists in this forked child that could read the environment meanwhile.
+    unsafe { env::set_var("VDENS", &plan.label) };
+    signals::default(Signal::SIGPIPE);
+    signals.restore()?;
+    set_pdeathsig(Signal::SIGKILL).map_err(system("ask for a signal at the parent's death"))?;
+    match getppid() == supervisor {
+        true => Ok(()),
+        false => Err(Error::closed("the parent process is gone")),
+    }
+}
+
+/// Makes the exec of root give no capabilities, like the exec of any other user (SECBIT_NOROOT,
+/// capabilities(7)). A user namespace that is made within starts with these bits cleared.
+fn forget_root() -> Result<()> {
+    let bits = libc::SECBIT_NOROOT | libc::SECBIT_NOROOT_LOCKED;
+    // SAFETY: prctl(PR_SET_SECUREBITS) takes an integer and changes the credentials of this thread
+    // alone.
+    let outcome = unsafe { libc::prctl(libc::PR_SET_SECUREBITS, bits as libc::c_ulong) };
+    Errno::result(outcome)
+        .map(drop)
+        .map_err(system("set the secure bits"))
+}
+
+/// The words of the command: those that were given, else the user's shell.
+pub fn command_words(command: &[OsString]) -> Vec<OsString> {
+    let shell = || env::var_os("SHELL").filter(|shell| !shell.is_empty());
+    match command {
+        [] => vec![shell().unwrap_or_else(|| "/bin/sh".into())],
+        words => words.to_vec(),
+    }
+}
+
+fn arguments(command: &[OsString]) -> Result<Vec<CString>> {
+    let words = command_words(command).into_iter();
+    words
+        .map(|word| CString::new(word.into_vec()))
+        .collect::<Result<_, _>>()
+        .map_err(|_| Error::usage("an argument has a NUL byte in it"))
+}
+
+/// Becomes the command; returns only if that fails, with the exit status and why.
+fn execute(arguments: &[CString]) -> (i32, Error) {
+    let Some(program) = arguments.first() else {
+        return (EXIT_NOT_FOUND, Error::usage("there is no command"));
+    };
+    let Err(errno) = execvp(program, arguments);
+    // A directory of PATH that may not be searched makes "not found" read "permission denied".
+    let errno = match errno {
+        Errno::EACCES if !is_on_path(program) => Errno::ENOENT,
+        errno => errno,
+    };
+    let status = match errno {
+        Errno::ENOENT => EXIT_NOT_FOUND,
+        _ => EXIT_NOT_RUNNABLE,
+    };
+    let error = system(format_args!("run '{}'", program.to_string_lossy()))(errno);
+    (status, error)
+}
+
+fn is_on_path(program: &CStr) -> bool {
+    let program = OsStr::from_bytes(program.to_bytes());
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut dirs = env::split_paths(&path);
+    program.as_bytes().contains(&b'/') || dirs.any(|dir| dir.join(program).exists())
+}

@@ -1,0 +1,624 @@
+//! The checks, one function each.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use vdens_plugin_api::vnl::{Keys, Spec, Vnl};
+use vdens_plugin_api::{
+    BATCH_FRAMES, Capabilities, Error, ErrorKind, MAX_LEGACY_FRAME, MIN_FRAME, Result,
+};
+
+use super::Verdict;
+use super::bench::{Bench, PATIENCE};
+use super::frames::{Flaw, compare, frame};
+use crate::plugins::loader::SearchPath;
+
+/// What is checked.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// The plugin's scheme.
+    pub scheme: String,
+    /// The VNLs of the two ends, if they are known.
+    pub vnls: Option<[String; 2]>,
+    /// What the plugin says of its links.
+    pub capabilities: Capabilities,
+    /// Where plugins are found, this one first.
+    pub path: SearchPath,
+}
+
+impl Subject {
+    fn has_one_end(&self) -> bool {
+        self.capabilities.contains(Capabilities::ONE_END)
+    }
+
+    /// A bench with nothing on it; the verdict if there is nothing to put there.
+    fn bench(&self) -> Result<Bench, Verdict> {
+        let vnls = self.vnls.clone();
+        let vnls = vnls.ok_or_else(|| Verdict::skipped("no VNL was given"))?;
+        Ok(Bench::new(self.path.clone(), vnls))
+    }
+
+    /// A bench for two ends.
+    fn cable(&self) -> Result<Bench, Verdict> {
+        match self.has_one_end() {
+            true => Err(Verdict::skipped(
+                "it says that its links have one end (capability one-end)",
+            )),
+            false => self.bench(),
+        }
+    }
+
+    /// Opens what there is to be opened: both ends, or the one.
+    fn open(&self, bench: &mut Bench) -> Result<bool> {
+        match self.has_one_end() {
+            true => bench.open(0).map(|()| true),
+            false => bench.open_both(),
+        }
+    }
+}
+
+/// A check. An error is a link's own, and a failure like others.
+pub type Check = fn(&Subject) -> Result<Verdict>;
+
+/// All of them, in the order of the report.
+pub const ALL: &[(&str, Check)] = &[
+    ("odd VNLs", odd_vnls),
+    ("open", open),
+    ("frames", frames),
+    ("batches", batches),
+    ("idle", idle),
+    ("wake-up", wake_up),
+    ("full queue", full_queue),
+    ("hang-up", hang_up),
+    ("reopening", reopening),
+    ("descriptors", descriptors),
+    ("leftovers", leftovers),
+];
+
+/// Ends a check with the verdict that a step has come to.
+macro_rules! ready {
+    ($step:expr) => {
+        match $step {
+            Ok(value) => value,
+            Err(verdict) => return Ok(verdict),
+        }
+    };
+}
+
+const NO_CARRIER: &str = "state() must say carrier when the far end is there (State::UP), and links that cannot know say so always";
+
+/// The verdict on a link that reported an error.
+pub fn broken(error: Error) -> Verdict {
+    let remedy = match error.kind {
+        ErrorKind::Panic => {
+            "code in a plugin does not panic: return an Error; RUST_BACKTRACE=1 shows where it comes from"
+        }
+        _ if error.hint.is_empty() => {
+            "an error from recv() or send() means that the link is of no more use"
+        }
+        _ => &error.hint,
+    };
+    Verdict::failed(error.message.clone(), remedy)
+}
+
+/// What the plugin says of itself is of use to a person.
+pub fn manifest(description: &str, version: &str) -> Verdict {
+    if description.trim().is_empty() || description.contains('\n') {
+        let why = format!("the description is {description:?}");
+        return Verdict::failed(why, "describe the transport in one line in export_plugin!");
+    }
+    Verdict::Ok(format!("{version}, {description}"))
+}
+
+/// Malformed VNLs are refused in one line, without a panic, or taken. They name nothing that could exist.
+fn odd_vnls(subject: &Subject) -> Result<Verdict> {
+    let long = "x".repeat(5000);
+    let opener = |argument: &str| {
+        let vnl = format!("{}://{argument}", subject.scheme);
+        Bench::new(subject.path.clone(), [vnl.clone(), vnl])
+    };
+    let mut refused = 0;
+    let odd = ["[", "'", "%", "{", "[no_such_key=1]{", long.as_str()];
+    for argument in odd {
+        let shown = &argument[..argument.len().min(20)];
+        let mut bench = opener(argument);
+        let Err(error) = bench.open(0) else {
+            continue;
+        };
+        refused += 1;
+        if error.kind == ErrorKind::Panic {
+            return Ok(broken(error));
+        }
+        let line = error.to_string();
+        if error.message.trim().is_empty() || line.contains('\n') {
+            let why = format!("the error for {}://{shown} is {line:?}", subject.scheme);
+            return Ok(Verdict::failed(
+                why,
+                "an error is one line that says what is wrong",
+            ));
+        }
+    }
+    Ok(Verdict::Ok(format!(
+        "{refused} of {} refused in one line",
+        odd.len()
+    )))
+}
+
+/// Both ends can be opened, and say that they have carrier.
+fn open(subject: &Subject) -> Result<Verdict> {
+    let mut bench = ready!(subject.bench());
+    if subject.has_one_end() {
+        bench.open(0)?;
+        return Ok(Verdict::ok());
+    }
+    bench.open(0)?;
+    let alone = bench.carrier(0);
+    bench.open(1)?;
+    if !bench.await_carrier()? {
+        return Ok(Verdict::failed(
+            "both ends are open, and one has no carrier",
+            NO_CARRIER,
+        ));
+    }
+    Ok(Verdict::Ok(match alone {
+        true => "it has carrier before the far end is there".into(),
+        false => "carrier comes with the far end".into(),
+    }))
+}
+
+fn flawed(flaw: Flaw, sent: &[Vec<u8>]) -> Verdict {
+    let len = |at: usize| sent.get(at).map_or(0, Vec::len);
+    match flaw {
+        Flaw::Lost(at) => Verdict::failed(
+            format!(
+                "frame {} of {}, of {} bytes, did not arrive",
+                at + 1,
+                sent.len(),
+                len(at)
+            ),
+            "send() returns how many frames it took, from the first; those it takes must be sent, and recv() must be woken for them",
+        ),
+        Flaw::Changed(at) => Verdict::failed(
+            format!("frame {} arrived changed, or was never sent", at + 1),
+            "a frame's bytes, and their number, must arrive as they are",
+        ),
+        Flaw::Reordered(at) => Verdict::failed(
+            format!("frame {} arrived after one that was sent later", at + 1),
+            "deliver frames in the order in which send() was given them",
+        ),
+        Flaw::Repeated(at) => Verdict::failed(
+            format!("frame {} arrived more than once", at + 1),
+            "send() returns how many frames it took: only the others are offered again",
+        ),
+    }
+}
+
+/// Every length from 14 to 9234 bytes that is worth a try: the edges of what networks know, and steps between.
+fn lengths() -> Vec<usize> {
+    let edges = [
+        MIN_FRAME, 59, 60, 61, 64, 1513, 1514, 1515, 1518, 1522, 4095, 4096, 4097,
+    ];
+    let edges = edges
+        .into_iter()
+        .chain([8999, 9014, 9018, MAX_LEGACY_FRAME - 1, MAX_LEGACY_FRAME]);
+    let mut lengths: Vec<usize> = edges
+        .chain((MIN_FRAME..128).step_by(1))
+        .chain((128..MAX_LEGACY_FRAME).step_by(331))
+        .collect();
+    lengths.sort_unstable();
+    lengths.dedup();
+    lengths
+}
+
+/// Frames of every length go both ways, unchanged.
+fn frames(subject: &Subject) -> Result<Verdict> {
+    let mut bench = ready!(subject.cable());
+    bench.open_both()?;
+    let lengths = lengths();
+    let mut longest = MAX_LEGACY_FRAME;
+    for from in [0, 1] {
+        let sent: Vec<_> = (0..)
+            .zip(&lengths)
+            .map(|(n, len)| frame(from, n, *len))
+            .collect();
+        let got = bench.pass(from, &sent, 1)?;
+        match compare(&sent, &got) {
+            None => {}
+            // A network that ends at the usual MTU is one.
+            Some(Flaw::Lost(at)) if lengths[at] > 1514 => longest = longest.min(lengths[at - 1]),
+            Some(flaw) => return Ok(flawed(flaw, &sent)),
+        }
+    }
+    Ok(Verdict::Ok(match longest {
+        MAX_LEGACY_FRAME => format!("{MIN_FRAME} to {MAX_LEGACY_FRAME} bytes, both ways"),
+        longest => format!(
+            "{MIN_FRAME} to {longest} bytes, both ways; longer ones are lost, so the MTU is at most {}",
+            longest - MIN_FRAME
+        ),
+    }))
+}
+
+/// Batches of every size arrive complete and in order.
+fn batches(subject: &Subject) -> Result<Verdict> {
+    let mut bench = ready!(subject.cable());
+    bench.open_both()?;
+    let mut number = 0;
+    for size in 1..=BATCH_FRAMES {
+        for from in [0, 1] {
+            let sent: Vec<_> = (0..3 * size)
+                .map(|at| frame(from, number + at as u32, 60 + (at * 97) % 1454))
+                .collect();
+            number += sent.len() as u32;
+            let got = bench.pass(from, &sent, size)?;
+            if let Some(flaw) = compare(&sent, &got) {
+                return Ok(flawed(flaw, &sent));
+            }
+        }
+    }
+    Ok(Verdict::Ok(format!(
+        "of 1 to {BATCH_FRAMES} frames, both ways, in order"
+    )))
+}
+
+/// How often an idle link may want to be called in a second: for timers of its own.
+const CALM: u32 = 250;
+
+/// Counts how often links want to be called in a second without traffic.
+fn wakes(bench: &mut Bench) -> Result<u32> {
+    let before = bench.wakes;
+    bench.serve_until(Duration::from_secs(1), |bench| {
+        bench.wakes - before > 20 * CALM
+    })?;
+    Ok(bench.wakes - before)
+}
+
+fn busy(when: &str, wakes: u32) -> Verdict {
+    Verdict::failed(
+        format!("{when} the descriptor is readable again and again: {wakes} times in a second"),
+        "recv() must take away what made fd() readable; when there is nothing left, fd() must not be readable",
+    )
+}
+
+/// A link without traffic does not keep the host busy.
+fn idle(subject: &Subject) -> Result<Verdict> {
+    let mut bench = ready!(subject.bench());
+    subject.open(&mut bench)?;
+    let wakes = wakes(&mut bench)?;
+    if wakes > CALM {
+        return Ok(busy("without traffic", wakes));
+    }
+    Ok(Verdict::Ok(format!(
+        "{wakes} wake-ups in a second without traffic"
+    )))
+}
+
+/// A frame that is sent while the host waits wakes it, each time.
+fn wake_up(subject: &Subject) -> Result<Verdict> {
+    let mut bench = ready!(subject.cable());
+    bench.open_both()?;
+    let mut worst = Duration::ZERO;
+    for number in 0..200 {
+        let from = number as usize % 2;
+        let sent = [frame(from, number, 60)];
+        let start = Instant::now();
+        let got = bench.pass(from, &sent, 1)?;
+        if got.is_empty() {
+            let why = format!(
+                "frame {} was sent, and fd() of the far end did not become readable",
+                number + 1
+            );
+            let remedy =
+                "fd() must be readable as long as there is something to receive, whenever it came";
+            return Ok(Verdict::failed(why, remedy));
+        }
+        worst = worst.max(start.elapsed());
+    }
+    Ok(Verdict::Ok(format!(
+        "200 times, within {} ms",
+        worst.as_millis() + 1
+    )))
+}
+
+/// With nobody receiving, sending neither blocks nor fails, and goes on when somebody does.
+fn full_queue(subject: &Subject) -> Result<Verdict> {
+    let mut bench = ready!(subject.bench());
+    subject.open(&mut bench)?;
+    let start = Instant::now();
+    let mut sent = Vec::new();
+    let mut full = false;
+    while sent.len() < 20_000 && !full && start.elapsed() < Duration::from_secs(10) {
+        let number = sent.len() as u32;
+        let batch: Vec<_> = (0..BATCH_FRAMES as u32)
+            .map(|n| frame(0, number + n, 1514))
+            .collect();
+        let taken = bench.offer(0, &batch)?;
+        full = taken < batch.len();
+        sent.extend(batch.into_iter().take(taken));
+    }
+    if full && bench.is_writable(0)? && bench.offer(0, &[frame(0, u32::MAX, 1514)])? == 0 {
+        let why = "send() takes nothing, and send_fd() is writable all the same";
+        let remedy = "send_fd() must be writable only when send() can go on, or the host spins";
+        return Ok(Verdict::failed(why, remedy));
+    }
+    let refusal = match full {
+        true => format!("full after {} frames", sent.len()),
+        false => format!("{} frames taken", sent.len()),
+    };
+    if subject.has_one_end() {
+        return Ok(Verdict::Ok(refusal));
+    }
+    // What arrives now may have gaps, where the transport drops, but nothing else.
+    bench.serve_until(PATIENCE, |bench| bench.wakes > u32::MAX - 1)?;
+    let got = bench.take(1);
+    let mut expected = sent.iter();
+    let wrong = got
+        .iter()
+        .filter(|frame| frame[14..18] != u32::MAX.to_be_bytes());
+    let wrong = wrong
+        .enumerate()
+        .find(|(_, frame)| !expected.any(|sent| sent == *frame));
+    if let Some((at, frame)) = wrong {
+        return Ok(flawed(
+            match (sent.contains(frame), got[..at].contains(frame)) {
+                (false, _) => Flaw::Changed(at),
+                (true, true) => Flaw::Repeated(at),
+                (true, false) => Flaw::Reordered(at),
+            },
+            &sent,
+        ));
+    }
+    let more: Vec<_> = (0..10).map(|n| frame(0, n, 100)).collect();
+    let again = bench.pass(0, &more, 1)?;
+    match compare(&more, &again) {
+        Some(_) => Ok(Verdict::failed(
+            format!("{refusal}; and when the far end had received them, no more came through"),
+            "a link whose queue was full must go on when there is room",
+        )),
+        None => Ok(Verdict::Ok(format!(
+            "{refusal}, {} arrived; then it goes on",
+            got.len()
+        ))),
+    }
+}
+
+/// When the far end goes, the link says so or can go on, and does not spin.
+fn hang_up(subject: &Subject) -> Result<Verdict> {
+    let mut bench = ready!(subject.cable());
+    bench.open_both()?;
+    bench.close(1);
+    let told = match bench.serve_until(PATIENCE, |bench| !bench.carrier(0)) {
+        Ok(true) => "carrier goes",
+        Ok(false) => "the link stays up",
+        Err(error) if error.kind == ErrorKind::Panic => return Ok(broken(error)),
+        Err(error) => {
+            return Ok(Verdict::Ok(format!(
+                "the link breaks, and is opened again: {}",
+                error.message
+            )));
+        }
+    };
+    // Frames for nobody: an error means that the link is to be opened again, which is fine.
+    for number in 0..3 {
+        match bench.offer(0, &[frame(0, number, 100)]) {
+            Err(error) if error.kind == ErrorKind::Panic => return Ok(broken(error)),
+            Err(error) => {
+                return Ok(Verdict::Ok(format!(
+                    "{told}; sending breaks it, and it is opened again: {}",
+                    error.message
+                )));
+            }
+            Ok(_) => bench.serve(Duration::from_millis(20))?,
+        };
+    }
+    let wakes = wakes(&mut bench)?;
+    if wakes > CALM {
+        return Ok(busy("after the far end has gone", wakes));
+    }
+    match told {
+        "carrier goes" => Ok(Verdict::Ok(told.into())),
+        _ => Ok(Verdict::skipped(
+            "the link keeps its carrier: right where others may be at the far end, or nobody can know; a cable says State::DOWN",
+        )),
+    }
+}
+
+/// Ends that were closed can be opened again, one at a time or both, and frames flow as before.
+fn reopening(subject: &Subject) -> Result<Verdict> {
+    let mut bench = ready!(subject.bench());
+    if subject.has_one_end() {
+        for _ in 0..3 {
+            bench.open(0)?;
+            bench.close(0);
+        }
+        return Ok(Verdict::Ok("3 times".into()));
+    }
+    bench.open_both()?;
+    for (round, closed) in [&[1][..], &[0], &[0, 1], &[1]].into_iter().enumerate() {
+        closed.iter().for_each(|end| bench.close(*end));
+        for end in closed {
+            // The end that stayed may break over it; the host opens it again.
+            if let Err(error) = bench.open(*end) {
+                if error.kind == ErrorKind::Panic || closed.len() == 2 {
+                    return Ok(broken(error));
+                }
+                bench.close(0);
+                bench.close(1);
+                bench.open(0)?;
+                bench.open(1)?;
+            }
+        }
+        if !settles(&mut bench)? {
+            return Ok(Verdict::failed(
+                format!(
+                    "after an end was closed and opened again (round {}), no frame arrives",
+                    round + 1
+                ),
+                "a link must find its far end again, whoever left, or break so that the host opens it anew",
+            ));
+        }
+    }
+    Ok(Verdict::Ok("either end, and both".into()))
+}
+
+/// Waits until frames go both ways; an end that breaks is opened again, as the host does.
+fn settles(bench: &mut Bench) -> Result<bool> {
+    let deadline = Instant::now() + 3 * PATIENCE;
+    let mut number = 0;
+    while Instant::now() < deadline {
+        let mut arrived = 0;
+        for from in [0, 1] {
+            number += 1;
+            let sent = frame(from, number, 100);
+            let step = bench
+                .offer(from, std::slice::from_ref(&sent))
+                .and_then(|_| {
+                    bench.serve_until(Duration::from_millis(100), |_| false)?;
+                    Ok(bench.take(1 - from).contains(&sent))
+                });
+            match step {
+                Ok(came) => arrived += u32::from(came),
+                Err(error) if error.kind == ErrorKind::Panic => return Err(error),
+                Err(_) => {
+                    bench.close(0);
+                    bench.close(1);
+                    bench.open(0)?;
+                    bench.open(1)?;
+                }
+            }
+        }
+        if arrived == 2 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// This process's descriptors, and what each is.
+fn open_descriptors() -> BTreeMap<i32, String> {
+    let entries = fs::read_dir("/proc/self/fd")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let named = entries.filter_map(|entry| {
+        let number = entry.file_name().to_str()?.parse().ok()?;
+        let target = fs::read_link(entry.path()).ok()?;
+        Some((number, target.display().to_string()))
+    });
+    // Without the one that reads the directory.
+    named
+        .filter(|(_, target)| !target.ends_with("/fd"))
+        .collect()
+}
+
+/// Whether a descriptor is closed when a program is executed.
+fn is_closed_on_exec(number: i32) -> bool {
+    const O_CLOEXEC: u32 = 0o2_000_000;
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+    flags.is_none_or(|flags| flags & O_CLOEXEC != 0)
+}
+
+/// Closing a link closes its descriptors, and a program that is started inherits none.
+fn descriptors(subject: &Subject) -> Result<Verdict> {
+    let mut bench = ready!(subject.bench());
+    let untouched = open_descriptors();
+    let round = |bench: &mut Bench| {
+        subject.open(bench)?;
+        let sent = frame(0, 1, 100);
+        bench.offer(0, &[sent])?;
+        bench.serve(Duration::from_millis(20))?;
+        let during = open_descriptors();
+        bench.close(0);
+        bench.close(1);
+        Ok::<_, Error>(during)
+    };
+    // The first may leave something for good, such as a thread's.
+    round(&mut bench)?;
+    let before = open_descriptors();
+    subject.open(&mut bench)?;
+    let inherited = open_descriptors()
+        .into_iter()
+        .find(|(number, _)| !untouched.contains_key(number) && !is_closed_on_exec(*number));
+    bench.close(0);
+    bench.close(1);
+    if let Some((_, target)) = inherited {
+        let why = format!("a descriptor of the link is not close-on-exec: {target}");
+        return Ok(Verdict::failed(
+            why,
+            "open it with O_CLOEXEC or its like (SOCK_CLOEXEC, EFD_CLOEXEC, …)",
+        ));
+    }
+    for _ in 0..4 {
+        round(&mut bench)?;
+    }
+    let after = open_descriptors();
+    let leaked: Vec<_> = after
+        .iter()
+        .filter(|(number, _)| !before.contains_key(number))
+        .collect();
+    match leaked.first() {
+        None => Ok(Verdict::Ok(
+            "all closed with the link, all close-on-exec".into(),
+        )),
+        Some((_, target)) => Ok(Verdict::failed(
+            format!(
+                "{} descriptors stay open after 5 links were closed, such as {target}",
+                leaked.len()
+            ),
+            "dropping the link must close all that it opened",
+        )),
+    }
+}
+
+/// The path in the VNL and its like: what a link may have made in the file system.
+fn paths_made(vnl: &str) -> Vec<PathBuf> {
+    let keys = Keys::new(&[]);
+    let argument = Vnl::parse(vnl).map_or("", |vnl| vnl.argument);
+    let argument = argument.split(['[', '{']).next().unwrap_or_default();
+    let Ok(path) = Spec::path_grammar(argument, &keys).and_then(|spec| spec.absolute_path()) else {
+        return Vec::new();
+    };
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Vec::new();
+    };
+    let name = name.to_string_lossy().into_owned();
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let alike = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&name));
+    let mut paths: Vec<_> = alike.map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}
+
+/// Closing a link removes what it made in the file system.
+fn leftovers(subject: &Subject) -> Result<Verdict> {
+    let mut bench = ready!(subject.bench());
+    let vnl = subject.vnls.as_ref().map_or("", |vnls| vnls[0].as_str());
+    let before = paths_made(vnl);
+    subject.open(&mut bench)?;
+    let made = paths_made(vnl).len() > before.len();
+    bench.close(0);
+    bench.close(1);
+    match paths_made(vnl)
+        .into_iter()
+        .find(|path| !before.contains(path))
+    {
+        Some(left) => Ok(Verdict::failed(
+            format!(
+                "{} is still there after both ends were closed",
+                left.display()
+            ),
+            "dropping the link must remove what it made",
+        )),
+        None => Ok(Verdict::Ok(
+            if made {
+                "what it made is removed"
+            } else {
+                "none"
+            }
+            .into(),
+        )),
+    }
+}

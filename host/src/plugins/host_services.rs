@@ -1,0 +1,318 @@
+//! Opening VNLs through plugins, for the host and for plugins that nest other VNLs.
+//!
+//! An [`Opener`] belongs to one link and lives as long as the process: it is the host's services as the
+//! plugin sees them. A plugin is loaded when its scheme is first opened, and only once. A scheme that has none
+//! is tried with the bridge to libvdeplug, unless the configuration says otherwise.
+//!
+//! A nested link gets services of its own that have no ticket: were the interface plugged into the nested link's
+//! peer, the kernel would carry the frames past the link around it. Each level has services of its
+//! own, and those of the innermost level open nothing: so no plugin, whatever it asks for, nests
+//! more than [`MAX_NESTING`] links.
+
+use std::collections::HashMap;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use vdens_plugin_api::abi::{HostServices, LoadedPlugin};
+use vdens_plugin_api::tap::Tap;
+use vdens_plugin_api::vnl::{MAX_NESTING, Vnl, too_deep};
+use vdens_plugin_api::vnl_file::PLAIN_SCHEMES;
+use vdens_plugin_api::{Hub, Link, Manifest, OpenOptions, Port, Ticket};
+
+use crate::cli::config::{Config, Libvdeplug};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ipc::Order;
+use crate::panel::{self, Executed, Orders, nobody_keeps};
+use crate::plugins::loader::{self, SearchPath};
+
+/// The scheme of the bridge to libvdeplug.
+const BRIDGE: &str = "libvdeplug";
+
+/// Where the plugins for schemes are.
+#[derive(Clone, Debug)]
+pub struct Plugins {
+    path: SearchPath,
+    libvdeplug: Libvdeplug,
+}
+
+impl Plugins {
+    /// What the options `--plugin-dir`, the environment and the configuration say.
+    ///
+    /// # Errors
+    /// As for [`SearchPath::new`].
+    pub fn new(dirs: &[PathBuf], config: &Config) -> Result<Self> {
+        Ok(Self {
+            path: SearchPath::new(dirs, config)?,
+            libvdeplug: config.plugins.libvdeplug.unwrap_or_default(),
+        })
+    }
+
+    /// Whether there is anybody to try a scheme with.
+    ///
+    /// # Errors
+    /// As for [`SearchPath::find`].
+    pub fn check(&self, scheme: &str) -> Result<()> {
+        match self.falls_back(scheme) {
+            true => Ok(()),
+            false => self.path.find(scheme).map(drop),
+        }
+    }
+
+    /// Whether a scheme is for the bridge, for lack of a plugin of its own. A plain scheme never
+    /// is: it must not load code of others.
+    fn falls_back(&self, scheme: &str) -> bool {
+        self.libvdeplug == Libvdeplug::Fallback
+            && !PLAIN_SCHEMES.contains(&scheme)
+            && !self.has(scheme)
+            && self.has(BRIDGE)
+    }
+
+    /// Whether a scheme has a plugin of its own.
+    pub fn has(&self, scheme: &str) -> bool {
+        self.path.locate(scheme).is_some()
+    }
+}
+
+/// Native plugins only.
+impl From<SearchPath> for Plugins {
+    fn from(path: SearchPath) -> Self {
+        Self {
+            path,
+            libvdeplug: Libvdeplug::Off,
+        }
+    }
+}
+
+/// Opens VNLs for one link.
+#[derive(Clone, Copy)]
+pub struct Opener(&'static Services);
+
+/// What plugins see. Leaked, because a plugin may use its host's services as long as the process lives.
+struct Services {
+    library: &'static Library,
+    port: Port,
+    panel: Option<Orders>,
+    /// What the process had kept that served the link before.
+    kept: Mutex<Option<OwnedFd>>,
+    /// How many links are around this one.
+    level: usize,
+    /// Those of the link that is nested in this one, unless there are too many around it.
+    nested: Option<&'static Services>,
+}
+
+/// Where plugins are found, and those that were.
+struct Library {
+    plugins: Plugins,
+    loaded: Mutex<HashMap<String, (LoadedPlugin, PathBuf)>>,
+}
+
+impl Opener {
+    /// An opener of what `plugins` serve; `port` is the host's side of the link, `panel` the way to
+    /// somebody who carries out orders on the panel, `kept` what the last process to serve the link had kept. One a
+    /// link, for the life of the process.
+    pub fn new(plugins: Plugins, port: Port, panel: Option<Orders>, kept: Option<OwnedFd>) -> Self {
+        let library = Box::leak(Box::new(Library {
+            plugins,
+            loaded: Mutex::default(),
+        }));
+        let mut nested: Option<&'static Services> = None;
+        for level in (1..=MAX_NESTING).rev() {
+            nested = Some(Box::leak(Box::new(Services {
+                library,
+                port: Port {
+                    ticket: None,
+                    ..port.clone()
+                },
+                panel,
+                kept: Mutex::default(),
+                level,
+                nested,
+            })));
+        }
+        Self(Box::leak(Box::new(Services {
+            library,
+            port,
+            panel,
+            kept: Mutex::new(kept),
+            level: 0,
+            nested,
+        })))
+    }
+
+    /// Opens a VNL.
+    ///
+    /// # Errors
+    /// There is no plugin for its scheme, the plugin is refused, or what the plugin reports.
+    pub fn open(self, vnl: &str, options: &OpenOptions) -> Result<Box<dyn Link>> {
+        let scheme = Vnl::parse(vnl)?.scheme;
+        let library = self.0.library;
+        match library.get(scheme) {
+            Err(none) if library.plugins.falls_back(scheme) => {
+                let bridge = library.get(BRIDGE)?;
+                let link = bridge.open(vnl, options, self.0);
+                let is_misspelt = library.plugins.path.similar(scheme).is_some();
+                link.map_err(|error| neither(none, error, is_misspelt))
+            }
+            plugin => plugin?.open(vnl, options, self.0),
+        }
+    }
+
+    /// What the plugin for a scheme says of itself, and its file, if it has been loaded.
+    pub fn plugin(self, scheme: &str) -> Option<(Manifest, PathBuf)> {
+        let loaded = self
+            .0
+            .library
+            .loaded
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let (plugin, file) = loaded.get(scheme).or_else(|| loaded.get(BRIDGE))?;
+        Some((plugin.manifest(), file.clone()))
+    }
+}
+
+impl Library {
+    fn get(&self, scheme: &str) -> Result<LoadedPlugin> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((plugin, _)) = loaded.get(scheme) {
+            return Ok(*plugin);
+        }
+        let file = self.plugins.path.find(scheme)?;
+        let plugin = loader::load(&file, scheme)?;
+        loaded.insert(scheme.to_owned(), (plugin, file));
+        Ok(plugin)
+    }
+}
+
+impl Services {
+    fn order(&self, order: Order) -> Result<Executed> {
+        self.panel.ok_or_else(no_panel)?.give(order)
+    }
+}
+
+impl HostServices for Services {
+    fn open(&'static self, vnl: &str) -> Result<Box<dyn Link>> {
+        let nested = self.nested.ok_or_else(|| too_deep(vnl))?;
+        Opener(nested).open(vnl, &OpenOptions::default())
+    }
+
+    fn port(&self) -> Port {
+        self.port.clone()
+    }
+
+    fn plug(&self, peer: &str) -> Result<()> {
+        let ticket = self.port.ticket.as_ref().ok_or_else(no_panel)?;
+        panel::check_place(peer)?;
+        if peer == ticket.place {
+            return Err(Error::usage("an interface cannot be plugged into itself"));
+        }
+        let order = Order::Plug {
+            port: ticket.place.clone(),
+            peer: peer.to_owned(),
+        };
+        self.order(order).map(drop)
+    }
+
+    fn attach(&self, hub: &Ticket) -> Result<()> {
+        let ticket = self.port.ticket.as_ref().ok_or_else(no_panel)?;
+        if hub.panel != ticket.panel {
+            let message = "the hub is on another panel";
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        panel::check_place(&hub.place)?;
+        let order = Order::Attach {
+            port: ticket.place.clone(),
+            hub: hub.place.clone(),
+        };
+        self.order(order).map(drop)
+    }
+
+    fn hub(&self, expiry: Duration) -> Result<Hub> {
+        let place = panel::new_place()?;
+        let ageing = match expiry {
+            Duration::ZERO => 0,
+            some => u32::try_from(some.as_secs()).map_or(u32::MAX, |seconds| seconds.max(1)),
+        };
+        let hub = place.clone();
+        let done = self.order(Order::Hub { hub, ageing })?;
+        let tap = done.tap.ok_or_else(|| Error::closed("a tap was lost"))?;
+        Ok(Hub {
+            tap: Tap::from_fd(tap, format!("x{place}")),
+            ticket: Ticket {
+                panel: done.panel,
+                place,
+            },
+        })
+    }
+
+    fn keep(&self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
+        // There is one place, and it is the outermost link's.
+        match (self.panel, self.level) {
+            (Some(orders), 0) => orders.keep(fd),
+            _ => Err(nobody_keeps()),
+        }
+    }
+
+    fn kept(&self) -> Option<OwnedFd> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.take()
+    }
+}
+
+/// The error if neither vdens nor libvdeplug has a plugin; else the bridge's. That of a misspelt
+/// scheme says what is meant, and needs no more.
+fn neither(none: Error, error: Error, is_misspelt: bool) -> Error {
+    match Errno::from_raw(error.errno) {
+        Errno::EPROTONOSUPPORT if is_misspelt => none,
+        Errno::EPROTONOSUPPORT => Error {
+            message: format!("{}; {}", none.message, error.message),
+            hint: format!("{}, or {}", none.hint, error.hint),
+            kind: ErrorKind::Unsupported,
+            ..none
+        },
+        _ => error,
+    }
+}
+
+fn no_panel() -> Error {
+    Error::new(ErrorKind::Unsupported, "there is no panel to plug into")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::config::Config;
+
+    #[test]
+    fn nested_links_get_no_ticket_however_deep() {
+        let ticket = Ticket {
+            panel: 7,
+            place: "x".into(),
+        };
+        let port = Port {
+            interface: "vde0".into(),
+            mtu: 1500,
+            ticket: Some(ticket.clone()),
+        };
+        let path = SearchPath::new(&[], &Config::default()).unwrap();
+        let opener = Opener::new(path.into(), port.clone(), None, None);
+        assert_eq!(opener.0.port(), port);
+        let nested = std::iter::successors(opener.0.nested, |services| services.nested);
+        let mut levels = 0;
+        for services in nested {
+            levels += 1;
+            let port = services.port();
+            assert_eq!(
+                (&*port.interface, port.mtu, port.ticket),
+                ("vde0", 1500, None)
+            );
+            assert!(services.plug("y").is_err() && services.attach(&ticket).is_err());
+            let may_open = services.nested.is_some();
+            let error = services.open("nosuch://").err().unwrap();
+            assert_eq!(error.message.contains("nested"), !may_open, "{error}");
+        }
+        assert_eq!(levels, MAX_NESTING);
+    }
+}

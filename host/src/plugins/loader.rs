@@ -1,0 +1,410 @@
+//! Finding and loading plugins.
+//!
+//! The scheme `x` is served by `libvdens_x.so`, the first found in the [`SearchPath`]. A plugin is
+//! code that runs as the user, so only root, the user, or the owner of this very program may be
+//! able to change the file or what its path leads to ([`trusted_path`](crate::sys::trusted_path)).
+//! Loading is staged, and each stage has its own one-line refusal: the file is trusted, it opens as
+//! a library, it is a vdens plugin at all, it speaks an ABI version that this host speaks, the
+//! layouts agree, it serves the scheme that its name promises. A library once loaded stays until
+//! the process ends.
+//!
+//! The linker is given the file's real path, not `/proc/self/fd/N`: glibc takes the directory in
+//! that name for the library's `$ORIGIN`, from which a plugin may load what comes with it. The path
+//! may be used although it was checked before, because nobody but trusted users can change what it
+//! leads to; that they have not is checked.
+
+use std::env;
+use std::error::Error as _;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use serde::{Deserialize, Serialize};
+use vdens_plugin_api::abi::{BindError, LoadedPlugin};
+use vdens_plugin_api::vnl::Vnl;
+
+use crate::cli::config::{Config, absolute_variable, home};
+use crate::cli::mistakes;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::trusted_path::Trusted;
+
+/// The directories in which plugins are looked for, best first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SearchPath(Vec<PathBuf>);
+
+impl SearchPath {
+    /// `--plugin-dir`, `$VDENS_PLUGIN_PATH`, the configuration's `plugins.path`, the user's drop-in directory, beside the
+    /// executable, and the system's places. Relative directories are refused on the command line and
+    /// ignored in the environment.
+    ///
+    /// # Errors
+    /// A `--plugin-dir` is not absolute.
+    pub fn new(options: &[PathBuf], config: &Config) -> Result<Self> {
+        if let Some(dir) = options.iter().find(|dir| !dir.is_absolute()) {
+            return Err(Error::usage(format!(
+                "--plugin-dir {}: the directory must be absolute",
+                dir.display()
+            )));
+        }
+        let variable = env::var_os("VDENS_PLUGIN_PATH").unwrap_or_default();
+        let data =
+            absolute_variable("XDG_DATA_HOME").or_else(|| Some(home()?.join(".local/share")));
+        let dirs = options
+            .iter()
+            .cloned()
+            .chain(env::split_paths(&variable).filter(|dir| dir.is_absolute()))
+            .chain(config.plugin_dirs())
+            .chain(data.map(|dir| dir.join("vdens/plugins")));
+        Ok(Self::with_system(dirs))
+    }
+
+    /// Beside the executable and the system's places, whatever the user says.
+    pub fn system() -> Self {
+        Self::with_system([])
+    }
+
+    /// `dirs` and then those of [`SearchPath::system`].
+    fn with_system(dirs: impl IntoIterator<Item = PathBuf>) -> Self {
+        let beside = executable_dir();
+        let dirs = dirs
+            .into_iter()
+            .chain(beside.clone())
+            .chain(beside.and_then(|dir| Some(dir.parent()?.join("lib/vdens/plugins"))))
+            .chain(["/usr/local/lib/vdens/plugins", "/usr/lib/vdens/plugins"].map(PathBuf::from));
+        let mut path: Vec<PathBuf> = Vec::new();
+        for dir in dirs {
+            if !path.contains(&dir) {
+                path.push(dir);
+            }
+        }
+        Self(path)
+    }
+
+    /// The directories, best first.
+    pub fn dirs(&self) -> &[PathBuf] {
+        &self.0
+    }
+
+    /// The same path with `dir` in front.
+    #[must_use]
+    pub fn with_first(&self, dir: PathBuf) -> Self {
+        Self([&[dir], &self.0[..]].concat())
+    }
+
+    /// The plugin file for a scheme.
+    ///
+    /// # Errors
+    /// There is none in any directory: the error names the scheme that may be meant, or lists them.
+    pub fn find(&self, scheme: &str) -> Result<PathBuf> {
+        self.locate(scheme).ok_or_else(|| {
+            let dirs: Vec<String> = self.0.iter().map(|d| d.display().to_string()).collect();
+            let places = format!("{} is in none of {}", file_name(scheme), dirs.join(", "));
+            let what = format!("no plugin for the scheme '{scheme}'");
+            // No plugin appears while a link waits for it, so the kind is not NotFound.
+            let error = |message| Error::new(ErrorKind::Unsupported, message);
+            match self.similar(scheme) {
+                Some(other) => {
+                    log::info!("{what}: {places}");
+                    error(what).hint(format!("did you mean {other}://?"))
+                }
+                None => error(format!("{what}: {places}")).hint(
+                    "check the scheme's spelling, or put the file into one of these directories",
+                ),
+            }
+        })
+    }
+
+    /// The plugin file for a scheme, if there is one.
+    pub fn locate(&self, scheme: &str) -> Option<PathBuf> {
+        let file = file_name(scheme);
+        let mut places = self.0.iter().map(|dir| dir.join(&file));
+        places.find(|place| place.is_file())
+    }
+
+    /// The scheme with a plugin that `scheme`, which has none, may be a misspelling of.
+    pub fn similar(&self, scheme: &str) -> Option<String> {
+        let entries = self.0.iter().filter_map(|dir| fs::read_dir(dir).ok());
+        let files = entries.flatten().flatten().map(|entry| entry.path());
+        let plugins = files.filter(|file| file.is_file());
+        let schemes = plugins.filter_map(|file| scheme_of(&file).map(str::to_owned));
+        mistakes::similar(scheme, schemes)
+    }
+}
+
+/// The name of the file that serves a scheme.
+pub fn file_name(scheme: &str) -> String {
+    format!("libvdens_{scheme}.so")
+}
+
+/// The scheme that a file's name promises to serve.
+pub fn scheme_of(file: &Path) -> Option<&str> {
+    let name = file.file_name()?.to_str()?;
+    let scheme = name.strip_prefix("libvdens_")?.strip_suffix(".so")?;
+    Vnl::is_scheme(scheme).then_some(scheme)
+}
+
+fn executable_dir() -> Option<PathBuf> {
+    Some(env::current_exe().ok()?.parent()?.to_owned())
+}
+
+/// A loaded plugin, and how host and plugin agreed.
+#[derive(Clone, Copy, Debug)]
+pub struct Loaded {
+    /// The plugin.
+    pub plugin: LoadedPlugin,
+    /// The ABI version that is spoken with it.
+    pub abi: u32,
+}
+
+/// The stages of loading, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Only trusted users can write the file.
+    Trust,
+    /// The linker loads it.
+    Library,
+    /// It is a plugin, and speaks an ABI version that this host speaks.
+    Version,
+    /// The layouts of the interface agree.
+    Layout,
+    /// It serves the scheme that its name promises.
+    Scheme,
+}
+
+/// Why a file is refused, and at which stage.
+#[derive(Debug)]
+pub struct Refusal {
+    /// The stage that it did not pass.
+    pub stage: Stage,
+    /// Why not.
+    pub error: Error,
+}
+
+/// An ABI version that this host speaks.
+struct Spoken {
+    version: u32,
+    /// The symbol that a plugin's side of it stands at.
+    symbol: &'static str,
+    bind: unsafe fn(*const ()) -> Result<LoadedPlugin, BindError>,
+}
+
+/// All of them, newest first. A version that was released stays.
+const SPOKEN: &[Spoken] = &[Spoken {
+    version: 1,
+    symbol: "vdens_plugin_v1",
+    bind: LoadedPlugin::bind,
+}];
+
+/// The newest version that both sides speak, and the address of the plugin's side of it.
+fn agree(
+    spoken: &[Spoken],
+    mut find: impl FnMut(&str) -> Option<*const ()>,
+) -> Option<(&Spoken, *const ())> {
+    spoken
+        .iter()
+        .find_map(|spoken| Some((spoken, find(spoken.symbol)?)))
+}
+
+/// Loads the plugin `file` for `scheme`.
+///
+/// # Errors
+/// Why the file is refused.
+pub fn load(file: &Path, scheme: &str) -> Result<LoadedPlugin> {
+    let loaded = inspect(file, scheme).map_err(|refusal| refusal.error)?;
+    let manifest = loaded.plugin.manifest();
+    log::info!(
+        "{scheme}:// is served by {} {}, {}",
+        file.display(),
+        manifest.version,
+        manifest.description
+    );
+    Ok(loaded.plugin)
+}
+
+/// As [`load`], with what was found out on the way.
+///
+/// # Errors
+/// Why the file is refused, and at which stage.
+pub fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
+    let refuse = |stage: Stage, why: String, hint: String| Refusal {
+        stage,
+        error: Error::new(
+            ErrorKind::Unsupported,
+            format!("the plugin {} is refused: {why}", file.display()),
+        )
+        .hint(hint),
+    };
+    let distrust = |error: Error| match lack_of_descriptors(file, error.errno) {
+        Some(error) => Refusal {
+            stage: Stage::Trust,
+            error,
+        },
+        None => refuse(Stage::Trust, error.message, error.hint),
+    };
+    let trusted = Trusted::file(file).map_err(distrust)?;
+    let real = trusted.path();
+    trusted.check_unchanged().map_err(distrust)?;
+    // SAFETY: loading runs the library's constructors. The file passed the trust check: it is code that
+    // the user, root or the owner of this program put there to be run.
+    let library = unsafe { Library::open(Some(real), RTLD_NOW | RTLD_LOCAL) };
+    let library = library.map_err(|error| {
+        // The linker tells only in words why it failed, so it is tried whether any file can be
+        // opened.
+        let errno =
+            File::open("/proc/self/exe").map_or_else(|error| error.raw_os_error(), |_| None);
+        if let Some(error) = lack_of_descriptors(file, errno.unwrap_or(0)) {
+            let stage = Stage::Library;
+            return Refusal { stage, error };
+        }
+        let linker = error
+            .source()
+            .map_or_else(|| error.to_string(), ToString::to_string);
+        let hint = "build or fetch it again, with what it needs";
+        refuse(Stage::Library, reason(&linker, real), hint.into())
+    })?;
+    trusted.check_unchanged().map_err(distrust)?;
+    // SAFETY: the symbol, if it is there, is the u32 that every plugin exports under this name.
+    let newest = unsafe { library.get::<*const u32>(b"vdens_plugin_abi\0") }.map_err(|_| {
+        let why = "it is a shared library, but no vdens plugin";
+        refuse(Stage::Version, why.into(), String::new())
+    })?;
+    // SAFETY: as above; the symbol's address is aligned for its type by the plugin's linker.
+    let newest = unsafe { **newest };
+    let find = |symbol: &str| {
+        // SAFETY: only the address is taken here.
+        let found = unsafe { library.get::<*const ()>(symbol) };
+        found.ok().map(|address| *address)
+    };
+    let Some((spoken, header)) = agree(SPOKEN, find) else {
+        let versions: Vec<String> = SPOKEN.iter().map(|s| s.version.to_string()).collect();
+        let why = match SPOKEN.iter().find(|spoken| spoken.version == newest) {
+            Some(Spoken { symbol, .. }) => {
+                format!(
+                    "it says that it speaks ABI version {newest}, and lacks the symbol {symbol}"
+                )
+            }
+            None => format!(
+                "it speaks ABI version {newest}, and this vdens speaks version {}",
+                versions.join(", ")
+            ),
+        };
+        let hint = "get a plugin built for this vdens, or another vdens";
+        return Err(refuse(Stage::Version, why, hint.into()));
+    };
+    // The library stays loaded for the life of the process.
+    std::mem::forget(library);
+    // SAFETY: `header` is the address of this version's symbol in a library that is never unloaded.
+    let plugin = unsafe { (spoken.bind)(header) }.map_err(|error| {
+        if let BindError::Layout { report, .. } = &error {
+            for line in report.lines() {
+                log::debug!("{}: {line}", real.display());
+            }
+        }
+        let hint = "build it again with the plugin-api of this vdens";
+        refuse(Stage::Layout, error.to_string(), hint.into())
+    })?;
+    let served = plugin.manifest().scheme;
+    if served != scheme {
+        let why = format!("it serves the scheme '{served}', not '{scheme}'");
+        let hint = format!("rename it to {}", file_name(&served));
+        return Err(refuse(Stage::Scheme, why, hint));
+    }
+    let abi = spoken.version;
+    Ok(Loaded { plugin, abi })
+}
+
+/// Why the linker does not take the file: its own words, without the file's name, which the message has already; or
+/// ours, where it speaks of a file that cannot be found and means one for another machine.
+fn reason(linker: &str, file: &Path) -> String {
+    match (elf_kind(Path::new("/proc/self/exe")), elf_kind(file)) {
+        (Some(own), Some(other)) if own != other => {
+            "it was built for another architecture".to_owned()
+        }
+        _ => {
+            let name = format!("{}: ", file.display());
+            linker.replace(&name, "").replace('\n', " ")
+        }
+    }
+}
+
+/// What an ELF file is for: its class, byte order and machine (`e_ident`, `e_machine`); `None` if it is none.
+fn elf_kind(file: &Path) -> Option<[u8; 4]> {
+    let mut header = [0; 20];
+    File::open(file).ok()?.read_exact(&mut header).ok()?;
+    let is_elf = header.starts_with(b"\x7fELF");
+    is_elf.then_some([header[4], header[5], header[18], header[19]])
+}
+
+/// The failure to load a plugin because too many files are open, if that is what the number says:
+/// it is not the plugin's fault.
+fn lack_of_descriptors(file: &Path, errno: i32) -> Option<Error> {
+    let source = io::Error::from_raw_os_error(errno);
+    let is_it = matches!(errno, libc::EMFILE | libc::ENFILE);
+    is_it.then(|| Error::path("load the plugin", file, &source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn refusal(file: &Path) -> String {
+        load(file, "x").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_no_plugin_is_refused_in_one_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("libvdens_x.so");
+        fs::write(&file, "not a library").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+        let message = refusal(&file);
+        assert!(message.contains("refused"), "{message}");
+        assert!(!message.contains('\n'), "{message}");
+
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(refusal(&file).contains("can be written by others"));
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(refusal(&file).contains("chmod go-w"));
+    }
+
+    #[test]
+    fn the_newest_version_that_both_speak_is_used() {
+        let spoken = |version, symbol| Spoken {
+            version,
+            symbol,
+            bind: LoadedPlugin::bind,
+        };
+        let host = [spoken(2, "v2"), spoken(1, "v1")];
+        let with = |exported: &[&str]| {
+            let mut asked = Vec::new();
+            let agreed = agree(&host, |symbol| {
+                asked.push(symbol.to_owned());
+                exported.contains(&symbol).then_some(std::ptr::null())
+            });
+            (agreed.map(|(spoken, _)| spoken.version), asked.len())
+        };
+        assert_eq!(with(&["v1", "v2"]), (Some(2), 1));
+        assert_eq!(with(&["v1"]), (Some(1), 2));
+        assert_eq!(with(&["v3"]), (None, 2));
+        assert!(SPOKEN.is_sorted_by(|a, b| a.version > b.version));
+    }
+
+    #[test]
+    fn the_first_directory_wins_and_none_lists_all() {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let path = SearchPath(dirs.iter().map(|dir| dir.path().to_owned()).collect());
+        let message = path.find("x").unwrap_err().to_string();
+        for dir in &dirs {
+            assert!(message.contains(&dir.path().display().to_string()));
+            fs::write(dir.path().join("libvdens_x.so"), "").unwrap();
+        }
+        assert_eq!(
+            path.find("x").unwrap(),
+            dirs[0].path().join("libvdens_x.so")
+        );
+    }
+}

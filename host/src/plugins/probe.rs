@@ -1,0 +1,113 @@
+//! What a plugin file is. Looking at a plugin means running it, so it is loaded in a child (`isolate`): one that crashes
+//! or hangs is found to do that.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::prctl::set_dumpable;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::plugins::loader::{self, Stage};
+use crate::sys::isolate::{Child, End, Fate};
+
+/// How long a library may take to load.
+pub const LIMIT: Duration = Duration::from_secs(2);
+
+/// What a file was found to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Found {
+    /// A plugin that can be used.
+    Plugin {
+        /// One line for a person.
+        description: String,
+        /// The plugin's own version.
+        version: String,
+        /// The ABI version that is spoken with it.
+        abi: u32,
+        /// Its capability bits.
+        capabilities: u64,
+    },
+    /// Nothing that can be used.
+    Refused {
+        /// The stage of loading that it did not pass.
+        stage: Stage,
+        /// Why, in one line.
+        why: String,
+        /// What to do about it; empty if there is nothing to say.
+        hint: String,
+    },
+}
+
+/// A file that is being loaded.
+#[derive(Debug)]
+pub struct Probe {
+    child: Child,
+    file: PathBuf,
+    deadline: Instant,
+}
+
+impl Probe {
+    /// Starts loading a file.
+    ///
+    /// # Errors
+    /// There are too many processes or descriptors.
+    pub fn start(file: &Path, scheme: &str) -> Result<Self> {
+        let child = Child::start(|mut to| {
+            // If it crashes, nobody wants the core file.
+            let _ = set_dumpable(false);
+            let text = serde_json::to_vec(&load(file, scheme));
+            // If nobody listens there is nobody to tell.
+            let _ = to.write_all(&text.unwrap_or_default());
+        })?;
+        Ok(Self {
+            child,
+            file: file.to_owned(),
+            deadline: Instant::now() + LIMIT,
+        })
+    }
+
+    /// What it is.
+    pub fn finish(self) -> Found {
+        let fate = self.child.finish(self.deadline);
+        judge(&fate, &self.file)
+    }
+}
+
+fn load(file: &Path, scheme: &str) -> Found {
+    match loader::inspect(file, scheme) {
+        Ok(loaded) => {
+            let manifest = loaded.plugin.manifest();
+            Found::Plugin {
+                description: manifest.description,
+                version: manifest.version,
+                abi: loaded.abi,
+                capabilities: manifest.capabilities.0,
+            }
+        }
+        Err(refusal) => Found::Refused {
+            stage: refusal.stage,
+            why: refusal.error.message,
+            hint: refusal.error.hint,
+        },
+    }
+}
+
+fn judge(fate: &Fate, file: &Path) -> Found {
+    if let Ok(found) = serde_json::from_slice(&fate.said) {
+        return found;
+    }
+    let how = match fate.end {
+        End::Hung => format!("it does not load within {} s", LIMIT.as_secs()),
+        End::Flooded => "it writes into descriptors of the host while it is loaded".to_owned(),
+        End::Killed(signal) => format!("it crashes while it is loaded ({signal})"),
+        End::Exited(status) => format!("it ends the process while it is loaded (status {status})"),
+    };
+    Found::Refused {
+        stage: Stage::Library,
+        why: format!("the plugin {} is refused: {how}", file.display()),
+        hint: format!("rm {}", file.display()),
+    }
+}

@@ -1,0 +1,225 @@
+//! `vdens --new-plugin DIR`: the source of a plugin that works, for its author to change.
+//!
+//! It is plugins/template, compiled into this program, with the scheme's name in the place of the template's and
+//! a manifest of its own: a crate that belongs to no workspace. Nothing that exists is overwritten.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+
+use vdens_plugin_api::vnl::Vnl;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::output::Text;
+use crate::plugins::loader::{self, SearchPath};
+use crate::sys::trusted_path::Trusted;
+
+/// The longest scheme: crates.io accepts package names of up to 64 characters.
+const LONGEST: usize = 64 - "vdens-plugin-".len();
+
+/// The template's scheme, which stands for nothing else in its files.
+const NAME: &str = "template";
+
+const FILES: [(&str, &str); 4] = [
+    (
+        "src/lib.rs",
+        include_str!("../../../plugins/template/src/lib.rs"),
+    ),
+    (
+        "tests/end_to_end.rs",
+        include_str!("../../../plugins/template/tests/end_to_end.rs"),
+    ),
+    (
+        "README.md",
+        include_str!("../../../plugins/template/README.md"),
+    ),
+    (".gitignore", "/target\n"),
+];
+
+/// The plugin-api that this program was built with.
+const BUILT_WITH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../plugin-api");
+
+/// Writes the crate and says what to do next. `api` is the directory or the version of plugin-api to depend on;
+/// without it, that of the source that this program was built from, if it is still there.
+///
+/// # Errors
+/// The directory's name is no scheme, it is not empty, or it or standard output cannot be written.
+pub fn run(dir: &Path, api: Option<&str>, path: &SearchPath) -> Result<()> {
+    let scheme = scheme(dir)?;
+    if let Ok(other) = path.find(scheme) {
+        log::warn!(
+            "there is a plugin for {scheme}:// already, {}",
+            other.display()
+        );
+    }
+    let api = api.map_or_else(default_api, chosen_api)?;
+    let is_there = dir.exists();
+    fs::create_dir_all(dir).map_err(|error| Error::path("make", dir, &error))?;
+    // The author compiles and runs what is in this directory, so no other user may be able to write
+    // it. It is checked after it was made: another user may have made it first.
+    Trusted::directory(dir).map_err(|error| match is_there {
+        true => error.hint("name one that does not exist"),
+        false => error,
+    })?;
+    if fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
+        let message = format!("the directory {} is not empty", dir.display());
+        return Err(Error::new(ErrorKind::Busy, message).hint("name one that does not exist"));
+    }
+    let manifest = manifest(scheme, &api);
+    let files = FILES.map(|(name, text)| (name, text.replace(NAME, scheme)));
+    for (name, text) in files.iter().chain([&("Cargo.toml", manifest)]) {
+        write(&dir.join(name), text)?;
+    }
+    advice(dir, scheme, &api).print()
+}
+
+/// The scheme that the directory is named for.
+fn scheme(dir: &Path) -> Result<&str> {
+    let name = dir.file_name().unwrap_or(dir.as_os_str());
+    let scheme = name.to_str().filter(|name| Vnl::is_scheme(name));
+    let scheme = scheme.filter(|name| name.len() <= LONGEST);
+    scheme.ok_or_else(|| {
+        Error::usage(format!("'{}' can be no scheme", name.to_string_lossy())).hint(format!(
+            "a plugin's directory has its scheme's name, of a-z, 0-9 and _, {LONGEST} at most"
+        ))
+    })
+}
+
+/// What the manifest says of the dependency on plugin-api.
+fn chosen_api(api: &str) -> Result<String> {
+    let path = Path::new(api);
+    if path.join("Cargo.toml").is_file() {
+        return dependency(path);
+    }
+    let is_version = |c: char| c.is_ascii_alphanumeric() || ".-+".contains(c);
+    match api.starts_with(|c: char| c.is_ascii_digit()) && api.chars().all(is_version) {
+        true => Ok(format!("\"{api}\"")),
+        false => Err(Error::usage(format!(
+            "--api {api}: no Cargo.toml is in it, nor is it a version"
+        ))
+        .hint("name the directory plugin-api of vdens's source, or a version such as 1.0")),
+    }
+}
+
+fn default_api() -> Result<String> {
+    match fs::File::open(Path::new(BUILT_WITH).join("Cargo.toml")) {
+        Ok(_) => dependency(Path::new(BUILT_WITH)),
+        Err(_) => Ok(format!("\"{}\"", vdens_plugin_api::VERSION)),
+    }
+}
+
+fn dependency(path: &Path) -> Result<String> {
+    let path = fs::canonicalize(path).map_err(|error| Error::path("find", path, &error))?;
+    // TOML's literal strings have no escapes.
+    let is_literal = |text: &&str| !text.contains(|c: char| c == '\'' || c.is_control());
+    let text = path.to_str().filter(is_literal);
+    text.map(|text| format!("{{ path = '{text}' }}"))
+        .ok_or_else(|| {
+            Error::usage(format!(
+                "{} cannot be written into a manifest",
+                path.display()
+            ))
+        })
+}
+
+fn manifest(scheme: &str, api: &str) -> String {
+    format!(
+        r#"[package]
+name = "vdens-plugin-{scheme}"
+description = "The {scheme}:// transport for vdens"
+version = "0.1.0"
+edition = "2024"
+
+[lib]
+name = "vdens_{scheme}"
+# The rlib is for the tests.
+crate-type = ["cdylib", "rlib"]
+
+[dependencies]
+vdens-plugin-api = {api}
+
+# It belongs to no workspace, wherever it is.
+[workspace]
+"#
+    )
+}
+
+/// Writes a file that is not there yet, and the directories above it.
+fn write(file: &Path, text: &str) -> Result<()> {
+    let cannot = |error| Error::path("write", file, &error);
+    fs::create_dir_all(file.parent().unwrap_or(file)).map_err(cannot)?;
+    let options = OpenOptions::new().write(true).create_new(true).open(file);
+    options
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .map_err(cannot)
+}
+
+fn advice(dir: &Path, scheme: &str, api: &str) -> Text {
+    let (dir, file) = (dir.display(), loader::file_name(scheme));
+    let mut text = Text::default();
+    text.line(format_args!(
+        "{dir} has a transport for {scheme}://, which depends on"
+    ));
+    text.line(format_args!("  vdens-plugin-api = {api}"));
+    text.line("Next:");
+    text.line(format_args!("  cd {dir}"));
+    text.line("  cargo build --release");
+    text.line(format_args!(
+        "  vdens --check-plugin target/release/{file} {scheme}://4000"
+    ));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schemes_come_from_directories() {
+        assert_eq!(scheme(Path::new("/tmp/my_2nd")).unwrap(), "my_2nd");
+        assert_eq!(scheme(Path::new("x/")).unwrap(), "x");
+        let long = "a".repeat(LONGEST);
+        assert_eq!(scheme(Path::new(&long)).unwrap(), long);
+        let longer = "a".repeat(LONGEST + 1);
+        for bad in [
+            "/",
+            "..",
+            ".",
+            "x/..",
+            "my-cable",
+            "A",
+            "",
+            "a\"b",
+            "a'b",
+            "a\nb",
+            "{}",
+            "{x}",
+            "x]",
+            "é",
+            "\u{1b}[31m",
+            "x.so",
+            &longer,
+        ] {
+            assert!(scheme(Path::new(bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_api_is_a_directory_or_a_version() {
+        assert_eq!(chosen_api("1.2").unwrap(), "\"1.2\"");
+        assert!(chosen_api(BUILT_WITH).unwrap().contains("plugin-api' }"));
+        for bad in [
+            "",
+            "/nowhere",
+            "1\"",
+            "x",
+            "1\n[lib]",
+            "1', path = '/",
+            "1\\",
+            "1\u{1b}[31m",
+            "1 #",
+        ] {
+            assert!(chosen_api(bad).is_err(), "{bad}");
+        }
+    }
+}

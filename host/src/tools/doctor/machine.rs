@@ -1,0 +1,224 @@
+//! What the kernel lets this user make: namespaces, interfaces in them, a panel.
+//!
+//! The child does what a supervisor does, in the same order: it makes a user namespace and a panel, and in that user
+//! namespace a member, which makes a tap; then it makes an interface of the member on the panel. Where there can
+//! be no panel, or no member of one, the member is made without, as a supervisor would.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+use nix::sched::{CloneFlags, unshare};
+use vdens_plugin_api::Offloads;
+use vdens_plugin_api::tap::{Tap, open_device};
+
+use super::{Finding, Verdict};
+use crate::error::{Error, Result, system};
+use crate::ipc::in_child;
+use crate::panel::{enter, make, open_namespace};
+use crate::sys::isolate::{Child, End};
+use crate::sys::netlink::Netlink;
+use crate::sys::user_namespace::{
+    blame_apparmor, sysctl, unshare_mapped, unshare_when_there_is_room,
+};
+
+const NAMESPACES: &str = "namespaces";
+const PANEL: &str = "panel";
+
+/// A member's namespaces.
+const MEMBER: CloneFlags = CloneFlags::CLONE_NEWUSER
+    .union(CloneFlags::CLONE_NEWNET)
+    .union(CloneFlags::CLONE_NEWUTS);
+
+/// The names of what is made on the panel, and the number of the port.
+const BRIDGE: &str = "c0";
+const PORT: (&str, u32) = ("p0", 0x1000);
+
+/// Where the child's findings go, a line of JSON each.
+struct Reporter(File);
+
+impl Reporter {
+    /// Tells the parent.
+    fn add(&self, finding: &Finding) {
+        let Ok(mut line) = serde_json::to_vec(finding) else {
+            return;
+        };
+        line.push(b'\n');
+        // A parent that is gone needs to know nothing.
+        let _ = (&self.0).write_all(&line);
+    }
+}
+
+/// The examination, under way.
+pub(super) struct Machine(Child);
+
+/// Starts the examination.
+pub(super) fn start() -> Result<Machine> {
+    // In a namespace of one's own the settings are one's own.
+    let limit = |kind: &str| {
+        let most = sysctl(&format!("user/max_{kind}_namespaces"))?;
+        Some(format!("user.max_{kind}_namespaces is {most}"))
+    };
+    let limits: Vec<String> = ["user", "net"].into_iter().filter_map(limit).collect();
+    Child::start(|to| try_out(&Reporter(to), &limits.join(", "))).map(Machine)
+}
+
+impl Machine {
+    /// What was found.
+    pub(super) fn finish(self, deadline: Instant) -> Vec<Finding> {
+        let fate = self.0.finish(deadline);
+        let lines = fate.said.split(|byte| *byte == b'\n');
+        let findings = lines.filter_map(|line| serde_json::from_slice(line).ok());
+        let mut findings: Vec<Finding> = findings.collect();
+        let died = |how| {
+            Finding::wrong(NAMESPACES, format!("trying them out ended with {how}"))
+                .remedy("a container's seccomp filter may do that: allow setns(2) there")
+        };
+        match fate.end {
+            End::Exited(0) => {}
+            End::Exited(status) => findings.push(died(format!("status {status}"))),
+            End::Killed(signal) => findings.push(died(signal.to_string())),
+            End::Hung | End::Flooded => findings.push(Finding::wrong(
+                NAMESPACES,
+                "trying them out came to no end: the kernel is busy, or stuck",
+            )),
+        }
+        let device = match open_device() {
+            Ok(_) => Finding::ok("/dev/net/tun", "can be opened"),
+            Err(error) => Finding::failed(Verdict::Wrong, "/dev/net/tun", error),
+        };
+        let after = findings.iter().rposition(|f| f.check == NAMESPACES);
+        findings.insert(after.map_or(0, |at| at + 1), device);
+        findings
+    }
+}
+
+fn try_out(reporter: &Reporter, limits: &str) {
+    let on_panel = in_child(|| try_panel(reporter, limits).map(|()| Vec::new()));
+    let Err(no_panel) = on_panel else {
+        return;
+    };
+    let alone = in_child(|| {
+        unshare_when_there_is_room(MEMBER)?;
+        member(reporter, limits).map(|net| vec![net])
+    });
+    reporter.add(&match alone {
+        Ok(_) => Finding::failed(Verdict::Note, PANEL, no_panel),
+        Err(error) => Finding::failed(Verdict::Wrong, NAMESPACES, error),
+    });
+}
+
+/// Makes a panel and a member of it.
+fn try_panel(reporter: &Reporter, limits: &str) -> Result<()> {
+    let (user, net) = make()?;
+    enter(user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
+    enter(net.as_fd(), CloneFlags::CLONE_NEWNET)?;
+    let member = in_child(|| {
+        unshare_mapped(MEMBER)?;
+        member(reporter, limits).map(|net| vec![net])
+    });
+    match plug(member?.pop()) {
+        Ok(()) => reporter.add(&Finding::ok(
+            PANEL,
+            "the kernel can carry frames between this user's namespaces",
+        )),
+        Err(error) => {
+            let error = modules(error, "sudo modprobe -a veth bridge");
+            reporter.add(&Finding::failed(Verdict::Note, PANEL, error));
+            return Ok(());
+        }
+    }
+    reporter.add(&option(
+        "VLAN-aware bridges",
+        Netlink::open().and_then(|netlink| netlink.set_vlan_filtering(BRIDGE)),
+    ));
+    reporter.add(&option(
+        "VXLAN interfaces",
+        Netlink::open().and_then(|netlink| netlink.add_vxlan("x0", 1)),
+    ));
+    Ok(())
+}
+
+/// Becomes in its namespaces what a command's process is, with its interface; returns the one of the network.
+fn member(reporter: &Reporter, limits: &str) -> Result<OwnedFd> {
+    // Where AppArmor restricts user namespaces, it may take the capabilities away only when they are used.
+    Netlink::open()
+        .and_then(|netlink| netlink.set_up("lo"))
+        .map_err(blame_apparmor)?;
+    reporter.add(&Finding::ok(
+        NAMESPACES,
+        format!("can be made and configured; {limits}"),
+    ));
+    match Tap::open("vde0") {
+        Ok(tap) => {
+            reporter.add(&Finding::ok("taps", "can be made, with virtio headers"));
+            reporter.add(&offloads(&tap));
+        }
+        // There is a finding about the device itself.
+        Err(_) if open_device().is_err() => {}
+        Err(error) => reporter.add(&Finding::failed(
+            Verdict::Wrong,
+            "taps",
+            blame_apparmor(error),
+        )),
+    }
+    let net = open_namespace("/proc/self/ns/net")?;
+    let mounts = unshare(CloneFlags::CLONE_NEWNS).map_err(system("make a mount namespace"));
+    reporter.add(&match mounts {
+        Ok(()) => Finding::ok("mount namespace", "can be made, for -r, -R and -s"),
+        Err(error) => Finding::failed(Verdict::Note, "mount namespace", blame_apparmor(error)),
+    });
+    Ok(net)
+}
+
+/// What a tap can leave undone in frames: the more, the faster.
+fn offloads(tap: &Tap) -> Finding {
+    let check = "super-frames";
+    let tcp = Offloads(Offloads::ALL.0 & !(Offloads::USO4.0 | Offloads::USO6.0));
+    if tap.leaves(Offloads::ALL) {
+        Finding::ok(check, "TCP's and UDP's, checksums left undone")
+    } else if tap.leaves(tcp) {
+        Finding::note(
+            check,
+            "TCP's, checksums left undone; UDP's need Linux 6.2 or newer",
+        )
+    } else {
+        Finding::note(check, "this kernel's taps have none, so traffic is slower")
+    }
+}
+
+/// Does on the panel, which this process has entered, what plugging a member's interface takes.
+fn plug(member: Option<OwnedFd>) -> Result<()> {
+    let member = member.ok_or_else(|| Error::closed("a helper process lost descriptors"))?;
+    let netlink = Netlink::open()?;
+    netlink.add_bridge(BRIDGE, 1)?;
+    netlink.set_up(BRIDGE)?;
+    let (port, index) = PORT;
+    netlink.add_veth(port, index, "vde0", member.as_fd())?;
+    netlink.set_bridge(port, Some(BRIDGE))?;
+    netlink.set_up(port)
+}
+
+/// Something that this kernel may have.
+fn option(check: &str, outcome: Result<()>) -> Finding {
+    match outcome {
+        Ok(()) => Finding::ok(check, "this kernel has them"),
+        Err(error) if is_lacking(&error) => {
+            Finding::note(check, "this kernel has none; nothing depends on them")
+        }
+        Err(error) => Finding::failed(Verdict::Note, check, error),
+    }
+}
+
+/// Adds the command that loads modules, if that may be it.
+fn modules(error: Error, command: &str) -> Error {
+    match is_lacking(&error) {
+        true => error.hint(command),
+        false => error,
+    }
+}
+
+fn is_lacking(error: &Error) -> bool {
+    error.errno == libc::EOPNOTSUPP
+}

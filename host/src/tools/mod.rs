@@ -1,0 +1,4 @@
+//! What a user is shown: the running processes, and whether this machine has what vdens needs.
+
+pub mod doctor;
+pub mod status;

@@ -1,0 +1,174 @@
+//! A process's side of `vdens --status`: a socket that its poll loop serves.
+//!
+//! The socket gets its name when it already listens, so whoever finds one that refuses a connection knows that its
+//! process is gone, and removes it. Only this user is answered. A process that cannot have a socket, because the
+//! directory is full or read-only, goes on without.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::Path;
+use std::process;
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, getsockopt, listen,
+    socket, sockopt,
+};
+use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::geteuid;
+use serde::Serialize;
+
+use super::directory;
+use crate::error::{Error, ErrorKind, Result, system};
+use crate::ipc::{Channel, Nothing, ReportReply};
+use crate::sys::runtime::{self, Dir};
+
+/// Askers that wait to be answered at a time; more are turned away.
+const MAX_ASKERS: usize = 32;
+
+/// How often to try again when others remove the directory that is being made.
+const RACES: usize = 20;
+
+/// The socket of this process.
+#[derive(Debug)]
+pub struct Server {
+    listener: OwnedFd,
+    /// Where the socket is, under the process's id.
+    dir: Dir,
+    pid: u32,
+    askers: Vec<Channel<ReportReply, Nothing>>,
+    /// A descriptor to give up when there are no others, so that an asker can be turned away.
+    spare: Option<File>,
+}
+
+impl Server {
+    /// Makes the socket, if that is possible.
+    pub fn start() -> Option<Self> {
+        Self::listen()
+            .inspect_err(|error| log::info!("vdens --status will not see this: {error}"))
+            .ok()
+    }
+
+    fn listen() -> Result<Self> {
+        let name = directory()?;
+        let mut races = 0;
+        loop {
+            match Dir::runtime()
+                .and_then(|base| base.make_dir(&name))
+                .and_then(Self::listen_in)
+            {
+                // Whoever finds the directory empty removes it.
+                Err(error) if error.kind == ErrorKind::NotFound && races < RACES => races += 1,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn listen_in(dir: Dir) -> Result<Self> {
+        sweep(&dir);
+        let pid = process::id();
+        let name = pid.to_string();
+        let hidden = dir.at(&format!(".{pid}"));
+        let listener = listen_at(&hidden).and_then(|listener| {
+            fs::rename(&hidden, dir.at(&name))?;
+            Ok(listener)
+        });
+        Ok(Self {
+            listener: listener.map_err(|error| Error::path("make", &dir.shown(&name), &error))?,
+            dir,
+            pid,
+            askers: Vec::new(),
+            spare: File::open("/dev/null").ok(),
+        })
+    }
+
+    /// Takes in who has come; whether there is somebody to answer.
+    ///
+    /// # Errors
+    /// The socket is of no more use.
+    pub fn accept(&mut self) -> Result<bool> {
+        loop {
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            match accept4(self.listener.as_raw_fd(), flags) {
+                Ok(fd) => {
+                    // SAFETY: accept4 returned this descriptor just now, and nothing else owns it.
+                    let asker = unsafe { OwnedFd::from_raw_fd(fd) };
+                    let peer = getsockopt(&asker, sockopt::PeerCredentials);
+                    let is_user = peer.is_ok_and(|peer| peer.uid() == geteuid().as_raw());
+                    if is_user && self.askers.len() < MAX_ASKERS {
+                        self.askers.push(Channel::from(asker));
+                    }
+                }
+                Err(Errno::EAGAIN) => return Ok(!self.askers.is_empty()),
+                Err(Errno::EINTR | Errno::ECONNABORTED) => {}
+                Err(errno) => {
+                    // Out of descriptors. The socket would stay readable, so the asker is turned away.
+                    let turned_away = self.spare.take().and_then(|_| {
+                        let fd = accept4(self.listener.as_raw_fd(), flags).ok()?;
+                        // SAFETY: as above.
+                        drop(unsafe { OwnedFd::from_raw_fd(fd) });
+                        self.spare = File::open("/dev/null").ok();
+                        self.spare.is_some().then_some(())
+                    });
+                    if turned_away.is_none() {
+                        return Err(system("answer to vdens --status")(errno));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Answers everybody who asks with a process.
+    pub fn answer(&mut self, process: &impl Serialize) {
+        for asker in self.askers.drain(..) {
+            if let Err(error) = asker.send_report(process) {
+                log::debug!("vdens --status: {error}");
+            }
+        }
+    }
+}
+
+impl AsFd for Server {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+impl Drop for Server {
+    /// In the process that made it; forked children only close their copy.
+    fn drop(&mut self) {
+        if self.pid != process::id() {
+            return;
+        }
+        // What cannot be removed is removed by the next who finds it stale.
+        let _ = fs::remove_file(self.dir.at(&self.pid.to_string()));
+        // Fails while others are in there, or something that one of them has left.
+        if !self.dir.remove() {
+            sweep(&self.dir);
+            self.dir.remove();
+        }
+    }
+}
+
+/// Removes sockets of processes that are gone, without asking the others.
+fn sweep(dir: &Dir) {
+    dir.sweep(|pid, _| runtime::start_time(pid).is_some());
+}
+
+/// A socket that listens at `path`, for its owner alone.
+fn listen_at(path: &Path) -> std::io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+    // The path is made with these permissions.
+    fchmod(&socket, Mode::from_bits_truncate(0o600))?;
+    let bound = bind(socket.as_raw_fd(), &UnixAddr::new(path)?);
+    if bound == Err(Errno::EADDRINUSE) {
+        // Left by a process of the same number that was killed.
+        fs::remove_file(path)?;
+        bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    } else {
+        bound?;
+    }
+    listen(&socket, Backlog::new(MAX_ASKERS as i32)?)?;
+    Ok(socket)
+}
