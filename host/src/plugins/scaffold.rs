@@ -37,7 +37,7 @@ const FILES: [(&str, &str); 4] = [
 ];
 
 /// The plugin-api that this program was built with.
-const BUILT_WITH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../plugin-api");
+const BUILT_WITH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../plugin-api/kit");
 
 /// Writes the crate and says what to do next. `api` is the directory or the version of plugin-api to depend on;
 /// without it, that of the source that this program was built from, if it is still there.
@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn the_api_is_a_directory_or_a_version() {
         assert_eq!(chosen_api("1.2").unwrap(), "\"1.2\"");
-        assert!(chosen_api(BUILT_WITH).unwrap().contains("plugin-api' }"));
+        assert!(chosen_api(BUILT_WITH).unwrap().contains("plugin-api/kit' }"));
         for bad in [
             "",
             "/nowhere",
