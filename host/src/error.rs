@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::io;
 
 use nix::errno::Errno;
-pub use vdens_plugin_api::{Error, ErrorKind, Result};
+pub use vdens_plugin_kit::{Error, ErrorKind, Result};
 
 use crate::output::complain;
 

@@ -4,12 +4,12 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use vdens_plugin_api::wire::control::{
+use vdens_plugin_kit::wire::control::{
     ControlError, MAX_DESCRIPTION_LEN, MAX_PORT, MAX_REQUEST_LEN, Mark, REPLY_LEN,
     REQUEST_HEADER_LEN, Reply, Request, RequestKind,
 };
 
-use vdens_plugin_api::wire::hello::Nonce;
+use vdens_plugin_kit::wire::hello::Nonce;
 
 use crate::engine::{Target, ensure};
 use crate::random::Random;

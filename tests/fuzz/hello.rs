@@ -1,8 +1,8 @@
 //! The messages in the first frames between two of our own ends.
 
-use vdens_plugin_api::negotiation::{Negotiation, Received};
-use vdens_plugin_api::wire::hello::{Body, Cable, Message, Nonce, SUPER_PREFIX, is_message};
-use vdens_plugin_api::{Offloads, Ticket};
+use vdens_plugin_kit::negotiation::{Negotiation, Received};
+use vdens_plugin_kit::wire::hello::{Body, Cable, Message, Nonce, SUPER_PREFIX, is_message};
+use vdens_plugin_kit::{Offloads, Ticket};
 
 use crate::engine::{Target, ensure};
 use crate::random::Random;

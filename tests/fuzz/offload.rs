@@ -1,8 +1,8 @@
 //! Offloads done in user space: cutting super-frames and completing checksums (`Cut`), putting segments together
 //! (`Join`). What comes out is judged by `packets`, which knows nothing of the code that made it.
 
-use vdens_plugin_api::offload::Stage;
-use vdens_plugin_api::{BATCH_FRAMES, MAX_FRAME, MIN_FRAME, Offloads, VNET_HEADER_LEN, VnetHeader};
+use vdens_plugin_kit::offload::Stage;
+use vdens_plugin_kit::{BATCH_FRAMES, MAX_FRAME, MIN_FRAME, Offloads, VNET_HEADER_LEN, VnetHeader};
 
 use crate::engine::{Target, ensure};
 use crate::packets::{ACK, CWR, FIN, Flow, PSH, RST, SYN, Seen, URG, sum};

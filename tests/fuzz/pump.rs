@@ -11,9 +11,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vdens::worker::pump::{Counters, Pump, Stop};
-use vdens_plugin_api::negotiation::{Negotiation, Received};
-use vdens_plugin_api::wire::hello::{Body, Cable, Message, Nonce, SUPER_PREFIX, is_message};
-use vdens_plugin_api::{
+use vdens_plugin_kit::negotiation::{Negotiation, Received};
+use vdens_plugin_kit::wire::hello::{Body, Cable, Message, Nonce, SUPER_PREFIX, is_message};
+use vdens_plugin_kit::{
     BATCH_FRAMES, Link, MIN_FRAME, Result as ApiResult, RxBatch, State, TxBatch, VNET_HEADER_LEN,
     VnetHeader,
 };

@@ -1,6 +1,6 @@
 //! vdestreams. An input is four bytes that say how the stream is split, and the stream.
 
-use vdens_plugin_api::wire::vdestream::{
+use vdens_plugin_kit::wire::vdestream::{
     Decoder, ENCODER_LIMIT, Encoder, HEADER_LEN, MAX_FRAME, StreamError,
 };
 

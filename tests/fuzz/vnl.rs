@@ -2,8 +2,8 @@
 
 use std::os::unix::ffi::OsStrExt;
 
-use vdens_plugin_api::Result as ApiResult;
-use vdens_plugin_api::vnl::{Keys, Spec, Vnl};
+use vdens_plugin_kit::Result as ApiResult;
+use vdens_plugin_kit::vnl::{Keys, Spec, Vnl};
 
 use crate::engine::{Target, ensure};
 use crate::random::Random;

@@ -109,10 +109,10 @@ fn a_scaffold_overwrites_nothing_and_says_what_is_wrong() {
     // A version, into a directory that is there and empty.
     lab.mkdir("cable2");
     let said = new(&["cable2", "--api", "1.2"]).ok();
-    assert!(said.contains("vdens-plugin-api = \"1.2\""), "{said}");
+    assert!(said.contains("vdens-plugin-kit = \"1.2\""), "{said}");
     let manifest = fs::read_to_string(lab.path("cable2/Cargo.toml")).unwrap();
     assert!(
-        manifest.contains("\nvdens-plugin-api = \"1.2\"\n"),
+        manifest.contains("\nvdens-plugin-kit = \"1.2\"\n"),
         "{manifest}"
     );
     // A scheme that is served already is worth a word.

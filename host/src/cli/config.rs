@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use log::LevelFilter;
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
-use vdens_plugin_api::trust::{self, Fault};
+use vdens_plugin_kit::trust::{self, Fault};
 
 use crate::error::{Error, ErrorKind, Result};
 

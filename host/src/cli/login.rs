@@ -21,8 +21,8 @@ use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::Path;
 
-use vdens_plugin_api::vnl::Vnl;
-use vdens_plugin_api::vnl_file::check_plain;
+use vdens_plugin_kit::vnl::Vnl;
+use vdens_plugin_kit::vnl_file::check_plain;
 
 use crate::cli::config::Config;
 use crate::cli::{self, LoginPlug};

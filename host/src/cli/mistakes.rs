@@ -15,7 +15,7 @@ use std::path::Path;
 
 use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue};
-use vdens_plugin_api::vnl::{Keys, Spec, Vnl};
+use vdens_plugin_kit::vnl::{Keys, Spec, Vnl};
 
 use crate::cli::Vdens;
 use crate::error::{Error, Result};

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
-use vdens_plugin_api::tap::{MAX_INTERFACE_NAME, check_interface_name};
+use vdens_plugin_kit::tap::{MAX_INTERFACE_NAME, check_interface_name};
 
 use crate::cli::config::Config;
 use crate::cli::mistakes::{self, CommandLine};

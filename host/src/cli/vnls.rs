@@ -8,8 +8,8 @@
 
 use std::path::Path;
 
-use vdens_plugin_api::vnl::Vnl;
-use vdens_plugin_api::vnl_file::{self, Place};
+use vdens_plugin_kit::vnl::Vnl;
+use vdens_plugin_kit::vnl_file::{self, Place};
 
 use crate::error::{Error, Result};
 

@@ -34,7 +34,7 @@ use nix::sched::CloneFlags;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, execvp, geteuid, getppid, sethostname};
-use vdens_plugin_api::tap::Tap;
+use vdens_plugin_kit::tap::Tap;
 
 use crate::error::{
     EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_NOT_RUNNABLE, Error, ErrorKind, Result, system,

@@ -33,7 +33,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::Mode;
 use nix::unistd::geteuid;
-use vdens_plugin_api::tap::MAX_INTERFACE_NAME;
+use vdens_plugin_kit::tap::MAX_INTERFACE_NAME;
 
 use plumbing::Lock;
 pub use plumbing::{interface_of, new_place, port_index};

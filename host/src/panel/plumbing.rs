@@ -15,8 +15,8 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use vdens_plugin_api::tap::{MAX_MTU, Tap};
-use vdens_plugin_api::wire::hello::Nonce;
+use vdens_plugin_kit::tap::{MAX_MTU, Tap};
+use vdens_plugin_kit::wire::hello::Nonce;
 
 use crate::error::{Error, Result};
 use crate::ipc::Order;
@@ -223,6 +223,6 @@ mod tests {
             cable_name("ab", ""),
         ];
         assert!(others.iter().all(|other| *other != cable_name("a", "b")));
-        assert!(cable_name("a", "b").len() < vdens_plugin_api::tap::MAX_INTERFACE_NAME);
+        assert!(cable_name("a", "b").len() < vdens_plugin_kit::tap::MAX_INTERFACE_NAME);
     }
 }

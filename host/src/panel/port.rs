@@ -14,8 +14,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use log::Level;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use vdens_plugin_api::tap::Tap;
-use vdens_plugin_api::{Link, Offloads, RxBatch, State, Status, Ticket, TxBatch};
+use vdens_plugin_kit::tap::Tap;
+use vdens_plugin_kit::{Link, Offloads, RxBatch, State, Status, Ticket, TxBatch};
 
 use super::Orders;
 use crate::error::{ErrorKind, Result, system};

@@ -22,9 +22,9 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::setsid;
-use vdens_plugin_api::stream::{CommandStream, Stream};
-use vdens_plugin_api::vnl::Vnl;
-use vdens_plugin_api::{Link, OpenOptions, Port};
+use vdens_plugin_kit::stream::{CommandStream, Stream};
+use vdens_plugin_kit::vnl::Vnl;
+use vdens_plugin_kit::{Link, OpenOptions, Port};
 
 use crate::cli::config::Config;
 use crate::cli::mistakes::{self, CommandLine, misplaced};

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 
 use nix::unistd::geteuid;
-use vdens_plugin_api::trust;
+use vdens_plugin_kit::trust;
 
 use crate::error::{Error, Result};
 

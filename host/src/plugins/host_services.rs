@@ -16,11 +16,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use vdens_plugin_api::abi::{HostServices, LoadedPlugin};
-use vdens_plugin_api::tap::Tap;
-use vdens_plugin_api::vnl::{MAX_NESTING, Vnl, too_deep};
-use vdens_plugin_api::vnl_file::PLAIN_SCHEMES;
-use vdens_plugin_api::{Hub, Link, Manifest, OpenOptions, Port, Ticket};
+use vdens_plugin_kit::HostServices;
+use vdens_plugin_kit::adapters::LoadedPlugin;
+use vdens_plugin_kit::tap::Tap;
+use vdens_plugin_kit::vnl::{MAX_NESTING, Vnl, too_deep};
+use vdens_plugin_kit::vnl_file::PLAIN_SCHEMES;
+use vdens_plugin_kit::{Hub, Link, Manifest, OpenOptions, Port, Ticket};
 
 use crate::cli::config::{Config, Libvdeplug};
 use crate::error::{Error, ErrorKind, Result};

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use vdens_plugin_api::Capabilities;
+use vdens_plugin_kit::Capabilities;
 
 use crate::error::{Error, Result};
 use crate::output::Text;

@@ -21,8 +21,8 @@ use std::path::{Path, PathBuf};
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use serde::{Deserialize, Serialize};
-use vdens_plugin_api::abi::{BindError, LoadedPlugin};
-use vdens_plugin_api::vnl::Vnl;
+use vdens_plugin_kit::adapters::{BindError, LoadedPlugin};
+use vdens_plugin_kit::vnl::Vnl;
 
 use crate::cli::config::{Config, absolute_variable, home};
 use crate::cli::mistakes;

@@ -7,7 +7,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 
-use vdens_plugin_api::vnl::Vnl;
+use vdens_plugin_kit::vnl::Vnl;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::output::Text;
@@ -36,11 +36,11 @@ const FILES: [(&str, &str); 4] = [
     (".gitignore", "/target\n"),
 ];
 
-/// The plugin-api that this program was built with.
+/// The kit that this program was built with.
 const BUILT_WITH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../plugin-api/kit");
 
-/// Writes the crate and says what to do next. `api` is the directory or the version of plugin-api to depend on;
-/// without it, that of the source that this program was built from, if it is still there.
+/// Writes the crate and says what to do next. `api` is the directory or the version of the kit to
+/// depend on; without it, the directory that this program was built from, if it still exists.
 ///
 /// # Errors
 /// The directory's name is no scheme, it is not empty, or it or standard output cannot be written.
@@ -85,11 +85,13 @@ fn scheme(dir: &Path) -> Result<&str> {
     })
 }
 
-/// What the manifest says of the dependency on plugin-api.
+/// The manifest's dependency on the kit: its directory, or the directory `plugin-api` above it.
 fn chosen_api(api: &str) -> Result<String> {
     let path = Path::new(api);
-    if path.join("Cargo.toml").is_file() {
-        return dependency(path);
+    for path in [path, &path.join("kit")] {
+        if path.join("Cargo.toml").is_file() {
+            return dependency(path);
+        }
     }
     let is_version = |c: char| c.is_ascii_alphanumeric() || ".-+".contains(c);
     match api.starts_with(|c: char| c.is_ascii_digit()) && api.chars().all(is_version) {
@@ -104,7 +106,7 @@ fn chosen_api(api: &str) -> Result<String> {
 fn default_api() -> Result<String> {
     match fs::File::open(Path::new(BUILT_WITH).join("Cargo.toml")) {
         Ok(_) => dependency(Path::new(BUILT_WITH)),
-        Err(_) => Ok(format!("\"{}\"", vdens_plugin_api::VERSION)),
+        Err(_) => Ok(format!("\"{}\"", vdens_plugin_kit::VERSION)),
     }
 }
 
@@ -136,7 +138,7 @@ name = "vdens_{scheme}"
 crate-type = ["cdylib", "rlib"]
 
 [dependencies]
-vdens-plugin-api = {api}
+vdens-plugin-kit = {api}
 
 # It belongs to no workspace, wherever it is.
 [workspace]
@@ -160,7 +162,7 @@ fn advice(dir: &Path, scheme: &str, api: &str) -> Text {
     text.line(format_args!(
         "{dir} has a transport for {scheme}://, which depends on"
     ));
-    text.line(format_args!("  vdens-plugin-api = {api}"));
+    text.line(format_args!("  vdens-plugin-kit = {api}"));
     text.line("Next:");
     text.line(format_args!("  cd {dir}"));
     text.line("  cargo build --release");
@@ -207,7 +209,11 @@ mod tests {
     #[test]
     fn the_api_is_a_directory_or_a_version() {
         assert_eq!(chosen_api("1.2").unwrap(), "\"1.2\"");
-        assert!(chosen_api(BUILT_WITH).unwrap().contains("plugin-api/kit' }"));
+        assert!(
+            chosen_api(BUILT_WITH)
+                .unwrap()
+                .contains("plugin-api/kit' }")
+        );
         for bad in [
             "",
             "/nowhere",

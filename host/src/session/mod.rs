@@ -28,7 +28,7 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid};
-use vdens_plugin_api::Ticket;
+use vdens_plugin_kit::Ticket;
 
 use crate::cli::vnls;
 use crate::error::{EXIT_FAILURE, Error, ErrorKind, Result};

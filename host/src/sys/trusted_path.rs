@@ -29,7 +29,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::Mode;
 use nix::unistd::geteuid;
-use vdens_plugin_api::trust::writable_by_others;
+use vdens_plugin_kit::trust::writable_by_others;
 
 use crate::error::{Error, ErrorKind, Result};
 

@@ -12,8 +12,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-use vdens_plugin_api::tap::Tap;
-use vdens_plugin_api::{Link, RxBatch, State, Status, TxBatch};
+use vdens_plugin_kit::tap::Tap;
+use vdens_plugin_kit::{Link, RxBatch, State, Status, TxBatch};
 
 use crate::error::{Result, system};
 

@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
 use nix::unistd::{Pid, setsid};
-use vdens_plugin_api::stream::CommandStream;
-use vdens_plugin_api::{Link, OpenOptions, Port, Ticket};
+use vdens_plugin_kit::stream::CommandStream;
+use vdens_plugin_kit::{Link, OpenOptions, Port, Ticket};
 
 use crate::cli::vnls::End;
 use crate::error::{EXIT_FAILURE, Error, Result};

@@ -21,9 +21,9 @@ use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
-use vdens_plugin_api::offload::Stage;
-use vdens_plugin_api::wire::hello::is_message;
-use vdens_plugin_api::{Link, Offloads, Sift, State};
+use vdens_plugin_kit::offload::Stage;
+use vdens_plugin_kit::wire::hello::is_message;
+use vdens_plugin_kit::{Link, Offloads, Sift, State};
 
 use crate::error::{Error, Result};
 use crate::worker::busy_poll::BusyPoll;
@@ -273,7 +273,7 @@ mod tests {
     use super::*;
     use std::os::unix::net::{UnixDatagram, UnixStream};
     use std::thread;
-    use vdens_plugin_api::{RxBatch, TxBatch};
+    use vdens_plugin_kit::{RxBatch, TxBatch};
 
     struct Socket {
         socket: UnixDatagram,
@@ -373,7 +373,7 @@ mod tests {
     #[test]
     fn frames_that_look_like_messages_pass_in_neither_direction() {
         let ((mut a, far_a), (mut b, far_b)) = (cable(false), cable(false));
-        let mut message = vdens_plugin_api::wire::hello::SUPER_PREFIX.to_vec();
+        let mut message = vdens_plugin_kit::wire::hello::SUPER_PREFIX.to_vec();
         message.resize(90, 0);
         for far in [&far_a, &far_b] {
             far.send(&message).unwrap();

@@ -18,7 +18,7 @@ use log::Level;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use vdens_plugin_api::{Link, RxBatch, State, Status, TxBatch};
+use vdens_plugin_kit::{Link, RxBatch, State, Status, TxBatch};
 
 use crate::error::{Error, ErrorKind, Result, system};
 

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use vdens_plugin_api::{Link, MAX_LEGACY_MTU, Offloads, Status, Tier};
+use vdens_plugin_kit::{Link, MAX_LEGACY_MTU, Offloads, Status, Tier};
 
 /// How long a tier must have lasted to be told, unless there is hardly a better one.
 const SETTLING: Duration = Duration::from_millis(250);

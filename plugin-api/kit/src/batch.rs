@@ -17,178 +17,88 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use abi_stable::StableAbi;
+use vdens_plugin_api::{BATCH_FRAMES, MAX_FRAME, MIN_FRAME, RawBatch, RawSlot, VNET_HEADER_LEN};
 
 use crate::datagram;
-
-/// The most frames a batch holds.
-pub const BATCH_FRAMES: usize = 32;
-
-/// Bytes of the virtio network header in front of each frame.
-pub const VNET_HEADER_LEN: usize = 10;
-
-/// The longest frame a batch can carry, in bytes: a 64 KiB packet behind an Ethernet header with two
-/// VLAN tags.
-pub const MAX_FRAME: usize = 65_536 + 14 + 8;
-
-/// The longest frame a legacy peer may send, in bytes (libvdeplug's 9216 + 14 + 4).
-pub const MAX_LEGACY_FRAME: usize = 9234;
-
-/// The largest MTU whose frames a legacy peer may send, in bytes.
-pub const MAX_LEGACY_MTU: u32 = 9216;
-
-/// The shortest thing that is a frame, in bytes: an Ethernet header.
-pub const MIN_FRAME: usize = 14;
+use crate::frame::{Frame, VnetHeader};
 
 /// Bytes of a batch's arena: [`BATCH_FRAMES`] legacy frames, or seven super-frames.
 const ARENA: usize = 7 * (MAX_FRAME + 4 * VNET_HEADER_LEN);
 
-/// The virtio network header (struct virtio_net_hdr of the virtio specification 1.2, section 5.1.6,
-/// as `linux/virtio_net.h` has it): what is left to be done to a frame. Fields are in host byte order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct VnetHeader {
-    /// Bit 0: the checksum from `csum_start` is to be completed; bit 1: checksums are known to be good.
-    pub flags: u8,
-    /// 0: no segmentation; 1: TCP over IPv4; 4: TCP over IPv6; 5: UDP; plus 0x80 with ECN.
-    pub gso_type: u8,
-    /// Bytes of headers in front of the payload that is to be cut.
-    pub hdr_len: u16,
-    /// Bytes of payload a segment.
-    pub gso_size: u16,
-    /// Where the checksummed part starts, in bytes from the start of the frame.
-    pub csum_start: u16,
-    /// Where the checksum stands, in bytes from `csum_start`.
-    pub csum_offset: u16,
-}
+/// A [`RawBatch`] whose pointers are known to be good.
+#[derive(Debug)]
+#[repr(transparent)]
+pub(crate) struct Storage(RawBatch);
 
-impl VnetHeader {
-    /// The header as a tap with `IFF_VNET_HDR` takes it.
-    pub fn to_bytes(self) -> [u8; VNET_HEADER_LEN] {
-        let mut bytes = [self.flags, self.gso_type, 0, 0, 0, 0, 0, 0, 0, 0];
-        let fields = [
-            self.hdr_len,
-            self.gso_size,
-            self.csum_start,
-            self.csum_offset,
-        ];
-        for (place, field) in bytes[2..].chunks_exact_mut(2).zip(fields) {
-            place.copy_from_slice(&field.to_ne_bytes());
-        }
-        bytes
+impl Storage {
+    /// The batch that a caller has lent.
+    ///
+    /// # Safety
+    /// `raw` is valid and exclusive for `'a`: `arena` points to `arena_len` initialised bytes and
+    /// `slots` to `slot_capacity` initialised slots, which nothing else uses.
+    pub(crate) unsafe fn lent<'a>(raw: *mut RawBatch) -> &'a mut Self {
+        // SAFETY: per this function's contract; Storage is a transparent RawBatch.
+        unsafe { &mut *raw.cast() }
     }
 
-    /// The header in the first [`VNET_HEADER_LEN`] bytes, `None` if there are fewer.
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let bytes: &[u8; VNET_HEADER_LEN] = bytes.first_chunk()?;
-        let field = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
-        Some(Self {
-            flags: bytes[0],
-            gso_type: bytes[1],
-            hdr_len: field(2),
-            gso_size: field(4),
-            csum_start: field(6),
-            csum_offset: field(8),
-        })
+    /// The batch as it is lent to a function of the ABI.
+    pub(crate) fn lend(&mut self) -> *mut RawBatch {
+        &raw mut self.0
     }
-
-    /// The header for the same frame when what its offsets point to stands `bytes` further back, or further to
-    /// the front if that is negative.
-    #[must_use]
-    pub fn shifted(mut self, bytes: i16) -> Self {
-        if self.flags & 1 != 0 {
-            self.csum_start = self.csum_start.saturating_add_signed(bytes);
-        }
-        if self.gso_type != 0 {
-            self.hdr_len = self.hdr_len.saturating_add_signed(bytes);
-        }
-        self
-    }
-
-    /// Whether the frame is an ordinary one with nothing left to be done.
-    pub fn is_plain(self) -> bool {
-        self.flags & 1 == 0 && self.gso_type == 0
-    }
-}
-
-/// Where a frame lies in the arena: its virtio header first.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, StableAbi)]
-pub(crate) struct RawSlot {
-    /// Bytes from the arena's start to the virtio header.
-    offset: u32,
-    /// Bytes of header and frame together.
-    len: u32,
-}
-
-/// A batch as it crosses the boundary. `arena` and `slots` belong to the host's [`Batch`].
-#[repr(C)]
-#[derive(Debug, StableAbi)]
-pub(crate) struct RawBatch {
-    arena: *mut u8,
-    arena_len: u32,
-    /// Bytes of the arena in use.
-    used: u32,
-    slots: *mut RawSlot,
-    slot_capacity: u32,
-    /// Slots in use.
-    len: u32,
-    /// Frames lost by the link since the host last looked.
-    dropped: u64,
-}
-
-impl RawBatch {
     fn arena(&self) -> &[u8] {
         // SAFETY: `arena` points to `arena_len` initialised bytes owned by the Batch this view borrows.
-        unsafe { std::slice::from_raw_parts(self.arena, self.arena_len as usize) }
+        unsafe { std::slice::from_raw_parts(self.0.arena, self.0.arena_len as usize) }
     }
 
     fn free(&mut self) -> &mut [u8] {
         // SAFETY: as in `arena`; `&mut self` makes the access exclusive.
-        let arena = unsafe { std::slice::from_raw_parts_mut(self.arena, self.arena_len as usize) };
-        let used = (self.used as usize).min(arena.len());
+        let arena =
+            unsafe { std::slice::from_raw_parts_mut(self.0.arena, self.0.arena_len as usize) };
+        let used = (self.0.used as usize).min(arena.len());
         &mut arena[used..]
     }
 
     fn slots(&self) -> &[RawSlot] {
         // SAFETY: `slots` points to `slot_capacity` initialised slots owned by the Batch this view borrows.
-        let slots = unsafe { std::slice::from_raw_parts(self.slots, self.slot_capacity as usize) };
+        let slots =
+            unsafe { std::slice::from_raw_parts(self.0.slots, self.0.slot_capacity as usize) };
         &slots[..self.count()]
     }
 
     fn has_slot(&self) -> bool {
-        self.len < self.slot_capacity
+        self.0.len < self.0.slot_capacity
     }
 
     /// Slots in use. A plugin sets `len`, so it is no more than a claim.
     fn count(&self) -> usize {
-        self.len.min(self.slot_capacity) as usize
+        self.0.len.min(self.0.slot_capacity) as usize
     }
 
     /// Makes `len` bytes at the start of the free space the next frame and moves the free space on by `stride`.
     fn commit(&mut self, len: usize, stride: usize) {
-        let free = self.arena_len.saturating_sub(self.used);
+        let free = self.0.arena_len.saturating_sub(self.0.used);
         if !self.has_slot() || stride > free as usize || len > stride {
             return;
         }
         // SAFETY: `len < slot_capacity`, so the slot lies in the array owned by the Batch.
         unsafe {
-            *self.slots.add(self.len as usize) = RawSlot {
-                offset: self.used,
+            *self.0.slots.add(self.0.len as usize) = RawSlot {
+                offset: self.0.used,
                 len: len as u32,
             };
         }
-        self.len += 1;
-        self.used += stride as u32;
+        self.0.len += 1;
+        self.0.used += stride as u32;
     }
 
     /// Makes slot `to` say what slot `from` says, less `cut` bytes at its start.
     pub(crate) fn move_slot(&mut self, from: usize, to: usize, cut: u32) {
-        let slots = self.slot_capacity as usize;
+        let slots = self.0.slot_capacity as usize;
         if from < slots && to < slots {
             // SAFETY: both slots lie in the array owned by the Batch this view borrows.
             unsafe {
-                let slot = *self.slots.add(from);
-                *self.slots.add(to) = RawSlot {
+                let slot = *self.0.slots.add(from);
+                *self.0.slots.add(to) = RawSlot {
                     offset: slot.offset.saturating_add(cut),
                     len: slot.len.saturating_sub(cut),
                 };
@@ -201,7 +111,8 @@ impl RawBatch {
         let slot = self.slots().get(index).copied().unwrap_or_default();
         // SAFETY: `arena` points to `arena_len` initialised bytes owned by the Batch this view borrows; `&mut self`
         // makes the access exclusive.
-        let arena = unsafe { std::slice::from_raw_parts_mut(self.arena, self.arena_len as usize) };
+        let arena =
+            unsafe { std::slice::from_raw_parts_mut(self.0.arena, self.0.arena_len as usize) };
         let start = slot.offset as usize;
         if let Some(front) = arena.get_mut(start..start + VNET_HEADER_LEN + at + len) {
             let header = VnetHeader::from_bytes(front).unwrap_or_default();
@@ -214,17 +125,15 @@ impl RawBatch {
     fn frame(&self, index: usize) -> Option<Frame<'_>> {
         let slot = self.slots().get(index)?;
         let start = slot.offset as usize;
-        let bytes = self
-            .arena()
-            .get(start..start.checked_add(slot.len as usize)?)?;
-        (bytes.len() >= VNET_HEADER_LEN + MIN_FRAME).then_some(Frame { bytes })
+        let end = start.checked_add(slot.len as usize)?;
+        Frame::from_entry(self.arena().get(start..end)?)
     }
 }
 
 /// The arena and slots of a batch. The host owns it; links see it through [`RxBatch`] and [`TxBatch`].
 #[derive(Debug)]
 pub struct Batch {
-    raw: RawBatch,
+    raw: Storage,
 }
 
 // SAFETY: the pointers in `raw` are owned by this value alone and point to plain bytes.
@@ -236,7 +145,7 @@ impl Batch {
         let arena = Box::leak(vec![0_u8; ARENA].into_boxed_slice());
         let slots = Box::leak(vec![RawSlot::default(); BATCH_FRAMES].into_boxed_slice());
         Self {
-            raw: RawBatch {
+            raw: Storage(RawBatch {
                 arena: arena.as_mut_ptr(),
                 arena_len: ARENA as u32,
                 used: 0,
@@ -244,7 +153,7 @@ impl Batch {
                 slot_capacity: BATCH_FRAMES as u32,
                 len: 0,
                 dropped: 0,
-            },
+            }),
         }
     }
 
@@ -255,13 +164,13 @@ impl Batch {
 
     /// Whether there is no frame in the batch.
     pub fn is_empty(&self) -> bool {
-        self.raw.len == 0
+        self.raw.0.len == 0
     }
 
     /// Forgets the frames.
     pub fn clear(&mut self) {
-        self.raw.len = 0;
-        self.raw.used = 0;
+        self.raw.0.len = 0;
+        self.raw.0.used = 0;
     }
 
     /// The view for a link that receives into the batch.
@@ -279,7 +188,7 @@ impl Batch {
 
     /// Takes the count of frames that links have reported lost, which starts again at 0.
     pub fn take_dropped(&mut self) -> u64 {
-        std::mem::take(&mut self.raw.dropped)
+        std::mem::take(&mut self.raw.0.dropped)
     }
 }
 
@@ -291,45 +200,14 @@ impl Default for Batch {
 
 impl Drop for Batch {
     fn drop(&mut self) {
-        let arena = std::ptr::slice_from_raw_parts_mut(self.raw.arena, self.raw.arena_len as usize);
+        let arena =
+            std::ptr::slice_from_raw_parts_mut(self.raw.0.arena, self.raw.0.arena_len as usize);
         let slots =
-            std::ptr::slice_from_raw_parts_mut(self.raw.slots, self.raw.slot_capacity as usize);
+            std::ptr::slice_from_raw_parts_mut(self.raw.0.slots, self.raw.0.slot_capacity as usize);
         // SAFETY: both were leaked from boxes of exactly these lengths in `new`, and nothing else frees them.
         unsafe {
             drop(Box::from_raw(arena));
             drop(Box::from_raw(slots));
-        }
-    }
-}
-
-/// A frame in a batch.
-#[derive(Clone, Copy, Debug)]
-pub struct Frame<'a> {
-    bytes: &'a [u8],
-}
-
-impl<'a> Frame<'a> {
-    /// The Ethernet frame, without preamble and checksum; at least [`MIN_FRAME`] bytes.
-    pub fn bytes(self) -> &'a [u8] {
-        &self.bytes[VNET_HEADER_LEN..]
-    }
-
-    /// The virtio header as it stands in front of the frame.
-    pub fn header(self) -> VnetHeader {
-        VnetHeader::from_bytes(self.bytes).unwrap_or_default()
-    }
-
-    /// Virtio header and frame in one piece, as a tap with `IFF_VNET_HDR` takes them.
-    pub fn with_header(self) -> &'a [u8] {
-        self.bytes
-    }
-
-    /// The frame as a datagram between two ends of ours, in two parts: nothing and the frame or, if it has something
-    /// left to be done or is longer than a legacy peer takes, `prefix` and [`Frame::with_header`].
-    pub fn wrapped(self, prefix: &'a [u8]) -> [&'a [u8]; 2] {
-        match self.header().is_plain() && self.bytes().len() <= MAX_LEGACY_FRAME {
-            true => [&[], self.bytes()],
-            false => [prefix, self.with_header()],
         }
     }
 }
@@ -359,7 +237,7 @@ pub enum Sift {
 /// A batch that a link receives into.
 #[derive(Debug)]
 pub struct RxBatch<'a> {
-    pub(crate) raw: &'a mut RawBatch,
+    pub(crate) raw: &'a mut Storage,
 }
 
 impl RxBatch<'_> {
@@ -370,12 +248,12 @@ impl RxBatch<'_> {
 
     /// Whether no frame has been received yet.
     pub fn is_empty(&self) -> bool {
-        self.raw.len == 0
+        self.raw.0.len == 0
     }
 
     /// Whether another frame of up to `max_frame` bytes would fit.
     pub fn has_room(&self, max_frame: usize) -> bool {
-        let free = self.raw.arena_len.saturating_sub(self.raw.used) as usize;
+        let free = self.raw.0.arena_len.saturating_sub(self.raw.0.used) as usize;
         self.raw.has_slot() && free >= VNET_HEADER_LEN + max_frame
     }
 
@@ -445,8 +323,9 @@ impl RxBatch<'_> {
     /// What recvmmsg reports, except that nothing is waiting.
     pub fn receive_datagrams(&mut self, socket: impl AsFd, max_frame: usize) -> io::Result<usize> {
         let stride = VNET_HEADER_LEN + max_frame;
-        let free = self.raw.arena_len.saturating_sub(self.raw.used) as usize;
-        let slots = (self.raw.slot_capacity - self.raw.len.min(self.raw.slot_capacity)) as usize;
+        let free = self.raw.0.arena_len.saturating_sub(self.raw.0.used) as usize;
+        let slots =
+            (self.raw.0.slot_capacity - self.raw.0.len.min(self.raw.0.slot_capacity)) as usize;
         let want = slots.min(free / stride).min(BATCH_FRAMES);
         let mut lengths = [0_usize; BATCH_FRAMES];
         let room = &mut self.raw.free()[..want * stride];
@@ -496,7 +375,7 @@ impl RxBatch<'_> {
                 None => lost += 1,
             }
         }
-        self.raw.len = kept as u32;
+        self.raw.0.len = kept as u32;
         self.count_dropped(lost);
     }
 
@@ -512,7 +391,7 @@ impl RxBatch<'_> {
     fn commit_received(&mut self, len: usize, stride: usize) {
         if len == 0 {
             self.count_dropped(1);
-            self.raw.used = self.raw.used.saturating_add(stride as u32);
+            self.raw.0.used = self.raw.0.used.saturating_add(stride as u32);
             return;
         }
         self.raw.free()[..VNET_HEADER_LEN].fill(0);
@@ -521,14 +400,14 @@ impl RxBatch<'_> {
 
     /// Counts frames that were lost on the way in.
     pub fn count_dropped(&mut self, frames: u64) {
-        self.raw.dropped = self.raw.dropped.saturating_add(frames);
+        self.raw.0.dropped = self.raw.0.dropped.saturating_add(frames);
     }
 }
 
 /// The frames that a link is to send.
 #[derive(Debug)]
 pub struct TxBatch<'a> {
-    pub(crate) raw: &'a mut RawBatch,
+    pub(crate) raw: &'a mut Storage,
     pub(crate) start: usize,
 }
 
@@ -583,7 +462,7 @@ impl TxBatch<'_> {
 
     /// Counts frames that were lost on the way out.
     pub fn count_dropped(&mut self, frames: u64) {
-        self.raw.dropped = self.raw.dropped.saturating_add(frames);
+        self.raw.0.dropped = self.raw.0.dropped.saturating_add(frames);
     }
 }
 
@@ -698,14 +577,14 @@ mod tests {
         }
         // SAFETY: the slots belong to the batch, and there are more than four.
         unsafe {
-            (*batch.raw.slots.add(0)).len = 5;
-            (*batch.raw.slots.add(2)).len = u32::MAX;
-            (*batch.raw.slots.add(3)).offset = u32::MAX;
+            (*batch.raw.0.slots.add(0)).len = 5;
+            (*batch.raw.0.slots.add(2)).len = u32::MAX;
+            (*batch.raw.0.slots.add(3)).offset = u32::MAX;
         }
         batch.rx().drop_undecodable(1);
         assert_eq!((batch.len(), batch.take_dropped()), (2, 2));
         assert_eq!(batch.tx(1).frame(0).map(|f| f.bytes()[0]), Some(1));
-        batch.raw.len = u32::MAX;
+        batch.raw.0.len = u32::MAX;
         assert_eq!(batch.len(), BATCH_FRAMES);
         batch.rx().drop_undecodable(0);
         assert_eq!(batch.tx(0).frames().count(), batch.len());

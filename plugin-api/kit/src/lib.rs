@@ -25,8 +25,8 @@
 //! ```
 //! use std::os::fd::{AsFd, BorrowedFd};
 //! use std::os::unix::net::UnixDatagram;
-//! use vdens_plugin_api::vnl::{Keys, Spec};
-//! use vdens_plugin_api::{
+//! use vdens_plugin_kit::vnl::{Keys, Spec};
+//! use vdens_plugin_kit::{
 //!     Batch, Error, Host, Link, OpenOptions, OpenRequest, Result, RxBatch, TxBatch, export_plugin,
 //! };
 //!
@@ -87,15 +87,17 @@
 //! # Ok::<(), Error>(())
 //! ```
 //!
-//! The stable ABI itself is in [`abi`]; authors do not meet it.
+//! The stable ABI itself is the crate [`vdens_plugin_api`], and [`adapters`] translates between both;
+//! authors do not meet them.
 
 /// The version of this crate.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-pub mod abi;
+pub mod adapters;
 mod batch;
 mod datagram;
 mod error;
+mod frame;
 mod link;
 mod logging;
 pub mod negotiation;
@@ -112,16 +114,15 @@ pub mod vnl;
 pub mod vnl_file;
 pub mod wire;
 
-pub use batch::{
-    BATCH_FRAMES, Batch, Frame, MAX_FRAME, MAX_LEGACY_FRAME, MAX_LEGACY_MTU, MIN_FRAME, RxBatch,
-    Sift, TxBatch, VNET_HEADER_LEN, VnetHeader,
-};
+pub use batch::{Batch, RxBatch, Sift, TxBatch};
 pub use datagram::send_datagrams;
 pub use error::{Error, ErrorKind, Result};
+pub use frame::{Frame, MAX_LEGACY_FRAME, MAX_LEGACY_MTU, VnetHeader};
 pub use link::{Link, Offloads, State};
 pub use log;
 pub use plugin::{
-    Capabilities, Host, Hub, Manifest, OpenOptions, OpenRequest, Plugin, Port, Ticket,
+    Capabilities, Host, HostServices, Hub, Manifest, OpenOptions, OpenRequest, Plugin, Port, Ticket,
 };
 pub use ready::AlwaysReady;
 pub use status::{Peer, PortStatus, StationStatus, Status, SwitchStatus, Tier};
+pub use vdens_plugin_api::{BATCH_FRAMES, MAX_FRAME, MIN_FRAME, VNET_HEADER_LEN};

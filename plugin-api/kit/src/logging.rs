@@ -8,7 +8,8 @@ use std::sync::{Once, OnceLock};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-use crate::abi::HostV1;
+use vdens_plugin_api::HostV1;
+use vdens_plugin_api::abi_stable::std_types::RStr;
 
 struct Forwarder;
 
@@ -24,7 +25,13 @@ impl Log for Forwarder {
         if let Some(host) = HOST.get()
             && self.enabled(record.metadata())
         {
-            host.log(record.level(), record.target(), &record.args().to_string());
+            let (target, message) = (record.target(), record.args().to_string());
+            let log = host.calls().log();
+            log(
+                record.level() as u32,
+                target.into(),
+                RStr::from_str(&message),
+            );
         }
     }
 

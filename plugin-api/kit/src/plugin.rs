@@ -4,7 +4,6 @@ use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use crate::abi::{HostServices, HostV1};
 use crate::tap::Tap;
 use crate::vnl::Vnl;
 use crate::{Error, ErrorKind, Link, Result};
@@ -75,15 +74,17 @@ pub struct Hub {
 /// The services of the host. Cheap to clone, usable from any thread, valid for the life of the process.
 #[derive(Clone, Copy)]
 pub struct Host {
-    pub(crate) raw: HostV1,
+    services: &'static dyn HostServices,
 }
 
 impl Host {
     /// A host that offers nothing: for a plugin's own tests.
     pub fn without_services() -> Self {
-        Self {
-            raw: HostV1::new(&NoServices),
-        }
+        Self::new(&NoServices)
+    }
+
+    pub(crate) fn new(services: &'static dyn HostServices) -> Self {
+        Self { services }
     }
 
     /// Opens another VNL, through whatever plugin its scheme needs: how `outer://…{inner://…}` reaches
@@ -92,12 +93,12 @@ impl Host {
     /// # Errors
     /// What the inner plugin reports, or that there is none for its scheme.
     pub fn open(&self, vnl: &str) -> Result<Box<dyn Link>> {
-        self.raw.open(vnl)
+        self.services.open(vnl)
     }
 
     /// The host side of the link.
     pub fn port(&self) -> Port {
-        self.raw.port()
+        self.services.port()
     }
 
     /// Plugs the interface into a cable with the place `peer` on the same panel, as the peer must do on its
@@ -107,7 +108,7 @@ impl Host {
     /// # Errors
     /// There is no ticket, or the kernel refuses: frames go on through the link.
     pub fn plug(&self, peer: &str) -> Result<()> {
-        self.raw.plug(peer)
+        self.services.plug(peer)
     }
 
     /// Plugs the interface into a [`Hub`], which may be another process's. For the rest as [`Host::plug`]; neither
@@ -116,7 +117,7 @@ impl Host {
     /// # Errors
     /// There is no ticket, or the hub is on another panel or gone, or the kernel refuses.
     pub fn attach(&self, hub: &Ticket) -> Result<()> {
-        self.raw.attach(hub)
+        self.services.attach(hub)
     }
 
     /// Makes a hub that forgets a station which has been silent for `expiry`; if that is zero it learns of none, and
@@ -125,7 +126,7 @@ impl Host {
     /// # Errors
     /// There is no panel, or the kernel refuses.
     pub fn hub(&self, expiry: Duration) -> Result<Hub> {
-        self.raw.hub(expiry)
+        self.services.hub(expiry)
     }
 
     /// Has the session hold a descriptor, beside the link's own, in place of the one that it held before. If the
@@ -136,14 +137,53 @@ impl Host {
     /// # Errors
     /// Nobody takes the place of this process, as in vde_plug, or the link is a nested one.
     pub fn keep(&self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
-        self.raw.keep(fd)
+        self.services.keep(fd)
     }
 
     /// The descriptor that the last process to serve this link had kept, for the first who asks. It is held still, until
     /// [`Host::keep`] puts another or none in its place.
     pub fn kept(&self) -> Option<OwnedFd> {
-        self.raw.kept()
+        self.services.kept()
     }
+}
+
+/// What a host provides to the plugins that it loads.
+pub trait HostServices: Send + Sync {
+    /// Opens a VNL for a plugin that nests it.
+    ///
+    /// # Errors
+    /// What opening it reports.
+    fn open(&'static self, vnl: &str) -> Result<Box<dyn Link>>;
+
+    /// The host side of the link.
+    fn port(&self) -> Port;
+
+    /// Plugs the interface into a cable with another place on the panel.
+    ///
+    /// # Errors
+    /// There is no panel, or the kernel refuses.
+    fn plug(&self, peer: &str) -> Result<()>;
+
+    /// Plugs the interface into a hub.
+    ///
+    /// # Errors
+    /// There is no panel, the hub is not on it, or the kernel refuses.
+    fn attach(&self, hub: &Ticket) -> Result<()>;
+
+    /// Makes a hub.
+    ///
+    /// # Errors
+    /// There is no panel, or the kernel refuses.
+    fn hub(&self, expiry: Duration) -> Result<Hub>;
+
+    /// Holds a descriptor for the next process that serves the link, in place of the one held before.
+    ///
+    /// # Errors
+    /// There is nobody to hold it.
+    fn keep(&self, fd: Option<BorrowedFd<'_>>) -> Result<()>;
+
+    /// What the last process that served the link had kept, the first time.
+    fn kept(&self) -> Option<OwnedFd>;
 }
 
 /// What [`Host::without_services`] offers.
@@ -272,7 +312,7 @@ pub trait Plugin: 'static {
 /// Makes the crate, a `cdylib`, a plugin.
 ///
 /// ```
-/// use vdens_plugin_api::{Link, OpenRequest, Result, RxBatch, TxBatch};
+/// use vdens_plugin_kit::{Link, OpenRequest, Result, RxBatch, TxBatch};
 /// use std::os::fd::{AsFd, BorrowedFd};
 /// use std::os::unix::net::UnixDatagram;
 ///
@@ -287,20 +327,20 @@ pub trait Plugin: 'static {
 ///         self.0.as_fd()
 ///     }
 ///     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
-///         batch.receive_datagrams(&self.1, 1518).map_err(|e| vdens_plugin_api::Error::io("receive", &e))?;
+///         batch.receive_datagrams(&self.1, 1518).map_err(|e| vdens_plugin_kit::Error::io("receive", &e))?;
 ///         Ok(())
 ///     }
 ///     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
-///         batch.send_datagrams(&self.0, 0).map_err(|e| vdens_plugin_api::Error::io("send", &e))
+///         batch.send_datagrams(&self.0, 0).map_err(|e| vdens_plugin_kit::Error::io("send", &e))
 ///     }
 /// }
 ///
 /// fn open(_request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
-///     let (a, b) = UnixDatagram::pair().map_err(|e| vdens_plugin_api::Error::io("make a socket pair", &e))?;
+///     let (a, b) = UnixDatagram::pair().map_err(|e| vdens_plugin_kit::Error::io("make a socket pair", &e))?;
 ///     Ok(Box::new(Echo(a, b)))
 /// }
 ///
-/// vdens_plugin_api::export_plugin! {
+/// vdens_plugin_kit::export_plugin! {
 ///     scheme: "echo",
 ///     description: "sends every frame back",
 ///     open: open,
@@ -332,10 +372,10 @@ macro_rules! export_plugin {
             }
 
             #[unsafe(export_name = "vdens_plugin_abi")]
-            static ABI: u32 = $crate::abi::VERSION;
+            static ABI: u32 = $crate::adapters::VERSION;
 
             #[unsafe(export_name = "vdens_plugin_v1")]
-            static HEADER: $crate::abi::LibHeader = $crate::abi::header::<Exported>();
+            static HEADER: $crate::adapters::LibHeader = $crate::adapters::header::<Exported>();
         };
     };
 }

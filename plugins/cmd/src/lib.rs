@@ -3,8 +3,8 @@
 //! Everything behind `cmd://` belongs to the command, which `/bin/sh -c` runs, so quoting is the shell's. The work
 //! is done by [`CommandStream`]: the command's end breaks the link, and the link's end ends the command.
 
-use vdens_plugin_api::stream::CommandStream;
-use vdens_plugin_api::{Error, Link, OpenRequest, Result, export_plugin};
+use vdens_plugin_kit::stream::CommandStream;
+use vdens_plugin_kit::{Error, Link, OpenRequest, Result, export_plugin};
 
 fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     let command = request.argument().trim();
@@ -23,7 +23,7 @@ export_plugin! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vdens_plugin_api::{ErrorKind, Host, OpenOptions};
+    use vdens_plugin_kit::{ErrorKind, Host, OpenOptions};
 
     fn open_vnl(vnl: &str) -> Result<Box<dyn Link>> {
         open(&OpenRequest {

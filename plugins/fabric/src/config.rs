@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, User};
-use vdens_plugin_api::vnl::{Keys, Spec, group_id};
-use vdens_plugin_api::{Error, OpenOptions, Result};
+use vdens_plugin_kit::vnl::{Keys, Spec, group_id};
+use vdens_plugin_kit::{Error, OpenOptions, Result};
 
 use crate::Kind;
 

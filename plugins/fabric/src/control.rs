@@ -24,7 +24,7 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::Uid;
-use vdens_plugin_api::wire::control::{ControlError, MAX_REQUEST_LEN, Request, RequestKind};
+use vdens_plugin_kit::wire::control::{ControlError, MAX_REQUEST_LEN, Request, RequestKind};
 
 /// How long a client may take for its request.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -25,8 +25,8 @@ use nix::sys::stat::{
     FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, fstatat, lstat,
 };
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, mkdir, unlinkat};
-use vdens_plugin_api::vnl::check_socket_path;
-use vdens_plugin_api::{Error, ErrorKind, Result, log};
+use vdens_plugin_kit::vnl::check_socket_path;
+use vdens_plugin_kit::{Error, ErrorKind, Result, log};
 
 use crate::config::Config;
 
@@ -340,7 +340,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
-    use vdens_plugin_api::OpenOptions;
+    use vdens_plugin_kit::OpenOptions;
 
     use crate::Kind;
 

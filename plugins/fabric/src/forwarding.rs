@@ -17,9 +17,9 @@
 
 use std::time::Instant;
 
-use vdens_plugin_api::offload::{Changed, Progress, examine};
-use vdens_plugin_api::wire::hello::is_message;
-use vdens_plugin_api::{Frame, Hub, MAX_LEGACY_FRAME, Offloads, RxBatch, TxBatch};
+use vdens_plugin_kit::offload::{Changed, Progress, examine};
+use vdens_plugin_kit::wire::hello::is_message;
+use vdens_plugin_kit::{Frame, Hub, MAX_LEGACY_FRAME, Offloads, RxBatch, TxBatch};
 
 use crate::fdb::Fdb;
 use crate::frame::Addresses;

@@ -3,7 +3,7 @@
 //! A station is a MAC address on a VLAN: the same address on two VLANs is two stations. The VLAN is that of
 //! an IEEE 802.1Q tag; frames without one, and priority-tagged ones (VLAN id 0), are on VLAN 0.
 
-use vdens_plugin_api::MIN_FRAME;
+use vdens_plugin_kit::MIN_FRAME;
 
 const TPID_8021Q: [u8; 2] = [0x81, 0x00];
 const VLAN_BITS: u32 = 12;

@@ -52,7 +52,7 @@ mod tests;
 
 use std::fmt;
 
-use vdens_plugin_api::{Capabilities, Link, OpenRequest, Result};
+use vdens_plugin_kit::{Capabilities, Link, OpenRequest, Result};
 
 /// What the links are like.
 pub const CAPABILITIES: Capabilities = Capabilities::ONE_END

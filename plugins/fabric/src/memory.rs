@@ -24,8 +24,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
-use vdens_plugin_api::wire::hello::SUPER_PREFIX;
-use vdens_plugin_api::{MAX_FRAME, VNET_HEADER_LEN};
+use vdens_plugin_kit::wire::hello::SUPER_PREFIX;
+use vdens_plugin_kit::{MAX_FRAME, VNET_HEADER_LEN};
 
 /// The longest datagram, in bytes: a super-frame.
 pub(crate) const MAX_DATAGRAM: usize = SUPER_PREFIX.len() + VNET_HEADER_LEN + MAX_FRAME;

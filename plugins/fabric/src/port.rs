@@ -13,9 +13,9 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
-use vdens_plugin_api::negotiation::Negotiation;
-use vdens_plugin_api::wire::hello::SUPER_PREFIX;
-use vdens_plugin_api::{BATCH_FRAMES, Frame, MAX_LEGACY_FRAME, Offloads, TxBatch, send_datagrams};
+use vdens_plugin_kit::negotiation::Negotiation;
+use vdens_plugin_kit::wire::hello::SUPER_PREFIX;
+use vdens_plugin_kit::{BATCH_FRAMES, Frame, MAX_LEGACY_FRAME, Offloads, TxBatch, send_datagrams};
 
 use crate::directory::Entry;
 use crate::memory::Memory;
@@ -269,7 +269,7 @@ impl Port {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vdens_plugin_api::Batch;
+    use vdens_plugin_kit::Batch;
 
     #[test]
     fn selections() {

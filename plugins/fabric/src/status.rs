@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use nix::sys::socket::{getsockopt, sockopt};
-use vdens_plugin_api::{
+use vdens_plugin_kit::{
     MAX_LEGACY_MTU, Peer, PortStatus, StationStatus, Status, SwitchStatus, Tier,
 };
 

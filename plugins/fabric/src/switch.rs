@@ -19,10 +19,10 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::socket::{MsgFlags, send};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use vdens_plugin_api::negotiation::{Event, Negotiation, Received};
-use vdens_plugin_api::wire::control::{Mark, Reply, Request};
-use vdens_plugin_api::wire::hello::Nonce;
-use vdens_plugin_api::{
+use vdens_plugin_kit::negotiation::{Event, Negotiation, Received};
+use vdens_plugin_kit::wire::control::{Mark, Reply, Request};
+use vdens_plugin_kit::wire::hello::Nonce;
+use vdens_plugin_kit::{
     Batch, Error, Host, Hub, Link, Offloads, Result, RxBatch, State, Status, Ticket, TxBatch, log,
 };
 

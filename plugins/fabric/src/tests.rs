@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tempfile::TempDir;
-use vdens_plugin_api::negotiation::{Event, Negotiation, Received};
-use vdens_plugin_api::wire::control::{REPLY_LEN, Reply, Request, RequestKind};
-use vdens_plugin_api::wire::hello::{Body, Nonce, SUPER_PREFIX};
-use vdens_plugin_api::{
+use vdens_plugin_kit::negotiation::{Event, Negotiation, Received};
+use vdens_plugin_kit::wire::control::{REPLY_LEN, Reply, Request, RequestKind};
+use vdens_plugin_kit::wire::hello::{Body, Nonce, SUPER_PREFIX};
+use vdens_plugin_kit::{
     Batch, Host, Link, MAX_LEGACY_FRAME, MIN_FRAME, Offloads, OpenOptions, State, VNET_HEADER_LEN,
 };
 

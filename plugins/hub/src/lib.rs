@@ -2,13 +2,13 @@
 //! `vdens-fabric`, which sends every frame to all ports but the one that it came from.
 
 use vdens_fabric::{CAPABILITIES, Kind};
-use vdens_plugin_api::{Link, OpenRequest, Result};
+use vdens_plugin_kit::{Link, OpenRequest, Result};
 
 fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     vdens_fabric::open(Kind::Hub, request)
 }
 
-vdens_plugin_api::export_plugin! {
+vdens_plugin_kit::export_plugin! {
     scheme: "hub",
     description: "an Ethernet hub in a directory: hub://DIR",
     capabilities: CAPABILITIES,

@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::ptr::null_mut;
 
 use nix::errno::Errno;
-use vdens_plugin_api::{Error, ErrorKind, OpenOptions, Result};
+use vdens_plugin_kit::{Error, ErrorKind, OpenOptions, Result};
 
 use crate::library::{Conn, INTERFACE_VERSION, Library, OpenArgs};
 
@@ -121,7 +121,7 @@ impl Connection {
         match usize::try_from(got) {
             Err(_) => Received::Failed(Errno::last()),
             Ok(0) => Received::Empty,
-            Ok(got) if (vdens_plugin_api::MIN_FRAME..=room.len()).contains(&got) => {
+            Ok(got) if (vdens_plugin_kit::MIN_FRAME..=room.len()).contains(&got) => {
                 Received::Frame(got)
             }
             Ok(_) => Received::Nothing,

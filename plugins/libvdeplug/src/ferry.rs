@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vdens_plugin_api::{Error, MAX_LEGACY_FRAME};
+use vdens_plugin_kit::{Error, MAX_LEGACY_FRAME};
 
 use crate::connection::{Connection, Received};
 

@@ -20,9 +20,9 @@ mod process;
 
 use std::path::Path;
 
-use vdens_plugin_api::vnl::Vnl;
-use vdens_plugin_api::vnl_file::{self, Place};
-use vdens_plugin_api::{Error, Link, OpenRequest, Result, export_plugin};
+use vdens_plugin_kit::vnl::Vnl;
+use vdens_plugin_kit::vnl_file::{self, Place};
+use vdens_plugin_kit::{Error, Link, OpenRequest, Result, export_plugin};
 
 const SCHEME: &str = "libvdeplug";
 

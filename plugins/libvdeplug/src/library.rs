@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use libloading::os::unix::{Library as Object, RTLD_GLOBAL, RTLD_NOW};
 use nix::errno::Errno;
-use vdens_plugin_api::{Error, ErrorKind, Result};
+use vdens_plugin_kit::{Error, ErrorKind, Result};
 
 /// The library's name for the dynamic linker.
 const SONAME: &str = "libvdeplug.so.2";

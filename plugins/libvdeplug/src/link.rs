@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
-use vdens_plugin_api::{
+use vdens_plugin_kit::{
     Error, Link, MAX_LEGACY_FRAME, MAX_LEGACY_MTU, OpenOptions, Result, RxBatch, Status, TxBatch,
     log,
 };

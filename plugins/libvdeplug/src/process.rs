@@ -7,7 +7,7 @@
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::unistd::{getpid, gettid};
-use vdens_plugin_api::log;
+use vdens_plugin_kit::log;
 
 /// The signals by which hosts are told to end, or that a child has ended.
 const HOSTS: [Signal; 5] = [

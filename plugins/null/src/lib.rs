@@ -5,7 +5,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use vdens_plugin_api::{
+use vdens_plugin_kit::{
     Capabilities, Error, Link, Offloads, OpenRequest, Result, RxBatch, State, Status, TxBatch,
 };
 
@@ -52,7 +52,7 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     Ok(Box::new(Null(never)))
 }
 
-vdens_plugin_api::export_plugin! {
+vdens_plugin_kit::export_plugin! {
     scheme: "null",
     description: "swallows what is sent, receives nothing",
     capabilities: Capabilities::ONE_END,

@@ -16,7 +16,7 @@
 //! inotify watch on the peer's socket calls for a tick when that is unlinked. One that is killed unlinks
 //! nothing and is missed by the timer's tick.
 //!
-//! So the session holds the socket as well ([`vdens_plugin_api::Host::keep`]): a worker that takes the place of one that died
+//! So the session holds the socket as well ([`vdens_plugin_kit::Host::keep`]): a worker that takes the place of one that died
 //! goes on with it, and a legacy end that is connected to it is served on.
 //!
 //! An end whose own path is gone or leads to another socket, or that finds a socket of the other
@@ -29,8 +29,8 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollFlags};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::socket::SockType;
-use vdens_plugin_api::log::{debug, warn};
-use vdens_plugin_api::{Peer as Credentials, Result, RxBatch};
+use vdens_plugin_kit::log::{debug, warn};
+use vdens_plugin_kit::{Peer as Credentials, Result, RxBatch};
 
 use crate::sockets::{self, Access, Claim, Found, Held};
 use crate::{DATA, End, Place, TICKS, watch};

@@ -39,11 +39,11 @@ use nix::sys::socket::{MsgFlags, send};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::unistd::geteuid;
-use vdens_plugin_api::log::{debug, warn};
-use vdens_plugin_api::user::{self, Name};
-use vdens_plugin_api::vnl::{self, Keys, Spec};
-use vdens_plugin_api::wire::hello::{Cable, SUPER_PREFIX};
-use vdens_plugin_api::{
+use vdens_plugin_kit::log::{debug, warn};
+use vdens_plugin_kit::user::{self, Name};
+use vdens_plugin_kit::vnl::{self, Keys, Spec};
+use vdens_plugin_kit::wire::hello::{Cable, SUPER_PREFIX};
+use vdens_plugin_kit::{
     Batch, Capabilities, Error, ErrorKind, Host, Link, OpenOptions, OpenRequest,
     Peer as Credentials, Result, RxBatch, State, Status, TxBatch,
 };
@@ -580,7 +580,7 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     Ok(Box::new(Ptp::open(place, request.host)?))
 }
 
-vdens_plugin_api::export_plugin! {
+vdens_plugin_kit::export_plugin! {
     scheme: "ptp",
     description: "a cable between two ends that meet at a socket's path",
     capabilities: Capabilities::SUPER_FRAMES.and(Capabilities::PANEL),

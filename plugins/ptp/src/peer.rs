@@ -18,10 +18,10 @@
 use std::os::unix::process::parent_id;
 use std::time::{Duration, Instant};
 
-use vdens_plugin_api::log::{debug, warn};
-use vdens_plugin_api::negotiation::{Event, Negotiation, Received};
-use vdens_plugin_api::wire::hello::{Body, Cable, Nonce};
-use vdens_plugin_api::{
+use vdens_plugin_kit::log::{debug, warn};
+use vdens_plugin_kit::negotiation::{Event, Negotiation, Received};
+use vdens_plugin_kit::wire::hello::{Body, Cable, Nonce};
+use vdens_plugin_kit::{
     Frame, Host, MAX_LEGACY_FRAME, MAX_LEGACY_MTU, Offloads, Peer as Credentials, Sift, State,
     Status, Ticket,
 };

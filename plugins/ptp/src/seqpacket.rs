@@ -19,8 +19,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollFlags};
 use nix::sys::socket::{self, Backlog, MsgFlags, Shutdown, SockFlag, SockType, sockopt};
-use vdens_plugin_api::log::{debug, warn};
-use vdens_plugin_api::{Error, ErrorKind, Peer as Credentials, Result, RxBatch};
+use vdens_plugin_kit::log::{debug, warn};
+use vdens_plugin_kit::{Error, ErrorKind, Peer as Credentials, Result, RxBatch};
 
 use crate::sockets::{self, Claim};
 use crate::{DATA, End, Place, watch};

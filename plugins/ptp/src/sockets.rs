@@ -25,8 +25,8 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
 use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::unistd::geteuid;
-use vdens_plugin_api::user::Name;
-use vdens_plugin_api::{Error, ErrorKind, Result};
+use vdens_plugin_kit::user::Name;
+use vdens_plugin_kit::{Error, ErrorKind, Result};
 
 /// Bytes of send buffer to ask for; the kernel gives what the system's limit allows.
 const SEND_BUFFER: usize = 4 << 20;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{self, Backlog, MsgFlags, SockType};
 use tempfile::TempDir;
-use vdens_plugin_api::{
+use vdens_plugin_kit::{
     BATCH_FRAMES, Batch, Error, ErrorKind, Host, Link, MAX_LEGACY_FRAME, OpenOptions, Result,
 };
 

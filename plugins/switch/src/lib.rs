@@ -2,13 +2,13 @@
 //! of `vdens-fabric`, which learns behind which port each station is.
 
 use vdens_fabric::{CAPABILITIES, Kind};
-use vdens_plugin_api::{Link, OpenRequest, Result};
+use vdens_plugin_kit::{Link, OpenRequest, Result};
 
 fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     vdens_fabric::open(Kind::Switch, request)
 }
 
-vdens_plugin_api::export_plugin! {
+vdens_plugin_kit::export_plugin! {
     scheme: "switch",
     description: "an Ethernet switch in a directory: switch://DIR",
     capabilities: CAPABILITIES,

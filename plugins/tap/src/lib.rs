@@ -6,9 +6,9 @@
 
 use std::os::fd::BorrowedFd;
 
-use vdens_plugin_api::tap::Tap;
-use vdens_plugin_api::vnl::{Keys, Spec};
-use vdens_plugin_api::{
+use vdens_plugin_kit::tap::Tap;
+use vdens_plugin_kit::vnl::{Keys, Spec};
+use vdens_plugin_kit::{
     Capabilities, Link, OpenRequest, Result, RxBatch, State, Status, TxBatch, export_plugin,
 };
 

@@ -7,8 +7,8 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use vdens_plugin_api::vnl::{Keys, Spec};
-use vdens_plugin_api::{Error, Link, MAX_LEGACY_FRAME, OpenRequest, Result, RxBatch, TxBatch};
+use vdens_plugin_kit::vnl::{Keys, Spec};
+use vdens_plugin_kit::{Error, Link, MAX_LEGACY_FRAME, OpenRequest, Result, RxBatch, TxBatch};
 
 const KEYS: Keys = Keys::new(&[]);
 
@@ -60,7 +60,7 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     Ok(Box::new(End(socket)))
 }
 
-vdens_plugin_api::export_plugin! {
+vdens_plugin_kit::export_plugin! {
     scheme: "template",
     description: "a cable of UDP datagrams between two processes of this machine",
     open: open,

@@ -7,9 +7,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
 
-use vdens_plugin_api::udp::{Socket, resolve};
-use vdens_plugin_api::vnl::{Keys, Spec};
-use vdens_plugin_api::{Error, Link, OpenRequest, Result, RxBatch, TxBatch, export_plugin, log};
+use vdens_plugin_kit::udp::{Socket, resolve};
+use vdens_plugin_kit::vnl::{Keys, Spec};
+use vdens_plugin_kit::{Error, Link, OpenRequest, Result, RxBatch, TxBatch, export_plugin, log};
 
 const KEYS: Keys = Keys::new(&[]);
 
@@ -126,7 +126,7 @@ export_plugin! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vdens_plugin_api::Batch;
+    use vdens_plugin_kit::Batch;
 
     fn ends(near: (Option<&str>, u16), far: (&str, u16)) -> Ends {
         Ends {

@@ -17,10 +17,10 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, send, socket,
     sockopt,
 };
-use vdens_plugin_api::log;
-use vdens_plugin_api::vnl::check_socket_path;
-use vdens_plugin_api::wire::control::{REPLY_LEN, Reply, Request, RequestKind};
-use vdens_plugin_api::{Error, ErrorKind, Result};
+use vdens_plugin_kit::log;
+use vdens_plugin_kit::vnl::check_socket_path;
+use vdens_plugin_kit::wire::control::{REPLY_LEN, Reply, Request, RequestKind};
+use vdens_plugin_kit::{Error, ErrorKind, Result};
 
 use crate::target::{Port, Target};
 

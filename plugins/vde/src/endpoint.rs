@@ -24,8 +24,8 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat};
 use nix::unistd::{Gid, Uid, fchownat};
-use vdens_plugin_api::vnl::check_socket_path;
-use vdens_plugin_api::{Error, Result, log};
+use vdens_plugin_kit::vnl::check_socket_path;
+use vdens_plugin_kit::{Error, Result, log};
 
 /// Where the path may be when the switch's directory cannot be written.
 const FALLBACKS: [&str; 3] = ["/var/run", "/var/tmp", "/tmp"];

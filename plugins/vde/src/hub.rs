@@ -2,7 +2,7 @@
 //! super-frames.
 //!
 //! The request for a port carries a nonce of this end's ([`Mark`]). A switch of ours answers with
-//! messages that carry it (see [`negotiation`](vdens_plugin_api::negotiation)); nobody else on a legacy
+//! messages that carry it (see [`negotiation`](vdens_plugin_kit::negotiation)); nobody else on a legacy
 //! switch knows it, so nobody else can pose as the switch. A legacy switch is told nothing, and sent
 //! complete frames only.
 //!
@@ -15,11 +15,11 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
 
 use nix::sys::socket::{MsgFlags, recv, send, setsockopt, sockopt};
-use vdens_plugin_api::log::{debug, info};
-use vdens_plugin_api::negotiation::{Event, Negotiation, Received};
-use vdens_plugin_api::wire::control::Mark;
-use vdens_plugin_api::wire::hello::{Body, Nonce, SUPER_PREFIX, is_message};
-use vdens_plugin_api::{Frame, Host, MAX_LEGACY_FRAME, Offloads, Result, Sift, State, Ticket};
+use vdens_plugin_kit::log::{debug, info};
+use vdens_plugin_kit::negotiation::{Event, Negotiation, Received};
+use vdens_plugin_kit::wire::control::Mark;
+use vdens_plugin_kit::wire::hello::{Body, Nonce, SUPER_PREFIX, is_message};
+use vdens_plugin_kit::{Frame, Host, MAX_LEGACY_FRAME, Offloads, Result, Sift, State, Ticket};
 
 /// The longest message, in bytes: a header, an envelope, and a place with its length in one byte.
 const MAX_MESSAGE: usize = 400;

@@ -7,7 +7,7 @@
 //!
 //! 1. `target`: the VNL and the command line's options become a `target::Target`;
 //! 2. `control`: connect to the switch's stream socket, see whose switch it is and whether it may
-//!    be joined ([`vdens_plugin_api::user`]), ask for a port, wait (not for ever) for the address
+//!    be joined ([`vdens_plugin_kit::user`]), ask for a port, wait (not for ever) for the address
 //!    of the datagram socket that serves it;
 //! 3. `endpoint`: the client's own datagram socket, which has a path only for as long as the switch
 //!    needs to find it, and permissions that let the switch and nobody else do so;
@@ -29,7 +29,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-use vdens_plugin_api::{Capabilities, Link, OpenRequest, Result};
+use vdens_plugin_kit::{Capabilities, Link, OpenRequest, Result};
 
 fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     let target = target::Target::new(request.argument(), &request.options)?;
@@ -40,7 +40,7 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     )?))
 }
 
-vdens_plugin_api::export_plugin! {
+vdens_plugin_kit::export_plugin! {
     scheme: "vde",
     description: "a port of a switch: vde://DIR[PORT]",
     capabilities: Capabilities::PANEL,

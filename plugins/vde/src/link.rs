@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::unistd::Uid;
-use vdens_plugin_api::user::FarUser;
-use vdens_plugin_api::{
+use vdens_plugin_kit::user::FarUser;
+use vdens_plugin_kit::{
     Error, Host, Link, Result, RxBatch, State, Status, TxBatch, log, send_datagrams,
 };
 

@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixStream;
 
 use nix::sys::socket::{getsockopt, sockopt};
-use vdens_plugin_api::{MAX_LEGACY_MTU, Peer, Status};
+use vdens_plugin_kit::{MAX_LEGACY_MTU, Peer, Status};
 
 use crate::hub::Switch;
 

@@ -4,11 +4,11 @@ use std::env;
 use std::path::PathBuf;
 
 use nix::unistd::{Gid, Uid, User};
-use vdens_plugin_api::user::AllowedUser;
-use vdens_plugin_api::vnl::{Keys, Spec, group_id};
-use vdens_plugin_api::vnl_file::{Place, default_switch};
-use vdens_plugin_api::wire::control::{MAX_DESCRIPTION_LEN, MAX_PORT, Mark};
-use vdens_plugin_api::{Error, OpenOptions, Result};
+use vdens_plugin_kit::user::AllowedUser;
+use vdens_plugin_kit::vnl::{Keys, Spec, group_id};
+use vdens_plugin_kit::vnl_file::{Place, default_switch};
+use vdens_plugin_kit::wire::control::{MAX_DESCRIPTION_LEN, MAX_PORT, Mark};
+use vdens_plugin_kit::{Error, OpenOptions, Result};
 
 const KEYS: Keys =
     Keys::new(&["port", "group", "mode", "descr", "description", "user"]).default_key("port");

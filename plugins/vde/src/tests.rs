@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tempfile::TempDir;
-use vdens_plugin_api::negotiation::{Event, Negotiation, Received};
-use vdens_plugin_api::wire::control::{MAX_REQUEST_LEN, Mark, Reply, Request};
-use vdens_plugin_api::wire::hello::{Body, Cable, Message, Nonce, SUPER_PREFIX};
-use vdens_plugin_api::{
+use vdens_plugin_kit::negotiation::{Event, Negotiation, Received};
+use vdens_plugin_kit::wire::control::{MAX_REQUEST_LEN, Mark, Reply, Request};
+use vdens_plugin_kit::wire::hello::{Body, Cable, Message, Nonce, SUPER_PREFIX};
+use vdens_plugin_kit::{
     Batch, ErrorKind, Host, Link, MAX_FRAME, MAX_LEGACY_FRAME, MIN_FRAME, Offloads, OpenOptions,
     Result, RxBatch, State, Ticket, VnetHeader,
 };

@@ -15,8 +15,8 @@
 use std::convert::Infallible;
 use std::os::fd::BorrowedFd;
 
-use vdens_plugin_api::vnl::{Keys, Spec};
-use vdens_plugin_api::{
+use vdens_plugin_kit::vnl::{Keys, Spec};
+use vdens_plugin_kit::{
     Batch, Error, Frame, Link, OpenRequest, Result, RxBatch, Sift, State, TxBatch, VNET_HEADER_LEN,
     export_plugin,
 };
@@ -189,7 +189,7 @@ mod tests {
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixDatagram;
 
-    use vdens_plugin_api::{BATCH_FRAMES, Host, Offloads, OpenOptions, VnetHeader};
+    use vdens_plugin_kit::{BATCH_FRAMES, Host, Offloads, OpenOptions, VnetHeader};
 
     /// A nested link that keeps what it is given, takes no more than `room` frames a call, and gives `coming`.
     struct Nested {

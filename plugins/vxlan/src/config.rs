@@ -3,9 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use vdens_plugin_api::udp::resolve;
-use vdens_plugin_api::vnl::{Keys, Spec};
-use vdens_plugin_api::{Error, Result};
+use vdens_plugin_kit::udp::resolve;
+use vdens_plugin_kit::vnl::{Keys, Spec};
+use vdens_plugin_kit::{Error, Result};
 
 const KEYS: Keys = Keys::new(&[
     "port",

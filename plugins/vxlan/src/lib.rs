@@ -20,8 +20,8 @@ use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
-use vdens_plugin_api::udp::Socket;
-use vdens_plugin_api::{Frame, Link, OpenRequest, Result, RxBatch, TxBatch, export_plugin, log};
+use vdens_plugin_kit::udp::Socket;
+use vdens_plugin_kit::{Frame, Link, OpenRequest, Result, RxBatch, TxBatch, export_plugin, log};
 
 use config::Config;
 use fdb::{Fdb, Mac};

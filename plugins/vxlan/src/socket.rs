@@ -10,7 +10,7 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
 };
 use nix::{setsockopt_impl, sockopt_impl};
-use vdens_plugin_api::{Error, Result};
+use vdens_plugin_kit::{Error, Result};
 
 use crate::config::Config;
 

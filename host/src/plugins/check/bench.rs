@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vdens_plugin_api::{Batch, Error, ErrorKind, Link, Offloads, OpenOptions, Port, Result, State};
+use vdens_plugin_kit::{Batch, Error, ErrorKind, Link, Offloads, OpenOptions, Port, Result, State};
 
 use super::frames;
 use super::watchdog::call;

@@ -3,7 +3,7 @@
 //! They carry IEEE's second local experimental ethertype, 0x88B6, between two unicast addresses of their own, so that switches
 //! on the way learn and forward them, and nobody else takes them for his.
 
-use vdens_plugin_api::MIN_FRAME;
+use vdens_plugin_kit::MIN_FRAME;
 
 /// The ethertype.
 const ETHERTYPE: [u8; 2] = [0x88, 0xb6];

@@ -21,8 +21,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use vdens_plugin_api::Capabilities;
-use vdens_plugin_api::vnl::Vnl;
+use vdens_plugin_kit::Capabilities;
+use vdens_plugin_kit::vnl::Vnl;
 
 use crate::cli;
 use crate::error::{Error, Result};

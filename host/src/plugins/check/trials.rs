@@ -5,8 +5,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use vdens_plugin_api::vnl::{Keys, Spec, Vnl};
-use vdens_plugin_api::{
+use vdens_plugin_kit::vnl::{Keys, Spec, Vnl};
+use vdens_plugin_kit::{
     BATCH_FRAMES, Capabilities, Error, ErrorKind, MAX_LEGACY_FRAME, MIN_FRAME, Result,
 };
 

@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use nix::sched::{CloneFlags, unshare};
-use vdens_plugin_api::Offloads;
-use vdens_plugin_api::tap::{Tap, open_device};
+use vdens_plugin_kit::Offloads;
+use vdens_plugin_kit::tap::{Tap, open_device};
 
 use super::{Finding, Verdict};
 use crate::error::{Error, Result, system};

@@ -26,8 +26,8 @@ use std::process;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
-use vdens_plugin_api::vnl::Vnl;
-use vdens_plugin_api::{Link, Peer, SwitchStatus, Tier};
+use vdens_plugin_kit::vnl::Vnl;
+use vdens_plugin_kit::{Link, Peer, SwitchStatus, Tier};
 
 use crate::error::Result;
 use crate::plugins::host_services::Opener;

@@ -7,7 +7,7 @@ use std::io::Read;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
-use vdens_plugin_api::{Peer, SwitchStatus, Tier};
+use vdens_plugin_kit::{Peer, SwitchStatus, Tier};
 
 use super::client::Answer;
 use super::{Entry, LinkEntry, Report, Service};
@@ -369,7 +369,7 @@ mod tests {
     use crate::worker::pump::{Counters, Dropped};
     use serde_json::{Value, json};
     use std::time::Duration;
-    use vdens_plugin_api::{PortStatus, StationStatus};
+    use vdens_plugin_kit::{PortStatus, StationStatus};
 
     fn process() -> Process<Report> {
         let stations = (0..STATIONS + 3).map(|n| StationStatus {

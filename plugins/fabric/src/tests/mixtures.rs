@@ -3,10 +3,10 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 
-use vdens_plugin_api::negotiation::{Event, Negotiation};
-use vdens_plugin_api::tap::Tap;
-use vdens_plugin_api::wire::hello::{Body, Cable, Message, Nonce, SUPER_PREFIX};
-use vdens_plugin_api::{
+use vdens_plugin_kit::negotiation::{Event, Negotiation};
+use vdens_plugin_kit::tap::Tap;
+use vdens_plugin_kit::wire::hello::{Body, Cable, Message, Nonce, SUPER_PREFIX};
+use vdens_plugin_kit::{
     Hub, Link, MAX_FRAME, Offloads, State, Ticket, VNET_HEADER_LEN, VnetHeader,
 };
 
@@ -236,7 +236,7 @@ fn a_checksum_left_undone_is_completed_for_a_legacy_port_only() {
     hub.send(&[&NEEDS_CSUM.to_bytes(), &whole[..]].concat())
         .unwrap();
     bench.run();
-    let mut batch = vdens_plugin_api::Batch::new();
+    let mut batch = vdens_plugin_kit::Batch::new();
     assert!(batch.rx().push_offloaded(NEEDS_CSUM, &whole));
     assert_eq!(bench.switch.send(&mut batch.tx(0)).unwrap(), 1);
     assert_eq!(legacy.all(), [complete.clone(), complete]);

@@ -9,8 +9,8 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use vdens_plugin_api::vnl::{Keys, Spec};
-use vdens_plugin_api::{
+use vdens_plugin_kit::vnl::{Keys, Spec};
+use vdens_plugin_kit::{
     Batch, Capabilities, Error, Link, OpenRequest, Result, RxBatch, State, TxBatch,
 };
 
@@ -190,7 +190,7 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     }))
 }
 
-vdens_plugin_api::export_plugin! {
+vdens_plugin_kit::export_plugin! {
     scheme: "broken",
     description: "another link with a fault",
     capabilities: Capabilities::NESTS,

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use vdens_plugin_api::vnl::{Keys, Spec};
-use vdens_plugin_api::{Error, Link, OpenRequest, Result, RxBatch, Status, TxBatch};
+use vdens_plugin_kit::vnl::{Keys, Spec};
+use vdens_plugin_kit::{Error, Link, OpenRequest, Result, RxBatch, Status, TxBatch};
 
 const KEYS: Keys = Keys::new(&[]);
 
@@ -106,7 +106,7 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     Ok(Box::new(Faulty { mood, timer }))
 }
 
-vdens_plugin_api::export_plugin! {
+vdens_plugin_kit::export_plugin! {
     scheme: "test_faulty",
     description: "fails when it is told to",
     open: open,

@@ -1,61 +1,41 @@
-//! ABI version 1: the types that cross the boundary, and the adapters on both sides of it.
+//! The adapters on both sides of ABI 1, whose types are in the crate [`vdens_plugin_api`].
 //!
-//! A plugin exports two symbols: `vdens_plugin_abi`, the newest ABI version it speaks, and
-//! `vdens_plugin_v1`, an abi_stable library header from which the host gets a `ModuleV1` after
-//! comparing its layout with its own. From there on everything is a table of `extern "C"` functions
-//! over an opaque pointer: `LinkV1` is an open link, the host's `HostV1` its services.
-//!
-//! Authors and the host never see these types: on the plugin's side an `extern "C"` shim turns each
-//! call into one of the [`Link`] trait's and catches panics; on the caller's side a `Remote`
-//! implements [`Link`] again. It also checks what `recv` leaves in a batch: entries that are no
-//! frames are dropped and counted there, so no caller meets them. A nested link crosses the
-//! boundary twice, from its plugin to the host and from the host to the plugin that nests it, so it
-//! costs two more calls a batch.
+//! On the plugin's side an `extern "C"` shim turns each call into one of the [`Link`] trait's, and
+//! catches panics. On the caller's side a `Remote` implements [`Link`] again. It also checks what
+//! `recv` leaves in a batch: it drops and counts entries that are no frames, so no caller meets them.
+//! A nested link crosses the boundary twice, from its plugin to the host and from the host to the
+//! plugin that nests it, so it costs two more calls a batch.
 //!
 //! One call of `state` stands for three of [`Link`]'s methods, and one of `fds` for two. A link
 //! that nests another answers each of them with the nested link's answer, so the number of calls
 //! would grow as a power of the depth. Therefore a `Remote` keeps an answer until the outermost
 //! caller has its own: that time is a `question`. The number of calls then grows with the depth,
 //! also where a plugin was built with an older kit.
-//!
-//! Ownership: a `LinkV1` is closed by whoever holds it, once, by its `close`. A `RawBatch` is lent for
-//! a call. Strings are abi_stable's, which carry their own deallocator.
 
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use abi_stable::StableAbi;
-use abi_stable::library::{CheckTypeLayout, LibraryError, RootModule, RootModuleResult};
-use abi_stable::package_version_strings;
-use abi_stable::prefix_type::{PrefixTypeTrait, WithMetadata};
-use abi_stable::sabi_types::VersionStrings;
-use abi_stable::std_types::{RErr, ROk, RResult, RStr, RString};
+use vdens_plugin_api::abi_stable::library::{AbiHeaderRef, LibraryError};
+use vdens_plugin_api::abi_stable::prefix_type::WithMetadata;
+use vdens_plugin_api::abi_stable::std_types::{RErr, ROk, RStr, RString};
+use vdens_plugin_api::{
+    CRATE_VERSION, ErrorV1, FdsV1, HostCallsV1, HostCallsV1Ref, HostV1, HubV1, LinkCallsV1,
+    LinkCallsV1Ref, LinkV1, ManifestV1, ModuleV1, ModuleV1Ref, Outcome, PortV1, RequestV1,
+    RootModuleResult, StateV1, link_flag,
+};
 
-use crate::batch::RawBatch;
+use crate::batch::Storage;
 use crate::logging;
 use crate::tap::Tap;
 use crate::{
-    Capabilities, Error, ErrorKind, Hub, Link, Manifest, Offloads, OpenOptions, OpenRequest,
-    Plugin, Port, Result, RxBatch, State, Status, Ticket, TxBatch,
+    Capabilities, Error, ErrorKind, Host, HostServices, Hub, Link, Manifest, Offloads, OpenOptions,
+    OpenRequest, Plugin, Port, Result, RxBatch, State, Status, Ticket, TxBatch,
 };
 
 #[doc(hidden)]
-pub use abi_stable::library::LibHeader;
-
-/// The ABI version of this crate, and its major version.
-pub const VERSION: u32 = 1;
-
-/// An [`Error`] in flight.
-#[repr(C)]
-#[derive(StableAbi)]
-pub(crate) struct ErrorV1 {
-    code: u32,
-    errno: i32,
-    message: RString,
-    hint: RString,
-}
+pub use vdens_plugin_api::{LibHeader, VERSION};
 
 impl From<Error> for ErrorV1 {
     fn from(error: Error) -> Self {
@@ -79,8 +59,6 @@ impl From<ErrorV1> for Error {
     }
 }
 
-type Outcome<T> = RResult<T, ErrorV1>;
-
 fn unwrap<T>(outcome: Outcome<T>) -> Result<T> {
     outcome.into_result().map_err(Error::from)
 }
@@ -102,29 +80,6 @@ fn contain<T>(what: &str, code: impl FnOnce() -> Result<T>) -> Outcome<T> {
     }
 }
 
-/// A link's descriptors; they stay the link's own.
-#[repr(C)]
-#[derive(Clone, Copy, StableAbi)]
-pub(crate) struct FdsV1 {
-    recv: i32,
-    send: i32,
-}
-
-/// A link's state.
-#[repr(C)]
-#[derive(Clone, Copy, StableAbi)]
-pub(crate) struct StateV1 {
-    /// `CARRIER`, `SHARED`, `PLUGGED` and `WANTS_PANEL`.
-    flags: u32,
-    /// [`Offloads`] bits.
-    offloads: u32,
-}
-
-const CARRIER: u32 = 1;
-const SHARED: u32 = 2;
-const PLUGGED: u32 = 4;
-const WANTS_PANEL: u32 = 8;
-
 fn bit(bit: u32, set: bool) -> u32 {
     if set { bit } else { 0 }
 }
@@ -132,7 +87,7 @@ fn bit(bit: u32, set: bool) -> u32 {
 impl From<State> for StateV1 {
     fn from(state: State) -> Self {
         Self {
-            flags: bit(CARRIER, state.carrier) | bit(PLUGGED, state.plugged),
+            flags: bit(link_flag::CARRIER, state.carrier) | bit(link_flag::PLUGGED, state.plugged),
             offloads: state.offloads.0,
         }
     }
@@ -141,39 +96,12 @@ impl From<State> for StateV1 {
 impl From<StateV1> for State {
     fn from(raw: StateV1) -> Self {
         Self {
-            carrier: raw.flags & CARRIER != 0,
+            carrier: raw.flags & link_flag::CARRIER != 0,
             offloads: Offloads(raw.offloads).intersection(Offloads::ALL),
-            plugged: raw.flags & PLUGGED != 0,
+            plugged: raw.flags & link_flag::PLUGGED != 0,
         }
     }
 }
-
-/// What can be done with a link's opaque pointer.
-#[repr(C)]
-#[derive(StableAbi)]
-#[sabi(kind(Prefix(prefix_ref = LinkCallsV1Ref)))]
-pub(crate) struct LinkCallsV1 {
-    fds: unsafe extern "C" fn(*const ()) -> FdsV1,
-    recv: unsafe extern "C" fn(*mut (), *mut RawBatch) -> Outcome<()>,
-    send: unsafe extern "C" fn(*mut (), *mut RawBatch, u32) -> Outcome<u32>,
-    other_side: unsafe extern "C" fn(*mut (), StateV1),
-    state: unsafe extern "C" fn(*const ()) -> StateV1,
-    /// A [`Status`] as JSON, so that it can grow without a change here.
-    status: unsafe extern "C" fn(*const ()) -> RString,
-    #[sabi(last_prefix_field)]
-    close: unsafe extern "C" fn(*mut ()),
-}
-
-/// An open link, owned.
-#[repr(C)]
-#[derive(StableAbi)]
-pub(crate) struct LinkV1 {
-    link: *mut (),
-    calls: LinkCallsV1Ref,
-}
-
-// SAFETY: the pointer is a boxed `dyn Link`, which is Send, and the functions have no state of their own.
-unsafe impl Send for LinkV1 {}
 
 /// Questions that links are being asked on this thread.
 mod question {
@@ -208,11 +136,12 @@ mod question {
 /// The author's side: shims from the table's functions to a `Box<dyn Link>`.
 mod shim {
     use super::{
-        FdsV1, Link, Outcome, RString, RawBatch, RxBatch, SHARED, StateV1, TxBatch, WANTS_PANEL,
-        bit, contain, question,
+        FdsV1, Link, Outcome, RString, RxBatch, StateV1, Storage, TxBatch, bit, contain, link_flag,
+        question,
     };
     use std::os::fd::AsRawFd;
     use std::panic::{AssertUnwindSafe, catch_unwind};
+    use vdens_plugin_api::RawBatch;
 
     /// A panic where no error can be returned ends the process, which is one link's worker.
     fn give_up(what: &str) -> ! {
@@ -221,7 +150,7 @@ mod shim {
     }
 
     /// # Safety
-    /// `link` came from `LinkV1::new` and is neither closed nor in use.
+    /// `link` came from `export` and is neither closed nor in use.
     pub(super) unsafe extern "C" fn fds(link: *const ()) -> FdsV1 {
         // SAFETY: per this function's contract the pointer is a live Box<dyn Link>.
         let link = unsafe { &*link.cast::<Box<dyn Link>>() };
@@ -239,7 +168,7 @@ mod shim {
     /// As for `fds`; `batch` is valid and exclusive for the call.
     pub(super) unsafe extern "C" fn recv(link: *mut (), batch: *mut RawBatch) -> Outcome<()> {
         // SAFETY: per this function's contract.
-        let (link, raw) = unsafe { (&mut *link.cast::<Box<dyn Link>>(), &mut *batch) };
+        let (link, raw) = unsafe { (&mut *link.cast::<Box<dyn Link>>(), Storage::lent(batch)) };
         contain("receive", || link.recv(&mut RxBatch { raw }))
     }
 
@@ -251,7 +180,7 @@ mod shim {
         start: u32,
     ) -> Outcome<u32> {
         // SAFETY: per this function's contract.
-        let (link, raw) = unsafe { (&mut *link.cast::<Box<dyn Link>>(), &mut *batch) };
+        let (link, raw) = unsafe { (&mut *link.cast::<Box<dyn Link>>(), Storage::lent(batch)) };
         let start = start as usize;
         contain("send", || {
             link.send(&mut TxBatch { raw, start }).map(|n| n as u32)
@@ -275,7 +204,8 @@ mod shim {
         let link = unsafe { &*link.cast::<Box<dyn Link>>() };
         let state = || {
             let mut state = StateV1::from(link.state());
-            state.flags |= bit(SHARED, link.is_shared()) | bit(WANTS_PANEL, link.wants_panel());
+            state.flags |= bit(link_flag::SHARED, link.is_shared())
+                | bit(link_flag::WANTS_PANEL, link.wants_panel());
             state
         };
         question::ask(|_| {
@@ -318,20 +248,10 @@ const LINK_CALLS: LinkCallsV1Ref = {
     LinkCallsV1Ref(TABLE.static_as_prefix())
 };
 
-impl LinkV1 {
-    fn new(link: Box<dyn Link>) -> Self {
-        Self {
-            link: Box::into_raw(Box::new(link)).cast(),
-            calls: LINK_CALLS,
-        }
-    }
-}
-
-impl Drop for LinkV1 {
-    fn drop(&mut self) {
-        // SAFETY: the pointer is live and not used after this.
-        unsafe { (self.calls.close())(self.link) }
-    }
+fn export(link: Box<dyn Link>) -> LinkV1 {
+    let link = Box::into_raw(Box::new(link)).cast();
+    // SAFETY: the shims take a pointer to a boxed link; a link is Send.
+    unsafe { LinkV1::new(link, LINK_CALLS) }
 }
 
 /// A descriptor named by a plugin, for polling only.
@@ -378,15 +298,15 @@ impl Remote {
     }
 
     fn fds(&self) -> FdsV1 {
-        let LinkV1 { link, calls } = &self.raw;
+        let (link, calls) = (self.raw.pointer(), self.raw.calls());
         // SAFETY: the pointer is live until `close`, which only LinkV1's Drop calls.
-        self.fds.get(|| unsafe { (calls.fds())(*link) })
+        self.fds.get(|| unsafe { (calls.fds())(link) })
     }
 
     fn raw_state(&self) -> StateV1 {
-        let LinkV1 { link, calls } = &self.raw;
+        let (link, calls) = (self.raw.pointer(), self.raw.calls());
         // SAFETY: as in `fds`.
-        self.state.get(|| unsafe { (calls.state())(*link) })
+        self.state.get(|| unsafe { (calls.state())(link) })
     }
 }
 
@@ -400,23 +320,23 @@ impl Link for Remote {
     }
 
     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
-        let (first, LinkV1 { link, calls }) = (batch.len(), &self.raw);
+        let (first, link) = (batch.len(), self.raw.pointer());
         // SAFETY: the pointer is live, and both borrows are exclusive for the call.
-        let received = unsafe { (calls.recv())(*link, batch.raw) };
+        let received = unsafe { (self.raw.calls().recv())(link, batch.raw.lend()) };
         batch.drop_undecodable(first);
         unwrap(received)
     }
 
     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
-        let (len, start, LinkV1 { link, calls }) = (batch.len(), batch.start as u32, &self.raw);
+        let (len, start, link) = (batch.len(), batch.start as u32, self.raw.pointer());
         // SAFETY: as in `recv`.
-        let sent = unwrap(unsafe { (calls.send())(*link, batch.raw, start) })?;
+        let sent = unwrap(unsafe { (self.raw.calls().send())(link, batch.raw.lend(), start) })?;
         Ok((sent as usize).min(len))
     }
 
     fn other_side(&mut self, state: State) {
         // SAFETY: as in `recv`.
-        unsafe { (self.raw.calls.other_side())(self.raw.link, state.into()) }
+        unsafe { (self.raw.calls().other_side())(self.raw.pointer(), state.into()) }
     }
 
     fn state(&self) -> State {
@@ -425,39 +345,17 @@ impl Link for Remote {
 
     fn status(&self) -> Status {
         // SAFETY: as in `fds`.
-        let json = unsafe { (self.raw.calls.status())(self.raw.link) };
+        let json = unsafe { (self.raw.calls().status())(self.raw.pointer()) };
         Status::from_json(&json)
     }
 
     fn is_shared(&self) -> bool {
-        self.raw_state().flags & SHARED != 0
+        self.raw_state().flags & link_flag::SHARED != 0
     }
 
     fn wants_panel(&self) -> bool {
-        self.raw_state().flags & WANTS_PANEL != 0
+        self.raw_state().flags & link_flag::WANTS_PANEL != 0
     }
-}
-
-/// The host side of a link.
-#[repr(C)]
-#[derive(StableAbi)]
-pub(crate) struct PortV1 {
-    interface: RString,
-    mtu: u32,
-    /// 0 if there is no ticket.
-    panel: u64,
-    place: RString,
-}
-
-/// A [`Hub`] in flight. The descriptor goes to the receiver.
-#[repr(C)]
-#[derive(StableAbi)]
-pub(crate) struct HubV1 {
-    panel: u64,
-    place: RString,
-    tap: i32,
-    /// The tap's name.
-    name: RString,
 }
 
 impl From<Hub> for HubV1 {
@@ -485,85 +383,12 @@ impl From<HubV1> for Hub {
     }
 }
 
-/// What a plugin can ask of the host.
-#[repr(C)]
-#[derive(StableAbi)]
-#[sabi(kind(Prefix(prefix_ref = HostCallsV1Ref)))]
-pub(crate) struct HostCallsV1 {
-    log: extern "C" fn(u32, RStr<'_>, RStr<'_>),
-    log_level: extern "C" fn() -> u32,
-    open: unsafe extern "C" fn(*const (), RStr<'_>) -> Outcome<LinkV1>,
-    port: unsafe extern "C" fn(*const ()) -> PortV1,
-    plug: unsafe extern "C" fn(*const (), RStr<'_>) -> Outcome<()>,
-    /// The panel and the hub's place on it.
-    attach: unsafe extern "C" fn(*const (), u64, RStr<'_>) -> Outcome<()>,
-    /// The expiry in milliseconds.
-    hub: unsafe extern "C" fn(*const (), u64) -> Outcome<HubV1>,
-    /// A descriptor, which is lent for the call; none if negative.
-    keep: unsafe extern "C" fn(*const (), i32) -> Outcome<()>,
-    /// A descriptor, which is given away; none if negative.
-    #[sabi(last_prefix_field)]
-    kept: unsafe extern "C" fn(*const ()) -> i32,
-}
-
-/// The host, as a plugin holds it: valid for the life of the process.
-#[repr(C)]
-#[derive(Clone, Copy, StableAbi)]
-pub(crate) struct HostV1 {
-    services: *const (),
-    calls: HostCallsV1Ref,
-}
-
-// SAFETY: `services` is a `&'static dyn HostServices`, which is Send and Sync.
-unsafe impl Send for HostV1 {}
-// SAFETY: as above.
-unsafe impl Sync for HostV1 {}
-
-/// What a host provides to the plugins that it loads.
-pub trait HostServices: Send + Sync {
-    /// Opens a VNL for a plugin that nests it.
-    ///
-    /// # Errors
-    /// What opening it reports.
-    fn open(&'static self, vnl: &str) -> Result<Box<dyn Link>>;
-
-    /// The host side of the link.
-    fn port(&self) -> Port;
-
-    /// Plugs the interface into a cable with another place on the panel.
-    ///
-    /// # Errors
-    /// There is no panel, or the kernel refuses.
-    fn plug(&self, peer: &str) -> Result<()>;
-
-    /// Plugs the interface into a hub.
-    ///
-    /// # Errors
-    /// There is no panel, the hub is not on it, or the kernel refuses.
-    fn attach(&self, hub: &Ticket) -> Result<()>;
-
-    /// Makes a hub.
-    ///
-    /// # Errors
-    /// There is no panel, or the kernel refuses.
-    fn hub(&self, expiry: Duration) -> Result<Hub>;
-
-    /// Holds a descriptor for the next process that serves the link, in place of the one held before.
-    ///
-    /// # Errors
-    /// There is nobody to hold it.
-    fn keep(&self, fd: Option<BorrowedFd<'_>>) -> Result<()>;
-
-    /// What the last process that served the link had kept, the first time.
-    fn kept(&self) -> Option<OwnedFd>;
-}
-
 /// The host's side: shims from the table's functions to a `&'static dyn HostServices`.
 mod host_shim {
     use std::os::fd::{BorrowedFd, IntoRawFd};
     use std::time::Duration;
 
-    use super::{HostServices, HubV1, LinkV1, Outcome, PortV1, RStr, contain};
+    use super::{HostServices, HubV1, LinkV1, Outcome, PortV1, RStr, contain, export};
     use crate::{Ticket, logging};
 
     pub(super) extern "C" fn log(level: u32, target: RStr<'_>, message: RStr<'_>) {
@@ -576,11 +401,11 @@ mod host_shim {
     }
 
     /// # Safety
-    /// `services` came from `HostV1::new`.
+    /// `services` came from `export_services`.
     pub(super) unsafe extern "C" fn open(services: *const (), vnl: RStr<'_>) -> Outcome<LinkV1> {
         // SAFETY: per this function's contract; the reference was leaked.
         let services = unsafe { *services.cast::<&'static dyn HostServices>() };
-        contain("open", || Ok(LinkV1::new(services.open(vnl.as_str())?)))
+        contain("open", || Ok(export(services.open(vnl.as_str())?)))
     }
 
     /// # Safety
@@ -665,28 +490,26 @@ const HOST_CALLS: HostCallsV1Ref = {
     HostCallsV1Ref(TABLE.static_as_prefix())
 };
 
-impl HostV1 {
-    /// Leaks a pointer's worth of memory.
-    pub(crate) fn new(services: &'static dyn HostServices) -> Self {
-        Self {
-            services: std::ptr::from_ref(Box::leak(Box::new(services))).cast(),
-            calls: HOST_CALLS,
-        }
-    }
+/// The services as they cross the boundary. Leaks a pointer's worth of memory.
+fn export_services(services: &'static dyn HostServices) -> HostV1 {
+    let services = std::ptr::from_ref(Box::leak(Box::new(services))).cast();
+    // SAFETY: the shims take a pointer to a leaked reference; services are Send and Sync.
+    unsafe { HostV1::new(services, HOST_CALLS) }
+}
 
-    pub(crate) fn log(&self, level: log::Level, target: &str, message: &str) {
-        (self.calls.log())(level as u32, RStr::from(target), RStr::from(message));
-    }
+/// The host at the other side of the boundary, for a plugin.
+struct RemoteHost(HostV1);
 
-    pub(crate) fn open(&self, vnl: &str) -> Result<Box<dyn Link>> {
-        // SAFETY: `services` is what the table's functions expect, for the life of the process.
-        let link = unwrap(unsafe { (self.calls.open())(self.services, RStr::from(vnl)) })?;
+impl HostServices for RemoteHost {
+    fn open(&'static self, vnl: &str) -> Result<Box<dyn Link>> {
+        // SAFETY: the pointer is what the table's functions expect, for the life of the process.
+        let link = unwrap(unsafe { (self.0.calls().open())(self.0.pointer(), RStr::from(vnl)) })?;
         Ok(Box::new(Remote::new(link)))
     }
 
-    pub(crate) fn port(&self) -> Port {
+    fn port(&self) -> Port {
         // SAFETY: as in `open`.
-        let port = unsafe { (self.calls.port())(self.services) };
+        let port = unsafe { (self.0.calls().port())(self.0.pointer()) };
         Port {
             interface: port.interface.into(),
             mtu: port.mtu,
@@ -697,77 +520,35 @@ impl HostV1 {
         }
     }
 
-    pub(crate) fn plug(&self, peer: &str) -> Result<()> {
+    fn plug(&self, peer: &str) -> Result<()> {
         // SAFETY: as in `open`.
-        unwrap(unsafe { (self.calls.plug())(self.services, RStr::from(peer)) })
+        unwrap(unsafe { (self.0.calls().plug())(self.0.pointer(), RStr::from(peer)) })
     }
 
-    pub(crate) fn attach(&self, hub: &Ticket) -> Result<()> {
+    fn attach(&self, hub: &Ticket) -> Result<()> {
         let place = RStr::from(hub.place.as_str());
         // SAFETY: as in `open`.
-        unwrap(unsafe { (self.calls.attach())(self.services, hub.panel, place) })
+        unwrap(unsafe { (self.0.calls().attach())(self.0.pointer(), hub.panel, place) })
     }
 
-    pub(crate) fn hub(&self, expiry: Duration) -> Result<Hub> {
+    fn hub(&self, expiry: Duration) -> Result<Hub> {
         let expiry = u64::try_from(expiry.as_millis()).unwrap_or(u64::MAX);
         // SAFETY: as in `open`.
-        unwrap(unsafe { (self.calls.hub())(self.services, expiry) }).map(Hub::from)
+        unwrap(unsafe { (self.0.calls().hub())(self.0.pointer(), expiry) }).map(Hub::from)
     }
 
-    pub(crate) fn keep(&self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
+    fn keep(&self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
         let fd = fd.map_or(-1, |fd| fd.as_raw_fd());
         // SAFETY: as in `open`; the descriptor is borrowed for the call.
-        unwrap(unsafe { (self.calls.keep())(self.services, fd) })
+        unwrap(unsafe { (self.0.calls().keep())(self.0.pointer(), fd) })
     }
 
-    pub(crate) fn kept(&self) -> Option<OwnedFd> {
+    fn kept(&self) -> Option<OwnedFd> {
         // SAFETY: as in `open`.
-        let fd = unsafe { (self.calls.kept())(self.services) };
+        let fd = unsafe { (self.0.calls().kept())(self.0.pointer()) };
         // SAFETY: the host gave the descriptor up in this call.
         (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
     }
-}
-
-/// An [`OpenRequest`] in flight.
-#[repr(C)]
-#[derive(StableAbi)]
-pub(crate) struct RequestV1 {
-    vnl: RString,
-    description: RString,
-    /// Empty for none.
-    group: RString,
-    /// -1 for none.
-    port: i64,
-    /// -1 for none.
-    mode: i64,
-    host: HostV1,
-}
-
-/// A [`Manifest`] in flight.
-#[repr(C)]
-#[derive(StableAbi)]
-pub(crate) struct ManifestV1 {
-    scheme: RString,
-    description: RString,
-    version: RString,
-    capabilities: u64,
-}
-
-/// The root of a plugin.
-#[repr(C)]
-#[derive(StableAbi)]
-#[sabi(kind(Prefix(prefix_ref = ModuleV1Ref)))]
-pub(crate) struct ModuleV1 {
-    manifest: extern "C" fn() -> ManifestV1,
-    #[sabi(last_prefix_field)]
-    open: extern "C" fn(&RequestV1) -> Outcome<LinkV1>,
-}
-
-impl RootModule for ModuleV1Ref {
-    abi_stable::declare_root_module_statics! {ModuleV1Ref}
-    const BASE_NAME: &'static str = "vdens";
-    const NAME: &'static str = "vdens plugin";
-    const VERSION_STRINGS: VersionStrings = package_version_strings!();
 }
 
 extern "C" fn manifest<P: Plugin>() -> ManifestV1 {
@@ -781,7 +562,7 @@ extern "C" fn manifest<P: Plugin>() -> ManifestV1 {
 
 extern "C" fn open<P: Plugin>(request: &RequestV1) -> Outcome<LinkV1> {
     contain("open", || {
-        let level = (request.host.calls.log_level())();
+        let level = (request.host.calls().log_level())();
         logging::forward_to(request.host, logging::filter_from_code(level));
         let link = P::open(&OpenRequest {
             vnl: &request.vnl,
@@ -791,29 +572,25 @@ extern "C" fn open<P: Plugin>(request: &RequestV1) -> Outcome<LinkV1> {
                 group: Some(request.group.to_string()).filter(|group| !group.is_empty()),
                 mode: u32::try_from(request.mode).ok(),
             },
-            host: crate::Host { raw: request.host },
+            host: Host::new(Box::leak(Box::new(RemoteHost(request.host)))),
         })?;
-        Ok(LinkV1::new(link))
+        Ok(export(link))
     })
 }
 
-extern "C" fn module<P: Plugin>() -> RootModuleResult {
+extern "C" fn root<P: Plugin>() -> RootModuleResult {
     let module = ModuleV1 {
         manifest: manifest::<P>,
         open: open::<P>,
-    }
-    .leak_into_prefix();
-    // SAFETY: `header` declares the module to be a ModuleV1Ref, and abi_stable hands it out as that type only.
-    RootModuleResult::ROk(unsafe {
-        abi_stable::prefix_type::PrefixRefTrait::to_prefix_ref(module).cast()
-    })
+    };
+    module.into_root()
 }
 
 /// The library header that [`crate::export_plugin!`] exports.
 #[doc(hidden)]
 pub const fn header<P: Plugin>() -> LibHeader {
-    // SAFETY: `module` returns a ModuleV1Ref, the type declared here.
-    unsafe { LibHeader::from_constructor::<ModuleV1Ref>(module::<P>, CheckTypeLayout::Yes) }
+    // SAFETY: `root` returns what `into_root` made.
+    unsafe { vdens_plugin_api::header(root::<P>) }
 }
 
 /// A loaded plugin, seen from the host.
@@ -826,7 +603,7 @@ pub struct LoadedPlugin {
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// The layout of the interface differs.
-    #[error("it was built for another revision of ABI {VERSION} (plugin-api {plugin}, vdens has {host})", host = env!("CARGO_PKG_VERSION"))]
+    #[error("it was built for another revision of ABI {VERSION} (plugin-api {plugin}, vdens has {host})", host = CRATE_VERSION)]
     Layout {
         /// The plugin-api version that the plugin was built with.
         plugin: String,
@@ -850,7 +627,6 @@ impl LoadedPlugin {
     /// # Errors
     /// Why the plugin cannot be used.
     pub unsafe fn bind(symbol: *const ()) -> Result<Self, BindError> {
-        use abi_stable::library::AbiHeaderRef;
         // SAFETY: the symbol is a LibHeader, whose first field is an AbiHeader; AbiHeaderRef is a
         // transparent reference to that, and `upgrade` compares it before anything else is read.
         let header = unsafe { std::mem::transmute::<*const (), AbiHeaderRef>(symbol) };
@@ -897,7 +673,7 @@ impl LoadedPlugin {
             group: options.group.as_deref().unwrap_or_default().into(),
             port: options.port.map_or(-1, i64::from),
             mode: options.mode.map_or(-1, i64::from),
-            host: HostV1::new(services),
+            host: export_services(services),
         };
         let link = unwrap((self.module.open())(&request))?;
         Ok(Box::new(Remote::new(link)))
@@ -999,11 +775,11 @@ mod tests {
     /// A link, and around it others that cross the boundary as often as `depth` nested VNLs do.
     fn nested(depth: usize) -> Remote {
         let null = File::open("/dev/null").unwrap();
-        let mut link = Remote::new(LinkV1::new(Box::new(Innermost(null, true))));
+        let mut link = Remote::new(export(Box::new(Innermost(null, true))));
         for _ in 0..depth {
             // From the inner plugin to the host, from the host to the outer plugin.
-            let in_the_outer = Remote::new(LinkV1::new(Box::new(link)));
-            link = Remote::new(LinkV1::new(Box::new(Through(Box::new(in_the_outer)))));
+            let in_the_outer = Remote::new(export(Box::new(link)));
+            link = Remote::new(export(Box::new(Through(Box::new(in_the_outer)))));
         }
         link
     }
