@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use vdens_tests::{Lab, PATIENCE, User, need, wait_until};
 
-use crate::overview::{link, status};
+use crate::status::{link, status};
 
 /// Sends a packet that is no message over each SEQPACKET socket of a process, as that process.
 const JUMBLE: &str = r#"

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use vdens_tests::{Cmd, Lab, Netns, PATIENCE, Session, User, need, wait_until};
 
-use crate::overview::{link, status};
+use crate::status::{link, status};
 
 /// One end of a pair.
 struct Member<'lab> {

@@ -3,7 +3,7 @@
 
 use vdens_tests::{Lab, need};
 
-use crate::hostile::ticks;
+use crate::hostile_clients::ticks;
 
 /// `vlan://1` around itself, `levels` of them in all, around `inner`.
 fn nested(levels: usize, inner: &str) -> String {

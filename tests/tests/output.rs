@@ -18,7 +18,7 @@ use nix::unistd::mkfifo;
 use serde_json::Value;
 use vdens_tests::{Lab, Output, PATIENCE, Proc, User, becomes_true, need, wait_until};
 
-use crate::overview::{process, status};
+use crate::status::{process, status};
 
 /// It sets a window's title, begins a line, clears the screen (in C1), and reverses what follows.
 const EVIL: &str = "\x1b]0;owned\x07\nforged line\u{9b}2J\u{202e}";

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use vdens_tests::{Lab, PATIENCE, Proc, Session, User, need, wait_until};
 
-use crate::overview::{link, status};
+use crate::status::{link, status};
 
 /// Where the registry of the panel's holders is.
 fn registry_of(lab: &Lab) -> PathBuf {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::Value;
 use vdens_tests::{Cmd, Lab, PATIENCE, Proc, Session, User, becomes_true, need, wait_until};
 
-use crate::overview::{link, status};
+use crate::status::{link, status};
 
 /// A switch that everybody may use, with further keys, and room for many ports.
 fn start<'lab>(lab: &'lab Lab, scheme: &str, keys: &str) -> Proc<'lab> {
@@ -24,7 +24,7 @@ fn start<'lab>(lab: &'lab Lab, scheme: &str, keys: &str) -> Proc<'lab> {
 
 /// The hostile client.
 fn client<'lab>(lab: &'lab Lab, words: &str) -> Cmd<'lab> {
-    let program = lab.write("hostile.py", include_str!("hostile.py"));
+    let program = lab.write("hostile.py", include_str!("hostile_clients.py"));
     let (what, numbers) = words.split_once(' ').unwrap();
     let directory = lab.path("sw");
     lab.sh(&format!(

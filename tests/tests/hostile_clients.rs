@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use vdens_tests::{Lab, PATIENCE, Proc, Session, User, becomes_true, need, wait_until};
 
-use crate::overview::{link, status};
+use crate::status::{link, status};
 
 /// A switch, and two namespaces that ping each other through it from beginning to end.
 struct Scene<'lab> {
@@ -50,7 +50,9 @@ impl<'lab> Scene<'lab> {
 
     /// Has the client do its harm, and hold what it has until its input is dropped.
     fn harm(&self, what: &str) -> (Proc<'lab>, ChildStdin) {
-        let program = self.lab.write("hostile.py", include_str!("hostile.py"));
+        let program = self
+            .lab
+            .write("hostile.py", include_str!("hostile_clients.py"));
         let directory = self.lab.path("sw");
         let command = self.lab.command("python3", [&program, what, &directory]);
         let (client, stdin) = command.spawn_piped();
@@ -188,7 +190,7 @@ os.chmod('theirs/s', 0o777); print('here', flush=True); print('received', s.recv
         file.clone(),
         own.clone(),
     ];
-    let program = lab.write("hostile.py", include_str!("hostile.py"));
+    let program = lab.write("hostile.py", include_str!("hostile_clients.py"));
     let args = [program, "name".to_owned(), lab.path("sw")];
     let client = lab.command("python3", args).args(paths);
     let accepted = client.ok();

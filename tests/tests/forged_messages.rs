@@ -61,7 +61,7 @@ impl<'lab> Panel<'lab> {
 
 /// Starts the attacker and waits until it is at work.
 fn attack<'lab>(lab: &'lab Lab, by: User, words: &[&str]) -> (Proc<'lab>, ChildStdin) {
-    let program = lab.write("impostor.py", include_str!("impostor.py"));
+    let program = lab.write("impostor.py", include_str!("forged_messages.py"));
     let command = lab.command("python3", [&program]).args(words).by(by);
     let (attacker, stdin) = command.spawn_piped();
     wait_until("the attacker is at work", PATIENCE, || {
@@ -125,7 +125,7 @@ fn a_forged_place_joins_no_networks() {
 fn frames_from_the_network_are_no_messages_of_a_port_s_owner() {
     need!("python3");
     let lab = Lab::new();
-    let program = lab.write("impostor.py", include_str!("impostor.py"));
+    let program = lab.write("impostor.py", include_str!("forged_messages.py"));
     let _switch = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
     lab.wait_for("sw/ctl");
     let sw = lab.vnl("vde", "sw");

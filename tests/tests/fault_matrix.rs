@@ -28,7 +28,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use vdens_tests::{Cmd, Lab, Netns, PATIENCE, Proc, Session, User, becomes_true, need, wait_until};
 
-use crate::overview::{link, status};
+use crate::status::{link, status};
 
 /// How soon the carrier follows the far end, at most.
 const SOON: Duration = Duration::from_secs(1);

@@ -6,7 +6,7 @@ use std::net::UdpSocket;
 
 use vdens_tests::{Cmd, Lab, PATIENCE, Session, need, wait_until};
 
-use crate::overview::{link, status};
+use crate::status::{link, status};
 
 /// The MTU of a tap at most; frames have 14 bytes more.
 const LONGEST: &str = "65521";
@@ -17,7 +17,7 @@ const PAUSES: [&str; 3] = ["pause", "unpause", "priority-pause"];
 /// without those that the sender's interface refuses.
 #[track_caller]
 fn missing(lab: &Lab, from: &Session<'_>, to: &Session<'_>) -> Vec<String> {
-    let script = lab.write("frames.py", include_str!("frames.py"));
+    let script = lab.write("frames.py", include_str!("special_frames.py"));
     from.ok("rm -f $HOME/ready");
     to.start(&format!("python3 {script} receive vde0 | tee $HOME/ready"));
     wait_until("the receiver", PATIENCE, || {

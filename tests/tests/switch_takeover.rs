@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vdens_tests::{Lab, PATIENCE, Proc, Session, User, need, wait_until};
 
-use crate::overview::{link, status};
+use crate::status::{link, status};
 
 /// The switch in a directory where everybody may make one.
 const SWITCH: &str = "meet/sw";

@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use vdens_tests::{Cmd, Lab, PATIENCE, Session, becomes_true, need, wait_until};
 
-use crate::overview::{link, status};
+use crate::status::{link, status};
 
 /// A session whose network is stopped, with all that belongs to it, until this is dropped.
 struct Stopped(Vec<Pid>);

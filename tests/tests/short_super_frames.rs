@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use vdens_tests::{Lab, PATIENCE, Proc, Session, need, wait_until};
 
-use crate::hostile::ticks;
-use crate::overview::{link, status};
+use crate::hostile_clients::ticks;
+use crate::status::{link, status};
 
 /// How many datagrams are too short for header and frame behind a super-frame's prefix.
 const SHORT: u64 = 24;

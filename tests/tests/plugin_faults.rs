@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vdens_tests::{Lab, PATIENCE, Session, need, wait_until};
 
-use crate::overview::{link, status};
+use crate::status::{link, status};
 
 /// How long until a plugin that hangs is found out, and its link is back.
 const MENDING: Duration = Duration::from_secs(40);
