@@ -1,0 +1,444 @@
+//! The gateway's packet rules, written with nf_tables over netlink, so that the machine needs no
+//! `nft` (linux/netfilter/nf_tables.h, net/netfilter/nf_tables_api.c).
+//!
+//! One table per address family, `ip vdens` and `ip6 vdens`, with two chains at prerouting:
+//!
+//! - `hold`, first: the first packet of a TCP connection waits in a queue (NFQUEUE) for the proxy,
+//!   which connects to the far side meanwhile. It comes back with mark 0 if the far side accepted,
+//!   or with the mark of how to refuse it.
+//! - `divert`: refuses what is marked so; TCP and UDP go to the transparent sockets whatever their
+//!   destination (tproxy); echo requests are delivered here, too, where a raw socket reads them.
+//!
+//! What is diverted gets the mark 1, and a rule and a route in [`super::routes`] deliver everything
+//! with that mark to this machine. Only frames that were sent to the gateway's own Ethernet address
+//! are diverted, so broadcasts reach the DHCP server as usual.
+//!
+//! Some kernels have nf_tables' own queue expression, others x_tables' NFQUEUE, which nf_tables can
+//! use (nft_compat.c). Each is tried. Without either, the proxy accepts connections first.
+
+use std::io;
+
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use serde::{Deserialize, Serialize};
+
+use super::message::Message;
+
+/// Diverted packets.
+pub(crate) const MARK_DIVERT: u32 = 1;
+/// A held connection that is refused with a TCP reset.
+pub(crate) const MARK_RESET: u32 = 2;
+/// A held connection to a host that cannot be reached.
+pub(crate) const MARK_HOST: u32 = 3;
+/// A held connection to a network that cannot be reached.
+pub(crate) const MARK_NETWORK: u32 = 4;
+/// A held connection that an administrator forbids.
+pub(crate) const MARK_PROHIBITED: u32 = 5;
+
+/// The port of the transparent TCP socket.
+pub(crate) const TCP_PORT: u16 = 5555;
+/// The port of the transparent UDP socket.
+pub(crate) const UDP_PORT: u16 = 5556;
+/// The number of the queue of held connections.
+pub(crate) const QUEUE: u16 = 0;
+
+const TABLE: &str = "vdens";
+
+// Types of messages, in the subsystem NFNL_SUBSYS_NFTABLES (10).
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+const NEW_TABLE: u16 = 10 << 8;
+const NEW_CHAIN: u16 = 10 << 8 | 3;
+const NEW_RULE: u16 = 10 << 8 | 6;
+
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_CREATE: u16 = 0x400;
+const NLM_F_APPEND: u16 = 0x800;
+
+const REG_VERDICT: u32 = 0;
+const REG_1: u32 = 1;
+
+/// How a connection waits until its far side has answered.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Hold {
+    /// nf_tables' own expression.
+    Queue,
+    /// NFQUEUE of x_tables.
+    Compat,
+    /// Not at all: the kernel has neither.
+    None,
+}
+
+/// The address family of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    /// `NFPROTO_*`.
+    fn number(self) -> u8 {
+        match self {
+            Self::V4 => 2,
+            Self::V6 => 10,
+        }
+    }
+
+    /// The protocol number of ICMP, and the type of its echo requests.
+    fn echo(self) -> (u8, u8) {
+        match self {
+            Self::V4 => (1, 8),
+            Self::V6 => (58, 128),
+        }
+    }
+}
+
+/// Writes the rules for what comes in at `interface`, for IPv4 and IPv6.
+///
+/// # Errors
+/// The kernel has no nf_tables, or no tproxy: the message says which.
+pub(crate) fn install(interface: &str, ipv6: bool) -> io::Result<Hold> {
+    let mut socket = Netfilter::open()?;
+    let mut families = vec![Family::V4];
+    if ipv6 {
+        families.push(Family::V6);
+    }
+    for &family in &families {
+        socket.table(family)?;
+        socket.divert(family, interface)?;
+    }
+    for hold in [Hold::Queue, Hold::Compat] {
+        if families
+            .iter()
+            .all(|&family| socket.hold(family, interface, hold).is_ok())
+        {
+            return Ok(hold);
+        }
+    }
+    Ok(Hold::None)
+}
+
+/// A rule's expressions in the making.
+struct Expressions<'a>(&'a mut Message);
+
+impl Expressions<'_> {
+    /// Adds an expression: its name, and its attributes.
+    fn add(&mut self, name: &str, fill: impl FnOnce(&mut Message)) -> &mut Self {
+        self.0.nest(1, |element| {
+            element.put_str(1, name).nest(2, fill);
+        });
+        self
+    }
+
+    /// Goes on if a key of the packet's metadata (`NFT_META_*`) has a value.
+    fn meta_is(&mut self, key: u32, value: &[u8]) -> &mut Self {
+        self.add("meta", |data| {
+            data.put_be32(1, REG_1).put_be32(2, key);
+        });
+        self.is(value)
+    }
+
+    /// Goes on if bytes of the transport header have a value, under a mask.
+    fn transport_is(&mut self, offset: u32, mask: Option<&[u8]>, value: &[u8]) -> &mut Self {
+        let length = value.len() as u32;
+        self.add("payload", |data| {
+            // Base 2 is the transport header.
+            data.put_be32(1, REG_1).put_be32(2, 2);
+            data.put_be32(3, offset).put_be32(4, length);
+        });
+        if let Some(mask) = mask {
+            self.add("bitwise", |data| {
+                data.put_be32(1, REG_1)
+                    .put_be32(2, REG_1)
+                    .put_be32(3, length);
+                data.nest(4, |d| {
+                    d.put(1, mask);
+                });
+                data.nest(5, |d| {
+                    d.put(1, &vec![0; mask.len()]);
+                });
+            });
+        }
+        self.is(value)
+    }
+
+    fn is(&mut self, value: &[u8]) -> &mut Self {
+        self.add("cmp", |data| {
+            data.put_be32(1, REG_1).put_be32(2, 0);
+            data.nest(3, |d| {
+                d.put(1, value);
+            });
+        })
+    }
+
+    /// Sets the packet's mark.
+    fn set_mark(&mut self, mark: u32) -> &mut Self {
+        self.add("immediate", |data| {
+            data.put_be32(1, REG_1);
+            data.nest(2, |d| {
+                d.put(1, &mark.to_ne_bytes());
+            });
+        });
+        self.add("meta", |data| {
+            data.put_be32(2, META_MARK).put_be32(3, REG_1);
+        })
+    }
+
+    /// Diverts to a transparent socket's port.
+    fn tproxy(&mut self, family: Family, port: u16) -> &mut Self {
+        self.add("immediate", |data| {
+            data.put_be32(1, REG_1);
+            data.nest(2, |d| {
+                d.put(1, &port.to_be_bytes());
+            });
+        });
+        self.add("tproxy", |data| {
+            data.put_be32(1, u32::from(family.number()))
+                .put_be32(3, REG_1);
+        })
+    }
+
+    /// Ends the chain: the packet goes on.
+    fn accept(&mut self) -> &mut Self {
+        self.add("immediate", |data| {
+            data.put_be32(1, REG_VERDICT);
+            // NF_ACCEPT
+            data.nest(2, |d| {
+                drop(d.nest(2, |verdict| drop(verdict.put_be32(1, 1))))
+            });
+        })
+    }
+}
+
+// Keys of a packet's metadata.
+const META_MARK: u32 = 3;
+const META_IIFNAME: u32 = 6;
+const META_L4PROTO: u32 = 16;
+const META_PKTTYPE: u32 = 19;
+
+/// A netlink socket of netfilter.
+struct Netfilter {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Netfilter {
+    fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self {
+            socket,
+            sequence: 0,
+        })
+    }
+
+    fn table(&mut self, family: Family) -> io::Result<()> {
+        self.batch(family, |batch| {
+            batch.add(NEW_TABLE, NLM_F_CREATE, |m| drop(m.put_str(1, TABLE)));
+            for (name, priority) in [("hold", -160), ("divert", -150)] {
+                batch.add(NEW_CHAIN, NLM_F_CREATE, |m| {
+                    m.put_str(1, TABLE).put_str(3, name);
+                    // Hook 0 is prerouting.
+                    m.nest(4, |hook| {
+                        hook.put_be32(1, 0).put(2, &i32::to_be_bytes(priority));
+                    });
+                    m.put_str(7, "filter");
+                });
+            }
+        })
+        .map_err(|e| missing("nf_tables", &e))
+    }
+
+    fn divert(&mut self, family: Family, interface: &str) -> io::Result<()> {
+        let name = interface_name(interface);
+        self.batch(family, |batch| {
+            let refusals = [
+                (MARK_RESET, Refusal::Reset),
+                (MARK_HOST, Refusal::Host),
+                (MARK_NETWORK, Refusal::Network),
+                (MARK_PROHIBITED, Refusal::Prohibited),
+            ];
+            for (mark, refusal) in refusals {
+                batch.rule("divert", |e| {
+                    e.meta_is(META_MARK, &mark.to_ne_bytes());
+                    e.add("reject", |data| refusal.put(family, data));
+                });
+            }
+        })
+        .map_err(|e| missing("nft_reject", &e))?;
+        self.batch(family, |batch| {
+            for (protocol, port) in [(6_u8, TCP_PORT), (17, UDP_PORT)] {
+                batch.rule("divert", |e| {
+                    e.meta_is(META_IIFNAME, &name).meta_is(META_PKTTYPE, &[0]);
+                    e.meta_is(META_L4PROTO, &[protocol]).tproxy(family, port);
+                    e.set_mark(MARK_DIVERT).accept();
+                });
+            }
+            let (protocol, kind) = family.echo();
+            batch.rule("divert", |e| {
+                e.meta_is(META_IIFNAME, &name).meta_is(META_PKTTYPE, &[0]);
+                e.meta_is(META_L4PROTO, &[protocol])
+                    .transport_is(0, None, &[kind]);
+                e.set_mark(MARK_DIVERT).accept();
+            });
+        })
+        .map_err(|e| missing("nft_tproxy", &e))
+    }
+
+    fn hold(&mut self, family: Family, interface: &str, hold: Hold) -> io::Result<()> {
+        let name = interface_name(interface);
+        self.batch(family, |batch| {
+            batch.rule("hold", |e| {
+                e.meta_is(META_IIFNAME, &name).meta_is(META_PKTTYPE, &[0]);
+                e.meta_is(META_L4PROTO, &[6]);
+                // Of FIN, SYN, RST and ACK only SYN: the first packet of a connection.
+                e.transport_is(13, Some(&[0x17]), &[0x02]);
+                match hold {
+                    Hold::Queue => e.add("queue", |data| {
+                        data.put(1, &QUEUE.to_be_bytes())
+                            .put(2, &1_u16.to_be_bytes());
+                    }),
+                    Hold::Compat => e.add("target", |data| {
+                        // struct xt_NFQ_info, in the machine's byte order, aligned to 8 bytes.
+                        let mut info = [0; 8];
+                        info[..2].copy_from_slice(&QUEUE.to_ne_bytes());
+                        data.put_str(1, "NFQUEUE").put_be32(2, 0).put(3, &info);
+                    }),
+                    Hold::None => e,
+                };
+            });
+        })
+    }
+
+    /// Sends a transaction: all of it holds, or nothing.
+    fn batch(&mut self, family: Family, fill: impl FnOnce(&mut Transaction)) -> io::Result<()> {
+        let mut batch = Transaction {
+            family,
+            sequence: self.sequence,
+            bytes: Vec::new(),
+            expected: Vec::new(),
+        };
+        // The subsystem of the messages within, most significant byte first.
+        batch.control(BATCH_BEGIN);
+        fill(&mut batch);
+        batch.control(BATCH_END);
+        self.sequence = batch.sequence;
+        self.socket.send(&batch.bytes, 0)?;
+        let mut result = Ok(());
+        let mut left = batch.expected.len();
+        while left > 0 {
+            let (packet, _) = self.socket.recv_from_full()?;
+            for (sequence, code) in errors(&packet) {
+                if batch.expected.contains(&sequence) {
+                    left -= 1;
+                }
+                if code != 0 && result.is_ok() {
+                    result = Err(io::Error::from_raw_os_error(-code));
+                }
+            }
+            if result.is_err() {
+                // What else comes is of a number that is never asked for again.
+                break;
+            }
+        }
+        result
+    }
+}
+
+/// How a held connection is refused.
+#[derive(Clone, Copy)]
+enum Refusal {
+    Reset,
+    Host,
+    Network,
+    Prohibited,
+}
+
+impl Refusal {
+    /// The attributes of a reject expression (`NFT_REJECT_*`, and codes of RFC 792 and RFC 4443).
+    fn put(self, family: Family, data: &mut Message) {
+        let code = match (self, family) {
+            (Self::Reset, _) => {
+                data.put_be32(1, 1);
+                return;
+            }
+            (Self::Host, Family::V4) => 1,
+            (Self::Network, Family::V4) => 0,
+            (Self::Prohibited, Family::V4) => 13,
+            (Self::Host, Family::V6) => 3,
+            (Self::Network, Family::V6) => 0,
+            (Self::Prohibited, Family::V6) => 1,
+        };
+        data.put_be32(1, 0).put(2, &[code]);
+    }
+}
+
+/// The messages of a transaction.
+struct Transaction {
+    family: Family,
+    sequence: u32,
+    bytes: Vec<u8>,
+    /// The messages whose acknowledgement is to come.
+    expected: Vec<u32>,
+}
+
+impl Transaction {
+    fn control(&mut self, kind: u16) {
+        self.sequence += 1;
+        let header = [0, 0, 0, 10];
+        let message = Message::new(kind, NLM_F_REQUEST, self.sequence, &header);
+        self.bytes.extend(message.finish());
+    }
+
+    fn add(&mut self, kind: u16, flags: u16, fill: impl FnOnce(&mut Message)) {
+        self.sequence += 1;
+        let header = [self.family.number(), 0, 0, 0];
+        let flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+        let mut message = Message::new(kind, flags, self.sequence, &header);
+        fill(&mut message);
+        self.bytes.extend(message.finish());
+        self.expected.push(self.sequence);
+    }
+
+    fn rule(&mut self, chain: &str, fill: impl FnOnce(&mut Expressions<'_>)) {
+        self.add(NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, |message| {
+            message.put_str(1, TABLE).put_str(2, chain);
+            message.nest(4, |list| fill(&mut Expressions(list)));
+        });
+    }
+}
+
+/// The acknowledgements and errors (`NLMSG_ERROR`) in a packet: sequence number and code.
+fn errors(mut packet: &[u8]) -> Vec<(u32, i32)> {
+    let mut found = Vec::new();
+    while let Some((header, _)) = packet.split_first_chunk::<16>() {
+        let word = |at: usize| [header[at], header[at + 1], header[at + 2], header[at + 3]];
+        let length = u32::from_ne_bytes(word(0)) as usize;
+        let Some(message) = packet.get(16..length) else {
+            break;
+        };
+        if u16::from_ne_bytes([header[4], header[5]]) == 2
+            && let Some(code) = message.first_chunk()
+        {
+            found.push((u32::from_ne_bytes(word(8)), i32::from_ne_bytes(*code)));
+        }
+        packet = packet.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+    }
+    found
+}
+
+/// An interface's name as rules compare it: 16 bytes (`IFNAMSIZ`).
+fn interface_name(name: &str) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    let length = name.len().min(15);
+    bytes[..length].copy_from_slice(&name.as_bytes()[..length]);
+    bytes
+}
+
+fn missing(module: &str, error: &io::Error) -> io::Error {
+    let text = format!("the kernel refuses rules of {module}: {error}");
+    io::Error::new(error.kind(), text)
+}

@@ -1,0 +1,1 @@
+//! `nat://`: the Internet.

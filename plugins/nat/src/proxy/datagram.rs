@@ -1,0 +1,131 @@
+//! Datagrams with what the kernel says about them: where they were sent, and how many are in one
+//! piece (UDP_GRO and UDP_SEGMENT, udp(7)).
+
+use std::io::{IoSlice, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg,
+};
+
+/// The longest piece, in bytes: what a UDP packet can hold.
+pub(crate) const LONGEST: usize = 65_535;
+
+/// A piece that was received: one datagram, or several of equal length but for the last.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Received {
+    pub from: SocketAddr,
+    /// Where it was sent, if the socket says so.
+    pub to: Option<SocketAddr>,
+    pub length: usize,
+    /// The length of each datagram in it, if there are several.
+    pub segment: Option<u16>,
+}
+
+/// Receives a piece into `buffer`.
+///
+/// # Errors
+/// `EAGAIN`: there is none. Else what the socket reports.
+pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> nix::Result<Received> {
+    let mut control = cmsg_space!(libc::sockaddr_in6, libc::in6_pktinfo, i32);
+    let mut parts = [IoSliceMut::new(buffer)];
+    let fd = socket.as_fd().as_raw_fd();
+    let message = loop {
+        let flags = MsgFlags::MSG_DONTWAIT;
+        match recvmsg::<SockaddrStorage>(fd, &mut parts, Some(&mut control), flags) {
+            Err(Errno::EINTR) => {}
+            other => break other?,
+        }
+    };
+    let from = message
+        .address
+        .as_ref()
+        .and_then(to_std)
+        .ok_or(Errno::EAFNOSUPPORT)?;
+    let (mut to, mut segment) = (None, None);
+    for item in message.cmsgs()? {
+        match item {
+            ControlMessageOwned::Ipv4OrigDstAddr(a) => {
+                let ip = Ipv4Addr::from_bits(u32::from_be(a.sin_addr.s_addr));
+                to = Some(SocketAddrV4::new(ip, u16::from_be(a.sin_port)).into());
+            }
+            ControlMessageOwned::Ipv6OrigDstAddr(a) => {
+                let ip = Ipv6Addr::from(a.sin6_addr.s6_addr);
+                to = Some(SocketAddrV6::new(ip, u16::from_be(a.sin6_port), 0, 0).into());
+            }
+            ControlMessageOwned::Ipv6PacketInfo(info) => {
+                to = Some(SocketAddr::new(
+                    Ipv6Addr::from(info.ipi6_addr.s6_addr).into(),
+                    0,
+                ));
+            }
+            ControlMessageOwned::UdpGroSegments(size) => segment = u16::try_from(size).ok(),
+            _ => {}
+        }
+    }
+    let length = message.bytes;
+    let segment = segment.filter(|&size| size > 0 && usize::from(size) < length);
+    Ok(Received {
+        from,
+        to,
+        length,
+        segment,
+    })
+}
+
+/// Sends a piece to an address, from another one if the socket is a transparent one.
+///
+/// # Errors
+/// `EAGAIN`: the socket takes no more now. Else what the kernel says.
+pub(crate) fn send(
+    socket: impl AsFd,
+    bytes: &[u8],
+    segment: Option<u16>,
+    to: SocketAddr,
+    from: Option<IpAddr>,
+) -> nix::Result<()> {
+    let (info4, info6);
+    let mut control = Vec::with_capacity(2);
+    match from {
+        Some(IpAddr::V4(address)) => {
+            let s_addr = address.to_bits().to_be();
+            info4 = libc::in_pktinfo {
+                ipi_ifindex: 0,
+                ipi_spec_dst: libc::in_addr { s_addr },
+                ipi_addr: libc::in_addr { s_addr: 0 },
+            };
+            control.push(ControlMessage::Ipv4PacketInfo(&info4));
+        }
+        Some(IpAddr::V6(address)) => {
+            info6 = libc::in6_pktinfo {
+                ipi6_addr: libc::in6_addr {
+                    s6_addr: address.octets(),
+                },
+                ipi6_ifindex: 0,
+            };
+            control.push(ControlMessage::Ipv6PacketInfo(&info6));
+        }
+        None => {}
+    }
+    if let Some(segment) = &segment {
+        control.push(ControlMessage::UdpGsoSegments(segment));
+    }
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let to = SockaddrStorage::from(to);
+    let fd = socket.as_fd().as_raw_fd();
+    sendmsg(fd, &[IoSlice::new(bytes)], &control, flags, Some(&to)).map(drop)
+}
+
+fn to_std(address: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = address
+        .as_sockaddr_in()
+        .map(|a| SocketAddr::new(a.ip().into(), a.port()));
+    v4.or_else(|| {
+        address
+            .as_sockaddr_in6()
+            .map(|a| SocketAddr::new(a.ip().into(), a.port()))
+    })
+}

@@ -1,0 +1,207 @@
+//! Names: questions that clients ask at the gateway's address, asked of the host's name servers.
+//!
+//! A question goes to the first server; if it has not answered in time, to the next, and so on. The
+//! servers are those of `/etc/resolv.conf`, read again when it changes, or those the VNL names.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::time::{Duration, Instant, SystemTime};
+
+use slab::Slab;
+use socket2::{Domain, Socket, Type};
+
+use super::datagram::{self, LONGEST};
+use super::poll::{Poll, Token};
+
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// How long a server has to answer before the next one is asked.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// How long a question lives.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// The most questions at once.
+const QUESTIONS: usize = 1024;
+
+struct Question {
+    client: SocketAddr,
+    /// The address inside that was asked.
+    asked: SocketAddr,
+    bytes: Vec<u8>,
+    socket: Socket,
+    /// How many servers have been asked.
+    tries: usize,
+    since: Instant,
+    last: Instant,
+}
+
+/// The questions that are open.
+pub(crate) struct Names {
+    fixed: Vec<IpAddr>,
+    servers: Vec<SocketAddr>,
+    changed: Option<SystemTime>,
+    questions: Slab<Question>,
+    buffer: Vec<u8>,
+    /// How many questions found no answer.
+    pub unanswered: u64,
+}
+
+impl Names {
+    /// Names as the servers in `fixed` know them; without any, the host's.
+    pub(crate) fn new(fixed: Vec<IpAddr>) -> Self {
+        let mut names = Self {
+            fixed,
+            servers: Vec::new(),
+            changed: None,
+            questions: Slab::new(),
+            buffer: vec![0; LONGEST],
+            unanswered: 0,
+        };
+        names.refresh();
+        names
+    }
+
+    /// The server that is asked first.
+    pub(crate) fn first(&self) -> Option<SocketAddr> {
+        self.servers.first().copied()
+    }
+
+    /// Reads the host's servers if they have changed.
+    pub(crate) fn refresh(&mut self) {
+        if !self.fixed.is_empty() {
+            self.servers = self.fixed.iter().map(|&ip| (ip, 53).into()).collect();
+            return;
+        }
+        let changed = fs::metadata(RESOLV_CONF).and_then(|m| m.modified()).ok();
+        if changed.is_none() || changed != self.changed {
+            self.changed = changed;
+            self.servers = parse(&fs::read_to_string(RESOLV_CONF).unwrap_or_default());
+        }
+    }
+
+    /// Asks what a client asks.
+    pub(crate) fn ask(&mut self, poll: &Poll, client: SocketAddr, asked: SocketAddr, bytes: &[u8]) {
+        self.refresh();
+        if self.questions.len() >= QUESTIONS {
+            self.unanswered += 1;
+            return;
+        }
+        let now = Instant::now();
+        let Some(Ok(socket)) = self.first().map(|server| ask(server, bytes)) else {
+            self.unanswered += 1;
+            return;
+        };
+        let index = self.questions.insert(Question {
+            client,
+            asked,
+            bytes: bytes.to_vec(),
+            socket,
+            tries: 1,
+            since: now,
+            last: now,
+        });
+        if poll
+            .read(&self.questions[index].socket, Token::Names(index))
+            .is_err()
+        {
+            self.questions.remove(index);
+        }
+    }
+
+    /// A server has answered: the client, the address that it asked, and the answer.
+    pub(crate) fn on_answer(&mut self, index: usize) -> Option<(SocketAddr, SocketAddr, &[u8])> {
+        let question = self.questions.get(index)?;
+        match datagram::receive(&question.socket, &mut self.buffer) {
+            Ok(received) if self.buffer.get(..2) == question.bytes.get(..2) => {
+                let question = self.questions.remove(index);
+                Some((
+                    question.client,
+                    question.asked,
+                    &self.buffer[..received.length],
+                ))
+            }
+            _ => None,
+        }
+    }
+
+    /// Asks further servers, and gives up in the end.
+    pub(crate) fn expire(&mut self, now: Instant, poll: &Poll) {
+        let late: Vec<_> = self
+            .questions
+            .iter()
+            .filter(|(_, q)| now.duration_since(q.last) >= PATIENCE)
+            .map(|(index, _)| index)
+            .collect();
+        for index in late {
+            let question = &mut self.questions[index];
+            let over = now.duration_since(question.since) >= LIMIT;
+            let next = self.servers.get(question.tries % self.servers.len().max(1));
+            if let Some(Ok(socket)) = next
+                .filter(|_| !over)
+                .map(|&next| ask(next, &question.bytes))
+                && poll.read(&socket, Token::Names(index)).is_ok()
+            {
+                question.socket = socket;
+                question.tries += 1;
+                question.last = now;
+            } else {
+                self.unanswered += 1;
+                self.questions.remove(index);
+            }
+        }
+    }
+
+    /// When [`Names::expire`] has something to do.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.questions.iter().map(|(_, q)| q.last + PATIENCE).min()
+    }
+}
+
+/// Sends a question to a server. Each has a socket, so a port of its own, which a forger would have
+/// to guess (RFC 5452).
+fn ask(server: SocketAddr, bytes: &[u8]) -> io::Result<Socket> {
+    let domain = Domain::for_address(server);
+    let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), None)?;
+    socket.connect(&server.into())?;
+    socket.send(bytes)?;
+    Ok(socket)
+}
+
+/// The name servers in a resolv.conf(5).
+fn parse(text: &str) -> Vec<SocketAddr> {
+    let mut servers = Vec::new();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        if words.next() == Some("nameserver")
+            && let Some(word) = words.next()
+        {
+            // A scope, as in fe80::1%eth0, names an interface.
+            let (address, scope) = word.split_once('%').unwrap_or((word, ""));
+            match address.parse::<IpAddr>() {
+                Ok(IpAddr::V6(ip)) if !scope.is_empty() => {
+                    let index = nix::net::if_::if_nametoindex(scope).unwrap_or(0);
+                    servers.push(SocketAddrV6::new(ip, 53, 0, index).into());
+                }
+                Ok(ip) => servers.push(SocketAddr::new(ip, 53)),
+                Err(_) => {}
+            }
+        }
+    }
+    servers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_of_a_resolv_conf() {
+        let text = "# x\nsearch a\nnameserver 192.0.2.1\nnameserver\t::1\nnameserver x\n";
+        let expected: [SocketAddr; 2] =
+            ["192.0.2.1:53".parse().unwrap(), "[::1]:53".parse().unwrap()];
+        assert_eq!(parse(text), expected);
+        assert_eq!(parse(""), []);
+    }
+}

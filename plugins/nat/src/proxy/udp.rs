@@ -1,0 +1,309 @@
+//! UDP: each client address and port inside has one socket outside, whatever it sends to.
+//!
+//! # Theory of operation
+//!
+//! Mapping and filtering are endpoint-independent (RFC 4787, REQ-1 and REQ-8): everything that
+//! arrives at the socket outside goes to its client, and seems to come from where it really comes
+//! from. For that the gateway has one transparent socket per remote port (`Replies`), which answers
+//! from whatever address; the proxy asks for it when the port is first met, and drops what comes
+//! before it is there.
+//!
+//! A mapping ends when nothing has passed for a time (REQ-5), and the idlest one ends when there are
+//! too many.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
+use slab::Slab;
+use socket2::{Domain, Socket, Type};
+
+use super::datagram::{self, LONGEST};
+use super::destination::{Destination, Destinations};
+use super::names::Names;
+use super::poll::{Poll, Token};
+use crate::wire::{Channel, Replies};
+
+/// How long a mapping lives while nothing passes: RFC 4787 (REQ-5) recommends five minutes.
+const IDLE: Duration = Duration::from_secs(300);
+
+/// The most mappings, and so sockets.
+const LIMIT: usize = 4096;
+
+/// The most sockets that answer from ports.
+const PORTS: usize = 256;
+
+/// How many datagrams of one socket are moved before others have their turn.
+const TURN: usize = 256;
+
+/// The size of a socket's buffers, in bytes.
+const BUFFER: usize = 1 << 20;
+
+struct Mapping {
+    client: SocketAddr,
+    socket: Socket,
+    used: Instant,
+}
+
+/// A socket that answers from a port, or the wait for it.
+enum Answers {
+    Asked,
+    Here(OwnedFd),
+}
+
+/// All mappings.
+pub(crate) struct Udp {
+    inside: Vec<OwnedFd>,
+    bind: Option<IpAddr>,
+    mappings: Slab<Mapping>,
+    clients: HashMap<SocketAddr, usize>,
+    replies: HashMap<Replies, Answers>,
+    buffer: Vec<u8>,
+    pub counts: Counts,
+}
+
+/// What has been so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub bytes_out: u64,
+    pub bytes_in: u64,
+    /// Datagrams that were dropped.
+    pub dropped: u64,
+    /// Mappings that ended for another.
+    pub evicted: u64,
+}
+
+impl Udp {
+    pub(crate) fn new(inside: Vec<OwnedFd>, bind: Option<IpAddr>, poll: &Poll) -> io::Result<Self> {
+        for (index, socket) in inside.iter().enumerate() {
+            poll.read(socket, Token::Datagrams(index))?;
+        }
+        Ok(Self {
+            inside,
+            bind,
+            mappings: Slab::new(),
+            clients: HashMap::new(),
+            replies: HashMap::new(),
+            buffer: vec![0; LONGEST],
+            counts: Counts::default(),
+        })
+    }
+
+    /// How many mappings there are.
+    pub(crate) fn open(&self) -> usize {
+        self.mappings.len()
+    }
+
+    /// Moves datagrams from inside; `true` if there may be more.
+    pub(crate) fn on_datagrams(
+        &mut self,
+        family: usize,
+        poll: &Poll,
+        channel: &Channel,
+        destinations: &Destinations,
+        names: &mut Names,
+    ) -> io::Result<bool> {
+        for _ in 0..TURN {
+            let received = match datagram::receive(&self.inside[family], &mut self.buffer) {
+                Ok(received) => received,
+                Err(Errno::EAGAIN) => return Ok(false),
+                Err(error) => {
+                    // A datagram that cannot be read is one that is lost.
+                    self.counts.dropped += 1;
+                    if error == Errno::EBADF {
+                        return Err(error.into());
+                    }
+                    continue;
+                }
+            };
+            let Some(to) = received.to else {
+                self.counts.dropped += 1;
+                continue;
+            };
+            let piece = received.length;
+            let to = match destinations.find(to) {
+                Destination::Outside(to) => to,
+                Destination::Names => {
+                    self.want(
+                        channel,
+                        Replies {
+                            port: to.port(),
+                            ipv6: to.is_ipv6(),
+                        },
+                    );
+                    names.ask(poll, received.from, to, &self.buffer[..piece]);
+                    continue;
+                }
+                Destination::Nowhere => {
+                    self.counts.dropped += 1;
+                    continue;
+                }
+            };
+            self.want(
+                channel,
+                Replies {
+                    port: to.port(),
+                    ipv6: to.is_ipv6(),
+                },
+            );
+            let Ok(index) = self.mapping(poll, received.from, to.is_ipv4()) else {
+                self.counts.dropped += 1;
+                continue;
+            };
+            let mapping = &mut self.mappings[index];
+            mapping.used = Instant::now();
+            let bytes = &self.buffer[..piece];
+            match datagram::send(&mapping.socket, bytes, received.segment, to, None) {
+                Ok(()) => self.counts.bytes_out += piece as u64,
+                Err(_) => self.counts.dropped += 1,
+            }
+        }
+        Ok(true)
+    }
+
+    /// The mapping of a client, which is made if there is none.
+    fn mapping(&mut self, poll: &Poll, client: SocketAddr, ipv4: bool) -> io::Result<usize> {
+        if let Some(&index) = self.clients.get(&client) {
+            return Ok(index);
+        }
+        if self.mappings.len() >= LIMIT {
+            let idlest = self.mappings.iter().min_by_key(|(_, mapping)| mapping.used);
+            if let Some((index, _)) = idlest {
+                self.counts.evicted += 1;
+                self.remove(index);
+            }
+        }
+        let domain = if ipv4 { Domain::IPV4 } else { Domain::IPV6 };
+        let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), None)?;
+        let any = if ipv4 {
+            IpAddr::from(Ipv4Addr::UNSPECIFIED)
+        } else {
+            Ipv6Addr::UNSPECIFIED.into()
+        };
+        let from = self
+            .bind
+            .filter(|bind| bind.is_ipv4() == ipv4)
+            .unwrap_or(any);
+        // The client's own port where it is free, as RFC 4787 (REQ-3) lets it.
+        let same = SocketAddr::new(from, client.port());
+        if client.port() < 1024 || socket.bind(&same.into()).is_err() {
+            socket.bind(&SocketAddr::new(from, 0).into())?;
+        }
+        let _ = socket.set_recv_buffer_size(BUFFER);
+        let _ = socket.set_send_buffer_size(BUFFER);
+        let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
+        let index = self.mappings.insert(Mapping {
+            client,
+            socket,
+            used: Instant::now(),
+        });
+        if let Err(error) = poll.read(&self.mappings[index].socket, Token::Mapping(index)) {
+            self.mappings.remove(index);
+            return Err(error);
+        }
+        self.clients.insert(client, index);
+        Ok(index)
+    }
+
+    /// Moves datagrams to a client; `true` if there may be more.
+    pub(crate) fn on_mapping(&mut self, index: usize, channel: &Channel) -> bool {
+        for _ in 0..TURN {
+            let Some(mapping) = self.mappings.get_mut(index) else {
+                return false;
+            };
+            let received = match datagram::receive(&mapping.socket, &mut self.buffer) {
+                Ok(received) => received,
+                Err(Errno::EAGAIN) => return false,
+                // An error that an earlier datagram met.
+                Err(_) => {
+                    self.counts.dropped += 1;
+                    continue;
+                }
+            };
+            mapping.used = Instant::now();
+            let client = mapping.client;
+            let from = received.from;
+            let bytes = &self.buffer[..received.length];
+            let key = Replies {
+                port: from.port(),
+                ipv6: from.is_ipv6(),
+            };
+            let sent = match self.replies.get(&key) {
+                Some(Answers::Here(socket)) => {
+                    datagram::send(socket, bytes, received.segment, client, Some(from.ip()))
+                }
+                _ => Err(Errno::EAGAIN),
+            };
+            match sent {
+                Ok(()) => self.counts.bytes_in += received.length as u64,
+                Err(_) => self.counts.dropped += 1,
+            }
+            self.want(channel, key);
+        }
+        true
+    }
+
+    /// Answers a client from an address and port inside.
+    pub(crate) fn reply(&mut self, client: SocketAddr, from: SocketAddr, bytes: &[u8]) {
+        let key = Replies {
+            port: from.port(),
+            ipv6: from.is_ipv6(),
+        };
+        let sent = match self.replies.get(&key) {
+            Some(Answers::Here(socket)) => {
+                datagram::send(socket, bytes, None, client, Some(from.ip()))
+            }
+            _ => Err(Errno::EAGAIN),
+        };
+        self.counts.dropped += u64::from(sent.is_err());
+    }
+
+    /// Asks the gateway for a socket that answers from a port.
+    fn want(&mut self, channel: &Channel, key: Replies) {
+        if self.replies.contains_key(&key) {
+            return;
+        }
+        if self.replies.len() >= PORTS {
+            let ours = self
+                .replies
+                .iter()
+                .find(|(_, a)| matches!(a, Answers::Here(_)));
+            if let Some(key) = ours.map(|(key, _)| *key) {
+                self.replies.remove(&key);
+            }
+        }
+        if channel.request(key).is_ok() {
+            self.replies.insert(key, Answers::Asked);
+        }
+    }
+
+    /// The gateway has made a socket that was asked for.
+    pub(crate) fn on_answer(&mut self, key: Replies, made: io::Result<OwnedFd>) {
+        match made {
+            Ok(socket) => drop(self.replies.insert(key, Answers::Here(socket))),
+            Err(_) => drop(self.replies.remove(&key)),
+        }
+    }
+
+    fn remove(&mut self, index: usize) {
+        let mapping = self.mappings.remove(index);
+        self.clients.remove(&mapping.client);
+    }
+
+    /// Ends the mappings that nobody uses.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        let idle = |mapping: &Mapping| now.duration_since(mapping.used) >= IDLE;
+        let mappings = self.mappings.iter();
+        let old: Vec<_> = mappings
+            .filter(|(_, m)| idle(m))
+            .map(|(index, _)| index)
+            .collect();
+        for index in old {
+            self.remove(index);
+        }
+    }
+}

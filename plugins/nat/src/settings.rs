@@ -1,0 +1,179 @@
+//! What a `nat://` VNL asks for: its keys as data, which the plugin parses and hands to the proxy,
+//! and the proxy to the gateway.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+use vdens_plugin_kit::vnl::{Keys, Spec};
+use vdens_plugin_kit::{Error, Result};
+
+pub(crate) const KEYS: Keys = Keys::new(&[
+    "bind", "dns", "host", "ipv4", "ipv6", "mtu", "net", "net6", "tcp", "udp",
+]);
+
+/// The network inside, unless `net` says otherwise: what slirp's users know.
+const NET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 2, 0), 24);
+
+/// The IPv6 network inside, unless `net6` says otherwise: unique local addresses (RFC 4193), whose
+/// global identifier spells "vdens".
+const NET6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd76, 0x6465, 0x6e73, 0, 0, 0, 0, 0), 64);
+
+// Stations of either network.
+const GATEWAY: u32 = 2;
+const DNS: u32 = 3;
+const FIRST_CLIENT: u32 = 15;
+
+/// A gateway and the network behind it.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub(crate) struct Settings {
+    /// The IPv4 network inside.
+    pub net: Option<Ipv4Net>,
+    /// The IPv6 network inside.
+    pub net6: Option<Ipv6Net>,
+    /// The name servers to ask instead of the host's.
+    pub dns: Vec<IpAddr>,
+    /// The address inside that stands for the host's loopback, if one does.
+    pub host: Option<IpAddr>,
+    /// The MTU to offer, in bytes.
+    pub mtu: Option<u32>,
+    /// The address outside to connect from.
+    pub bind: Option<IpAddr>,
+    /// Ports outside that lead inside.
+    pub forwards: Vec<Forward>,
+}
+
+/// The protocol of a forward.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq, Hash)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Protocol {
+    Tcp,
+    Udp,
+}
+
+/// A port outside that leads to one inside.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq, Hash)]
+pub(crate) struct Forward {
+    pub protocol: Protocol,
+    /// Where the proxy listens.
+    pub listen: SocketAddr,
+    /// The station inside and its port.
+    pub to: SocketAddr,
+}
+
+impl Settings {
+    /// Reads the keys of a VNL.
+    ///
+    /// # Errors
+    /// A value is none of its kind, or the VNL has what the scheme does not know.
+    pub(crate) fn parse(argument: &str) -> Result<Self> {
+        let spec = Spec::address_grammar(argument, &KEYS)?;
+        spec.no_nested()?;
+        if !spec.target_str()?.is_empty() {
+            return Err(Error::usage("nat:// has no address").hint("write nat://key=value/…"));
+        }
+        let yes = |key: &str| -> Result<bool> {
+            match spec.get(key) {
+                None | Some("yes") => Ok(true),
+                Some("no") => Ok(false),
+                Some(other) => Err(bad(key, other, "yes or no")),
+            }
+        };
+        let mut settings = Self {
+            net: if yes("ipv4")? {
+                Some(value(&spec, "net", "10.0.2.0/24")?.unwrap_or(NET))
+            } else {
+                None
+            },
+            net6: if yes("ipv6")? {
+                Some(value(&spec, "net6", "fd00:1::/64")?.unwrap_or(NET6))
+            } else {
+                None
+            },
+            dns: Vec::new(),
+            host: value(&spec, "host", "10.0.2.2")?,
+            mtu: value(&spec, "mtu", "1500")?,
+            bind: value(&spec, "bind", "192.0.2.1")?,
+            forwards: Vec::new(),
+        };
+        if let Some(servers) = spec.get("dns") {
+            for server in servers.split(',') {
+                let parsed = server
+                    .parse()
+                    .map_err(|_| bad("dns", server, "an address"))?;
+                settings.dns.push(parsed);
+            }
+        }
+        Ok(settings)
+    }
+
+    /// The gateway's own addresses.
+    pub(crate) fn gateways(&self) -> Vec<ipnet::IpNet> {
+        let v4 = self
+            .net
+            .map(|net| (station4(net, GATEWAY).into(), net.prefix_len()));
+        let v6 = self
+            .net6
+            .map(|net| (station6(net, GATEWAY).into(), net.prefix_len()));
+        let both = [v4, v6].into_iter().flatten();
+        both.filter_map(|(address, length): (IpAddr, u8)| ipnet::IpNet::new(address, length).ok())
+            .collect()
+    }
+
+    /// The address inside at which names are resolved.
+    pub(crate) fn dns4(&self) -> Option<Ipv4Addr> {
+        self.net.map(|net| station4(net, DNS))
+    }
+
+    /// As [`Settings::dns4`], of IPv6.
+    pub(crate) fn dns6(&self) -> Option<Ipv6Addr> {
+        self.net6.map(|net| station6(net, DNS))
+    }
+
+    /// The gateway's IPv4 address.
+    pub(crate) fn gateway4(&self) -> Option<Ipv4Addr> {
+        self.net.map(|net| station4(net, GATEWAY))
+    }
+
+    /// The gateway's IPv6 address.
+    pub(crate) fn gateway6(&self) -> Option<Ipv6Addr> {
+        self.net6.map(|net| station6(net, GATEWAY))
+    }
+
+    /// The first address that is leased to a client.
+    pub(crate) fn first_client(&self) -> Option<Ipv4Addr> {
+        self.net.map(|net| station4(net, FIRST_CLIENT))
+    }
+}
+
+fn station4(net: Ipv4Net, number: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(net.network().to_bits().wrapping_add(number))
+}
+
+fn station6(net: Ipv6Net, number: u32) -> Ipv6Addr {
+    Ipv6Addr::from_bits(net.network().to_bits().wrapping_add(number.into()))
+}
+
+fn value<T: std::str::FromStr>(spec: &Spec, key: &str, example: &str) -> Result<Option<T>> {
+    let text = spec.get(key);
+    text.map(|text| text.parse().map_err(|_| bad(key, text, example)))
+        .transpose()
+}
+
+fn bad(key: &str, value: &str, example: &str) -> Error {
+    let message = format!("{key}={} is not understood", value.escape_debug());
+    Error::usage(message).hint(format!("for example {key}={example}"))
+}
+
+/// What the proxy is given: the settings, and where it meets the other processes.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Task {
+    pub settings: Settings,
+    /// A directory of this gateway's own.
+    pub directory: PathBuf,
+    /// The program `vdens`, which makes the gateway's namespace.
+    pub vdens: PathBuf,
+    /// Whether the gateway may be on the panel.
+    pub panel: bool,
+}

@@ -1,0 +1,207 @@
+//! The channel between the proxy and the gateway: a SEQPACKET socket with JSON in its packets and
+//! descriptors beside them.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::Path;
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
+    connect as connect_to, recvmsg, sendmsg, socket,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::gateway::{Hold, Inside, Queue};
+
+/// The longest packet, in bytes.
+const LONGEST: usize = 4096;
+/// The most descriptors in a packet.
+const DESCRIPTORS: usize = 8;
+
+/// What the gateway first sends: the descriptors beside it are TCP, UDP and ICMP of each family,
+/// then the queue if there is one.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Sockets {
+    families: usize,
+    hold: Hold,
+}
+
+/// The proxy's request for a UDP socket that answers from a port.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq, Hash)]
+pub(crate) struct Replies {
+    pub port: u16,
+    pub ipv6: bool,
+}
+
+/// The gateway's answer: the descriptor is beside it unless it failed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Answer {
+    request: Replies,
+    error: Option<String>,
+}
+
+/// One end of the channel.
+pub(crate) struct Channel(OwnedFd);
+
+impl From<OwnedFd> for Channel {
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Connects to the proxy.
+///
+/// # Errors
+/// It is not there.
+pub(crate) fn connect(path: &Path) -> io::Result<Channel> {
+    let fd = socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    connect_to(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(Channel(fd))
+}
+
+/// Hands the gateway's sockets over.
+///
+/// # Errors
+/// The proxy is gone.
+pub(crate) fn send_sockets(
+    channel: &Channel,
+    hold: Hold,
+    inside: &[Inside],
+    queue: Option<Queue>,
+) -> io::Result<()> {
+    let sockets = Sockets {
+        families: inside.len(),
+        hold,
+    };
+    let queue = queue.map(OwnedFd::from);
+    let families = inside
+        .iter()
+        .flat_map(|s| [s.tcp.as_fd(), s.udp.as_fd(), s.icmp.as_fd()]);
+    let fds: Vec<_> = families.chain(queue.as_ref().map(AsFd::as_fd)).collect();
+    channel.send(&sockets, &fds)
+}
+
+impl Channel {
+    /// What the gateway first sends; `None` if it ended.
+    ///
+    /// # Errors
+    /// The packet is malformed.
+    pub(crate) fn receive_sockets(&self) -> io::Result<Option<(Hold, Vec<Inside>, Option<Queue>)>> {
+        let Some((sockets, fds)) = self.receive::<Sockets>(MsgFlags::empty())? else {
+            return Ok(None);
+        };
+        let mut fds = fds.into_iter();
+        let mut inside = Vec::new();
+        for _ in 0..sockets.families {
+            let (Some(tcp), Some(udp), Some(icmp)) = (fds.next(), fds.next(), fds.next()) else {
+                return Err(io::ErrorKind::InvalidData.into());
+            };
+            inside.push(Inside { tcp, udp, icmp });
+        }
+        Ok(Some((sockets.hold, inside, fds.next().map(Queue::from))))
+    }
+
+    /// Asks for a socket.
+    ///
+    /// # Errors
+    /// The gateway is gone.
+    pub(crate) fn request(&self, request: Replies) -> io::Result<()> {
+        self.send(&request, &[])
+    }
+
+    /// The next request; `None` if the proxy is gone.
+    ///
+    /// # Errors
+    /// The packet is malformed.
+    pub(crate) fn receive_request(&self) -> io::Result<Option<Replies>> {
+        Ok(self.receive(MsgFlags::empty())?.map(|(request, _)| request))
+    }
+
+    /// Answers a request.
+    ///
+    /// # Errors
+    /// The proxy is gone.
+    pub(crate) fn send_reply(&self, request: Replies, made: io::Result<OwnedFd>) -> io::Result<()> {
+        let error = made.as_ref().err().map(ToString::to_string);
+        let fds: Vec<_> = made.iter().map(AsFd::as_fd).collect();
+        self.send(&Answer { request, error }, &fds)
+    }
+
+    /// The next answer, without waiting; `None` if the gateway is gone.
+    ///
+    /// # Errors
+    /// The packet is malformed, or none is there (`WouldBlock`).
+    pub(crate) fn receive_reply(&self) -> io::Result<Option<(Replies, io::Result<OwnedFd>)>> {
+        let Some((answer, fds)) = self.receive::<Answer>(MsgFlags::MSG_DONTWAIT)? else {
+            return Ok(None);
+        };
+        let made = match fds.into_iter().next() {
+            Some(fd) => Ok(fd),
+            None => Err(io::Error::other(answer.error.unwrap_or_default())),
+        };
+        Ok(Some((answer.request, made)))
+    }
+
+    fn send(&self, packet: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let bytes = serde_json::to_vec(packet)?;
+        let raw: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let control = if raw.is_empty() { &[][..] } else { &rights };
+        let parts = [IoSlice::new(&bytes)];
+        sendmsg::<()>(
+            self.0.as_raw_fd(),
+            &parts,
+            control,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )?;
+        Ok(())
+    }
+
+    fn receive<T: DeserializeOwned>(
+        &self,
+        flags: MsgFlags,
+    ) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+        let mut bytes = [0; LONGEST];
+        let mut control = cmsg_space!([i32; DESCRIPTORS]);
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        let fd = self.0.as_raw_fd();
+        let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
+        let received = loop {
+            match recvmsg::<()>(fd, &mut parts, Some(&mut control), flags) {
+                Err(Errno::EINTR) => {}
+                Err(Errno::ECONNRESET) => return Ok(None),
+                other => break other?,
+            }
+        };
+        let mut fds = Vec::new();
+        for message in received.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(raw) = message {
+                // SAFETY: the kernel has just made these descriptors for this process; nobody else
+                // knows them.
+                fds.extend(
+                    raw.into_iter()
+                        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
+                );
+            }
+        }
+        let length = received.bytes;
+        if length == 0 {
+            return Ok(None);
+        }
+        Ok(Some((serde_json::from_slice(&bytes[..length])?, fds)))
+    }
+}
