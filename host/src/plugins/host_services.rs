@@ -21,7 +21,7 @@ use vdens_plugin_kit::adapters::LoadedPlugin;
 use vdens_plugin_kit::tap::Tap;
 use vdens_plugin_kit::vnl::{MAX_NESTING, Vnl, too_deep};
 use vdens_plugin_kit::vnl_file::PLAIN_SCHEMES;
-use vdens_plugin_kit::{Hub, Link, Manifest, OpenOptions, Port, Ticket};
+use vdens_plugin_kit::{Capabilities, Hub, Link, Manifest, OpenOptions, Port, Ticket};
 
 use crate::cli::config::{Config, Libvdeplug};
 use crate::error::{Error, ErrorKind, Result};
@@ -102,6 +102,8 @@ struct Services {
     level: usize,
     /// Those of the link that is nested in this one, unless there are too many around it.
     nested: Option<&'static Services>,
+    /// These again, for a plugin whose links stand in for nested ones: those have the ticket.
+    stand_in: Option<&'static Services>,
 }
 
 /// Where plugins are found, and those that were.
@@ -131,15 +133,25 @@ impl Opener {
                 kept: Mutex::default(),
                 level,
                 nested,
+                stand_in: None,
             })));
         }
-        Self(Box::leak(Box::new(Services {
+        let outermost = |level, nested| Services {
             library,
-            port,
+            port: port.clone(),
             panel,
-            kept: Mutex::new(kept),
-            level: 0,
+            kept: Mutex::default(),
+            level,
             nested,
+            stand_in: None,
+        };
+        let inner: &'static Services =
+            Box::leak(Box::new(outermost(1, nested.and_then(|n| n.nested))));
+        let stand_in: &'static Services = Box::leak(Box::new(outermost(0, Some(inner))));
+        Self(Box::leak(Box::new(Services {
+            kept: Mutex::new(kept),
+            stand_in: Some(stand_in),
+            ..outermost(0, nested)
         })))
     }
 
@@ -157,7 +169,15 @@ impl Opener {
                 let is_misspelt = library.plugins.path.similar(scheme).is_some();
                 link.map_err(|error| neither(none, error, is_misspelt))
             }
-            plugin => plugin?.open(vnl, options, self.0),
+            plugin => {
+                let plugin = plugin?;
+                let stands_in = plugin
+                    .manifest()
+                    .capabilities
+                    .contains(Capabilities::STANDS_IN);
+                let services = self.0.stand_in.filter(|_| stands_in).unwrap_or(self.0);
+                plugin.open(vnl, options, services)
+            }
         }
     }
 

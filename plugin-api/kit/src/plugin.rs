@@ -264,13 +264,17 @@ impl Capabilities {
     pub const SHARED: Self = Self(8);
     /// Its far end is no link of its own: what goes into one link does not come out of another.
     pub const ONE_END: Self = Self(16);
+    /// What its links do, a link does that it opens with [`Host::open`]: the interface may be
+    /// plugged into that link's peer.
+    pub const STANDS_IN: Self = Self(32);
 
-    const NAMES: [(Self, &str); 5] = [
+    const NAMES: [(Self, &str); 6] = [
         (Self::NESTS, "nests"),
         (Self::SUPER_FRAMES, "super-frames"),
         (Self::PANEL, "panel"),
         (Self::SHARED, "shared"),
         (Self::ONE_END, "one-end"),
+        (Self::STANDS_IN, "stands-in"),
     ];
 
     /// Both sets together.

@@ -1,1 +1,110 @@
-//! `nat://`: the Internet.
+//! `nat://`: the Internet, for a namespace or a whole network.
+//!
+//! # Theory of operation
+//!
+//! The link is one end of a cable (`ptp://`) in a directory of its own. At the other end is a
+//! gateway: a session of `vdens`, so the kernel carries the frames between the two where it can. The
+//! gateway's kernel ends the connections of the network inside, and a proxy outside makes them
+//! again. Both are the program `vdens-nat`, which is installed beside this plugin; the plugin starts
+//! the proxy, and the proxy the gateway.
+//!
+//! A socket pair joins the plugin to the proxy. When the one is gone, so is the other: the link
+//! breaks, and the host opens it again.
+
+mod child;
+mod settings;
+
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use tempfile::TempDir;
+use vdens_plugin_kit::{
+    Capabilities, Error, Link, OpenRequest, Result, RxBatch, State, Status, TxBatch, export_plugin,
+};
+
+use settings::{Settings, Task};
+
+/// The link: the cable's end, while the proxy lives.
+struct Nat {
+    cable: Box<dyn Link>,
+    proxy: UnixStream,
+    /// Readable when the cable or the proxy is.
+    ready: Epoll,
+    /// What the descriptor of the cable was that is waited for.
+    directory: TempDir,
+}
+
+impl Link for Nat {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.ready.0.as_fd()
+    }
+
+    fn send_fd(&self) -> BorrowedFd<'_> {
+        self.cable.send_fd()
+    }
+
+    fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
+        let mut byte = [0];
+        if let Ok(0) = self.proxy.read(&mut byte) {
+            return Err(Error::closed("the proxy of nat:// has ended"));
+        }
+        self.cable.recv(batch)
+    }
+
+    fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
+        self.cable.send(batch)
+    }
+
+    fn other_side(&mut self, state: State) {
+        self.cable.other_side(state);
+    }
+
+    fn state(&self) -> State {
+        self.cable.state()
+    }
+
+    fn status(&self) -> Status {
+        self.cable.status()
+    }
+
+    fn wants_panel(&self) -> bool {
+        self.cable.wants_panel()
+    }
+}
+
+fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
+    let settings = Settings::parse(request.argument())?;
+    let directory = child::directory()?;
+    let panel = request.host.port().ticket.is_some();
+    let task = Task {
+        settings,
+        directory: directory.path().to_owned(),
+        vdens: child::vdens()?,
+        panel,
+    };
+    let cable = format!("ptp://{}", directory.path().join("cable").display());
+    let cable = request.host.open(&cable)?;
+    let proxy = child::start(&task)?;
+    let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
+        .and_then(|ready| {
+            ready.add(cable.fd(), EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+            ready.add(&proxy, EpollEvent::new(EpollFlags::EPOLLIN, 1))?;
+            Ok(ready)
+        })
+        .map_err(|e| Error::io("wait for the proxy", &e.into()))?;
+    Ok(Box::new(Nat {
+        cable,
+        proxy,
+        ready,
+        directory,
+    }))
+}
+
+export_plugin! {
+    scheme: "nat",
+    description: "the Internet, through a gateway of one's own: nat://",
+    capabilities: Capabilities::PANEL.and(Capabilities::ONE_END).and(Capabilities::STANDS_IN),
+    open: open,
+}

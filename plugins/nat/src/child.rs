@@ -1,0 +1,87 @@
+//! The program behind the plugin: where it is, where it works, how it is started.
+
+use std::ffi::CStr;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+use vdens_plugin_kit::{Error, ErrorKind, Result};
+
+use crate::settings::Task;
+
+/// A directory of this link's own, closed to others. It goes when the link does.
+pub(crate) fn directory() -> Result<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("vdens-nat-");
+    builder.permissions(fs::Permissions::from_mode(0o700));
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let made = runtime
+        .filter(|dir| dir.is_absolute())
+        .map(|dir| builder.tempdir_in(dir));
+    match made {
+        Some(Ok(directory)) => Ok(directory),
+        _ => builder
+            .tempdir()
+            .map_err(|e| Error::io("make a directory for nat://", &e)),
+    }
+}
+
+/// The program `vdens`, beside the one that runs here.
+pub(crate) fn vdens() -> Result<PathBuf> {
+    let here = fs::read_link("/proc/self/exe").map_err(|e| Error::io("find vdens", &e))?;
+    let found = here.with_file_name("vdens");
+    match found.is_file() {
+        true => Ok(found),
+        false => Err(missing(&found)),
+    }
+}
+
+/// The program `vdens-nat`, beside this plugin.
+fn program() -> Result<PathBuf> {
+    static HERE: u8 = 0;
+    // SAFETY: an all-zero Dl_info is a valid one: its members are pointers and numbers.
+    let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` is writable for the call, and the address is one of this library.
+    let found = unsafe { libc::dladdr((&raw const HERE).cast(), &raw mut info) };
+    if found == 0 || info.dli_fname.is_null() {
+        return Err(Error::io("find vdens-nat", &io::Error::last_os_error()));
+    }
+    // SAFETY: dladdr succeeded, so the name is a string that lives as long as the library.
+    let name = unsafe { CStr::from_ptr(info.dli_fname) };
+    let library = Path::new(std::ffi::OsStr::from_bytes(name.to_bytes()));
+    let found = library.with_file_name("vdens-nat");
+    match found.is_file() {
+        true => Ok(found),
+        false => Err(missing(&found)),
+    }
+}
+
+fn missing(program: &Path) -> Error {
+    let message = format!(
+        "nat:// needs the program {}, which is not there",
+        program.display()
+    );
+    Error::new(ErrorKind::NotFound, message).hint("install it from where vdens came from")
+}
+
+/// Starts the proxy; what is returned is closed by it when it ends, and ends it when it is closed.
+pub(crate) fn start(task: &Task) -> Result<UnixStream> {
+    let failed = |e: &io::Error| Error::io("start vdens-nat", e);
+    let (ours, theirs) = UnixStream::pair().map_err(|e| failed(&e))?;
+    ours.set_nonblocking(true).map_err(|e| failed(&e))?;
+    let task = serde_json::to_string(task).map_err(|e| failed(&e.into()))?;
+    let stdin = Stdio::from(std::os::fd::OwnedFd::from(theirs));
+    let mut command = Command::new(program()?);
+    command
+        .arg("proxy")
+        .arg(task)
+        .stdin(stdin)
+        .stdout(Stdio::null());
+    command.spawn().map_err(|e| failed(&e))?;
+    Ok(ours)
+}
