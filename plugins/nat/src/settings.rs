@@ -40,6 +40,8 @@ pub(crate) struct Settings {
     pub mtu: Option<u32>,
     /// The address outside to connect from.
     pub bind: Option<IpAddr>,
+    /// Whether the host has a default route of IPv6.
+    pub is_router6: bool,
     /// Ports outside that lead inside.
     pub forwards: Vec<Forward>,
 }
@@ -95,6 +97,7 @@ impl Settings {
             host: value(&spec, "host", "10.0.2.2")?,
             mtu: value(&spec, "mtu", "1500")?,
             bind: value(&spec, "bind", "192.0.2.1")?,
+            is_router6: has_default_route6(),
             forwards: Vec::new(),
         };
         if let Some(servers) = spec.get("dns") {
@@ -145,6 +148,17 @@ impl Settings {
     pub(crate) fn first_client(&self) -> Option<Ipv4Addr> {
         self.net.map(|net| station4(net, FIRST_CLIENT))
     }
+}
+
+/// Whether this machine has a default route of IPv6 (`/proc/net/ipv6_route`: destination, length of
+/// its prefix, and at the end the interface, `lo` for what is unreachable).
+fn has_default_route6() -> bool {
+    let table = std::fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
+    table.lines().any(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let zero = "00000000000000000000000000000000";
+        words.first() == Some(&zero) && words.get(1) == Some(&"00") && words.last() != Some(&"lo")
+    })
 }
 
 fn station4(net: Ipv4Net, number: u32) -> Ipv4Addr {

@@ -11,10 +11,13 @@
 //! The process ends when the proxy does: their socket says so. With it ends the session of `vdens`
 //! that it is the command of.
 
+mod advertisement;
+mod leases;
 mod message;
 mod queue;
 mod routes;
 pub(crate) mod rules;
+mod services;
 mod sockets;
 
 pub(crate) use queue::{Queue, Verdict};
@@ -23,10 +26,19 @@ pub(crate) use sockets::Inside;
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::settings::Settings;
 use crate::wire;
+use services::Services;
+
+/// How often the gateway advertises itself unasked (RFC 4861, section 6.2.1: at most ten minutes).
+const ADVERTISE: Duration = Duration::from_secs(200);
 
 /// The gateway's interface.
 const INTERFACE: &str = "vde0";
@@ -44,16 +56,42 @@ pub(crate) fn run(settings: &Settings, socket: &Path) -> io::Result<()> {
     let channel = wire::connect(socket)?;
     wire::send_sockets(&channel, hold, &inside, queue)?;
     drop(inside);
-    serve(&channel)
+    let services = Services::open(settings, INTERFACE, settings.is_router6)?;
+    serve(&channel, services)
 }
 
-/// Answers the proxy's requests until it is gone.
-fn serve(channel: &wire::Channel) -> io::Result<()> {
-    while let Some(request) = channel.receive_request()? {
-        let socket = sockets::replies(request.port, request.ipv6);
-        channel.send_reply(request, socket)?;
+/// Serves the clients, and answers the proxy's requests until it is gone.
+fn serve(channel: &wire::Channel, mut services: Services) -> io::Result<()> {
+    services.advertise();
+    let mut advertise = Instant::now() + ADVERTISE;
+    loop {
+        let mut fds = vec![PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+        fds.extend(
+            services
+                .fds()
+                .into_iter()
+                .map(|fd| PollFd::new(fd, PollFlags::POLLIN)),
+        );
+        let left = advertise.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let has_request = fds[0].revents().is_some_and(|events| !events.is_empty());
+        drop(fds);
+        if has_request {
+            let Some(request) = channel.receive_request()? else {
+                return Ok(());
+            };
+            channel.send_reply(request, sockets::replies(request.port, request.ipv6))?;
+        }
+        services.serve();
+        if Instant::now() >= advertise {
+            services.advertise();
+            advertise = Instant::now() + ADVERTISE;
+        }
     }
-    Ok(())
 }
 
 /// Settings of this namespace's kernel.

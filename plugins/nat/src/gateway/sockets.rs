@@ -60,7 +60,7 @@ fn family(domain: Domain) -> io::Result<Inside> {
     let icmp = if domain == Domain::IPV4 {
         let icmp = transparent(domain, Type::RAW, Some(Protocol::ICMPV4))?;
         // ICMP_FILTER (1): a mask of the types that are not received.
-        filter(&icmp, 255, 1, &(!(1_u32 << 8)).to_ne_bytes())?;
+        set_option(&icmp, 255, 1, &(!(1_u32 << 8)).to_ne_bytes())?;
         icmp
     } else {
         let icmp = transparent(domain, Type::RAW, Some(Protocol::ICMPV6))?;
@@ -68,7 +68,7 @@ fn family(domain: Domain) -> io::Result<Inside> {
         // ICMP6_FILTER (1) of IPPROTO_ICMPV6 (58): a mask of the types that are not received.
         let mut mask = [0xff; 32];
         mask[16] = 0xfe;
-        filter(&icmp, 58, 1, &mask)?;
+        set_option(&icmp, 58, 1, &mask)?;
         icmp
     };
     Ok(Inside {
@@ -100,7 +100,7 @@ fn transparent(domain: Domain, kind: Type, protocol: Option<Protocol>) -> io::Re
         if kind != Type::RAW {
             socket.set_only_v6(true)?;
         }
-        filter(
+        set_option(
             &socket,
             libc::SOL_IPV6,
             libc::IPV6_TRANSPARENT,
@@ -118,7 +118,10 @@ fn bulk(socket: &Socket) {
 }
 
 /// Sets an option that no crate has a name for.
-fn filter(socket: &Socket, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+///
+/// # Errors
+/// The kernel refuses.
+pub(crate) fn set_option(socket: &Socket, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
     use std::os::fd::AsRawFd;
     let fd = socket.as_fd().as_raw_fd();
     // SAFETY: the pointer and the length are those of a live slice, which the kernel only reads.
