@@ -51,12 +51,12 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     (
         "README.md",
         "$ vdens --addr 10.0.2.15/24",
-        "needs the Internet; bridge.rs has what slirp:// does",
+        "needs the Internet; libvdeplug.rs has what slirp:// does",
     ),
     (
         "docs/schemes/libvdeplug.md",
         "$ vdens --addr 10.0.2.15/24",
-        "as in README.md; bridge.rs",
+        "as in README.md; libvdeplug.rs",
     ),
     (
         "docs/commands.md",
@@ -71,7 +71,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     (
         "README.md",
         "$ vdens --new-plugin",
-        "needs Rust; author.rs runs the same commands in the tutorial",
+        "needs Rust; plugin_authors.rs runs the same commands in the tutorial",
     ),
     (
         "docs/schemes/tap.md",
@@ -105,7 +105,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// A page whose blocks are one story, told by a user who has Rust: author.rs runs them.
+/// A page whose blocks are one story, told by a user who has Rust: plugin_authors.rs runs them.
 pub(crate) const TUTORIAL: &str = "docs/plugin-author.md";
 
 /// What a page's blocks need beside what all do.
@@ -445,6 +445,40 @@ fn links_lead_somewhere() {
             let headings = there.lines().filter(|line| line.starts_with('#'));
             let found = part.is_empty() || headings.map(anchor).any(|anchor| anchor == part);
             assert!(found, "{page}: {target}");
+        }
+    }
+}
+
+/// The directories at the top of the repository, as a page names them.
+const TOP: &[&str] = &["docs/", "host/", "plugin-api/", "plugins/", "tests/"];
+
+#[test]
+fn paths_named_in_the_pages_exist() {
+    let mut number = 0;
+    for page in pages() {
+        let text = read(&page);
+        let is_outside = |c: char| c.is_whitespace() || "`'\"(),;:#".contains(c);
+        for word in text.split(is_outside) {
+            // An asterisk stands for several files of one directory.
+            let path = word.trim_end_matches(['.', '/']).split('*').next().unwrap();
+            if TOP.iter().any(|top| path.starts_with(top)) {
+                assert!(repository().join(path).exists(), "{page}: {word}");
+                number += 1;
+            }
+        }
+    }
+    assert!(number > 10, "only {number} paths found");
+}
+
+/// How many columns a line may have. The row of a table may have more.
+const WIDTH: usize = 100;
+
+#[test]
+fn lines_fit_a_terminal() {
+    for page in pages() {
+        for (number, line) in read(&page).lines().enumerate() {
+            let is_narrow = line.starts_with('|') || line.chars().count() <= WIDTH;
+            assert!(is_narrow, "{page}:{}: wider than {WIDTH}", number + 1);
         }
     }
 }
