@@ -483,6 +483,38 @@ fn lines_fit_a_terminal() {
     }
 }
 
+#[test]
+fn the_glossary_defines_each_term_once() {
+    let page = read("docs/glossary.md");
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| **"));
+    let terms: Vec<&str> = rows.filter_map(|row| row.split("**").next()).collect();
+    for term in [
+        "frame",
+        "super-frame",
+        "offload",
+        "VNL",
+        "scheme",
+        "link",
+        "interface",
+        "carrier",
+        "far end",
+        "peer",
+        "session",
+        "supervisor",
+        "worker",
+        "panel",
+        "member",
+        "port",
+        "bridge",
+    ] {
+        let found = terms.iter().filter(|name| **name == term).count();
+        assert_eq!(found, 1, "{term}: {terms:?}");
+    }
+    let distinct: BTreeSet<_> = terms.iter().collect();
+    assert_eq!(distinct.len(), terms.len(), "{terms:?}");
+    assert!(read("README.md").contains("(docs/glossary.md)"));
+}
+
 /// Each test that docs/security.md names is there: in the last column of a table, `module::test`
 /// of this directory, or the names of unit tests behind `unit: crate`.
 #[test]
