@@ -506,6 +506,21 @@ fn paths_named_in_the_pages_exist() {
     assert!(number > 10, "only {number} paths found");
 }
 
+#[test]
+fn the_architecture_page_visits_each_part_of_the_host() {
+    let page = read("docs/architecture.md");
+    let source = repository().join("host/src");
+    let mut number = 0;
+    for entry in fs::read_dir(source).unwrap().flatten() {
+        if entry.file_type().unwrap().is_dir() {
+            let name = entry.file_name().into_string().unwrap();
+            assert!(page.contains(&format!("`host/src/{name}/")), "{name}");
+            number += 1;
+        }
+    }
+    assert!(number > 5, "only {number} directories found");
+}
+
 /// How many columns a line may have. The row of a table may have more.
 const WIDTH: usize = 100;
 
