@@ -301,13 +301,13 @@ mod tests {
         let directory = Directory::open(&config(&path, "[mode=0666/dirmode=2755]")).unwrap();
         let (listener, control) = directory.listen().unwrap();
         assert_eq!(mode(&path), 0o2755);
-        assert_eq!(mode(&control.path()), 0o666);
+        assert_eq!(mode(control.path()), 0o666);
         drop((listener, control, directory));
         assert!(!path.exists());
 
         let directory = open_at(&path).unwrap();
         let (_listener, control) = directory.listen().unwrap();
-        assert_eq!((mode(&path), mode(&control.path())), (0o2700, 0o600));
+        assert_eq!((mode(&path), mode(control.path())), (0o2700, 0o600));
     }
 
     #[test]
