@@ -1,32 +1,33 @@
 //! What is done on the panel, by a child that has entered it: making ports, plugging and
 //! unplugging.
 //!
-//! Each port and hub has a place, a random name ([`new_place`]). Interfaces on the panel are called
-//! by what they are and their place: for the place `x`, `px` is a port, `tx` the tap through which
-//! it is served and `bx` the bridge between the two. A hub is the bridge `hx` with the tap `xx`.
-//! The bridge of a cable is called `c` and a name made of the places of both its ports
-//! ([`cable_name`]): a port is on one bridge with another only if each of the two ends has named
-//! the other's place.
+//! Each port and learning bridge has a place, a random name ([`new_place`]). Interfaces on the
+//! panel are called by what they are and their place: for the place `x`, `px` is a port, `tx` the
+//! tap through which it is served and `bx` the bridge between the two. A learning bridge is `hx`
+//! with the tap `xx`. The bridge of a cable is called `c` and a name made of the places of both its
+//! ports ([`cable_name`]): a port is on one bridge with another only if each of the two ends has
+//! named the other's place.
 //!
-//! Bridges left without ports are deleted whenever something is unplugged, and not before: the kernel
-//! takes tens of milliseconds for that, and nobody waits for a port that is unplugged. Where many
-//! sessions end together, those that would have to wait for the lock leave the bridges to the one that
-//! has it. A hub has a port as long as its maker holds the tap or something is plugged in.
+//! Bridges left without ports are deleted whenever something is unplugged, and not before: the
+//! kernel takes tens of milliseconds for that, and nobody waits for a port that is unplugged. Where
+//! many sessions end together, those that would have to wait for the lock leave the bridges to the
+//! one that has it. A learning bridge has a port as long as its maker holds the tap or something is
+//! plugged in.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use vdens_plugin_kit::tap::{MAX_MTU, Tap};
+use vdens_plugin_kit::tap::MAX_MTU;
 use vdens_plugin_kit::wire::hello::Nonce;
 
 use crate::error::{Error, Result};
 use crate::ipc::Order;
 use crate::sys::netlink::{LinkView, Netlink};
-use crate::worker::carrier::LinkWatch;
 
 /// A bridge with two ports remembers no address: it is a cable, what goes in at one end comes out
 /// at the other.
 const CABLE: u32 = 0;
-/// The longest time that a hub does; far below what the kernel's clock can count.
+/// The longest time that a bridge remembers an address; far below what the kernel's clock can
+/// count.
 const LONGEST_AGEING: u32 = 1_000_000;
 
 /// What an order needs the registry's lock for.
@@ -45,20 +46,31 @@ pub(super) fn lock_for(order: &Order) -> Lock {
     match order {
         Order::AddPort { .. } => Lock::Unneeded,
         Order::Unplug { .. } => Lock::Useful,
-        Order::Plug { .. } | Order::Serve { .. } | Order::Hub { .. } | Order::Attach { .. } => {
+        Order::Plug { .. } | Order::Serve { .. } | Order::Bridge { .. } | Order::Attach { .. } => {
             Lock::Needed
         }
     }
 }
 
-/// Executes an order in the calling process's network namespace. `namespace` is the member's, for
-/// a port; `is_locked` says whether the registry is.
+/// Executes an order. `netlink` is a connection to the panel, where `open_tap` opens taps.
+/// `namespace` is the member's, for a port; `is_locked` says whether the registry is locked.
 pub(super) fn execute(
     order: &Order,
+    netlink: &Netlink,
+    open_tap: impl Fn(&str) -> Result<OwnedFd>,
     namespace: Option<BorrowedFd<'_>>,
     is_locked: bool,
 ) -> Result<Option<OwnedFd>> {
-    let netlink = Netlink::open()?;
+    // A bridge with a tap on it.
+    let tapped_bridge = |bridge: &str, ageing: u32, tap: &str| {
+        netlink.add_bridge(bridge, ageing)?;
+        let fd = open_tap(tap)?;
+        // A bridge drops what is longer than the MTU of the port it is for.
+        netlink.set_mtu(tap, MAX_MTU)?;
+        netlink.set_bridge(tap, Some(bridge))?;
+        netlink.set_up(tap)?;
+        Ok(fd)
+    };
     match order {
         Order::AddPort {
             port,
@@ -67,34 +79,35 @@ pub(super) fn execute(
         } => {
             let namespace =
                 namespace.ok_or_else(|| Error::closed("a port is to be made for no namespace"))?;
-            let name = interface_of(port);
-            netlink.add_veth(&name, *index, interface, namespace)?;
-            LinkWatch::open().map(|watch| Some(watch.into()))
+            netlink.add_veth(&interface_of(port), *index, interface, namespace)?;
+            let watch = netlink.as_fd().try_clone_to_owned();
+            watch
+                .map(Some)
+                .map_err(|error| Error::io("watch the panel", &error))
         }
         Order::Plug { port, peer } => {
             let bridge = cable_name(port, peer);
             netlink.add_bridge(&bridge, CABLE)?;
-            netlink.set_up(&bridge)?;
-            plug(&netlink, port, &bridge)?;
+            plug(netlink, port, &bridge)?;
             Ok(None)
         }
         Order::Serve { port } => {
             let bridge = format!("b{port}");
-            let tap = tapped_bridge(&netlink, &bridge, CABLE, &format!("t{port}"))?;
-            attach(&netlink, port, &bridge)?;
+            let tap = tapped_bridge(&bridge, CABLE, &format!("t{port}"))?;
+            attach(netlink, port, &bridge)?;
             Ok(Some(tap))
         }
-        Order::Hub { hub, ageing } => {
-            let (bridge, tap) = (format!("h{hub}"), format!("x{hub}"));
+        Order::Bridge { bridge, ageing } => {
+            let (bridge, tap) = (format!("h{bridge}"), format!("x{bridge}"));
             let ageing = (*ageing).min(LONGEST_AGEING);
-            tapped_bridge(&netlink, &bridge, ageing, &tap).map(Some)
+            tapped_bridge(&bridge, ageing, &tap).map(Some)
         }
-        Order::Attach { port, hub } => {
-            plug(&netlink, port, &format!("h{hub}"))?;
+        Order::Attach { port, bridge } => {
+            plug(netlink, port, &format!("h{bridge}"))?;
             Ok(None)
         }
         Order::Unplug { port } => {
-            unplug(&netlink, &interface_of(port), is_locked)?;
+            unplug(netlink, &interface_of(port), is_locked)?;
             Ok(None)
         }
     }
@@ -105,7 +118,7 @@ pub fn interface_of(port: &str) -> String {
     format!("p{port}")
 }
 
-/// A place for a port or a hub that nobody can guess: 64 random bits as 13 letters and digits.
+/// A place for a port or a bridge that nobody can guess: 64 random bits as 13 letters and digits.
 ///
 /// # Errors
 /// The kernel has no random numbers.
@@ -141,18 +154,6 @@ fn spell(mut number: u64) -> String {
 /// differ, and else up to a second later.
 pub fn port_index(pid: u32, number: usize) -> u32 {
     (pid << 8 | number as u32 & 0xff) & i32::MAX as u32
-}
-
-/// Makes a bridge with a tap on it.
-fn tapped_bridge(netlink: &Netlink, bridge: &str, ageing: u32, tap: &str) -> Result<OwnedFd> {
-    netlink.add_bridge(bridge, ageing)?;
-    netlink.set_up(bridge)?;
-    let tap = Tap::open(tap)?;
-    // A bridge drops what is longer than the MTU of the port it is for.
-    netlink.set_mtu(tap.name(), MAX_MTU)?;
-    netlink.set_bridge(tap.name(), Some(bridge))?;
-    netlink.set_up(tap.name())?;
-    Ok(tap.into())
 }
 
 /// Makes a port one of a bridge that others use too. Its own, if it was served, still has the tap,

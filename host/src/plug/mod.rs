@@ -24,7 +24,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::setsid;
 use vdens_plugin_kit::stream::{CommandStream, Stream};
 use vdens_plugin_kit::vnl::Vnl;
-use vdens_plugin_kit::{Link, OpenOptions, Port};
+use vdens_plugin_kit::{HostPort, Link, OpenOptions};
 
 use crate::cli::config::Config;
 use crate::cli::mistakes::{self, CommandLine, misplaced};
@@ -36,7 +36,8 @@ use crate::output::Line;
 use crate::panel::{self, Service};
 use crate::plug::pidfile::PidFile;
 use crate::plugins::host_services::{Opener, Plugins};
-use crate::sys::process::{detach, fork_child, wait};
+use crate::sys::child::Child;
+use crate::sys::process::{detach, wait};
 use crate::sys::runtime;
 use crate::sys::signals::Signals;
 use crate::sys::watchdog::Guard;
@@ -96,7 +97,7 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
         return plug.run(|| Ok(()));
     }
     let (channel, theirs) = Channel::<Nothing, Startup>::pair()?;
-    if fork_child()?.is_some() {
+    if Child::fork()?.is_some() {
         drop(theirs);
         return match channel.receive()?.well_formed()? {
             Some((Startup::Open, _)) => Ok(0),
@@ -309,10 +310,10 @@ impl Plug<'_> {
             group: group.clone(),
             mode,
         };
-        let no_interface = Port {
+        let no_interface = HostPort {
             interface: String::new(),
             mtu: 0,
-            ticket: None,
+            panel_address: None,
         };
         let orders = events.service.as_ref().map(Service::orders);
         let opener = Opener::new(self.plugins.clone(), no_interface, orders, None);

@@ -77,7 +77,7 @@ impl Link for Nat {
 fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     let settings = Settings::parse(request.argument())?;
     let directory = child::directory()?;
-    let panel = request.host.port().ticket.is_some();
+    let panel = request.host.port().panel_address.is_some();
     let task = Task {
         settings,
         directory: directory.path().to_owned(),

@@ -1,0 +1,199 @@
+//! `--auto`: an interface is configured as its network says, before the command starts.
+//!
+//! # Theory of operation
+//!
+//! Each interface asks for both address families at once. For IPv4 it is a DHCP client ([`dhcp4`]);
+//! the answer's address and route are set here. For IPv6 it solicits router advertisements: the
+//! kernel makes addresses and routes from them, and [`ipv6`] reads the name servers and whether
+//! DHCPv6 has more. Questions are repeated, at first after a tenth of a second, because the first
+//! ones may be lost while the link is being made.
+//!
+//! An interface is configured when one family is. The other one then has [`GRACE`] to answer, since
+//! most networks have both or will never have it. When nothing has answered within the limit, that
+//! is an error.
+//!
+//! Duplicate address detection is off: it would cost a second, and interfaces here have random
+//! Ethernet addresses.
+
+mod dhcp4;
+mod ipv6;
+
+use std::fs;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::error::{Error, ErrorKind, Result, system};
+use crate::sys::netlink::{Mac, Netlink};
+
+use dhcp4::Dhcp4;
+use ipv6::Ipv6;
+
+/// How long the second address family may answer after the first one has.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// After how long a question is first repeated.
+const FIRST: Duration = Duration::from_millis(100);
+
+/// The longest time between a question and its repetition.
+const LONGEST: Duration = Duration::from_secs(4);
+
+/// What a network says of names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// The name servers.
+    pub servers: Vec<IpAddr>,
+    /// The domains that names are looked for in.
+    pub search: Vec<String>,
+}
+
+impl Names {
+    fn add(&mut self, other: &Self) {
+        for server in &other.servers {
+            if !self.servers.contains(server) {
+                self.servers.push(*server);
+            }
+        }
+        for domain in &other.search {
+            if !self.search.contains(domain) {
+                self.search.push(domain.clone());
+            }
+        }
+    }
+}
+
+/// When a question is asked again.
+#[derive(Clone, Copy, Debug)]
+struct Repeat {
+    next: Instant,
+    pause: Duration,
+}
+
+impl Repeat {
+    /// At once, and then in growing distances.
+    fn new(now: Instant) -> Self {
+        Self { next: now, pause: FIRST }
+    }
+
+    /// Whether it is time to ask.
+    fn is_due(&mut self, now: Instant) -> bool {
+        let due = now >= self.next;
+        if due {
+            self.next = now + self.pause;
+            self.pause = (self.pause * 2).min(LONGEST);
+        }
+        due
+    }
+}
+
+/// Prepares the calling process's network namespace, before there are interfaces in it.
+///
+/// # Errors
+/// The settings cannot be changed.
+pub fn prepare() -> Result<()> {
+    // Without IPv6 in the kernel there is nothing to set.
+    for (name, value) in [("accept_dad", "0"), ("dad_transmits", "0")] {
+        let path = format!("/proc/sys/net/ipv6/conf/default/{name}");
+        match fs::write(&path, value) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::path("write", path.as_ref(), &error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// One interface's questions.
+struct Client {
+    name: String,
+    dhcp4: Dhcp4,
+    ipv6: Option<Ipv6>,
+    /// When the first family was configured.
+    since: Option<Instant>,
+}
+
+impl Client {
+    fn is_done(&self, now: Instant) -> bool {
+        let both = self.dhcp4.is_done() && self.ipv6.as_ref().is_none_or(Ipv6::is_done);
+        both || self.since.is_some_and(|since| now.duration_since(since) >= GRACE)
+    }
+}
+
+/// Configures interfaces that are up.
+///
+/// # Errors
+/// Nothing has answered within `limit`, or the kernel refuses what has.
+pub fn configure(netlink: &Netlink, interfaces: &[(String, Mac)], limit: Duration) -> Result<Names> {
+    let start = Instant::now();
+    let mut names = Names::default();
+    let mut clients = Vec::new();
+    for (name, mac) in interfaces {
+        clients.push(Client {
+            name: name.clone(),
+            dhcp4: Dhcp4::open(name, *mac, start)?,
+            ipv6: Ipv6::open(name, *mac, start)?,
+            since: None,
+        });
+    }
+    loop {
+        let now = Instant::now();
+        let mut wake = start + limit;
+        for client in clients.iter_mut().filter(|client| !client.is_done(now)) {
+            let leased = client.dhcp4.advance(now)?;
+            if let Some(lease) = &leased {
+                lease.apply(netlink, &client.name)?;
+                names.add(&lease.names);
+            }
+            let advertised = match &mut client.ipv6 {
+                Some(ipv6) => ipv6.advance(netlink, &client.name, now)?,
+                None => None,
+            };
+            if let Some(told) = &advertised {
+                names.add(told);
+            }
+            if client.since.is_none() && (leased.is_some() || advertised.is_some()) {
+                client.since = Some(now);
+            }
+            let grace = client.since.map(|since| since + GRACE);
+            let due = [client.dhcp4.due(), client.ipv6.as_ref().and_then(Ipv6::due), grace];
+            wake = due.into_iter().flatten().fold(wake, Instant::min);
+        }
+        let open: Vec<_> = clients.iter().filter(|client| !client.is_done(now)).collect();
+        if open.is_empty() {
+            return Ok(names);
+        }
+        if now >= start + limit {
+            return match open.iter().find(|client| client.since.is_none()) {
+                Some(client) => Err(silence(&client.name, limit)),
+                None => Ok(names),
+            };
+        }
+        wait(&open, wake.saturating_duration_since(now))?;
+    }
+}
+
+fn wait(clients: &[&Client], limit: Duration) -> Result<()> {
+    let fds = clients.iter().flat_map(|client| {
+        let v6 = client.ipv6.iter().flat_map(Ipv6::fds);
+        std::iter::once(client.dhcp4.fd()).chain(v6).collect::<Vec<BorrowedFd<'_>>>()
+    });
+    let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+    let timeout = PollTimeout::try_from(limit + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+    match poll(&mut fds, timeout) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(system("wait for the network's answers")(errno)),
+    }
+}
+
+fn silence(interface: &str, limit: Duration) -> Error {
+    let message = format!(
+        "cannot configure {interface} by --auto: neither a DHCP server nor an IPv6 router answered within {} s",
+        limit.as_secs()
+    );
+    Error::new(ErrorKind::Unreachable, message)
+        .hint("check that the network has one, or give addresses with --addr and --gateway")
+}
