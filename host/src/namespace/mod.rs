@@ -15,6 +15,7 @@
 //!    is lost with it, by root too;
 //! 6. the command is executed, and killed by the kernel if the supervisor should die before it.
 
+mod auto;
 pub mod resolv;
 
 use std::env;

@@ -194,6 +194,6 @@ fn silence(interface: &str, limit: Duration) -> Error {
         "cannot configure {interface} by --auto: neither a DHCP server nor an IPv6 router answered within {} s",
         limit.as_secs()
     );
-    Error::new(ErrorKind::Unreachable, message)
+    Error::new(ErrorKind::NotFound, message)
         .hint("check that the network has one, or give addresses with --addr and --gateway")
 }

@@ -1,0 +1,233 @@
+//! The client of DHCP for IPv4 (RFC 2131): discover, request, done.
+//!
+//! The socket is bound to its interface, so it works before the interface has an address. The
+//! server is asked to answer by broadcast. The lease is not renewed: whoever needs that runs a DHCP
+//! client in the namespace.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use dhcproto::v4::{DhcpOption, Flags, Message, MessageType, OptionCode};
+use dhcproto::{Decodable, Encodable};
+use ipnet::{IpNet, Ipv4Net};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, bind, recv, sendto, setsockopt,
+    socket, sockopt,
+};
+
+use super::{Names, Repeat};
+use crate::error::{Error, ErrorKind, Result, system};
+use crate::sys::netlink::{Mac, Netlink};
+
+const SERVER: u16 = 67;
+const CLIENT: u16 = 68;
+
+/// The longest message that is read, in bytes.
+const LONGEST: usize = 4096;
+
+/// What a server gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Lease {
+    address: Ipv4Net,
+    router: Option<Ipv4Addr>,
+    mtu: Option<u16>,
+    pub names: Names,
+}
+
+impl Lease {
+    /// Configures the interface.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(super) fn apply(&self, netlink: &Netlink, interface: &str) -> Result<()> {
+        if let Some(mtu) = self.mtu {
+            netlink.set_mtu(interface, mtu.into())?;
+        }
+        netlink.add_address(interface, IpNet::V4(self.address))?;
+        match self.router.map(|router| netlink.add_default_route(router.into())) {
+            // Another interface was given one already.
+            Some(Err(error)) if error.errno != libc::EEXIST => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What is waited for.
+enum Phase {
+    Offer,
+    /// The answer to a request for the address that a server offered.
+    Acknowledgement { address: Ipv4Addr, server: Ipv4Addr },
+    Done,
+}
+
+/// The client of one interface.
+pub(super) struct Dhcp4 {
+    socket: OwnedFd,
+    mac: Mac,
+    transaction: u32,
+    phase: Phase,
+    repeat: Repeat,
+}
+
+impl Dhcp4 {
+    /// Opens the socket.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(super) fn open(interface: &str, mac: Mac, now: Instant) -> Result<Self> {
+        let open = || {
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            let socket = socket(AddressFamily::Inet, SockType::Datagram, flags, None)?;
+            setsockopt(&socket, sockopt::Broadcast, &true)?;
+            setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+            setsockopt(&socket, sockopt::BindToDevice, &interface.into())?;
+            bind(socket.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, CLIENT))?;
+            Ok(socket)
+        };
+        let socket = open().map_err(system(format_args!("open a DHCP socket on {interface}")))?;
+        let random = getrandom::u32()
+            .map_err(|error| Error::io("get a random number", &std::io::Error::from(error)))?;
+        Ok(Self {
+            socket,
+            mac,
+            transaction: random,
+            phase: Phase::Offer,
+            repeat: Repeat::new(now),
+        })
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Whether there is a lease.
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self.phase, Phase::Done)
+    }
+
+    /// When [`Dhcp4::advance`] has something to say.
+    pub(super) fn due(&self) -> Option<Instant> {
+        (!self.is_done()).then_some(self.repeat.next)
+    }
+
+    /// Reads what has come, and asks what is to be asked; the lease when it is there.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(super) fn advance(&mut self, now: Instant) -> Result<Option<Lease>> {
+        let mut buffer = [0; LONGEST];
+        while let Ok(length) = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            let Ok(message) = Message::from_bytes(&buffer[..length]) else {
+                continue;
+            };
+            if let Some(lease) = self.receive(&message, now) {
+                return Ok(Some(lease));
+            }
+        }
+        if !self.is_done() && self.repeat.is_due(now) {
+            self.ask()?;
+        }
+        Ok(None)
+    }
+
+    /// Takes a server's message.
+    fn receive(&mut self, message: &Message, now: Instant) -> Option<Lease> {
+        if message.xid() != self.transaction || !message.chaddr().starts_with(&self.mac) {
+            return None;
+        }
+        let options = message.opts();
+        let Some(DhcpOption::MessageType(kind)) = options.get(OptionCode::MessageType) else {
+            return None;
+        };
+        let Some(DhcpOption::ServerIdentifier(from)) = options.get(OptionCode::ServerIdentifier)
+        else {
+            return None;
+        };
+        match (&self.phase, kind) {
+            (Phase::Offer, MessageType::Offer) => {
+                let address = message.yiaddr();
+                self.phase = Phase::Acknowledgement { address, server: *from };
+                self.repeat = Repeat::new(now);
+                None
+            }
+            (Phase::Acknowledgement { server, .. }, MessageType::Nak) if server == from => {
+                self.phase = Phase::Offer;
+                self.repeat = Repeat::new(now + super::FIRST);
+                None
+            }
+            (Phase::Acknowledgement { server, address }, MessageType::Ack)
+                if server == from && *address == message.yiaddr() =>
+            {
+                let lease = lease(message)?;
+                self.phase = Phase::Done;
+                Some(lease)
+            }
+            _ => None,
+        }
+    }
+
+    fn ask(&self) -> Result<()> {
+        let mut message = Message::default();
+        message.set_xid(self.transaction).set_chaddr(&self.mac);
+        message.set_flags(Flags::default().set_broadcast());
+        let options = message.opts_mut();
+        match &self.phase {
+            Phase::Offer => drop(options.insert(DhcpOption::MessageType(MessageType::Discover))),
+            Phase::Acknowledgement { address, server } => {
+                options.insert(DhcpOption::MessageType(MessageType::Request));
+                options.insert(DhcpOption::RequestedIpAddress(*address));
+                options.insert(DhcpOption::ServerIdentifier(*server));
+            }
+            Phase::Done => return Ok(()),
+        }
+        options.insert(DhcpOption::ParameterRequestList(vec![
+            OptionCode::SubnetMask,
+            OptionCode::Router,
+            OptionCode::DomainNameServer,
+            OptionCode::DomainName,
+            OptionCode::DomainSearch,
+            OptionCode::InterfaceMtu,
+        ]));
+        let bytes = message.to_vec().map_err(|error| Error::new(ErrorKind::Other, error.to_string()))?;
+        let everybody = SockaddrIn::new(255, 255, 255, 255, SERVER);
+        match sendto(self.socket.as_raw_fd(), &bytes, &everybody, MsgFlags::empty()) {
+            Ok(_) => Ok(()),
+            // No carrier yet, or a full queue: the question is repeated.
+            Err(Errno::ENETDOWN | Errno::ENOBUFS | Errno::EAGAIN | Errno::ENETUNREACH) => Ok(()),
+            Err(errno) => Err(system("ask for an address by DHCP")(errno)),
+        }
+    }
+}
+
+/// What an acknowledgement gives; `None` if it gives no address that can be used.
+fn lease(message: &Message) -> Option<Lease> {
+    let options = message.opts();
+    let prefix = match options.get(OptionCode::SubnetMask) {
+        Some(DhcpOption::SubnetMask(mask)) => ipnet::ipv4_mask_to_prefix(*mask).ok()?,
+        _ => 32,
+    };
+    let address = Ipv4Net::new(message.yiaddr(), prefix).ok()?;
+    if address.addr().is_unspecified() {
+        return None;
+    }
+    let router = match options.get(OptionCode::Router) {
+        Some(DhcpOption::Router(routers)) => routers.first().copied(),
+        _ => None,
+    };
+    let mut names = Names::default();
+    if let Some(DhcpOption::DomainNameServer(servers)) = options.get(OptionCode::DomainNameServer) {
+        names.servers.extend(servers.iter().copied().map(IpAddr::V4));
+    }
+    if let Some(DhcpOption::DomainSearch(domains)) = options.get(OptionCode::DomainSearch) {
+        names.search.extend(domains.iter().map(ToString::to_string));
+    } else if let Some(DhcpOption::DomainName(domain)) = options.get(OptionCode::DomainName) {
+        names.search.push(domain.clone());
+    }
+    let mtu = match options.get(OptionCode::InterfaceMtu) {
+        Some(DhcpOption::InterfaceMtu(mtu)) if *mtu >= 68 => Some(*mtu),
+        _ => None,
+    };
+    Some(Lease { address, router, mtu, names })
+}
