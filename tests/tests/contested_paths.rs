@@ -79,7 +79,7 @@ fn another_user_was_first_at_the_runtime_directory() {
             let remedy = "set XDG_RUNTIME_DIR";
             let is_it = said.starts_with(&warning) && said.contains(cost) && said.contains(remedy);
             // Without a directory to look into there is nothing to list.
-            let rest = lines.find(|line| *line != "vdens: nothing of yours is running");
+            let rest = lines.find(|line| *line != "vdectl: nothing of yours is running");
             assert!(is_it && rest.is_none(), "{script}: {output:#?}");
         }
         // The remedy.

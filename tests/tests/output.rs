@@ -163,7 +163,7 @@ fn names_of_files_and_words_of_the_command_line() {
         (&["plugin", "check", "null"], SHOWN),
         (&["plugin", "check", "--json", "null"], "\\u001b]0;owned"),
         (&["plugin", "check", &missing], SHOWN),
-        (&["status", EVIL], SHOWN),
+        (&["status", EVIL], "\\u{9b}2J"),
         (&["--config", &missing, "null://"], SHOWN),
         (&["--log-file", &missing, "null://"], SHOWN),
         (&["--addr", EVIL, "null://"], "\\u{9b}2J"),
