@@ -51,12 +51,12 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     (
         "README.md",
         "$ vdens --addr 10.0.2.15/24",
-        "needs the Internet; bridge.rs has what slirp:// does",
+        "needs the Internet; libvdeplug.rs has what slirp:// does",
     ),
     (
         "docs/schemes/libvdeplug.md",
         "$ vdens --addr 10.0.2.15/24",
-        "as in README.md; bridge.rs",
+        "as in README.md; libvdeplug.rs",
     ),
     (
         "docs/commands.md",
@@ -71,7 +71,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     (
         "README.md",
         "$ vdectl plugin new",
-        "needs Rust; author.rs runs the same commands in the tutorial",
+        "needs Rust; plugin_authors.rs runs the same commands in the tutorial",
     ),
     (
         "docs/schemes/tap.md",
@@ -105,7 +105,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// A page whose blocks are one story, told by a user who has Rust: author.rs runs them.
+/// A page whose blocks are one story, told by a user who has Rust: plugin_authors.rs runs them.
 pub(crate) const TUTORIAL: &str = "docs/plugin-author.md";
 
 /// What a page's blocks need beside what all do.
@@ -452,23 +452,112 @@ fn links_lead_somewhere() {
     }
 }
 
-/// Each test that docs/security.md names is there.
+/// The directories at the top of the repository, as a page names them.
+const TOP: &[&str] = &["docs/", "host/", "plugin-api/", "plugins/", "tests/"];
+
+#[test]
+fn paths_named_in_the_pages_exist() {
+    let mut number = 0;
+    for page in pages() {
+        let text = read(&page);
+        let is_outside = |c: char| c.is_whitespace() || "`'\"(),;:#".contains(c);
+        for word in text.split(is_outside) {
+            // An asterisk stands for several files of one directory.
+            let path = word.trim_end_matches(['.', '/']).split('*').next().unwrap();
+            if TOP.iter().any(|top| path.starts_with(top)) {
+                assert!(repository().join(path).exists(), "{page}: {word}");
+                number += 1;
+            }
+        }
+    }
+    assert!(number > 10, "only {number} paths found");
+}
+
+/// How many columns a line may have. The row of a table may have more.
+const WIDTH: usize = 100;
+
+#[test]
+fn lines_fit_a_terminal() {
+    for page in pages() {
+        for (number, line) in read(&page).lines().enumerate() {
+            let is_narrow = line.starts_with('|') || line.chars().count() <= WIDTH;
+            assert!(is_narrow, "{page}:{}: wider than {WIDTH}", number + 1);
+        }
+    }
+}
+
+#[test]
+fn the_glossary_defines_each_term_once() {
+    let page = read("docs/glossary.md");
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| **"));
+    let terms: Vec<&str> = rows.filter_map(|row| row.split("**").next()).collect();
+    for term in [
+        "frame",
+        "super-frame",
+        "offload",
+        "VNL",
+        "scheme",
+        "link",
+        "interface",
+        "carrier",
+        "far end",
+        "peer",
+        "session",
+        "supervisor",
+        "worker",
+        "panel",
+        "member",
+        "port",
+        "bridge",
+    ] {
+        let found = terms.iter().filter(|name| **name == term).count();
+        assert_eq!(found, 1, "{term}: {terms:?}");
+    }
+    let distinct: BTreeSet<_> = terms.iter().collect();
+    assert_eq!(distinct.len(), terms.len(), "{terms:?}");
+    assert!(read("README.md").contains("(docs/glossary.md)"));
+}
+
+/// Each test that docs/security.md names is there: in the last column of a table, `module::test`
+/// of this directory, or the names of unit tests behind `unit: crate`.
 #[test]
 fn the_security_page_names_tests_that_exist() {
     let page = read("docs/security.md");
+    let rows = page.lines().filter(|line| line.starts_with("| "));
+    let cells = rows.filter_map(|row| row.trim_end_matches(" |").rsplit(" | ").next());
     let (mut tests, mut missing) = (0, Vec::new());
-    for word in page.split('`').skip(1).step_by(2) {
-        let Some((module, name)) = word.split_once("::") else {
-            continue;
-        };
-        let file = repository().join(format!("tests/tests/{module}.rs"));
-        let Ok(source) = fs::read_to_string(file) else {
-            continue;
-        };
-        tests += 1;
-        if !source.contains(&format!("\nfn {name}()")) {
-            missing.push(word);
+    for cell in cells {
+        let unit = cell.strip_prefix("unit: ");
+        let unit = unit.and_then(|unit| unit.split(' ').next());
+        for word in quoted(cell) {
+            tests += 1;
+            let (sources, name) = match (unit, word.split_once("::")) {
+                (Some("vdens"), None) => (sources("host/src"), &*word),
+                (Some("vdens-plugin-kit"), None) => (sources("plugin-api/kit/src"), &*word),
+                (None, Some((module, name))) => {
+                    let file = repository().join(format!("tests/tests/{module}.rs"));
+                    (fs::read_to_string(file).unwrap_or_default(), name)
+                }
+                _ => panic!("neither a test nor a unit test of a crate: {word} in '{cell}'"),
+            };
+            if !sources.contains(&format!("fn {name}()")) {
+                missing.push(word);
+            }
         }
     }
     assert!(tests > 50 && missing.is_empty(), "{tests}: {missing:?}");
+}
+
+/// The text of all source files below a directory.
+fn sources(directory: &str) -> String {
+    let below = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
+    let mut text = String::new();
+    let mut rest = vec![repository().join(directory)];
+    while let Some(path) = rest.pop() {
+        rest.extend(below(&path).map(|entry| entry.path()));
+        if path.extension().is_some_and(|end| end == "rs") {
+            text += &fs::read_to_string(&path).unwrap_or_default();
+        }
+    }
+    text
 }
