@@ -54,7 +54,7 @@ impl Session {
             false => CommandLine::Vdens,
         };
         let end = |argument: &String| {
-            mistakes::check(argument, line, &plugins, cli.common.wait.is_some())?;
+            mistakes::check(argument, line, &plugins, cli.links.wait.is_some())?;
             vnls::interface(argument, defaults.vnl.as_deref())
                 .map_err(|error| mistakes::explain(argument, error))
         };
@@ -113,7 +113,7 @@ impl Session {
             interface: interface.name.clone(),
             mtu: interface.mtu.unwrap_or(DEFAULT_MTU),
             end: end.clone(),
-            wait: cli.common.wait.unwrap_or_default(),
+            wait: cli.links.wait.unwrap_or_default(),
             plugins: plugins.clone(),
             panel_address: None,
         });
@@ -127,7 +127,7 @@ impl Session {
             hostname: cli.hostname.clone(),
             resolv: resolv(cli, config)?,
             sysadmin: cli.sysadm,
-            panel: panel::is_wanted(cli.common.no_panel, config),
+            panel: panel::is_wanted(cli.links.no_panel, config),
             big_tcp: cli.big_tcp || defaults.big_tcp == Some(true),
             welcome: (command.is_empty() && !cli.common.quiet).then(|| welcome(&interfaces, &ends)),
             command,

@@ -1,4 +1,4 @@
-//! `vdens --list-plugins`: every plugin file on the search path, and what it is or why it is refused.
+//! `vdectl plugin list`: every plugin file on the search path, and what it is or why it is refused.
 //!
 //! The first file of a scheme is the one that is used, even if it is refused; the others are shadowed by it.
 

@@ -1,4 +1,4 @@
-//! `vdens --new-plugin DIR`: the source of a plugin that works, for its author to change.
+//! `vdectl plugin new DIR`: the source of a plugin that works, for its author to change.
 //!
 //! It is plugins/template, compiled into this program, with the scheme's name in the place of the template's and
 //! a manifest of its own: a crate that belongs to no workspace. Nothing that exists is overwritten.
@@ -167,7 +167,7 @@ fn advice(dir: &Path, scheme: &str, api: &str) -> Text {
     text.line(format_args!("  cd {dir}"));
     text.line("  cargo build --release");
     text.line(format_args!(
-        "  vdens --check-plugin target/release/{file} {scheme}://4000"
+        "  vdectl plugin check target/release/{file} {scheme}://4000"
     ));
     text
 }

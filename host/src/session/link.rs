@@ -293,7 +293,7 @@ impl Link {
         }
     }
 
-    /// The link for `vdens --status`, with the report that the worker has given; `command` is in
+    /// The link for `vdectl status`, with the report that the worker has given; `command` is in
     /// the interface's namespace.
     pub(super) fn entry(&mut self, command: Pid) -> Entry<Box<RawValue>> {
         let worker = self.worker.as_mut();

@@ -11,7 +11,7 @@
 //! Where the system's limits have no room for a panel and the namespace, that is found out when the namespace is made; then
 //! the session is started anew, without a panel.
 //!
-//! Everything happens in `turn`: one wait for signals, channels, the socket of `vdens --status` and the next
+//! Everything happens in `turn`: one wait for signals, channels, the socket of `vdectl status` and the next
 //! deadline, and what is to be done about them. Before the command runs whatever fails, and whatever takes too long, ends
 //! the session; then nothing does.
 //!

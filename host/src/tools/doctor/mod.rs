@@ -1,4 +1,4 @@
-//! `vdens --doctor`: whether this machine has what vdens needs, and what mends it where it does not.
+//! `vdectl doctor`: whether this machine has what vdens needs, and what mends it where it does not.
 //!
 //! Little is concluded from settings. What a session makes is made here too: namespaces, a tap, a panel with an
 //! interface on it (`machine`), each plugin is loaded (`plugins`), and a file is written where others will be
