@@ -98,6 +98,8 @@ pub struct Defaults {
     /// Whether TCP may send longer frames on the panel (`--big-tcp`).
     #[serde(default)]
     pub big_tcp: Option<bool>,
+    /// Whether interfaces are configured by their network (`--auto`).
+    pub auto: Option<bool>,
 }
 
 /// The table `login`.
@@ -214,6 +216,7 @@ impl Config {
         replace(&mut self.defaults.up, over.defaults.up);
         replace(&mut self.defaults.panel, over.defaults.panel);
         replace(&mut self.defaults.big_tcp, over.defaults.big_tcp);
+        replace(&mut self.defaults.auto, over.defaults.auto);
         replace(&mut self.login.schemes, over.login.schemes);
     }
 }

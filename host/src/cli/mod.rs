@@ -62,6 +62,9 @@ pub struct Links {
     pub wait: Option<Wait>,
 }
 
+/// How long `--auto` waits for the network's answer, unless it says otherwise, in seconds.
+const AUTO_SECONDS: &str = "10";
+
 /// Run a command in a network namespace of its own, plugged into virtual Ethernet
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vdens", version, disable_help_subcommand = true)]
@@ -108,6 +111,11 @@ pub struct Vdens {
     /// Set lo and all interfaces up
     #[arg(long)]
     pub up: bool,
+
+    /// Configure interfaces by DHCP and IPv6 routers; implies --up
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
+        default_missing_value = AUTO_SECONDS, value_parser = seconds)]
+    pub auto: Option<Duration>,
 
     /// Give an interface an address; implies --up
     #[arg(long, value_name = "[N:]IP/PREFIX", value_parser = numbered::<Cidr>)]
@@ -339,9 +347,13 @@ fn wait(text: &str) -> Result<Wait, String> {
     if text.is_empty() {
         return Ok(Wait::Meanwhile);
     }
+    seconds(text).map(Wait::AtMost)
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().map(Duration::try_from_secs_f64);
     match seconds {
-        Some(Ok(time)) => Ok(Wait::AtMost(time)),
+        Some(Ok(time)) => Ok(time),
         _ => Err("a number of seconds is wanted, such as 10".into()),
     }
 }

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::env;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use vdens_plugin_kit::tap::{MAX_INTERFACE_NAME, check_interface_name};
@@ -118,14 +119,21 @@ impl Session {
             panel_address: None,
         });
         let jobs = jobs.collect();
-        let up =
-            cli.up || defaults.up == Some(true) || !cli.addr.is_empty() || !cli.gateway.is_empty();
+        let auto = cli
+            .auto
+            .or((defaults.auto == Some(true)).then_some(Duration::from_secs(10)));
+        let up = cli.up
+            || defaults.up == Some(true)
+            || !cli.addr.is_empty()
+            || !cli.gateway.is_empty()
+            || auto.is_some();
         let plan = Plan {
             label: label(&interfaces, &ends),
             up,
             gateways: gateways(&cli.gateway)?,
             hostname: cli.hostname.clone(),
             resolv: resolv(cli, config)?,
+            auto,
             sysadmin: cli.sysadm,
             panel: panel::is_wanted(cli.links.no_panel, config),
             big_tcp: cli.big_tcp || defaults.big_tcp == Some(true),

@@ -20,12 +20,13 @@ pub mod resolv;
 
 use std::env;
 use std::ffi::{CStr, CString, OsStr, OsString};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, IsTerminal};
 use std::iter;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::time::Duration;
 
 use caps::{CapSet, Capability, CapsHashSet};
 use ipnet::IpNet;
@@ -75,6 +76,8 @@ pub struct Plan {
     pub hostname: Option<String>,
     /// The resolv.conf, if not the caller's.
     pub resolv: Option<Resolv>,
+    /// How long to wait for the network to configure the interfaces, if it is to.
+    pub auto: Option<Duration>,
     /// Whether the command may mount and do other things that CAP_SYS_ADMIN allows.
     pub sysadmin: bool,
     /// The command and its arguments; the user's shell if empty.
@@ -110,7 +113,11 @@ pub fn run(
         Ok(false) => return EXIT_FAILURE,
         Err(error) => return failure(EXIT_FAILURE, error),
     }
-    match prepare(plan, signals, supervisor).and_then(|()| arguments(&plan.command)) {
+    let configured = configure_by_network(plan);
+    match configured
+        .and_then(|()| prepare(plan, signals, supervisor))
+        .and_then(|()| arguments(&plan.command))
+    {
         Err(error) => failure(EXIT_FAILURE, error),
         Ok(arguments) => {
             let is_at_terminal = io::stdin().is_terminal() && io::stderr().is_terminal();
@@ -166,7 +173,7 @@ fn interfaces(plan: &Plan, channel: &NamespaceChannel) -> Result<bool> {
 
 /// Makes the namespace.
 fn build(plan: &Plan, panel: Option<&Panel>) -> Result<()> {
-    let mounts = plan.sysadmin || plan.resolv.is_some();
+    let mounts = plan.sysadmin || plan.resolv.is_some() || plan.auto.is_some();
     let mut flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS;
     flags.set(CloneFlags::CLONE_NEWNS, mounts);
     match panel {
@@ -187,7 +194,40 @@ fn build(plan: &Plan, panel: Option<&Panel>) -> Result<()> {
     if let Some(resolv) = &plan.resolv {
         resolv.mount()?;
     }
+    let mut addresses = plan.interfaces.iter().flat_map(|i| &i.addresses);
+    match plan.auto.is_some() || addresses.any(|net| matches!(net, IpNet::V6(_))) {
+        true => skip_duplicate_detection(),
+        false => Ok(()),
+    }
+}
+
+/// Makes IPv6 addresses usable at once, link-local ones too: looking for duplicates takes a second,
+/// and interfaces here have random Ethernet addresses.
+fn skip_duplicate_detection() -> Result<()> {
+    for (name, value) in [("accept_dad", "0"), ("dad_transmits", "0")] {
+        let path = format!("/proc/sys/net/ipv6/conf/default/{name}");
+        match fs::write(&path, value) {
+            // A kernel without IPv6 has no addresses to check.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::path("write", path.as_ref(), &error));
+            }
+            _ => {}
+        }
+    }
     Ok(())
+}
+
+/// Configures the interfaces as the network says, and shows its name servers.
+fn configure_by_network(plan: &Plan) -> Result<()> {
+    let Some(limit) = plan.auto.filter(|_| !plan.interfaces.is_empty()) else {
+        return Ok(());
+    };
+    let interfaces: Vec<_> = plan.interfaces.iter().map(|i| &*i.name).collect();
+    let names = auto::configure(&interfaces, limit)?;
+    match plan.resolv {
+        None if !names.servers.is_empty() => Resolv::Names(names).mount(),
+        _ => Ok(()),
+    }
 }
 
 fn configure(netlink: &Netlink, plan: &Plan) -> Result<()> {

@@ -22,6 +22,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
 
 use crate::error::{Error, Result, system};
+use crate::namespace::auto::Names;
 
 const TARGET: &str = "/etc/resolv.conf";
 const NOTHING: Option<&str> = None;
@@ -33,6 +34,8 @@ pub enum Resolv {
     File(PathBuf),
     /// Name servers (`-R`).
     Servers(Vec<IpAddr>),
+    /// What the network says (`--auto`).
+    Names(Names),
 }
 
 impl Resolv {
@@ -60,16 +63,34 @@ impl Resolv {
         let place = place()?;
         match self {
             Self::File(file) => bind(file, &place),
-            Self::Servers(servers) => in_memory(|dir| {
-                let file = dir.join("resolv.conf");
+            Self::Servers(servers) => {
                 let lines = servers.iter().map(|ip| format!("nameserver {ip}\n"));
-                fs::write(&file, lines.collect::<String>())
-                    .map_err(|error| Error::path("write", &file, &error))?;
-                // The mount keeps the file when the tmpfs has gone.
-                bind(&file, &place)
-            }),
+                write(&lines.collect::<String>(), &place)
+            }
+            Self::Names(names) => {
+                let search = (!names.search.is_empty())
+                    .then(|| format!("search {}\n", names.search.join(" ")));
+                let servers = names
+                    .servers
+                    .iter()
+                    .map(|server| format!("nameserver {server}\n"));
+                write(
+                    &search.into_iter().chain(servers).collect::<String>(),
+                    &place,
+                )
+            }
         }
     }
+}
+
+/// Shows a text at a place.
+fn write(text: &str, place: &OwnedFd) -> Result<()> {
+    in_memory(|dir| {
+        let file = dir.join("resolv.conf");
+        fs::write(&file, text).map_err(|error| Error::path("write", &file, &error))?;
+        // The mount keeps the file when the tmpfs has gone.
+        bind(&file, place)
+    })
 }
 
 /// A comma-separated list of IP addresses.

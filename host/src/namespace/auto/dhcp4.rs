@@ -46,7 +46,10 @@ impl Lease {
             netlink.set_mtu(interface, mtu.into())?;
         }
         netlink.add_address(interface, IpNet::V4(self.address))?;
-        match self.router.map(|router| netlink.add_default_route(router.into())) {
+        match self
+            .router
+            .map(|router| netlink.add_default_route(router.into()))
+        {
             // Another interface was given one already.
             Some(Err(error)) if error.errno != libc::EEXIST => Err(error),
             _ => Ok(()),
@@ -58,7 +61,10 @@ impl Lease {
 enum Phase {
     Offer,
     /// The answer to a request for the address that a server offered.
-    Acknowledgement { address: Ipv4Addr, server: Ipv4Addr },
+    Acknowledgement {
+        address: Ipv4Addr,
+        server: Ipv4Addr,
+    },
     Done,
 }
 
@@ -148,7 +154,10 @@ impl Dhcp4 {
         match (&self.phase, kind) {
             (Phase::Offer, MessageType::Offer) => {
                 let address = message.yiaddr();
-                self.phase = Phase::Acknowledgement { address, server: *from };
+                self.phase = Phase::Acknowledgement {
+                    address,
+                    server: *from,
+                };
                 self.repeat = Repeat::new(now);
                 None
             }
@@ -190,9 +199,16 @@ impl Dhcp4 {
             OptionCode::DomainSearch,
             OptionCode::InterfaceMtu,
         ]));
-        let bytes = message.to_vec().map_err(|error| Error::new(ErrorKind::Other, error.to_string()))?;
+        let bytes = message
+            .to_vec()
+            .map_err(|error| Error::new(ErrorKind::Other, error.to_string()))?;
         let everybody = SockaddrIn::new(255, 255, 255, 255, SERVER);
-        match sendto(self.socket.as_raw_fd(), &bytes, &everybody, MsgFlags::empty()) {
+        match sendto(
+            self.socket.as_raw_fd(),
+            &bytes,
+            &everybody,
+            MsgFlags::empty(),
+        ) {
             Ok(_) => Ok(()),
             // No carrier yet, or a full queue: the question is repeated.
             Err(Errno::ENETDOWN | Errno::ENOBUFS | Errno::EAGAIN | Errno::ENETUNREACH) => Ok(()),
@@ -218,16 +234,25 @@ fn lease(message: &Message) -> Option<Lease> {
     };
     let mut names = Names::default();
     if let Some(DhcpOption::DomainNameServer(servers)) = options.get(OptionCode::DomainNameServer) {
-        names.servers.extend(servers.iter().copied().map(IpAddr::V4));
+        servers
+            .iter()
+            .for_each(|server| names.add_server(IpAddr::V4(*server), ""));
     }
     if let Some(DhcpOption::DomainSearch(domains)) = options.get(OptionCode::DomainSearch) {
-        names.search.extend(domains.iter().map(ToString::to_string));
+        domains
+            .iter()
+            .for_each(|domain| names.add_domain(&domain.to_string()));
     } else if let Some(DhcpOption::DomainName(domain)) = options.get(OptionCode::DomainName) {
-        names.search.push(domain.clone());
+        names.add_domain(domain);
     }
     let mtu = match options.get(OptionCode::InterfaceMtu) {
         Some(DhcpOption::InterfaceMtu(mtu)) if *mtu >= 68 => Some(*mtu),
         _ => None,
     };
-    Some(Lease { address, router, mtu, names })
+    Some(Lease {
+        address,
+        router,
+        mtu,
+        names,
+    })
 }

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use dhcproto::v6::{DhcpOption, IANA, Message, MessageType, OptionCode, ORO};
+use dhcproto::v6::{DhcpOption, IANA, Message, MessageType, ORO, OptionCode};
 use dhcproto::{Decodable, Encodable};
 use ipnet::{IpNet, Ipv6Net};
 use nix::errno::Errno;
@@ -159,7 +159,7 @@ impl Ipv6 {
         let mut buffer = [0; LONGEST];
         while let Ok(length) = recv(self.icmp.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
             if let Phase::Advertisement = self.phase
-                && let Some(told) = Advertisement::parse(&buffer[..length])
+                && let Some(told) = Advertisement::parse(&buffer[..length], interface)
             {
                 self.more = told.more;
                 self.repeat = Repeat::new(now);
@@ -178,7 +178,7 @@ impl Ipv6 {
         }
         while let Ok(length) = recv(self.dhcp.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
             if let Ok(message) = Message::from_bytes(&buffer[..length])
-                && let Some(address) = self.receive(&message, now)
+                && let Some(address) = self.receive(&message, interface, now)
             {
                 netlink.add_address(interface, IpNet::V6(address))?;
             }
@@ -207,7 +207,7 @@ impl Ipv6 {
     }
 
     /// Takes a DHCPv6 server's message; an address if it leases one.
-    fn receive(&mut self, message: &Message, now: Instant) -> Option<Ipv6Net> {
+    fn receive(&mut self, message: &Message, interface: &str, now: Instant) -> Option<Ipv6Net> {
         let Phase::Dhcp(asked, names) = &self.phase else {
             return None;
         };
@@ -218,7 +218,9 @@ impl Ipv6 {
         let mut names = names.clone();
         match (asked, message.msg_type()) {
             (MessageType::Solicit, MessageType::Advertise) => {
-                let offer = options.get(OptionCode::ServerId).zip(options.get(OptionCode::IANA));
+                let offer = options
+                    .get(OptionCode::ServerId)
+                    .zip(options.get(OptionCode::IANA));
                 let (server, association) = offer?;
                 leased(association)?;
                 self.offer = Some((server.clone(), association.clone()));
@@ -235,12 +237,16 @@ impl Ipv6 {
                 if let Some(DhcpOption::DomainNameServers(servers)) =
                     options.get(OptionCode::DomainNameServers)
                 {
-                    told.servers.extend(servers.iter().copied().map(IpAddr::V6));
+                    for server in servers {
+                        told.add_server(IpAddr::V6(*server), interface);
+                    }
                 }
                 if let Some(DhcpOption::DomainSearchList(domains)) =
                     options.get(OptionCode::DomainSearchList)
                 {
-                    told.search.extend(domains.iter().map(ToString::to_string));
+                    domains
+                        .iter()
+                        .for_each(|domain| told.add_domain(&domain.to_string()));
                 }
                 names.add(&told);
                 self.phase = self.finish(names);
@@ -262,7 +268,11 @@ impl Ipv6 {
             }
             Phase::Dhcp(kind, _) => {
                 let servers = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
-                (&self.dhcp, self.question(*kind)?, address(servers, SERVER, self.interface))
+                (
+                    &self.dhcp,
+                    self.question(*kind)?,
+                    address(servers, SERVER, self.interface),
+                )
             }
             Phase::Address(_) | Phase::Done => return Ok(()),
         };
@@ -270,8 +280,12 @@ impl Ipv6 {
             Ok(_) => Ok(()),
             // No carrier or no link-local address yet, or a full queue: the question is repeated.
             Err(
-                Errno::ENETDOWN | Errno::ENOBUFS | Errno::EAGAIN | Errno::ENETUNREACH
-                | Errno::EADDRNOTAVAIL | Errno::EHOSTUNREACH,
+                Errno::ENETDOWN
+                | Errno::ENOBUFS
+                | Errno::EAGAIN
+                | Errno::ENETUNREACH
+                | Errno::EADDRNOTAVAIL
+                | Errno::EHOSTUNREACH,
             ) => Ok(()),
             Err(errno) => Err(system("ask for IPv6 configuration")(errno)),
         }
@@ -289,7 +303,12 @@ impl Ipv6 {
         options.insert(DhcpOption::ORO(ORO { opts: wanted }));
         match (kind, &self.offer) {
             (MessageType::Solicit, _) => {
-                let association = IANA { id: 1, t1: 0, t2: 0, opts: Default::default() };
+                let association = IANA {
+                    id: 1,
+                    t1: 0,
+                    t2: 0,
+                    opts: Default::default(),
+                };
                 options.insert(DhcpOption::IANA(association));
             }
             (MessageType::Request, Some((server, association))) => {
@@ -298,14 +317,16 @@ impl Ipv6 {
             }
             _ => {}
         }
-        message.to_vec().map_err(|error| Error::usage(error.to_string()))
+        message
+            .to_vec()
+            .map_err(|error| Error::usage(error.to_string()))
     }
 }
 
 impl Advertisement {
     /// Reads an ICMPv6 message; `None` if it is no router advertisement. What is malformed ends the
     /// options.
-    fn parse(bytes: &[u8]) -> Option<Self> {
+    fn parse(bytes: &[u8], interface: &str) -> Option<Self> {
         if bytes.first() != Some(&ADVERTISEMENT) {
             return None;
         }
@@ -330,10 +351,17 @@ impl Advertisement {
                 // Recursive name servers: reserved, lifetime, addresses.
                 25 => {
                     let servers = option.get(6..).unwrap_or(&[]).as_chunks::<16>().0;
-                    told.names.servers.extend(servers.iter().map(|a| IpAddr::from(*a)));
+                    for server in servers {
+                        told.names.add_server(IpAddr::from(*server), interface);
+                    }
                 }
                 // Search domains: reserved, lifetime, names.
-                31 => told.names.search.extend(domains(option.get(6..).unwrap_or(&[]))),
+                31 => {
+                    let domains = domains(option.get(6..).unwrap_or(&[]));
+                    domains
+                        .iter()
+                        .for_each(|domain| told.names.add_domain(domain));
+                }
                 _ => {}
             }
             options = options.get(length..).unwrap_or(&[]);
@@ -378,10 +406,15 @@ fn has_address(interface: &str) -> bool {
     let Ok(addresses) = nix::ifaddrs::getifaddrs() else {
         return false;
     };
-    addresses.filter(|a| a.interface_name == interface).any(|a| {
-        let v6 = a.address.as_ref().and_then(|address| address.as_sockaddr_in6());
-        v6.is_some_and(|v6| !v6.ip().is_unicast_link_local())
-    })
+    addresses
+        .filter(|a| a.interface_name == interface)
+        .any(|a| {
+            let v6 = a
+                .address
+                .as_ref()
+                .and_then(|address| address.as_sockaddr_in6());
+            v6.is_some_and(|v6| !v6.ip().is_unicast_link_local())
+        })
 }
 
 fn address(ip: Ipv6Addr, port: u16, scope: u32) -> SockaddrIn6 {
@@ -400,13 +433,13 @@ mod tests {
         bytes.extend([25, 3, 0, 0, 0, 0, 1, 0]);
         bytes.extend([7; 16]);
         bytes.extend([31, 2, 0, 0, 0, 0, 1, 0, 1, b'a', 1, b'b', 0, 0, 0, 0]);
-        let told = Advertisement::parse(&bytes).unwrap();
+        let told = Advertisement::parse(&bytes, "vde0").unwrap();
         assert_eq!((told.more, told.autonomous), (More::Other, true));
-        assert_eq!(told.names.servers, [IpAddr::from([7; 16])]);
+        assert_eq!(told.names.servers, ["707:707:707:707:707:707:707:707"]);
         assert_eq!(told.names.search, ["a.b"]);
         for cut in 0..bytes.len() {
-            let _ = Advertisement::parse(&bytes[..cut]);
+            let _ = Advertisement::parse(&bytes[..cut], "vde0");
         }
-        assert_eq!(Advertisement::parse(&[133; 16]), None);
+        assert_eq!(Advertisement::parse(&[133; 16], "vde0"), None);
     }
 }

@@ -11,19 +11,16 @@
 //! An interface is configured when one family is. The other one then has [`GRACE`] to answer, since
 //! most networks have both or will never have it. When nothing has answered within the limit, that
 //! is an error.
-//!
-//! Duplicate address detection is off: it would cost a second, and interfaces here have random
-//! Ethernet addresses.
 
 mod dhcp4;
 mod ipv6;
 
-use std::fs;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::ifaddrs::getifaddrs;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::error::{Error, ErrorKind, Result, system};
@@ -44,17 +41,38 @@ const LONGEST: Duration = Duration::from_secs(4);
 /// What a network says of names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
-    /// The name servers.
-    pub servers: Vec<IpAddr>,
+    /// The name servers, as resolv.conf(5) has them: one of the link has the interface behind a `%`.
+    pub servers: Vec<String>,
     /// The domains that names are looked for in.
     pub search: Vec<String>,
 }
 
 impl Names {
+    fn add_server(&mut self, server: IpAddr, interface: &str) {
+        let server = match server {
+            IpAddr::V6(v6) if v6.is_unicast_link_local() => format!("{v6}%{interface}"),
+            other => other.to_string(),
+        };
+        if !self.servers.contains(&server) {
+            self.servers.push(server);
+        }
+    }
+
+    /// Adds a search domain, unless it has what no domain has and what could be more than a word in
+    /// a file.
+    fn add_domain(&mut self, domain: &str) {
+        let domain = domain.trim_end_matches('.');
+        let is_valid = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+        let known = self.search.iter().any(|known| known == domain);
+        if !known && (1..=253).contains(&domain.len()) && domain.bytes().all(is_valid) {
+            self.search.push(domain.to_owned());
+        }
+    }
+
     fn add(&mut self, other: &Self) {
         for server in &other.servers {
             if !self.servers.contains(server) {
-                self.servers.push(*server);
+                self.servers.push(server.clone());
             }
         }
         for domain in &other.search {
@@ -75,7 +93,10 @@ struct Repeat {
 impl Repeat {
     /// At once, and then in growing distances.
     fn new(now: Instant) -> Self {
-        Self { next: now, pause: FIRST }
+        Self {
+            next: now,
+            pause: FIRST,
+        }
     }
 
     /// Whether it is time to ask.
@@ -87,24 +108,6 @@ impl Repeat {
         }
         due
     }
-}
-
-/// Prepares the calling process's network namespace, before there are interfaces in it.
-///
-/// # Errors
-/// The settings cannot be changed.
-pub fn prepare() -> Result<()> {
-    // Without IPv6 in the kernel there is nothing to set.
-    for (name, value) in [("accept_dad", "0"), ("dad_transmits", "0")] {
-        let path = format!("/proc/sys/net/ipv6/conf/default/{name}");
-        match fs::write(&path, value) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::path("write", path.as_ref(), &error));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 /// One interface's questions.
@@ -119,7 +122,9 @@ struct Client {
 impl Client {
     fn is_done(&self, now: Instant) -> bool {
         let both = self.dhcp4.is_done() && self.ipv6.as_ref().is_none_or(Ipv6::is_done);
-        both || self.since.is_some_and(|since| now.duration_since(since) >= GRACE)
+        both || self
+            .since
+            .is_some_and(|since| now.duration_since(since) >= GRACE)
     }
 }
 
@@ -127,15 +132,17 @@ impl Client {
 ///
 /// # Errors
 /// Nothing has answered within `limit`, or the kernel refuses what has.
-pub fn configure(netlink: &Netlink, interfaces: &[(String, Mac)], limit: Duration) -> Result<Names> {
+pub fn configure(interfaces: &[&str], limit: Duration) -> Result<Names> {
+    let netlink = Netlink::open()?;
     let start = Instant::now();
     let mut names = Names::default();
     let mut clients = Vec::new();
-    for (name, mac) in interfaces {
+    for &name in interfaces {
+        let mac = mac(name)?;
         clients.push(Client {
-            name: name.clone(),
-            dhcp4: Dhcp4::open(name, *mac, start)?,
-            ipv6: Ipv6::open(name, *mac, start)?,
+            name: name.to_owned(),
+            dhcp4: Dhcp4::open(name, mac, start)?,
+            ipv6: Ipv6::open(name, mac, start)?,
             since: None,
         });
     }
@@ -145,11 +152,11 @@ pub fn configure(netlink: &Netlink, interfaces: &[(String, Mac)], limit: Duratio
         for client in clients.iter_mut().filter(|client| !client.is_done(now)) {
             let leased = client.dhcp4.advance(now)?;
             if let Some(lease) = &leased {
-                lease.apply(netlink, &client.name)?;
+                lease.apply(&netlink, &client.name)?;
                 names.add(&lease.names);
             }
             let advertised = match &mut client.ipv6 {
-                Some(ipv6) => ipv6.advance(netlink, &client.name, now)?,
+                Some(ipv6) => ipv6.advance(&netlink, &client.name, now)?,
                 None => None,
             };
             if let Some(told) = &advertised {
@@ -159,10 +166,17 @@ pub fn configure(netlink: &Netlink, interfaces: &[(String, Mac)], limit: Duratio
                 client.since = Some(now);
             }
             let grace = client.since.map(|since| since + GRACE);
-            let due = [client.dhcp4.due(), client.ipv6.as_ref().and_then(Ipv6::due), grace];
+            let due = [
+                client.dhcp4.due(),
+                client.ipv6.as_ref().and_then(Ipv6::due),
+                grace,
+            ];
             wake = due.into_iter().flatten().fold(wake, Instant::min);
         }
-        let open: Vec<_> = clients.iter().filter(|client| !client.is_done(now)).collect();
+        let open: Vec<_> = clients
+            .iter()
+            .filter(|client| !client.is_done(now))
+            .collect();
         if open.is_empty() {
             return Ok(names);
         }
@@ -179,14 +193,30 @@ pub fn configure(netlink: &Netlink, interfaces: &[(String, Mac)], limit: Duratio
 fn wait(clients: &[&Client], limit: Duration) -> Result<()> {
     let fds = clients.iter().flat_map(|client| {
         let v6 = client.ipv6.iter().flat_map(Ipv6::fds);
-        std::iter::once(client.dhcp4.fd()).chain(v6).collect::<Vec<BorrowedFd<'_>>>()
+        std::iter::once(client.dhcp4.fd())
+            .chain(v6)
+            .collect::<Vec<BorrowedFd<'_>>>()
     });
     let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-    let timeout = PollTimeout::try_from(limit + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+    let timeout =
+        PollTimeout::try_from(limit + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
     match poll(&mut fds, timeout) {
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(errno) => Err(system("wait for the network's answers")(errno)),
     }
+}
+
+/// The Ethernet address of an interface.
+fn mac(interface: &str) -> Result<Mac> {
+    let all = getifaddrs().map_err(system("list interfaces"))?;
+    let mut own = all.filter(|address| address.interface_name == interface);
+    own.find_map(|a| a.address.as_ref()?.as_link_addr()?.addr())
+        .ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("{interface} has no Ethernet address"),
+            )
+        })
 }
 
 fn silence(interface: &str, limit: Duration) -> Error {
