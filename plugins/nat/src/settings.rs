@@ -70,11 +70,9 @@ impl Settings {
     /// # Errors
     /// A value is none of its kind, or the VNL has what the scheme does not know.
     pub(crate) fn parse(argument: &str) -> Result<Self> {
-        let spec = Spec::address_grammar(argument, &KEYS)?;
+        // There is no address before the first key.
+        let spec = Spec::address_grammar(&format!("/{argument}"), &KEYS)?;
         spec.no_nested()?;
-        if !spec.target_str()?.is_empty() {
-            return Err(Error::usage("nat:// has no address").hint("write nat://key=value/…"));
-        }
         let yes = |key: &str| -> Result<bool> {
             match spec.get(key) {
                 None | Some("yes") => Ok(true),

@@ -14,11 +14,15 @@ use nix::sys::socket::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::gateway::{Hold, Inside, Queue};
+use crate::settings::Protocol;
 
 /// The longest packet, in bytes.
 const LONGEST: usize = 4096;
 /// The most descriptors in a packet.
-const DESCRIPTORS: usize = 8;
+const DESCRIPTORS: usize = STOCK;
+
+/// How many sockets of a kind the gateway makes at once.
+pub(crate) const STOCK: usize = 16;
 
 /// What the gateway first sends: the descriptors beside it are TCP, UDP and ICMP of each family,
 /// then the queue if there is one.
@@ -28,17 +32,17 @@ struct Sockets {
     hold: Hold,
 }
 
-/// The proxy's request for a UDP socket that answers from a port.
+/// A kind of socket that the gateway makes and the proxy binds: transparent ones.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq, Hash)]
-pub(crate) struct Replies {
-    pub port: u16,
+pub(crate) struct Kind {
+    pub protocol: Protocol,
     pub ipv6: bool,
 }
 
-/// The gateway's answer: the descriptor is beside it unless it failed.
+/// The gateway's answer to a request for sockets: they are beside it unless that failed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Answer {
-    request: Replies,
+    kind: Kind,
     error: Option<String>,
 }
 
@@ -114,45 +118,47 @@ impl Channel {
         Ok(Some((sockets.hold, inside, fds.next().map(Queue::from))))
     }
 
-    /// Asks for a socket.
+    /// Asks for [`STOCK`] sockets of a kind.
     ///
     /// # Errors
     /// The gateway is gone.
-    pub(crate) fn request(&self, request: Replies) -> io::Result<()> {
-        self.send(&request, &[])
+    pub(crate) fn request(&self, kind: Kind) -> io::Result<()> {
+        self.send(&kind, &[])
     }
 
     /// The next request; `None` if the proxy is gone.
     ///
     /// # Errors
     /// The packet is malformed.
-    pub(crate) fn receive_request(&self) -> io::Result<Option<Replies>> {
-        Ok(self.receive(MsgFlags::empty())?.map(|(request, _)| request))
+    pub(crate) fn receive_request(&self) -> io::Result<Option<Kind>> {
+        Ok(self.receive(MsgFlags::empty())?.map(|(kind, _)| kind))
     }
 
     /// Answers a request.
     ///
     /// # Errors
     /// The proxy is gone.
-    pub(crate) fn send_reply(&self, request: Replies, made: io::Result<OwnedFd>) -> io::Result<()> {
+    pub(crate) fn send_stock(&self, kind: Kind, made: io::Result<Vec<OwnedFd>>) -> io::Result<()> {
         let error = made.as_ref().err().map(ToString::to_string);
-        let fds: Vec<_> = made.iter().map(AsFd::as_fd).collect();
-        self.send(&Answer { request, error }, &fds)
+        let fds: Vec<_> = made.iter().flatten().map(AsFd::as_fd).collect();
+        self.send(&Answer { kind, error }, &fds)
     }
 
     /// The next answer, without waiting; `None` if the gateway is gone.
     ///
     /// # Errors
     /// The packet is malformed, or none is there (`WouldBlock`).
-    pub(crate) fn receive_reply(&self) -> io::Result<Option<(Replies, io::Result<OwnedFd>)>> {
-        let Some((answer, fds)) = self.receive::<Answer>(MsgFlags::MSG_DONTWAIT)? else {
-            return Ok(None);
-        };
-        let made = match fds.into_iter().next() {
-            Some(fd) => Ok(fd),
-            None => Err(io::Error::other(answer.error.unwrap_or_default())),
-        };
-        Ok(Some((answer.request, made)))
+    pub(crate) fn receive_stock(&self) -> io::Result<Option<(Kind, Vec<OwnedFd>)>> {
+        match self.receive::<Answer>(MsgFlags::MSG_DONTWAIT)? {
+            None => Ok(None),
+            Some((
+                Answer {
+                    error: Some(error), ..
+                },
+                _,
+            )) => Err(io::Error::other(error)),
+            Some((answer, fds)) => Ok(Some((answer.kind, fds))),
+        }
     }
 
     fn send(&self, packet: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {

@@ -81,10 +81,10 @@ fn serve(channel: &wire::Channel, mut services: Services) -> io::Result<()> {
         let has_request = fds[0].revents().is_some_and(|events| !events.is_empty());
         drop(fds);
         if has_request {
-            let Some(request) = channel.receive_request()? else {
+            let Some(kind) = channel.receive_request()? else {
                 return Ok(());
             };
-            channel.send_reply(request, sockets::replies(request.port, request.ipv6))?;
+            channel.send_stock(kind, sockets::stock(kind))?;
         }
         services.serve();
         if Instant::now() >= advertise {

@@ -10,6 +10,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::queue::Queue;
 use super::rules::{Hold, TCP_PORT, UDP_PORT};
+use crate::settings::Protocol::{Tcp as Connections, Udp as Datagrams};
+use crate::wire::{Kind, STOCK};
 
 /// The connections that wait to be accepted, at most.
 const BACKLOG: i32 = 16_384;
@@ -78,17 +80,29 @@ fn family(domain: Domain) -> io::Result<Inside> {
     })
 }
 
-/// A UDP socket that answers from `port` of whatever address.
+/// Sockets for the proxy to bind: to ports from which datagrams are answered, and to the addresses
+/// of those who connect from outside.
 ///
 /// # Errors
 /// The kernel refuses.
-pub(crate) fn replies(port: u16, ipv6: bool) -> io::Result<OwnedFd> {
-    let domain = if ipv6 { Domain::IPV6 } else { Domain::IPV4 };
-    let socket = transparent(domain, Type::DGRAM, None)?;
-    socket.set_reuse_address(true)?;
-    bulk(&socket);
-    socket.bind(&any(domain, port).into())?;
-    Ok(socket.into())
+pub(crate) fn stock(kind: Kind) -> io::Result<Vec<OwnedFd>> {
+    let domain = if kind.ipv6 {
+        Domain::IPV6
+    } else {
+        Domain::IPV4
+    };
+    let make = |_| {
+        let socket = match kind.protocol {
+            Datagrams => transparent(domain, Type::DGRAM, None)?,
+            Connections => transparent(domain, Type::STREAM, None)?,
+        };
+        socket.set_reuse_address(true)?;
+        if kind.protocol == Datagrams {
+            bulk(&socket);
+        }
+        Ok(socket.into())
+    };
+    (0..STOCK).map(make).collect()
 }
 
 fn transparent(domain: Domain, kind: Type, protocol: Option<Protocol>) -> io::Result<Socket> {

@@ -15,6 +15,7 @@ mod echo;
 mod names;
 mod pipes;
 mod poll;
+mod stock;
 mod stream;
 mod tcp;
 mod udp;
@@ -38,6 +39,7 @@ use destination::Destinations;
 use echo::Echo;
 use names::Names;
 use poll::{Event, Poll, Token};
+use stock::Stock;
 use tcp::Tcp;
 use udp::Udp;
 
@@ -145,7 +147,7 @@ fn serve(
         tcp: Tcp::new(tcp, queue, bind, connections, &poll)?,
         udp: Udp::new(udp, bind, &poll)?,
         echo: Echo::new(icmp, &poll)?,
-        channel,
+        stock: Stock::new(channel, task.settings.net6.is_some())?,
         again: VecDeque::new(),
     };
     let mut events: Vec<Event> = Vec::new();
@@ -189,7 +191,7 @@ struct Proxy {
     tcp: Tcp,
     udp: Udp,
     echo: Echo,
-    channel: Channel,
+    stock: Stock,
     /// The sockets that had more than their turn allowed.
     again: VecDeque<Event>,
 }
@@ -199,7 +201,7 @@ impl Proxy {
         let more = match event.token {
             Token::Plugin => false,
             Token::Gateway => {
-                self.on_gateway()?;
+                self.stock.refill()?;
                 false
             }
             Token::Accept(family) => {
@@ -222,16 +224,16 @@ impl Proxy {
             Token::Datagrams(family) => self.udp.on_datagrams(
                 family,
                 poll,
-                &self.channel,
+                &mut self.stock,
                 &self.destinations,
                 &mut self.names,
             )?,
-            Token::Mapping(index) => self.udp.on_mapping(index, &self.channel),
+            Token::Mapping(index) => self.udp.on_mapping(index, &mut self.stock),
             Token::Echo(family) => self.echo.on_request(family, poll, &self.destinations),
             Token::Ping(index) => self.echo.on_reply(index),
             Token::Names(index) => {
                 if let Some((client, asked, answer)) = self.names.on_answer(index) {
-                    self.udp.reply(client, asked, answer);
+                    self.udp.reply(client, asked, answer, &mut self.stock);
                 }
                 false
             }
@@ -241,17 +243,6 @@ impl Proxy {
             self.again.push_back(event);
         }
         Ok(())
-    }
-
-    fn on_gateway(&mut self) -> io::Result<()> {
-        loop {
-            match self.channel.receive_reply() {
-                Ok(Some((key, made))) => self.udp.on_answer(key, made),
-                Ok(None) => return Err(io::Error::other("the gateway ended")),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
     }
 
     fn expire(&mut self, now: Instant) {

@@ -4,14 +4,14 @@
 //!
 //! Mapping and filtering are endpoint-independent (RFC 4787, REQ-1 and REQ-8): everything that
 //! arrives at the socket outside goes to its client, and seems to come from where it really comes
-//! from. For that the gateway has one transparent socket per remote port (`Replies`), which answers
-//! from whatever address; the proxy asks for it when the port is first met, and drops what comes
-//! before it is there.
+//! from. For that there is one transparent socket per remote port, which answers from whatever
+//! address ([`Stock`]).
 //!
 //! A mapping ends when nothing has passed for a time (REQ-5), and the idlest one ends when there are
 //! too many.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -26,7 +26,7 @@ use super::datagram::{self, LONGEST};
 use super::destination::{Destination, Destinations};
 use super::names::Names;
 use super::poll::{Poll, Token};
-use crate::wire::{Channel, Replies};
+use super::stock::Stock;
 
 /// How long a mapping lives while nothing passes: RFC 4787 (REQ-5) recommends five minutes.
 const IDLE: Duration = Duration::from_secs(300);
@@ -49,19 +49,14 @@ struct Mapping {
     used: Instant,
 }
 
-/// A socket that answers from a port, or the wait for it.
-enum Answers {
-    Asked,
-    Here(OwnedFd),
-}
-
 /// All mappings.
 pub(crate) struct Udp {
     inside: Vec<OwnedFd>,
     bind: Option<IpAddr>,
     mappings: Slab<Mapping>,
     clients: HashMap<SocketAddr, usize>,
-    replies: HashMap<Replies, Answers>,
+    /// The sockets that answer, by port and whether it is one of IPv6.
+    answering: HashMap<(u16, bool), Socket>,
     buffer: Vec<u8>,
     pub counts: Counts,
 }
@@ -87,7 +82,7 @@ impl Udp {
             bind,
             mappings: Slab::new(),
             clients: HashMap::new(),
-            replies: HashMap::new(),
+            answering: HashMap::new(),
             buffer: vec![0; LONGEST],
             counts: Counts::default(),
         })
@@ -103,7 +98,7 @@ impl Udp {
         &mut self,
         family: usize,
         poll: &Poll,
-        channel: &Channel,
+        stock: &mut Stock,
         destinations: &Destinations,
         names: &mut Names,
     ) -> io::Result<bool> {
@@ -128,13 +123,6 @@ impl Udp {
             let to = match destinations.find(to) {
                 Destination::Outside(to) => to,
                 Destination::Names => {
-                    self.want(
-                        channel,
-                        Replies {
-                            port: to.port(),
-                            ipv6: to.is_ipv6(),
-                        },
-                    );
                     names.ask(poll, received.from, to, &self.buffer[..piece]);
                     continue;
                 }
@@ -143,13 +131,6 @@ impl Udp {
                     continue;
                 }
             };
-            self.want(
-                channel,
-                Replies {
-                    port: to.port(),
-                    ipv6: to.is_ipv6(),
-                },
-            );
             let Ok(index) = self.mapping(poll, received.from, to.is_ipv4()) else {
                 self.counts.dropped += 1;
                 continue;
@@ -210,7 +191,7 @@ impl Udp {
     }
 
     /// Moves datagrams to a client; `true` if there may be more.
-    pub(crate) fn on_mapping(&mut self, index: usize, channel: &Channel) -> bool {
+    pub(crate) fn on_mapping(&mut self, index: usize, stock: &mut Stock) -> bool {
         for _ in 0..TURN {
             let Some(mapping) = self.mappings.get_mut(index) else {
                 return false;
@@ -227,66 +208,35 @@ impl Udp {
             mapping.used = Instant::now();
             let client = mapping.client;
             let from = received.from;
-            let bytes = &self.buffer[..received.length];
-            let key = Replies {
-                port: from.port(),
-                ipv6: from.is_ipv6(),
-            };
-            let sent = match self.replies.get(&key) {
-                Some(Answers::Here(socket)) => {
-                    datagram::send(socket, bytes, received.segment, client, Some(from.ip()))
+            let key = (from.port(), from.is_ipv6());
+            let sent = match answering(&mut self.answering, stock, key) {
+                Ok(socket) => {
+                    let bytes = &self.buffer[..received.length];
+                    datagram::send(socket, bytes, received.segment, client, Some(from.ip())).is_ok()
                 }
-                _ => Err(Errno::EAGAIN),
+                Err(_) => false,
             };
             match sent {
-                Ok(()) => self.counts.bytes_in += received.length as u64,
-                Err(_) => self.counts.dropped += 1,
+                true => self.counts.bytes_in += received.length as u64,
+                false => self.counts.dropped += 1,
             }
-            self.want(channel, key);
         }
         true
     }
 
     /// Answers a client from an address and port inside.
-    pub(crate) fn reply(&mut self, client: SocketAddr, from: SocketAddr, bytes: &[u8]) {
-        let key = Replies {
-            port: from.port(),
-            ipv6: from.is_ipv6(),
-        };
-        let sent = match self.replies.get(&key) {
-            Some(Answers::Here(socket)) => {
-                datagram::send(socket, bytes, None, client, Some(from.ip()))
-            }
-            _ => Err(Errno::EAGAIN),
-        };
-        self.counts.dropped += u64::from(sent.is_err());
-    }
-
-    /// Asks the gateway for a socket that answers from a port.
-    fn want(&mut self, channel: &Channel, key: Replies) {
-        if self.replies.contains_key(&key) {
-            return;
-        }
-        if self.replies.len() >= PORTS {
-            let ours = self
-                .replies
-                .iter()
-                .find(|(_, a)| matches!(a, Answers::Here(_)));
-            if let Some(key) = ours.map(|(key, _)| *key) {
-                self.replies.remove(&key);
-            }
-        }
-        if channel.request(key).is_ok() {
-            self.replies.insert(key, Answers::Asked);
-        }
-    }
-
-    /// The gateway has made a socket that was asked for.
-    pub(crate) fn on_answer(&mut self, key: Replies, made: io::Result<OwnedFd>) {
-        match made {
-            Ok(socket) => drop(self.replies.insert(key, Answers::Here(socket))),
-            Err(_) => drop(self.replies.remove(&key)),
-        }
+    pub(crate) fn reply(
+        &mut self,
+        client: SocketAddr,
+        from: SocketAddr,
+        bytes: &[u8],
+        stock: &mut Stock,
+    ) {
+        let key = (from.port(), from.is_ipv6());
+        let sent = answering(&mut self.answering, stock, key).is_ok_and(|socket| {
+            datagram::send(socket, bytes, None, client, Some(from.ip())).is_ok()
+        });
+        self.counts.dropped += u64::from(!sent);
     }
 
     fn remove(&mut self, index: usize) {
@@ -305,5 +255,23 @@ impl Udp {
         for index in old {
             self.remove(index);
         }
+    }
+}
+
+/// The socket that answers from a port, which is made if there is none.
+fn answering<'a>(
+    sockets: &'a mut HashMap<(u16, bool), Socket>,
+    stock: &mut Stock,
+    key: (u16, bool),
+) -> io::Result<&'a Socket> {
+    if sockets.len() >= PORTS
+        && !sockets.contains_key(&key)
+        && let Some(other) = sockets.keys().next().copied()
+    {
+        sockets.remove(&other);
+    }
+    match sockets.entry(key) {
+        Entry::Occupied(entry) => Ok(entry.into_mut()),
+        Entry::Vacant(entry) => Ok(entry.insert(stock.answering(key.0, key.1)?)),
     }
 }

@@ -1,0 +1,101 @@
+//! Sockets in the gateway's namespace, made by the gateway before they are needed.
+//!
+//! A process gives its sockets the network namespace that it is in, so the gateway makes them; what
+//! they are bound to is the proxy's choice. They are transparent: any address will do. The proxy may
+//! bind ports below 1024, because its user owns the gateway's user namespace (user_namespaces(7)).
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+use socket2::Socket;
+
+use crate::settings::Protocol;
+use crate::wire::{Channel, Kind, STOCK};
+
+/// The sockets that are there.
+pub(crate) struct Stock {
+    channel: Channel,
+    sockets: HashMap<Kind, Vec<OwnedFd>>,
+    /// The kinds that have been asked for.
+    asked: Vec<Kind>,
+}
+
+impl Stock {
+    /// Asks for the first ones.
+    ///
+    /// # Errors
+    /// The gateway is gone.
+    pub(crate) fn new(channel: Channel, ipv6: bool) -> io::Result<Self> {
+        let mut stock = Self {
+            channel,
+            sockets: HashMap::new(),
+            asked: Vec::new(),
+        };
+        let families = [Some(false), ipv6.then_some(true)];
+        for ipv6 in families.into_iter().flatten() {
+            stock.ask(Kind {
+                protocol: Protocol::Udp,
+                ipv6,
+            })?;
+        }
+        Ok(stock)
+    }
+
+    /// A socket, bound to an address.
+    ///
+    /// # Errors
+    /// There is none left now (`WouldBlock`), or the address is taken.
+    pub(crate) fn bound(&mut self, protocol: Protocol, to: SocketAddr) -> io::Result<Socket> {
+        let kind = Kind {
+            protocol,
+            ipv6: to.is_ipv6(),
+        };
+        let sockets = self.sockets.entry(kind).or_default();
+        let socket = sockets.pop();
+        if sockets.len() < STOCK / 2 && !self.asked.contains(&kind) {
+            self.ask(kind)?;
+        }
+        let socket = Socket::from(socket.ok_or(io::ErrorKind::WouldBlock)?);
+        socket.bind(&to.into())?;
+        Ok(socket)
+    }
+
+    /// A socket that sends datagrams from a port of any address.
+    ///
+    /// # Errors
+    /// As for [`Stock::bound`].
+    pub(crate) fn answering(&mut self, port: u16, ipv6: bool) -> io::Result<Socket> {
+        let any: IpAddr = if ipv6 {
+            Ipv6Addr::UNSPECIFIED.into()
+        } else {
+            Ipv4Addr::UNSPECIFIED.into()
+        };
+        self.bound(Protocol::Udp, SocketAddr::new(any, port))
+    }
+
+    /// Takes what the gateway has made.
+    ///
+    /// # Errors
+    /// The gateway is gone, or cannot make any.
+    pub(crate) fn refill(&mut self) -> io::Result<()> {
+        loop {
+            match self.channel.receive_stock() {
+                Ok(Some((kind, sockets))) => {
+                    self.asked.retain(|asked| *asked != kind);
+                    self.sockets.entry(kind).or_default().extend(sockets);
+                }
+                Ok(None) => return Err(io::Error::other("the gateway ended")),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn ask(&mut self, kind: Kind) -> io::Result<()> {
+        self.channel.request(kind)?;
+        self.asked.push(kind);
+        Ok(())
+    }
+}
