@@ -2,16 +2,20 @@
 
 use std::ffi::CStr;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use tempfile::TempDir;
 use vdens_plugin_kit::{Error, ErrorKind, Result};
 
+use crate::report::Report;
 use crate::settings::Task;
 
 /// A directory of this link's own, closed to others. It goes when the link does.
@@ -69,19 +73,85 @@ fn missing(program: &Path) -> Error {
     Error::new(ErrorKind::NotFound, message).hint("install it from where vdens came from")
 }
 
-/// Starts the proxy; what is returned is closed by it when it ends, and ends it when it is closed.
-pub(crate) fn start(task: &Task) -> Result<UnixStream> {
-    let failed = |e: &io::Error| Error::io("start vdens-nat", e);
-    let (ours, theirs) = UnixStream::pair().map_err(|e| failed(&e))?;
-    ours.set_nonblocking(true).map_err(|e| failed(&e))?;
-    let task = serde_json::to_string(task).map_err(|e| failed(&e.into()))?;
-    let stdin = Stdio::from(std::os::fd::OwnedFd::from(theirs));
-    let mut command = Command::new(program()?);
-    command
-        .arg("proxy")
-        .arg(task)
-        .stdin(stdin)
-        .stdout(Stdio::null());
-    command.spawn().map_err(|e| failed(&e))?;
-    Ok(ours)
+/// How long the proxy may take to start: it binds sockets and does nothing else before.
+const START: Duration = Duration::from_secs(10);
+
+/// The proxy. It ends when this is dropped.
+pub(crate) struct Proxy {
+    socket: UnixStream,
+    child: Child,
+    /// The beginning of a line that is not whole yet.
+    part: Vec<u8>,
+}
+
+impl Proxy {
+    /// Starts the proxy, and waits until the forwards are there.
+    ///
+    /// # Errors
+    /// The program is not there, or what the proxy reports.
+    pub(crate) fn start(task: &Task) -> Result<Self> {
+        let failed = |e: &io::Error| Error::io("start vdens-nat", e);
+        let (ours, theirs) = UnixStream::pair().map_err(|e| failed(&e))?;
+        let task = serde_json::to_string(task).map_err(|e| failed(&e.into()))?;
+        let stdin = Stdio::from(OwnedFd::from(theirs));
+        let mut command = Command::new(program()?);
+        command
+            .arg("proxy")
+            .arg(task)
+            .stdin(stdin)
+            .stdout(Stdio::null());
+        let child = command.spawn().map_err(|e| failed(&e))?;
+        drop(command);
+        let mut proxy = Self {
+            socket: ours,
+            child,
+            part: Vec::new(),
+        };
+        let limit = proxy.socket.set_read_timeout(Some(START));
+        limit.map_err(|e| failed(&e))?;
+        match proxy.next()? {
+            Some(Report::Started) => {}
+            Some(Report::Failed(why)) => return Err(Error::new(ErrorKind::Other, why)),
+            _ => return Err(Error::closed("vdens-nat does not start")),
+        }
+        proxy.socket.set_nonblocking(true).map_err(|e| failed(&e))?;
+        Ok(proxy)
+    }
+
+    /// What is readable when the proxy has told something or has ended.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// The next thing that the proxy told, if there is one.
+    ///
+    /// # Errors
+    /// The proxy has ended.
+    pub(crate) fn next(&mut self) -> Result<Option<Report>> {
+        loop {
+            if let Some(end) = self.part.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.part.drain(..=end).collect();
+                let report = serde_json::from_slice(&line);
+                return report
+                    .map(Some)
+                    .map_err(|e| Error::io("understand vdens-nat", &e.into()));
+            }
+            let mut bytes = [0; 4096];
+            match self.socket.read(&mut bytes) {
+                Ok(0) => return Err(Error::closed("the proxy of nat:// has ended")),
+                Ok(count) => self.part.extend(&bytes[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(Error::io("hear from vdens-nat", &error)),
+            }
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.socket.shutdown(Shutdown::Both);
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }

@@ -12,28 +12,34 @@
 //! breaks, and the host opens it again.
 
 mod child;
+mod forward;
+mod report;
 mod settings;
 
-use std::io::Read;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use tempfile::TempDir;
 use vdens_plugin_kit::{
     Capabilities, Error, Link, OpenRequest, Result, RxBatch, State, Status, TxBatch, export_plugin,
+    log,
 };
 
+use child::Proxy;
+use report::Report;
 use settings::{Settings, Task};
 
 /// The link: the cable's end, while the proxy lives.
 struct Nat {
     cable: Box<dyn Link>,
-    proxy: UnixStream,
+    proxy: Proxy,
     /// Readable when the cable or the proxy is.
     ready: Epoll,
-    /// What the descriptor of the cable was that is waited for.
-    directory: TempDir,
+    /// The last that the proxy told for `vdectl status`.
+    told: BTreeMap<String, String>,
+    /// Where the cable is; removed with the link.
+    _directory: TempDir,
 }
 
 impl Link for Nat {
@@ -46,9 +52,13 @@ impl Link for Nat {
     }
 
     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
-        let mut byte = [0];
-        if let Ok(0) = self.proxy.read(&mut byte) {
-            return Err(Error::closed("the proxy of nat:// has ended"));
+        while let Some(report) = self.proxy.next()? {
+            match report {
+                Report::Started => {}
+                Report::Failed(why) => return Err(Error::closed(why)),
+                Report::Warning(text) => log::warn!("nat://: {text}"),
+                Report::Status(told) => self.told = told,
+            }
         }
         self.cable.recv(batch)
     }
@@ -66,7 +76,9 @@ impl Link for Nat {
     }
 
     fn status(&self) -> Status {
-        self.cable.status()
+        let mut status = self.cable.status();
+        status.extra.extend(self.told.clone());
+        status
     }
 
     fn wants_panel(&self) -> bool {
@@ -85,12 +97,12 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
         panel,
     };
     let cable = format!("ptp://{}", directory.path().join("cable").display());
+    let proxy = Proxy::start(&task)?;
     let cable = request.host.open(&cable)?;
-    let proxy = child::start(&task)?;
     let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
         .and_then(|ready| {
             ready.add(cable.fd(), EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
-            ready.add(&proxy, EpollEvent::new(EpollFlags::EPOLLIN, 1))?;
+            ready.add(proxy.fd(), EpollEvent::new(EpollFlags::EPOLLIN, 1))?;
             Ok(ready)
         })
         .map_err(|e| Error::io("wait for the proxy", &e.into()))?;
@@ -98,7 +110,8 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
         cable,
         proxy,
         ready,
-        directory,
+        told: BTreeMap::new(),
+        _directory: directory,
     }))
 }
 

@@ -1,13 +1,15 @@
 //! What a `nat://` VNL asks for: its keys as data, which the plugin parses and hands to the proxy,
 //! and the proxy to the gateway.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use vdens_plugin_kit::vnl::{Keys, Spec};
 use vdens_plugin_kit::{Error, Result};
+
+use crate::forward::{self, Forward, Protocol};
 
 pub(crate) const KEYS: Keys = Keys::new(&[
     "bind", "dns", "host", "ipv4", "ipv6", "mtu", "net", "net6", "tcp", "udp",
@@ -44,24 +46,6 @@ pub(crate) struct Settings {
     pub is_router6: bool,
     /// Ports outside that lead inside.
     pub forwards: Vec<Forward>,
-}
-
-/// The protocol of a forward.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq, Hash)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Protocol {
-    Tcp,
-    Udp,
-}
-
-/// A port outside that leads to one inside.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq, Hash)]
-pub(crate) struct Forward {
-    pub protocol: Protocol,
-    /// Where the proxy listens.
-    pub listen: SocketAddr,
-    /// The station inside and its port.
-    pub to: SocketAddr,
 }
 
 impl Settings {
@@ -104,6 +88,15 @@ impl Settings {
                     .parse()
                     .map_err(|_| bad("dns", server, "an address"))?;
                 settings.dns.push(parsed);
+            }
+        }
+        let first = settings.first_client().unwrap_or(Ipv4Addr::UNSPECIFIED);
+        for (protocol, key) in [(Protocol::Tcp, "tcp"), (Protocol::Udp, "udp")] {
+            for text in spec.get(key).into_iter().flat_map(|text| text.split(',')) {
+                let forwards = forward::parse(protocol, text, first).map_err(|message| {
+                    Error::usage(message).hint(format!("for example {key}=8080:80"))
+                })?;
+                settings.forwards.extend(forwards);
             }
         }
         Ok(settings)

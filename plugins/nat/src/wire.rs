@@ -13,8 +13,8 @@ use nix::sys::socket::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::forward::Protocol;
 use crate::gateway::{Hold, Inside, Queue};
-use crate::settings::Protocol;
 
 /// The longest packet, in bytes.
 const LONGEST: usize = 4096;
@@ -24,8 +24,10 @@ const DESCRIPTORS: usize = STOCK;
 /// How many sockets of a kind the gateway makes at once.
 pub(crate) const STOCK: usize = 16;
 
-/// What the gateway first sends: the descriptors beside it are TCP, UDP and ICMP of each family,
-/// then the queue if there is one.
+/// What the gateway first sends: why it cannot work, or its sockets. The descriptors beside it are
+/// TCP, UDP and ICMP of each family, then the queue if there is one.
+type First = Result<Sockets, String>;
+
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Sockets {
     families: usize,
@@ -95,7 +97,15 @@ pub(crate) fn send_sockets(
         .iter()
         .flat_map(|s| [s.tcp.as_fd(), s.udp.as_fd(), s.icmp.as_fd()]);
     let fds: Vec<_> = families.chain(queue.as_ref().map(AsFd::as_fd)).collect();
-    channel.send(&sockets, &fds)
+    channel.send(&First::Ok(sockets), &fds)
+}
+
+/// Says why the gateway cannot work.
+///
+/// # Errors
+/// The proxy is gone.
+pub(crate) fn send_failure(channel: &Channel, error: &io::Error) -> io::Result<()> {
+    channel.send(&First::Err(error.to_string()), &[])
 }
 
 impl Channel {
@@ -104,9 +114,10 @@ impl Channel {
     /// # Errors
     /// The packet is malformed.
     pub(crate) fn receive_sockets(&self) -> io::Result<Option<(Hold, Vec<Inside>, Option<Queue>)>> {
-        let Some((sockets, fds)) = self.receive::<Sockets>(MsgFlags::empty())? else {
+        let Some((first, fds)) = self.receive::<First>(MsgFlags::empty())? else {
             return Ok(None);
         };
+        let sockets = first.map_err(io::Error::other)?;
         let mut fds = fds.into_iter();
         let mut inside = Vec::new();
         for _ in 0..sockets.families {

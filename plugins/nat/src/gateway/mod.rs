@@ -46,18 +46,28 @@ const INTERFACE: &str = "vde0";
 /// Runs until the proxy ends. `socket` is the path at which the proxy waits.
 ///
 /// # Errors
-/// The kernel lacks something, which the message names.
+/// The proxy is gone.
 pub(crate) fn run(settings: &Settings, socket: &Path) -> io::Result<()> {
+    let channel = wire::connect(socket)?;
+    match prepare(settings) {
+        Ok((hold, inside, queue, services)) => {
+            wire::send_sockets(&channel, hold, &inside, queue)?;
+            drop(inside);
+            serve(&channel, services)
+        }
+        Err(error) => wire::send_failure(&channel, &error),
+    }
+}
+
+/// Makes everything that this namespace must have.
+fn prepare(settings: &Settings) -> io::Result<(Hold, Vec<Inside>, Option<Queue>, Services)> {
     let ipv6 = settings.net6.is_some();
     sysctls(ipv6)?;
     let hold = rules::install(INTERFACE, ipv6)?;
     routes::install(ipv6)?;
     let (inside, queue) = sockets::make(hold, ipv6)?;
-    let channel = wire::connect(socket)?;
-    wire::send_sockets(&channel, hold, &inside, queue)?;
-    drop(inside);
     let services = Services::open(settings, INTERFACE, settings.is_router6)?;
-    serve(&channel, services)
+    Ok((hold, inside, queue, services))
 }
 
 /// Serves the clients, and answers the proxy's requests until it is gone.

@@ -10,7 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::queue::Queue;
 use super::rules::{Hold, TCP_PORT, UDP_PORT};
-use crate::settings::Protocol::{Tcp as Connections, Udp as Datagrams};
+use crate::forward::Protocol::{Tcp as Connections, Udp as Datagrams};
 use crate::wire::{Kind, STOCK};
 
 /// The connections that wait to be accepted, at most.

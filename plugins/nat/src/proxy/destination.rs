@@ -45,11 +45,7 @@ impl Destinations {
             return Destination::Names;
         }
         if self.host == Some(address) {
-            let loopback = match address {
-                IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-                IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-            };
-            return Destination::Outside(SocketAddr::new(loopback, to.port()));
+            return Destination::Outside(SocketAddr::new(loopback(address), to.port()));
         }
         if self.is_own(address) || !is_outside(address) {
             return Destination::Nowhere;
@@ -62,6 +58,14 @@ impl Destinations {
         self.gateways.contains(&address)
             || self.names.contains(&address)
             || self.host == Some(address)
+    }
+}
+
+/// This machine's loopback address of the family of another address.
+pub(crate) fn loopback(of: IpAddr) -> IpAddr {
+    match of {
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
     }
 }
 

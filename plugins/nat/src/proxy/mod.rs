@@ -12,6 +12,7 @@
 mod datagram;
 mod destination;
 mod echo;
+mod forwards;
 mod names;
 mod pipes;
 mod poll;
@@ -22,21 +23,28 @@ mod udp;
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket,
 };
+use socket2::Socket;
 
+use crate::forward::Forward;
 use crate::gateway::Inside;
+use crate::report::{self, Report};
 use crate::settings::Task;
 use crate::wire::Channel;
 use destination::Destinations;
 use echo::Echo;
+use forwards::Forwards;
 use names::Names;
 use poll::{Event, Poll, Token};
 use stock::Stock;
@@ -53,10 +61,15 @@ const RESERVED: usize = 512;
 ///
 /// # Errors
 /// The gateway cannot be made, or has ended.
-pub(crate) fn run(task: &Task, plugin: OwnedFd) -> io::Result<()> {
+pub(crate) fn run(task: &Task, plugin: &UnixStream) -> io::Result<()> {
     let limit = descriptors();
     let poll = Poll::new()?;
-    poll.read(&plugin, Token::Plugin)?;
+    poll.read(plugin, Token::Plugin)?;
+    let mut bound = Vec::new();
+    for forward in &task.settings.forwards {
+        bound.push((*forward, forwards::bind(forward)?));
+    }
+    report::tell(plugin, &Report::Started)?;
     let path = task.directory.join("gateway");
     let listener = socket(
         AddressFamily::Unix,
@@ -68,7 +81,7 @@ pub(crate) fn run(task: &Task, plugin: OwnedFd) -> io::Result<()> {
     bind(listener.as_raw_fd(), &UnixAddr::new(&path)?)?;
     listen(&listener, Backlog::new(1)?)?;
     let mut gateway = start_gateway(task, &path)?;
-    let result = serve(task, plugin, listener, poll, limit);
+    let result = serve(task, listener, poll, limit, bound);
     let _ = gateway.kill();
     let _ = gateway.wait();
     result
@@ -115,10 +128,10 @@ fn start_gateway(task: &Task, socket: &std::path::Path) -> io::Result<Child> {
 
 fn serve(
     task: &Task,
-    plugin: OwnedFd,
     listener: OwnedFd,
     mut poll: Poll,
     limit: usize,
+    bound: Vec<(Forward, Socket)>,
 ) -> io::Result<()> {
     use std::os::fd::{AsRawFd, FromRawFd};
     let fd = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
@@ -141,15 +154,20 @@ fn serve(
     }
     let bind = task.settings.bind;
     let connections = limit.saturating_sub(RESERVED).max(64) / 2;
+    let gateways: Vec<IpAddr> = task.settings.gateways().iter().map(IpNet::addr).collect();
     let mut proxy = Proxy {
         destinations: Destinations::new(&task.settings),
         names: Names::new(task.settings.dns.clone()),
         tcp: Tcp::new(tcp, queue, bind, connections, &poll)?,
-        udp: Udp::new(udp, bind, &poll)?,
+        udp: Udp::new(udp, bind, gateways.clone(), &poll)?,
         echo: Echo::new(icmp, &poll)?,
+        forwards: Forwards::new(gateways),
         stock: Stock::new(channel, task.settings.net6.is_some())?,
         again: VecDeque::new(),
     };
+    for (forward, socket) in bound {
+        proxy.forwards.add(forward, socket, &poll, &mut proxy.udp)?;
+    }
     let mut events: Vec<Event> = Vec::new();
     let mut tick = Instant::now() + TICK;
     loop {
@@ -180,7 +198,6 @@ fn serve(
             }
         }
         proxy.tcp.turn();
-        let _ = plugin.as_fd();
     }
 }
 
@@ -191,6 +208,7 @@ struct Proxy {
     tcp: Tcp,
     udp: Udp,
     echo: Echo,
+    forwards: Forwards,
     stock: Stock,
     /// The sockets that had more than their turn allowed.
     again: VecDeque<Event>,
@@ -237,7 +255,11 @@ impl Proxy {
                 }
                 false
             }
-            Token::Forward(_) => false,
+            Token::Forward(index) => {
+                self.forwards
+                    .on_accept(index, poll, &mut self.stock, &mut self.tcp);
+                false
+            }
         };
         if more {
             self.again.push_back(event);

@@ -128,18 +128,12 @@ impl Poll {
     }
 
     fn add(&self, fd: impl AsFd, token: Token, flags: EpollFlags) -> io::Result<()> {
-        let event = EpollEvent::new(flags | EpollFlags::EPOLLET, token.pack());
-        Ok(self.epoll.add(fd, event)?)
-    }
-
-    /// Gives a socket that is waited for another token.
-    ///
-    /// # Errors
-    /// It is not waited for.
-    pub(crate) fn rename(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
-        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP;
         let mut event = EpollEvent::new(flags | EpollFlags::EPOLLET, token.pack());
-        Ok(self.epoll.modify(fd, &mut event)?)
+        match self.epoll.add(&fd, event) {
+            // It is waited for already, and gets another token.
+            Err(Errno::EEXIST) => Ok(self.epoll.modify(&fd, &mut event)?),
+            added => Ok(added?),
+        }
     }
 
     /// Waits until something happens, or for a time.

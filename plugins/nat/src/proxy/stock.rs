@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 
 use socket2::Socket;
 
-use crate::settings::Protocol;
+use crate::forward::Protocol;
 use crate::wire::{Channel, Kind, STOCK};
 
 /// The sockets that are there.
@@ -35,10 +35,9 @@ impl Stock {
         };
         let families = [Some(false), ipv6.then_some(true)];
         for ipv6 in families.into_iter().flatten() {
-            stock.ask(Kind {
-                protocol: Protocol::Udp,
-                ipv6,
-            })?;
+            for protocol in [Protocol::Udp, Protocol::Tcp] {
+                stock.ask(Kind { protocol, ipv6 })?;
+            }
         }
         Ok(stock)
     }

@@ -27,7 +27,9 @@ use super::destination::{Destination, Destinations};
 use super::names::Names;
 use super::pipes::Pipes;
 use super::poll::{Event, Poll, Token};
+use super::stock::Stock;
 use super::stream::{End, Next, Stream};
+use crate::forward::Protocol;
 use crate::gateway::rules::{MARK_HOST, MARK_NETWORK, MARK_PROHIBITED, MARK_RESET};
 use crate::gateway::{Queue, Verdict};
 
@@ -57,6 +59,8 @@ enum Client {
     Held(u32),
     /// Its connection is accepted already.
     Accepted(Socket),
+    /// It is outside, and its connection is accepted: the one that is being made is inside.
+    Outside(Socket),
 }
 
 /// Two connections that are one.
@@ -237,27 +241,12 @@ impl Tcp {
             },
             Destination::Nowhere => return self.refuse(client, Errno::ECONNREFUSED),
         };
-        if self.flows.len() + self.connecting.len() + self.connected.len() >= self.limit {
+        if self.is_full() {
             self.counts.limited += 1;
             return self.refuse(client, Errno::ECONNREFUSED);
         }
         match self.connect(to) {
-            Ok(socket) => {
-                let held = matches!(client, Client::Held(_));
-                let index = self.connecting.insert(Connecting {
-                    socket,
-                    ends,
-                    client,
-                });
-                if held {
-                    self.pending.insert(ends, index);
-                }
-                if let Err(error) = poll.both(&self.connecting[index].socket, Token::Connect(index))
-                {
-                    let made = self.take(index);
-                    self.refuse(made.client, errno(&error));
-                }
-            }
+            Ok(socket) => self.wait(poll, socket, ends, client),
             Err(error) => {
                 self.counts.limited += u64::from(errno(&error) == Errno::EMFILE);
                 self.refuse(client, errno(&error));
@@ -305,6 +294,58 @@ impl Tcp {
                 Ok(())
             }
             Client::Accepted(inside) => self.join(poll, inside, made.socket),
+            Client::Outside(outside) => self.join(poll, made.socket, outside),
+        }
+    }
+
+    /// Connects a client outside to a station inside, which sees it as `shown`.
+    pub(crate) fn on_incoming(
+        &mut self,
+        outside: Socket,
+        shown: SocketAddr,
+        to: SocketAddr,
+        poll: &Poll,
+        stock: &mut Stock,
+    ) {
+        let client = Client::Outside(outside);
+        if self.is_full() {
+            self.counts.limited += 1;
+            return self.refuse(client, Errno::ECONNREFUSED);
+        }
+        // A client's port may be taken: another forward leads it to the same station.
+        let any = SocketAddr::new(shown.ip(), 0);
+        let made = match stock.bound(Protocol::Tcp, shown) {
+            Err(error) if errno(&error) == Errno::EADDRINUSE => stock.bound(Protocol::Tcp, any),
+            made => made,
+        };
+        let connected = made.and_then(|socket| match socket.connect(&to.into()) {
+            Err(error) if errno(&error) != Errno::EINPROGRESS => Err(error),
+            _ => Ok(socket),
+        });
+        match connected {
+            Ok(socket) => self.wait(poll, socket, (shown, to), client),
+            Err(error) => self.refuse(client, errno(&error)),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.flows.len() + self.connecting.len() + self.connected.len() >= self.limit
+    }
+
+    /// Waits until a connection is made.
+    fn wait(&mut self, poll: &Poll, socket: Socket, ends: Ends, client: Client) {
+        let held = matches!(client, Client::Held(_));
+        let index = self.connecting.insert(Connecting {
+            socket,
+            ends,
+            client,
+        });
+        if held {
+            self.pending.insert(ends, index);
+        }
+        if let Err(error) = poll.both(&self.connecting[index].socket, Token::Connect(index)) {
+            let made = self.take(index);
+            self.refuse(made.client, errno(&error));
         }
     }
 
@@ -326,7 +367,7 @@ impl Tcp {
         self.counts.opened += 1;
         let watched = poll
             .both(&flow.inside.socket, Token::Inside(index))
-            .and_then(|()| poll.rename(&flow.outside.socket, Token::Outside(index)));
+            .and_then(|()| poll.both(&flow.outside.socket, Token::Outside(index)));
         match watched {
             Ok(()) => self.pump(index),
             Err(_) => self.abort(index),
@@ -400,7 +441,7 @@ impl Tcp {
         self.counts.refused += 1;
         match client {
             Client::Held(packet) => self.answer(packet, refusal(error)),
-            Client::Accepted(socket) => {
+            Client::Accepted(socket) | Client::Outside(socket) => {
                 let _ = socket.set_linger(Some(Duration::ZERO));
             }
         }

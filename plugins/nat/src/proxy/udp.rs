@@ -23,7 +23,8 @@ use slab::Slab;
 use socket2::{Domain, Socket, Type};
 
 use super::datagram::{self, LONGEST};
-use super::destination::{Destination, Destinations};
+use super::destination::{Destination, Destinations, loopback};
+use super::forwards::shown;
 use super::names::Names;
 use super::poll::{Poll, Token};
 use super::stock::Stock;
@@ -47,12 +48,16 @@ struct Mapping {
     client: SocketAddr,
     socket: Socket,
     used: Instant,
+    /// It is a forward's, and stays.
+    stays: bool,
 }
 
 /// All mappings.
 pub(crate) struct Udp {
     inside: Vec<OwnedFd>,
     bind: Option<IpAddr>,
+    /// The gateway's addresses.
+    gateways: Vec<IpAddr>,
     mappings: Slab<Mapping>,
     clients: HashMap<SocketAddr, usize>,
     /// The sockets that answer, by port and whether it is one of IPv6.
@@ -73,13 +78,19 @@ pub(crate) struct Counts {
 }
 
 impl Udp {
-    pub(crate) fn new(inside: Vec<OwnedFd>, bind: Option<IpAddr>, poll: &Poll) -> io::Result<Self> {
+    pub(crate) fn new(
+        inside: Vec<OwnedFd>,
+        bind: Option<IpAddr>,
+        gateways: Vec<IpAddr>,
+        poll: &Poll,
+    ) -> io::Result<Self> {
         for (index, socket) in inside.iter().enumerate() {
             poll.read(socket, Token::Datagrams(index))?;
         }
         Ok(Self {
             inside,
             bind,
+            gateways,
             mappings: Slab::new(),
             clients: HashMap::new(),
             answering: HashMap::new(),
@@ -120,10 +131,24 @@ impl Udp {
                 continue;
             };
             let piece = received.length;
+            // What a forward's station answers to the gateway is for a client on the loopback.
+            let forward = self
+                .clients
+                .get(&received.from)
+                .map(|&index| &self.mappings[index]);
             let to = match destinations.find(to) {
+                Destination::Nowhere
+                    if forward.is_some_and(|forward| forward.stays)
+                        && destinations.is_own(to.ip()) =>
+                {
+                    SocketAddr::new(loopback(to.ip()), to.port())
+                }
                 Destination::Outside(to) => to,
                 Destination::Names => {
-                    names.ask(poll, received.from, to, &self.buffer[..piece]);
+                    let size = received.segment.map_or(piece, usize::from).max(1);
+                    for question in self.buffer[..piece].chunks(size) {
+                        names.ask(poll, received.from, to, question);
+                    }
                     continue;
                 }
                 Destination::Nowhere => {
@@ -152,7 +177,8 @@ impl Udp {
             return Ok(index);
         }
         if self.mappings.len() >= LIMIT {
-            let idlest = self.mappings.iter().min_by_key(|(_, mapping)| mapping.used);
+            let mortal = self.mappings.iter().filter(|(_, mapping)| !mapping.stays);
+            let idlest = mortal.min_by_key(|(_, mapping)| mapping.used);
             if let Some((index, _)) = idlest {
                 self.counts.evicted += 1;
                 self.remove(index);
@@ -174,13 +200,25 @@ impl Udp {
         if client.port() < 1024 || socket.bind(&same.into()).is_err() {
             socket.bind(&SocketAddr::new(from, 0).into())?;
         }
+        self.insert(client, socket, false, poll)
+    }
+
+    fn insert(
+        &mut self,
+        client: SocketAddr,
+        socket: Socket,
+        stays: bool,
+        poll: &Poll,
+    ) -> io::Result<usize> {
         let _ = socket.set_recv_buffer_size(BUFFER);
         let _ = socket.set_send_buffer_size(BUFFER);
         let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
+        let used = Instant::now();
         let index = self.mappings.insert(Mapping {
             client,
             socket,
-            used: Instant::now(),
+            used,
+            stays,
         });
         if let Err(error) = poll.read(&self.mappings[index].socket, Token::Mapping(index)) {
             self.mappings.remove(index);
@@ -207,7 +245,11 @@ impl Udp {
             };
             mapping.used = Instant::now();
             let client = mapping.client;
-            let from = received.from;
+            let mut from = received.from;
+            if mapping.stays {
+                let seen = shown(&self.gateways, from, client);
+                from = SocketAddr::new(seen.ip(), from.port());
+            }
             let key = (from.port(), from.is_ipv6());
             let sent = match answering(&mut self.answering, stock, key) {
                 Ok(socket) => {
@@ -239,14 +281,30 @@ impl Udp {
         self.counts.dropped += u64::from(!sent);
     }
 
-    fn remove(&mut self, index: usize) {
+    /// A socket outside that leads to a station inside, until it is removed: its index.
+    ///
+    /// # Errors
+    /// As for [`Poll::read`].
+    pub(crate) fn forward(
+        &mut self,
+        socket: Socket,
+        to: SocketAddr,
+        poll: &Poll,
+    ) -> io::Result<usize> {
+        self.insert(to, socket, true, poll)
+    }
+
+    /// Ends a mapping.
+    pub(crate) fn remove(&mut self, index: usize) {
         let mapping = self.mappings.remove(index);
-        self.clients.remove(&mapping.client);
+        if self.clients.get(&mapping.client) == Some(&index) {
+            self.clients.remove(&mapping.client);
+        }
     }
 
     /// Ends the mappings that nobody uses.
     pub(crate) fn expire(&mut self, now: Instant) {
-        let idle = |mapping: &Mapping| now.duration_since(mapping.used) >= IDLE;
+        let idle = |mapping: &Mapping| !mapping.stays && now.duration_since(mapping.used) >= IDLE;
         let mappings = self.mappings.iter();
         let old: Vec<_> = mappings
             .filter(|(_, m)| idle(m))
