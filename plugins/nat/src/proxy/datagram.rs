@@ -11,6 +11,8 @@ use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg,
 };
 
+use super::unreachable::Failure;
+
 /// The longest piece, in bytes: what a UDP packet can hold.
 pub(crate) const LONGEST: usize = 65_535;
 
@@ -117,6 +119,57 @@ pub(crate) fn send(
     let to = SockaddrStorage::from(to);
     let fd = socket.as_fd().as_raw_fd();
     sendmsg(fd, &[IoSlice::new(bytes)], &control, flags, Some(&to)).map(drop)
+}
+
+/// The next error that a datagram met which the socket sent.
+pub(crate) fn failure(socket: impl AsFd) -> Option<Failure> {
+    let mut control = cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
+    let mut start = [0; 64];
+    let mut parts = [IoSliceMut::new(&mut start)];
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_ERRQUEUE;
+    let fd = socket.as_fd().as_raw_fd();
+    let message = recvmsg::<SockaddrStorage>(fd, &mut parts, Some(&mut control), flags).ok()?;
+    let to = message.address.as_ref().and_then(to_std)?;
+    for item in message.cmsgs().ok()? {
+        let (error, from): (_, Option<IpAddr>) = match item {
+            ControlMessageOwned::Ipv4RecvErr(error, from) => {
+                let ip = from.map(|a| Ipv4Addr::from_bits(u32::from_be(a.sin_addr.s_addr)));
+                (error, ip.map(IpAddr::from))
+            }
+            ControlMessageOwned::Ipv6RecvErr(error, from) => (
+                error,
+                from.map(|a| Ipv6Addr::from(a.sin6_addr.s6_addr).into()),
+            ),
+            _ => continue,
+        };
+        let (kind, code) = match error.ee_origin {
+            libc::SO_EE_ORIGIN_ICMP | libc::SO_EE_ORIGIN_ICMP6 => (error.ee_type, error.ee_code),
+            // The kernel here says so: too long, or else no route.
+            _ if error.ee_errno == libc::EMSGSIZE as u32 => {
+                if to.is_ipv4() {
+                    (3, 4)
+                } else {
+                    (2, 0)
+                }
+            }
+            _ if to.is_ipv4() => (3, 0),
+            _ => (1, 0),
+        };
+        let mtu = if error.ee_errno == libc::EMSGSIZE as u32 {
+            error.ee_info
+        } else {
+            0
+        };
+        let from = from.filter(|ip| !ip.is_unspecified()).unwrap_or(to.ip());
+        return Some(Failure {
+            to,
+            from,
+            kind,
+            code,
+            mtu,
+        });
+    }
+    None
 }
 
 fn to_std(address: &SockaddrStorage) -> Option<SocketAddr> {

@@ -17,6 +17,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::datagram::{self, LONGEST};
 use super::destination::{Destination, Destinations};
 use super::poll::{Poll, Token};
+use super::unreachable::{self, Failure};
 
 /// How long a socket lives while no answer comes.
 const IDLE: Duration = Duration::from_secs(30);
@@ -158,6 +159,18 @@ impl Echo {
         true
     }
 
+    /// Tells a client that a datagram of its cannot be delivered.
+    pub(crate) fn fail(&self, failure: &Failure, client: SocketAddr) {
+        let family = usize::from(client.is_ipv6());
+        if let Some(message) = unreachable::message(failure, client)
+            && let Some(inside) = self.inside.get(family)
+        {
+            let to = SocketAddr::new(client.ip(), 0);
+            // One that is lost is as one that the network has lost.
+            let _ = datagram::send(inside, &message, None, to, Some(failure.from));
+        }
+    }
+
     fn remove(&mut self, index: usize) {
         let ping = self.pings.remove(index);
         self.clients.remove(&ping.client);
@@ -209,7 +222,7 @@ fn reply(socket: &OwnedFd, client: IpAddr, from: IpAddr, message: &mut [u8]) {
 }
 
 /// The Internet checksum (RFC 1071).
-fn checksum(bytes: &[u8]) -> u16 {
+pub(crate) fn checksum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks(2);
     let mut sum: u32 = words
         .map(|w| u32::from(w[0]) << 8 | w.get(1).map_or(0, |&low| u32::from(low)))

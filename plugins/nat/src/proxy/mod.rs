@@ -20,6 +20,7 @@ mod stock;
 mod stream;
 mod tcp;
 mod udp;
+mod unreachable;
 
 use std::collections::VecDeque;
 use std::io;
@@ -245,8 +246,9 @@ impl Proxy {
                 &mut self.stock,
                 &self.destinations,
                 &mut self.names,
+                &self.echo,
             )?,
-            Token::Mapping(index) => self.udp.on_mapping(index, &mut self.stock),
+            Token::Mapping(index) => self.udp.on_mapping(index, &mut self.stock, &self.echo),
             Token::Echo(family) => self.echo.on_request(family, poll, &self.destinations),
             Token::Ping(index) => self.echo.on_reply(index),
             Token::Names(index) => {

@@ -24,10 +24,12 @@ use socket2::{Domain, Socket, Type};
 
 use super::datagram::{self, LONGEST};
 use super::destination::{Destination, Destinations, loopback};
+use super::echo::Echo;
 use super::forwards::shown;
 use super::names::Names;
 use super::poll::{Poll, Token};
 use super::stock::Stock;
+use super::unreachable::Failure;
 
 /// How long a mapping lives while nothing passes: RFC 4787 (REQ-5) recommends five minutes.
 const IDLE: Duration = Duration::from_secs(300);
@@ -112,6 +114,7 @@ impl Udp {
         stock: &mut Stock,
         destinations: &Destinations,
         names: &mut Names,
+        echo: &Echo,
     ) -> io::Result<bool> {
         for _ in 0..TURN {
             let received = match datagram::receive(&self.inside[family], &mut self.buffer) {
@@ -165,7 +168,28 @@ impl Udp {
             let bytes = &self.buffer[..piece];
             match datagram::send(&mapping.socket, bytes, received.segment, to, None) {
                 Ok(()) => self.counts.bytes_out += piece as u64,
-                Err(_) => self.counts.dropped += 1,
+                Err(error) => {
+                    self.counts.dropped += 1;
+                    // The socket tells of an error of its own at the next datagram, whoever sends
+                    // it: of an earlier one, which is answered here.
+                    while let Some(failure) = datagram::failure(&mapping.socket) {
+                        echo.fail(&failure, mapping.client);
+                    }
+                    if let Errno::ENETUNREACH | Errno::EHOSTUNREACH = error {
+                        let from = own(&self.gateways, to.ip());
+                        let (kind, code) = if to.is_ipv4() { (3, 0) } else { (1, 0) };
+                        echo.fail(
+                            &Failure {
+                                to,
+                                from,
+                                kind,
+                                code,
+                                mtu: 0,
+                            },
+                            mapping.client,
+                        );
+                    }
+                }
             }
         }
         Ok(true)
@@ -213,6 +237,10 @@ impl Udp {
         let _ = socket.set_recv_buffer_size(BUFFER);
         let _ = socket.set_send_buffer_size(BUFFER);
         let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
+        let _ = match client {
+            SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4RecvErr, &true),
+            SocketAddr::V6(_) => setsockopt(&socket, sockopt::Ipv6RecvErr, &true),
+        };
         let used = Instant::now();
         let index = self.mappings.insert(Mapping {
             client,
@@ -229,7 +257,7 @@ impl Udp {
     }
 
     /// Moves datagrams to a client; `true` if there may be more.
-    pub(crate) fn on_mapping(&mut self, index: usize, stock: &mut Stock) -> bool {
+    pub(crate) fn on_mapping(&mut self, index: usize, stock: &mut Stock, echo: &Echo) -> bool {
         for _ in 0..TURN {
             let Some(mapping) = self.mappings.get_mut(index) else {
                 return false;
@@ -240,6 +268,9 @@ impl Udp {
                 // An error that an earlier datagram met.
                 Err(_) => {
                     self.counts.dropped += 1;
+                    while let Some(failure) = datagram::failure(&mapping.socket) {
+                        echo.fail(&failure, mapping.client);
+                    }
                     continue;
                 }
             };
@@ -332,4 +363,10 @@ fn answering<'a>(
         Entry::Occupied(entry) => Ok(entry.into_mut()),
         Entry::Vacant(entry) => Ok(entry.insert(stock.answering(key.0, key.1)?)),
     }
+}
+
+/// The gateway's address of the family of another one.
+fn own(gateways: &[IpAddr], of: IpAddr) -> IpAddr {
+    let mut same = gateways.iter().filter(|ip| ip.is_ipv4() == of.is_ipv4());
+    same.next().copied().unwrap_or(of)
 }
