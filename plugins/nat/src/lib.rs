@@ -95,6 +95,7 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
         directory: directory.path().to_owned(),
         vdens: child::vdens()?,
         panel,
+        processes: vec![std::process::id(), std::os::unix::process::parent_id()],
     };
     let cable = format!("ptp://{}", directory.path().join("cable").display());
     let proxy = Proxy::start(&task)?;

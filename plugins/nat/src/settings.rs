@@ -181,4 +181,6 @@ pub(crate) struct Task {
     pub vdens: PathBuf,
     /// Whether the gateway may be on the panel.
     pub panel: bool,
+    /// The processes that the gateway belongs to: the one that serves the link, and its parent.
+    pub processes: Vec<u32>,
 }

@@ -9,6 +9,7 @@
 //!
 //! It ends when the plugin does, and the gateway with it.
 
+mod control;
 mod datagram;
 mod destination;
 mod echo;
@@ -22,10 +23,10 @@ mod tcp;
 mod udp;
 mod unreachable;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::net::IpAddr;
-use std::os::fd::OwnedFd;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
@@ -38,11 +39,12 @@ use nix::sys::socket::{
 };
 use socket2::Socket;
 
-use crate::forward::Forward;
-use crate::gateway::Inside;
+use crate::forward::{self, Forward, Protocol};
+use crate::gateway::{Hold, Inside};
 use crate::report::{self, Report};
 use crate::settings::Task;
 use crate::wire::Channel;
+use control::{Answer, Control, Request};
 use destination::Destinations;
 use echo::Echo;
 use forwards::Forwards;
@@ -54,6 +56,9 @@ use udp::Udp;
 
 /// How often timeouts are looked at.
 const TICK: Duration = Duration::from_secs(5);
+
+/// How long after something has happened the plugin is told.
+const TELL: Duration = Duration::from_secs(1);
 
 /// Descriptors that are not for connections.
 const RESERVED: usize = 512;
@@ -70,6 +75,8 @@ pub(crate) fn run(task: &Task, plugin: &UnixStream) -> io::Result<()> {
     for forward in &task.settings.forwards {
         bound.push((*forward, forwards::bind(forward)?));
     }
+    let control = Control::open(&task.directory.join("control"))?;
+    poll.read(&control, Token::Control)?;
     report::tell(plugin, &Report::Started)?;
     let path = task.directory.join("gateway");
     let listener = socket(
@@ -82,7 +89,12 @@ pub(crate) fn run(task: &Task, plugin: &UnixStream) -> io::Result<()> {
     bind(listener.as_raw_fd(), &UnixAddr::new(&path)?)?;
     listen(&listener, Backlog::new(1)?)?;
     let mut gateway = start_gateway(task, &path)?;
-    let result = serve(task, listener, poll, limit, bound);
+    let outside = Outside {
+        control,
+        bound,
+        limit,
+    };
+    let result = serve(task, plugin, listener, poll, outside);
     let _ = gateway.kill();
     let _ = gateway.wait();
     result
@@ -127,18 +139,27 @@ fn start_gateway(task: &Task, socket: &std::path::Path) -> io::Result<Child> {
     command.spawn()
 }
 
+/// What the proxy has before there is a gateway.
+struct Outside {
+    control: Control,
+    /// The forwards, and their sockets.
+    bound: Vec<(Forward, Socket)>,
+    /// The most descriptors.
+    limit: usize,
+}
+
 fn serve(
     task: &Task,
+    plugin: &UnixStream,
     listener: OwnedFd,
     mut poll: Poll,
-    limit: usize,
-    bound: Vec<(Forward, Socket)>,
+    outside: Outside,
 ) -> io::Result<()> {
     use std::os::fd::{AsRawFd, FromRawFd};
     let fd = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
     // SAFETY: accept4 has just made the descriptor for this process.
     let channel = Channel::from(unsafe { OwnedFd::from_raw_fd(fd) });
-    let Some((_hold, inside, queue)) = channel.receive_sockets()? else {
+    let Some((hold, inside, queue)) = channel.receive_sockets()? else {
         return Err(io::Error::other("the gateway ended"));
     };
     poll.read(&channel, Token::Gateway)?;
@@ -154,7 +175,7 @@ fn serve(
         icmp.push(i);
     }
     let bind = task.settings.bind;
-    let connections = limit.saturating_sub(RESERVED).max(64) / 2;
+    let connections = outside.limit.saturating_sub(RESERVED).max(64) / 2;
     let gateways: Vec<IpAddr> = task.settings.gateways().iter().map(IpNet::addr).collect();
     let mut proxy = Proxy {
         destinations: Destinations::new(&task.settings),
@@ -163,12 +184,23 @@ fn serve(
         udp: Udp::new(udp, bind, gateways.clone(), &poll)?,
         echo: Echo::new(icmp, &poll)?,
         forwards: Forwards::new(gateways),
+        control: outside.control,
+        processes: task.processes.clone(),
+        first_client: task
+            .settings
+            .first_client()
+            .unwrap_or(Ipv4Addr::UNSPECIFIED),
         stock: Stock::new(channel, task.settings.net6.is_some())?,
         again: VecDeque::new(),
     };
-    for (forward, socket) in bound {
+    for (forward, socket) in outside.bound {
         proxy.forwards.add(forward, socket, &poll, &mut proxy.udp)?;
     }
+    if hold == Hold::None {
+        let text = "the kernel has no nfnetlink_queue: connections are accepted before the far side has answered";
+        report::tell(plugin, &Report::Warning(text.to_owned()))?;
+    }
+    let mut telling = Telling::default();
     let mut events: Vec<Event> = Vec::new();
     let mut tick = Instant::now() + TICK;
     loop {
@@ -178,7 +210,8 @@ fn serve(
             tick = now + TICK;
         }
         proxy.names.expire(now, &poll);
-        let wake = proxy.names.due().map_or(tick, |due| due.min(tick));
+        let due = [proxy.names.due(), telling.due].into_iter().flatten();
+        let wake = due.fold(tick, Instant::min);
         let busy = proxy.tcp.is_busy() || !proxy.again.is_empty();
         let wait = if busy {
             Duration::ZERO
@@ -187,6 +220,7 @@ fn serve(
         };
         events.clear();
         poll.wait(Some(wait), &mut events)?;
+        telling.expect(!events.is_empty());
         for event in &events {
             if event.token == Token::Plugin {
                 return Ok(());
@@ -199,6 +233,37 @@ fn serve(
             }
         }
         proxy.tcp.turn();
+        if telling.is_due(Instant::now()) {
+            telling.tell(plugin, proxy.status())?;
+        }
+    }
+}
+
+/// When the plugin is told what there is: a second after something has happened.
+#[derive(Default)]
+struct Telling {
+    due: Option<Instant>,
+    told: BTreeMap<String, String>,
+}
+
+impl Telling {
+    fn expect(&mut self, happened: bool) {
+        if happened && self.due.is_none() {
+            self.due = Some(Instant::now() + TELL);
+        }
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.due.is_some_and(|due| now >= due)
+    }
+
+    fn tell(&mut self, plugin: &UnixStream, status: BTreeMap<String, String>) -> io::Result<()> {
+        self.due = None;
+        if status != self.told {
+            report::tell(plugin, &Report::Status(status.clone()))?;
+            self.told = status;
+        }
+        Ok(())
     }
 }
 
@@ -210,6 +275,11 @@ struct Proxy {
     udp: Udp,
     echo: Echo,
     forwards: Forwards,
+    control: Control,
+    /// The processes that the gateway belongs to.
+    processes: Vec<u32>,
+    /// The station that a forward leads to if it names none.
+    first_client: Ipv4Addr,
     stock: Stock,
     /// The sockets that had more than their turn allowed.
     again: VecDeque<Event>,
@@ -219,6 +289,15 @@ impl Proxy {
     fn handle(&mut self, event: Event, poll: &Poll) -> io::Result<()> {
         let more = match event.token {
             Token::Plugin => false,
+            Token::Control => {
+                let control = self
+                    .control
+                    .as_fd()
+                    .try_clone_to_owned()
+                    .map(Control::from)?;
+                while control.serve(|request| self.answer(request, poll)) {}
+                false
+            }
             Token::Gateway => {
                 self.stock.refill()?;
                 false
@@ -267,6 +346,70 @@ impl Proxy {
             self.again.push_back(event);
         }
         Ok(())
+    }
+
+    /// Does what a request at run time asks.
+    fn answer(&mut self, request: Request, poll: &Poll) -> Answer {
+        let result = match request {
+            Request::List => Ok(()),
+            Request::Add(protocol, text) => self.parse(protocol, &text).and_then(|forwards| {
+                // All of them or none.
+                let mut bound = Vec::new();
+                for forward in forwards {
+                    bound.push((forward, forwards::bind(&forward)?));
+                }
+                bound.into_iter().try_for_each(|(forward, socket)| {
+                    self.forwards.add(forward, socket, poll, &mut self.udp)
+                })
+            }),
+            Request::Remove(protocol, text) => self.parse(protocol, &text).and_then(|forwards| {
+                let mut forwards = forwards.iter();
+                forwards.try_for_each(|forward| self.forwards.remove(forward, &mut self.udp))
+            }),
+        };
+        Answer {
+            error: result.err().map(|error| error.to_string()),
+            forwards: self.forwards.list().map(ToString::to_string).collect(),
+            processes: self.processes.clone(),
+        }
+    }
+
+    fn parse(&self, protocol: Protocol, text: &str) -> io::Result<Vec<Forward>> {
+        forward::parse(protocol, text, self.first_client).map_err(io::Error::other)
+    }
+
+    /// What `vdectl status` shows.
+    fn status(&self) -> BTreeMap<String, String> {
+        let (tcp, udp) = (&self.tcp.counts, &self.udp.counts);
+        let bytes_out = tcp.bytes_out + udp.bytes_out;
+        let bytes_in = tcp.bytes_in + udp.bytes_in;
+        let mut status: BTreeMap<_, _> = [
+            ("connections", self.tcp.open().to_string()),
+            ("connections opened", tcp.opened.to_string()),
+            ("connections refused", tcp.refused.to_string()),
+            ("UDP mappings", self.udp.open().to_string()),
+            ("bytes out", bytes_out.to_string()),
+            ("bytes in", bytes_in.to_string()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+        let forwards: Vec<_> = self.forwards.list().map(ToString::to_string).collect();
+        let drops = [
+            ("dropped: datagrams", udp.dropped),
+            ("dropped: connections over the limit", tcp.limited),
+            ("dropped: UDP mappings evicted", udp.evicted),
+            ("dropped: names without an answer", self.names.unanswered),
+        ];
+        let drops = drops.into_iter().filter(|(_, count)| *count > 0);
+        status.extend(drops.map(|(name, count)| (name.to_owned(), count.to_string())));
+        if !forwards.is_empty() {
+            status.insert("forwards".to_owned(), forwards.join(", "));
+        }
+        if let Some(why) = &self.echo.refused {
+            let why = format!("{why} (see net.ipv4.ping_group_range)");
+            status.insert("ping is refused".to_owned(), why);
+        }
+        status
     }
 
     fn expire(&mut self, now: Instant) {

@@ -15,6 +15,8 @@ const EVENTS: usize = 256;
 pub(crate) enum Token {
     /// The plugin's socket.
     Plugin,
+    /// Requests at run time.
+    Control,
     /// The gateway's channel.
     Gateway,
     /// Accepts connections of an address family.
@@ -57,6 +59,7 @@ impl Token {
             Self::Ping(index) => (10, index),
             Self::Forward(index) => (11, index),
             Self::Names(index) => (12, index),
+            Self::Control => (13, 0),
         };
         kind << 56 | index as u64
     }
@@ -77,6 +80,7 @@ impl Token {
             10 => Self::Ping(index),
             11 => Self::Forward(index),
             12 => Self::Names(index),
+            13 => Self::Control,
             _ => return None,
         })
     }
