@@ -113,6 +113,11 @@ impl Dhcp4 {
         matches!(self.phase, Phase::Done)
     }
 
+    /// Repeats the question at once.
+    pub(super) fn ask_again(&mut self, now: Instant) {
+        self.repeat = Repeat::new(now);
+    }
+
     /// When [`Dhcp4::advance`] has something to say.
     pub(super) fn due(&self) -> Option<Instant> {
         (!self.is_done()).then_some(self.repeat.next)

@@ -136,6 +136,11 @@ impl Ipv6 {
         matches!(self.phase, Phase::Done)
     }
 
+    /// Repeats the question at once.
+    pub(super) fn ask_again(&mut self, now: Instant) {
+        self.repeat = Repeat::new(now);
+    }
+
     /// When [`Ipv6::advance`] has something to do.
     pub(super) fn due(&self) -> Option<Instant> {
         match self.phase {

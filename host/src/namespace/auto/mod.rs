@@ -12,6 +12,7 @@
 //! most networks have both or will never have it. When nothing has answered within the limit, that
 //! is an error.
 
+mod changes;
 mod dhcp4;
 mod ipv6;
 
@@ -25,6 +26,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::error::{Error, ErrorKind, Result, system};
 use crate::sys::netlink::{Mac, Netlink};
+use changes::Changes;
 
 use dhcp4::Dhcp4;
 use ipv6::Ipv6;
@@ -120,6 +122,14 @@ struct Client {
 }
 
 impl Client {
+    /// Asks again at once what has not been answered: the link has just come up.
+    fn ask_again(&mut self, now: Instant) {
+        self.dhcp4.ask_again(now);
+        if let Some(ipv6) = &mut self.ipv6 {
+            ipv6.ask_again(now);
+        }
+    }
+
     fn is_done(&self, now: Instant) -> bool {
         let both = self.dhcp4.is_done() && self.ipv6.as_ref().is_none_or(Ipv6::is_done);
         both || self
@@ -146,8 +156,12 @@ pub fn configure(interfaces: &[&str], limit: Duration) -> Result<Names> {
             since: None,
         });
     }
+    let watch = Changes::open()?;
     loop {
         let now = Instant::now();
+        if watch.take() {
+            clients.iter_mut().for_each(|client| client.ask_again(now));
+        }
         let mut wake = start + limit;
         for client in clients.iter_mut().filter(|client| !client.is_done(now)) {
             let leased = client.dhcp4.advance(now)?;
@@ -164,6 +178,7 @@ pub fn configure(interfaces: &[&str], limit: Duration) -> Result<Names> {
             }
             if client.since.is_none() && (leased.is_some() || advertised.is_some()) {
                 client.since = Some(now);
+                client.ask_again(now);
             }
             let grace = client.since.map(|since| since + GRACE);
             let due = [
@@ -186,18 +201,21 @@ pub fn configure(interfaces: &[&str], limit: Duration) -> Result<Names> {
                 None => Ok(names),
             };
         }
-        wait(&open, wake.saturating_duration_since(now))?;
+        wait(&watch, &open, wake.saturating_duration_since(now))?;
     }
 }
 
-fn wait(clients: &[&Client], limit: Duration) -> Result<()> {
+fn wait(watch: &Changes, clients: &[&Client], limit: Duration) -> Result<()> {
     let fds = clients.iter().flat_map(|client| {
         let v6 = client.ipv6.iter().flat_map(Ipv6::fds);
         std::iter::once(client.dhcp4.fd())
             .chain(v6)
             .collect::<Vec<BorrowedFd<'_>>>()
     });
-    let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+    let mut fds: Vec<_> = fds
+        .chain([watch.as_fd()])
+        .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+        .collect();
     let timeout =
         PollTimeout::try_from(limit + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
     match poll(&mut fds, timeout) {

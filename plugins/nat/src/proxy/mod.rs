@@ -17,6 +17,7 @@ mod forwards;
 mod names;
 mod pipes;
 mod poll;
+mod sandbox;
 mod stock;
 mod stream;
 mod tcp;
@@ -200,6 +201,7 @@ fn serve(
         let text = "the kernel has no nfnetlink_queue: connections are accepted before the far side has answered";
         report::tell(plugin, &Report::Warning(text.to_owned()))?;
     }
+    sandbox::enter()?;
     let mut telling = Telling::default();
     let mut events: Vec<Event> = Vec::new();
     let mut tick = Instant::now() + TICK;
