@@ -11,8 +11,9 @@ use vdens_plugin_kit::tap::{MAX_INTERFACE_NAME, check_interface_name};
 
 use crate::cli::config::Config;
 use crate::cli::mistakes::{self, CommandLine};
+use crate::cli::values::Numbered;
 use crate::cli::vnls::{self, End};
-use crate::cli::{Numbered, Vdens, text};
+use crate::cli::{Vdens, text};
 use crate::error::{Error, Result};
 use crate::ipc::MAX_FDS;
 use crate::namespace::resolv::Resolv;

@@ -27,8 +27,9 @@ use vdens_plugin_kit::vnl::Vnl;
 use crate::cli;
 use crate::error::{Error, Result};
 use crate::output::Text;
-use crate::plugins::loader::{self, SearchPath, Stage};
+use crate::plugins::loader::Stage;
 use crate::plugins::probe::{Found, Probe};
+use crate::plugins::search::{self, SearchPath};
 use crate::sys::isolate::{End, Isolated};
 
 /// How long a check may take.
@@ -218,7 +219,7 @@ fn locate(plugin: &Path, path: &SearchPath) -> Result<(PathBuf, String)> {
             Error::usage(message).hint("name a plugin's file, or the scheme of an installed one")
         );
     }
-    match loader::scheme_of(&file) {
+    match search::scheme_of(&file) {
         Some(scheme) => Ok((file.clone(), scheme.to_owned())),
         None => Err(
             Error::usage(format!("{} is no name of a plugin", file.display()))

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::cli::Common;
 use crate::error::{Error, Result};
 use crate::output::Text;
-use crate::plugins::loader::SearchPath;
+use crate::plugins::search::SearchPath;
 
 /// How long the kernel may take. It makes and removes network namespaces one at a time for the whole machine, so on a
 /// busy one it is not the child's fault.
