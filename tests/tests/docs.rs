@@ -537,6 +537,40 @@ fn lines_fit_a_terminal() {
     }
 }
 
+/// Options and subcommands of ours, as the pages name them in passing, are those of the programs.
+#[test]
+fn command_lines_within_a_sentence_are_ones_that_the_programs_know() {
+    let lab = Lab::new();
+    let mut number = 0;
+    for page in pages() {
+        let text = read(&page);
+        let prose = text
+            .split("\n```")
+            .step_by(2)
+            .collect::<Vec<_>>()
+            .join("\n");
+        for line in quoted(&prose) {
+            let mut words = line.split_whitespace().peekable();
+            let Some(program @ ("vdens" | "vde_plug" | "vdectl")) = words.next() else {
+                continue;
+            };
+            let is_task = |word: &str| word.chars().all(|c| c.is_ascii_lowercase());
+            let mut help = Vec::new();
+            while program == "vdectl" && words.peek().is_some_and(|word| is_task(word)) {
+                help.extend(words.next());
+            }
+            help.push("--help");
+            let help = lab.command(lab.bin().join(program), help).ok();
+            for option in words.filter(|word| word.starts_with("--") && word.len() > 2) {
+                let option = option.split('=').next().unwrap();
+                assert!(help.contains(option), "{page}: {line}");
+            }
+            number += 1;
+        }
+    }
+    assert!(number > 10, "only {number} command lines found");
+}
+
 #[test]
 fn the_glossary_defines_each_term_once() {
     let page = read("docs/glossary.md");
