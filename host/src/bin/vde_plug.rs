@@ -7,7 +7,7 @@ use vdens::cli::config::Config;
 use vdens::cli::login;
 use vdens::cli::{self, VdePlug};
 use vdens::error::Result;
-use vdens::logging::{self, Choice};
+use vdens::logging;
 use vdens::output::report;
 use vdens::plug;
 use vdens::sys::privilege;
@@ -41,7 +41,7 @@ fn run(words: Vec<OsString>) -> Result<i32> {
         return login::refuse_terminal();
     }
     let config = Config::load(cli.common.config.as_deref())?;
-    logging::start(&Choice::new(&cli.common, &config))?;
+    logging::start(&cli.common.logging(&config))?;
     config.complain();
     plug::run(&cli, &config)
 }

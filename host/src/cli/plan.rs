@@ -18,8 +18,6 @@ use crate::error::{Error, Result};
 use crate::ipc::MAX_FDS;
 use crate::namespace::resolv::Resolv;
 use crate::namespace::{Interface, Plan};
-use crate::panel;
-use crate::plugins::host_services::Plugins;
 use crate::worker::Job;
 
 /// The most links of a session: their taps, and one descriptor more, are handed over together.
@@ -49,7 +47,7 @@ impl Session {
     pub fn new(cli: &Vdens, config: &Config) -> Result<Self> {
         let defaults = &config.defaults;
         let (arguments, command) = cli.split_rest()?;
-        let plugins = Plugins::new(&cli.common.plugin_dir, config)?;
+        let plugins = cli.common.plugins(config)?;
         let line = match cli.multi {
             true => CommandLine::Multi,
             false => CommandLine::Vdens,
@@ -128,7 +126,7 @@ impl Session {
             hostname: cli.hostname.clone(),
             resolv: resolv(cli, config)?,
             sysadmin: cli.sysadm,
-            panel: panel::is_wanted(cli.links.no_panel, config),
+            panel: cli.links.uses_panel(config),
             big_tcp: cli.big_tcp || defaults.big_tcp == Some(true),
             welcome: (command.is_empty() && !cli.common.quiet).then(|| welcome(&interfaces, &ends)),
             command,

@@ -33,7 +33,7 @@ use crate::cli::{EndOptions, VdePlug, is_option, text};
 use crate::error::{Error, ErrorKind, Result, system};
 use crate::ipc::{Channel, Nothing, Startup};
 use crate::output::Line;
-use crate::panel::{self, Service};
+use crate::panel::Service;
 use crate::plug::pidfile::PidFile;
 use crate::plugins::host_services::{Opener, Plugins};
 use crate::sys::child::Child;
@@ -71,7 +71,7 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
                 .hint("give a second VNL, or leave -d out"),
         );
     }
-    let plugins = Plugins::new(&cli.common.plugin_dir, config)?;
+    let plugins = cli.common.plugins(config)?;
     let resolve = |vnl: &str| {
         let is_waiting = cli.links.wait.is_some();
         mistakes::check(vnl, CommandLine::VdePlug, &plugins, is_waiting)?;
@@ -88,7 +88,7 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
     let plug = Plug {
         cli,
         plugins,
-        panel: panel::is_wanted(cli.links.no_panel, config),
+        panel: cli.links.uses_panel(config),
         is_listed: true,
         near,
         far,
