@@ -7,7 +7,7 @@
 //! scheduled does not make up for it with a flood.
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Read};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -539,22 +539,14 @@ fn learn(interface: &str, addresses: u32, rate: u64) -> Result<()> {
 
 fn spray(interface: &str, addresses: u32, limit: Duration) -> Result<()> {
     let socket = raw(interface)?;
-    let mut seed = [0; 8];
-    File::open("/dev/urandom")?.read_exact(&mut seed)?;
-    let mut state = u64::from_ne_bytes(seed);
     let source = [0x02, 0xba, 0, 0, 0, 1];
     let (sent, refused, time) = paced(
         0,
         |_, elapsed| elapsed >= limit,
         |due, _| {
             let taken = (0..due).filter(|_| {
-                // A linear congruential generator: its upper half is random enough.
-                state = state
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1_442_695_040_888_963_407);
-                let number = ((state >> 32) * u64::from(addresses)) >> 32;
-                let number = u32::try_from(number).unwrap_or(0);
-                send_frame(&socket, &frame(station(number), source))
+                let station = station(fastrand::u32(..addresses));
+                send_frame(&socket, &frame(station, source))
             });
             taken.count() as u64
         },

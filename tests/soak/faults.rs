@@ -14,14 +14,14 @@ use crate::links::Links;
 
 /// Strikes, and counts its strikes.
 pub(crate) struct Faults {
-    state: u64,
+    random: fastrand::Rng,
     counts: BTreeMap<&'static str, u32>,
 }
 
 impl Faults {
     pub(crate) fn new(seed: u64) -> Self {
         Self {
-            state: seed | 1 << 40,
+            random: fastrand::Rng::with_seed(seed),
             counts: BTreeMap::new(),
         }
     }
@@ -29,9 +29,9 @@ impl Faults {
     /// Makes something fail; what it was.
     pub(crate) fn strike(&mut self, links: &mut Links<'_>) -> &'static str {
         let supervisors = links.supervisors();
-        let supervisor = supervisors[self.below(supervisors.len())];
-        let moment = Duration::from_millis(200 + self.below(2800) as u64);
-        let kind = self.below(10);
+        let supervisor = supervisors[self.random.usize(..supervisors.len())];
+        let moment = Duration::from_millis(self.random.u64(200..3000));
+        let kind = self.random.usize(..10);
         let what = match kind {
             0 => hit(&twins(supervisor), Signal::SIGKILL, "worker killed"),
             1 => hit(&twins(supervisor), Signal::SIGABRT, "worker aborted"),
@@ -50,7 +50,7 @@ impl Faults {
                 }
             }
             7 => {
-                let switch = &links.switches[self.below(2)];
+                let switch = &links.switches[self.random.usize(..2)];
                 stop(&[switch.pid()], moment, "a switch stopped for a moment")
             }
             8 => {
@@ -69,14 +69,6 @@ impl Faults {
         };
         *self.counts.entry(what).or_default() += 1;
         what
-    }
-
-    /// A number below a limit (xorshift).
-    fn below(&mut self, limit: usize) -> usize {
-        self.state ^= self.state << 13;
-        self.state ^= self.state >> 7;
-        self.state ^= self.state << 17;
-        (self.state >> 33) as usize % limit
     }
 }
 

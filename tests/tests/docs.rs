@@ -29,6 +29,11 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "builds the workspace; the_benchmark_runs measures a little",
     ),
     (
+        "docs/performance.md",
+        "$ tests/bench/run --from",
+        "builds the workspace; the_performance_pages_show_the_results_file runs the same",
+    ),
+    (
         "docs/reliability.md",
         "$ cargo run --release",
         "takes minutes and builds the workspace; a_little_fuzzing does it for seconds",
@@ -51,12 +56,12 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     (
         "README.md",
         "$ vdens --addr 10.0.2.15/24",
-        "needs the Internet; bridge.rs has what slirp:// does",
+        "needs the Internet; libvdeplug.rs has what slirp:// does",
     ),
     (
         "docs/schemes/libvdeplug.md",
         "$ vdens --addr 10.0.2.15/24",
-        "as in README.md; bridge.rs",
+        "as in README.md; libvdeplug.rs",
     ),
     (
         "docs/commands.md",
@@ -71,7 +76,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     (
         "README.md",
         "$ vdens --new-plugin",
-        "needs Rust; author.rs runs the same commands in the tutorial",
+        "needs Rust; plugin_authors.rs runs the same commands in the tutorial",
     ),
     (
         "docs/schemes/tap.md",
@@ -105,7 +110,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// A page whose blocks are one story, told by a user who has Rust: author.rs runs them.
+/// A page whose blocks are one story, told by a user who has Rust: plugin_authors.rs runs them.
 pub(crate) const TUTORIAL: &str = "docs/plugin-author.md";
 
 /// What a page's blocks need beside what all do.
@@ -271,8 +276,39 @@ fn the_benchmark_runs() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:#?}");
-    for file in ["results.json", "ratios.md", "chart.svg"] {
+    for file in ["performance.json", "performance-tables.md"] {
         assert!(fs::metadata(lab.dir().join(file)).unwrap().len() > 0);
+        lab.expect(file);
+    }
+    lab.expect("performance.svg");
+}
+
+/// What the benchmark draws from the results in docs/ is what the pages show.
+#[test]
+fn the_performance_pages_show_the_results_file() {
+    let lab = Lab::new();
+    let page = "performance.md";
+    lab.write(page, read("docs/performance.md"));
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_vdens-bench"))
+        .arg("--from")
+        .arg(repository().join("docs/performance.json"))
+        .arg("--out")
+        .arg(lab.dir())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:#?}");
+    for file in [
+        page,
+        "performance.json",
+        "performance-tables.md",
+        "performance.svg",
+    ] {
+        let drawn = fs::read_to_string(lab.dir().join(file)).unwrap();
+        let is_same = drawn == read(&format!("docs/{file}"));
+        assert!(
+            is_same,
+            "docs/{file}: run vdens-bench --from docs/performance.json --out docs"
+        );
         lab.expect(file);
     }
 }
@@ -449,23 +485,127 @@ fn links_lead_somewhere() {
     }
 }
 
-/// Each test that docs/security.md names is there.
+/// The directories at the top of the repository, as a page names them.
+const TOP: &[&str] = &["docs/", "host/", "plugin-api/", "plugins/", "tests/"];
+
+#[test]
+fn paths_named_in_the_pages_exist() {
+    let mut number = 0;
+    for page in pages() {
+        let text = read(&page);
+        let is_outside = |c: char| c.is_whitespace() || "`'\"(),;:#".contains(c);
+        for word in text.split(is_outside) {
+            // An asterisk stands for several files of one directory.
+            let path = word.trim_end_matches(['.', '/']).split('*').next().unwrap();
+            if TOP.iter().any(|top| path.starts_with(top)) {
+                assert!(repository().join(path).exists(), "{page}: {word}");
+                number += 1;
+            }
+        }
+    }
+    assert!(number > 10, "only {number} paths found");
+}
+
+#[test]
+fn the_architecture_page_visits_each_part_of_the_host() {
+    let page = read("docs/architecture.md");
+    let source = repository().join("host/src");
+    let mut number = 0;
+    for entry in fs::read_dir(source).unwrap().flatten() {
+        if entry.file_type().unwrap().is_dir() {
+            let name = entry.file_name().into_string().unwrap();
+            assert!(page.contains(&format!("`host/src/{name}/")), "{name}");
+            number += 1;
+        }
+    }
+    assert!(number > 5, "only {number} directories found");
+}
+
+/// How many columns a line may have. The row of a table may have more.
+const WIDTH: usize = 100;
+
+#[test]
+fn lines_fit_a_terminal() {
+    for page in pages() {
+        for (number, line) in read(&page).lines().enumerate() {
+            let is_narrow = line.starts_with('|') || line.chars().count() <= WIDTH;
+            assert!(is_narrow, "{page}:{}: wider than {WIDTH}", number + 1);
+        }
+    }
+}
+
+#[test]
+fn the_glossary_defines_each_term_once() {
+    let page = read("docs/glossary.md");
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| **"));
+    let terms: Vec<&str> = rows.filter_map(|row| row.split("**").next()).collect();
+    for term in [
+        "frame",
+        "super-frame",
+        "offload",
+        "VNL",
+        "scheme",
+        "link",
+        "interface",
+        "carrier",
+        "far end",
+        "peer",
+        "session",
+        "supervisor",
+        "worker",
+        "panel",
+        "member",
+        "port",
+        "bridge",
+    ] {
+        let found = terms.iter().filter(|name| **name == term).count();
+        assert_eq!(found, 1, "{term}: {terms:?}");
+    }
+    let distinct: BTreeSet<_> = terms.iter().collect();
+    assert_eq!(distinct.len(), terms.len(), "{terms:?}");
+    assert!(read("README.md").contains("(docs/glossary.md)"));
+}
+
+/// Each test that docs/security.md names is there: in the last column of a table, `module::test`
+/// of this directory, or the names of unit tests behind `unit: crate`.
 #[test]
 fn the_security_page_names_tests_that_exist() {
     let page = read("docs/security.md");
+    let rows = page.lines().filter(|line| line.starts_with("| "));
+    let cells = rows.filter_map(|row| row.trim_end_matches(" |").rsplit(" | ").next());
     let (mut tests, mut missing) = (0, Vec::new());
-    for word in page.split('`').skip(1).step_by(2) {
-        let Some((module, name)) = word.split_once("::") else {
-            continue;
-        };
-        let file = repository().join(format!("tests/tests/{module}.rs"));
-        let Ok(source) = fs::read_to_string(file) else {
-            continue;
-        };
-        tests += 1;
-        if !source.contains(&format!("\nfn {name}()")) {
-            missing.push(word);
+    for cell in cells {
+        let unit = cell.strip_prefix("unit: ");
+        let unit = unit.and_then(|unit| unit.split(' ').next());
+        for word in quoted(cell) {
+            tests += 1;
+            let (sources, name) = match (unit, word.split_once("::")) {
+                (Some("vdens"), None) => (sources("host/src"), &*word),
+                (Some("vdens-plugin-kit"), None) => (sources("plugin-api/kit/src"), &*word),
+                (None, Some((module, name))) => {
+                    let file = repository().join(format!("tests/tests/{module}.rs"));
+                    (fs::read_to_string(file).unwrap_or_default(), name)
+                }
+                _ => panic!("neither a test nor a unit test of a crate: {word} in '{cell}'"),
+            };
+            if !sources.contains(&format!("fn {name}()")) {
+                missing.push(word);
+            }
         }
     }
     assert!(tests > 50 && missing.is_empty(), "{tests}: {missing:?}");
+}
+
+/// The text of all source files below a directory.
+fn sources(directory: &str) -> String {
+    let below = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
+    let mut text = String::new();
+    let mut rest = vec![repository().join(directory)];
+    while let Some(path) = rest.pop() {
+        rest.extend(below(&path).map(|entry| entry.path()));
+        if path.extension().is_some_and(|end| end == "rs") {
+            text += &fs::read_to_string(&path).unwrap_or_default();
+        }
+    }
+    text
 }

@@ -156,17 +156,17 @@ impl HeldLink {
         network: &OwnedFd,
         index: usize,
     ) -> Result<()> {
-        let (Some(panel), Some(ticket)) = (panel, &self.job.ticket) else {
+        let (Some(panel), Some(address)) = (panel, &self.job.panel_address) else {
             return Err(no_panel());
         };
         let order = Order::AddPort {
-            port: ticket.place.clone(),
+            port: address.place.clone(),
             index: port_index(std::process::id(), index),
             interface: self.job.interface.clone(),
         };
         let watch = panel.execute(&order, Some(network.as_fd()))?;
         let watch = watch.ok_or_else(|| Error::closed("a helper process lost a descriptor"))?;
-        self.side = Some(Side::Port(ticket.place.clone(), LinkWatch::from(watch)));
+        self.side = Some(Side::Port(address.place.clone(), LinkWatch::from(watch)));
         Ok(())
     }
 

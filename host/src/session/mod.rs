@@ -27,7 +27,7 @@ mod machine;
 mod run;
 
 use nix::sys::signal::Signal;
-use vdens_plugin_kit::Ticket;
+use vdens_plugin_kit::PanelAddress;
 
 use crate::cli::vnls;
 use crate::error::{EXIT_FAILURE, Error};
@@ -64,7 +64,7 @@ pub fn run(plan: &Plan, mut jobs: Vec<Job>) -> Result<i32, Failure> {
     let panel = panel_for(plan, &jobs);
     if let Ok(panel) = &panel {
         for job in &mut jobs {
-            job.ticket = Some(Ticket {
+            job.panel_address = Some(PanelAddress {
                 panel: panel.id(),
                 place: new_place()?,
             });

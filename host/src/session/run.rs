@@ -352,7 +352,7 @@ impl<'a> Supervisor<'a> {
             Action::LeavePanel(error) => {
                 self.panel = Err(without_panel(&error));
                 for link in &mut self.links {
-                    link.job.ticket = None;
+                    link.job.panel_address = None;
                 }
                 Ok(())
             }

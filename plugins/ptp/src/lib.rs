@@ -39,6 +39,7 @@ use nix::sys::socket::{MsgFlags, send};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::unistd::geteuid;
+use vdens_plugin_kit::bound_socket::{Access, Occupant, remove_stale};
 use vdens_plugin_kit::log::{debug, warn};
 use vdens_plugin_kit::user::{self, Name};
 use vdens_plugin_kit::vnl::{self, Keys, Spec};
@@ -51,7 +52,6 @@ use vdens_plugin_kit::{
 use dgram::Dgram;
 use peer::Peer;
 use seqpacket::{Connector, Listener};
-use sockets::{Access, Found};
 
 const KEYS: Keys = Keys::new(&["seqpacket", "mode", "group"]);
 
@@ -366,13 +366,13 @@ impl Ptp {
         let received = batch.len() > first;
         // Before the far end's first message is heard.
         self.notice();
-        batch.sift(first, |frame| self.peer.receive(frame));
+        batch.filter(first, |frame| self.peer.receive(frame));
         received
     }
 
     /// Goes on with the socket that another process has served this end with, if there is one of use.
     fn resume(&mut self) -> Result<Option<Box<dyn End>>> {
-        let Some(socket) = self.host.kept() else {
+        let Some(socket) = self.host.take_fd() else {
             return Ok(None);
         };
         self.is_kept = true;
@@ -392,7 +392,7 @@ impl Ptp {
         let socket = self.end.as_ref().and_then(|end| end.lasting());
         let was_kept = std::mem::replace(&mut self.is_kept, socket.is_some());
         if (socket.is_some() || was_kept)
-            && let Err(error) = self.host.keep(socket)
+            && let Err(error) = self.host.store_fd(socket)
         {
             debug!("{}: not kept: {error}", self.place.path.display());
         }
@@ -427,11 +427,11 @@ impl Ptp {
     fn try_to_join(&self, wait: bool) -> Result<Option<(Generation, Box<dyn End>)>> {
         let (place, epoll) = (&self.place, &self.epoll);
         let generation = match sockets::probe(&place.path)? {
-            Found::Dgram => {
+            Occupant::Datagram => {
                 let end = Dgram::second(place, epoll)?;
                 return Ok(end.map(|end| (Generation::Dgram, Box::new(end) as _)));
             }
-            Found::Connected => {
+            Occupant::Connected => {
                 let Some(mut end) = Connector::connect(place, epoll)? else {
                     return Ok(None);
                 };
@@ -440,12 +440,12 @@ impl Ptp {
                 }
                 return Ok(Some((Generation::Seqpacket, Box::new(end))));
             }
-            Found::Stale => {
+            Occupant::Stale => {
                 let generation = self.generation_alone()?;
-                sockets::remove_stale(&place.path)?;
+                remove_stale(&place.path)?;
                 generation
             }
-            Found::Nothing => self.generation_alone()?,
+            Occupant::Nothing => self.generation_alone()?,
         };
         let end: Option<Box<dyn End>> = match generation {
             Generation::Dgram => Dgram::first(place, epoll)?.map(|end| Box::new(end) as _),
@@ -457,8 +457,8 @@ impl Ptp {
     /// What to speak when nobody is at `PATH`: that of a second comer who is still there, if any.
     fn generation_alone(&self) -> Result<Generation> {
         match (sockets::probe(&self.place.plus), self.place.generation) {
-            (Ok(Found::Dgram), _) => Ok(Generation::Dgram),
-            (Ok(Found::Connected), Generation::Dgram) => Err(sockets::foreign(&self.place.plus)),
+            (Ok(Occupant::Datagram), _) => Ok(Generation::Dgram),
+            (Ok(Occupant::Connected), Generation::Dgram) => Err(sockets::foreign(&self.place.plus)),
             (Ok(_), generation) => Ok(generation),
             (Err(error), Generation::Dgram) => Err(error),
             (Err(_), Generation::Seqpacket) => Ok(Generation::Seqpacket),
