@@ -117,7 +117,10 @@ impl<'a> Supervisor<'a> {
     fn perform_all(&mut self, actions: Vec<Action>) {
         let mut actions = VecDeque::from(actions);
         while let Some(action) = actions.pop_front() {
-            for event in self.perform(action) {
+            let mut events = Vec::new();
+            let outcome = self.perform(action, &mut events);
+            events.extend(outcome.err().map(Event::Failed));
+            for event in events {
                 actions.extend(self.machine.step(event, Instant::now()));
             }
         }
@@ -320,56 +323,44 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Performs an action; returns the events that follow from it.
-    fn perform(&mut self, action: Action) -> Vec<Event> {
-        let outcome = match action {
-            Action::StartNamespace => self.start_namespace(),
-            Action::MakePorts(network, links) => return vec![self.make_ports(&network, links)],
+    /// Performs an action, and adds the events that follow from it.
+    fn perform(&mut self, action: Action, events: &mut Vec<Event>) -> Result<()> {
+        match action {
+            Action::StartNamespace => self.start_namespace()?,
+            Action::MakePorts(network, links) => events.push(self.make_ports(&network, links)),
             Action::ToNamespace(message) => {
                 let send = |channel: &Channel<_, _>| channel.send(&message, &[]);
-                self.namespace.as_ref().map_or(Ok(()), send)
+                self.namespace.as_ref().map_or(Ok(()), send)?;
             }
-            Action::TakeInterfaces(fds) => self.take_interfaces(fds),
-            Action::Link(index, action) => return self.perform_for_link(index, action),
+            Action::TakeInterfaces(fds) => self.take_interfaces(fds)?,
+            Action::Link(index, action) => self.perform_for_link(index, action, events),
             Action::PassOn(signal) => {
                 if let Some(Err(errno)) = self.command.map(|command| kill(command, signal)) {
                     log::debug!("cannot pass {signal} on to the command: {errno}");
                 }
-                Ok(())
             }
-            Action::AnswerStatus => {
-                self.answer_status();
-                Ok(())
-            }
-            Action::GiveBackMemory => {
-                give_back_memory();
-                Ok(())
-            }
+            Action::AnswerStatus => self.answer_status(),
+            Action::GiveBackMemory => give_back_memory(),
             Action::EndChildren => {
                 self.end_children();
-                return vec![Event::ChildrenEnded];
+                events.push(Event::ChildrenEnded);
             }
             Action::LeavePanel(error) => {
                 self.panel = Err(without_panel(&error));
                 for link in &mut self.links {
                     link.job.panel_address = None;
                 }
-                Ok(())
             }
-            Action::Finish(outcome) => {
-                self.outcome = Some(outcome);
-                Ok(())
-            }
-        };
-        outcome.err().map(Event::Failed).into_iter().collect()
+            Action::Finish(outcome) => self.outcome = Some(outcome),
+        }
+        Ok(())
     }
 
-    /// Performs an action for a link. If it fails, so has the worker.
-    fn perform_for_link(&mut self, index: usize, action: LinkAction) -> Vec<Event> {
-        let (outcome, last) = match action {
+    /// Performs an action for a link. If that fails, so has the worker.
+    fn perform_for_link(&mut self, index: usize, action: LinkAction, events: &mut Vec<Event>) {
+        let (outcome, end) = match action {
             LinkAction::Start => {
-                let end = End::Exit(EXIT_FAILURE);
-                let is_deleted = self.links[index].is_deleted();
+                let (end, is_deleted) = (End::Exit(EXIT_FAILURE), false);
                 (
                     self.start_worker(index),
                     WorkerEvent::Ended { end, is_deleted },
@@ -383,11 +374,10 @@ impl<'a> Supervisor<'a> {
                 )
             }
         };
-        let failure = outcome.err().map(|error| {
-            let message = FromWorker::Failed(error);
-            [WorkerEvent::Message(message), last].map(|event| Event::Worker(index, event))
-        });
-        failure.into_iter().flatten().collect()
+        if let Err(error) = outcome {
+            let failure = WorkerEvent::Message(FromWorker::Failed(error));
+            events.extend([failure, end].map(|event| Event::Worker(index, event)));
+        }
     }
 
     /// Forks the namespace child.
