@@ -36,7 +36,8 @@ use crate::output::Line;
 use crate::panel::{self, Service};
 use crate::plug::pidfile::PidFile;
 use crate::plugins::host_services::{Opener, Plugins};
-use crate::sys::process::{detach, fork_child, wait};
+use crate::sys::child::Child;
+use crate::sys::process::{detach, wait};
 use crate::sys::runtime;
 use crate::sys::signals::Signals;
 use crate::sys::watchdog::Guard;
@@ -96,7 +97,7 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
         return plug.run(|| Ok(()));
     }
     let (channel, theirs) = Channel::<Nothing, Startup>::pair()?;
-    if fork_child()?.is_some() {
+    if Child::fork()?.is_some() {
         drop(theirs);
         return match channel.receive()?.well_formed()? {
             Some((Startup::Open, _)) => Ok(0),

@@ -8,17 +8,18 @@
 //! about an interface that was moved to another one and deleted there.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 
-use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::value::RawValue;
 
-use super::link::{Link, LinkAction};
+use super::link::{Link, LinkAction, WorkerEvent};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ipc::{
     Channel, FromWorker, MAX_REPORT, Order, Reply, ReportReply, Request, ToWorker, read_report,
 };
 use crate::panel::{self, Panel, port_index};
+use crate::sys::child::Child;
 use crate::tools::status::interface;
 use crate::tools::status::{Entry, LinkEntry, Report};
 use crate::worker::Job;
@@ -27,7 +28,7 @@ use crate::worker::reconnecting::Wait;
 
 /// The supervisor's hold on an interface.
 enum Side {
-    Tap(OwnedFd, LinkWatch),
+    Tap(OwnedFd, Rc<LinkWatch>),
     /// A port of the panel, by its place, and a watch over the panel.
     Port(String, LinkWatch),
 }
@@ -40,9 +41,9 @@ pub(super) struct Channels {
     pub(super) requests: Channel<Reply, Request>,
 }
 
-/// A worker that has not been collected yet.
+/// A worker that is not reaped yet.
 pub(super) struct WorkerProcess {
-    pub(super) pid: Pid,
+    pub(super) child: Child,
     /// None once the worker was killed or has closed one.
     pub(super) channels: Option<Channels>,
 }
@@ -85,18 +86,18 @@ impl HeldLink {
             LinkAction::Start | LinkAction::CheckInterface => {}
             LinkAction::Kill => self.kill(),
             LinkAction::KillHanging => {
-                if let Some(WorkerProcess { pid, .. }) = self.process {
-                    let end = &self.job.end;
+                if let Some(WorkerProcess { child, .. }) = &self.process {
+                    let (end, pid) = (&self.job.end, child.pid());
                     log::warn!("{name} ({end}): process {pid} hangs, and is ended");
                 }
                 self.kill();
             }
-            LinkAction::AwaitRestart { end, delay } => {
+            LinkAction::AwaitRestart { exit, delay } => {
                 if let Err(error) = self.take_carrier(panel) {
                     log::warn!("{name}: {error}");
                 }
                 log::warn!(
-                    "{name} ({}): the worker ended with {end}; starting it again in {delay:?}",
+                    "{name} ({}): the worker ended with {exit}; starting it again in {delay:?}",
                     self.job.end
                 );
                 // The command runs already, so it waits for no link.
@@ -115,16 +116,34 @@ impl HeldLink {
     fn kill(&mut self) {
         if let Some(process) = &mut self.process {
             process.channels = None;
-            // One that has just ended is no failure.
-            let _ = kill(process.pid, Signal::SIGKILL);
+            process.child.kill();
         }
     }
 
-    /// Lets go of everything but the job. Returns the worker that is to be collected.
-    pub(super) fn release(&mut self) -> Option<Pid> {
+    pub(super) fn child(&self) -> Option<&Child> {
+        self.process.as_ref().map(|process| &process.child)
+    }
+
+    /// Reaps the worker if it has ended; whether it has.
+    pub(super) fn reap(&mut self) -> bool {
+        let process = self.process.as_mut();
+        process.is_some_and(|process| process.child.reap().is_some())
+    }
+
+    /// The end of a worker that is reaped, which this link holds no longer.
+    pub(super) fn take_ended(&mut self) -> Option<WorkerEvent> {
+        let exit = self.child()?.exit()?;
+        self.process = None;
+        let is_deleted = self.is_deleted();
+        Some(WorkerEvent::Ended { exit, is_deleted })
+    }
+
+    /// Lets go of everything but the job, and returns the worker. Closing its channels asks it to
+    /// end.
+    pub(super) fn release(&mut self) -> Option<Child> {
         self.side = None;
         self.stored = None;
-        self.process.take().map(|process| process.pid)
+        self.process.take().map(|process| process.child)
     }
 
     /// Sends the worker a message.
@@ -174,13 +193,11 @@ impl HeldLink {
     pub(super) fn take_tap(
         &mut self,
         taps: &mut impl Iterator<Item = OwnedFd>,
-        watch: &LinkWatch,
+        watch: &Rc<LinkWatch>,
     ) -> Result<()> {
         if self.side.is_none() {
             let tap = taps.next().ok_or_else(lost_interface)?;
-            let watch = watch.try_clone();
-            let watch = watch.map_err(|error| Error::io("watch the carrier", &error))?;
-            self.side = Some(Side::Tap(tap, watch));
+            self.side = Some(Side::Tap(tap, Rc::clone(watch)));
         }
         Ok(())
     }
@@ -254,7 +271,7 @@ impl HeldLink {
     /// sent; `command` is in the interface's namespace.
     pub(super) fn entry(&mut self, link: &Link, command: Option<Pid>) -> Entry<Box<RawValue>> {
         let (service, restarts, last_end) = link.service();
-        let pid = self.process.as_ref().map(|process| process.pid);
+        let pid = self.child().map(Child::pid);
         let interface = self.job.interface.clone();
         Entry {
             link: LinkEntry {

@@ -7,14 +7,12 @@
 //! kills one that has not answered for too many beats. Beats are counted instead of time, so that
 //! no worker is late when the supervisor itself was stopped.
 
-use std::fmt;
 use std::mem;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
-
 use crate::error::{Error, Result};
 use crate::ipc::{FromWorker, ToWorker};
+use crate::sys::child::Exit;
 use crate::tools::status::Service;
 use crate::worker;
 
@@ -34,32 +32,6 @@ const MAX_UNANSWERED: u32 = 5;
 /// The same for a worker that opens its link: a plugin may have to resolve a name first.
 pub(super) const MAX_UNANSWERED_AT_OPEN: u32 = 10;
 
-/// How a child ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    Exit(i32),
-    Signal(Signal),
-}
-
-impl End {
-    /// The exit status of `vdens` for a command that ended like this.
-    pub(super) fn status(self) -> i32 {
-        match self {
-            Self::Exit(status) => status,
-            Self::Signal(signal) => 128 + signal as i32,
-        }
-    }
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exit(status) => write!(f, "status {status}"),
-            Self::Signal(signal) => write!(f, "signal {signal}"),
-        }
-    }
-}
-
 /// What a worker has done.
 #[derive(Debug)]
 pub(super) enum WorkerEvent {
@@ -71,7 +43,7 @@ pub(super) enum WorkerEvent {
     Closed,
     /// It has ended. All that it has sent was an event before.
     Ended {
-        end: End,
+        exit: Exit,
         /// Whether the interface was deleted, as far as the supervisor can see.
         is_deleted: bool,
     },
@@ -93,7 +65,7 @@ pub(super) enum LinkAction {
     /// The same for a worker that does not answer.
     KillHanging,
     /// Take the interface's carrier away: a worker is started again after the delay.
-    AwaitRestart { end: End, delay: Duration },
+    AwaitRestart { exit: Exit, delay: Duration },
     /// The interface was deleted: let go of what is held for the link.
     Close,
     /// Log the failure of the link.
@@ -151,7 +123,7 @@ pub(super) struct Link {
     delay: Duration,
     restarts: u32,
     /// How the last worker ended.
-    last_end: Option<End>,
+    last_exit: Option<Exit>,
 }
 
 impl Link {
@@ -162,7 +134,7 @@ impl Link {
             state: served(now),
             delay: FIRST_DELAY,
             restarts: 0,
-            last_end: None,
+            last_exit: None,
         }
     }
 
@@ -265,18 +237,18 @@ impl Link {
                 worker.stage = Stage::Closing;
                 return Ok(Some(LinkAction::Kill));
             }
-            WorkerEvent::Ended { end, .. } if !is_running => {
-                let message = format!("{}: its process ended with {end}", self.name);
+            WorkerEvent::Ended { exit, .. } if !is_running => {
+                let message = format!("{}: its process ended with {exit}", self.name);
                 return Err(
                     Error::closed(message).hint("its plugin is to blame; -vv may tell more")
                 );
             }
-            WorkerEvent::Ended { end, is_deleted } => {
+            WorkerEvent::Ended { exit, is_deleted } => {
                 if now.saturating_duration_since(worker.started) >= STABLE {
                     self.delay = FIRST_DELAY;
                 }
-                self.last_end = Some(end);
-                if is_deleted || end == End::Exit(worker::EXIT_NO_INTERFACE) {
+                self.last_exit = Some(exit);
+                if is_deleted || exit == Exit::Status(worker::EXIT_NO_INTERFACE) {
                     self.state = State::Closed;
                     return Ok(Some(LinkAction::Close));
                 }
@@ -284,7 +256,7 @@ impl Link {
                 self.state = State::Restarting { at: now + delay };
                 self.delay = (delay * 2).min(LAST_DELAY);
                 self.restarts += 1;
-                return Ok(Some(LinkAction::AwaitRestart { end, delay }));
+                return Ok(Some(LinkAction::AwaitRestart { exit, delay }));
             }
         }
         Ok(None)
@@ -328,8 +300,8 @@ impl Link {
             State::Restarting { .. } => Service::Restarting,
             State::Closed => Service::Closed,
         };
-        let last_end = self.last_end.map(|end| end.to_string());
-        (service, self.restarts, last_end.unwrap_or_default())
+        let last_exit = self.last_exit.map(|exit| exit.to_string());
+        (service, self.restarts, last_exit.unwrap_or_default())
     }
 }
 

@@ -27,9 +27,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::Failure;
-use super::link::{BEAT, End, Link, LinkAction, MAX_UNANSWERED_AT_OPEN, WorkerEvent};
+use super::link::{BEAT, Link, LinkAction, MAX_UNANSWERED_AT_OPEN, WorkerEvent};
 use crate::error::{Error, ErrorKind};
 use crate::ipc::{FromNamespace, ToNamespace, malformed};
+use crate::sys::child::Exit;
 use crate::sys::user_namespace::is_crowded;
 
 /// How long the namespace child may take to make its namespace, and again to make the interfaces.
@@ -51,7 +52,7 @@ pub(super) enum Event {
     NamespaceClosed,
     /// The command has ended, or the namespace child before it could execute the command. All that
     /// it has sent was an event before.
-    CommandEnded(End),
+    CommandEnded(Exit),
     /// The ports were made, but those that the panel has refused.
     PortsMade { refused: Vec<(usize, Error)> },
     /// The worker of a link has done something.
@@ -238,7 +239,7 @@ impl Machine {
                 return Err(Error::closed(message).into());
             }
             Event::NamespaceClosed => {}
-            Event::CommandEnded(end) => return Ok(self.end(Next::Finish(Ok(end.status())))),
+            Event::CommandEnded(exit) => return Ok(self.end(Next::Finish(Ok(exit.code())))),
             Event::PortsMade { refused } => return self.make_interfaces(refused, now),
             Event::Worker(index, event) => {
                 let is_running = self.is_running();

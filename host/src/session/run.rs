@@ -12,16 +12,15 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::thread::sleep;
+use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid};
 
 use super::held::{Channels, HeldLink, WorkerProcess, lost_interface};
-use super::link::{End, LinkAction, WorkerEvent};
+use super::link::{LinkAction, WorkerEvent};
 use super::machine::{Action, Event, Machine};
 use super::{Failure, without_panel};
 use crate::error::{EXIT_FAILURE, Result};
@@ -30,7 +29,8 @@ use crate::ipc::{
 };
 use crate::namespace::{self, Plan};
 use crate::panel::Panel;
-use crate::sys::process::{exit_child, fork_child, give_back_memory, wait};
+use crate::sys::child::{Child, Exit, end_all, exit_child, reap_strangers};
+use crate::sys::process::{give_back_memory, wait};
 use crate::sys::signals::Signals;
 use crate::tools::status::server::Server;
 use crate::tools::status::{self, Process};
@@ -57,7 +57,7 @@ pub(super) struct Supervisor<'a> {
     /// The panel, or why there is none.
     panel: Result<Panel, String>,
     /// The namespace child, which becomes the command.
-    command: Option<Pid>,
+    command: Option<Child>,
     /// The channel to it, until it is the command.
     namespace: Option<Channel<ToNamespace, FromNamespace>>,
     links: Vec<HeldLink>,
@@ -289,38 +289,31 @@ impl<'a> Supervisor<'a> {
                 self.handle(Event::Signal(signal));
             }
         }
-        self.collect_children()
+        self.reap()
     }
 
-    /// Collects the children that have ended, after reading what they have sent last.
-    fn collect_children(&mut self) -> Result<()> {
-        // Until it is collected, no other process gets its number.
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        loop {
-            let (pid, end) = match waitid(Id::All, flags) {
-                Ok(WaitStatus::Exited(pid, status)) => (pid, End::Exit(status)),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, End::Signal(signal)),
-                _ => return Ok(()),
-            };
-            let is_worker = |link: &HeldLink| link.process.as_ref().is_some_and(|p| p.pid == pid);
-            let worker = self.links.iter().position(is_worker);
-            if self.command == Some(pid) {
-                while self.receive(Source::Namespace)? {}
-            } else if let Some(index) = worker {
+    /// Reaps the children that have ended, after reading what they have sent last.
+    fn reap(&mut self) -> Result<()> {
+        let workers = self.links.iter().filter_map(HeldLink::child);
+        let known: Vec<Pid> = workers.chain(&self.command).map(Child::pid).collect();
+        reap_strangers(|pid| known.contains(&pid));
+        if self.command.as_mut().and_then(Child::reap).is_some() {
+            while self.receive(Source::Namespace)? {}
+        }
+        // By what it has sent, the session may have started over: then it is another child.
+        if let Some(exit) = self.command.as_ref().and_then(Child::exit) {
+            self.command = None;
+            self.handle(Event::CommandEnded(exit));
+        }
+        for index in 0..self.links.len() {
+            if self.links[index].reap() {
                 while self.receive(Source::Control(index))? {}
             }
-            // Nothing is left that could go wrong.
-            let _ = waitpid(pid, None);
-            if self.command == Some(pid) {
-                self.command = None;
-                self.handle(Event::CommandEnded(end));
-            } else if let Some(index) = worker {
-                let link = &mut self.links[index];
-                link.process = None;
-                let is_deleted = link.is_deleted();
-                self.handle(Event::Worker(index, WorkerEvent::Ended { end, is_deleted }));
+            if let Some(ended) = self.links[index].take_ended() {
+                self.handle(Event::Worker(index, ended));
             }
         }
+        Ok(())
     }
 
     /// Performs an action, and adds the events that follow from it.
@@ -335,7 +328,9 @@ impl<'a> Supervisor<'a> {
             Action::TakeInterfaces(fds) => self.take_interfaces(fds)?,
             Action::Link(index, action) => self.perform_for_link(index, action, events),
             Action::PassOn(signal) => {
-                if let Some(Err(errno)) = self.command.map(|command| kill(command, signal)) {
+                if let Some(Err(errno)) =
+                    self.command.as_ref().map(|command| command.signal(signal))
+                {
                     log::debug!("cannot pass {signal} on to the command: {errno}");
                 }
             }
@@ -360,10 +355,10 @@ impl<'a> Supervisor<'a> {
     fn perform_for_link(&mut self, index: usize, action: LinkAction, events: &mut Vec<Event>) {
         let (outcome, end) = match action {
             LinkAction::Start => {
-                let (end, is_deleted) = (End::Exit(EXIT_FAILURE), false);
+                let (exit, is_deleted) = (Exit::Status(EXIT_FAILURE), false);
                 (
                     self.start_worker(index),
-                    WorkerEvent::Ended { end, is_deleted },
+                    WorkerEvent::Ended { exit, is_deleted },
                 )
             }
             action => {
@@ -384,7 +379,7 @@ impl<'a> Supervisor<'a> {
     fn start_namespace(&mut self) -> Result<()> {
         let parent = getpid();
         let (channel, theirs) = Channel::pair()?;
-        let Some(command) = fork_child()? else {
+        let Some(command) = Child::fork()? else {
             drop(channel);
             self.status = None;
             let panel = self.panel.as_ref().ok();
@@ -400,7 +395,7 @@ impl<'a> Supervisor<'a> {
         let parent = getpid();
         let (control, its_control) = Channel::pair()?;
         let (requests, its_requests) = Channel::pair()?;
-        let Some(pid) = fork_child()? else {
+        let Some(child) = Child::fork()? else {
             drop((control, requests));
             let HeldLink { job, stored, .. } = self.links.swap_remove(index);
             self.links.clear();
@@ -413,10 +408,10 @@ impl<'a> Supervisor<'a> {
             exit_child(|| worker::run(&job, channels, stored, self.signals, parent));
         };
         let link = &mut self.links[index];
-        let (name, end) = (&link.job.interface, &link.job.end);
-        log::info!("{name}: process {pid} serves {end}");
+        let Job { interface, end, .. } = &link.job;
+        log::info!("{interface}: process {} serves {end}", child.pid());
         let channels = Some(Channels { control, requests });
-        link.process = Some(WorkerProcess { pid, channels });
+        link.process = Some(WorkerProcess { child, channels });
         Ok(())
     }
 
@@ -437,7 +432,7 @@ impl<'a> Supervisor<'a> {
     /// Holds the interfaces that the namespace child has made.
     fn take_interfaces(&mut self, fds: Vec<OwnedFd>) -> Result<()> {
         let mut fds = fds.into_iter();
-        let watch = LinkWatch::from(fds.next().ok_or_else(lost_interface)?);
+        let watch = Rc::new(LinkWatch::from(fds.next().ok_or_else(lost_interface)?));
         let mut links = self.links.iter_mut();
         links.try_for_each(|link| link.take_tap(&mut fds, &watch))
     }
@@ -447,10 +442,11 @@ impl<'a> Supervisor<'a> {
         let Some(server) = &mut self.status else {
             return;
         };
+        let command = self.command.as_ref().map(Child::pid);
         let links = self.links.iter_mut().enumerate();
         let process = Process {
             links: links
-                .map(|(index, link)| link.entry(self.machine.link(index), self.command))
+                .map(|(index, link)| link.entry(self.machine.link(index), command))
                 .collect(),
             ..status::this_process(
                 "vdens",
@@ -462,33 +458,10 @@ impl<'a> Supervisor<'a> {
         server.answer(&process);
     }
 
-    /// Ends what is still there: a namespace child that never became the command, and the workers.
+    /// Ends what is still there: the workers, and a namespace child that never became the command.
     fn end_children(&mut self) {
         self.namespace = None;
         let workers = self.links.iter_mut().filter_map(HeldLink::release);
-        let mut left: Vec<Pid> = workers.chain(self.command.take()).collect();
-        let deadline = Instant::now() + CLEANUP_LIMIT;
-        let mut killed = false;
-        loop {
-            left.retain(|pid| {
-                waitpid(*pid, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive)
-            });
-            if left.is_empty() {
-                return;
-            }
-            if Instant::now() < deadline {
-                sleep(Duration::from_millis(1));
-            } else if killed {
-                log::error!("processes {left:?} cannot be ended");
-                return;
-            } else {
-                for pid in &left {
-                    // One that has just ended is no failure.
-                    let _ = kill(*pid, Signal::SIGKILL);
-                }
-                killed = true;
-                sleep(Duration::from_millis(100));
-            }
-        }
+        end_all(workers.chain(self.command.take()), CLEANUP_LIMIT);
     }
 }

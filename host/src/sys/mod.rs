@@ -1,5 +1,6 @@
 //! What the kernel offers, in the host's terms.
 
+pub mod child;
 pub mod isolate;
 pub mod netlink;
 pub mod privilege;

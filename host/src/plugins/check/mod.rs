@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::output::Text;
 use crate::plugins::loader::{self, SearchPath, Stage};
 use crate::plugins::probe::{Found, Probe};
-use crate::sys::isolate::{Child, End};
+use crate::sys::isolate::{End, Isolated};
 
 /// How long a check may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -223,7 +223,7 @@ fn refused(report: &mut Report, stage: Stage, why: &str, hint: &str) -> Result<(
 
 /// Runs a check in a child.
 fn tried(check: trials::Check, subject: &trials::Subject) -> Result<Verdict> {
-    let child = Child::start(|to| {
+    let child = Isolated::start(|to| {
         let watchdog = watchdog::Watchdog::start(to);
         let verdict = check(subject).unwrap_or_else(trials::broken);
         watchdog.finish(&verdict);

@@ -100,9 +100,9 @@ impl Session {
         self.step(Event::Worker(link, WorkerEvent::Message(message)))
     }
 
-    fn worker_ends(&mut self, link: usize, end: End) -> Vec<String> {
+    fn worker_ends(&mut self, link: usize, exit: Exit) -> Vec<String> {
         let is_deleted = false;
-        self.step(Event::Worker(link, WorkerEvent::Ended { end, is_deleted }))
+        self.step(Event::Worker(link, WorkerEvent::Ended { exit, is_deleted }))
     }
 
     /// Time passes.
@@ -138,10 +138,10 @@ impl Session {
     fn ignores_the_rest(&mut self) -> bool {
         let mut actions = self.step(Event::Signal(Signal::SIGTERM));
         actions.extend(self.step(Event::StatusQuery));
-        actions.extend(self.step(Event::CommandEnded(End::Exit(3))));
+        actions.extend(self.step(Event::CommandEnded(Exit::Status(3))));
         actions.extend(self.after(Duration::from_secs(100)));
         for index in 0..self.links {
-            actions.extend(self.worker_ends(index, End::Exit(1)));
+            actions.extend(self.worker_ends(index, Exit::Status(1)));
         }
         actions.is_empty()
     }
@@ -189,7 +189,7 @@ fn a_session_starts_and_ends() {
         ["ToNamespace(Run)", "GiveBackMemory"]
     );
     assert!(session.step(Event::NamespaceClosed).is_empty());
-    session.ends(Event::CommandEnded(End::Exit(7)), "Finish(Ok(7))");
+    session.ends(Event::CommandEnded(Exit::Status(7)), "Finish(Ok(7))");
 }
 
 #[test]
@@ -199,21 +199,21 @@ fn a_session_without_a_link_runs_at_once() {
     assert_eq!(session.machine.deadline(), None);
     assert_eq!(session.step(Event::StatusQuery), ["AnswerStatus"]);
     session.ends(
-        Event::CommandEnded(End::Signal(Signal::SIGKILL)),
+        Event::CommandEnded(Exit::Signal(Signal::SIGKILL)),
         "Finish(Ok(137))",
     );
 }
 
 #[test]
 fn the_exit_status_is_the_commands() {
-    for (end, status) in [
-        (End::Exit(0), 0),
-        (End::Exit(255), 255),
-        (End::Signal(Signal::SIGKILL), 137),
-        (End::Signal(Signal::SIGTERM), 143),
+    for (exit, status) in [
+        (Exit::Status(0), 0),
+        (Exit::Status(255), 255),
+        (Exit::Signal(Signal::SIGKILL), 137),
+        (Exit::Signal(Signal::SIGTERM), 143),
     ] {
         let finish = format!("Finish(Ok({status}))");
-        Session::at(Running, 1).ends(Event::CommandEnded(end), &finish);
+        Session::at(Running, 1).ends(Event::CommandEnded(exit), &finish);
     }
 }
 
@@ -221,7 +221,7 @@ fn the_exit_status_is_the_commands() {
 fn a_namespace_child_that_ends_early_ends_the_session() {
     for phase in BEFORE_RUNNING {
         let died = "Finish(125: cannot run the command";
-        Session::at(phase, 2).ends(Event::CommandEnded(End::Exit(0)), died);
+        Session::at(phase, 2).ends(Event::CommandEnded(Exit::Status(0)), died);
         Session::at(phase, 2).ends(Event::NamespaceClosed, died);
     }
     // What it has sent last says more than its end.
@@ -267,9 +267,9 @@ fn a_message_of_the_namespace_child_that_is_not_its_turn_is_malformed() {
 #[test]
 fn a_worker_that_ends_before_the_command_runs_ends_the_session() {
     for phase in BEFORE_RUNNING {
-        let end = End::Signal(Signal::SIGSEGV);
+        let exit = Exit::Signal(Signal::SIGSEGV);
         let is_deleted = false;
-        let ended = WorkerEvent::Ended { end, is_deleted };
+        let ended = WorkerEvent::Ended { exit, is_deleted };
         let why = "Finish(125: vde1 (x://): its process ended with signal SIGSEGV)";
         Session::at(phase, 2).ends(Event::Worker(1, ended), why);
         // What it has sent last says more than its end.
@@ -282,7 +282,7 @@ fn a_worker_that_ends_before_the_command_runs_ends_the_session() {
         session.message(0, FromWorker::Open { wants_panel: false });
         session.message(0, FromWorker::Settled);
         assert!(!session.machine.is_running());
-        let ended = WorkerEvent::Ended { end, is_deleted };
+        let ended = WorkerEvent::Ended { exit, is_deleted };
         session.ends(Event::Worker(1, ended), why);
     }
 }
@@ -290,10 +290,10 @@ fn a_worker_that_ends_before_the_command_runs_ends_the_session() {
 #[test]
 fn a_worker_that_ends_while_the_command_runs_is_started_again_ever_later() {
     let mut session = Session::at(Running, 2);
-    let killed = End::Signal(Signal::SIGKILL);
+    let killed = Exit::Signal(Signal::SIGKILL);
     for milliseconds in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {
         let delay = Duration::from_millis(milliseconds);
-        let warning = format!("1: AwaitRestart {{ end: Signal(SIGKILL), delay: {delay:?} }}");
+        let warning = format!("1: AwaitRestart {{ exit: Signal(SIGKILL), delay: {delay:?} }}");
         assert_eq!(session.worker_ends(1, killed), [warning]);
         assert_eq!(session.service(1), Service::Restarting);
         let early = session.after(delay - Duration::from_millis(1));
@@ -313,8 +313,8 @@ fn a_worker_that_ends_while_the_command_runs_is_started_again_ever_later() {
     assert_eq!(restarted, (Service::Served, 8, "signal SIGKILL".into()));
     // Once it has lived for a while, its end is taken for the first again.
     session.now += Duration::from_secs(10);
-    let first = "1: AwaitRestart { end: Exit(125), delay: 100ms }";
-    assert_eq!(session.worker_ends(1, End::Exit(EXIT_FAILURE)), [first]);
+    let first = "1: AwaitRestart { exit: Status(125), delay: 100ms }";
+    assert_eq!(session.worker_ends(1, Exit::Status(EXIT_FAILURE)), [first]);
 }
 
 #[test]
@@ -324,25 +324,28 @@ fn a_worker_that_fails_while_the_command_runs_costs_a_warning() {
     assert_eq!(session.message(0, failure), ["0: Warn(that is why)"]);
     let closed = Event::Worker(0, WorkerEvent::Closed);
     assert_eq!(session.step(closed), ["0: Kill"]);
-    let restart = "0: AwaitRestart { end: Exit(125), delay: 100ms }";
-    assert_eq!(session.worker_ends(0, End::Exit(EXIT_FAILURE)), [restart]);
+    let restart = "0: AwaitRestart { exit: Status(125), delay: 100ms }";
+    assert_eq!(
+        session.worker_ends(0, Exit::Status(EXIT_FAILURE)),
+        [restart]
+    );
     // Late events of a worker that has ended do nothing.
     assert!(session.message(0, FromWorker::Pong).is_empty());
 }
 
 #[test]
 fn a_link_whose_interface_was_deleted_is_closed_for_good() {
-    for (end, is_deleted) in [
-        (End::Exit(EXIT_NO_INTERFACE), false),
-        (End::Signal(Signal::SIGKILL), true),
+    for (exit, is_deleted) in [
+        (Exit::Status(EXIT_NO_INTERFACE), false),
+        (Exit::Signal(Signal::SIGKILL), true),
     ] {
         let mut session = Session::at(Running, 1);
-        let ended = Event::Worker(0, WorkerEvent::Ended { end, is_deleted });
+        let ended = Event::Worker(0, WorkerEvent::Ended { exit, is_deleted });
         assert_eq!(session.step(ended), ["0: Close"]);
         assert_eq!(session.service(0), Service::Closed);
         assert_eq!(session.machine.deadline(), None);
         assert!(session.after(Duration::from_secs(100)).is_empty());
-        session.ends(Event::CommandEnded(End::Exit(0)), "Finish(Ok(0))");
+        session.ends(Event::CommandEnded(Exit::Status(0)), "Finish(Ok(0))");
     }
 }
 
@@ -378,7 +381,7 @@ fn a_worker_that_does_not_answer_is_killed() {
         ["0: CheckInterface"]
     );
     // One that opens its link has more time.
-    session.worker_ends(0, End::Signal(Signal::SIGKILL));
+    session.worker_ends(0, Exit::Signal(Signal::SIGKILL));
     assert_eq!(session.after(FIRST_RESTART), ["0: Start"]);
     session.after(BEAT);
     for _ in 0..10 {
@@ -435,7 +438,7 @@ fn a_status_query_is_answered_in_each_phase() {
     }
     let mut session = Session::at(Running, 1);
     session.step(Event::StatusQuery);
-    let lost = session.worker_ends(0, End::Exit(1));
+    let lost = session.worker_ends(0, Exit::Status(1));
     assert_eq!(lost.last().map(String::as_str), Some("AnswerStatus"));
 }
 
