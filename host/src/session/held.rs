@@ -267,7 +267,7 @@ impl HeldLink {
         self.report = text.and_then(RawValue::from_string).ok();
     }
 
-    /// The link for `vdens --status`, whose state is `link`, with the report that the worker has
+    /// The link for `vdectl status`, whose state is `link`, with the report that the worker has
     /// sent; `command` is in the interface's namespace.
     pub(super) fn entry(&mut self, link: &Link, command: Option<Pid>) -> Entry<Box<RawValue>> {
         let (service, restarts, last_end) = link.service();

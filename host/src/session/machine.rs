@@ -40,7 +40,7 @@ const NAMESPACE_LIMIT: Duration = Duration::from_secs(30);
 /// How long all workers together may take to open their links, and again to settle. A worker that
 /// hangs from the start is killed no sooner once the command runs.
 const OPENING_LIMIT: Duration = BEAT.saturating_mul(MAX_UNANSWERED_AT_OPEN);
-/// How long workers may take to report: `vdens --status` waits for a second.
+/// How long workers may take to report: `vdectl status` waits for a second.
 const REPORT_LIMIT: Duration = Duration::from_millis(500);
 
 /// What the loop has seen. Links are numbered in the order of the plan.
