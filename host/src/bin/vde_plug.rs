@@ -4,12 +4,11 @@ use std::ffi::OsString;
 use std::process::exit;
 
 use vdens::cli::config::Config;
-use vdens::cli::login;
 use vdens::cli::{self, VdePlug};
 use vdens::error::Result;
 use vdens::logging;
 use vdens::output::report;
-use vdens::plug;
+use vdens::plug::{self, login};
 use vdens::sys::privilege;
 use vdens::sys::process::fail_on_panic;
 

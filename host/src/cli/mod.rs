@@ -4,7 +4,6 @@
 //! come from them. Everything from the first VNL on belongs to the user's command and is not looked at.
 
 pub mod config;
-pub mod login;
 pub mod mistakes;
 pub mod plan;
 pub mod values;

@@ -12,13 +12,14 @@ use vdens_plugin_kit::tap::{MAX_INTERFACE_NAME, check_interface_name};
 use crate::cli::config::Config;
 use crate::cli::mistakes::{self, CommandLine};
 use crate::cli::values::Numbered;
-use crate::cli::vnls::{self, End};
+use crate::cli::vnls;
 use crate::cli::{Vdens, text};
 use crate::error::{Error, Result};
 use crate::ipc::MAX_FDS;
 use crate::namespace::resolv::Resolv;
 use crate::namespace::{Interface, Plan};
 use crate::worker::Job;
+use crate::worker::end::End;
 
 /// The most links of a session: their taps, and one descriptor more, are handed over together.
 const MAX_LINKS: usize = MAX_FDS - 1;

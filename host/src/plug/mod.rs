@@ -7,6 +7,7 @@
 //! [`Service`] is started, for a switch with members on the panel. Should a plugin hang when a signal comes, the [`Guard`]
 //! ends the plug.
 
+pub mod login;
 pub mod pidfile;
 
 use std::env;
@@ -31,6 +32,8 @@ use crate::cli::mistakes::{self, CommandLine, misplaced};
 use crate::cli::vnls;
 use crate::cli::{EndOptions, VdePlug, is_option, text};
 use crate::error::{Error, ErrorKind, Result, system};
+use crate::ipc::status::server::Server;
+use crate::ipc::status::{self, Entry, LinkEntry, Process, Report, this_process};
 use crate::ipc::{Channel, Nothing, Startup};
 use crate::output::Line;
 use crate::panel::Service;
@@ -41,8 +44,6 @@ use crate::sys::process::{detach, wait};
 use crate::sys::runtime;
 use crate::sys::signals::Signals;
 use crate::sys::watchdog::Guard;
-use crate::tools::status::server::Server;
-use crate::tools::status::{self, Entry, LinkEntry, Process, Report, this_process};
 use crate::worker::pump::{Pump, Stop};
 use crate::worker::reconnecting::Lasting;
 use crate::worker::tier::Watch;
