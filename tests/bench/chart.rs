@@ -1,23 +1,18 @@
 //! The chart: ratios to a veth pair as horizontal bars, in SVG.
 //!
-//! Theory of operation. A panel for each measure worth a look, a bar for each contender that has a ratio, the median as
-//! its length and the range over the rounds as a line on it. Where less is better a bar much longer than the
-//! reference would make the others vanish, so lengths are logarithmic when the ratios are far apart. Ours, Debian's and the reference have a colour each.
+//! Theory of operation. Each measure worth a look has a panel, with a bar for each contender that has
+//! a ratio. The median is the bar's length, and the range over the rounds is a line on it. A long bar
+//! would make the others vanish, so lengths are logarithmic when the ratios are far apart. Ours,
+//! Debian's and the reference have a colour each.
 
 use std::fmt::Write;
 
+use crate::figures::{Figures, Line, Table};
 use crate::links;
 use crate::report::figure;
-use crate::results::{Better, Group, Measure, Results, Row, Summary};
+use crate::results::{Better, Measure, Summary};
 
-const PANELS: &[&str] = &[
-    "tcp1-to",
-    "tcp4-to",
-    "udp-overload",
-    "rtt-idle-p50",
-    "rtt-load-p50",
-    "tcp1-effort",
-];
+const PANELS: &[&str] = &["tcp1-to", "rtt-idle-p50"];
 const WIDTH: f64 = 860.0;
 /// Where bars begin, and how long they are at most.
 const LEFT: f64 = 270.0;
@@ -27,13 +22,13 @@ const LINE: f64 = 22.0;
 const FAR: f64 = 30.0;
 
 /// The chart of the links; `None` if there is nothing to compare.
-pub(crate) fn svg(results: &Results, origin: &str) -> Option<String> {
-    let group = results.groups.iter().find(|group| group.id == links::ID)?;
+pub(crate) fn svg(figures: &Figures) -> Option<String> {
+    let group = figures.table(links::ID)?;
     let mut body = String::new();
     let mut y = 46.0;
     for key in PANELS {
         let measure = group.measures.iter().find(|measure| measure.key == *key)?;
-        panel(&mut body, &mut y, results, group, measure);
+        panel(&mut body, &mut y, group, measure);
     }
     if body.is_empty() {
         return None;
@@ -48,16 +43,16 @@ pub(crate) fn svg(results: &Results, origin: &str) -> Option<String> {
         12.0,
         22.0,
         "font-size=\"12\" fill=\"#666\"",
-        origin,
+        &figures.origin().join("; ").replace('`', ""),
     );
     out.push_str(&body);
     out.push_str("</svg>\n");
     Some(out)
 }
 
-fn panel(out: &mut String, y: &mut f64, results: &Results, group: &Group, measure: &Measure) {
-    let ratio = |row: &Row| results.ratio(group.id, &measure.key, row.id, links::REFERENCE);
-    let bars: Vec<(&Row, Summary)> = group
+fn panel(out: &mut String, y: &mut f64, group: &Table, measure: &Measure) {
+    let ratio = |row: &Line| row.cells.get(&measure.key)?.to_reference;
+    let bars: Vec<(&Line, Summary)> = group
         .rows
         .iter()
         .filter_map(|row| Some((row, ratio(row)?)))
@@ -88,7 +83,7 @@ fn panel(out: &mut String, y: &mut f64, results: &Results, group: &Group, measur
     *y += 24.0;
     let top = *y;
     for (row, ratio) in &bars {
-        let colour = match row.id {
+        let colour = match &*row.id {
             links::REFERENCE => "#999",
             id if id.starts_with("debian") => "#c96",
             _ => "#37a",

@@ -1,19 +1,22 @@
 //! `vdens-bench`: how fast the links are, beside what else one could use.
 //!
-//! Theory of operation. `lab` is the machine: who runs programs, and namespaces; `process` ends what was
-//! started. `network` wires contenders, `traffic` measures between two nodes by means of `tools`, which are this
-//! same program inside the namespaces. `links`, `switches`, `stuck`, `costs`, `crowd` and `idle` are the groups of
-//! measurements, which `bench` runs in rounds. `results` keeps what comes out, `report` and `chart` show it.
-//! docs/performance.md is the manual.
+//! Theory of operation. `lab` is the machine: who runs programs, and namespaces; `process` ends what
+//! was started. `network` wires contenders, `traffic` measures between two nodes by means of `tools`,
+//! which are this same program inside the namespaces. `links`, `switches`, `stuck`, `costs`, `crowd`
+//! and `idle` are the groups of measurements, which `bench` runs in rounds. `results` keeps what comes
+//! out, and `report` prints it. `figures` is the results file, from which `pages` and `chart` draw the
+//! pages. docs/performance.md is the manual.
 
 mod bench;
 mod chart;
 mod costs;
 mod crowd;
+mod figures;
 mod idle;
 mod lab;
 mod links;
 mod network;
+mod pages;
 mod process;
 mod report;
 mod results;
@@ -24,13 +27,14 @@ mod traffic;
 
 use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use clap::Parser;
 use serde_json::{Value, json};
 
 use bench::Plan;
+use figures::Figures;
 use lab::{Lab, installed, is_root};
 use tools::Tool;
 
@@ -62,9 +66,13 @@ struct Options {
     #[arg(long, value_name = "DIR")]
     bin: Option<PathBuf>,
 
-    /// Where to write results.json, chart.svg and ratios.md
+    /// Where to write the results and the pages that show them; docs has those of the documentation
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     out: PathBuf,
+
+    /// Measure nothing, and draw the pages from this results file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["rounds", "seconds", "quick", "only", "bin"])]
+    from: Option<PathBuf>,
 
     /// Print the names of everything, and what this machine cannot do
     #[arg(long)]
@@ -95,12 +103,20 @@ fn main() -> ExitCode {
     let options = Options::parse();
     let result = match options.tool {
         Some(Hidden::Tool(tool)) => tool.run().map(|()| ExitCode::SUCCESS),
-        None => measure(options),
+        None => match &options.from {
+            Some(file) => redraw(file, &options.out).map(|()| ExitCode::SUCCESS),
+            None => measure(options),
+        },
     };
     result.unwrap_or_else(|error| {
         tell(&format!("vdens-bench: {error}"));
         ExitCode::FAILURE
     })
+}
+
+/// Draws the pages from a results file.
+fn redraw(file: &Path, out: &Path) -> Result<()> {
+    pages::write(&Figures::read(file)?, out)
 }
 
 fn measure(options: Options) -> Result<ExitCode> {
@@ -131,24 +147,11 @@ fn measure(options: Options) -> Result<ExitCode> {
         tell("vdens-bench: a debug build: senders are slower than they should be");
     }
     let machine = machine(&plan, &lab);
-    let origin = origin(&machine);
     let results = bench::run(&lab, &plan);
-
+    let figures = results.figures(machine, report::measured_bars(&results));
+    let origin = figures.origin().join("; ");
     print(&format!("{origin}\n{}\n", report::text(&results)));
-    fs::create_dir_all(&options.out)?;
-    let mut json = results.to_json();
-    json["bars"] = report::bars_to_json(&results);
-    json["machine"] = machine;
-    let mut files = vec![
-        ("results.json", format!("{json:#}\n")),
-        ("ratios.md", report::markdown(&results, &origin)),
-    ];
-    files.extend(chart::svg(&results, &origin).map(|chart| ("chart.svg", chart)));
-    for (name, text) in files {
-        let path = options.out.join(name);
-        fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
-        print(&format!("{}\n", path.display()));
-    }
+    pages::write(&figures, &options.out)?;
     process::check_interrupted()?;
     Ok(match results.failures.is_empty() {
         true => ExitCode::SUCCESS,
@@ -200,18 +203,4 @@ fn machine(plan: &Plan, lab: &Lab) -> Value {
         "iperf3": output("iperf3", &["--version"]),
         "debian": packages.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
     })
-}
-
-/// The same in a line.
-fn origin(machine: &Value) -> String {
-    let word = |key: &str| machine[key].as_str().unwrap_or("unknown").to_owned();
-    format!(
-        "{}, Linux {}, {} processors; `{}`, {} rounds of {} s",
-        word("date"),
-        word("kernel"),
-        machine["processors"],
-        word("command"),
-        machine["rounds"],
-        machine["seconds"],
-    )
 }

@@ -1,15 +1,12 @@
-//! Results for people: tables for a terminal, ratios in Markdown, and the bars that the product is held to.
+//! Results for a terminal, and the bars that the product is held to.
 //!
-//! Theory of operation. The terminal gets one table for each measure, with medians, ranges and ratios. The Markdown is what
-//! documentation may quote: ratios and shares, no absolute speeds, which belong to one machine. What is missing or
-//! has failed is part of both.
+//! Theory of operation. Each measure has a table with medians, ranges and ratios. What could not be
+//! measured or has failed follows, then the bars.
 
 use std::fmt::Write;
 
-use serde_json::{Value, json};
-
 use crate::results::{Better, Group, Measure, Results, Row, Summary};
-use crate::{costs, crowd, idle, links, stuck, switches};
+use crate::{costs, crowd, figures, idle, links, stuck, switches};
 
 /// Three digits, whatever the size.
 pub(crate) fn figure(value: f64) -> String {
@@ -57,13 +54,15 @@ pub(crate) fn text(results: &Results) -> String {
     out
 }
 
-/// The bars, for programs.
-pub(crate) fn bars_to_json(results: &Results) -> Value {
-    let bars = bars(results).into_iter().map(|bar| {
-        let met = bar.found.is_some().then(|| bar.is_met());
-        json!({ "what": bar.what, "found": bar.found, "bar": bar.limit(), "met": met })
-    });
-    bars.collect()
+/// The bars, for the results file.
+pub(crate) fn measured_bars(results: &Results) -> Vec<figures::Bar> {
+    let bar = |bar: Bar| figures::Bar {
+        is_met: bar.found.is_some().then(|| bar.is_met()),
+        limit: bar.limit(),
+        what: bar.what,
+        found: bar.found,
+    };
+    bars(results).into_iter().map(bar).collect()
 }
 
 fn table(out: &mut String, results: &Results, group: &Group, measure: &Measure) {
@@ -129,67 +128,6 @@ fn shortcomings(out: &mut String, results: &Results) {
             "  {} (round {}): {}",
             failure.what, failure.round, failure.why
         );
-    }
-}
-
-/// Ratios, for documentation. `origin` says where they come from.
-pub(crate) fn markdown(results: &Results, origin: &str) -> String {
-    let mut out = format!("{origin}\n");
-    for group in &results.groups {
-        // Measures in groups of a few: a table has to fit on a page.
-        let measured = |measure: &&Measure| {
-            let has = |row: &Row| results.summary(group.id, row.id, &measure.key).is_some();
-            group.rows.iter().any(has)
-        };
-        let measures: Vec<&Measure> = group.measures.iter().filter(measured).collect();
-        for measures in measures.chunks(6) {
-            let _ = writeln!(out, "\n**{}**\n", group.title);
-            let titles: Vec<String> = measures
-                .iter()
-                .map(|measure| match (measure.ratios, measure.better) {
-                    (true, Better::More) => format!("{} ↑", measure.title),
-                    (true, Better::Less) => format!("{} ↓", measure.title),
-                    (false, _) => format!("{} [{}]", measure.title, measure.unit),
-                })
-                .collect();
-            let _ = writeln!(out, "| | {} |", titles.join(" | "));
-            let _ = writeln!(out, "|---|{}", "---|".repeat(titles.len()));
-            for row in &group.rows {
-                let cells: Vec<String> = measures
-                    .iter()
-                    .map(|measure| cell(results, group, row, measure))
-                    .collect();
-                if cells.iter().any(|cell| !cell.is_empty()) {
-                    let _ = writeln!(out, "| {} | {} |", row.title, cells.join(" | "));
-                }
-            }
-        }
-    }
-    let mut notes = String::new();
-    shortcomings(&mut notes, results);
-    if !notes.is_empty() {
-        let _ = writeln!(out, "\n```text{notes}```");
-    }
-    out
-}
-
-/// The ratio to the reference and, behind a slash, to Debian's.
-fn cell(results: &Results, group: &Group, row: &Row, measure: &Measure) -> String {
-    let Some(summary) = results.summary(group.id, row.id, &measure.key) else {
-        return String::new();
-    };
-    if !measure.ratios {
-        return figure(summary.median);
-    }
-    let to = |other: &str| results.ratio(group.id, &measure.key, row.id, other);
-    let reference = group.reference.and_then(|(id, _)| to(id));
-    let rival = row.rival.and_then(to);
-    let ratios = [reference, rival].map(|ratio| ratio.map(|ratio| figure(ratio.median)));
-    match ratios {
-        [Some(reference), Some(rival)] => format!("{reference} / {rival}"),
-        [Some(reference), None] => reference,
-        [None, Some(rival)] => format!("– / {rival}"),
-        [None, None] => "measured".to_owned(),
     }
 }
 

@@ -6,12 +6,17 @@
 //! the rounds that have both. A row that cannot be measured on this machine says why, and what fails in a
 //! round is kept as a failure beside the samples.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::figures::{Bar, Cell, Figures, Line, Table};
 
 /// Which way a measure is better.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Better {
     More,
     Less,
@@ -27,11 +32,11 @@ impl Better {
 }
 
 /// A column.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Measure {
     pub(crate) key: String,
     pub(crate) title: String,
-    pub(crate) unit: &'static str,
+    pub(crate) unit: Cow<'static, str>,
     pub(crate) better: Better,
     /// Whether ratios mean something: not for counts that should be 0, nor for shares.
     pub(crate) ratios: bool,
@@ -47,7 +52,7 @@ impl Measure {
         Self {
             key: key.into(),
             title: title.into(),
-            unit,
+            unit: unit.into(),
             better,
             ratios: true,
         }
@@ -85,7 +90,7 @@ pub(crate) struct Group {
 }
 
 /// Something that was to be measured and was not.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Failure {
     pub(crate) what: String,
     pub(crate) round: u32,
@@ -93,7 +98,7 @@ pub(crate) struct Failure {
 }
 
 /// The middle of some values and the extremes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Summary {
     pub(crate) median: f64,
     pub(crate) least: f64,
@@ -166,59 +171,44 @@ impl Results {
         Summary::of(ratios)
     }
 
-    /// Everything, for programs.
-    pub(crate) fn to_json(&self) -> Value {
-        let groups = self.groups.iter().map(|group| {
-            let rows = group.rows.iter().map(|row| {
-                let measures: serde_json::Map<String, Value> = group
-                    .measures
-                    .iter()
-                    .filter_map(|measure| {
-                        let value = self.measure_to_json(group, row, measure)?;
-                        Some((measure.key.clone(), value))
-                    })
-                    .collect();
-                json!({
-                    "id": row.id, "title": row.title, "missing": row.missing,
-                    "rival": row.rival, "measures": measures,
-                })
-            });
-            let rows: Vec<Value> = rows.collect();
-            json!({
-                "id": group.id, "title": group.title, "rows": rows,
-                "reference": group.reference.map(|(row, _)| row),
-            })
-        });
-        let failures = self.failures.iter().map(
-            |failure| json!({ "what": failure.what, "round": failure.round, "why": failure.why }),
-        );
-        json!({
-            "groups": groups.collect::<Vec<_>>(),
-            "failures": failures.collect::<Vec<_>>(),
-        })
+    /// Everything, for the results file and the pages drawn from it.
+    pub(crate) fn figures(&self, machine: Value, bars: Vec<Bar>) -> Figures {
+        let table = |group: &Group| Table {
+            id: group.id.to_owned(),
+            title: group.title.to_owned(),
+            reference: group.reference.map(|(row, _)| row.to_owned()),
+            measures: group.measures.clone(),
+            rows: group.rows.iter().map(|row| self.line(group, row)).collect(),
+        };
+        Figures {
+            machine,
+            groups: self.groups.iter().map(table).collect(),
+            bars,
+            failures: self.failures.clone(),
+        }
     }
 
-    fn measure_to_json(&self, group: &Group, row: &Row, measure: &Measure) -> Option<Value> {
-        let rounds = self.rounds(group.id, row.id, &measure.key)?;
-        let summary = Summary::of(rounds.values().copied())?;
-        let to = |other: Option<&'static str>| {
-            let other = other.filter(|_| measure.ratios)?;
-            let ratio = self.ratio(group.id, &measure.key, row.id, other)?;
-            Some(
-                json!({ "to": other, "median": ratio.median, "min": ratio.least, "max": ratio.most }),
-            )
+    fn line(&self, group: &Group, row: &Row) -> Line {
+        let cell = |measure: &Measure| {
+            let rounds = self.rounds(group.id, row.id, &measure.key)?;
+            let to = |other: Option<&str>| {
+                let other = other.filter(|_| measure.ratios)?;
+                self.ratio(group.id, &measure.key, row.id, other)
+            };
+            let cell = Cell {
+                value: Summary::of(rounds.values().copied()),
+                rounds: rounds.clone(),
+                to_reference: to(group.reference.map(|(row, _)| row)),
+                to_rival: to(row.rival),
+            };
+            Some((measure.key.clone(), cell))
         };
-        let rounds: BTreeMap<String, f64> = rounds
-            .iter()
-            .map(|(round, value)| (round.to_string(), *value))
-            .collect();
-        Some(json!({
-            "title": measure.title, "unit": measure.unit, "better": measure.better.word(),
-            "median": summary.median, "min": summary.least, "max": summary.most,
-            "rounds": rounds,
-            "to_reference": to(group.reference.map(|(row, _)| row)),
-            "to_rival": to(row.rival),
-        }))
+        Line {
+            id: row.id.to_owned(),
+            title: row.title.clone(),
+            missing: row.missing.clone(),
+            cells: group.measures.iter().filter_map(cell).collect(),
+        }
     }
 }
 

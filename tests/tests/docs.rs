@@ -29,6 +29,11 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "builds the workspace; the_benchmark_runs measures a little",
     ),
     (
+        "docs/performance.md",
+        "$ tests/bench/run --from",
+        "builds the workspace; the_performance_pages_show_the_results_file runs the same",
+    ),
+    (
         "docs/reliability.md",
         "$ cargo run --release",
         "takes minutes and builds the workspace; a_little_fuzzing does it for seconds",
@@ -271,8 +276,39 @@ fn the_benchmark_runs() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:#?}");
-    for file in ["results.json", "ratios.md", "chart.svg"] {
+    for file in ["performance.json", "performance-tables.md"] {
         assert!(fs::metadata(lab.dir().join(file)).unwrap().len() > 0);
+        lab.expect(file);
+    }
+    lab.expect("performance.svg");
+}
+
+/// What the benchmark draws from the results in docs/ is what the pages show.
+#[test]
+fn the_performance_pages_show_the_results_file() {
+    let lab = Lab::new();
+    let page = "performance.md";
+    lab.write(page, read("docs/performance.md"));
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_vdens-bench"))
+        .arg("--from")
+        .arg(repository().join("docs/performance.json"))
+        .arg("--out")
+        .arg(lab.dir())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:#?}");
+    for file in [
+        page,
+        "performance.json",
+        "performance-tables.md",
+        "performance.svg",
+    ] {
+        let drawn = fs::read_to_string(lab.dir().join(file)).unwrap();
+        let is_same = drawn == read(&format!("docs/{file}"));
+        assert!(
+            is_same,
+            "docs/{file}: run vdens-bench --from docs/performance.json --out docs"
+        );
         lab.expect(file);
     }
 }
@@ -468,6 +504,21 @@ fn paths_named_in_the_pages_exist() {
         }
     }
     assert!(number > 10, "only {number} paths found");
+}
+
+#[test]
+fn the_architecture_page_visits_each_part_of_the_host() {
+    let page = read("docs/architecture.md");
+    let source = repository().join("host/src");
+    let mut number = 0;
+    for entry in fs::read_dir(source).unwrap().flatten() {
+        if entry.file_type().unwrap().is_dir() {
+            let name = entry.file_name().into_string().unwrap();
+            assert!(page.contains(&format!("`host/src/{name}/")), "{name}");
+            number += 1;
+        }
+    }
+    assert!(number > 5, "only {number} directories found");
 }
 
 /// How many columns a line may have. The row of a table may have more.

@@ -115,7 +115,7 @@ impl Session {
             end: end.clone(),
             wait: cli.common.wait.unwrap_or_default(),
             plugins: plugins.clone(),
-            ticket: None,
+            panel_address: None,
         });
         let jobs = jobs.collect();
         let up =

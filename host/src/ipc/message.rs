@@ -109,7 +109,7 @@ pub enum Reply {
     Failed(#[serde(with = "ErrorFields")] Error),
 }
 
-/// What is to be done on the panel. Ports and hubs are named by their places.
+/// What is to be done on the panel. Ports and bridges are named by their places.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
@@ -135,19 +135,19 @@ pub enum Order {
         /// The port.
         port: String,
     },
-    /// Make a hub, and hand its tap over.
-    Hub {
-        /// The hub.
-        hub: String,
+    /// Make a learning bridge, and hand its tap over.
+    Bridge {
+        /// The bridge.
+        bridge: String,
         /// For how many seconds it remembers an address; 0 for none.
         ageing: u32,
     },
-    /// Plug a port into a hub.
+    /// Plug a port into a learning bridge.
     Attach {
         /// The port.
         port: String,
-        /// The hub.
-        hub: String,
+        /// The bridge.
+        bridge: String,
     },
     /// Unplug a port: it is down and on no bridge.
     Unplug {
@@ -303,13 +303,13 @@ mod tests {
                 peer: "2n0".into(),
             },
             Order::Serve { port: name() },
-            Order::Hub {
-                hub: name(),
+            Order::Bridge {
+                bridge: name(),
                 ageing: 120,
             },
             Order::Attach {
                 port: name(),
-                hub: "2n0".into(),
+                bridge: "2n0".into(),
             },
             Order::Unplug { port: name() },
         ];

@@ -198,7 +198,7 @@ impl Orders {
     ///
     /// # Errors
     /// It is no supervisor that the orders go to.
-    pub fn keep(self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
+    pub fn store_fd(self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
         match self.0.patience {
             None => match self.ask(&Request::StoreFd, fd.as_slice())? {
                 (Reply::Stored, _) => Ok(()),
@@ -417,18 +417,18 @@ mod tests {
     use super::*;
     use crate::ipc::Received;
 
-    fn hub(ageing: u32) -> Order {
-        Order::Hub {
-            hub: "1n0".into(),
+    fn bridge(ageing: u32) -> Order {
+        Order::Bridge {
+            bridge: "1n0".into(),
             ageing,
         }
     }
 
-    /// Answers each order for a hub with its time of ageing. When two orders are there at once, it
-    /// answers the second first.
+    /// Answers each order for a bridge with its time of ageing. When two orders are there at once,
+    /// it answers the second first.
     fn serve(channel: &Channel<Reply, Request>) {
         let next = || match channel.receive().unwrap() {
-            Received::Message(Request::Execute(Order::Hub { ageing, .. }), _) => Some(ageing),
+            Received::Message(Request::Execute(Order::Bridge { ageing, .. }), _) => Some(ageing),
             _ => None,
         };
         let answer = |ageing: u32| {
@@ -454,7 +454,7 @@ mod tests {
         let ask = move |thread: u32| {
             for n in 0..10 {
                 let ageing = thread * 100 + n;
-                let done = orders.give(hub(ageing)).unwrap();
+                let done = orders.give(bridge(ageing)).unwrap();
                 assert_eq!(done.panel, u64::from(ageing));
             }
         };
@@ -476,9 +476,9 @@ mod tests {
             drop(stored);
             serve(&theirs);
         });
-        let error = orders.give(hub(1)).unwrap_err();
+        let error = orders.give(bridge(1)).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Protocol, "{error}");
-        assert_eq!(orders.give(hub(2)).unwrap().panel, 2);
+        assert_eq!(orders.give(bridge(2)).unwrap().panel, 2);
         orders.close();
         server.join().unwrap();
     }

@@ -1,17 +1,18 @@
 //! What is done on the panel, by a child that has entered it: making ports, plugging and
 //! unplugging.
 //!
-//! Each port and hub has a place, a random name ([`new_place`]). Interfaces on the panel are called
-//! by what they are and their place: for the place `x`, `px` is a port, `tx` the tap through which
-//! it is served and `bx` the bridge between the two. A hub is the bridge `hx` with the tap `xx`.
-//! The bridge of a cable is called `c` and a name made of the places of both its ports
-//! ([`cable_name`]): a port is on one bridge with another only if each of the two ends has named
-//! the other's place.
+//! Each port and learning bridge has a place, a random name ([`new_place`]). Interfaces on the
+//! panel are called by what they are and their place: for the place `x`, `px` is a port, `tx` the
+//! tap through which it is served and `bx` the bridge between the two. A learning bridge is `hx`
+//! with the tap `xx`. The bridge of a cable is called `c` and a name made of the places of both its
+//! ports ([`cable_name`]): a port is on one bridge with another only if each of the two ends has
+//! named the other's place.
 //!
-//! Bridges left without ports are deleted whenever something is unplugged, and not before: the kernel
-//! takes tens of milliseconds for that, and nobody waits for a port that is unplugged. Where many
-//! sessions end together, those that would have to wait for the lock leave the bridges to the one that
-//! has it. A hub has a port as long as its maker holds the tap or something is plugged in.
+//! Bridges left without ports are deleted whenever something is unplugged, and not before: the
+//! kernel takes tens of milliseconds for that, and nobody waits for a port that is unplugged. Where
+//! many sessions end together, those that would have to wait for the lock leave the bridges to the
+//! one that has it. A learning bridge has a port as long as its maker holds the tap or something is
+//! plugged in.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -26,7 +27,8 @@ use crate::worker::carrier::LinkWatch;
 /// A bridge with two ports remembers no address: it is a cable, what goes in at one end comes out
 /// at the other.
 const CABLE: u32 = 0;
-/// The longest time that a hub does; far below what the kernel's clock can count.
+/// The longest time that a bridge remembers an address; far below what the kernel's clock can
+/// count.
 const LONGEST_AGEING: u32 = 1_000_000;
 
 /// What an order needs the registry's lock for.
@@ -45,7 +47,7 @@ pub(super) fn lock_for(order: &Order) -> Lock {
     match order {
         Order::AddPort { .. } => Lock::Unneeded,
         Order::Unplug { .. } => Lock::Useful,
-        Order::Plug { .. } | Order::Serve { .. } | Order::Hub { .. } | Order::Attach { .. } => {
+        Order::Plug { .. } | Order::Serve { .. } | Order::Bridge { .. } | Order::Attach { .. } => {
             Lock::Needed
         }
     }
@@ -84,13 +86,13 @@ pub(super) fn execute(
             attach(&netlink, port, &bridge)?;
             Ok(Some(tap))
         }
-        Order::Hub { hub, ageing } => {
-            let (bridge, tap) = (format!("h{hub}"), format!("x{hub}"));
+        Order::Bridge { bridge, ageing } => {
+            let (bridge, tap) = (format!("h{bridge}"), format!("x{bridge}"));
             let ageing = (*ageing).min(LONGEST_AGEING);
             tapped_bridge(&netlink, &bridge, ageing, &tap).map(Some)
         }
-        Order::Attach { port, hub } => {
-            plug(&netlink, port, &format!("h{hub}"))?;
+        Order::Attach { port, bridge } => {
+            plug(&netlink, port, &format!("h{bridge}"))?;
             Ok(None)
         }
         Order::Unplug { port } => {
@@ -105,7 +107,7 @@ pub fn interface_of(port: &str) -> String {
     format!("p{port}")
 }
 
-/// A place for a port or a hub that nobody can guess: 64 random bits as 13 letters and digits.
+/// A place for a port or a bridge that nobody can guess: 64 random bits as 13 letters and digits.
 ///
 /// # Errors
 /// The kernel has no random numbers.

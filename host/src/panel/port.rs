@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use log::Level;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vdens_plugin_kit::tap::Tap;
-use vdens_plugin_kit::{Link, Offloads, RxBatch, State, Status, Ticket, TxBatch};
+use vdens_plugin_kit::{Link, Offloads, PanelAddress, RxBatch, State, Status, TxBatch};
 
 use super::Orders;
 use crate::error::{ErrorKind, Result, system};
@@ -33,14 +33,14 @@ pub struct PanelPort {
 }
 
 impl PanelPort {
-    /// The port of `ticket`, which is unplugged.
+    /// The port at `panel_address`, which is unplugged.
     ///
     /// # Errors
     /// There are no descriptors left.
-    pub fn new(ticket: &Ticket, orders: Orders) -> Result<Self> {
+    pub fn new(panel_address: &PanelAddress, orders: Orders) -> Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Self {
-            place: ticket.place.clone(),
+            place: panel_address.place.clone(),
             orders,
             tap: None,
             idle: EventFd::from_flags(flags).map_err(system("make an eventfd"))?,

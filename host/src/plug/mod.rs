@@ -24,7 +24,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::setsid;
 use vdens_plugin_kit::stream::{CommandStream, Stream};
 use vdens_plugin_kit::vnl::Vnl;
-use vdens_plugin_kit::{Link, OpenOptions, Port};
+use vdens_plugin_kit::{HostPort, Link, OpenOptions};
 
 use crate::cli::config::Config;
 use crate::cli::mistakes::{self, CommandLine, misplaced};
@@ -309,10 +309,10 @@ impl Plug<'_> {
             group: group.clone(),
             mode,
         };
-        let no_interface = Port {
+        let no_interface = HostPort {
             interface: String::new(),
             mtu: 0,
-            ticket: None,
+            panel_address: None,
         };
         let orders = events.service.as_ref().map(Service::orders);
         let opener = Opener::new(self.plugins.clone(), no_interface, orders, None);

@@ -4,10 +4,10 @@
 //! plugin sees them. A plugin is loaded when its scheme is first opened, and only once. A scheme that has none
 //! is tried with the bridge to libvdeplug, unless the configuration says otherwise.
 //!
-//! A nested link gets services of its own that have no ticket: were the interface plugged into the nested link's
-//! peer, the kernel would carry the frames past the link around it. Each level has services of its
-//! own, and those of the innermost level open nothing: so no plugin, whatever it asks for, nests
-//! more than [`MAX_NESTING`] links.
+//! A nested link gets services of its own that have no panel address: were the interface plugged
+//! into the nested link's peer, the kernel would carry the frames past the link around it. Each
+//! level has services of its own, and those of the innermost level open nothing: so no plugin,
+//! whatever it asks for, nests more than [`MAX_NESTING`] links.
 
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -21,7 +21,7 @@ use vdens_plugin_kit::adapters::LoadedPlugin;
 use vdens_plugin_kit::tap::Tap;
 use vdens_plugin_kit::vnl::{MAX_NESTING, Vnl, too_deep};
 use vdens_plugin_kit::vnl_file::PLAIN_SCHEMES;
-use vdens_plugin_kit::{Hub, Link, Manifest, OpenOptions, Port, Ticket};
+use vdens_plugin_kit::{Bridge, HostPort, Link, Manifest, OpenOptions, PanelAddress};
 
 use crate::cli::config::{Config, Libvdeplug};
 use crate::error::{Error, ErrorKind, Result};
@@ -94,7 +94,7 @@ pub struct Opener(&'static Services);
 /// What plugins see. Leaked, because a plugin may use its host's services as long as the process lives.
 struct Services {
     library: &'static Library,
-    port: Port,
+    port: HostPort,
     panel: Option<Orders>,
     /// What the process had kept that served the link before.
     kept: Mutex<Option<OwnedFd>>,
@@ -112,9 +112,14 @@ struct Library {
 
 impl Opener {
     /// An opener of what `plugins` serve; `port` is the host's side of the link, `panel` the way to
-    /// somebody who carries out orders on the panel, `kept` what the last process to serve the link had kept. One a
-    /// link, for the life of the process.
-    pub fn new(plugins: Plugins, port: Port, panel: Option<Orders>, kept: Option<OwnedFd>) -> Self {
+    /// somebody who carries out orders on the panel, `kept` what the last process to serve the link
+    /// had kept. One a link, for the life of the process.
+    pub fn new(
+        plugins: Plugins,
+        port: HostPort,
+        panel: Option<Orders>,
+        kept: Option<OwnedFd>,
+    ) -> Self {
         let library = Box::leak(Box::new(Library {
             plugins,
             loaded: Mutex::default(),
@@ -123,8 +128,8 @@ impl Opener {
         for level in (1..=MAX_NESTING).rev() {
             nested = Some(Box::leak(Box::new(Services {
                 library,
-                port: Port {
-                    ticket: None,
+                port: HostPort {
+                    panel_address: None,
                     ..port.clone()
                 },
                 panel,
@@ -199,64 +204,64 @@ impl HostServices for Services {
         Opener(nested).open(vnl, &OpenOptions::default())
     }
 
-    fn port(&self) -> Port {
+    fn port(&self) -> HostPort {
         self.port.clone()
     }
 
     fn plug(&self, peer: &str) -> Result<()> {
-        let ticket = self.port.ticket.as_ref().ok_or_else(no_panel)?;
+        let panel_address = self.port.panel_address.as_ref().ok_or_else(no_panel)?;
         panel::check_place(peer)?;
-        if peer == ticket.place {
+        if peer == panel_address.place {
             return Err(Error::usage("an interface cannot be plugged into itself"));
         }
         let order = Order::Plug {
-            port: ticket.place.clone(),
+            port: panel_address.place.clone(),
             peer: peer.to_owned(),
         };
         self.order(order).map(drop)
     }
 
-    fn attach(&self, hub: &Ticket) -> Result<()> {
-        let ticket = self.port.ticket.as_ref().ok_or_else(no_panel)?;
-        if hub.panel != ticket.panel {
-            let message = "the hub is on another panel";
+    fn attach(&self, bridge: &PanelAddress) -> Result<()> {
+        let panel_address = self.port.panel_address.as_ref().ok_or_else(no_panel)?;
+        if bridge.panel != panel_address.panel {
+            let message = "the bridge is on another panel";
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
-        panel::check_place(&hub.place)?;
+        panel::check_place(&bridge.place)?;
         let order = Order::Attach {
-            port: ticket.place.clone(),
-            hub: hub.place.clone(),
+            port: panel_address.place.clone(),
+            bridge: bridge.place.clone(),
         };
         self.order(order).map(drop)
     }
 
-    fn hub(&self, expiry: Duration) -> Result<Hub> {
+    fn bridge(&self, expiry: Duration) -> Result<Bridge> {
         let place = panel::new_place()?;
         let ageing = match expiry {
             Duration::ZERO => 0,
             some => u32::try_from(some.as_secs()).map_or(u32::MAX, |seconds| seconds.max(1)),
         };
-        let hub = place.clone();
-        let done = self.order(Order::Hub { hub, ageing })?;
+        let bridge = place.clone();
+        let done = self.order(Order::Bridge { bridge, ageing })?;
         let tap = done.tap.ok_or_else(|| Error::closed("a tap was lost"))?;
-        Ok(Hub {
+        Ok(Bridge {
             tap: Tap::from_fd(tap, format!("x{place}")),
-            ticket: Ticket {
+            panel_address: PanelAddress {
                 panel: done.panel,
                 place,
             },
         })
     }
 
-    fn keep(&self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
+    fn store_fd(&self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
         // There is one place, and it is the outermost link's.
         match (self.panel, self.level) {
-            (Some(orders), 0) => orders.keep(fd),
+            (Some(orders), 0) => orders.store_fd(fd),
             _ => Err(nobody_keeps()),
         }
     }
 
-    fn kept(&self) -> Option<OwnedFd> {
+    fn take_fd(&self) -> Option<OwnedFd> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.take()
     }
@@ -287,15 +292,15 @@ mod tests {
     use crate::cli::config::Config;
 
     #[test]
-    fn nested_links_get_no_ticket_however_deep() {
-        let ticket = Ticket {
+    fn nested_links_get_no_panel_address_however_deep() {
+        let panel_address = PanelAddress {
             panel: 7,
             place: "x".into(),
         };
-        let port = Port {
+        let port = HostPort {
             interface: "vde0".into(),
             mtu: 1500,
-            ticket: Some(ticket.clone()),
+            panel_address: Some(panel_address.clone()),
         };
         let path = SearchPath::new(&[], &Config::default()).unwrap();
         let opener = Opener::new(path.into(), port.clone(), None, None);
@@ -306,10 +311,10 @@ mod tests {
             levels += 1;
             let port = services.port();
             assert_eq!(
-                (&*port.interface, port.mtu, port.ticket),
+                (&*port.interface, port.mtu, port.panel_address),
                 ("vde0", 1500, None)
             );
-            assert!(services.plug("y").is_err() && services.attach(&ticket).is_err());
+            assert!(services.plug("y").is_err() && services.attach(&panel_address).is_err());
             let may_open = services.nested.is_some();
             let error = services.open("nosuch://").err().unwrap();
             assert_eq!(error.message.contains("nested"), !may_open, "{error}");

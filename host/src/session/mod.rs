@@ -28,7 +28,7 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid};
-use vdens_plugin_kit::Ticket;
+use vdens_plugin_kit::PanelAddress;
 
 use crate::cli::vnls;
 use crate::error::{EXIT_FAILURE, Error, ErrorKind, Result};
@@ -169,14 +169,14 @@ impl<'a> Supervisor<'a> {
             exit_child(|| namespace::run(plan, panel.as_ref(), &theirs, signals, parent));
         };
         drop(theirs);
-        let ticket = |panel: &Panel| -> Result<Ticket> {
-            Ok(Ticket {
+        let panel_address = |panel: &Panel| -> Result<PanelAddress> {
+            Ok(PanelAddress {
                 panel: panel.id(),
                 place: new_place()?,
             })
         };
         let links = jobs.into_iter().map(|mut job| {
-            job.ticket = panel.as_ref().map(ticket).transpose()?;
+            job.panel_address = panel.as_ref().map(panel_address).transpose()?;
             Ok(Link::new(job))
         });
         Ok(Self {
@@ -536,18 +536,18 @@ impl<'a> Supervisor<'a> {
     /// why: then the interface may be there, and a tap could not be made either.
     fn add_port(&mut self, index: usize, network: &OwnedFd) -> Result<()> {
         let link = &mut self.links[index];
-        let (Some(panel), Some(ticket)) = (&self.panel, &link.job.ticket) else {
+        let (Some(panel), Some(panel_address)) = (&self.panel, &link.job.panel_address) else {
             return Ok(());
         };
         let number = port_index(getpid().as_raw().cast_unsigned(), index);
         let order = Order::AddPort {
-            port: ticket.place.clone(),
+            port: panel_address.place.clone(),
             index: number,
             interface: link.job.interface.clone(),
         };
         match panel.execute(&order, Some(network.as_fd())) {
             Ok(watch) => {
-                let port = |watch| Side::Port(ticket.place.clone(), LinkWatch::from(watch));
+                let port = |watch| Side::Port(panel_address.place.clone(), LinkWatch::from(watch));
                 link.side = watch.map(port);
             }
             Err(error) if error.errno == libc::EMFILE => return Err(error),

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags};
 use nix::unistd::{Pid, setsid};
 use vdens_plugin_kit::stream::CommandStream;
-use vdens_plugin_kit::{Link, OpenOptions, Port, Ticket};
+use vdens_plugin_kit::{HostPort, Link, OpenOptions, PanelAddress};
 
 use crate::cli::vnls::End;
 use crate::error::{EXIT_FAILURE, Error, Result};
@@ -68,7 +68,7 @@ pub struct Job {
     /// Where plugins are found.
     pub plugins: Plugins,
     /// The interface's place on the panel, if there is one.
-    pub ticket: Option<Ticket>,
+    pub panel_address: Option<PanelAddress>,
 }
 
 /// A worker's ends of its two channels.
@@ -96,10 +96,10 @@ pub fn run(
         .and_then(|()| signals::follow_parent(supervisor));
     let Channels { control, orders } = channels;
     let orders = Orders::to_supervisor(orders);
-    let port = Port {
+    let port = HostPort {
         interface: job.interface.clone(),
         mtu: job.mtu,
-        ticket: job.ticket.clone(),
+        panel_address: job.panel_address.clone(),
     };
     let opener = Opener::new(job.plugins.clone(), port, Some(orders), kept);
     let worker = Worker {
@@ -197,16 +197,18 @@ impl Worker<'_> {
     /// Asks the supervisor for this side of the link; `None` if the session is over.
     fn side(&self, link: &dyn Link, orders: Orders) -> Result<Option<Side>> {
         let job = self.job;
-        let wants_panel = job.ticket.is_some() && link.wants_panel();
+        let wants_panel = job.panel_address.is_some() && link.wants_panel();
         self.control.send(&FromWorker::Open { wants_panel }, &[])?;
         // A worker that replaces another gets what the interface is, whatever its link would like
         // best.
         loop {
             match self.control.receive()? {
                 Received::Message(ToWorker::UsePort, _) => {
-                    let ticket = job.ticket.as_ref();
-                    let ticket = ticket.ok_or_else(|| malformed("there is no port"))?;
-                    return PanelPort::new(ticket, orders).map(|port| Some(Side::Port(port)));
+                    let panel_address = job.panel_address.as_ref();
+                    let panel_address =
+                        panel_address.ok_or_else(|| malformed("there is no port"))?;
+                    return PanelPort::new(panel_address, orders)
+                        .map(|port| Some(Side::Port(port)));
                 }
                 Received::Message(ToWorker::UseTap, fds) => {
                     let [tap, watch] =

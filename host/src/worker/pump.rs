@@ -23,7 +23,7 @@ use nix::poll::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
 use vdens_plugin_kit::offload::Stage;
 use vdens_plugin_kit::wire::hello::is_message;
-use vdens_plugin_kit::{Link, Offloads, Sift, State};
+use vdens_plugin_kit::{FrameAction, Link, Offloads, State};
 
 use crate::error::{Error, Result};
 use crate::worker::busy_poll::BusyPoll;
@@ -90,9 +90,9 @@ impl Flow {
     fn receive(&mut self, source: &mut dyn Link) -> Result<()> {
         let mut batch = self.stage.rx();
         let received = source.recv(&mut batch);
-        batch.sift(0, |frame| match is_message(frame.bytes()) {
-            true => Sift::Refuse,
-            false => Sift::Keep,
+        batch.filter(0, |frame| match is_message(frame.bytes()) {
+            true => FrameAction::Drop,
+            false => FrameAction::Keep,
         });
         self.counters.dropped.malformed += self.stage.take_dropped();
         received

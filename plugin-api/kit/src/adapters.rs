@@ -2,9 +2,9 @@
 //!
 //! On the plugin's side an `extern "C"` shim turns each call into one of the [`Link`] trait's, and
 //! catches panics. On the caller's side a `Remote` implements [`Link`] again. It also checks what
-//! `recv` leaves in a batch: it drops and counts entries that are no frames, so no caller meets them.
-//! A nested link crosses the boundary twice, from its plugin to the host and from the host to the
-//! plugin that nests it, so it costs two more calls a batch.
+//! `recv` leaves in a batch: it drops and counts entries that are no frames, so no caller meets
+//! them. A nested link crosses the boundary twice, from its plugin to the host and from the host to
+//! the plugin that nests it, so it costs two more calls a batch.
 //!
 //! One call of `state` stands for three of [`Link`]'s methods, and one of `fds` for two. A link
 //! that nests another answers each of them with the nested link's answer, so the number of calls
@@ -30,8 +30,8 @@ use crate::batch::Storage;
 use crate::logging;
 use crate::tap::Tap;
 use crate::{
-    Capabilities, Error, ErrorKind, Host, HostServices, Hub, Link, Manifest, Offloads, OpenOptions,
-    OpenRequest, Plugin, Port, Result, RxBatch, State, Status, Ticket, TxBatch,
+    Bridge, Capabilities, Error, ErrorKind, Host, HostPort, HostServices, Link, Manifest, Offloads,
+    OpenOptions, OpenRequest, PanelAddress, Plugin, Result, RxBatch, State, Status, TxBatch,
 };
 
 #[doc(hidden)]
@@ -63,7 +63,8 @@ fn unwrap<T>(outcome: Outcome<T>) -> Result<T> {
     outcome.into_result().map_err(Error::from)
 }
 
-/// Runs an author's code; a panic in it becomes an error, because a panic must not cross the boundary.
+/// Runs an author's code; a panic in it becomes an error, because a panic must not cross the
+/// boundary.
 fn contain<T>(what: &str, code: impl FnOnce() -> Result<T>) -> Outcome<T> {
     let result = catch_unwind(AssertUnwindSafe(code)).unwrap_or_else(|panic| {
         let text = panic
@@ -256,7 +257,8 @@ fn export(link: Box<dyn Link>) -> LinkV1 {
 
 /// A descriptor named by a plugin, for polling only.
 fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
-    // SAFETY: the shim took the number from a BorrowedFd of the link, which keeps the descriptor open.
+    // SAFETY: the shim took the number from a BorrowedFd of the link, which keeps the descriptor
+    // open.
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
@@ -358,23 +360,23 @@ impl Link for Remote {
     }
 }
 
-impl From<Hub> for HubV1 {
-    fn from(hub: Hub) -> Self {
+impl From<Bridge> for HubV1 {
+    fn from(bridge: Bridge) -> Self {
         Self {
-            panel: hub.ticket.panel,
-            place: hub.ticket.place.into(),
-            name: hub.tap.name().into(),
-            tap: OwnedFd::from(hub.tap).into_raw_fd(),
+            panel: bridge.panel_address.panel,
+            place: bridge.panel_address.place.into(),
+            name: bridge.tap.name().into(),
+            tap: OwnedFd::from(bridge.tap).into_raw_fd(),
         }
     }
 }
 
-impl From<HubV1> for Hub {
+impl From<HubV1> for Bridge {
     fn from(raw: HubV1) -> Self {
         // SAFETY: the sender gave up the descriptor, in `from` above, and `raw` is consumed.
         let tap = unsafe { OwnedFd::from_raw_fd(raw.tap) };
         Self {
-            ticket: Ticket {
+            panel_address: PanelAddress {
                 panel: raw.panel,
                 place: raw.place.into(),
             },
@@ -389,7 +391,7 @@ mod host_shim {
     use std::time::Duration;
 
     use super::{HostServices, HubV1, LinkV1, Outcome, PortV1, RStr, contain, export};
-    use crate::{Ticket, logging};
+    use crate::{PanelAddress, logging};
 
     pub(super) extern "C" fn log(level: u32, target: RStr<'_>, message: RStr<'_>) {
         let level = logging::level_from_code(level);
@@ -417,10 +419,13 @@ mod host_shim {
         PortV1 {
             interface: port.interface.into(),
             mtu: port.mtu,
-            panel: port.ticket.as_ref().map_or(0, |ticket| ticket.panel),
+            panel: port
+                .panel_address
+                .as_ref()
+                .map_or(0, |panel_address| panel_address.panel),
             place: port
-                .ticket
-                .map(|ticket| ticket.place)
+                .panel_address
+                .map(|panel_address| panel_address.place)
                 .unwrap_or_default()
                 .into(),
         }
@@ -444,34 +449,34 @@ mod host_shim {
         // SAFETY: per this function's contract.
         let services = unsafe { *services.cast::<&'static dyn HostServices>() };
         let place = place.to_string();
-        contain("attach", || services.attach(&Ticket { panel, place }))
+        contain("attach", || services.attach(&PanelAddress { panel, place }))
     }
 
     /// # Safety
     /// As for `open`.
-    pub(super) unsafe extern "C" fn hub(services: *const (), expiry: u64) -> Outcome<HubV1> {
+    pub(super) unsafe extern "C" fn bridge(services: *const (), expiry: u64) -> Outcome<HubV1> {
         // SAFETY: per this function's contract.
         let services = unsafe { *services.cast::<&'static dyn HostServices>() };
         let expiry = Duration::from_millis(expiry);
-        contain("hub", || services.hub(expiry).map(HubV1::from))
+        contain("bridge", || services.bridge(expiry).map(HubV1::from))
     }
 
     /// # Safety
     /// As for `open`; `fd` is negative or stays open for the call.
-    pub(super) unsafe extern "C" fn keep(services: *const (), fd: i32) -> Outcome<()> {
+    pub(super) unsafe extern "C" fn store_fd(services: *const (), fd: i32) -> Outcome<()> {
         // SAFETY: per this function's contract.
         let services = unsafe { *services.cast::<&'static dyn HostServices>() };
         // SAFETY: per this function's contract.
         let fd = (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) });
-        contain("keep", || services.keep(fd))
+        contain("store_fd", || services.store_fd(fd))
     }
 
     /// # Safety
     /// As for `open`.
-    pub(super) unsafe extern "C" fn kept(services: *const ()) -> i32 {
+    pub(super) unsafe extern "C" fn take_fd(services: *const ()) -> i32 {
         // SAFETY: per this function's contract.
         let services = unsafe { *services.cast::<&'static dyn HostServices>() };
-        services.kept().map_or(-1, IntoRawFd::into_raw_fd)
+        services.take_fd().map_or(-1, IntoRawFd::into_raw_fd)
     }
 }
 
@@ -483,9 +488,9 @@ const HOST_CALLS: HostCallsV1Ref = {
         port: host_shim::port,
         plug: host_shim::plug,
         attach: host_shim::attach,
-        hub: host_shim::hub,
-        keep: host_shim::keep,
-        kept: host_shim::kept,
+        hub: host_shim::bridge,
+        keep: host_shim::store_fd,
+        kept: host_shim::take_fd,
     });
     HostCallsV1Ref(TABLE.static_as_prefix())
 };
@@ -507,13 +512,13 @@ impl HostServices for RemoteHost {
         Ok(Box::new(Remote::new(link)))
     }
 
-    fn port(&self) -> Port {
+    fn port(&self) -> HostPort {
         // SAFETY: as in `open`.
         let port = unsafe { (self.0.calls().port())(self.0.pointer()) };
-        Port {
+        HostPort {
             interface: port.interface.into(),
             mtu: port.mtu,
-            ticket: (port.panel != 0).then(|| Ticket {
+            panel_address: (port.panel != 0).then(|| PanelAddress {
                 panel: port.panel,
                 place: port.place.into(),
             }),
@@ -525,25 +530,25 @@ impl HostServices for RemoteHost {
         unwrap(unsafe { (self.0.calls().plug())(self.0.pointer(), RStr::from(peer)) })
     }
 
-    fn attach(&self, hub: &Ticket) -> Result<()> {
-        let place = RStr::from(hub.place.as_str());
+    fn attach(&self, bridge: &PanelAddress) -> Result<()> {
+        let place = RStr::from(bridge.place.as_str());
         // SAFETY: as in `open`.
-        unwrap(unsafe { (self.0.calls().attach())(self.0.pointer(), hub.panel, place) })
+        unwrap(unsafe { (self.0.calls().attach())(self.0.pointer(), bridge.panel, place) })
     }
 
-    fn hub(&self, expiry: Duration) -> Result<Hub> {
+    fn bridge(&self, expiry: Duration) -> Result<Bridge> {
         let expiry = u64::try_from(expiry.as_millis()).unwrap_or(u64::MAX);
         // SAFETY: as in `open`.
-        unwrap(unsafe { (self.0.calls().hub())(self.0.pointer(), expiry) }).map(Hub::from)
+        unwrap(unsafe { (self.0.calls().hub())(self.0.pointer(), expiry) }).map(Bridge::from)
     }
 
-    fn keep(&self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
+    fn store_fd(&self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
         let fd = fd.map_or(-1, |fd| fd.as_raw_fd());
         // SAFETY: as in `open`; the descriptor is borrowed for the call.
         unwrap(unsafe { (self.0.calls().keep())(self.0.pointer(), fd) })
     }
 
-    fn kept(&self) -> Option<OwnedFd> {
+    fn take_fd(&self) -> Option<OwnedFd> {
         // SAFETY: as in `open`.
         let fd = unsafe { (self.0.calls().kept())(self.0.pointer()) };
         // SAFETY: the host gave the descriptor up in this call.

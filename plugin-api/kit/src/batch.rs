@@ -1,15 +1,15 @@
 //! Batches of frames: the only thing that crosses the plugin boundary while traffic flows.
 //!
-//! A [`Batch`] is one arena of bytes and an array of slots that say where in it each frame lies, both
-//! allocated once by the host. The host hands a batch to the receiving link, which fills it, and then
-//! to the sending link, which empties it: two calls move up to [`BATCH_FRAMES`] frames, and nothing
-//! is allocated or copied on the way.
+//! A [`Batch`] is one arena of bytes and an array of slots that say where in it each frame lies,
+//! both allocated once by the host. The host hands a batch to the receiving link, which fills it,
+//! and then to the sending link, which empties it: two calls move up to [`BATCH_FRAMES`] frames,
+//! and nothing is allocated or copied on the way.
 //!
 //! In front of every frame stand [`VNET_HEADER_LEN`] bytes, a virtio network header (see
 //! [`VnetHeader`]). It is all zero for an ordinary frame. A link whose far end understands offloads
-//! says so ([`crate::State::offloads`]) and may then be given, and give, super-frames of up to 64 KiB and
-//! frames whose checksum is still to be completed. Header and frame are contiguous, so that a tap or a
-//! socket takes both in one piece.
+//! says so ([`crate::State::offloads`]) and may then be given, and give, super-frames of up to 64
+//! KiB and frames whose checksum is still to be completed. Header and frame are contiguous, so that
+//! a tap or a socket takes both in one piece.
 //!
 //! [`RxBatch`] and [`TxBatch`] are the two views a link gets. Every access is checked against the
 //! arena, so a wrong slot costs a frame, never memory.
@@ -46,7 +46,8 @@ impl Storage {
         &raw mut self.0
     }
     fn arena(&self) -> &[u8] {
-        // SAFETY: `arena` points to `arena_len` initialised bytes owned by the Batch this view borrows.
+        // SAFETY: `arena` points to `arena_len` initialised bytes owned by the Batch this view
+        // borrows.
         unsafe { std::slice::from_raw_parts(self.0.arena, self.0.arena_len as usize) }
     }
 
@@ -59,7 +60,8 @@ impl Storage {
     }
 
     fn slots(&self) -> &[RawSlot] {
-        // SAFETY: `slots` points to `slot_capacity` initialised slots owned by the Batch this view borrows.
+        // SAFETY: `slots` points to `slot_capacity` initialised slots owned by the Batch this view
+        // borrows.
         let slots =
             unsafe { std::slice::from_raw_parts(self.0.slots, self.0.slot_capacity as usize) };
         &slots[..self.count()]
@@ -74,7 +76,8 @@ impl Storage {
         self.0.len.min(self.0.slot_capacity) as usize
     }
 
-    /// Makes `len` bytes at the start of the free space the next frame and moves the free space on by `stride`.
+    /// Makes `len` bytes at the start of the free space the next frame and moves the free space on
+    /// by `stride`.
     fn commit(&mut self, len: usize, stride: usize) {
         let free = self.0.arena_len.saturating_sub(self.0.used);
         if !self.has_slot() || stride > free as usize || len > stride {
@@ -106,11 +109,12 @@ impl Storage {
         }
     }
 
-    /// Takes the bytes `at..at + len` out of a frame, of which there are as many: what stands in front moves.
+    /// Takes the bytes `at..at + len` out of a frame, of which there are as many: what stands in
+    /// front moves.
     fn cut(&mut self, index: usize, at: usize, len: usize) {
         let slot = self.slots().get(index).copied().unwrap_or_default();
-        // SAFETY: `arena` points to `arena_len` initialised bytes owned by the Batch this view borrows; `&mut self`
-        // makes the access exclusive.
+        // SAFETY: `arena` points to `arena_len` initialised bytes owned by the Batch this view
+        // borrows; `&mut self` makes the access exclusive.
         let arena =
             unsafe { std::slice::from_raw_parts_mut(self.0.arena, self.0.arena_len as usize) };
         let start = slot.offset as usize;
@@ -130,7 +134,8 @@ impl Storage {
     }
 }
 
-/// The arena and slots of a batch. The host owns it; links see it through [`RxBatch`] and [`TxBatch`].
+/// The arena and slots of a batch. The host owns it; links see it through [`RxBatch`] and
+/// [`TxBatch`].
 #[derive(Debug)]
 pub struct Batch {
     raw: Storage,
@@ -204,7 +209,8 @@ impl Drop for Batch {
             std::ptr::slice_from_raw_parts_mut(self.raw.0.arena, self.raw.0.arena_len as usize);
         let slots =
             std::ptr::slice_from_raw_parts_mut(self.raw.0.slots, self.raw.0.slot_capacity as usize);
-        // SAFETY: both were leaked from boxes of exactly these lengths in `new`, and nothing else frees them.
+        // SAFETY: both were leaked from boxes of exactly these lengths in `new`, and nothing else
+        // frees them.
         unsafe {
             drop(Box::from_raw(arena));
             drop(Box::from_raw(slots));
@@ -212,24 +218,24 @@ impl Drop for Batch {
     }
 }
 
-/// What is to be done with a received frame.
+/// What [`RxBatch::filter`] does with a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sift {
-    /// It stays.
+pub enum FrameAction {
+    /// Keeps it.
     Keep,
-    /// It was for the link itself, and goes.
-    Take,
-    /// It makes no sense here, and goes, and is counted.
-    Refuse,
-    /// It is a wrapping: behind so many bytes are the virtio header and the frame that stay. One
-    /// that is too short for both goes, and is counted.
+    /// Removes it: it was for the link itself.
+    Consume,
+    /// Removes it, and counts it as dropped.
+    Drop,
+    /// Removes so many bytes at its start, behind which are a virtio header and a frame. A frame
+    /// that is too short for both is dropped.
     Unwrap(usize),
-    /// It stays without `len` bytes from `at` on, which stand in front of whatever its virtio header points to; one
-    /// that has no so many goes, and is counted.
+    /// Removes `len` bytes from offset `at` on, and adjusts the virtio header, whose offsets must
+    /// point behind them. A frame that is too short is dropped.
     Cut {
         /// Bytes from the frame's start.
         at: usize,
-        /// Bytes to be taken out.
+        /// Bytes to remove.
         len: usize,
     },
 }
@@ -257,13 +263,14 @@ impl RxBatch<'_> {
         self.raw.has_slot() && free >= VNET_HEADER_LEN + max_frame
     }
 
-    /// Copies an ordinary frame in; `false` if it does not fit. Anything shorter than [`MIN_FRAME`] is
-    /// dropped and counted.
+    /// Copies an ordinary frame in; `false` if it does not fit. Anything shorter than [`MIN_FRAME`]
+    /// is dropped and counted.
     pub fn push(&mut self, frame: &[u8]) -> bool {
         self.push_offloaded(VnetHeader::default(), frame)
     }
 
-    /// Copies a frame in whose `header` says what is left to be done to it; `false` if it does not fit.
+    /// Copies a frame in whose `header` says what is left to be done to it; `false` if it does not
+    /// fit.
     pub fn push_offloaded(&mut self, header: VnetHeader, frame: &[u8]) -> bool {
         if frame.len() < MIN_FRAME {
             self.count_dropped(1);
@@ -280,8 +287,8 @@ impl RxBatch<'_> {
         true
     }
 
-    /// Lets `read` write one ordinary frame of up to `max_frame` bytes straight into the batch and return
-    /// its length. `Ok(false)` if there is no room and `read` was not called. A length below
+    /// Lets `read` write one ordinary frame of up to `max_frame` bytes straight into the batch and
+    /// return its length. `Ok(false)` if there is no room and `read` was not called. A length below
     /// [`MIN_FRAME`] is dropped and counted.
     pub fn fill<E>(
         &mut self,
@@ -294,8 +301,8 @@ impl RxBatch<'_> {
         })
     }
 
-    /// As [`RxBatch::fill`], but `read` writes the virtio header too, in front of the frame, and returns
-    /// the length of both.
+    /// As [`RxBatch::fill`], but `read` writes the virtio header too, in front of the frame, and
+    /// returns the length of both.
     pub fn fill_with_header<E>(
         &mut self,
         max_frame: usize,
@@ -314,10 +321,10 @@ impl RxBatch<'_> {
         Ok(true)
     }
 
-    /// Receives as many datagrams as are waiting on `socket` and fit, one ordinary frame each, with one
-    /// system call (recvmmsg). Datagrams shorter than [`MIN_FRAME`] or longer than `max_frame` bytes
-    /// are dropped and counted. Returns how many datagrams were taken off the socket, 0 if none was
-    /// waiting.
+    /// Receives as many datagrams as are waiting on `socket` and fit, one ordinary frame each, with
+    /// one system call (recvmmsg). Datagrams shorter than [`MIN_FRAME`] or longer than `max_frame`
+    /// bytes are dropped and counted. Returns how many datagrams were taken off the socket, 0 if
+    /// none was waiting.
     ///
     /// # Errors
     /// What recvmmsg reports, except that nothing is waiting.
@@ -343,9 +350,9 @@ impl RxBatch<'_> {
         Ok(taken)
     }
 
-    /// Looks at the frames from number `from` on, and does with each what `sift` says. What is left
-    /// are frames: an entry that is none, or would be none afterwards, is dropped and counted.
-    pub fn sift(&mut self, from: usize, mut sift: impl FnMut(Frame<'_>) -> Sift) {
+    /// Passes each frame from number `from` on to `decide`, and does what it returns. Entries that
+    /// are no frames, or would be none afterwards, are dropped and counted.
+    pub fn filter(&mut self, from: usize, mut decide: impl FnMut(Frame<'_>) -> FrameAction) {
         let from = from.min(self.len());
         let (mut kept, mut lost) = (from, 0);
         for index in from..self.len() {
@@ -354,18 +361,20 @@ impl RxBatch<'_> {
                 continue;
             };
             let length = frame.bytes().len();
-            let cut = match sift(frame) {
-                Sift::Take => continue,
-                Sift::Refuse => None,
-                Sift::Keep => Some(0),
-                Sift::Unwrap(prefix) => {
+            let cut = match decide(frame) {
+                FrameAction::Consume => continue,
+                FrameAction::Drop => None,
+                FrameAction::Keep => Some(0),
+                FrameAction::Unwrap(prefix) => {
                     let cut = prefix.saturating_add(VNET_HEADER_LEN);
                     (length >= cut.saturating_add(MIN_FRAME)).then_some(cut)
                 }
-                Sift::Cut { at, len } => (length >= (at + len).max(MIN_FRAME + len)).then(|| {
-                    self.raw.cut(index, at, len);
-                    len
-                }),
+                FrameAction::Cut { at, len } => {
+                    (length >= (at + len).max(MIN_FRAME + len)).then(|| {
+                        self.raw.cut(index, at, len);
+                        len
+                    })
+                }
             };
             match cut {
                 Some(cut) => {
@@ -383,11 +392,11 @@ impl RxBatch<'_> {
     /// built with an older kit may leave such entries. [`TxBatch::len`] would count them and
     /// [`TxBatch::frames`] would not give them, so a sink could never take them.
     pub(crate) fn drop_undecodable(&mut self, from: usize) {
-        self.sift(from, |_| Sift::Keep);
+        self.filter(from, |_| FrameAction::Keep);
     }
 
-    /// Accounts for one received datagram of `len` bytes, 0 if it is to be dropped, whose place is `stride`
-    /// bytes long and starts where the free space does.
+    /// Accounts for one received datagram of `len` bytes, 0 if it is to be dropped, whose place is
+    /// `stride` bytes long and starts where the free space does.
     fn commit_received(&mut self, len: usize, stride: usize) {
         if len == 0 {
             self.count_dropped(1);
@@ -432,9 +441,9 @@ impl TxBatch<'_> {
         (self.start..self.raw.count()).filter_map(|index| self.raw.frame(index))
     }
 
-    /// Sends the frames from number `skip` on, one datagram each without the virtio header, with one
-    /// system call (sendmmsg) on a connected `socket`. Returns how many the socket took; fewer than
-    /// all, or 0, when its queue is full.
+    /// Sends the frames from number `skip` on, one datagram each without the virtio header, with
+    /// one system call (sendmmsg) on a connected `socket`. Returns how many the socket took; fewer
+    /// than all, or 0, when its queue is full.
     ///
     /// # Errors
     /// What sendmmsg reports of the first datagram, except that the queue is full.
@@ -537,10 +546,10 @@ mod tests {
         assert_eq!(wrapped.unwrap(), 6);
         batch.clear();
         assert_eq!(batch.rx().receive_datagrams(&b, 1000).unwrap(), 6);
-        batch.rx().sift(1, |frame| match frame.bytes() {
-            [b'p', b'r', ..] if frame.bytes()[20] == 3 => Sift::Take,
-            [b'p', b'r', ..] => Sift::Unwrap(6),
-            _ => Sift::Keep,
+        batch.rx().filter(1, |frame| match frame.bytes() {
+            [b'p', b'r', ..] if frame.bytes()[20] == 3 => FrameAction::Consume,
+            [b'p', b'r', ..] => FrameAction::Unwrap(6),
+            _ => FrameAction::Keep,
         });
         let seen = |frame: Frame<'_>| (frame.header().gso_size, frame.bytes().len());
         let left: Vec<_> = batch.tx(1).frames().map(seen).collect();
@@ -556,16 +565,16 @@ mod tests {
             batch.rx().push(&[1; 60]);
             batch.rx().push(&vec![2; len]);
             batch.rx().push(&[3; 60]);
-            batch.rx().sift(0, |frame| match frame.bytes()[0] {
-                2 => Sift::Unwrap(PREFIX),
-                _ => Sift::Keep,
+            batch.rx().filter(0, |frame| match frame.bytes()[0] {
+                2 => FrameAction::Unwrap(PREFIX),
+                _ => FrameAction::Keep,
             });
             let is_whole = len >= PREFIX + VNET_HEADER_LEN + MIN_FRAME;
             let expected = if is_whole { (3, 0) } else { (2, 1) };
             assert_eq!((batch.len(), batch.take_dropped()), expected, "{len}");
             assert_eq!(batch.tx(0).frames().count(), batch.len(), "{len}");
         }
-        batch.rx().sift(0, |_| Sift::Unwrap(usize::MAX));
+        batch.rx().filter(0, |_| FrameAction::Unwrap(usize::MAX));
         assert_eq!((batch.len(), batch.take_dropped()), (0, 3));
     }
 
@@ -606,7 +615,9 @@ mod tests {
         batch.rx().push_offloaded(header, &bytes);
         batch.rx().push(&bytes[..17]);
         batch.rx().push(&bytes[..18]);
-        batch.rx().sift(0, |_| Sift::Cut { at: 12, len: 4 });
+        batch
+            .rx()
+            .filter(0, |_| FrameAction::Cut { at: 12, len: 4 });
         let left = [&bytes[..12], &bytes[16..]].concat();
         let frames: Vec<_> = batch.tx(0).frames().map(|f| f.bytes().to_vec()).collect();
         assert_eq!(frames, [&left[..], &left, &left[..14]]);

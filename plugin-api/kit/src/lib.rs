@@ -1,26 +1,30 @@
 //! The contract between vdens and its transports, and the kit to write one in safe Rust.
 //!
-//! A transport is a shared library, `libvdens_SCHEME.so`, that opens Virtual Network Locators of one
-//! scheme. Its author writes an `open` function that returns a [`Link`], and calls [`export_plugin!`].
-//! `vdens --new-plugin DIR` writes a complete crate to start from, `vdens --check-plugin` tries out what came
-//! of it; docs/plugin-author.md tells the whole story. Everything else is here to help:
+//! A transport is a shared library, `libvdens_SCHEME.so`, that opens Virtual Network Locators of
+//! one scheme. Its author writes an `open` function that returns a [`Link`], and calls
+//! [`export_plugin!`]. `vdens --new-plugin DIR` writes a complete crate to start from, `vdens
+//! --check-plugin` tries out what came of it; docs/plugin-author.md tells the whole story.
+//! Everything else is here to help:
 //!
-//! * [`OpenRequest`] says what is to be opened, [`vnl`] parses it, [`Host`] offers the host's services;
+//! * [`OpenRequest`] says what is to be opened, [`vnl`] parses it, [`Host`] offers the host's
+//!   services;
 //! * [`vnl_file`] finds what a path stands for, [`trust`] says whether another user can have made a
 //!   file;
 //! * [`RxBatch`] and [`TxBatch`] move the frames, 32 a call, without copying or allocating;
-//! * [`offload`] cuts, completes and puts together frames for far ends that take less, or more, than their source;
+//! * [`offload`] cuts, completes and puts together frames for far ends that take less, or more,
+//!   than their source;
 //! * [`State`] says whether the far end is there, and what may be left undone in frames;
 //! * [`Error`] carries what a person needs to know, [`mod@log`] records reach the host's log;
 //! * [`stream`], [`tap`] and [`udp`] are links, or most of one, over what they are called after;
-//! * [`negotiation`] finds out whether a far end is one of ours, and agrees with it on a better way;
+//! * [`negotiation`] finds out whether a far end is one of ours, and agrees with it on a better
+//!   way;
 //! * [`wire`] has the codecs of the protocols that existing peers speak.
 //!
 //! # Example
 //!
 //! A loop: frames come back to the interface that sent them. Its manifest has `crate-type =
-//! ["cdylib"]` and the library's name `vdens_loop`. A test needs no host: it opens a link as the host would, and
-//! serves it.
+//! ["cdylib"]` and the library's name `vdens_loop`. A test needs no host: it opens a link as the
+//! host would, and serves it.
 //!
 //! ```
 //! use std::os::fd::{AsFd, BorrowedFd};
@@ -87,8 +91,8 @@
 //! # Ok::<(), Error>(())
 //! ```
 //!
-//! The stable ABI itself is the crate [`vdens_plugin_api`], and [`adapters`] translates between both;
-//! authors do not meet them.
+//! The stable ABI itself is the crate [`vdens_plugin_api`], and [`adapters`] translates between
+//! both; authors do not meet them.
 
 /// The version of this crate.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -114,14 +118,15 @@ pub mod vnl;
 pub mod vnl_file;
 pub mod wire;
 
-pub use batch::{Batch, RxBatch, Sift, TxBatch};
+pub use batch::{Batch, FrameAction, RxBatch, TxBatch};
 pub use datagram::send_datagrams;
 pub use error::{Error, ErrorKind, Result};
 pub use frame::{Frame, MAX_LEGACY_FRAME, MAX_LEGACY_MTU, VnetHeader};
 pub use link::{Link, Offloads, State};
 pub use log;
 pub use plugin::{
-    Capabilities, Host, HostServices, Hub, Manifest, OpenOptions, OpenRequest, Plugin, Port, Ticket,
+    Bridge, Capabilities, Host, HostPort, HostServices, Manifest, OpenOptions, OpenRequest,
+    PanelAddress, Plugin,
 };
 pub use ready::AlwaysReady;
 pub use status::{Peer, PortStatus, StationStatus, Status, SwitchStatus, Tier};

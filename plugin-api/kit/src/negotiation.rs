@@ -1,40 +1,51 @@
-//! How two ends of ours find out about each other, and agree on the best way for frames.
+//! The negotiation between two of our own ends, by which they agree on the best way for frames.
 //!
 //! # Theory of operation
 //!
-//! Two ends that meet exchange the messages of [`wire::hello`](crate::wire::hello) among their frames.
-//! A legacy far end answers none, and everything stays as it was. A far end of ours answers, and then
+//! Two ends exchange the messages of [`wire::hello`](crate::wire::hello) among their frames. A
+//! legacy peer answers none, and nothing changes. A peer of ours answers. Then
 //!
-//! * each end learns the other's place on the panel, so that the kernel may carry their frames;
-//! * each end says which offloads its host takes, and may be sent super-frames accordingly.
+//! * each end learns the other's panel address, so that the kernel may carry their frames;
+//! * each end announces which offloads its host takes, so that the other may send super-frames.
 //!
-//! A frame may come from anybody: from a command in a namespace, from a virtual machine, from another
-//! client of a legacy switch. So an end believes a message only if it proves that its sender has
-//! received what this end said in this conversation, on this cable: each end chooses a [`Nonce`], and
-//! each message but a first hello carries the receiver's. The ends shake hands like this:
+//! Anybody can send such a message: a command in a namespace, a virtual machine, another client of
+//! a legacy switch. So an end believes a message only if it proves that its sender has received
+//! what this end announced in this negotiation, on this cable. For that, each end chooses a
+//! [`Nonce`], and each message but the first hello carries the receiver's nonce. The handshake:
 //!
 //! ```text
-//! A                                          B
-//! hello, to nobody known, from a     ──────► heard of: A, not proven
-//! proven: B                          ◄────── hello, to a, from b, B's place
-//! hello, to b, from a, A's place     ──────► proven: A
+//! A                                                B
+//! hello, to: unknown, from: a               ─────► A is introduced, not proven
+//! B is proven                               ◄───── hello, to: a, from: b, address of B
+//! hello, to: b, from: a, address of A       ─────► A is proven
 //! ```
 //!
-//! Both may begin at once. An end tells its place only to a far end whose nonce it has. Where the two
-//! have told each other their nonces in another way, as a switch and its client, no hello to nobody is
-//! sent or answered ([`Negotiation::with`]).
+//! Both may begin at once. An end announces its panel address only to a peer whose nonce it has. A
+//! switch and its client exchange nonces over the control socket. They neither send nor answer a
+//! hello to an unknown peer ([`Negotiation::as_client`], [`Negotiation::as_switch`]).
 //!
-//! A far end that starts anew has a new nonce; what was agreed with its predecessor is void. A message
-//! that comes back to its sender has the sender's own nonce, and is ignored.
+//! A peer that restarts has a new nonce, and what was agreed with its predecessor is void. A
+//! message that comes back to its sender carries the sender's own nonce, and is ignored.
 //!
-//! What is still to be said is state, not a queue: of each kind there is one message at most, so a far
-//! end that sends hellos without end and reads nothing costs no memory.
+//! The messages to be sent are state, not a queue: there is at most one of each kind. So a peer
+//! that sends hellos without end and reads nothing costs no memory.
 //!
-//! The machine does no I/O. Its owner passes it received frames ([`Negotiation::receive`]), acts on the
-//! [`Event`]s, and sends what [`Negotiation::next_message`] returns.
+//! # How to use it
+//!
+//! The state machine does no I/O. A link that owns one
+//!
+//! 1. passes it each received frame ([`Negotiation::receive`]), best as
+//!    `batch.filter(first, |frame| negotiation.receive(frame.bytes()).action())`;
+//! 2. handles the [`Event`]s: after [`Event::Proven`], it may plug the interface
+//!    ([`Host::plug`](crate::Host::plug)), and announces [`Body::Plugged`] or [`Body::Declined`];
+//! 3. sends each [`Negotiation::next_message`], and confirms it with [`Negotiation::message_sent`];
+//! 4. passes on the offloads that its host takes ([`Negotiation::set_host_offloads`]);
+//! 5. reports [`Negotiation::peer_offloads`] as its own ([`Link::state`](crate::Link::state)), and
+//!    sends frames [wrapped](crate::Frame::wrapped) with [`SUPER_PREFIX`];
+//! 6. receives datagrams of up to [`Negotiation::max_datagram`] bytes.
 
 use crate::wire::hello::{Body, Cable, Message, Nonce, SUPER_PREFIX, is_message};
-use crate::{MAX_FRAME, MAX_LEGACY_FRAME, Offloads, Sift, Ticket, VNET_HEADER_LEN};
+use crate::{FrameAction, MAX_FRAME, MAX_LEGACY_FRAME, Offloads, PanelAddress, VNET_HEADER_LEN};
 
 /// What a received frame is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,20 +54,20 @@ pub enum Received {
     Frame,
     /// A super-frame: behind [`SUPER_PREFIX`] are the virtio header and the frame.
     SuperFrame,
-    /// A message, which is consumed, and what follows from it.
+    /// A message, which the link consumes, and the event that follows from it.
     Message(Option<Event>),
-    /// A super-frame of a far end that has not proven that it is one of ours.
+    /// A super-frame of a peer that is not proven.
     Refused,
 }
 
 impl Received {
-    /// What is to be done with the frame in a batch.
-    pub fn action(&self) -> Sift {
+    /// What [`RxBatch::filter`](crate::RxBatch::filter) does with the frame.
+    pub fn action(&self) -> FrameAction {
         match self {
-            Self::Frame => Sift::Keep,
-            Self::SuperFrame => Sift::Unwrap(SUPER_PREFIX.len()),
-            Self::Message(_) => Sift::Take,
-            Self::Refused => Sift::Refuse,
+            Self::Frame => FrameAction::Keep,
+            Self::SuperFrame => FrameAction::Unwrap(SUPER_PREFIX.len()),
+            Self::Message(_) => FrameAction::Consume,
+            Self::Refused => FrameAction::Drop,
         }
     }
 }
@@ -64,32 +75,32 @@ impl Received {
 /// What a message changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A far end has proven that it is one of ours; see [`Negotiation::peer_ticket`].
-    Met,
-    /// The far end starts anew: what was agreed is void, until it is [`Event::Met`] again.
+    /// The peer has proven that it is one of ours; see [`Negotiation::peer_panel_address`].
+    Proven,
+    /// The peer restarts: what was agreed is void until the next [`Event::Proven`].
     Restarted,
-    /// Its interface is plugged into this end's.
+    /// The peer has plugged its interface into this end's.
     Plugged,
-    /// Its interface could not be plugged.
+    /// The peer could not plug its interface.
     Declined,
-    /// It takes other offloads than before; see [`Negotiation::peer_takes`].
-    Takes,
+    /// The peer takes other offloads than before; see [`Negotiation::peer_offloads`].
+    Offloads,
 }
 
-/// What is known of the far end.
+/// What is known of the peer.
 #[derive(Clone, Debug, Default)]
 enum Peer {
     /// Nothing: it may be a legacy one.
     #[default]
     Unknown,
-    /// It has said its nonce, and not proven that it knows this end's.
-    Heard(Nonce),
+    /// It has sent its nonce, but has not proven that it knows this end's.
+    Introduced(Nonce),
     /// It is one of ours.
     Proven {
         nonce: Nonce,
         process: u32,
-        ticket: Option<Ticket>,
-        takes: Offloads,
+        panel_address: Option<PanelAddress>,
+        offloads: Offloads,
     },
 }
 
@@ -97,66 +108,83 @@ impl Peer {
     fn nonce(&self) -> Option<Nonce> {
         match self {
             Self::Unknown => None,
-            Self::Heard(nonce) | Self::Proven { nonce, .. } => Some(*nonce),
+            Self::Introduced(nonce) | Self::Proven { nonce, .. } => Some(*nonce),
         }
     }
 }
 
-/// A conversation with one far end.
+/// The negotiation with one peer.
 #[derive(Clone, Debug)]
 pub struct Negotiation {
     cable: Cable,
     own: Nonce,
-    /// The process that people know this end by, and this end's place: what the far end is told.
+    /// The process and the panel address that this end announces.
     process: u32,
-    ticket: Option<Ticket>,
-    /// Whether a far end may introduce itself that does not know this end's nonce.
-    meets_strangers: bool,
+    panel_address: Option<PanelAddress>,
+    /// Whether a peer may introduce itself without knowing this end's nonce.
+    accepts_strangers: bool,
     peer: Peer,
-    /// The nonce of the far end that has been sent a hello with its nonce.
+    /// The nonce of the peer that has been sent a hello with its nonce.
     introduced_to: Option<Nonce>,
-    /// Messages to be sent, of each kind one at most.
+    /// Messages to be sent, at most one of each kind.
     outbox: Vec<Body>,
-    /// What this end's host takes.
-    host_takes: Offloads,
-    /// What the far end was told of it.
-    told: Offloads,
+    /// The offloads that this end's host takes.
+    host_offloads: Offloads,
+    /// The offloads that this end has announced.
+    announced_offloads: Offloads,
 }
 
 impl Negotiation {
-    /// A conversation with whoever appears on `cable`, which begins with a hello. `ticket` is this
-    /// end's place on the panel, if the far end may know it; `process` is what people know this end by.
-    pub fn on(cable: Cable, own: Nonce, ticket: Option<Ticket>, process: u32) -> Self {
-        let mut negotiation = Self::with(own, ticket, None);
-        negotiation.cable = cable;
-        negotiation.process = process;
-        negotiation.meets_strangers = true;
-        negotiation.say(negotiation.hello());
+    /// A negotiation with any peer that appears on `cable`. It begins with a hello.
+    ///
+    /// `panel_address` is this end's, if the peer may know it. `process` is the process id that a
+    /// user knows this end by.
+    pub fn on_cable(
+        cable: Cable,
+        own: Nonce,
+        panel_address: Option<PanelAddress>,
+        process: u32,
+    ) -> Self {
+        let mut negotiation = Self {
+            cable,
+            process,
+            accepts_strangers: true,
+            ..Self::new(own, panel_address, Peer::Unknown)
+        };
+        negotiation.announce(negotiation.hello());
         negotiation
     }
 
-    /// A conversation between a switch and its client, who knows this end's nonce. `peer` is the
-    /// client's nonce, for the switch, which then introduces itself.
-    pub fn with(own: Nonce, ticket: Option<Ticket>, peer: Option<Nonce>) -> Self {
-        let mut negotiation = Self {
+    /// The negotiation of a client with a switch to which it has sent its nonce `own`. The switch
+    /// begins.
+    pub fn as_client(own: Nonce) -> Self {
+        Self::new(own, None, Peer::Unknown)
+    }
+
+    /// The negotiation of a switch with the client that has sent it the nonce `client`. It begins
+    /// with a hello, which carries `panel_address`, a bridge that the client may plug into.
+    pub fn as_switch(own: Nonce, panel_address: Option<PanelAddress>, client: Nonce) -> Self {
+        let mut negotiation = Self::new(own, panel_address, Peer::Introduced(client));
+        negotiation.introduce_to(client);
+        negotiation
+    }
+
+    fn new(own: Nonce, panel_address: Option<PanelAddress>, peer: Peer) -> Self {
+        Self {
             cable: Cable::default(),
             own,
             process: std::process::id(),
-            ticket,
-            meets_strangers: false,
-            peer: peer.map_or(Peer::Unknown, Peer::Heard),
+            panel_address,
+            accepts_strangers: false,
+            peer,
             introduced_to: None,
             outbox: Vec::new(),
-            host_takes: Offloads::NONE,
-            told: Offloads::NONE,
-        };
-        if let Some(peer) = peer {
-            negotiation.introduce_to(peer);
+            host_offloads: Offloads::NONE,
+            announced_offloads: Offloads::NONE,
         }
-        negotiation
     }
 
-    /// Takes in the bytes of a received frame.
+    /// Handles the bytes of a received frame.
     pub fn receive(&mut self, bytes: &[u8]) -> Received {
         if !is_message(bytes) {
             return Received::Frame;
@@ -168,10 +196,10 @@ impl Negotiation {
             };
         }
         let message = Message::decode(bytes);
-        Received::Message(message.and_then(|message| self.process(message)))
+        Received::Message(message.and_then(|message| self.handle(message)))
     }
 
-    fn process(&mut self, message: Message) -> Option<Event> {
+    fn handle(&mut self, message: Message) -> Option<Event> {
         let Message {
             cable,
             to,
@@ -183,10 +211,14 @@ impl Negotiation {
         if cable != self.cable || is_reflected || from == Nonce::UNKNOWN {
             return None;
         }
-        if let Body::Hello { process, ticket } = body {
-            return match (is_for_us, to == Nonce::UNKNOWN && self.meets_strangers) {
-                (true, _) => self.meet(from, process, ticket),
-                (_, true) => self.hear_of(from),
+        if let Body::Hello {
+            process,
+            panel_address,
+        } = body
+        {
+            return match (is_for_us, to == Nonce::UNKNOWN && self.accepts_strangers) {
+                (true, _) => self.prove(from, process, panel_address),
+                (_, true) => self.introduce(from),
                 _ => None,
             };
         }
@@ -194,82 +226,87 @@ impl Negotiation {
             return None;
         }
         // A client sends its switch no hello: any message with the switch's nonce proves it.
-        if let (Peer::Heard(nonce), false) = (&self.peer, self.meets_strangers) {
+        if let (Peer::Introduced(nonce), false) = (&self.peer, self.accepts_strangers) {
             let nonce = *nonce;
             self.peer = Peer::Proven {
                 nonce,
                 process: 0,
-                ticket: None,
-                takes: Offloads::NONE,
+                panel_address: None,
+                offloads: Offloads::NONE,
             };
         }
         match (body, &mut self.peer) {
             (Body::Plugged, _) => Some(Event::Plugged),
             (Body::Declined, _) => Some(Event::Declined),
-            (Body::Accept(offloads), Peer::Proven { takes, .. }) => {
-                (std::mem::replace(takes, offloads) != offloads).then_some(Event::Takes)
+            (Body::Accept(new), Peer::Proven { offloads, .. }) => {
+                (std::mem::replace(offloads, new) != new).then_some(Event::Offloads)
             }
             _ => None,
         }
     }
 
-    /// A far end that does not know this end's nonce introduces itself.
-    fn hear_of(&mut self, from: Nonce) -> Option<Event> {
-        let is_restarted = self.is_successor(from);
+    /// A peer that does not know this end's nonce introduces itself.
+    fn introduce(&mut self, from: Nonce) -> Option<Event> {
+        let is_restarted = self.replaces_peer(from);
         if self.peer.nonce() != Some(from) {
-            self.peer = Peer::Heard(from);
+            self.peer = Peer::Introduced(from);
         }
         self.introduce_to(from);
         is_restarted.then_some(Event::Restarted)
     }
 
-    /// A far end proves that it has received this end's nonce.
-    fn meet(&mut self, from: Nonce, process: u32, ticket: Option<Ticket>) -> Option<Event> {
+    /// A peer proves that it has received this end's nonce.
+    fn prove(
+        &mut self,
+        from: Nonce,
+        process: u32,
+        panel_address: Option<PanelAddress>,
+    ) -> Option<Event> {
         if self.is_proven() && self.peer.nonce() == Some(from) {
             return None;
         }
-        self.is_successor(from);
-        // A far end that names this end's own place would be plugged into nothing.
-        let is_own = |ticket: &Ticket| self.ticket.as_ref() == Some(ticket);
+        self.replaces_peer(from);
+        // A peer that announced this end's own address would be plugged into nothing.
+        let is_own = |address: &PanelAddress| self.panel_address.as_ref() == Some(address);
         self.peer = Peer::Proven {
             nonce: from,
             process,
-            ticket: ticket.filter(|ticket| !is_own(ticket)),
-            takes: Offloads::NONE,
+            panel_address: panel_address.filter(|address| !is_own(address)),
+            offloads: Offloads::NONE,
         };
-        if self.meets_strangers && self.introduced_to != Some(from) {
+        if self.accepts_strangers && self.introduced_to != Some(from) {
             self.introduce_to(from);
         }
-        Some(Event::Met)
+        Some(Event::Proven)
     }
 
-    /// Whether `from` takes the place of a far end with another nonce; then that is to be told nothing
-    /// more, and its successor everything anew.
-    fn is_successor(&mut self, from: Nonce) -> bool {
-        let is_successor = self.peer.nonce().is_some_and(|known| known != from);
-        if is_successor {
+    /// Whether `from` replaces a peer with another nonce. If so, forgets what was to be sent to the
+    /// predecessor, and announces everything again.
+    fn replaces_peer(&mut self, from: Nonce) -> bool {
+        let is_replaced = self.peer.nonce().is_some_and(|known| known != from);
+        if is_replaced {
             self.outbox.clear();
-            self.told = Offloads::NONE;
+            self.announced_offloads = Offloads::NONE;
         }
-        is_successor
+        is_replaced
     }
 
     fn introduce_to(&mut self, peer: Nonce) {
         self.introduced_to = Some(peer);
-        self.say(self.hello());
+        self.announce(self.hello());
     }
 
     fn hello(&self) -> Body {
         Body::Hello {
             process: self.process,
-            // A far end that has not been heard of is told nothing.
-            ticket: self.introduced_to.and(self.ticket.clone()),
+            // Only a peer that has introduced itself learns the address.
+            panel_address: self.introduced_to.and(self.panel_address.clone()),
         }
     }
 
-    /// Has the far end told something, in place of an earlier message of that kind. A far end that has
-    /// not been heard of is told nothing but hello.
-    pub fn say(&mut self, body: Body) {
+    /// Sends `body` to the peer, in place of an earlier message of that kind. A peer that has not
+    /// introduced itself is sent nothing but hello.
+    pub fn announce(&mut self, body: Body) {
         if self.peer.nonce().is_none() && !matches!(body, Body::Hello { .. }) {
             return;
         }
@@ -279,16 +316,16 @@ impl Negotiation {
         self.outbox.push(body);
     }
 
-    /// Sets which offloads this end's host takes. The far end is told when they change.
-    pub fn set_host_takes(&mut self, offloads: Offloads) {
-        self.host_takes = offloads;
+    /// Sets which offloads this end's host takes. A change is announced to the peer.
+    pub fn set_host_offloads(&mut self, offloads: Offloads) {
+        self.host_offloads = offloads;
     }
 
-    /// The next message to the far end.
+    /// The next message to send; `None` if there is none.
     pub fn next_message(&mut self) -> Option<Vec<u8>> {
-        if self.peer.nonce().is_some() && self.told != self.host_takes {
-            self.told = self.host_takes;
-            self.say(Body::Accept(self.told));
+        if self.peer.nonce().is_some() && self.announced_offloads != self.host_offloads {
+            self.announced_offloads = self.host_offloads;
+            self.announce(Body::Accept(self.announced_offloads));
         }
         let body = self.outbox.first()?.clone();
         let message = Message {
@@ -300,37 +337,38 @@ impl Negotiation {
         Some(message.encode())
     }
 
-    /// The message that was next has been sent.
+    /// Confirms that the link has sent [`Negotiation::next_message`].
     pub fn message_sent(&mut self) {
         if !self.outbox.is_empty() {
             self.outbox.remove(0);
         }
     }
 
-    /// Whether the far end has proven that it is one of ours.
+    /// Whether the peer has proven that it is one of ours.
     pub fn is_proven(&self) -> bool {
         matches!(self.peer, Peer::Proven { .. })
     }
 
-    /// Whether the far end has introduced itself and not proven yet that it knows this end's nonce.
-    pub fn is_heard_of(&self) -> bool {
-        matches!(self.peer, Peer::Heard(_))
+    /// Whether the peer has introduced itself, but has not proven yet that it knows this end's
+    /// nonce.
+    pub fn is_introduced(&self) -> bool {
+        matches!(self.peer, Peer::Introduced(_))
     }
 
-    /// The far end's place on the panel, if it has proven that it is one of ours and told one.
-    pub fn peer_ticket(&self) -> Option<&Ticket> {
+    /// The peer's panel address, if the peer is proven and has announced one.
+    pub fn peer_panel_address(&self) -> Option<&PanelAddress> {
         match &self.peer {
-            Peer::Proven { ticket, .. } => ticket.as_ref(),
+            Peer::Proven { panel_address, .. } => panel_address.as_ref(),
             _ => None,
         }
     }
 
-    /// This end's place, which the far end is told.
-    pub fn ticket(&self) -> Option<&Ticket> {
-        self.ticket.as_ref()
+    /// This end's panel address, which it announces.
+    pub fn panel_address(&self) -> Option<&PanelAddress> {
+        self.panel_address.as_ref()
     }
 
-    /// The process that the far end says it runs in.
+    /// The process that a proven peer has announced.
     pub fn peer_process(&self) -> Option<u32> {
         match self.peer {
             Peer::Proven { process, .. } if process != 0 => Some(process),
@@ -338,17 +376,17 @@ impl Negotiation {
         }
     }
 
-    /// What frames sent to the far end may leave undone.
-    pub fn peer_takes(&self) -> Offloads {
+    /// The offloads that frames sent to the peer may use.
+    pub fn peer_offloads(&self) -> Offloads {
         match self.peer {
-            Peer::Proven { takes, .. } => takes,
+            Peer::Proven { offloads, .. } => offloads,
             _ => Offloads::NONE,
         }
     }
 
-    /// The longest datagram to expect of the far end, in bytes.
+    /// The longest datagram that the peer may send, in bytes.
     pub fn max_datagram(&self) -> usize {
-        match self.told {
+        match self.announced_offloads {
             Offloads::NONE => MAX_LEGACY_FRAME,
             _ => SUPER_PREFIX.len() + VNET_HEADER_LEN + MAX_FRAME,
         }
@@ -364,18 +402,18 @@ mod tests {
         inode: 2,
     };
 
-    fn ticket(place: &str) -> Option<Ticket> {
-        Some(Ticket {
+    fn panel_address(place: &str) -> Option<PanelAddress> {
+        Some(PanelAddress {
             panel: 7,
             place: place.to_owned(),
         })
     }
 
     fn end(nonce: u64, place: &str) -> Negotiation {
-        Negotiation::on(CABLE, Nonce(nonce), ticket(place), 7)
+        Negotiation::on_cable(CABLE, Nonce(nonce), panel_address(place), 7)
     }
 
-    /// Carries what `from` has to say to `to`, and returns the events there.
+    /// Carries the messages of `from` to `to`, and returns the events there.
     fn carry(from: &mut Negotiation, to: &mut Negotiation) -> Vec<Event> {
         let mut events = Vec::new();
         while let Some(message) = from.next_message() {
@@ -388,7 +426,7 @@ mod tests {
         events
     }
 
-    /// Carries messages both ways until nobody has more to say.
+    /// Carries messages both ways until there are none.
     fn settle(a: &mut Negotiation, b: &mut Negotiation) -> [Vec<Event>; 2] {
         let mut events = [Vec::new(), Vec::new()];
         for _ in 0..5 {
@@ -400,31 +438,37 @@ mod tests {
     }
 
     #[test]
-    fn two_ends_meet_whoever_begins() {
+    fn either_end_may_begin() {
         for both_begin in [false, true] {
             let (mut a, mut b) = (end(1, "a"), end(2, "b"));
             if !both_begin {
-                // The far end was not there when B greeted.
+                // A was not there when B sent its hello.
                 b.next_message().unwrap();
                 b.message_sent();
             }
             let [at_a, at_b] = settle(&mut a, &mut b);
-            assert_eq!((at_a, at_b), (vec![Event::Met], vec![Event::Met]));
-            assert_eq!(a.peer_ticket(), ticket("b").as_ref());
-            assert_eq!(b.peer_ticket(), ticket("a").as_ref());
+            assert_eq!((at_a, at_b), (vec![Event::Proven], vec![Event::Proven]));
+            assert_eq!(a.peer_panel_address(), panel_address("b").as_ref());
+            assert_eq!(b.peer_panel_address(), panel_address("a").as_ref());
             assert_eq!(a.peer_process(), Some(7));
         }
     }
 
     #[test]
-    fn the_first_hello_tells_no_place() {
+    fn the_first_hello_has_no_address() {
         let hello = Message::decode(&end(1, "secret").next_message().unwrap()).unwrap();
         assert_eq!(hello.to, Nonce::UNKNOWN);
-        assert!(matches!(hello.body, Body::Hello { ticket: None, .. }));
+        assert!(matches!(
+            hello.body,
+            Body::Hello {
+                panel_address: None,
+                ..
+            }
+        ));
     }
 
     #[test]
-    fn who_does_not_know_the_nonce_is_not_believed() {
+    fn a_sender_that_does_not_know_the_nonce_is_not_believed() {
         let forged = |to: u64, from: u64, body: Body| {
             let message = Message {
                 cable: CABLE,
@@ -436,7 +480,7 @@ mod tests {
         };
         let hello = || Body::Hello {
             process: 1,
-            ticket: ticket("forged"),
+            panel_address: panel_address("forged"),
         };
         let mut a = end(1, "a");
         for (to, from, body) in [
@@ -459,7 +503,7 @@ mod tests {
         assert_eq!(a.receive(&elsewhere.encode()), Received::Message(None));
         let wrapped = [&SUPER_PREFIX[..], &[0; 80]].concat();
         assert_eq!(a.receive(&wrapped), Received::Refused);
-        assert!(!a.is_proven() && a.peer_ticket().is_none());
+        assert!(!a.is_proven() && a.peer_panel_address().is_none());
 
         let mut b = end(2, "b");
         settle(&mut a, &mut b);
@@ -475,42 +519,52 @@ mod tests {
         let mut a = end(1, "a");
         let greeting = a.next_message().unwrap();
         assert_eq!(a.receive(&greeting), Received::Message(None));
-        let mut b = Negotiation::on(CABLE, Nonce(2), ticket("a"), 7);
+        let mut b = Negotiation::on_cable(CABLE, Nonce(2), panel_address("a"), 7);
         settle(&mut a, &mut b);
-        assert!(a.is_proven() && a.peer_ticket().is_none());
+        assert!(a.is_proven() && a.peer_panel_address().is_none());
     }
 
     #[test]
-    fn a_far_end_that_starts_anew_is_met_anew() {
+    fn a_peer_that_restarts_is_proven_again() {
         let (mut a, mut b) = (end(1, "a"), end(2, "b"));
-        a.set_host_takes(Offloads::ALL);
+        a.set_host_offloads(Offloads::ALL);
         settle(&mut a, &mut b);
-        assert_eq!(b.peer_takes(), Offloads::ALL);
+        assert_eq!(b.peer_offloads(), Offloads::ALL);
         let mut again = end(3, "c");
         let [at_a, _] = settle(&mut a, &mut again);
-        assert_eq!(at_a, [Event::Restarted, Event::Met]);
-        assert_eq!(a.peer_ticket(), ticket("c").as_ref());
-        assert_eq!(again.peer_takes(), Offloads::ALL, "it is told anew");
+        assert_eq!(at_a, [Event::Restarted, Event::Proven]);
+        assert_eq!(a.peer_panel_address(), panel_address("c").as_ref());
+        assert_eq!(
+            again.peer_offloads(),
+            Offloads::ALL,
+            "they are announced again"
+        );
     }
 
     #[test]
-    fn a_switch_and_its_client_know_each_other_beforehand() {
-        let mut client = Negotiation::with(Nonce(1), None, None);
-        let mut switch = Negotiation::with(Nonce(2), ticket("hub"), Some(Nonce(1)));
+    fn a_switch_and_its_client_know_their_nonces_beforehand() {
+        let mut client = Negotiation::as_client(Nonce(1));
+        let mut switch = Negotiation::as_switch(Nonce(2), panel_address("bridge"), Nonce(1));
         assert!(
             client.next_message().is_none(),
             "a legacy switch sees nothing"
         );
-        client.set_host_takes(Offloads::ALL);
-        switch.set_host_takes(Offloads::ALL);
+        client.set_host_offloads(Offloads::ALL);
+        switch.set_host_offloads(Offloads::ALL);
         let stranger = end(5, "x").next_message().unwrap();
         assert_eq!(client.receive(&stranger), Received::Message(None));
-        assert_eq!(carry(&mut switch, &mut client), [Event::Met, Event::Takes]);
-        assert_eq!(client.peer_ticket(), ticket("hub").as_ref());
-        client.say(Body::Plugged);
+        assert_eq!(
+            carry(&mut switch, &mut client),
+            [Event::Proven, Event::Offloads]
+        );
+        assert_eq!(
+            client.peer_panel_address(),
+            panel_address("bridge").as_ref()
+        );
+        client.announce(Body::Plugged);
         assert!(!switch.is_proven());
         let events = carry(&mut client, &mut switch);
-        assert_eq!(events, [Event::Plugged, Event::Takes]);
+        assert_eq!(events, [Event::Plugged, Event::Offloads]);
         assert!(switch.is_proven());
     }
 
@@ -520,7 +574,7 @@ mod tests {
         for from in 10..50_000 {
             let hello = end(from, "x").next_message().unwrap();
             a.receive(&hello);
-            a.say(Body::Plugged);
+            a.announce(Body::Plugged);
             assert!(a.outbox.len() <= 4);
         }
     }

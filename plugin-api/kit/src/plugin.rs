@@ -39,46 +39,48 @@ pub struct OpenOptions {
     pub mode: Option<u32>,
 }
 
-/// The host side of the link that is being opened: where the frames go.
+/// The host side of the link: where received frames go, and sent frames come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Port {
+pub struct HostPort {
     /// The interface's name in the namespace (`vde0`); empty if the other end is no interface.
     pub interface: String,
-    /// The interface's MTU in bytes at start; 0 if the other end is no interface.
+    /// The interface's MTU in bytes at the start; 0 if the other end is no interface.
     pub mtu: u32,
-    /// Where the interface can be plugged by the kernel, if it can.
-    pub ticket: Option<Ticket>,
+    /// The interface's address on the panel, if it has one.
+    pub panel_address: Option<PanelAddress>,
 }
 
-/// A place on the user's panel, where the kernel can carry frames from one interface to another: what two
-/// ends tell each other to find out whether they can be plugged together.
+/// An address on the user's panel, where the kernel can carry frames from one interface to another.
+/// Two ends exchange their addresses to find out whether they can be plugged together.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ticket {
-    /// The panel: unique on the machine while it exists. Only places on one panel can be plugged together.
+pub struct PanelAddress {
+    /// The panel's id, unique on the machine while the panel exists. Only places on one panel can
+    /// be plugged together.
     pub panel: u64,
-    /// The place: lower-case letters and digits, at most 14 of them. It cannot be guessed, so that
-    /// who names it was told of it.
+    /// The place on the panel: at most 14 lower-case letters and digits. It cannot be guessed, so a
+    /// process that names it has received it.
     pub place: String,
 }
 
-/// A bridge on the user's panel: whose interfaces are plugged into it, the kernel carries frames between them.
+/// A bridge on the user's panel: the kernel forwards frames between all interfaces attached to it.
 #[derive(Debug)]
-pub struct Hub {
-    /// Where to plug in: what is told to those who may.
-    pub ticket: Ticket,
-    /// A port of it, through which this process takes part. The hub is gone when this is closed and the last
-    /// interface unplugged.
+pub struct Bridge {
+    /// The address by which others attach their interfaces ([`Host::attach`]).
+    pub panel_address: PanelAddress,
+    /// A port of the bridge, for this process. The kernel deletes the bridge when this is closed
+    /// and the last interface is unplugged.
     pub tap: Tap,
 }
 
-/// The services of the host. Cheap to clone, usable from any thread, valid for the life of the process.
+/// The services of the host. Cheap to clone, usable from any thread, valid for the life of the
+/// process.
 #[derive(Clone, Copy)]
 pub struct Host {
     services: &'static dyn HostServices,
 }
 
 impl Host {
-    /// A host that offers nothing: for a plugin's own tests.
+    /// A host that offers nothing, for a plugin's own tests.
     pub fn without_services() -> Self {
         Self::new(&NoServices)
     }
@@ -87,103 +89,108 @@ impl Host {
         Self { services }
     }
 
-    /// Opens another VNL, through whatever plugin its scheme needs: how `outer://…{inner://…}` reaches
-    /// its inner link.
+    /// Opens another VNL with the plugin of its scheme. A link that nests another opens it so
+    /// (`outer://…{inner://…}`).
     ///
     /// # Errors
-    /// What the inner plugin reports, or that there is none for its scheme.
+    /// There is no plugin for the scheme, or opening the link fails.
     pub fn open(&self, vnl: &str) -> Result<Box<dyn Link>> {
         self.services.open(vnl)
     }
 
     /// The host side of the link.
-    pub fn port(&self) -> Port {
+    pub fn port(&self) -> HostPort {
         self.services.port()
     }
 
-    /// Plugs the interface into a cable with the place `peer` on the same panel, as the peer must do on its
-    /// side. From then on the kernel carries the frames, and the link's state is to say so
-    /// ([`crate::State::plugged`]) until the peer is gone; what the link says after that unplugs it.
+    /// Plugs the interface into a cable to the place `peer` on the same panel. The peer must do the
+    /// same on its side. From then on the kernel carries the frames.
+    ///
+    /// While the peer is there, the link reports [`State::PLUGGED`](crate::State::PLUGGED). When
+    /// the link reports another state, the host unplugs the interface.
     ///
     /// # Errors
-    /// There is no ticket, or the kernel refuses: frames go on through the link.
+    /// The interface has no panel address, or the kernel refuses. Frames still go through the link.
     pub fn plug(&self, peer: &str) -> Result<()> {
         self.services.plug(peer)
     }
 
-    /// Plugs the interface into a [`Hub`], which may be another process's. For the rest as [`Host::plug`]; neither
-    /// is possible before the link is open and has been told of the other side.
+    /// Plugs the interface into a [`Bridge`], of this process or another. Otherwise as
+    /// [`Host::plug`]. Neither is possible before the first call of [`Link::other_side`].
     ///
     /// # Errors
-    /// There is no ticket, or the hub is on another panel or gone, or the kernel refuses.
-    pub fn attach(&self, hub: &Ticket) -> Result<()> {
-        self.services.attach(hub)
+    /// The interface has no panel address, the bridge is on another panel or gone, or the kernel
+    /// refuses.
+    pub fn attach(&self, bridge: &PanelAddress) -> Result<()> {
+        self.services.attach(bridge)
     }
 
-    /// Makes a hub that forgets a station which has been silent for `expiry`; if that is zero it learns of none, and
-    /// all interfaces get all frames. Takes some milliseconds; not before the link is open.
+    /// Makes a bridge that forgets an address after it has been silent for `expiry`. If `expiry` is
+    /// zero, the bridge learns no addresses and floods all frames. The call takes some
+    /// milliseconds. It is not possible before the link is open.
     ///
     /// # Errors
     /// There is no panel, or the kernel refuses.
-    pub fn hub(&self, expiry: Duration) -> Result<Hub> {
-        self.services.hub(expiry)
+    pub fn bridge(&self, expiry: Duration) -> Result<Bridge> {
+        self.services.bridge(expiry)
     }
 
-    /// Has the session hold a descriptor, beside the link's own, in place of the one that it held before. If the
-    /// process that serves the link dies, the one that takes its place finds it with [`Host::kept`]: so a socket
-    /// outlives the plugin, and a peer that is connected to it need not notice. `None` when it is of no more use, which is
-    /// so when the link closes it.
+    /// Stores a copy of a descriptor in the session, in place of the one stored before.
+    ///
+    /// When the process that serves the link dies, its successor gets the descriptor from
+    /// [`Host::take_fd`]. So a socket outlives the plugin, and its peer need not notice. Store
+    /// `None` when the descriptor is of no more use, for example when the link closes the socket.
     ///
     /// # Errors
-    /// Nobody takes the place of this process, as in vde_plug, or the link is a nested one.
-    pub fn keep(&self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
-        self.services.keep(fd)
+    /// This process has no successor, as in `vde_plug`, or the link is nested.
+    pub fn store_fd(&self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
+        self.services.store_fd(fd)
     }
 
-    /// The descriptor that the last process to serve this link had kept, for the first who asks. It is held still, until
-    /// [`Host::keep`] puts another or none in its place.
-    pub fn kept(&self) -> Option<OwnedFd> {
-        self.services.kept()
+    /// The descriptor that this process's predecessor stored, at the first call. The session stores
+    /// it until the next [`Host::store_fd`].
+    pub fn take_fd(&self) -> Option<OwnedFd> {
+        self.services.take_fd()
     }
 }
 
-/// What a host provides to the plugins that it loads.
+/// What a host implements for the plugins that it loads. [`Host`] describes each method.
 pub trait HostServices: Send + Sync {
-    /// Opens a VNL for a plugin that nests it.
+    /// See [`Host::open`].
     ///
     /// # Errors
-    /// What opening it reports.
+    /// There is no plugin for the scheme, or opening the link fails.
     fn open(&'static self, vnl: &str) -> Result<Box<dyn Link>>;
 
-    /// The host side of the link.
-    fn port(&self) -> Port;
+    /// See [`Host::port`].
+    fn port(&self) -> HostPort;
 
-    /// Plugs the interface into a cable with another place on the panel.
+    /// See [`Host::plug`].
     ///
     /// # Errors
     /// There is no panel, or the kernel refuses.
     fn plug(&self, peer: &str) -> Result<()>;
 
-    /// Plugs the interface into a hub.
+    /// See [`Host::attach`].
     ///
     /// # Errors
-    /// There is no panel, the hub is not on it, or the kernel refuses.
-    fn attach(&self, hub: &Ticket) -> Result<()>;
+    /// There is no panel, the bridge is not on it, or the kernel refuses.
+    fn attach(&self, bridge: &PanelAddress) -> Result<()>;
 
-    /// Makes a hub.
+    /// See [`Host::bridge`].
     ///
     /// # Errors
     /// There is no panel, or the kernel refuses.
-    fn hub(&self, expiry: Duration) -> Result<Hub>;
+    fn bridge(&self, expiry: Duration) -> Result<Bridge>;
 
-    /// Holds a descriptor for the next process that serves the link, in place of the one held before.
+    /// See [`Host::store_fd`].
     ///
     /// # Errors
-    /// There is nobody to hold it.
-    fn keep(&self, fd: Option<BorrowedFd<'_>>) -> Result<()>;
+    /// This process has no successor, or the link is nested.
+    fn store_fd(&self, fd: Option<BorrowedFd<'_>>) -> Result<()>;
 
-    /// What the last process that served the link had kept, the first time.
-    fn kept(&self) -> Option<OwnedFd>;
+    /// See [`Host::take_fd`].
+    fn take_fd(&self) -> Option<OwnedFd>;
 }
 
 /// What [`Host::without_services`] offers.
@@ -191,38 +198,38 @@ struct NoServices;
 
 impl HostServices for NoServices {
     fn open(&'static self, vnl: &str) -> Result<Box<dyn Link>> {
-        let message = format!("there is nobody to open {vnl}");
+        let message = format!("no host is there to open {vnl}");
         Err(Error::new(ErrorKind::Unsupported, message))
     }
 
-    fn port(&self) -> Port {
-        Port {
+    fn port(&self) -> HostPort {
+        HostPort {
             interface: String::new(),
             mtu: 0,
-            ticket: None,
+            panel_address: None,
         }
     }
 
     fn plug(&self, peer: &str) -> Result<()> {
-        let message = format!("there is no panel to plug into {peer} on");
+        let message = format!("there is no panel to plug into {peer}");
         Err(Error::new(ErrorKind::Unsupported, message))
     }
 
-    fn attach(&self, hub: &Ticket) -> Result<()> {
-        self.plug(&hub.place)
+    fn attach(&self, bridge: &PanelAddress) -> Result<()> {
+        self.plug(&bridge.place)
     }
 
-    fn hub(&self, _expiry: Duration) -> Result<Hub> {
-        let message = "there is no panel to make a hub on";
+    fn bridge(&self, _expiry: Duration) -> Result<Bridge> {
+        let message = "there is no panel to make a bridge on";
         Err(Error::new(ErrorKind::Unsupported, message))
     }
 
-    fn keep(&self, _fd: Option<BorrowedFd<'_>>) -> Result<()> {
-        let message = "there is nobody to keep a descriptor for";
+    fn store_fd(&self, _fd: Option<BorrowedFd<'_>>) -> Result<()> {
+        let message = "no process would take the descriptor over";
         Err(Error::new(ErrorKind::Unsupported, message))
     }
 
-    fn kept(&self) -> Option<OwnedFd> {
+    fn take_fd(&self) -> Option<OwnedFd> {
         None
     }
 }
@@ -246,8 +253,9 @@ pub struct Manifest {
     pub capabilities: Capabilities,
 }
 
-/// What a plugin's links are like, for listings and for the conformance checks: what a link really does, it
-/// says when it is open ([`crate::State`]). Bits that the reader does not know are ignored.
+/// What a plugin's links are like, for listings and for the conformance checks: what a link really
+/// does, it says when it is open ([`crate::State`]). Bits that the reader does not know are
+/// ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities(pub u64);
 

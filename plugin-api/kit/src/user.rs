@@ -14,10 +14,10 @@
 //! user instead, or allows `any`.
 //!
 //! The process remembers the first user of each VNL. The supervisor holds a note of it
-//! ([`Host::keep`]) for the worker that replaces a dead one. A nested link has no note, because the
-//! host keeps descriptors of the outermost link only. The note is a memory file. The control stream
-//! would serve too (SO_PEERCRED outlives the peer), but a switch would not see its port close while
-//! the supervisor holds that.
+//! ([`Host::store_fd`]) for the worker that replaces a dead one. A nested link has no note, because
+//! the host keeps descriptors of the outermost link only. The note is a memory file. The control
+//! stream would serve too (SO_PEERCRED outlives the peer), but a switch would not see its port
+//! close while the supervisor holds that.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -112,7 +112,7 @@ impl FarUser {
         }
         let kept = note(uid)
             .map_err(|error| Error::io("make a note of the far end's user", &error))
-            .and_then(|note| self.host.keep(Some(note.as_fd())));
+            .and_then(|note| self.host.store_fd(Some(note.as_fd())));
         if let Err(error) = kept {
             log::debug!("{}: no note of the far end's user: {error}", self.vnl);
         }
@@ -128,7 +128,7 @@ impl FarUser {
         if let Some(uid) = remembered.get(&self.vnl) {
             return Some(*uid);
         }
-        let uid = read_note(&File::from(self.host.kept()?))
+        let uid = read_note(&File::from(self.host.take_fd()?))
             .inspect_err(|error| log::warn!("{}: the far end's user: {error}", self.vnl))
             .ok()?;
         remembered.insert(self.vnl.clone(), uid);

@@ -1,15 +1,16 @@
 //! From one port's batch of frames to the others.
 //!
-//! A frame for a station whose port is known goes there and nowhere else, not even back; any other goes
-//! to all ports but its own. Decisions are made for a whole batch first, as one [`Selection`] of its
-//! frames per port, and then carried out with one system call a port. The local port and those of clients take no
-//! part while their interfaces are on the hub.
+//! A frame for a station whose port is known goes there and nowhere else, not even back; any other
+//! goes to all ports but its own. Decisions are made for a whole batch first, as one [`Selection`]
+//! of its frames per port, and then carried out with one system call a port. The local port and
+//! those of clients take no part while their interfaces are on the bridge.
 //!
-//! Frames may be super-frames, or have their checksum still to be completed. The hub and our own clients get them
-//! as they came, or put together if they came from a legacy client; everybody else gets them complete. So all that a
-//! port gets of a batch has one form and keeps its order, and what is to be done is done once for all ports. A batch
-//! that is cut may need several rounds, with one system call a port in each. Frames are copied for that only, or
-//! when a port is congested, or for the host.
+//! Frames may be super-frames, or have their checksum still to be completed. The bridge and our own
+//! clients get them as they came, or put together if they came from a legacy client; everybody else
+//! gets them complete. So all that a port gets of a batch has one form and keeps its order, and
+//! what is to be done is done once for all ports. A batch that is cut may need several rounds, with
+//! one system call a port in each. Frames are copied for that only, or when a port is congested, or
+//! for the host.
 //!
 //! Nothing is forwarded whose header makes no sense, or that would be cut into longer pieces than legacy clients
 //! take, or into so many that one client could keep the switch from serving others. Messages between ends of ours
@@ -19,12 +20,12 @@ use std::time::Instant;
 
 use vdens_plugin_kit::offload::{Changed, Progress, examine};
 use vdens_plugin_kit::wire::hello::is_message;
-use vdens_plugin_kit::{Frame, Hub, MAX_LEGACY_FRAME, Offloads, RxBatch, TxBatch};
+use vdens_plugin_kit::{Bridge, Frame, MAX_LEGACY_FRAME, Offloads, RxBatch, TxBatch};
 
 use crate::fdb::Fdb;
 use crate::frame::Addresses;
 use crate::memory::Memory;
-use crate::port::{HUB, LOCAL, Port, PortId, Selection};
+use crate::port::{BRIDGE, LOCAL, Port, PortId, Selection};
 
 /// The most segments that a frame is cut into: enough for 64 KiB and any sensible segment size.
 const MAX_SEGMENTS: usize = 2048;
@@ -40,7 +41,7 @@ struct Decision {
     refused: u64,
 }
 
-/// The ports that clients have, by id. The local port and the hub have ids of their own.
+/// The ports that clients have, by id. The local port and the bridge have ids of their own.
 #[derive(Debug, Default)]
 pub(crate) struct Ports(Vec<Option<Port>>);
 
@@ -129,8 +130,8 @@ pub(crate) struct Fabric {
     /// What all their queues together may take.
     pub(crate) memory: Memory,
     pub(crate) fdb: Fdb,
-    pub(crate) hub: Option<Hub>,
-    /// Whether the host's interface is on the hub.
+    pub(crate) bridge: Option<Bridge>,
+    /// Whether the host's interface is on the bridge.
     pub(crate) host_is_plugged: bool,
     /// Whether the host takes super-frames, with everything left undone.
     pub(crate) host_takes_super_frames: bool,
@@ -148,7 +149,7 @@ impl Fabric {
             ports: Ports::default(),
             memory,
             fdb,
-            hub: None,
+            bridge: None,
             host_is_plugged: false,
             host_takes_super_frames: false,
             chosen: Vec::new(),
@@ -207,7 +208,7 @@ impl Fabric {
             match self.fdb.lookup(addresses.destination, now) {
                 Some(port) if port == source => {}
                 Some(LOCAL) => decision.local.insert(index),
-                Some(HUB) => decision.bridged.insert(index),
+                Some(BRIDGE) => decision.bridged.insert(index),
                 Some(id) => {
                     if let Some(port) = self.ports.get_mut(id) {
                         choose(&mut self.chosen, id, port);
@@ -229,13 +230,13 @@ impl Fabric {
         if source == LOCAL || self.host_is_plugged {
             decision.local = Selection::default();
         }
-        if source == HUB || self.hub.is_none() {
+        if source == BRIDGE || self.bridge.is_none() {
             decision.bridged = Selection::default();
         }
         decision
     }
 
-    /// Sends those who take super-frames what is for them, and the hub `bridged`.
+    /// Sends those who take super-frames what is for them, and the bridge `bridged`.
     fn pass_on(&mut self, source: PortId, batch: &TxBatch<'_>, bridged: Selection) {
         let wanted = self.selected(true).union(bridged);
         if wanted.is_empty() {
@@ -253,16 +254,16 @@ impl Fabric {
             memory: &mut self.memory,
             congested: &mut self.congested,
         };
-        let hub = self.hub.as_ref();
+        let bridge = self.bridge.as_ref();
         match is_changed {
             true => {
                 let (frames, origins) = self.changed.tx();
                 outlet.send(&frames, |selection| selection.among(origins));
-                bridge(hub, &frames, bridged.among(origins));
+                send_to_bridge(bridge, &frames, bridged.among(origins));
             }
             false => {
                 outlet.send(batch, |selection| selection);
-                bridge(hub, batch, bridged);
+                send_to_bridge(bridge, batch, bridged);
             }
         }
     }
@@ -389,12 +390,12 @@ fn give(host: &mut RxBatch<'_>, frames: &TxBatch<'_>, selection: Selection) {
     }
 }
 
-/// Writes the selected frames to the hub.
-fn bridge(hub: Option<&Hub>, frames: &TxBatch<'_>, selection: Selection) {
+/// Writes the selected frames to the bridge.
+fn send_to_bridge(bridge: Option<&Bridge>, frames: &TxBatch<'_>, selection: Selection) {
     for frame in selection.of(frames) {
-        if let Some(hub) = hub {
+        if let Some(bridge) = bridge {
             // A tap that fails for good is found out when it is read.
-            let _ = hub.tap.write(frame);
+            let _ = bridge.tap.write(frame);
         }
     }
 }

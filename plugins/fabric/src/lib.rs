@@ -25,12 +25,13 @@
 //! - `status`: what a person may want to know;
 //! - `switch`: the events that drive it all, and the link.
 //!
-//! Clients of the switch's own user whose interfaces are on the panel are offered a hub there, a bridge of the
-//! kernel, made when the first of them comes. One that has plugged in says so in its first frame: the kernel then
-//! carries what goes between such clients, and its port here is idle. The hub has a tap that is to the fabric
-//! one port more, behind which all stations on the hub are. So both kinds of clients are on one network.
-//! The bridge remembers stations for as long as the switch does, so that of a `hub://` floods as well.
-//! The host's interface is plugged in like a client's.
+//! Clients of the switch's own user whose interfaces are on the panel are offered a bridge there,
+//! of the kernel, made when the first of them comes. One that has plugged in says so in its first
+//! frame: the kernel then carries what goes between such clients, and its port here is idle. The
+//! bridge has a tap that is to the fabric one port more, behind which all stations on the bridge
+//! are. So both kinds of clients are on one network. The bridge remembers stations for as long as
+//! the switch does, so that of a `hub://` floods as well. The host's interface is plugged in like a
+//! client's.
 //!
 //! What a client does never fails the link: it loses its port, or its frames, and the others notice
 //! nothing. An idle switch does not wake up: its only timer runs while there are addresses to forget

@@ -31,8 +31,8 @@ pub(crate) struct PortId(pub(crate) u32);
 /// The host's side of the link.
 pub(crate) const LOCAL: PortId = PortId(0);
 
-/// The hub on the panel, seen through its tap.
-pub(crate) const HUB: PortId = PortId(u32::MAX);
+/// The bridge on the panel, seen through its tap.
+pub(crate) const BRIDGE: PortId = PortId(u32::MAX);
 
 /// Frames of a batch: bit i stands for number i.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -121,7 +121,7 @@ pub(crate) struct Port {
     pub(crate) negotiation: Option<Negotiation>,
     /// Whether it takes super-frames, with everything left undone.
     pub(crate) takes_super_frames: bool,
-    /// Whether its interface is on the hub: then no frames pass here.
+    /// Whether its interface is on the bridge: then no frames pass here.
     pub(crate) is_plugged: bool,
     /// Frames of the batch at hand that are for this port.
     pub(crate) selected: Selection,

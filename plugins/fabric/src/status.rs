@@ -9,7 +9,7 @@ use vdens_plugin_kit::{
 };
 
 use crate::forwarding::Fabric;
-use crate::port::{HUB, LOCAL, Port, PortId};
+use crate::port::{BRIDGE, LOCAL, Port, PortId};
 
 /// The status of the switch.
 pub(crate) fn of(fabric: &Fabric, now: Instant) -> Status {
@@ -20,7 +20,7 @@ pub(crate) fn of(fabric: &Fabric, now: Instant) -> Status {
         .map(|(id, port)| (id, port.number.to_string()))
         .collect();
     names.insert(LOCAL, "local".into());
-    names.insert(HUB, "panel".into());
+    names.insert(BRIDGE, "panel".into());
     let stations = fabric.fdb.stations(now).map(|(station, port, age)| {
         let mac = station.mac().map(|byte| format!("{byte:02x}"));
         StationStatus {

@@ -23,7 +23,8 @@ use vdens_plugin_kit::negotiation::{Event, Negotiation, Received};
 use vdens_plugin_kit::wire::control::{Mark, Reply, Request};
 use vdens_plugin_kit::wire::hello::Nonce;
 use vdens_plugin_kit::{
-    Batch, Error, Host, Hub, Link, Offloads, Result, RxBatch, State, Status, Ticket, TxBatch, log,
+    Batch, Bridge, Error, Host, Link, Offloads, PanelAddress, Result, RxBatch, State, Status,
+    TxBatch, log,
 };
 
 use crate::Kind;
@@ -33,7 +34,7 @@ use crate::directory::{Directory, Entry};
 use crate::fdb::{self, Fdb};
 use crate::forwarding::Fabric;
 use crate::memory::Memory;
-use crate::port::{HUB, LOCAL, Port, PortId};
+use crate::port::{BRIDGE, LOCAL, Port, PortId};
 use crate::status;
 
 /// Events taken from epoll at a time.
@@ -57,7 +58,7 @@ enum Source {
     Applicant(u32),
     Control(PortId),
     Data(PortId),
-    Hub,
+    Bridge,
 }
 
 impl Source {
@@ -68,7 +69,7 @@ impl Source {
             Self::Applicant(slot) => (2, slot),
             Self::Control(id) => (3, id.0),
             Self::Data(id) => (4, id.0),
-            Self::Hub => (5, 0),
+            Self::Bridge => (5, 0),
         };
         EpollEvent::new(flags, kind << 32 | u64::from(index))
     }
@@ -81,7 +82,7 @@ impl Source {
             2 => Self::Applicant(index),
             3 => Self::Control(PortId(index)),
             4 => Self::Data(PortId(index)),
-            _ => Self::Hub,
+            _ => Self::Bridge,
         }
     }
 }
@@ -235,7 +236,7 @@ impl Switch {
             Source::Applicant(slot) => self.hear(slot, now),
             Source::Listener => self.accept(now),
             Source::Timer => self.tick(now),
-            Source::Hub => self.serve_hub(host, now),
+            Source::Bridge => self.serve_bridge(host, now),
         }
     }
 
@@ -273,66 +274,70 @@ impl Switch {
         }
     }
 
-    /// Serves the hub's tap.
-    fn serve_hub(&mut self, host: &mut RxBatch<'_>, now: Instant) {
-        let Some(hub) = &mut self.fabric.hub else {
+    /// Serves the bridge's tap.
+    fn serve_bridge(&mut self, host: &mut RxBatch<'_>, now: Instant) {
+        let Some(bridge) = &mut self.fabric.bridge else {
             return;
         };
         self.ingress.clear();
-        match hub.tap.recv(&mut self.ingress.rx()) {
+        match bridge.tap.recv(&mut self.ingress.rx()) {
             Ok(()) => {
                 let frames = self.ingress.tx(0);
-                self.fabric.forward(HUB, &frames, Some(host), now);
+                self.fabric.forward(BRIDGE, &frames, Some(host), now);
             }
-            Err(error) => self.lose_hub(&error),
+            Err(error) => self.lose_bridge(&error),
         }
     }
 
-    /// The hub's ticket, if there can be one. The hub is made when it is first asked for.
-    fn hub(&mut self) -> Option<Ticket> {
-        if self.fabric.hub.is_none() {
+    /// The bridge's panel address, if there can be one. The bridge is made when it is first asked
+    /// for.
+    fn bridge(&mut self) -> Option<PanelAddress> {
+        if self.fabric.bridge.is_none() {
             let made = self
                 .host
-                .hub(self.expiry)
-                .and_then(|hub| self.watch_hub(hub));
+                .bridge(self.expiry)
+                .and_then(|bridge| self.watch_bridge(bridge));
             match made {
-                Ok(hub) => self.fabric.hub = Some(hub),
-                Err(error) => log::debug!("no hub: {error}"),
+                Ok(bridge) => self.fabric.bridge = Some(bridge),
+                Err(error) => log::debug!("no bridge on the panel: {error}"),
             }
         }
-        self.fabric.hub.as_ref().map(|hub| hub.ticket.clone())
+        self.fabric
+            .bridge
+            .as_ref()
+            .map(|bridge| bridge.panel_address.clone())
     }
 
-    /// Takes part in a hub, with everything left undone in frames from there.
-    fn watch_hub(&self, mut hub: Hub) -> Result<Hub> {
-        hub.tap.other_side(TAKES_ALL);
-        let event = Source::Hub.event(EpollFlags::EPOLLIN);
-        let watched = self.epoll.add(&hub.tap, event);
-        watched.map_err(|errno| Error::io("watch the hub", &errno.into()))?;
-        Ok(hub)
+    /// Takes part in a bridge, with everything left undone in frames from there.
+    fn watch_bridge(&self, mut bridge: Bridge) -> Result<Bridge> {
+        bridge.tap.other_side(TAKES_ALL);
+        let event = Source::Bridge.event(EpollFlags::EPOLLIN);
+        let watched = self.epoll.add(&bridge.tap, event);
+        watched.map_err(|errno| Error::io("watch the bridge on the panel", &errno.into()))?;
+        Ok(bridge)
     }
 
-    /// Who was plugged into the hub has to come again; the host's interface is served here.
-    fn lose_hub(&mut self, error: &Error) {
-        log::warn!("the hub is lost: {error}");
-        if let Some(hub) = self.fabric.hub.take() {
+    /// Who was plugged into the bridge has to come again; the host's interface is served here.
+    fn lose_bridge(&mut self, error: &Error) {
+        log::warn!("the bridge on the panel is lost: {error}");
+        if let Some(bridge) = self.fabric.bridge.take() {
             // Closing it is enough, unless another process has it open.
-            let _ = self.epoll.delete(&hub.tap);
+            let _ = self.epoll.delete(&bridge.tap);
         }
-        self.fabric.fdb.forget(HUB);
+        self.fabric.fdb.forget(BRIDGE);
         self.fabric.host_is_plugged = false;
         for (_, port) in self.fabric.ports.iter_mut().filter(|(_, p)| p.is_plugged) {
-            port.close("the hub is lost");
+            port.close("the bridge on the panel is lost");
         }
     }
 
-    /// Has the host's interface plugged into the hub, if it can be.
+    /// Has the host's interface plugged into the bridge, if it can be.
     fn plug_host(&mut self) {
         let port = self.host.port();
-        let Some(hub) = port.ticket.and_then(|_| self.hub()) else {
+        let Some(bridge) = port.panel_address.and_then(|_| self.bridge()) else {
             return;
         };
-        match self.host.attach(&hub) {
+        match self.host.attach(&bridge) {
             Ok(()) => {
                 self.fabric.host_is_plugged = true;
                 log::debug!("{}: the kernel carries the frames", port.interface);
@@ -410,7 +415,7 @@ impl Switch {
         Ok(())
     }
 
-    /// Introduces the switch to a client of ours: to one of this user, with its hub.
+    /// Introduces the switch to a client of ours: to one of this user, with its bridge.
     fn introduce(
         &mut self,
         description: &[u8],
@@ -419,12 +424,12 @@ impl Switch {
     ) -> Option<Negotiation> {
         let (_, mark) = Mark::split(description)?;
         let can_plug = mark.panel != 0 && peer.is_same_user();
-        let ticket = can_plug.then(|| self.hub()).flatten();
+        let panel_address = can_plug.then(|| self.bridge()).flatten();
         let nonce = Nonce::new()
             .inspect_err(|error| log::warn!("a client is served as a legacy one: {error}"))
             .ok()?;
-        let mut negotiation = Negotiation::with(nonce, ticket, Some(mark.nonce));
-        negotiation.set_host_takes(TAKES_ALL.offloads);
+        let mut negotiation = Negotiation::as_switch(nonce, panel_address, mark.nonce);
+        negotiation.set_host_offloads(TAKES_ALL.offloads);
         while let Some(message) = negotiation.next_message() {
             // A client that is not told is served all the same.
             let _ = data.send(&message);
@@ -566,8 +571,8 @@ impl Switch {
     }
 
     #[cfg(test)]
-    pub(crate) fn set_hub(&mut self, hub: Hub) {
-        self.fabric.hub = Some(self.watch_hub(hub).unwrap());
+    pub(crate) fn set_bridge(&mut self, bridge: Bridge) {
+        self.fabric.bridge = Some(self.watch_bridge(bridge).unwrap());
     }
 
     #[cfg(test)]
@@ -585,22 +590,22 @@ fn set_up_epoll(listener: &UnixListener) -> nix::Result<(Epoll, Timer)> {
 }
 
 /// Takes the messages of a client of ours out of what was received by its port, and unwraps
-/// super-frames. Once it is plugged nothing is left: what it sends comes by the hub, and only what was
-/// on its way before can come here. Returns whether it has been plugged now.
+/// super-frames. Once it is plugged nothing is left: what it sends comes by the bridge, and only
+/// what was on its way before can come here. Returns whether it has been plugged now.
 fn hear(port: &mut Port, received: &mut Batch) -> bool {
     let Some(negotiation) = &mut port.negotiation else {
         return false;
     };
     let was_plugged = port.is_plugged;
     let mut takes = None;
-    received.rx().sift(0, |frame| {
+    received.rx().filter(0, |frame| {
         let seen = negotiation.receive(frame.bytes());
         match seen {
-            // Only who was told of the hub can be plugged into it.
-            Received::Message(Some(Event::Plugged)) if negotiation.ticket().is_some() => {
+            // Only who was told of the bridge can be plugged into it.
+            Received::Message(Some(Event::Plugged)) if negotiation.panel_address().is_some() => {
                 port.is_plugged = true;
             }
-            Received::Message(Some(Event::Takes)) => takes = Some(negotiation.peer_takes()),
+            Received::Message(Some(Event::Offloads)) => takes = Some(negotiation.peer_offloads()),
             _ => {}
         }
         seen.action()

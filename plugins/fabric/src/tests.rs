@@ -284,16 +284,16 @@ fn a_client_of_ours_is_greeted_and_falls_back_to_user_space() {
     let (mut negotiation, events) = meet(&ours);
     assert_eq!(
         events,
-        [Event::Met, Event::Takes],
+        [Event::Proven, Event::Offloads],
         "the switch takes everything"
     );
-    assert!(negotiation.peer_ticket().is_none());
+    assert!(negotiation.peer_panel_address().is_none());
     tell(&ours, &mut negotiation, Body::Declined);
     ours.send(&frame(BROADCAST, 1, 60));
     bench.run();
     assert_eq!((legacy.drain(), bench.host.len()), (1, 1), "no message");
     // What a client says is for the switch, a legacy client's too.
-    negotiation.say(Body::Declined);
+    negotiation.announce(Body::Declined);
     legacy.send(&negotiation.next_message().unwrap());
     bench.run();
     assert_eq!(ours.drain(), 0, "nobody speaks in the switch's name");
@@ -304,7 +304,7 @@ const OURS: &str = "ours vdens=4026532345:1";
 
 /// What a client of ours that was described as [`OURS`] learns from what the switch sends first.
 fn meet(client: &Client) -> (Negotiation, Vec<Event>) {
-    let mut negotiation = Negotiation::with(Nonce(1), None, None);
+    let mut negotiation = Negotiation::as_client(Nonce(1));
     let mut events = Vec::new();
     while let Some(message) = client.recv() {
         match negotiation.receive(&message) {
@@ -317,7 +317,7 @@ fn meet(client: &Client) -> (Negotiation, Vec<Event>) {
 
 /// Has a client say something.
 fn tell(client: &Client, negotiation: &mut Negotiation, body: Body) {
-    negotiation.say(body);
+    negotiation.announce(body);
     speak(client, negotiation);
 }
 
@@ -352,10 +352,10 @@ fn super_frames_without_a_frame_are_dropped_and_counted() {
 #[test]
 fn a_plugged_client_s_port_is_idle() {
     let mut bench = Bench::new("");
-    let _hub = bench.plug_hub();
+    let _bridge = bench.plug_bridge();
     let (legacy, ours) = (bench.plug(), bench.try_plug_as(0, OURS).unwrap());
     let (mut negotiation, _) = meet(&ours);
-    assert!(negotiation.peer_ticket().is_some());
+    assert!(negotiation.peer_panel_address().is_some());
     ours.send(&frame(BROADCAST, 1, 60));
     bench.run();
     assert_eq!((legacy.drain(), bench.stations()), (1, 1));
@@ -371,7 +371,7 @@ fn a_plugged_client_s_port_is_idle() {
 }
 
 #[test]
-fn only_a_client_that_was_told_of_the_hub_is_believed_to_be_plugged_into_it() {
+fn only_a_client_that_was_told_of_the_bridge_is_believed_to_be_plugged_into_it() {
     let mut bench = Bench::new("");
     let (legacy, ours) = (bench.plug(), bench.try_plug_as(0, OURS).unwrap());
     let (mut negotiation, _) = meet(&ours);
@@ -379,12 +379,12 @@ fn only_a_client_that_was_told_of_the_hub_is_believed_to_be_plugged_into_it() {
     bench.run();
     legacy.send(&frame(BROADCAST, 2, 60));
     bench.run();
-    assert_eq!(ours.drain(), 1, "there is no hub: it is served");
+    assert_eq!(ours.drain(), 1, "there is no bridge: it is served");
 
-    let _hub = bench.plug_hub();
+    let _bridge = bench.plug_bridge();
     let told = bench.try_plug_as(0, OURS).unwrap();
     meet(&told);
-    let mut forger = Negotiation::with(Nonce(1), None, Some(Nonce(77)));
+    let mut forger = Negotiation::as_switch(Nonce(1), None, Nonce(77));
     tell(&told, &mut forger, Body::Plugged);
     bench.run();
     legacy.send(&frame(BROADCAST, 2, 60));

@@ -16,8 +16,9 @@
 //! inotify watch on the peer's socket calls for a tick when that is unlinked. One that is killed unlinks
 //! nothing and is missed by the timer's tick.
 //!
-//! So the session holds the socket as well ([`vdens_plugin_kit::Host::keep`]): a worker that takes the place of one that died
-//! goes on with it, and a legacy end that is connected to it is served on.
+//! So the session holds the socket as well ([`vdens_plugin_kit::Host::store_fd`]): a worker that
+//! takes the place of one that died goes on with it, and a legacy end that is connected to it is
+//! served on.
 //!
 //! An end whose own path is gone or leads to another socket, or that finds a socket of the other
 //! generation where its peer should be, gives up ([`End::tick`]) and joins from the start.

@@ -366,13 +366,13 @@ impl Ptp {
         let received = batch.len() > first;
         // Before the far end's first message is heard.
         self.notice();
-        batch.sift(first, |frame| self.peer.receive(frame));
+        batch.filter(first, |frame| self.peer.receive(frame));
         received
     }
 
     /// Goes on with the socket that another process has served this end with, if there is one of use.
     fn resume(&mut self) -> Result<Option<Box<dyn End>>> {
-        let Some(socket) = self.host.kept() else {
+        let Some(socket) = self.host.take_fd() else {
             return Ok(None);
         };
         self.is_kept = true;
@@ -392,7 +392,7 @@ impl Ptp {
         let socket = self.end.as_ref().and_then(|end| end.lasting());
         let was_kept = std::mem::replace(&mut self.is_kept, socket.is_some());
         if (socket.is_some() || was_kept)
-            && let Err(error) = self.host.keep(socket)
+            && let Err(error) = self.host.store_fd(socket)
         {
             debug!("{}: not kept: {error}", self.place.path.display());
         }

@@ -22,8 +22,8 @@ use vdens_plugin_kit::log::{debug, warn};
 use vdens_plugin_kit::negotiation::{Event, Negotiation, Received};
 use vdens_plugin_kit::wire::hello::{Body, Cable, Nonce};
 use vdens_plugin_kit::{
-    Frame, Host, MAX_LEGACY_FRAME, MAX_LEGACY_MTU, Offloads, Peer as Credentials, Sift, State,
-    Status, Ticket,
+    Frame, FrameAction, Host, MAX_LEGACY_FRAME, MAX_LEGACY_MTU, Offloads, PanelAddress,
+    Peer as Credentials, State, Status,
 };
 
 /// How long a far end that has introduced itself may take for its proof. Until then there is no carrier:
@@ -91,11 +91,11 @@ impl Peer {
             true => std::process::id(),
             false => parent_id(),
         };
-        let ticket = port.ticket.filter(|_| !is_foreign);
+        let panel_address = port.panel_address.filter(|_| !is_foreign);
         match Nonce::new() {
             Ok(nonce) => {
-                let mut negotiation = Negotiation::on(cable, nonce, ticket, process);
-                negotiation.set_host_takes(self.host_takes);
+                let mut negotiation = Negotiation::on_cable(cable, nonce, panel_address, process);
+                negotiation.set_host_offloads(self.host_takes);
                 self.negotiation = Some(negotiation);
             }
             Err(error) => warn!("the far end is treated as a legacy one: {error}"),
@@ -115,25 +115,27 @@ impl Peer {
 
     fn has_common_panel(&self) -> bool {
         let negotiation = self.negotiation.as_ref();
-        let panel = |ticket: &Ticket| ticket.panel;
-        let ours = negotiation.and_then(Negotiation::ticket).map(panel);
-        let theirs = negotiation.and_then(Negotiation::peer_ticket).map(panel);
+        let panel = |panel_address: &PanelAddress| panel_address.panel;
+        let ours = negotiation.and_then(Negotiation::panel_address).map(panel);
+        let theirs = negotiation
+            .and_then(Negotiation::peer_panel_address)
+            .map(panel);
         ours.is_some() && ours == theirs
     }
 
     /// Takes in a received frame.
-    pub(crate) fn receive(&mut self, frame: Frame<'_>) -> Sift {
+    pub(crate) fn receive(&mut self, frame: Frame<'_>) -> FrameAction {
         let Some(negotiation) = &mut self.negotiation else {
-            return Sift::Keep;
+            return FrameAction::Keep;
         };
         let received = negotiation.receive(frame.bytes());
-        match negotiation.is_heard_of() {
+        match negotiation.is_introduced() {
             true => self.introduced = self.introduced.or_else(|| Some(Instant::now())),
             false => self.introduced = None,
         }
         if let Received::Message(Some(event)) = received {
             match event {
-                Event::Met => self.plugging = Plugging::Due,
+                Event::Proven => self.plugging = Plugging::Due,
                 Event::Restarted => {
                     self.plugging = Plugging::No;
                     self.has_tried = false;
@@ -143,7 +145,7 @@ impl Peer {
                     self.has_tried = true;
                     self.plugging = Plugging::Failed("the peer cannot be plugged in".into());
                 }
-                Event::Takes => {}
+                Event::Offloads => {}
             }
         }
         received.action()
@@ -159,7 +161,7 @@ impl Peer {
             return;
         }
         self.plugging = Plugging::No;
-        if let Some(theirs) = negotiation.peer_ticket().filter(|_| is_possible) {
+        if let Some(theirs) = negotiation.peer_panel_address().filter(|_| is_possible) {
             let plugged = self.host.plug(&theirs.place);
             self.plugging = match plugged {
                 Ok(()) => {
@@ -171,7 +173,7 @@ impl Peer {
                     Plugging::Failed(error.to_string())
                 }
             };
-            negotiation.say(match self.plugging {
+            negotiation.announce(match self.plugging {
                 Plugging::Plugged => Body::Plugged,
                 _ => Body::Declined,
             });
@@ -182,7 +184,7 @@ impl Peer {
     pub(crate) fn host_takes(&mut self, offloads: Offloads) {
         self.host_takes = offloads;
         if let Some(negotiation) = &mut self.negotiation {
-            negotiation.set_host_takes(offloads);
+            negotiation.set_host_offloads(offloads);
         }
     }
 
@@ -207,8 +209,8 @@ impl Peer {
     /// What is known of the far end, beside the `credentials` that the kernel gives.
     pub(crate) fn status(&self, credentials: Credentials) -> Status {
         let negotiation = self.negotiation.as_ref();
-        let ours: Option<&Ticket> = negotiation.and_then(Negotiation::ticket);
-        let theirs = negotiation.and_then(Negotiation::peer_ticket);
+        let ours: Option<&PanelAddress> = negotiation.and_then(Negotiation::panel_address);
+        let theirs = negotiation.and_then(Negotiation::peer_panel_address);
         let reason = match (&self.plugging, ours, theirs) {
             (Plugging::Plugged, ..) => "",
             _ if !self.is_known() => "the peer is a legacy one",
@@ -224,7 +226,7 @@ impl Peer {
             false => "a legacy program",
         };
         let process = negotiation.and_then(Negotiation::peer_process);
-        let takes = negotiation.map_or(Offloads::NONE, Negotiation::peer_takes);
+        let takes = negotiation.map_or(Offloads::NONE, Negotiation::peer_offloads);
         let is_limited = takes == Offloads::NONE;
         Status {
             peer: Some(Credentials {
@@ -248,7 +250,7 @@ impl Peer {
             (_, negotiation) => State {
                 offloads: negotiation
                     .as_ref()
-                    .map_or(Offloads::NONE, Negotiation::peer_takes),
+                    .map_or(Offloads::NONE, Negotiation::peer_offloads),
                 ..State::UP
             },
         }

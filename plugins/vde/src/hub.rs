@@ -1,5 +1,5 @@
-//! Finding out whether the switch is one of ours, and what follows from it: plugging into its hub, or
-//! super-frames.
+//! Finding out whether the switch is one of ours, and what follows from it: plugging into its
+//! bridge, or super-frames.
 //!
 //! The request for a port carries a nonce of this end's ([`Mark`]). A switch of ours answers with
 //! messages that carry it (see [`negotiation`](vdens_plugin_kit::negotiation)); nobody else on a legacy
@@ -7,9 +7,9 @@
 //! complete frames only.
 //!
 //! The interface's port is only ever moved from here, its own side, so it is always where this end
-//! believes it to be. The switch is told so that it can stop sending here what the hub carries; what
-//! comes all the same is dropped, so a message that is lost costs the switch some work and nobody a
-//! frame.
+//! believes it to be. The switch is told so that it can stop sending here what the bridge carries;
+//! what comes all the same is dropped, so a message that is lost costs the switch some work and
+//! nobody a frame.
 
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
@@ -19,7 +19,9 @@ use vdens_plugin_kit::log::{debug, info};
 use vdens_plugin_kit::negotiation::{Event, Negotiation, Received};
 use vdens_plugin_kit::wire::control::Mark;
 use vdens_plugin_kit::wire::hello::{Body, Nonce, SUPER_PREFIX, is_message};
-use vdens_plugin_kit::{Frame, Host, MAX_LEGACY_FRAME, Offloads, Result, Sift, State, Ticket};
+use vdens_plugin_kit::{
+    Frame, FrameAction, Host, MAX_LEGACY_FRAME, Offloads, PanelAddress, Result, State,
+};
 
 /// The longest message, in bytes: a header, an envelope, and a place with its length in one byte.
 const MAX_MESSAGE: usize = 400;
@@ -36,8 +38,8 @@ const SEND_BUFFER: usize = 4 << 20;
 enum Plugging {
     /// No, and it is not going to.
     No,
-    /// This interface can be plugged into a hub, once the link is used.
-    Offered(Ticket),
+    /// This interface can be plugged into a bridge, once the link is used.
+    Offered(PanelAddress),
     /// Yes.
     Plugged,
 }
@@ -54,17 +56,20 @@ impl Switch {
     /// A switch that has not been asked for a port yet, and the mark for the request.
     pub(crate) fn new(host: Host) -> Result<(Self, Mark)> {
         let nonce = Nonce::new()?;
-        let panel = host.port().ticket.map_or(0, |ticket| ticket.panel);
+        let panel = host
+            .port()
+            .panel_address
+            .map_or(0, |panel_address| panel_address.panel);
         let switch = Self {
             host,
-            negotiation: Negotiation::with(nonce, None, None),
+            negotiation: Negotiation::as_client(nonce),
             plugging: Plugging::No,
         };
         Ok((switch, Mark { panel, nonce }))
     }
 
-    /// Reads the messages that have come from a switch by the time of its reply. A switch that is not
-    /// `trusted` can offer no hub.
+    /// Reads the messages that have come from a switch by the time of its reply. A switch that is
+    /// not `trusted` can offer no bridge.
     pub(crate) fn meet(&mut self, data: &UnixDatagram, trusted: bool) {
         let mut bytes = [0; MAX_MESSAGE];
         for _ in 0..GREETINGS {
@@ -77,10 +82,14 @@ impl Switch {
             self.negotiation.receive(message);
             let _ = recv(data.as_raw_fd(), &mut [0; 1], MsgFlags::MSG_DONTWAIT);
         }
-        let panel = self.host.port().ticket.map(|ticket| ticket.panel);
-        let offered = self.negotiation.peer_ticket().filter(|_| trusted);
-        if let Some(hub) = offered.filter(|hub| Some(hub.panel) == panel) {
-            self.plugging = Plugging::Offered(hub.clone());
+        let panel = self
+            .host
+            .port()
+            .panel_address
+            .map(|panel_address| panel_address.panel);
+        let offered = self.negotiation.peer_panel_address().filter(|_| trusted);
+        if let Some(bridge) = offered.filter(|bridge| Some(bridge.panel) == panel) {
+            self.plugging = Plugging::Offered(bridge.clone());
         }
         self.serve_super_frames(data);
     }
@@ -91,16 +100,16 @@ impl Switch {
     }
 
     /// Whether the interface is to be on the panel.
-    pub(crate) fn has_hub(&self) -> bool {
+    pub(crate) fn has_bridge(&self) -> bool {
         matches!(self.plugging, Plugging::Offered(_))
     }
 
     /// Plugs the interface in, once, and tells the switch. To be called when the link is used.
     pub(crate) fn plug(&mut self, data: &UnixDatagram) {
-        let Plugging::Offered(hub) = std::mem::replace(&mut self.plugging, Plugging::No) else {
+        let Plugging::Offered(bridge) = std::mem::replace(&mut self.plugging, Plugging::No) else {
             return;
         };
-        if let Err(error) = self.host.attach(&hub) {
+        if let Err(error) = self.host.attach(&bridge) {
             debug!("not plugged: {error}");
             return;
         }
@@ -109,7 +118,7 @@ impl Switch {
             "{}: the kernel carries the frames",
             self.host.port().interface
         );
-        self.negotiation.say(Body::Plugged);
+        self.negotiation.announce(Body::Plugged);
         self.speak(data);
     }
 
@@ -120,7 +129,7 @@ impl Switch {
     /// Learns what the host takes.
     pub(crate) fn host_takes(&mut self, offloads: Offloads) {
         if !self.is_plugged() {
-            self.negotiation.set_host_takes(offloads);
+            self.negotiation.set_host_offloads(offloads);
         }
     }
 
@@ -137,12 +146,12 @@ impl Switch {
     }
 
     /// Takes in a received frame.
-    pub(crate) fn receive(&mut self, frame: Frame<'_>, data: &UnixDatagram) -> Sift {
+    pub(crate) fn receive(&mut self, frame: Frame<'_>, data: &UnixDatagram) -> FrameAction {
         if self.is_plugged() {
-            return Sift::Take;
+            return FrameAction::Consume;
         }
         let received = self.negotiation.receive(frame.bytes());
-        if received == Received::Message(Some(Event::Takes)) {
+        if received == Received::Message(Some(Event::Offloads)) {
             self.serve_super_frames(data);
         }
         received.action()
@@ -150,7 +159,7 @@ impl Switch {
 
     /// Makes room for super-frames, if the switch takes them.
     fn serve_super_frames(&self, data: &UnixDatagram) {
-        if self.negotiation.peer_takes() != Offloads::NONE {
+        if self.negotiation.peer_offloads() != Offloads::NONE {
             // A small one is slower, nothing else.
             let _ = setsockopt(data, sockopt::SndBuf, &SEND_BUFFER);
         }
@@ -166,7 +175,7 @@ impl Switch {
         if frame.header().gso_type == 0 && frame.bytes().len() > MAX_LEGACY_FRAME {
             return None;
         }
-        Some(match self.negotiation.peer_takes() {
+        Some(match self.negotiation.peer_offloads() {
             Offloads::NONE => [&[], frame.bytes()],
             _ => frame.wrapped(&SUPER_PREFIX),
         })
@@ -177,7 +186,7 @@ impl Switch {
         match self.is_plugged() {
             true => State::PLUGGED,
             false => State {
-                offloads: self.negotiation.peer_takes(),
+                offloads: self.negotiation.peer_offloads(),
                 ..State::UP
             },
         }

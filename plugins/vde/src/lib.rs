@@ -15,10 +15,11 @@
 //!    stream, or any byte on it, says that the port is gone. Such a link reports that it is closed and
 //!    does not come back: the host opens the VNL again.
 //!
-//! A switch of ours has said hello on the data socket before the reply came. If it is this user's too, that
-//! offers a hub on the panel: then the interface is plugged into it as soon as the link is used, the switch
-//! is told, and the kernel carries the frames. Otherwise the two exchange super-frames (`hub`). A legacy switch says
-//! nothing, and is sent complete frames, one in a datagram.
+//! A switch of ours has said hello on the data socket before the reply came. If it is this user's
+//! too, that offers a bridge on the panel: then the interface is plugged into it as soon as the
+//! link is used, the switch is told, and the kernel carries the frames. Otherwise the two exchange
+//! super-frames (`hub`). A legacy switch says nothing, and is sent complete frames, one in a
+//! datagram.
 
 mod control;
 mod endpoint;

@@ -133,7 +133,7 @@ impl Link for Vde {
         match batch.receive_datagrams(&self.data, self.switch.max_datagram()) {
             // Awake without a frame: then it is the control stream.
             Ok(0) => self.check_control()?,
-            Ok(_) => batch.sift(first, |frame| self.switch.receive(frame, &self.data)),
+            Ok(_) => batch.filter(first, |frame| self.switch.receive(frame, &self.data)),
             Err(e) => return Err(self.broken(&e)),
         }
         self.switch.speak(&self.data);
@@ -175,6 +175,6 @@ impl Link for Vde {
     }
 
     fn wants_panel(&self) -> bool {
-        self.switch.has_hub()
+        self.switch.has_bridge()
     }
 }

@@ -15,7 +15,7 @@ use vdens_plugin_kit::wire::control::{MAX_REQUEST_LEN, Mark, Reply, Request};
 use vdens_plugin_kit::wire::hello::{Body, Cable, Message, Nonce, SUPER_PREFIX};
 use vdens_plugin_kit::{
     Batch, ErrorKind, Host, Link, MAX_FRAME, MAX_LEGACY_FRAME, MIN_FRAME, Offloads, OpenOptions,
-    Result, RxBatch, State, Ticket, VnetHeader,
+    PanelAddress, Result, RxBatch, State, VnetHeader,
 };
 
 use crate::link::Vde;
@@ -47,8 +47,8 @@ impl FakePort {
 /// What a switch is.
 enum Kind {
     Legacy,
-    /// One of ours, with a hub or none.
-    Ours(Option<Ticket>),
+    /// One of ours, with a bridge or none.
+    Ours(Option<PanelAddress>),
     /// A legacy one where another client says this to the client of this nonce.
     Beset(fn(Nonce) -> Message),
 }
@@ -95,8 +95,9 @@ fn serve_as(directory: &Path, name: &str, kind: Kind) -> JoinHandle<FakePort> {
         };
         match kind {
             Kind::Legacy => {}
-            Kind::Ours(ticket) => {
-                port.negotiation = Some(Negotiation::with(Nonce(2), ticket, Some(mark.nonce)));
+            Kind::Ours(panel_address) => {
+                port.negotiation =
+                    Some(Negotiation::as_switch(Nonce(2), panel_address, mark.nonce));
                 port.speak();
             }
             Kind::Beset(message) => {
@@ -161,7 +162,7 @@ fn frames_pass_both_ways() {
 
 #[test]
 fn messages_are_no_frames() {
-    let elsewhere = Some(Ticket {
+    let elsewhere = Some(PanelAddress {
         panel: 7,
         place: "1n0".into(),
     });
@@ -175,7 +176,7 @@ fn messages_are_no_frames() {
         assert_eq!(link.state(), State::UP);
         assert!(!is_readable(link.fd()), "the hello has been read");
         if let Some(negotiation) = &mut switch.negotiation {
-            negotiation.say(Body::Declined);
+            negotiation.announce(Body::Declined);
         }
         switch.speak();
         switch.data.send(&[1; 60]).unwrap();
@@ -188,11 +189,14 @@ fn messages_are_no_frames() {
 #[test]
 fn another_client_of_a_legacy_switch_cannot_pose_as_the_switch() {
     fn hello(to: Nonce) -> Message {
-        let ticket = Some(Ticket {
+        let panel_address = Some(PanelAddress {
             panel: 7,
-            place: "hub".into(),
+            place: "bridge".into(),
         });
-        let body = Body::Hello { process: 1, ticket };
+        let body = Body::Hello {
+            process: 1,
+            panel_address,
+        };
         let (cable, from) = (Cable::default(), Nonce(9));
         Message {
             cable,
@@ -244,12 +248,12 @@ fn a_switch_of_ours_is_told_what_the_host_takes_and_sent_what_it_takes() {
     let told = switch.data.recv(&mut buffer).unwrap();
     let negotiation = switch.negotiation.as_mut().unwrap();
     let event = negotiation.receive(&buffer[..told]);
-    assert_eq!(event, Received::Message(Some(Event::Takes)));
+    assert_eq!(event, Received::Message(Some(Event::Offloads)));
     assert!(switch.data.recv(&mut buffer).is_err(), "told once");
     assert_eq!(link.state(), State::UP, "it takes none so far");
 
     let whole = vec![1; MAX_FRAME];
-    negotiation.set_host_takes(Offloads::ALL);
+    negotiation.set_host_offloads(Offloads::ALL);
     switch.speak();
     for datagram in [&wrapped(&whole), &whole[..60].to_vec()] {
         switch.data.send(datagram).unwrap();

@@ -17,8 +17,8 @@ use std::os::fd::BorrowedFd;
 
 use vdens_plugin_kit::vnl::{Keys, Spec};
 use vdens_plugin_kit::{
-    Batch, Error, Frame, Link, OpenRequest, Result, RxBatch, Sift, State, TxBatch, VNET_HEADER_LEN,
-    export_plugin,
+    Batch, Error, Frame, FrameAction, Link, OpenRequest, Result, RxBatch, State, TxBatch,
+    VNET_HEADER_LEN, export_plugin,
 };
 
 const KEYS: Keys = Keys::new(&["qinq", "priority"]);
@@ -113,12 +113,12 @@ impl Link for Vlan {
     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
         let first = batch.len();
         self.nested.recv(batch)?;
-        batch.sift(first, |frame| match self.tag.is_on(frame) {
-            true => Sift::Cut {
+        batch.filter(first, |frame| match self.tag.is_on(frame) {
+            true => FrameAction::Cut {
                 at: TAG_AT,
                 len: TAG_LEN,
             },
-            false => Sift::Take,
+            false => FrameAction::Consume,
         });
         Ok(())
     }
@@ -363,7 +363,7 @@ mod tests {
             ("5/priority=8{null://}", "priorities are 0 to 7"),
             ("5/tag=7{null://}", "valid keys: qinq, priority"),
             ("5{null://", "unterminated {"),
-            ("5{null://}", "nobody to open null://"),
+            ("5{null://}", "no host is there to open null://"),
         ] {
             let error = opened(argument).err().unwrap().to_string();
             assert!(error.contains(words), "{argument}: {error}");

@@ -3,7 +3,7 @@
 use fastrand::Rng;
 use vdens_plugin_kit::negotiation::{Negotiation, Received};
 use vdens_plugin_kit::wire::hello::{Body, Cable, Message, Nonce, SUPER_PREFIX, is_message};
-use vdens_plugin_kit::{Offloads, Ticket};
+use vdens_plugin_kit::{Offloads, PanelAddress};
 
 use super::{Target, append, ensure};
 
@@ -28,7 +28,7 @@ fn message(input: &[u8]) -> Message {
             place.truncate(end);
             Body::Hello {
                 process: u32::from(field(9)),
-                ticket: (kind == 3).then_some(Ticket {
+                panel_address: (kind == 3).then_some(PanelAddress {
                     panel: number(1) | 1,
                     place,
                 }),
@@ -79,7 +79,7 @@ impl Target for Messages {
 /// An end of nonce 1 believes nothing that does not carry it, and always says little.
 fn believes_who_knows_its_nonce(input: &[u8]) -> Result<(), String> {
     let cable = Message::decode(input).map_or_else(Cable::default, |message| message.cable);
-    let mut end = Negotiation::on(cable, Nonce(1), None, 7);
+    let mut end = Negotiation::on_cable(cable, Nonce(1), None, 7);
     let seen = end.receive(input);
     ensure((seen == Received::Frame) != is_message(input), || {
         format!("a message is {seen:?}")

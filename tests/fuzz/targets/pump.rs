@@ -70,7 +70,7 @@ struct Source<'a> {
 
 /// What this end knows of its peer, which has proven to be one of ours or not.
 fn negotiation(is_proven: bool) -> Negotiation {
-    let mut negotiation = Negotiation::with(OWN, None, Some(PEERS));
+    let mut negotiation = Negotiation::as_switch(OWN, None, PEERS);
     if is_proven {
         let message = Message {
             cable: Cable::default(),
@@ -97,7 +97,7 @@ impl Link for Source<'_> {
         {
             self.datagrams = rest;
         }
-        batch.sift(0, |frame| {
+        batch.filter(0, |frame| {
             let received = self.negotiation.receive(frame.bytes());
             self.messages += u64::from(matches!(received, Received::Message(_)));
             received.action()

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vdens_plugin_kit::{Batch, Error, ErrorKind, Link, Offloads, OpenOptions, Port, Result, State};
+use vdens_plugin_kit::{
+    Batch, Error, ErrorKind, HostPort, Link, Offloads, OpenOptions, Result, State,
+};
 
 use super::frames;
 use super::watchdog::call;
@@ -42,10 +44,10 @@ pub struct Bench {
 impl Bench {
     /// An empty bench.
     pub fn new(path: SearchPath, vnls: [String; 2]) -> Self {
-        let port = Port {
+        let port = HostPort {
             interface: "check0".into(),
             mtu: 9000,
-            ticket: None,
+            panel_address: None,
         };
         Self {
             opener: Opener::new(path.into(), port, None, None),

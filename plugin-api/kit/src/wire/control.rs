@@ -17,14 +17,14 @@
 //! | 12..122 | `sockaddr_un` of the client's datagram socket |
 //! | 122.. | description, at most 128 bytes, ended by the end of the message |
 //!
-//! A reply is a lone `sockaddr_un`: the family (2 bytes) and 108 bytes of path, ended by a NUL unless
-//! the path fills them. The description has no length of its own: a request is what one `read` into
-//! [`MAX_REQUEST_LEN`]` + 1` bytes returns (the extra byte shows one that is too long).
+//! A reply is a lone `sockaddr_un`: the family (2 bytes) and 108 bytes of path, ended by a NUL
+//! unless the path fills them. The description has no length of its own: a request is what one
+//! `read` into [`MAX_REQUEST_LEN`]` + 1` bytes returns (the extra byte shows one that is too long).
 //!
 //! A client of ours ends its description with a [`Mark`]. A switch of ours then sends a hello (see
-//! [`hello`](super::hello)) as the first datagram on the data socket, before the reply, so that it is
-//! there when the client looks. Its ticket is the hub that the client may plug into. The switch says
-//! what it takes next; a client that says so too is sent super-frames.
+//! [`hello`](super::hello)) as the first datagram on the data socket, before the reply, so that it
+//! is there when the client looks. Its panel address is that of the bridge that the client may plug
+//! into. The switch says what it takes next; a client that says so too is sent super-frames.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -54,8 +54,8 @@ const ADDRESS_LEN: usize = 2 + PATH_LEN;
 /// What a description of a client of ours ends with: ` vdens=PANEL:NONCE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
-    /// The panel on which the client's interface can be plugged: a [`Ticket`](crate::Ticket)'s, 0 for
-    /// none.
+    /// The panel on which the client's interface can be plugged: a
+    /// [`PanelAddress`](crate::PanelAddress)'s, 0 for none.
     pub panel: u64,
     /// The client's nonce, which each message of the switch must carry.
     pub nonce: Nonce,

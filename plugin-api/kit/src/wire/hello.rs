@@ -1,9 +1,10 @@
 //! The frames in which two of our own ends find out that frames can take a better way.
 //!
-//! Each message is an Ethernet frame of the local experimental ethertype 0x88B5 (IEEE 802, clause 9)
-//! to an address that bridges do not forward, so a legacy peer's kernel drops it. Behind the header
-//! stand the magic `VDEN`, a version, the kind of message, an envelope and the contents. Numbers are
-//! in network byte order. An end ignores a message whose version or kind it does not know.
+//! Each message is an Ethernet frame of the local experimental ethertype 0x88B5 (IEEE 802, clause
+//! 9) to an address that bridges do not forward, so a legacy peer's kernel drops it. Behind the
+//! header stand the magic `VDEN`, a version, the kind of message, an envelope and the contents.
+//! Numbers are in network byte order. An end ignores a message whose version or kind it does not
+//! know.
 //!
 //! The envelope says whom the message is for. It has the [`Cable`] that the message was sent on (16
 //! bytes), the receiver's [`Nonce`] as the sender knows it (8 bytes, 0 while it knows none) and the
@@ -16,10 +17,10 @@
 //! | 3 declined | |
 //! | 4 accept | offload bits (4 bytes) that frames sent to this end may have left undone |
 //!
-//! Kind 5 is a super-frame, a frame for the network: behind [`SUPER_PREFIX`] stand its virtio header,
-//! in host byte order, and the frame. It has no envelope.
+//! Kind 5 is a super-frame, a frame for the network: behind [`SUPER_PREFIX`] stand its virtio
+//! header, in host byte order, and the frame. It has no envelope.
 
-use crate::{Error, Offloads, Result, Ticket};
+use crate::{Error, Offloads, PanelAddress, Result};
 
 /// The ethertype of the messages.
 pub const ETHERTYPE: u16 = 0x88b5;
@@ -48,7 +49,8 @@ pub struct Cable {
     pub inode: u64,
 }
 
-/// A random number that one end chooses for one conversation. Whoever sends it back has received it.
+/// A random number that one end chooses for one conversation. Whoever sends it back has received
+/// it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nonce(pub u64);
 
@@ -87,8 +89,8 @@ pub enum Body {
     Hello {
         /// The process that the sender runs in, for people.
         process: u32,
-        /// Where the sender's interface, or the sender itself, is on the panel.
-        ticket: Option<Ticket>,
+        /// The panel address of the sender's interface, or of the sender's bridge.
+        panel_address: Option<PanelAddress>,
     },
     /// The sender's interface is plugged into the receiver's.
     Plugged,
@@ -124,10 +126,13 @@ impl Message {
             frame.extend(number.to_be_bytes());
         }
         match &self.body {
-            Body::Hello { process, ticket } => {
+            Body::Hello {
+                process,
+                panel_address,
+            } => {
                 frame.extend(process.to_be_bytes());
-                let (panel, place) = match ticket {
-                    Some(ticket) => (ticket.panel, ticket.place.as_bytes()),
+                let (panel, place) = match panel_address {
+                    Some(panel_address) => (panel_address.panel, panel_address.place.as_bytes()),
                     None => (0, &[][..]),
                 };
                 frame.extend(panel.to_be_bytes());
@@ -169,7 +174,7 @@ impl Message {
                 let place = std::str::from_utf8(rest.get(..usize::from(*length))?).ok()?;
                 Body::Hello {
                     process: u32::from_be_bytes(*process),
-                    ticket: (panel != 0).then(|| Ticket {
+                    panel_address: (panel != 0).then(|| PanelAddress {
                         panel,
                         place: place.to_owned(),
                     }),
@@ -197,16 +202,16 @@ mod tests {
     use super::*;
 
     fn messages() -> impl Iterator<Item = Message> {
-        let ticket = Some(Ticket {
+        let panel_address = Some(PanelAddress {
             panel: u64::MAX - 1,
             place: "0123456789abv".into(),
         });
-        let hello = |ticket| Body::Hello {
+        let hello = |panel_address| Body::Hello {
             process: 4_194_304,
-            ticket,
+            panel_address,
         };
         let bodies = [
-            hello(ticket),
+            hello(panel_address),
             hello(None),
             Body::Plugged,
             Body::Declined,

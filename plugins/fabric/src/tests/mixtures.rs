@@ -1,4 +1,4 @@
-//! Legacy clients, clients that take super-frames, the host and the hub on one switch.
+//! Legacy clients, clients that take super-frames, the host and the bridge on one switch.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
@@ -7,7 +7,7 @@ use vdens_plugin_kit::negotiation::{Event, Negotiation};
 use vdens_plugin_kit::tap::Tap;
 use vdens_plugin_kit::wire::hello::{Body, Cable, Message, Nonce, SUPER_PREFIX};
 use vdens_plugin_kit::{
-    Hub, Link, MAX_FRAME, Offloads, State, Ticket, VNET_HEADER_LEN, VnetHeader,
+    Bridge, Link, MAX_FRAME, Offloads, PanelAddress, State, VNET_HEADER_LEN, VnetHeader,
 };
 
 use crate::Kind;
@@ -117,23 +117,23 @@ impl Bench {
     fn meet_ours(&mut self) -> (Client, Negotiation) {
         let client = self.try_plug_as(0, OURS).unwrap();
         let (mut negotiation, events) = meet(&client);
-        assert_eq!(events, [Event::Met, Event::Takes]);
-        negotiation.set_host_takes(Offloads::ALL);
+        assert_eq!(events, [Event::Proven, Event::Offloads]);
+        negotiation.set_host_offloads(Offloads::ALL);
         speak(&client, &mut negotiation);
         self.run();
         (client, negotiation)
     }
 
-    /// The far side of a tap on a hub: what is written to it comes from the hub.
-    pub(super) fn plug_hub(&mut self) -> UnixDatagram {
+    /// The far side of a tap on a bridge: what is written to it comes from the bridge.
+    pub(super) fn plug_bridge(&mut self) -> UnixDatagram {
         let (near, far) = UnixDatagram::pair().unwrap();
         for socket in [&near, &far] {
             socket.set_nonblocking(true).unwrap();
         }
         let tap = Tap::from_fd(OwnedFd::from(near), "hub".into());
         let (panel, place) = (1, "hub".into());
-        let ticket = Ticket { panel, place };
-        self.switch.set_hub(Hub { ticket, tap });
+        let panel_address = PanelAddress { panel, place };
+        self.switch.set_bridge(Bridge { panel_address, tap });
         far
     }
 
@@ -143,11 +143,11 @@ impl Bench {
     }
 }
 
-/// What came out of the hub.
-fn bridged(hub: &UnixDatagram) -> Vec<(VnetHeader, Vec<u8>)> {
+/// What came out of the bridge.
+fn bridged(bridge: &UnixDatagram) -> Vec<(VnetHeader, Vec<u8>)> {
     let mut bytes = vec![0; 100_000];
     let next = || {
-        let len = hub.recv(&mut bytes).ok()?;
+        let len = bridge.recv(&mut bytes).ok()?;
         let (header, frame) = bytes[..len].split_at(VNET_HEADER_LEN);
         Some((VnetHeader::from_bytes(header)?, frame.to_vec()))
     };
@@ -165,7 +165,7 @@ fn a_super_frame_reaches_everybody_in_the_form_it_takes() {
     bench.switch.other_side(TAKES_ALL);
     let (sender, ours) = (bench.plug_ours(), bench.plug_ours());
     let (one, two) = (bench.plug(), bench.plug());
-    let hub = bench.plug_hub();
+    let bridge = bench.plug_bridge();
     let payload = payload(60_500);
     let whole = unfinished(tcp(BROADCAST, 1, 0, &payload));
     let datagram = wrapped(TSO, &whole);
@@ -185,7 +185,7 @@ fn a_super_frame_reaches_everybody_in_the_form_it_takes() {
     assert_eq!(bench.host, [before.clone(), whole.clone(), before.clone()]);
     let plain = VnetHeader::default();
     let same = [(plain, before.clone()), (TSO, whole), (plain, before)];
-    assert_eq!(bridged(&hub), same);
+    assert_eq!(bridged(&bridge), same);
     assert_eq!((sender.drain(), bench.malformed()), (0, 0));
 }
 
@@ -194,19 +194,19 @@ fn a_hub_hears_everything_on_the_panel_and_tells_it_there() {
     let mut bench = Bench::of(Kind::Hub, "");
     bench.switch.other_side(TAKES_ALL);
     let (a, b) = (bench.plug(), bench.plug_ours());
-    let hub = bench.plug_hub();
+    let bridge = bench.plug_bridge();
     let plain = |bytes: &[u8]| [&VnetHeader::default().to_bytes(), bytes].concat();
     // Both stations are behind the tap, and both are ports' too.
     for (destination, source) in [(1, 2), (2, 1)] {
         let private = frame(destination, source, 60);
-        hub.send(&plain(&private)).unwrap();
+        bridge.send(&plain(&private)).unwrap();
         a.send(&private);
         bench.run();
         assert_eq!(
             (a.all(), b.all()),
             (vec![private.clone()], vec![private.clone(); 2])
         );
-        assert_eq!(bridged(&hub), [(VnetHeader::default(), private.clone())]);
+        assert_eq!(bridged(&bridge), [(VnetHeader::default(), private.clone())]);
         assert_eq!(std::mem::take(&mut bench.host), [private.clone(), private]);
     }
 }
@@ -216,7 +216,7 @@ fn a_checksum_left_undone_is_completed_for_a_legacy_port_only() {
     let mut bench = Bench::new("");
     bench.switch.other_side(State::UP);
     let (sender, ours, legacy) = (bench.plug_ours(), bench.plug_ours(), bench.plug());
-    let hub = bench.plug_hub();
+    let bridge = bench.plug_bridge();
     let complete = tcp(BROADCAST, 1, 7, &payload(200));
     let whole = unfinished(complete.clone());
     assert_ne!(complete, whole);
@@ -226,14 +226,15 @@ fn a_checksum_left_undone_is_completed_for_a_legacy_port_only() {
     assert_eq!(legacy.all(), legacy_form);
     assert_eq!(bench.host, legacy_form, "it takes none");
     assert_eq!(ours.all(), [wrapped(NEEDS_CSUM, &whole)]);
-    assert_eq!(bridged(&hub), [(NEEDS_CSUM, whole.clone())]);
+    assert_eq!(bridged(&bridge), [(NEEDS_CSUM, whole.clone())]);
 
-    // The same from the hub, from the host, and to one station alone.
+    // the same from the bridge, from the host, and to one station alone.
     legacy.send(&frame(BROADCAST, 5, 60));
     bench.run();
     let complete = tcp(5, 9, 7, &payload(200));
     let whole = unfinished(complete.clone());
-    hub.send(&[&NEEDS_CSUM.to_bytes(), &whole[..]].concat())
+    bridge
+        .send(&[&NEEDS_CSUM.to_bytes(), &whole[..]].concat())
         .unwrap();
     bench.run();
     let mut batch = vdens_plugin_kit::Batch::new();
@@ -248,7 +249,7 @@ fn what_a_legacy_client_sends_is_put_together_for_those_who_take_it() {
     bench.switch.other_side(TAKES_ALL);
     let (sender, legacy) = (bench.plug(), bench.plug());
     let (ours, mut negotiation) = bench.meet_ours();
-    let hub = bench.plug_hub();
+    let bridge = bench.plug_bridge();
     let payload = payload(8000);
     let frames = segments(BROADCAST, 1, &payload);
     for frame in &frames {
@@ -257,12 +258,12 @@ fn what_a_legacy_client_sends_is_put_together_for_those_who_take_it() {
     bench.run();
     let whole = unfinished(tcp(BROADCAST, 1, 0, &payload));
     assert_eq!(ours.all(), [wrapped(TSO, &whole)]);
-    assert_eq!(bridged(&hub), [(TSO, whole)]);
+    assert_eq!(bridged(&bridge), [(TSO, whole)]);
     assert_eq!(legacy.all(), frames, "as they were");
     assert_eq!(bench.host, frames, "left to the host's own stage");
 
     // Nothing is put together where nobody takes it.
-    negotiation.set_host_takes(Offloads::NONE);
+    negotiation.set_host_offloads(Offloads::NONE);
     speak(&ours, &mut negotiation);
     ours.send(&frame(BROADCAST, 6, 60));
     bench.run();
@@ -277,7 +278,7 @@ fn super_frames_that_make_no_sense_go_nowhere() {
     let mut bench = Bench::new("");
     bench.switch.other_side(TAKES_ALL);
     let (sender, ours, legacy) = (bench.plug_ours(), bench.plug_ours(), bench.plug());
-    let hub = bench.plug_hub();
+    let bridge = bench.plug_bridge();
     let whole = unfinished(tcp(BROADCAST, 1, 0, &payload(60_000)));
     let mut fragment = whole.clone();
     fragment[20] = 0x20;
@@ -352,7 +353,7 @@ fn super_frames_that_make_no_sense_go_nowhere() {
     legacy.send(&wrapped(TSO, &whole[..5000]));
     bench.run();
     assert_eq!((ours.drain(), legacy.drain(), sender.drain()), (0, 0, 0));
-    assert_eq!((bench.host.len(), bridged(&hub).len()), (0, 0));
+    assert_eq!((bench.host.len(), bridged(&bridge).len()), (0, 0));
     sender.send(&wrapped(TSO, &whole));
     bench.run();
     assert_eq!((ours.drain(), legacy.drain()), (1, 60), "it still works");

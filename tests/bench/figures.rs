@@ -1,0 +1,111 @@
+//! The results file: everything that was measured, as it is written and read again.
+//!
+//! Theory of operation. The pages are drawn from these figures alone ([`pages`](crate::pages)), so a
+//! results file gives the same pages as the run that wrote it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::results::{Failure, Measure, Summary};
+
+/// A value in a row.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Cell {
+    /// `None` if the file was made of ratios alone.
+    pub(crate) value: Option<Summary>,
+    pub(crate) rounds: BTreeMap<u32, f64>,
+    /// How many times as much as the reference's it is.
+    pub(crate) to_reference: Option<Summary>,
+    /// How many times as much as that of the same done with Debian's programs.
+    pub(crate) to_rival: Option<Summary>,
+}
+
+/// A contender and its values, by the measures' keys.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Line {
+    pub(crate) id: String,
+    pub(crate) title: String,
+    /// Why it was not measured.
+    pub(crate) missing: Option<String>,
+    pub(crate) cells: BTreeMap<String, Cell>,
+}
+
+/// A group of measurements.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Table {
+    pub(crate) id: String,
+    pub(crate) title: String,
+    /// The row that ratios refer to.
+    pub(crate) reference: Option<String>,
+    pub(crate) measures: Vec<Measure>,
+    pub(crate) rows: Vec<Line>,
+}
+
+/// Something that the product is to reach.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Bar {
+    pub(crate) what: String,
+    pub(crate) limit: String,
+    pub(crate) found: Option<f64>,
+    pub(crate) is_met: Option<bool>,
+}
+
+/// The results file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Figures {
+    pub(crate) machine: Value,
+    pub(crate) groups: Vec<Table>,
+    pub(crate) bars: Vec<Bar>,
+    pub(crate) failures: Vec<Failure>,
+}
+
+impl Figures {
+    /// Reads a results file.
+    pub(crate) fn read(path: &Path) -> crate::Result<Self> {
+        let text = fs::read_to_string(path);
+        let text = text.map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        let figures = serde_json::from_str(&text);
+        Ok(figures.map_err(|error| format!("{} is no results file: {error}", path.display()))?)
+    }
+
+    /// The file's text, a line for each row.
+    pub(crate) fn to_json(&self) -> crate::Result<String> {
+        let json = serde_json::to_string(self)?;
+        Ok(json.replace("{\"id\"", "\n{\"id\"") + "\n")
+    }
+
+    pub(crate) fn table(&self, id: &str) -> Option<&Table> {
+        self.groups.iter().find(|table| table.id == id)
+    }
+
+    /// What the figures depend on, in a line or two.
+    pub(crate) fn origin(&self) -> [String; 2] {
+        let machine = &self.machine;
+        let word = |key: &str| machine[key].as_str().unwrap_or("unknown");
+        [
+            format!(
+                "{}, Linux {}, {} processors",
+                word("date"),
+                word("kernel"),
+                machine["processors"]
+            ),
+            format!(
+                "`{}`, {} rounds of {} s",
+                word("command"),
+                machine["rounds"],
+                machine["seconds"]
+            ),
+        ]
+    }
+}
+
+impl Table {
+    pub(crate) fn row(&self, id: &str) -> Option<&Line> {
+        self.rows.iter().find(|row| row.id == id)
+    }
+}
