@@ -99,6 +99,7 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 pub mod adapters;
 mod batch;
+pub mod bound_socket;
 mod datagram;
 mod error;
 mod frame;

@@ -111,14 +111,13 @@ fn try_out(reporter: &Reporter, limits: &str) {
 
 /// Makes a panel and a member of it.
 fn try_panel(reporter: &Reporter, limits: &str) -> Result<()> {
-    let (user, net) = make()?;
+    let (user, _net, netlink) = make()?;
     enter(user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
-    enter(net.as_fd(), CloneFlags::CLONE_NEWNET)?;
     let member = in_child(|| {
         unshare_mapped(MEMBER)?;
         member(reporter, limits).map(|net| vec![net])
     });
-    match plug(member?.pop()) {
+    match plug(&netlink, member?.pop()) {
         Ok(()) => reporter.add(&Finding::ok(
             PANEL,
             "the kernel can carry frames between this user's namespaces",
@@ -131,12 +130,9 @@ fn try_panel(reporter: &Reporter, limits: &str) -> Result<()> {
     }
     reporter.add(&option(
         "VLAN-aware bridges",
-        Netlink::open().and_then(|netlink| netlink.set_vlan_filtering(BRIDGE)),
+        netlink.set_vlan_filtering(BRIDGE),
     ));
-    reporter.add(&option(
-        "VXLAN interfaces",
-        Netlink::open().and_then(|netlink| netlink.add_vxlan("x0", 1)),
-    ));
+    reporter.add(&option("VXLAN interfaces", netlink.add_vxlan("x0", 1)));
     Ok(())
 }
 
@@ -188,12 +184,10 @@ fn offloads(tap: &Tap) -> Finding {
     }
 }
 
-/// Does on the panel, which this process has entered, what plugging a member's interface takes.
-fn plug(member: Option<OwnedFd>) -> Result<()> {
+/// Does on the panel what plugging a member's interface takes.
+fn plug(netlink: &Netlink, member: Option<OwnedFd>) -> Result<()> {
     let member = member.ok_or_else(|| Error::closed("a helper process lost descriptors"))?;
-    let netlink = Netlink::open()?;
     netlink.add_bridge(BRIDGE, 1)?;
-    netlink.set_up(BRIDGE)?;
     let (port, index) = PORT;
     netlink.add_veth(port, index, "vde0", member.as_fd())?;
     netlink.set_bridge(port, Some(BRIDGE))?;
