@@ -17,7 +17,7 @@ use super::{Finding, Verdict};
 use crate::error::{Error, Result, system};
 use crate::ipc::in_child;
 use crate::panel::{enter, make, open_namespace};
-use crate::sys::isolate::{Child, End};
+use crate::sys::isolate::{End, Isolated};
 use crate::sys::netlink::Netlink;
 use crate::sys::user_namespace::{
     blame_apparmor, sysctl, unshare_mapped, unshare_when_there_is_room,
@@ -51,7 +51,7 @@ impl Reporter {
 }
 
 /// The examination, under way.
-pub(super) struct Machine(Child);
+pub(super) struct Machine(Isolated);
 
 /// Starts the examination.
 pub(super) fn start() -> Result<Machine> {
@@ -61,7 +61,7 @@ pub(super) fn start() -> Result<Machine> {
         Some(format!("user.max_{kind}_namespaces is {most}"))
     };
     let limits: Vec<String> = ["user", "net"].into_iter().filter_map(limit).collect();
-    Child::start(|to| try_out(&Reporter(to), &limits.join(", "))).map(Machine)
+    Isolated::start(|to| try_out(&Reporter(to), &limits.join(", "))).map(Machine)
 }
 
 impl Machine {
