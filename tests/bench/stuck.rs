@@ -153,7 +153,7 @@ impl Stopped {
     /// vdens goes on: Debian's takes one that stops for one that has ended.
     fn new(ids: impl Iterator<Item = i32>) -> Self {
         let ids = ids.filter(|id| name(*id).as_deref() != Some("sleep"));
-        let stopped = Self(ids.map(|id| Pid::from_raw(id)).collect());
+        let stopped = Self(ids.map(Pid::from_raw).collect());
         stopped.signal(Signal::SIGSTOP);
         stopped
     }
