@@ -13,7 +13,8 @@ fn directory() -> PathBuf {
 /// Runs tests/fuzz/run.
 fn fuzz(words: &[&str]) -> (Output, String) {
     let mut run = Command::new(directory().join("run"));
-    let output = run.args(words).output().unwrap();
+    let output = run.args(words).output();
+    let output = output.unwrap_or_else(|error| panic!("{run:?}: {error}"));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     (output, text)
 }
