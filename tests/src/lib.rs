@@ -36,7 +36,7 @@ pub use lab::{Lab, target};
 pub use need::{GUEST, lacks, skip};
 pub use netns::Netns;
 pub use process::{Cmd, Output, Proc};
-pub use rust::{build, has_toolchain};
+pub use rust::{SECOND_RUSTC, build};
 pub use session::Session;
 pub use tmux::Tmux;
 pub use user::User;

@@ -1,4 +1,5 @@
-//! Third parties: from nothing to a working transport, and plugins that were built otherwise than the host.
+//! Third parties: from nothing to a working transport, and plugins that were built otherwise than
+//! the host.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vdens_tests::{Lab, PATIENCE, User, build, has_toolchain, need, skip, target, wait_until};
+use vdens_tests::{Lab, PATIENCE, SECOND_RUSTC, User, build, need, target, wait_until};
 
 use crate::docs;
 
@@ -138,14 +139,10 @@ fn a_plugin_is_dropped_in() {
 #[test]
 fn a_plugin_of_another_toolchain_works() {
     need!("ping");
-    if !has_toolchain("nightly") {
-        skip("rustup has no nightly toolchain");
-        return;
-    }
     let lab = Lab::new();
-    let target = kept("e2e-nightly");
+    let target = kept("e2e-second");
     let crates = ["-p", "vdens-plugin-template", "-p", "vdens-plugin-ptp"];
-    build(Some("nightly"), "Cargo.toml", &target, &crates);
+    build(Some(SECOND_RUSTC), "Cargo.toml", &target, &crates);
     for (scheme, library, vnl) in [
         ("template", "libtemplate.so", "template://40310"),
         ("ptp", "libvdens_ptp.so", &*lab.vnl("ptp", "p")),
@@ -185,24 +182,25 @@ fn a_plugin_of_another_profile_works() {
     );
 }
 
-/// A plugin of the day when ABI 1 was frozen, built with another toolchain where there is one.
+/// A plugin that was written when ABI 1 was frozen, built by two compilers.
 #[test]
 fn a_plugin_of_the_frozen_version_1_works() {
     need!("ping");
-    let manifest = "tests/frozen-v1/Cargo.toml";
-    if !Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("..")
-        .join(manifest)
-        .exists()
-    {
-        skip("ABI 1 is not frozen: tests/freeze-abi does it");
-        return;
+    for (rustc, target) in [
+        (None, kept("e2e-frozen")),
+        (Some(SECOND_RUSTC), kept("e2e-frozen-second")),
+    ] {
+        build(rustc, "tests/frozen-v1/Cargo.toml", &target, &[]);
+        speaks_the_frozen_version_1(&target.join("debug/libfrozen.so"));
     }
+}
+
+/// The plugin in `library` loads, carries traffic, and meets every service of its host but the
+/// panel.
+#[track_caller]
+fn speaks_the_frozen_version_1(library: &Path) {
     let lab = Lab::new();
-    let nightly = has_toolchain("nightly").then_some("nightly");
-    let target = kept("e2e-frozen");
-    build(nightly, manifest, &target, &[]);
-    lab.drop_plugin(&target.join("debug/libfrozen.so"), "frozen");
+    lab.drop_plugin(library, "frozen");
     let vnl = format!("frozen://{{{}}}", lab.vnl("ptp", "p"));
     works(&lab, "vdens", "frozen", &vnl);
     // What it has kept is there for the process that takes its place.
