@@ -92,3 +92,12 @@ impl HostV1 {
         self.calls
     }
 }
+
+#[cfg(test)]
+impl HostV1 {
+    /// The offsets of the fields, which are private.
+    pub(crate) const OFFSETS: [usize; 2] = [
+        std::mem::offset_of!(Self, services),
+        std::mem::offset_of!(Self, calls),
+    ];
+}

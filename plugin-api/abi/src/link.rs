@@ -134,3 +134,12 @@ impl Drop for LinkV1 {
         unsafe { (self.calls.close())(self.link) }
     }
 }
+
+#[cfg(test)]
+impl LinkV1 {
+    /// The offsets of the fields, which are private.
+    pub(crate) const OFFSETS: [usize; 2] = [
+        std::mem::offset_of!(Self, link),
+        std::mem::offset_of!(Self, calls),
+    ];
+}
