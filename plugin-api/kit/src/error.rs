@@ -1,9 +1,10 @@
 //! Errors that can cross the plugin boundary.
 //!
 //! A plugin's failure reaches a person as one line, so an [`Error`] carries what that line needs: a
-//! kind for programs, the operating system's error number if there was one, a message that says what
-//! failed on what, and a hint that says what to do next. It is plain data; across the boundary it
-//! travels as the same four fields, and a kind the receiver does not know becomes [`ErrorKind::Other`].
+//! kind for programs, the operating system's error number if there was one, a message that says
+//! what failed on what, and a hint that says what to do next. It is plain data; across the boundary
+//! it travels as the same four fields, and a kind the receiver does not know becomes
+//! [`ErrorKind::Other`].
 
 use std::fmt;
 use std::io;
@@ -37,7 +38,8 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// The kind for a number that came across the boundary; unknown numbers are [`ErrorKind::Other`].
+    /// The kind for a number that came across the boundary; unknown numbers are
+    /// [`ErrorKind::Other`].
     pub fn from_code(code: u32) -> Self {
         match code {
             1 => Self::Usage,

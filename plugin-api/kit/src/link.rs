@@ -1,15 +1,15 @@
 //! What a transport is: an open link that receives and sends batches of frames.
 //!
-//! The host polls a link's descriptors and calls it when there is something to do; a link never blocks
-//! and needs no thread of its own. A link that has several sockets or timers puts them into an epoll
-//! instance and gives that as its descriptor.
+//! The host polls a link's descriptors and calls it when there is something to do; a link never
+//! blocks and needs no thread of its own. A link that has several sockets or timers puts them into
+//! an epoll instance and gives that as its descriptor.
 
 use std::os::fd::BorrowedFd;
 
 use crate::{Result, RxBatch, Status, TxBatch};
 
-/// Offloads that the far end of a link understands: bits of the kernel's `TUN_F_*` (`linux/if_tun.h`).
-/// Bits that the receiver does not know are ignored.
+/// Offloads that the far end of a link understands: bits of the kernel's `TUN_F_*`
+/// (`linux/if_tun.h`). Bits that the receiver does not know are ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offloads(pub u32);
 
@@ -50,7 +50,8 @@ pub struct State {
     pub carrier: bool,
     /// What may be left undone in the frames given to [`Link::send`].
     pub offloads: Offloads,
-    /// Whether the kernel carries the frames, since [`crate::Host::plug`]: none go through the link.
+    /// Whether the kernel carries the frames, since [`crate::Host::plug`]: none go through the
+    /// link.
     pub plugged: bool,
 }
 
@@ -82,34 +83,35 @@ impl State {
 
 /// An open link. Dropping it closes it and removes what it made in the file system.
 pub trait Link: Send {
-    /// The descriptor that is readable when [`Link::recv`] has something to do: a frame to receive, or
-    /// work of the link's own. Asked for before every wait, so it may change.
+    /// The descriptor that is readable when [`Link::recv`] has something to do: a frame to receive,
+    /// or work of the link's own. Asked for before every wait, so it may change.
     fn fd(&self) -> BorrowedFd<'_>;
 
-    /// The descriptor that is writable when [`Link::send`] can go on after it did not take everything.
+    /// The descriptor that is writable when [`Link::send`] can go on after it did not take
+    /// everything.
     fn send_fd(&self) -> BorrowedFd<'_> {
         self.fd()
     }
 
-    /// Receives the frames that are waiting, as many as fit; none is fine. Never blocks. A link may use
-    /// the call for work of its own.
+    /// Receives the frames that are waiting, as many as fit; none is fine. Never blocks. A link may
+    /// use the call for work of its own.
     ///
     /// # Errors
     /// The link is broken and of no more use; the host closes it, and may open it again.
     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()>;
 
-    /// Takes frames to send, and returns how many, in order from the first. A link that cannot take a
-    /// frame now, because a queue is full, leaves it; the host offers it again when [`Link::send_fd`]
-    /// is writable. A frame that can never be sent is taken, dropped and counted
+    /// Takes frames to send, and returns how many, in order from the first. A link that cannot take
+    /// a frame now, because a queue is full, leaves it; the host offers it again when
+    /// [`Link::send_fd`] is writable. A frame that can never be sent is taken, dropped and counted
     /// ([`TxBatch::count_dropped`]). Never blocks.
     ///
     /// # Errors
     /// As for [`Link::recv`].
     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize>;
 
-    /// Tells the link the state of the host's other side, at the start and whenever it changes: which
-    /// offloads it takes, so how much [`Link::recv`] may leave undone in what it receives, and whether
-    /// it has carrier, for links that can show that.
+    /// Tells the link the state of the host's other side, at the start and whenever it changes:
+    /// which offloads it takes, so how much [`Link::recv`] may leave undone in what it receives,
+    /// and whether it has carrier, for links that can show that.
     fn other_side(&mut self, state: State) {
         let _ = state;
     }
@@ -119,20 +121,21 @@ pub trait Link: Send {
         State::UP
     }
 
-    /// What a person may want to know of the link, for `vdens --status`. Asked for now and then, when somebody
-    /// looks or the state has changed; it need not be cheap, but must not block.
+    /// What a person may want to know of the link, for `vdens --status`. Asked for now and then,
+    /// when somebody looks or the state has changed; it need not be cheap, but must not block.
     fn status(&self) -> Status {
         Status::default()
     }
 
-    /// Whether the link serves others beside this host, as a switch does. Such a link is never made to
-    /// wait: what the other side of the host cannot take at once is dropped.
+    /// Whether the link serves others beside this host, as a switch does. Such a link is never made
+    /// to wait: what the other side of the host cannot take at once is dropped.
     fn is_shared(&self) -> bool {
         false
     }
 
-    /// Whether the link may ask for the interface to be plugged into its peer's ([`crate::Host::plug`]). An
-    /// interface of another link is made in the way that suits user space best.
+    /// Whether the link may ask for the interface to be plugged into its peer's
+    /// ([`crate::Host::plug`]). An interface of another link is made in the way that suits user
+    /// space best.
     fn wants_panel(&self) -> bool {
         false
     }

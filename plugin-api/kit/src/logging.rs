@@ -1,8 +1,8 @@
 //! Log records across the boundary.
 //!
-//! The `log` crate's state is per shared object, so a plugin's records would go nowhere. At open the
-//! kit installs a logger in the plugin that hands each record to the host's sink, and a panic hook that
-//! does the same with the panic's message and place.
+//! The `log` crate's state is per shared object, so a plugin's records would go nowhere. At open
+//! the kit installs a logger in the plugin that hands each record to the host's sink, and a panic
+//! hook that does the same with the panic's message and place.
 
 use std::sync::{Once, OnceLock};
 
@@ -41,7 +41,8 @@ impl Log for Forwarder {
 /// Makes this shared object's records go to `host`. The first host given stays.
 pub(crate) fn forward_to(host: HostV1, level: LevelFilter) {
     INSTALL.call_once(|| {
-        // A host whose sink is this object's own logger (a unit test, say) already has one: nothing to do.
+        // A host whose sink is this object's own logger (a unit test, say) already has one: nothing
+        // to do.
         if HOST.set(host).is_ok() && log::set_logger(&Forwarder).is_ok() {
             std::panic::set_hook(Box::new(|panic| {
                 // A record is one line.

@@ -1,8 +1,8 @@
 //! Being readable without anything to read.
 //!
-//! The host calls a link when its descriptor is readable. A link that has taken more off a socket than
-//! fitted into a batch holds frames that the socket knows nothing of; until these are gone it gives an
-//! [`AlwaysReady`] as its descriptor.
+//! The host calls a link when its descriptor is readable. A link that has taken more off a socket
+//! than fitted into a batch holds frames that the socket knows nothing of; until these are gone it
+//! gives an [`AlwaysReady`] as its descriptor.
 
 use std::os::fd::{AsFd, BorrowedFd};
 

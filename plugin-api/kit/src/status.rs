@@ -1,8 +1,8 @@
 //! What a link tells a person of itself ([`crate::Link::status`]), as `vdens --status` shows it.
 //!
-//! Nothing in the data plane depends on it. Across the boundary it travels as JSON, so that it can grow: a
-//! field that one side does not know is ignored, one that is missing has its default, and what cannot be
-//! understood at all is the empty status.
+//! Nothing in the data plane depends on it. Across the boundary it travels as JSON, so that it can
+//! grow: a field that one side does not know is ignored, one that is missing has its default, and
+//! what cannot be understood at all is the empty status.
 
 use std::collections::BTreeMap;
 
@@ -32,8 +32,8 @@ pub struct Status {
     /// Who is at the far end, if somebody is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peer: Option<Peer>,
-    /// How frames go. If the link does not say, its [`crate::State`] does. A link that is a tap says
-    /// [`Tier::Taps`], which counts if both sides do.
+    /// How frames go. If the link does not say, its [`crate::State`] does. A link that is a tap
+    /// says [`Tier::Taps`], which counts if both sides do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tier: Option<Tier>,
     /// Why there is no better tier, in words that follow a colon; empty if there is nothing to say.
@@ -104,7 +104,8 @@ pub struct StationStatus {
     pub mac: String,
     /// Its VLAN, 0 if its frames are untagged.
     pub vlan: u16,
-    /// What it is behind: a port's number, `local` for the host's own side, `panel` for the bridge on the panel.
+    /// What it is behind: a port's number, `local` for the host's own side, `panel` for the bridge
+    /// on the panel.
     pub port: String,
     /// How long ago it was last heard of, in seconds.
     pub age: u64,

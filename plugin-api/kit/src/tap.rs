@@ -1,12 +1,13 @@
-//! A tap device as a link: what the host gives a namespace for an interface, and what `tap://` opens.
+//! A tap device as a link: what the host gives a namespace for an interface, and what `tap://`
+//! opens.
 //!
-//! Follows `linux/if_tun.h`. The device is always opened with a virtio header in front of each frame
-//! (`IFF_VNET_HDR`), so what the kernel may leave undone in frames that it hands over is a matter of
-//! `TUNSETOFFLOAD`, set to what the other side of the host takes; written frames may always be
-//! super-frames. `TUNSETCARRIER` shows the other side's carrier on the interface.
+//! Follows `linux/if_tun.h`. The device is always opened with a virtio header in front of each
+//! frame (`IFF_VNET_HDR`), so what the kernel may leave undone in frames that it hands over is a
+//! matter of `TUNSETOFFLOAD`, set to what the other side of the host takes; written frames may
+//! always be super-frames. `TUNSETCARRIER` shows the other side's carrier on the interface.
 //!
-//! An interface that is down refuses frames (EIO): they are dropped and counted. An interface that was
-//! deleted (EBADFD) ends the link.
+//! An interface that is down refuses frames (EIO): they are dropped and counted. An interface that
+//! was deleted (EBADFD) ends the link.
 
 use std::ffi::CStr;
 use std::io;
@@ -49,7 +50,8 @@ impl Tap {
     /// (CAP_NET_ADMIN in the network namespace); an empty name lets the kernel pick one.
     ///
     /// # Errors
-    /// The name is not one, /dev/net/tun is missing or closed, or the tap is in use or another user's.
+    /// The name is not one, /dev/net/tun is missing or closed, or the tap is in use or another
+    /// user's.
     pub fn open(name: &str) -> Result<Self> {
         check_interface_name(name)?;
         let fd = open_device()?;
@@ -63,7 +65,8 @@ impl Tap {
         // SAFETY: the descriptor is open and `request` is a complete ifreq that outlives the call.
         unsafe { ioctl::set_interface(fd.as_raw_fd(), &request) }
             .map_err(|errno| attach_error(name, errno))?;
-        // SAFETY: the kernel leaves a NUL-terminated name of at most IFNAMSIZ bytes, and only reads it here.
+        // SAFETY: the kernel leaves a NUL-terminated name of at most IFNAMSIZ bytes, and only reads
+        // it here.
         let name = unsafe { CStr::from_ptr(request.ifr_name.as_ptr()) };
         Ok(Self::from_fd(fd, name.to_string_lossy().into_owned()))
     }
@@ -98,7 +101,8 @@ impl Tap {
         }
     }
 
-    /// Writes one frame; `false` if the interface did not take it, because it is down or memory is short.
+    /// Writes one frame; `false` if the interface did not take it, because it is down or memory is
+    /// short.
     ///
     /// # Errors
     /// The interface is gone.
@@ -131,8 +135,8 @@ impl Tap {
         );
     }
 
-    /// Lets the kernel leave exactly `offloads` undone in frames that are read from here on; `false` if it does not
-    /// know them all, and then nothing is changed.
+    /// Lets the kernel leave exactly `offloads` undone in frames that are read from here on;
+    /// `false` if it does not know them all, and then nothing is changed.
     pub fn leaves(&self, offloads: Offloads) -> bool {
         // SAFETY: the descriptor is open; the argument is a plain number.
         unsafe { ioctl::set_offload(self.fd.as_raw_fd(), offloads.0 as libc::c_int) }.is_ok()
@@ -205,8 +209,8 @@ pub fn open_device() -> Result<OwnedFd> {
     open(DEVICE, flags, Mode::empty()).map_err(device_error)
 }
 
-/// Whether `name` can be an interface's: not longer than the kernel takes, and of characters it takes.
-/// The empty name is fine here: the kernel picks one.
+/// Whether `name` can be an interface's: not longer than the kernel takes, and of characters it
+/// takes. The empty name is fine here: the kernel picks one.
 ///
 /// # Errors
 /// What is wrong with the name.

@@ -2,21 +2,23 @@
 //!
 //! # Theory of operation
 //!
-//! A [`Socket`] moves batches of frames with as few trips through the kernel's network stack as there can be. On the
-//! way out, frames of one length to one destination, as the segments of a TCP stream are, leave as one message
-//! that the kernel or the network card cuts (`UDP_SEGMENT`, Linux 4.18). On the way in the kernel may hand over
-//! datagrams of one length from one sender in one message (`UDP_GRO`, Linux 5.0), which is cut here. Between two
-//! such sockets on one machine nobody cuts anything on the way.
+//! A [`Socket`] moves batches of frames with as few trips through the kernel's network stack as
+//! there can be. On the way out, frames of one length to one destination, as the segments of a TCP
+//! stream are, leave as one message that the kernel or the network card cuts (`UDP_SEGMENT`, Linux
+//! 4.18). On the way in the kernel may hand over datagrams of one length from one sender in one
+//! message (`UDP_GRO`, Linux 5.0), which is cut here. Between two such sockets on one machine
+//! nobody cuts anything on the way.
 //!
-//! What the kernel can do is found out when a socket is opened and when messages are refused: a message whose
-//! datagrams are longer than the interface's MTU takes cannot be cut for it, so datagrams of that length go one
-//! by one from then on, as fragments; and one that cannot do checksums (EIO) gets no joined datagrams at all.
+//! What the kernel can do is found out when a socket is opened and when messages are refused: a
+//! message whose datagrams are longer than the interface's MTU takes cannot be cut for it, so
+//! datagrams of that length go one by one from then on, as fragments; and one that cannot do
+//! checksums (EIO) gets no joined datagrams at all.
 //!
-//! A message may have more frames than a batch has room for. What is left waits here, and [`Socket::fd`] is readable
-//! until it is gone.
+//! A message may have more frames than a batch has room for. What is left waits here, and
+//! [`Socket::fd`] is readable until it is gone.
 //!
-//! Nobody answers to a datagram, so errors that come back from the network (ICMP) mean nothing for the link: such a
-//! frame is lost, as others are.
+//! Nobody answers to a datagram, so errors that come back from the network (ICMP) mean nothing for
+//! the link: such a frame is lost, as others are.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
@@ -41,8 +43,8 @@ const MESSAGE: usize = 1 << 16;
 /// How many errors from the network in a row are passed over before the host is given its turn.
 const MAX_ERRORS: u32 = 16;
 
-/// The addresses that a name, a literal, or an IPv6 literal in brackets stands for, with a port. Asks the resolver
-/// (getaddrinfo) and so may take time.
+/// The addresses that a name, a literal, or an IPv6 literal in brackets stands for, with a port.
+/// Asks the resolver (getaddrinfo) and so may take time.
 ///
 /// # Errors
 /// There are none, or the resolver fails.
@@ -144,8 +146,8 @@ impl Socket {
         self.socket.as_fd()
     }
 
-    /// For [`crate::Link::recv`]. Shows `frame` each datagram with its sender; what it returns is the frame in it, if
-    /// there is one for this link.
+    /// For [`crate::Link::recv`]. Shows `frame` each datagram with its sender; what it returns is
+    /// the frame in it, if there is one for this link.
     ///
     /// # Errors
     /// The socket is of no more use.
@@ -200,8 +202,8 @@ impl Socket {
         true
     }
 
-    /// For [`crate::Link::send`]. Sends each frame behind `header`, which may be empty, to where `to` says; `None` if
-    /// the socket is connected.
+    /// For [`crate::Link::send`]. Sends each frame behind `header`, which may be empty, to where
+    /// `to` says; `None` if the socket is connected.
     ///
     /// # Errors
     /// The socket is of no more use.

@@ -225,7 +225,8 @@ impl Found {
         BufReader::new(reader.take(MAX_VNL))
             .read_line(&mut line)
             .map_err(|error| cannot_read(path, &error))?;
-        // The error quotes nothing unless a scheme comes first: a file without a VNL may hold a secret.
+        // The error quotes nothing unless a scheme comes first: a file without a VNL may hold a
+        // secret.
         let has_scheme = |vnl: &str| {
             let scheme = vnl.split_once("://").map(|(scheme, _)| scheme);
             scheme.is_some_and(Vnl::is_scheme)
