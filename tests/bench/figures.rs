@@ -1,7 +1,7 @@
 //! The results file: everything that was measured, as it is written and read again.
 //!
-//! Theory of operation. The pages are drawn from these figures alone ([`pages`](crate::pages)), so a
-//! results file gives the same pages as the run that wrote it.
+//! Theory of operation. The pages are drawn from these figures alone ([`pages`](crate::pages)), so
+//! a results file gives the same pages as the run that wrote it.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,11 +1,11 @@
 //! `vdens-bench`: how fast the links are, beside what else one could use.
 //!
-//! Theory of operation. `lab` is the machine: who runs programs, and namespaces; `process` ends what
-//! was started. `network` wires contenders, `traffic` measures between two nodes by means of `tools`,
-//! which are this same program inside the namespaces. `links`, `switches`, `stuck`, `costs`, `crowd`
-//! and `idle` are the groups of measurements, which `bench` runs in rounds. `results` keeps what comes
-//! out, and `report` prints it. `figures` is the results file, from which `pages` and `chart` draw the
-//! pages. docs/performance.md is the manual.
+//! Theory of operation. `lab` is the machine: who runs programs, and namespaces; `process` ends
+//! what was started. `network` wires contenders, `traffic` measures between two nodes by means of
+//! `tools`, which are this same program inside the namespaces. `links`, `switches`, `stuck`,
+//! `costs`, `crowd` and `idle` are the groups of measurements, which `bench` runs in rounds.
+//! `results` keeps what comes out, and `report` prints it. `figures` is the results file, from
+//! which `pages` and `chart` draw the pages. docs/performance.md is the manual.
 
 mod bench;
 mod chart;
@@ -57,8 +57,8 @@ struct Options {
     #[arg(long)]
     quick: bool,
 
-    /// Measure only what has PATTERN in its name, as --list prints them; can be repeated. Ratios need the
-    /// row they refer to (veth, bridge, unshare, or Debian's)
+    /// Measure only what has PATTERN in its name, as --list prints them; can be repeated. Ratios
+    /// need the row they refer to (veth, bridge, unshare, or Debian's)
     #[arg(long, value_name = "PATTERN")]
     only: Vec<String>,
 
@@ -82,7 +82,8 @@ struct Options {
     tool: Option<Hidden>,
 }
 
-/// Prints a result. Who reads may go away meanwhile (`| head`): there are files as well, and things to clean up.
+/// Prints a result. Who reads may go away meanwhile (`| head`): there are files as well, and things
+/// to clean up.
 pub(crate) fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }

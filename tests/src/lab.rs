@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! /tmp/vt-XXXXXX/      root's (or the user's, if root does not run the tests)
-//!     bin/             vdens, vde_plug and the plugins: nobody but their owner can write here
+//!     bin/             the programs and the plugins: nobody but their owner can write here
 //!     home/            $HOME
 //!     run/             $XDG_RUNTIME_DIR
 //!     w/               the working directory: switches, cables, files
@@ -24,6 +24,9 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::{Cmd, Netns, PATIENCE, Tmux, User, becomes_true, wait_until};
+
+/// The programs of this repository.
+pub const PROGRAMS: [&str; 3] = ["vdens", "vde_plug", "vdectl"];
 
 /// A test's directory, user and commands. Dropping it fails the test if anything was left behind.
 #[derive(Debug)]
@@ -183,6 +186,11 @@ impl Lab {
         self.command(self.bin().join("vde_plug"), args)
     }
 
+    /// vdectl, as built from this repository.
+    pub fn vdectl(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Cmd<'_> {
+        self.command(self.bin().join("vdectl"), args)
+    }
+
     /// One of Debian's programs, though there may be one of ours by that name.
     pub fn debian(
         &self,
@@ -335,9 +343,7 @@ fn products() -> Vec<PathBuf> {
     };
     let is_product = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name == "vdens"
-            || name == "vde_plug"
-            || name.strip_prefix("libvdens_").is_some_and(is_stock)
+        PROGRAMS.contains(&&*name) || name.strip_prefix("libvdens_").is_some_and(is_stock)
     };
     let entries = fs::read_dir(&target).unwrap().flatten();
     let products: Vec<_> = entries
@@ -346,8 +352,8 @@ fn products() -> Vec<PathBuf> {
         .collect();
     let has = |name: &str| products.iter().any(|path| path.ends_with(name));
     assert!(
-        has("vdens") && has("vde_plug") && has("libvdens_null.so"),
-        "no vdens, vde_plug and plugins in {}: run tests/run, which builds them first",
+        PROGRAMS.into_iter().all(has) && has("libvdens_null.so"),
+        "programs and plugins are missing in {}: run tests/run, which builds them first",
         target.display()
     );
     products

@@ -32,7 +32,7 @@ mod user;
 
 use std::time::{Duration, Instant};
 
-pub use lab::{Lab, target};
+pub use lab::{Lab, PROGRAMS, target};
 pub use need::{GUEST, lacks, skip};
 pub use netns::Netns;
 pub use process::{Cmd, Output, Proc};

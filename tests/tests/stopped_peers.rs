@@ -65,7 +65,7 @@ fn press(session: &Session<'_>, address: &str) {
 #[track_caller]
 fn check_pings(lab: &Lab, from: &Session<'_>, to: &str) {
     let (_, text) = from.run(&format!("ping -q -c 100 -i 0.01 -W 2 {to}"));
-    let status = || lab.vdens(["--status"]).ok();
+    let status = || lab.vdectl(["status"]).ok();
     let received = text
         .split(", ")
         .find_map(|part| part.strip_suffix(" received"));
@@ -170,7 +170,7 @@ fn clients_of_a_switch_that_are_stopped() {
         let answered = becomes_true(PATIENCE, || {
             a.run(&format!("ping -c 1 -W 1 {address}")).0 == 0
         });
-        assert!(answered, "{address}: {}", lab.vdens(["--status"]).ok());
+        assert!(answered, "{address}: {}", lab.vdectl(["status"]).ok());
     }
     // Debian's may leave its socket.
     drop((own, debians));

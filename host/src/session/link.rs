@@ -12,17 +12,17 @@
 //! supervisors of all sessions at every change, and those of the session's namespace say nothing
 //! about an interface that was moved to another one and deleted there.
 
-use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
 use crate::ipc::{Channel, FromWorker, MAX_REPORT, Order, Reply, Request, ToWorker, read_report};
 use crate::panel::{self, Panel};
+use crate::sys::child::{Child, Exit};
 use crate::tools::status::interface;
 use crate::tools::status::{Entry, LinkEntry, Report, Service};
 use crate::worker::carrier::{LinkWatch, WatchedTap};
@@ -46,7 +46,7 @@ pub(super) const PATIENCE_AT_OPEN: u32 = 10;
 
 /// The supervisor's hold on an interface.
 pub(super) enum Side {
-    Tap(OwnedFd, LinkWatch),
+    Tap(OwnedFd, Rc<LinkWatch>),
     /// A port of the panel, by its place, and a watch over the panel.
     Port(String, LinkWatch),
 }
@@ -62,29 +62,13 @@ pub(super) enum Stage {
     Settled,
 }
 
-/// How a child ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    Exit(i32),
-    Signal(Signal),
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exit(status) => write!(f, "status {status}"),
-            Self::Signal(signal) => write!(f, "signal {signal}"),
-        }
-    }
-}
-
 /// Where the supervisor asks a worker.
 pub(super) type Control = Channel<ToWorker, FromWorker>;
 /// Where a worker asks the supervisor.
 pub(super) type Orders = Channel<Reply, Request>;
 
 pub(super) struct Worker {
-    pub(super) pid: Pid,
+    pub(super) child: Child,
     pub(super) control: Control,
     pub(super) orders: Orders,
     pub(super) stage: Stage,
@@ -99,9 +83,9 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(pid: Pid, control: Control, orders: Orders) -> Self {
+    pub(super) fn new(child: Child, control: Control, orders: Orders) -> Self {
         Self {
-            pid,
+            child,
             control,
             orders,
             stage: Stage::Opening,
@@ -113,16 +97,11 @@ impl Worker {
         }
     }
 
-    fn end(&self) {
-        // One that has just ended is no failure.
-        let _ = kill(self.pid, Signal::SIGKILL);
-    }
-
     /// It has closed a channel. A worker does that when it ends, and one that goes on without is of
     /// no use.
     pub(super) fn close(&mut self) {
         self.is_closed = true;
-        self.end();
+        self.child.kill();
     }
 
     /// It has answered.
@@ -167,7 +146,10 @@ impl Worker {
         }
         match self.control.send(&ToWorker::SendReport, &[]) {
             Ok(()) => self.owes_report = true,
-            Err(error) => log::info!("process {} is not asked for its status: {error}", self.pid),
+            Err(error) => {
+                let pid = self.child.pid();
+                log::info!("process {pid} is not asked for its status: {error}");
+            }
         }
     }
 }
@@ -252,23 +234,23 @@ impl Link {
                 Ok(())
             }
             Some(_) => {
-                let (name, end, pid) = (&self.job.interface, &self.job.end, worker.pid);
+                let (name, end, pid) = (&self.job.interface, &self.job.end, worker.child.pid());
                 log::warn!("{name} ({end}): process {pid} hangs, and is ended");
-                worker.end();
+                worker.child.kill();
                 Ok(())
             }
         }
     }
 
     /// The worker has ended: takes the carrier away, and has another started later.
-    pub(super) fn lose_worker(&mut self, end: End, panel: Option<&Panel>) {
+    pub(super) fn lose_worker(&mut self, exit: Exit, panel: Option<&Panel>) {
         let lived = self.worker.take().map(|worker| worker.started.elapsed());
         if lived.is_some_and(|lived| lived >= STABLE) {
             self.delay = FIRST_DELAY;
         }
-        self.last_end = end.to_string();
+        self.last_end = exit.to_string();
         let name = &self.job.interface;
-        if end == End::Exit(worker::EXIT_NO_INTERFACE) || self.is_deleted() {
+        if exit == Exit::Status(worker::EXIT_NO_INTERFACE) || self.is_deleted() {
             log::warn!("{name}: the interface was deleted, its link is closed");
             self.kept = None;
             return;
@@ -277,7 +259,7 @@ impl Link {
             log::warn!("{name}: {error}");
         }
         log::warn!(
-            "{name} ({}): the worker ended with {end}; starting it again in {:?}",
+            "{name} ({}): the worker ended with {exit}; starting it again in {:?}",
             self.job.end,
             self.delay
         );
@@ -311,7 +293,7 @@ impl Link {
         }
     }
 
-    /// The link for `vdens --status`, with the report that the worker has given; `command` is in
+    /// The link for `vdectl status`, with the report that the worker has given; `command` is in
     /// the interface's namespace.
     pub(super) fn entry(&mut self, command: Pid) -> Entry<Box<RawValue>> {
         let worker = self.worker.as_mut();
@@ -326,7 +308,9 @@ impl Link {
                 interface: self.job.interface.clone(),
                 vnl: self.job.end.to_string(),
                 service,
-                worker: worker.as_ref().map(|w| w.pid.as_raw().cast_unsigned()),
+                worker: worker
+                    .as_ref()
+                    .map(|w| w.child.pid().as_raw().cast_unsigned()),
                 restarts: self.restarts,
                 last_end: self.last_end.clone(),
                 interface_traffic: interface::traffic(command, &self.job.interface),

@@ -11,7 +11,7 @@
 //! Where the system's limits have no room for a panel and the namespace, that is found out when the namespace is made; then
 //! the session is started anew, without a panel.
 //!
-//! Everything happens in `turn`: one wait for signals, channels, the socket of `vdens --status` and the next
+//! Everything happens in `turn`: one wait for signals, channels, the socket of `vdectl status` and the next
 //! deadline, and what is to be done about them. Before the command runs whatever fails, and whatever takes too long, ends
 //! the session; then nothing does.
 //!
@@ -21,13 +21,12 @@
 mod link;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::thread::sleep;
+use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, getpid};
+use nix::sys::signal::Signal;
+use nix::unistd::getpid;
 use vdens_plugin_kit::PanelAddress;
 
 use crate::cli::vnls;
@@ -38,7 +37,8 @@ use crate::ipc::{
 };
 use crate::namespace::{self, Plan};
 use crate::panel::{self, Panel, new_place, port_index};
-use crate::sys::process::{exit_child, fork_child, give_back_memory, wait};
+use crate::sys::child::{Child, end_all, exit_child, reap_strangers};
+use crate::sys::process::{give_back_memory, wait};
 use crate::sys::runtime;
 use crate::sys::signals::Signals;
 use crate::sys::user_namespace::is_crowded;
@@ -47,7 +47,7 @@ use crate::tools::status::{self, Process};
 use crate::worker::carrier::LinkWatch;
 use crate::worker::reconnecting::Wait;
 use crate::worker::{self, Job};
-use link::{BEAT, End, Link, PATIENCE_AT_OPEN, Side, Stage, Worker};
+use link::{BEAT, Link, PATIENCE_AT_OPEN, Side, Stage, Worker};
 
 /// How long children may take to clean up at the end.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -89,9 +89,7 @@ struct Supervisor<'a> {
     no_panel: String,
     /// Why there is no namespace, if that is because there is a panel.
     crowded: Option<Error>,
-    command: Pid,
-    /// How that ended.
-    ended: Option<End>,
+    command: Child,
     /// The namespace child's channel, until it becomes the command.
     namespace: Option<Channel<ToNamespace, FromNamespace>>,
     /// The network namespace that it has made, until it is used.
@@ -120,12 +118,10 @@ pub fn run(plan: &Plan, jobs: Vec<Job>) -> Result<i32, Failure> {
     let (panel, no_panel) = panel_for(plan, &jobs);
     let mut supervisor = Supervisor::start(plan, jobs.clone(), &signals, panel, no_panel)?;
     let outcome = supervisor.session();
-    supervisor.end();
-    let Some(error) = supervisor.crowded.take() else {
+    // The end lets go of the panel, which makes room.
+    let Some(error) = supervisor.end() else {
         return outcome;
     };
-    // It lets go of the panel, which makes room.
-    drop(supervisor);
     let why = without_panel(&error);
     let mut supervisor = Supervisor::start(plan, jobs, &signals, None, why)?;
     let outcome = supervisor.session();
@@ -164,7 +160,7 @@ impl<'a> Supervisor<'a> {
     ) -> Result<Self> {
         let parent = getpid();
         let (channel, theirs) = Channel::pair()?;
-        let Some(command) = fork_child()? else {
+        let Some(command) = Child::fork()? else {
             drop(channel);
             exit_child(|| namespace::run(plan, panel.as_ref(), &theirs, signals, parent));
         };
@@ -187,7 +183,6 @@ impl<'a> Supervisor<'a> {
             no_panel,
             crowded: None,
             command,
-            ended: None,
             namespace: Some(channel),
             network: None,
             interfaces: None,
@@ -209,9 +204,8 @@ impl<'a> Supervisor<'a> {
         give_back_memory();
         self.next_beat = Instant::now() + BEAT;
         loop {
-            match self.ended {
-                Some(End::Exit(status)) => return Ok(status),
-                Some(End::Signal(signal)) => return Ok(128 + signal as i32),
+            match self.command.exit() {
+                Some(exit) => return Ok(exit.code()),
                 None => self.turn(None)?,
             }
         }
@@ -237,13 +231,11 @@ impl<'a> Supervisor<'a> {
         self.tell_namespace(&ToNamespace::MakeInterfaces(taps))?;
         let mut taps = self.await_namespace(|s| s.interfaces.take())?.into_iter();
         let lost = || Error::closed("the namespace child lost interfaces");
-        let watch = LinkWatch::from(taps.next().ok_or_else(lost)?);
+        let watch = Rc::new(LinkWatch::from(taps.next().ok_or_else(lost)?));
         for link in &mut self.links {
             if link.side.is_none() {
                 let tap = taps.next().ok_or_else(lost)?;
-                let watch = watch.try_clone();
-                let watch = watch.map_err(|error| Error::io("watch the carrier", &error))?;
-                link.side = Some(Side::Tap(tap, watch));
+                link.side = Some(Side::Tap(tap, Rc::clone(&watch)));
             }
             link.give_side()?;
         }
@@ -377,7 +369,7 @@ impl<'a> Supervisor<'a> {
                 Signal::SIGCHLD => {}
                 _ if !self.is_running => return Err(Failure::Signal(signal)),
                 Signal::SIGTERM | Signal::SIGHUP => {
-                    if let Err(errno) = kill(self.command, signal) {
+                    if let Err(errno) = self.command.signal(signal) {
                         log::debug!("cannot pass {signal} on to the command: {errno}");
                     }
                 }
@@ -521,7 +513,7 @@ impl<'a> Supervisor<'a> {
         };
         let links = self.links.iter_mut();
         let process = Process {
-            links: links.map(|link| link.entry(self.command)).collect(),
+            links: links.map(|link| link.entry(self.command.pid())).collect(),
             ..status::this_process(
                 "vdens",
                 &namespace::command_words(&self.plan.command),
@@ -556,25 +548,21 @@ impl<'a> Supervisor<'a> {
         Ok(())
     }
 
-    /// Collects children that have ended.
+    /// Reaps children that have ended.
     fn reap(&mut self) -> Result<(), Failure> {
-        loop {
-            let (pid, end) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, status)) => (pid, End::Exit(status)),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, End::Signal(signal)),
-                Ok(WaitStatus::StillAlive) | Err(_) => return Ok(()),
-                Ok(_) => continue,
-            };
-            if pid == self.command {
-                self.ended = Some(end);
-                self.hear_out(Source::Namespace)?;
-                if !self.is_running {
-                    return Err(died());
-                }
+        let links = self.links.iter().filter_map(|link| link.worker.as_ref());
+        let workers: Vec<_> = links.map(|worker| worker.child.pid()).collect();
+        let command = self.command.pid();
+        reap_strangers(|pid| pid == command || workers.contains(&pid));
+        if self.command.exit().is_none() && self.command.reap().is_some() {
+            self.hear_out(Source::Namespace)?;
+            if !self.is_running {
+                return Err(died());
             }
-            let is_it = |worker: &Worker| worker.pid == pid;
-            let mut links = self.links.iter();
-            let Some(index) = links.position(|link| link.worker.as_ref().is_some_and(is_it)) else {
+        }
+        for index in 0..self.links.len() {
+            let worker = self.links[index].worker.as_mut();
+            let Some(exit) = worker.and_then(|worker| worker.child.reap()) else {
                 continue;
             };
             if !self.is_running {
@@ -582,20 +570,17 @@ impl<'a> Supervisor<'a> {
             }
             let link = &mut self.links[index];
             if !self.is_running {
-                let Job {
-                    interface,
-                    end: vnl,
-                    ..
-                } = &link.job;
-                let message = format!("{interface} ({vnl}): its process ended with {end}");
+                let Job { interface, end, .. } = &link.job;
+                let message = format!("{interface} ({end}): its process ended with {exit}");
                 link.worker = None;
                 let error = Error::closed(message);
                 return Err(error
                     .hint("its plugin is to blame; -vv may tell more")
                     .into());
             }
-            link.lose_worker(end, self.panel.as_ref());
+            link.lose_worker(exit, self.panel.as_ref());
         }
+        Ok(())
     }
 
     /// Hears what a child that has ended said last: it may have said it after the events were looked for.
@@ -629,7 +614,7 @@ impl<'a> Supervisor<'a> {
         let parent = getpid();
         let (control, its_control) = Channel::pair()?;
         let (orders, its_orders) = Channel::pair()?;
-        let Some(pid) = fork_child()? else {
+        let Some(child) = Child::fork()? else {
             drop((control, orders));
             let mut link = self.links.swap_remove(index);
             self.links.clear();
@@ -645,47 +630,26 @@ impl<'a> Supervisor<'a> {
         };
         let link = &mut self.links[index];
         link.restart = None;
-        link.worker = Some(Worker::new(pid, control, orders));
         log::info!(
-            "{}: {} is served by process {pid}",
+            "{}: {} is served by process {}",
             link.job.interface,
-            link.job.end
+            link.job.end,
+            child.pid()
         );
+        link.worker = Some(Worker::new(child, control, orders));
         Ok(())
     }
 
     /// Ends what is still there: a namespace child that never became the command, and the workers.
-    fn end(&mut self) {
+    fn end(mut self) -> Option<Error> {
         self.namespace = None;
-        let mut left: Vec<Pid> = self
-            .links
-            .drain(..)
-            .filter_map(|link| Some(link.worker?.pid))
-            .chain(self.ended.is_none().then_some(self.command))
-            .collect();
-        let deadline = Instant::now() + PATIENCE;
-        let mut killed = false;
-        loop {
-            left.retain(|pid| {
-                waitpid(*pid, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive)
-            });
-            if left.is_empty() {
-                return;
-            }
-            if Instant::now() < deadline {
-                sleep(Duration::from_millis(1));
-            } else if killed {
-                log::error!("processes {left:?} cannot be ended");
-                return;
-            } else {
-                for pid in &left {
-                    // One that has just ended is no failure.
-                    let _ = kill(*pid, Signal::SIGKILL);
-                }
-                killed = true;
-                sleep(Duration::from_millis(100));
-            }
-        }
+        let links = self.links.drain(..);
+        // With its link a worker's channels are closed, which asks it to end.
+        let workers = links.filter_map(|link| Some(link.worker?.child));
+        let mut left: Vec<Child> = workers.collect();
+        left.push(self.command);
+        end_all(left, PATIENCE);
+        self.crowded
     }
 }
 

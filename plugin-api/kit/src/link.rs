@@ -121,8 +121,8 @@ pub trait Link: Send {
         State::UP
     }
 
-    /// What a person may want to know of the link, for `vdens --status`. Asked for now and then,
-    /// when somebody looks or the state has changed; it need not be cheap, but must not block.
+    /// A report for the user, as `vdectl status` shows it. The host asks when a user does, and after
+    /// a change of state. It need not be cheap, but must not block.
     fn status(&self) -> Status {
         Status::default()
     }

@@ -9,7 +9,7 @@
 //! which every entry keeps alive, itself. Nothing is removed that is not the very inode that was made.
 
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,14 +17,11 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, open, renameat};
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
-};
-use nix::sys::stat::{
-    FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, fstatat, lstat,
-};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, mkdir, unlinkat};
+use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, open};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, lstat};
+use nix::unistd::{Gid, Uid, fchown, mkdir};
+use vdens_plugin_kit::bound_socket::{Access, BoundSocket, Occupant, probe, remove_stale};
 use vdens_plugin_kit::vnl::check_socket_path;
 use vdens_plugin_kit::{Error, ErrorKind, Result, log};
 
@@ -32,8 +29,6 @@ use crate::config::Config;
 
 /// The control socket's name.
 const CONTROL: &str = "ctl";
-/// Its name until it is listened at.
-const STARTING: &str = ".ctl";
 
 /// Clients that may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -56,8 +51,8 @@ pub(crate) struct Directory {
     path: PathBuf,
     locked: Flock<OwnedFd>,
     identity: Identity,
-    mode: Mode,
-    group: Option<Gid>,
+    /// Of the sockets in it.
+    access: Access,
 }
 
 impl Directory {
@@ -117,8 +112,10 @@ impl Directory {
             path: path.clone(),
             locked,
             identity: identity(&found),
-            mode: config.mode,
-            group: config.group,
+            access: Access {
+                mode: config.mode.bits(),
+                group: config.group.map(Gid::as_raw),
+            },
         };
         directory.open_to(config.group, config.directory_mode)?;
         Ok(Some(directory))
@@ -141,57 +138,27 @@ impl Directory {
             })
     }
 
-    /// Binds the control socket. It has its name when it can be connected to, so that a client that
-    /// finds it is not refused.
+    /// Makes the control socket.
     pub(crate) fn listen(self: &Arc<Self>) -> Result<(UnixListener, Entry)> {
-        let bound = socket_of(SockType::Stream)
-            .and_then(|socket| Ok((self.bind(&socket, STARTING)?, socket)))
-            .and_then(|(mut entry, socket)| {
-                listen(&socket, Backlog::new(BACKLOG)?)?;
-                renameat(&*self.locked, STARTING, &*self.locked, CONTROL)?;
-                entry.name = CONTROL.to_owned();
-                Ok((UnixListener::from(socket), entry))
-            });
-        bound.map_err(|errno| {
-            let hint = match errno {
-                Errno::EPERM => OWN_GROUP,
-                _ => ELSEWHERE,
-            };
-            Error::path("listen on", &self.path.join(CONTROL), &errno.into()).hint(hint)
-        })
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)
+            .map_err(|errno| Error::io("make a socket", &errno.into()))?;
+        let path = self.path.join(CONTROL);
+        let bound = BoundSocket::listen(&socket, &path, self.access, BACKLOG)?;
+        Ok((UnixListener::from(socket), self.entry(bound)))
     }
 
     /// Binds the data socket of port `number`.
-    pub(crate) fn bind_data(
-        self: &Arc<Self>,
-        socket: &UnixDatagram,
-        number: u32,
-    ) -> nix::Result<Entry> {
-        self.bind(socket, &format!("fd{number}"))
+    pub(crate) fn bind_data(self: &Arc<Self>, socket: &UnixDatagram, number: u32) -> Result<Entry> {
+        let path = self.path.join(format!("fd{number}"));
+        BoundSocket::bind(socket, &path, self.access).map(|bound| self.entry(bound))
     }
 
-    /// Gives a socket a name in the directory, for whom the configuration says and never for more.
-    fn bind(self: &Arc<Self>, socket: &(impl AsFd + AsRawFd), name: &str) -> nix::Result<Entry> {
-        // The path is made with the socket's own bits; the rest follows when the group is right.
-        fchmod(socket, self.mode & Mode::S_IRWXU)?;
-        bind(socket.as_raw_fd(), &UnixAddr::new(&self.path.join(name))?)?;
-        let made = fstatat(&*self.locked, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
-        let entry = Entry {
-            directory: Arc::clone(self),
-            name: name.to_owned(),
-            identity: identity(&made),
-        };
-        if self.group.is_some() {
-            let flag = AtFlags::AT_SYMLINK_NOFOLLOW;
-            fchownat(&*self.locked, name, None, self.group, flag)?;
+    fn entry(self: &Arc<Self>, socket: BoundSocket) -> Entry {
+        Entry {
+            socket,
+            _directory: Arc::clone(self),
         }
-        fchmodat(
-            &*self.locked,
-            name,
-            self.mode,
-            FchmodatFlags::NoFollowSymlink,
-        )?;
-        Ok(entry)
     }
 }
 
@@ -214,25 +181,13 @@ impl Drop for Directory {
 /// A socket in the directory; dropping it removes it.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    directory: Arc<Directory>,
-    name: String,
-    identity: Identity,
+    socket: BoundSocket,
+    _directory: Arc<Directory>,
 }
 
 impl Entry {
-    pub(crate) fn path(&self) -> PathBuf {
-        self.directory.path.join(&self.name)
-    }
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        let directory = &*self.directory.locked;
-        let flag = AtFlags::AT_SYMLINK_NOFOLLOW;
-        let now = fstatat(directory, self.name.as_str(), flag);
-        if now.is_ok_and(|now| identity(&now) == self.identity) {
-            let _ = unlinkat(directory, self.name.as_str(), UnlinkatFlags::NoRemoveDir);
-        }
+    pub(crate) fn path(&self) -> &Path {
+        self.socket.path()
     }
 }
 
@@ -275,7 +230,10 @@ fn foreign(path: &Path, why: &str) -> Error {
 /// in it or there are other things than sockets.
 fn clear(path: &Path, handle: impl AsFd) -> Result<()> {
     let control = path.join(CONTROL);
-    if lstat(&control).is_ok() && probe(&control) == Probe::Alive {
+    if matches!(
+        probe(&control),
+        Ok(Occupant::Datagram | Occupant::Connected)
+    ) {
         return Err(occupied(path));
     }
     let mut dead = Vec::new();
@@ -295,44 +253,17 @@ fn clear(path: &Path, handle: impl AsFd) -> Result<()> {
             return Err(foreign(path, &why));
         }
         match probe(&path.join(&name)) {
-            Probe::Dead => dead.push(name),
-            Probe::Alive | Probe::Unknown if name == CONTROL => return Err(occupied(path)),
-            Probe::Alive | Probe::Unknown => {}
+            Ok(Occupant::Stale) => dead.push(path.join(name)),
+            Ok(Occupant::Nothing) => {}
+            _ if name == CONTROL => return Err(occupied(path)),
+            _ => {}
         }
     }
-    for name in dead {
-        log::debug!("removing {} of a dead owner", path.join(&name).display());
-        let _ = unlinkat(&handle, name.as_os_str(), UnlinkatFlags::NoRemoveDir);
+    for socket in dead {
+        log::debug!("removing the stale socket {}", socket.display());
+        let _ = remove_stale(&socket);
     }
     Ok(())
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Probe {
-    Alive,
-    Dead,
-    Unknown,
-}
-
-/// Whether anybody has the socket at `path` open.
-fn probe(path: &Path) -> Probe {
-    for kind in [SockType::Datagram, SockType::Stream, SockType::SeqPacket] {
-        let outcome =
-            socket_of(kind).and_then(|socket| connect(socket.as_raw_fd(), &UnixAddr::new(path)?));
-        return match outcome {
-            Err(Errno::EPROTOTYPE) => continue,
-            Err(Errno::ECONNREFUSED) => Probe::Dead,
-            // Connected to somebody else, or with a full queue of connections.
-            Ok(()) | Err(Errno::EPERM | Errno::EAGAIN) => Probe::Alive,
-            Err(_) => Probe::Unknown,
-        };
-    }
-    Probe::Unknown
-}
-
-fn socket_of(kind: SockType) -> nix::Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    socket(AddressFamily::Unix, kind, flags, None)
 }
 
 #[cfg(test)]
@@ -370,13 +301,13 @@ mod tests {
         let directory = Directory::open(&config(&path, "[mode=0666/dirmode=2755]")).unwrap();
         let (listener, control) = directory.listen().unwrap();
         assert_eq!(mode(&path), 0o2755);
-        assert_eq!(mode(&control.path()), 0o666);
+        assert_eq!(mode(control.path()), 0o666);
         drop((listener, control, directory));
         assert!(!path.exists());
 
         let directory = open_at(&path).unwrap();
         let (_listener, control) = directory.listen().unwrap();
-        assert_eq!((mode(&path), mode(&control.path())), (0o2700, 0o600));
+        assert_eq!((mode(&path), mode(control.path())), (0o2700, 0o600));
     }
 
     #[test]

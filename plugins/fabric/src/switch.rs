@@ -376,13 +376,12 @@ impl Switch {
             free => free,
         };
         let data = control::reach(&request.socket, applicant.peer)?;
-        let entry = self
-            .directory
-            .bind_data(&data, number)
-            .map_err(|errno| Refusal::System("bind the port's socket", errno))?;
+        let entry = self.directory.bind_data(&data, number).map_err(|error| {
+            Refusal::System("bind the port's socket", Errno::from_raw(error.errno))
+        })?;
         let negotiation = self.introduce(&request.description, applicant.peer, &data);
         let reply = Reply {
-            socket: entry.path(),
+            socket: entry.path().to_owned(),
         };
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         // An empty queue takes so little whole; a client that is gone is found out by its stream's end.

@@ -29,18 +29,19 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollFlags};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use nix::sys::socket::SockType;
+use nix::sys::socket::{SockType, getsockopt, sockopt};
+use vdens_plugin_kit::bound_socket::{Access, BoundSocket, Occupant, remove_stale};
 use vdens_plugin_kit::log::{debug, warn};
 use vdens_plugin_kit::{Peer as Credentials, Result, RxBatch};
 
-use crate::sockets::{self, Access, Claim, Found, Held};
+use crate::sockets::{self, Held, admits};
 use crate::{DATA, End, Place, TICKS, watch};
 
 #[derive(Debug)]
 pub(crate) struct Dgram {
     /// Whom this end admits.
     access: Access,
-    own: Claim,
+    own: BoundSocket,
     socket: OwnedFd,
     peer: PathBuf,
     /// Readable when the peer's socket is unlinked.
@@ -65,9 +66,9 @@ impl Dgram {
     /// Takes `PATH+`; `None` if somebody else was faster.
     pub(crate) fn second(place: &Place, epoll: &Epoll) -> Result<Option<Self>> {
         match sockets::probe(&place.plus)? {
-            Found::Dgram | Found::Connected => return Err(sockets::busy(&place.path)),
-            Found::Stale => sockets::remove_stale(&place.plus)?,
-            Found::Nothing => {}
+            Occupant::Datagram | Occupant::Connected => return Err(sockets::busy(&place.path)),
+            Occupant::Stale => remove_stale(&place.plus)?,
+            Occupant::Nothing => {}
         }
         let end = sockets::bind(SockType::Datagram, &place.plus, place.access)?;
         end.map(|(own, socket)| Self::new(place, own, socket, place.path.clone(), epoll))
@@ -77,12 +78,14 @@ impl Dgram {
     /// Takes over the socket that a process which served this end before was bound with, to either path; `None` if it is
     /// none. A peer that is connected to it stays so.
     pub(crate) fn resume(place: &Place, socket: OwnedFd, epoll: &Epoll) -> Result<Option<Self>> {
+        if getsockopt(&socket, sockopt::SockType) != Ok(SockType::Datagram) {
+            return Ok(None);
+        }
         let paths = [(&place.path, &place.plus), (&place.plus, &place.path)];
-        let claims = |(path, peer): (&PathBuf, &PathBuf)| {
-            let claim = sockets::take_over(SockType::Datagram, path, &socket)?;
-            Some((claim, peer.clone()))
+        let adopted = |(path, peer): (&PathBuf, &PathBuf)| {
+            Some((BoundSocket::adopt(&socket, path)?, peer.clone()))
         };
-        match paths.into_iter().find_map(claims) {
+        match paths.into_iter().find_map(adopted) {
             Some((own, peer)) => Self::new(place, own, socket, peer, epoll).map(Some),
             None => Ok(None),
         }
@@ -90,7 +93,7 @@ impl Dgram {
 
     fn new(
         place: &Place,
-        own: Claim,
+        own: BoundSocket,
         socket: OwnedFd,
         peer: PathBuf,
         epoll: &Epoll,
@@ -124,7 +127,7 @@ impl Dgram {
         // A peer that was replaced is shown to be gone first, until the next tick.
         let result = match &file {
             Ok(_) if replaced => Err(Errno::ENOENT),
-            Ok(file) if !self.access.admits(file.owner) => Err(Errno::EACCES),
+            Ok(file) if !admits(self.access, file.owner) => Err(Errno::EACCES),
             Ok(file) => file.connect(&self.socket),
             Err(errno) => Err(*errno),
         };
@@ -150,7 +153,7 @@ impl Dgram {
             )
         {
             let owner = file.as_ref().ok().map(|file| file.owner);
-            let stranger = owner.filter(|owner| !self.access.admits(*owner));
+            let stranger = owner.filter(|owner| !admits(self.access, *owner));
             let error = match stranger {
                 Some(owner) => sockets::not_admitted(&self.peer, owner),
                 None => sockets::cannot_connect(&self.peer, errno),

@@ -39,6 +39,7 @@ use nix::sys::socket::{MsgFlags, send};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::unistd::geteuid;
+use vdens_plugin_kit::bound_socket::{Access, Occupant, remove_stale};
 use vdens_plugin_kit::log::{debug, warn};
 use vdens_plugin_kit::user::{self, Name};
 use vdens_plugin_kit::vnl::{self, Keys, Spec};
@@ -51,7 +52,6 @@ use vdens_plugin_kit::{
 use dgram::Dgram;
 use peer::Peer;
 use seqpacket::{Connector, Listener};
-use sockets::{Access, Found};
 
 const KEYS: Keys = Keys::new(&["seqpacket", "mode", "group"]);
 
@@ -427,11 +427,11 @@ impl Ptp {
     fn try_to_join(&self, wait: bool) -> Result<Option<(Generation, Box<dyn End>)>> {
         let (place, epoll) = (&self.place, &self.epoll);
         let generation = match sockets::probe(&place.path)? {
-            Found::Dgram => {
+            Occupant::Datagram => {
                 let end = Dgram::second(place, epoll)?;
                 return Ok(end.map(|end| (Generation::Dgram, Box::new(end) as _)));
             }
-            Found::Connected => {
+            Occupant::Connected => {
                 let Some(mut end) = Connector::connect(place, epoll)? else {
                     return Ok(None);
                 };
@@ -440,12 +440,12 @@ impl Ptp {
                 }
                 return Ok(Some((Generation::Seqpacket, Box::new(end))));
             }
-            Found::Stale => {
+            Occupant::Stale => {
                 let generation = self.generation_alone()?;
-                sockets::remove_stale(&place.path)?;
+                remove_stale(&place.path)?;
                 generation
             }
-            Found::Nothing => self.generation_alone()?,
+            Occupant::Nothing => self.generation_alone()?,
         };
         let end: Option<Box<dyn End>> = match generation {
             Generation::Dgram => Dgram::first(place, epoll)?.map(|end| Box::new(end) as _),
@@ -457,8 +457,8 @@ impl Ptp {
     /// What to speak when nobody is at `PATH`: that of a second comer who is still there, if any.
     fn generation_alone(&self) -> Result<Generation> {
         match (sockets::probe(&self.place.plus), self.place.generation) {
-            (Ok(Found::Dgram), _) => Ok(Generation::Dgram),
-            (Ok(Found::Connected), Generation::Dgram) => Err(sockets::foreign(&self.place.plus)),
+            (Ok(Occupant::Datagram), _) => Ok(Generation::Dgram),
+            (Ok(Occupant::Connected), Generation::Dgram) => Err(sockets::foreign(&self.place.plus)),
             (Ok(_), generation) => Ok(generation),
             (Err(error), Generation::Dgram) => Err(error),
             (Err(_), Generation::Seqpacket) => Ok(Generation::Seqpacket),

@@ -19,10 +19,11 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollFlags};
 use nix::sys::socket::{self, Backlog, MsgFlags, Shutdown, SockFlag, SockType, sockopt};
+use vdens_plugin_kit::bound_socket::BoundSocket;
 use vdens_plugin_kit::log::{debug, warn};
 use vdens_plugin_kit::{Error, ErrorKind, Peer as Credentials, Result, RxBatch};
 
-use crate::sockets::{self, Claim};
+use crate::sockets::{self, admits};
 use crate::{DATA, End, Place, watch};
 
 /// How long a connector waits for the listener's byte.
@@ -106,7 +107,7 @@ fn receive(socket: &OwnedFd, room: &mut [u8]) -> nix::Result<usize> {
 /// The first comer. It looks for newcomers at each tick: a legacy one waits two seconds for its byte.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    own: Claim,
+    own: BoundSocket,
     socket: OwnedFd,
     session: Option<Session>,
 }
@@ -212,7 +213,7 @@ impl Connector {
         }
         let session = Session::new(socket);
         if let Some(user) = session.credentials().uid
-            && !place.access.admits(user)
+            && !admits(place.access, user)
         {
             return Err(sockets::not_admitted(&place.path, user));
         }

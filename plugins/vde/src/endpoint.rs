@@ -11,20 +11,15 @@
 
 use std::fs::Metadata;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags};
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, setsockopt, socket, sockopt,
-};
-use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat};
-use nix::unistd::{Gid, Uid, fchownat};
-use vdens_plugin_kit::vnl::check_socket_path;
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::unistd::{Gid, Uid};
+use vdens_plugin_kit::bound_socket::{Access, BoundSocket};
 use vdens_plugin_kit::{Error, Result, log};
 
 /// Where the path may be when the switch's directory cannot be written.
@@ -39,57 +34,43 @@ const SEND_BUFFER: usize = 40_000;
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
-/// Who may send to the socket while it has a path.
+/// Who may send to the socket while it has a path: as few as the switch needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Access {
-    /// The group to give it to, and whether that must succeed.
-    group: Option<(Gid, bool)>,
-    /// Permission bits, and those that serve when the group could not be given.
-    mode: Mode,
-    without_group: Mode,
+struct Openness {
+    access: Access,
+    /// The mode that serves where `access.group` need not and cannot be given.
+    without_group: Option<u32>,
 }
 
-impl Access {
+impl Openness {
     fn new(switch: &Metadata, group: Option<Gid>, mode: Option<u32>) -> Self {
-        let own = Mode::from_bits_truncate(0o700);
-        let shared = Mode::from_bits_truncate(0o770);
-        let open = Mode::from_bits_truncate(0o777);
         let is_foreign = switch.uid() != Uid::effective().as_raw() && switch.uid() != 0;
         let (group, usual, without_group) = match group {
-            Some(gid) => (Some((gid, true)), shared, shared),
-            None if is_foreign => (Some((Gid::from_raw(switch.gid()), false)), shared, open),
-            None => (None, own, own),
+            Some(gid) => (Some(gid.as_raw()), 0o770, None),
+            None if is_foreign => (Some(switch.gid()), 0o770, Some(mode.unwrap_or(0o777))),
+            None => (None, 0o700, None),
         };
-        let chosen = mode.map(Mode::from_bits_truncate);
+        let mode = mode.unwrap_or(usual);
         Self {
-            group,
-            mode: chosen.unwrap_or(usual),
-            without_group: chosen.unwrap_or(without_group),
+            access: Access { mode, group },
+            without_group,
         }
     }
 
-    fn apply(self, path: &Path) -> nix::Result<()> {
-        let mode = match self.group {
-            None => self.mode,
-            Some((gid, must)) => {
-                let flag = AtFlags::AT_SYMLINK_NOFOLLOW;
-                match fchownat(AT_FDCWD, path, None, Some(gid), flag) {
-                    Ok(()) => self.mode,
-                    Err(errno) if must => return Err(errno),
-                    Err(_) => self.without_group,
-                }
-            }
-        };
-        fchmodat(AT_FDCWD, path, mode, FchmodatFlags::NoFollowSymlink)
+    fn apply(self, path: &BoundSocket) -> Result<()> {
+        path.set_access(self.access)
+            .or_else(|error| match self.without_group {
+                Some(mode) => path.set_access(Access { mode, group: None }),
+                None => Err(error),
+            })
     }
 }
 
 /// A bound datagram socket; dropping it removes the path.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
-    socket: Option<UnixDatagram>,
-    pub(crate) path: PathBuf,
-    identity: (u64, u64),
+    socket: UnixDatagram,
+    path: BoundSocket,
 }
 
 impl Endpoint {
@@ -100,7 +81,7 @@ impl Endpoint {
         group: Option<Gid>,
         mode: Option<u32>,
     ) -> Result<Self> {
-        let access = Access::new(switch, group, mode);
+        let openness = Openness::new(switch, group, mode);
         let hidden = |n| directory.join(format!(".{:05}-{n:05}", std::process::id()));
         let mut outcome = bind_one_of(hidden);
         for fallback in FALLBACKS {
@@ -112,73 +93,51 @@ impl Endpoint {
             }
         }
         let endpoint = outcome.map_err(|error| {
-            Error::io(
-                format_args!(
-                    "make a socket in {}, {}",
-                    directory.display(),
-                    FALLBACKS.join(", ")
-                ),
-                &error,
-            )
-            .hint("one of these directories must be writable")
+            let (shown, others) = (directory.display(), FALLBACKS.join(", "));
+            let cause = io::Error::from_raw_os_error(error.errno);
+            Error::io(format_args!("make a socket in {shown}, {others}"), &cause)
+                .hint("one of these directories must be writable")
         })?;
-        access.apply(&endpoint.path).map_err(|errno| {
-            Error::path("set group and mode of", &endpoint.path, &errno.into())
-                .hint("you can only give a socket to a group that you belong to")
-        })?;
+        openness.apply(&endpoint.path)?;
         Ok(endpoint)
     }
 
-    /// Connects to the switch's socket; the path is not needed any more and goes.
-    pub(crate) fn connect(mut self, peer: &Path) -> Result<UnixDatagram> {
-        let socket = self.socket.take();
-        let connected = socket.ok_or(Errno::EBADF).and_then(|socket| {
-            connect(socket.as_raw_fd(), &UnixAddr::new(peer)?)?;
-            // Without it the link works as well, but not as well.
-            let _ = setsockopt(&socket, sockopt::SndBuf, &SEND_BUFFER);
-            Ok(socket)
-        });
-        connected
-            .map_err(|errno| Error::path("connect to the switch's socket", peer, &errno.into()))
+    /// Where the switch finds it.
+    pub(crate) fn path(&self) -> &Path {
+        self.path.path()
     }
-}
 
-impl Drop for Endpoint {
-    fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|now| now == self.identity) {
-            let _ = std::fs::remove_file(&self.path);
-        }
+    /// Connects to the switch's socket, and removes the path, which is not needed any more.
+    pub(crate) fn connect(self, peer: &Path) -> Result<UnixDatagram> {
+        self.socket
+            .connect(peer)
+            .map_err(|error| Error::path("connect to the switch's socket", peer, &error))?;
+        // A longer queue is worse, nothing else.
+        let _ = setsockopt(&self.socket, sockopt::SndBuf, &SEND_BUFFER);
+        Ok(self.socket)
     }
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    path.symlink_metadata().map(|m| (m.dev(), m.ino()))
 }
 
 /// Binds to the first of the paths for successive numbers that is free.
-fn bind_one_of(path: impl Fn(u32) -> PathBuf) -> io::Result<Endpoint> {
-    for _ in 0..ATTEMPTS {
+fn bind_one_of(path: impl Fn(u32) -> PathBuf) -> Result<Endpoint> {
+    let socket = UnixDatagram::unbound().and_then(|socket| {
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    });
+    let socket = socket.map_err(|error| Error::io("make a socket", &error))?;
+    let own = Access {
+        mode: 0o700,
+        group: None,
+    };
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
         let path = path(COUNTER.fetch_add(1, Ordering::Relaxed) % 100_000);
-        match bind_to(path) {
-            Err(e) if e.kind() == io::ErrorKind::AddrInUse => {}
-            outcome => return outcome,
+        match BoundSocket::bind(&socket, &path, own) {
+            Err(error) if error.errno == Errno::EADDRINUSE as i32 && attempt < ATTEMPTS => {}
+            bound => return bound.map(|path| Endpoint { socket, path }),
         }
     }
-    Err(io::ErrorKind::AddrInUse.into())
-}
-
-fn bind_to(path: PathBuf) -> io::Result<Endpoint> {
-    check_socket_path(&path).map_err(io::Error::other)?;
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
-    // The path is made with the socket's own bits.
-    fchmod(socket.as_fd(), Mode::from_bits_truncate(0o700))?;
-    bind(socket.as_raw_fd(), &UnixAddr::new(&path)?)?;
-    Ok(Endpoint {
-        identity: identity(&path)?,
-        socket: Some(socket.into()),
-        path,
-    })
 }
 
 #[cfg(test)]
@@ -187,7 +146,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     fn mode_of(endpoint: &Endpoint) -> u32 {
-        endpoint.path.metadata().unwrap().permissions().mode() & 0o7777
+        endpoint.path().metadata().unwrap().permissions().mode() & 0o7777
     }
 
     #[test]
@@ -197,8 +156,8 @@ mod tests {
         let a = Endpoint::bind(directory.path(), &switch, None, None).unwrap();
         let b = Endpoint::bind(directory.path(), &switch, None, Some(0o770)).unwrap();
         assert_eq!((mode_of(&a), mode_of(&b)), (0o700, 0o770));
-        assert_ne!(a.path, b.path);
-        assert!(a.path.starts_with(directory.path()));
+        assert_ne!(a.path(), b.path());
+        assert!(a.path().starts_with(directory.path()));
         drop((a, b));
         assert_eq!(directory.path().read_dir().unwrap().count(), 0);
     }
@@ -208,7 +167,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let switch = directory.path().metadata().unwrap();
         let endpoint = Endpoint::bind(directory.path(), &switch, None, None).unwrap();
-        let path = endpoint.path.clone();
+        let path = endpoint.path().to_owned();
         std::fs::rename(&path, directory.path().join("old")).unwrap();
         std::fs::write(&path, "precious").unwrap();
         drop(endpoint);
@@ -222,8 +181,8 @@ mod tests {
         std::fs::create_dir(&deep).unwrap();
         let switch = deep.metadata().unwrap();
         let endpoint = Endpoint::bind(&deep, &switch, None, None).unwrap();
-        assert!(!endpoint.path.starts_with(&deep));
-        let name = endpoint.path.file_name().unwrap().to_str().unwrap();
+        assert!(!endpoint.path().starts_with(&deep));
+        let name = endpoint.path().file_name().unwrap().to_str().unwrap();
         assert!(name.starts_with("vde."), "{name}");
     }
 
@@ -232,13 +191,14 @@ mod tests {
         let Ok(metadata) = Path::new("/etc/passwd").metadata() else {
             return;
         };
-        let access = Access::new(&metadata, None, None);
-        assert_eq!(access.group, None, "root needs no permission");
+        let got = Openness::new(&metadata, None, None);
+        assert_eq!(got.access.group, None, "root needs no permission");
         let mine = tempfile::NamedTempFile::new().unwrap();
         let gid = Gid::from_raw(12345);
         let mine = mine.path().metadata().unwrap();
-        let access = Access::new(&mine, Some(gid), None);
-        assert_eq!(access.group, Some((gid, true)));
-        assert_eq!(access.mode.bits(), 0o770);
+        let got = Openness::new(&mine, Some(gid), None);
+        let group = Some(gid.as_raw());
+        assert_eq!(got.access, Access { mode: 0o770, group });
+        assert_eq!(got.without_group, None, "it must succeed");
     }
 }

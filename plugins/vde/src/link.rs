@@ -44,7 +44,7 @@ impl Vde {
         let trusted = user == Uid::effective().as_raw();
         let (mut switch, mark) = Switch::new(host)?;
         let description = [&target.description[..], mark.to_string().as_bytes()].concat();
-        let (peer, control) = control.negotiate(&endpoint.path, &description)?;
+        let (peer, control) = control.negotiate(endpoint.path(), &description)?;
         let data = endpoint.connect(&peer)?;
         switch.meet(&data, trusted);
         let ready = watch(&data, &control)

@@ -1,22 +1,19 @@
-//! A process's side of `vdens --status`: a socket that its poll loop serves.
+//! A process's side of `vdectl status`: a socket that its poll loop serves.
 //!
 //! The socket gets its name when it already listens, so whoever finds one that refuses a connection knows that its
 //! process is gone, and removes it. Only this user is answered. A process that cannot have a socket, because the
 //! directory is full or read-only, goes on without.
 
-use std::fs::{self, File};
+use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::path::Path;
 use std::process;
 
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, getsockopt, listen,
-    socket, sockopt,
-};
-use nix::sys::stat::{Mode, fchmod};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, accept4, getsockopt, socket, sockopt};
 use nix::unistd::geteuid;
 use serde::Serialize;
+use vdens_plugin_kit::bound_socket::{Access, BoundSocket};
 
 use super::directory;
 use crate::error::{Error, ErrorKind, Result, system};
@@ -33,7 +30,8 @@ const RACES: usize = 20;
 #[derive(Debug)]
 pub struct Server {
     listener: OwnedFd,
-    /// Where the socket is, under the process's id.
+    /// Its path: the process's id in `dir`. `None` once it is removed.
+    path: Option<BoundSocket>,
     dir: Dir,
     pid: u32,
     askers: Vec<Channel<ReportReply, Nothing>>,
@@ -45,7 +43,7 @@ impl Server {
     /// Makes the socket, if that is possible.
     pub fn start() -> Option<Self> {
         Self::listen()
-            .inspect_err(|error| log::info!("vdens --status will not see this: {error}"))
+            .inspect_err(|error| log::info!("vdectl status will not see this: {error}"))
             .ok()
     }
 
@@ -68,13 +66,21 @@ impl Server {
         sweep(&dir);
         let pid = process::id();
         let name = pid.to_string();
-        let hidden = dir.at(&format!(".{pid}"));
-        let listener = listen_at(&hidden).and_then(|listener| {
-            fs::rename(&hidden, dir.at(&name))?;
-            Ok(listener)
-        });
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)
+            .map_err(system("make a socket"))?;
+        let access = Access {
+            mode: 0o600,
+            group: None,
+        };
+        let path = BoundSocket::listen(&listener, &dir.at(&name), access, MAX_ASKERS as i32)
+            .map_err(|error| {
+                let cause = io::Error::from_raw_os_error(error.errno);
+                Error::path("make", &dir.shown(&name), &cause)
+            })?;
         Ok(Self {
-            listener: listener.map_err(|error| Error::path("make", &dir.shown(&name), &error))?,
+            listener,
+            path: Some(path),
             dir,
             pid,
             askers: Vec::new(),
@@ -111,7 +117,7 @@ impl Server {
                         self.spare.is_some().then_some(())
                     });
                     if turned_away.is_none() {
-                        return Err(system("answer to vdens --status")(errno));
+                        return Err(system("answer to vdectl status")(errno));
                     }
                 }
             }
@@ -122,7 +128,7 @@ impl Server {
     pub fn answer(&mut self, process: &impl Serialize) {
         for asker in self.askers.drain(..) {
             if let Err(error) = asker.send_report(process) {
-                log::debug!("vdens --status: {error}");
+                log::debug!("vdectl status: {error}");
             }
         }
     }
@@ -140,8 +146,7 @@ impl Drop for Server {
         if self.pid != process::id() {
             return;
         }
-        // What cannot be removed is removed by the next who finds it stale.
-        let _ = fs::remove_file(self.dir.at(&self.pid.to_string()));
+        self.path = None;
         // Fails while others are in there, or something that one of them has left.
         if !self.dir.remove() {
             sweep(&self.dir);
@@ -153,22 +158,4 @@ impl Drop for Server {
 /// Removes sockets of processes that are gone, without asking the others.
 fn sweep(dir: &Dir) {
     dir.sweep(|pid, _| runtime::start_time(pid).is_some());
-}
-
-/// A socket that listens at `path`, for its owner alone.
-fn listen_at(path: &Path) -> std::io::Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
-    // The path is made with these permissions.
-    fchmod(&socket, Mode::from_bits_truncate(0o600))?;
-    let bound = bind(socket.as_raw_fd(), &UnixAddr::new(path)?);
-    if bound == Err(Errno::EADDRINUSE) {
-        // Left by a process of the same number that was killed.
-        fs::remove_file(path)?;
-        bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-    } else {
-        bound?;
-    }
-    listen(&socket, Backlog::new(MAX_ASKERS as i32)?)?;
-    Ok(socket)
 }
