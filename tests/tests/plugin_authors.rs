@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -194,15 +195,14 @@ fn a_plugin_of_the_frozen_version_1_works() {
     }
 }
 
-/// The plugin in `library` loads, carries traffic, and meets every service of its host but the
-/// panel.
+/// The plugin in `library` loads, carries traffic, and uses every service of its host but the panel.
 #[track_caller]
 fn speaks_the_frozen_version_1(library: &Path) {
     let lab = Lab::new();
     lab.drop_plugin(library, "frozen");
     let vnl = format!("frozen://{{{}}}", lab.vnl("ptp", "p"));
     works(&lab, "", "frozen", &vnl);
-    // What it has kept is there for the process that takes its place.
+    // A worker's successor gets the descriptor that the worker stored.
     let session = lab.vdens(["-v", &vnl, "sh"]).session();
     session.ok(":");
     let children = format!("/proc/{}/task/{0}/children", session.proc().pid());
@@ -220,7 +220,7 @@ fn speaks_the_frozen_version_1(library: &Path) {
             .contains("goes on where another stopped")
     });
     drop(session);
-    // What it says and what it refuses comes through as well.
+    // Its log and its errors reach the user.
     let vdens = lab.vdens(["-v", "--mtu", "1400", &vnl, "true"]).run();
     assert!(
         vdens.stderr.contains("frozen: vde0 has an MTU of 1400"),
@@ -228,17 +228,40 @@ fn speaks_the_frozen_version_1(library: &Path) {
     );
     lab.vdens(["frozen://", "true"])
         .refused(&["no VNL in braces", "write frozen://{VNL}"]);
+    lab.vdens(["frozen://x]", "true"])
+        .refused(&["no VNL in braces"]);
     lab.vdens(["frozen://{nosuch://}", "true"])
         .refused(&["libvdens_nosuch.so"]);
-    // It knows no limit of nested VNLs, but its host does.
+    // It has no limit of nested VNLs, but its host has.
     let nested = |levels: usize| {
         let (open, close) = ("frozen://{".repeat(levels), "}".repeat(levels));
         lab.vdens([&format!("{open}null://{close}"), "true"])
     };
     nested(8).ok();
     nested(9).refused(&["more than 8 VNLs are nested"]);
-    // The kit that it was built with checks VNLs before they come to the plugin.
-    lab.vdens(["frozen://x]", "true"]).refused(&["character 2"]);
+}
+
+/// A host finds a plugin by these two symbols, and needs no other.
+#[test]
+fn plugins_export_the_symbols_of_abi_1_alone() {
+    need!("nm");
+    let is_plugin = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy();
+        name.starts_with("libvdens_") && name.ends_with(".so")
+    };
+    let files = fs::read_dir(target()).unwrap();
+    let mut plugins: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    plugins.retain(is_plugin);
+    assert!(plugins.len() > 10, "{plugins:?}");
+    for plugin in plugins {
+        let nm = Command::new("nm")
+            .args(["-D", "--defined-only", "--format=just-symbols"])
+            .arg(&plugin)
+            .output()
+            .unwrap();
+        let symbols = String::from_utf8(nm.stdout).unwrap();
+        assert_eq!(symbols, "vdens_plugin_abi\nvdens_plugin_v1\n", "{plugin:?}");
+    }
 }
 
 /// A hostile name is refused, and so is a place that another user controls. Existing files stay as
