@@ -1,7 +1,7 @@
 //! ABI 1 as constants: sizes, alignments, offsets, symbols and numbers on a 64-bit machine.
 //!
-//! abi_stable compares a plugin's types with those of this crate, so it cannot notice that this crate
-//! has changed. These tests can. If one fails, mend the types: no constant here ever changes.
+//! abi_stable compares a plugin's types with those of this crate, so it cannot notice that this
+//! crate has changed. These tests can. If one fails, mend the types: no constant here ever changes.
 
 use std::mem::{align_of, offset_of, size_of};
 
