@@ -70,9 +70,9 @@ struct Options {
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     out: PathBuf,
 
-    /// Measure nothing, and draw the pages from this results file
+    /// Measure nothing, and draw the pages from this results file; the tables of further ones follow
     #[arg(long, value_name = "FILE", conflicts_with_all = ["rounds", "seconds", "quick", "only", "bin"])]
-    from: Option<PathBuf>,
+    from: Vec<PathBuf>,
 
     /// Print the names of everything, and what this machine cannot do
     #[arg(long)]
@@ -104,8 +104,8 @@ fn main() -> ExitCode {
     let options = Options::parse();
     let result = match options.tool {
         Some(Hidden::Tool(tool)) => tool.run().map(|()| ExitCode::SUCCESS),
-        None => match &options.from {
-            Some(file) => redraw(file, &options.out).map(|()| ExitCode::SUCCESS),
+        None => match options.from.split_first() {
+            Some((file, more)) => redraw(file, more, &options.out).map(|()| ExitCode::SUCCESS),
             None => measure(options),
         },
     };
@@ -115,9 +115,13 @@ fn main() -> ExitCode {
     })
 }
 
-/// Draws the pages from a results file.
-fn redraw(file: &Path, out: &Path) -> Result<()> {
-    pages::write(&Figures::read(file)?, out)
+/// Draws the pages from a results file, and the tables of more.
+fn redraw(file: &Path, more: &[PathBuf], out: &Path) -> Result<()> {
+    let mut figures = Figures::read(file)?;
+    for file in more {
+        figures.append(Figures::read(file)?);
+    }
+    pages::write(&figures, out)
 }
 
 fn measure(options: Options) -> Result<ExitCode> {

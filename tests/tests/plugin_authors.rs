@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vdens_tests::{Lab, PATIENCE, SECOND_RUSTC, User, build, need, target, wait_until};
+use vdens_tests::{Lab, PATIENCE, SECOND_RUSTC, User, build, children, need, target, wait_until};
 
 use crate::docs;
 
@@ -205,12 +205,10 @@ fn speaks_the_frozen_version_1(library: &Path) {
     // A worker's successor gets the descriptor that the worker stored.
     let session = lab.vdens(["-v", &vnl, "sh"]).session();
     session.ok(":");
-    let children = format!("/proc/{}/task/{0}/children", session.proc().pid());
-    let children = fs::read_to_string(children).unwrap();
-    for child in children.split_whitespace() {
+    for child in children(session.proc().pid()) {
         let command = fs::read(format!("/proc/{child}/cmdline")).unwrap();
         if !command.starts_with(b"sh\0") {
-            kill(Pid::from_raw(child.parse().unwrap()), Signal::SIGKILL).unwrap();
+            kill(Pid::from_raw(child), Signal::SIGKILL).unwrap();
         }
     }
     wait_until("another worker", PATIENCE, || {
