@@ -182,7 +182,8 @@ fn a_plugin_of_another_profile_works() {
     works(&lab, "-of-another-profile", "template", "template://40330");
 }
 
-/// A plugin that was written when ABI 1 was frozen, built by two compilers.
+/// A plugin on ABI 1 as it was frozen, built by two compilers: it loads, carries traffic, and uses
+/// every service of its host but the panel.
 #[test]
 fn a_plugin_of_the_frozen_version_1_works() {
     need!("ping");
@@ -191,52 +192,46 @@ fn a_plugin_of_the_frozen_version_1_works() {
         (Some(SECOND_RUSTC), kept("e2e-frozen-second")),
     ] {
         build(rustc, "tests/frozen-v1/Cargo.toml", &target, &[]);
-        speaks_the_frozen_version_1(&target.join("debug/libfrozen.so"));
-    }
-}
-
-/// The plugin in `library` loads, carries traffic, and uses every service of its host but the panel.
-#[track_caller]
-fn speaks_the_frozen_version_1(library: &Path) {
-    let lab = Lab::new();
-    lab.drop_plugin(library, "frozen");
-    let vnl = format!("frozen://{{{}}}", lab.vnl("ptp", "p"));
-    works(&lab, "", "frozen", &vnl);
-    // A worker's successor gets the descriptor that the worker stored.
-    let session = lab.vdens(["-v", &vnl, "sh"]).session();
-    session.ok(":");
-    for child in children(session.proc().pid()) {
-        let command = fs::read(format!("/proc/{child}/cmdline")).unwrap();
-        if !command.starts_with(b"sh\0") {
-            kill(Pid::from_raw(child), Signal::SIGKILL).unwrap();
+        let lab = Lab::new();
+        lab.drop_plugin(&target.join("debug/libfrozen.so"), "frozen");
+        let vnl = format!("frozen://{{{}}}", lab.vnl("ptp", "p"));
+        works(&lab, "", "frozen", &vnl);
+        // A worker's successor gets the descriptor that the worker stored.
+        let session = lab.vdens(["-v", &vnl, "sh"]).session();
+        session.ok(":");
+        for child in children(session.proc().pid()) {
+            let command = fs::read(format!("/proc/{child}/cmdline")).unwrap();
+            if !command.starts_with(b"sh\0") {
+                kill(Pid::from_raw(child), Signal::SIGKILL).unwrap();
+            }
         }
+        wait_until("another worker", PATIENCE, || {
+            session
+                .proc()
+                .stderr()
+                .contains("goes on where another stopped")
+        });
+        drop(session);
+        // Its log and its errors reach the user.
+        let vdens = lab.vdens(["-v", "--mtu", "1400", &vnl, "true"]).run();
+        assert!(
+            vdens.stderr.contains("frozen: vde0 has an MTU of 1400"),
+            "{vdens:#?}"
+        );
+        lab.vdens(["frozen://", "true"])
+            .refused(&["no VNL in braces", "write frozen://{VNL}"]);
+        lab.vdens(["frozen://x]", "true"])
+            .refused(&["no VNL in braces"]);
+        lab.vdens(["frozen://{nosuch://}", "true"])
+            .refused(&["libvdens_nosuch.so"]);
+        // It has no limit of nested VNLs, but its host has.
+        let nested = |levels: usize| {
+            let (open, close) = ("frozen://{".repeat(levels), "}".repeat(levels));
+            lab.vdens([&format!("{open}null://{close}"), "true"])
+        };
+        nested(8).ok();
+        nested(9).refused(&["more than 8 VNLs are nested"]);
     }
-    wait_until("another worker", PATIENCE, || {
-        session
-            .proc()
-            .stderr()
-            .contains("goes on where another stopped")
-    });
-    drop(session);
-    // Its log and its errors reach the user.
-    let vdens = lab.vdens(["-v", "--mtu", "1400", &vnl, "true"]).run();
-    assert!(
-        vdens.stderr.contains("frozen: vde0 has an MTU of 1400"),
-        "{vdens:#?}"
-    );
-    lab.vdens(["frozen://", "true"])
-        .refused(&["no VNL in braces", "write frozen://{VNL}"]);
-    lab.vdens(["frozen://x]", "true"])
-        .refused(&["no VNL in braces"]);
-    lab.vdens(["frozen://{nosuch://}", "true"])
-        .refused(&["libvdens_nosuch.so"]);
-    // It has no limit of nested VNLs, but its host has.
-    let nested = |levels: usize| {
-        let (open, close) = ("frozen://{".repeat(levels), "}".repeat(levels));
-        lab.vdens([&format!("{open}null://{close}"), "true"])
-    };
-    nested(8).ok();
-    nested(9).refused(&["more than 8 VNLs are nested"]);
 }
 
 /// A host finds a plugin by these two symbols, and needs no other.
