@@ -1,12 +1,13 @@
 //! The documentation says what is true, and the commands in it work.
 //!
-//! Theory of operation. README.md and the pages in docs/ are read as text; what they state about the
-//! products is compared with what the products say of themselves: `--help`, the keys in the
-//! configuration's and the plugins' own error messages. Fenced blocks are treated by their language:
+//! Theory of operation. README.md and the pages in docs/ are read as text; what they state about
+//! the products is compared with what the products say of themselves: `--help`, the keys in the
+//! configuration's and the plugins' own error messages. Fenced blocks are treated by their
+//! language:
 //!
-//! - `sh` is run as a script by the ordinary user, with `set -e`, in a fresh lab: `$HOME` and the working
-//!   directory are empty, the programs are on `$PATH`. It must succeed and leave nothing behind. What it
-//!   left running in the background is ended first, as the reader would end it.
+//! - `sh` is run as a script by the ordinary user, with `set -e`, in a fresh lab: `$HOME` and the
+//!   working directory are empty, the programs are on `$PATH`. It must succeed and leave nothing
+//!   behind. What it left running in the background is ended first, as the reader would end it.
 //! - `console` cannot be run here; [`NOT_RUN`] has each of them, and why.
 //! - `text` is output or a picture.
 
@@ -35,7 +36,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ),
     (
         "docs/reliability.md",
-        "$ cargo run --release",
+        "$ tests/fuzz/run -runs",
         "takes minutes and builds the workspace; a_little_fuzzing does it for seconds",
     ),
     (

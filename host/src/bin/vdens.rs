@@ -5,8 +5,9 @@ use std::process::exit;
 use vdens::cli::config::Config;
 use vdens::cli::plan::Session;
 use vdens::cli::{self, Vdens};
-use vdens::error::{EXIT_FAILURE, report};
-use vdens::logging::{self, Choice};
+use vdens::error::EXIT_FAILURE;
+use vdens::logging;
+use vdens::output::report;
 use vdens::session::{self, Failure};
 use vdens::sys::privilege;
 use vdens::sys::process::fail_on_panic;
@@ -33,7 +34,7 @@ fn life() {
 
 fn run(cli: &Vdens) -> Result<i32, Failure> {
     let config = Config::load(cli.common.config.as_deref())?;
-    logging::start(&Choice::new(&cli.common, &config))?;
+    logging::start(&cli.common.logging(&config))?;
     config.complain();
     let session = Session::new(cli, &config)?;
     session::run(&session.plan, session.jobs)

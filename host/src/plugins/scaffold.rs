@@ -11,7 +11,7 @@ use vdens_plugin_kit::vnl::Vnl;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::output::Text;
-use crate::plugins::loader::{self, SearchPath};
+use crate::plugins::search::{self, SearchPath};
 use crate::sys::trusted_path::Trusted;
 
 /// The longest scheme: crates.io accepts package names of up to 64 characters.
@@ -157,7 +157,7 @@ fn write(file: &Path, text: &str) -> Result<()> {
 }
 
 fn advice(dir: &Path, scheme: &str, api: &str) -> Text {
-    let (dir, file) = (dir.display(), loader::file_name(scheme));
+    let (dir, file) = (dir.display(), search::file_name(scheme));
     let mut text = Text::default();
     text.line(format_args!(
         "{dir} has a transport for {scheme}://, which depends on"

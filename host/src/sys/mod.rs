@@ -1,6 +1,8 @@
 //! What the kernel offers, in the host's terms.
 
 pub mod child;
+pub mod environment;
+pub mod interface;
 pub mod isolate;
 pub mod netlink;
 pub mod privilege;

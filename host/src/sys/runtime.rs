@@ -18,7 +18,7 @@ use std::process;
 
 use nix::unistd::geteuid;
 
-use crate::cli::config::absolute_variable;
+use super::environment::absolute_variable;
 use crate::error::{Error, ErrorKind, Result};
 
 /// At how many files [`Dir::sweep`] looks at least: a few hundredths of a millisecond each.
