@@ -26,7 +26,7 @@ use tempfile::TempDir;
 use crate::{Cmd, Netns, PATIENCE, Tmux, User, becomes_true, wait_until};
 
 /// The programs of this repository.
-pub const PROGRAMS: [&str; 3] = ["vdens", "vde_plug", "vdectl"];
+pub const PROGRAMS: [&str; 4] = ["vdens", "vde_plug", "vdectl", "vdens-nat"];
 
 /// A test's directory, user and commands. Dropping it fails the test if anything was left behind.
 #[derive(Debug)]
@@ -226,7 +226,12 @@ impl Lab {
 
     /// A network namespace, made by root.
     pub fn netns(&self) -> Netns<'_> {
-        Netns::new(self)
+        Netns::new(self, "")
+    }
+
+    /// A further one, whose name ends in `suffix`.
+    pub fn further_netns(&self, suffix: &str) -> Netns<'_> {
+        Netns::new(self, suffix)
     }
 
     /// A terminal with a shell of the user's.
@@ -291,13 +296,16 @@ impl Lab {
                 name.starts_with("vdenode_") || name.starts_with("vde.") || name == self.id()
             })
             .filter(|path| path != self.directory.path());
-        let netns = Path::new("/run/netns").join(self.id());
+        let netns = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+        let netns = netns
+            .map(|entry| entry.path())
+            .filter(|path| path.to_string_lossy().contains(self.id()));
         let mut leaks: Vec<String> = self
             .processes()
             .iter()
             .map(|(pid, line)| format!("process {pid}: {line}"))
             .chain(paths.chain(strays).map(|path| path.display().to_string()))
-            .chain(netns.exists().then(|| netns.display().to_string()))
+            .chain(netns.map(|path| path.display().to_string()))
             .collect();
         let new = interfaces();
         leaks.extend(

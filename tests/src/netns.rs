@@ -10,8 +10,8 @@ pub struct Netns<'lab> {
 }
 
 impl<'lab> Netns<'lab> {
-    pub(crate) fn new(lab: &'lab Lab) -> Self {
-        let name = lab.id().to_owned();
+    pub(crate) fn new(lab: &'lab Lab, suffix: &str) -> Self {
+        let name = format!("{}{suffix}", lab.id());
         lab.command("ip", ["netns", "add", &name])
             .by(User::root())
             .ok();

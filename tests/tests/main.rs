@@ -26,6 +26,7 @@ mod login;
 mod many_sessions;
 mod mistakes;
 mod name_servers;
+mod nat;
 mod nesting;
 mod options;
 mod output;

@@ -25,6 +25,7 @@ mod udp;
 mod unreachable;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -34,10 +35,12 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use nix::fcntl::AT_FDCWD;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket,
 };
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use socket2::Socket;
 
 use crate::forward::{self, Forward, Protocol};
@@ -89,6 +92,7 @@ pub(crate) fn run(task: &Task, plugin: &UnixStream) -> io::Result<()> {
     use std::os::fd::AsRawFd;
     bind(listener.as_raw_fd(), &UnixAddr::new(&path)?)?;
     listen(&listener, Backlog::new(1)?)?;
+    let directory = File::open(&task.directory)?;
     let mut gateway = start_gateway(task, &path)?;
     let outside = Outside {
         control,
@@ -98,6 +102,11 @@ pub(crate) fn run(task: &Task, plugin: &UnixStream) -> io::Result<()> {
     let result = serve(task, plugin, listener, poll, outside);
     let _ = gateway.kill();
     let _ = gateway.wait();
+    // The plugin removes the directory, unless it was killed.
+    for name in ["gateway", "control", "cable", "cable+"] {
+        let _ = unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir);
+    }
+    let _ = unlinkat(AT_FDCWD, &task.directory, UnlinkatFlags::RemoveDir);
     result
 }
 

@@ -14,7 +14,7 @@ use seccompiler::{
 };
 
 /// Calls that the loop makes, the allocator's and the runtime's among them. `kill` and `wait4` end
-/// the gateway.
+/// the gateway, `unlinkat` removes the directory that it was in.
 const ALLOWED: &[libc::c_long] = &[
     libc::SYS_accept4,
     libc::SYS_bind,
@@ -60,6 +60,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_socket,
     libc::SYS_splice,
     libc::SYS_statx,
+    libc::SYS_unlinkat,
     libc::SYS_wait4,
     libc::SYS_waitid,
     libc::SYS_write,
