@@ -16,6 +16,7 @@
 //! * [`State`] says whether the far end is there, and what may be left undone in frames;
 //! * [`Error`] carries what a person needs to know, [`mod@log`] records reach the host's log;
 //! * [`stream`], [`tap`] and [`udp`] are links, or most of one, over what they are called after;
+//! * [`DatagramLink`] is a whole link over a connected socket, with the panel and super-frames;
 //! * [`negotiation`] finds out whether a far end is one of ours, and agrees with it on a better
 //!   way;
 //! * [`wire`] has the codecs of the protocols that existing peers speak.
@@ -102,6 +103,7 @@ mod batch;
 pub mod bound_socket;
 mod datagram;
 mod error;
+mod far_end;
 mod frame;
 mod link;
 mod logging;
@@ -122,6 +124,7 @@ pub mod wire;
 pub use batch::{Batch, FrameAction, RxBatch, TxBatch};
 pub use datagram::send_datagrams;
 pub use error::{Error, ErrorKind, Result};
+pub use far_end::{DatagramLink, FarEnd};
 pub use frame::{Frame, MAX_LEGACY_FRAME, MAX_LEGACY_MTU, VnetHeader};
 pub use link::{Link, Offloads, State};
 pub use log;
