@@ -104,6 +104,7 @@ pub mod bound_socket;
 mod datagram;
 mod error;
 mod far_end;
+pub mod fdb;
 mod frame;
 mod link;
 mod logging;

@@ -18,12 +18,12 @@
 
 use std::time::Instant;
 
+use vdens_plugin_kit::fdb::Fdb;
 use vdens_plugin_kit::offload::{Changed, Progress, examine};
 use vdens_plugin_kit::wire::hello::is_message;
 use vdens_plugin_kit::{Bridge, Frame, MAX_LEGACY_FRAME, Offloads, RxBatch, TxBatch};
 
-use crate::fdb::Fdb;
-use crate::frame::Addresses;
+use crate::frame::{Addresses, Station};
 use crate::memory::Memory;
 use crate::port::{BRIDGE, LOCAL, Port, PortId, Selection};
 
@@ -129,7 +129,7 @@ pub(crate) struct Fabric {
     pub(crate) ports: Ports,
     /// What all their queues together may take.
     pub(crate) memory: Memory,
-    pub(crate) fdb: Fdb,
+    pub(crate) fdb: Fdb<Station, PortId>,
     pub(crate) bridge: Option<Bridge>,
     /// Whether the host's interface is on the bridge.
     pub(crate) host_is_plugged: bool,
@@ -144,7 +144,7 @@ pub(crate) struct Fabric {
 }
 
 impl Fabric {
-    pub(crate) fn new(fdb: Fdb, memory: Memory) -> Self {
+    pub(crate) fn new(fdb: Fdb<Station, PortId>, memory: Memory) -> Self {
         Self {
             ports: Ports::default(),
             memory,

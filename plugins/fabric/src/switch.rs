@@ -19,6 +19,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::socket::{MsgFlags, send};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use vdens_plugin_kit::fdb::Fdb;
 use vdens_plugin_kit::wire::control::{Mark, Reply, Request};
 use vdens_plugin_kit::{
     Batch, Bridge, Error, FarEnd, Host, Link, Offloads, PanelAddress, Result, RxBatch, State,
@@ -29,11 +30,13 @@ use crate::Kind;
 use crate::config::Config;
 use crate::control::{self, Applicant, Applicants, Peer, Refusal};
 use crate::directory::{Directory, Entry};
-use crate::fdb::{self, Fdb};
 use crate::forwarding::Fabric;
 use crate::memory::Memory;
 use crate::port::{BRIDGE, LOCAL, Port, PortId};
 use crate::status;
+
+/// The most stations that are known.
+const CAPACITY: usize = 131_072;
 
 /// Events taken from epoll at a time.
 const EVENTS: usize = 64;
@@ -191,7 +194,7 @@ impl Switch {
             ready: VecDeque::with_capacity(EVENTS),
             timer,
             fabric: Fabric::new(
-                Fdb::new(fdb::CAPACITY, config.expiry),
+                Fdb::new(CAPACITY, config.expiry),
                 Memory::new(config.memory),
             ),
             user_ports: config.user_ports,
