@@ -133,6 +133,16 @@ fn terminating_vdens_terminates_the_command() {
 }
 
 #[test]
+fn children_that_others_ignored_or_left_are_no_matter() {
+    let lab = Lab::new();
+    let ignored = lab.sh("trap '' CHLD; exec vdens no -- sh -c 'exit 3'");
+    assert_eq!(ignored.run().code(), Some(3));
+    // The shell's child becomes one of vdens, which reaps it when it ends.
+    let left = lab.sh("sleep 0.1 & exec vdens no -- sh -c 'sleep 1; ps --ppid $PPID -o comm='");
+    assert_eq!(left.ok(), "sh\n");
+}
+
+#[test]
 fn the_command_gets_no_descriptors() {
     let lab = Lab::new();
     let list = ["ls", "/proc/self/fd"];

@@ -45,6 +45,7 @@ mod status;
 mod stopped_peers;
 mod switch;
 mod switch_limits;
+mod switch_stations;
 mod switch_takeover;
 mod terminal;
 mod udp;

@@ -365,7 +365,7 @@ fn a_cable_keeps_no_frame_to_itself() {
     assert!(is_carried(&b));
     b.ok(&format!("python3 {pass} receive >$HOME/seen & p=$!"));
     wait_until("the receiver", PATIENCE, || {
-        b.ok("cat $HOME/seen").contains("ready")
+        b.run("cat $HOME/seen").1.contains("ready")
     });
     a.ok(&format!("python3 {pass} send"));
     assert_eq!(b.ok("wait $p; cat $HOME/seen"), "ready\nmissing:\n");
@@ -404,7 +404,7 @@ fn frames_are_as_long_as_asked_for() {
         b.ping("10.0.0.1");
         b.ok(&format!("python3 {longest} >$HOME/longest & p=$!"));
         wait_until("the receiver", PATIENCE, || {
-            b.ok("cat $HOME/longest").contains("ready")
+            b.run("cat $HOME/longest").1.contains("ready")
         });
         a.send_file(&b, "10.0.0.2", 64);
         let seen = b.ok("wait $p; tail -n 1 $HOME/longest");

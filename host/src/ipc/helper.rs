@@ -3,12 +3,9 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use nix::errno::Errno;
-use nix::sys::wait::waitpid;
-
 use super::{Channel, HelperReply, Nothing};
 use crate::error::{EXIT_FAILURE, Error, Result};
-use crate::sys::process::{exit_child, fork_child};
+use crate::sys::child::{Child, exit_child};
 
 /// Runs `work` in a child and returns the descriptors that it results in. For processes that no
 /// plugin has entered.
@@ -17,7 +14,7 @@ use crate::sys::process::{exit_child, fork_child};
 /// What `work` reports, or the child died.
 pub fn in_child(work: impl FnOnce() -> Result<Vec<OwnedFd>>) -> Result<Vec<OwnedFd>> {
     let (channel, theirs) = Channel::<Nothing, HelperReply>::pair()?;
-    let Some(child) = fork_child()? else {
+    let Some(mut child) = Child::fork()? else {
         exit_child(|| {
             let (message, fds) = match work() {
                 Ok(fds) => (HelperReply::Done, fds),
@@ -31,7 +28,7 @@ pub fn in_child(work: impl FnOnce() -> Result<Vec<OwnedFd>>) -> Result<Vec<Owned
     };
     drop(theirs);
     let answer = channel.receive();
-    while waitpid(child, None) == Err(Errno::EINTR) {}
+    child.wait(None);
     match answer?.well_formed()? {
         Some((HelperReply::Done, fds)) => Ok(fds),
         Some((HelperReply::Failed(error), _)) => Err(error),

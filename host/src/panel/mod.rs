@@ -22,6 +22,7 @@ mod port;
 mod registry;
 mod service;
 
+use std::cell::{OnceCell, RefCell};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -33,7 +34,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::Mode;
 use nix::unistd::geteuid;
-use vdens_plugin_kit::tap::MAX_INTERFACE_NAME;
+use vdens_plugin_kit::tap::{MAX_INTERFACE_NAME, Tap};
 
 use plumbing::Lock;
 pub use plumbing::{interface_of, new_place, port_index};
@@ -44,6 +45,7 @@ pub use service::Service;
 use crate::cli::config::Config;
 use crate::error::{Error, ErrorKind, Result, system};
 use crate::ipc::{Channel, Order, Reply, Request, in_child, malformed};
+use crate::sys::netlink::Netlink;
 use crate::sys::signals;
 use crate::sys::user_namespace::unshare_mapped;
 
@@ -62,6 +64,10 @@ pub struct Panel {
     user: OwnedFd,
     net: OwnedFd,
     id: u64,
+    /// Opened when it is first needed.
+    netlink: OnceCell<Netlink>,
+    /// The ports that this process has made, by their places.
+    ports: RefCell<Vec<String>>,
     _registration: Registration,
 }
 
@@ -82,7 +88,10 @@ impl Panel {
                     None
                 }
             });
-        let (user, net) = taken.map_or_else(make, Ok)?;
+        let (user, net, netlink) = match taken {
+            Some((user, net)) => (user, net, OnceCell::new()),
+            None => make().map(|(user, net, netlink)| (user, net, OnceCell::from(netlink)))?,
+        };
         let id = inode(&net)?;
         let registration = registry.register(user.as_raw_fd(), net.as_raw_fd())?;
         log::debug!("panel {id}");
@@ -90,6 +99,8 @@ impl Panel {
             user,
             net,
             id,
+            netlink,
+            ports: RefCell::default(),
             _registration: registration,
         })
     }
@@ -104,9 +115,9 @@ impl Panel {
         self.user.as_fd()
     }
 
-    /// Has an order executed by a child on the panel; `namespace` is the member's network namespace
-    /// where the order is about one. Returns the tap or the watch that the order hands over, if
-    /// any. For processes that no plugin has entered.
+    /// Executes an order; `namespace` is the member's network namespace where the order is about one.
+    /// Returns the tap or the watch that the order hands over, if any. For processes that no plugin
+    /// has entered.
     ///
     /// # Errors
     /// What the plumbing reports.
@@ -121,12 +132,46 @@ impl Panel {
             Lock::Useful => Registry::lock_unless(signals::is_pending).ok(),
             Lock::Needed => Some(Registry::lock()?),
         };
+        if let Order::AddPort { port, .. } = order {
+            self.ports.borrow_mut().push(port.clone());
+        }
+        let open_tap = |name: &str| self.on_panel(|| Tap::open(name).map(Into::into));
+        plumbing::execute(order, self.netlink()?, open_tap, namespace, lock.is_some())
+    }
+
+    fn netlink(&self) -> Result<&Netlink> {
+        if let Some(netlink) = self.netlink.get() {
+            return Ok(netlink);
+        }
+        let netlink = self.on_panel(|| Netlink::open().map(Into::into))?;
+        Ok(self.netlink.get_or_init(|| netlink.into()))
+    }
+
+    /// Has a child enter the panel and open something there. Only opening has to be done there:
+    /// what is opened acts on the panel, whoever uses it.
+    fn on_panel(&self, open: impl FnOnce() -> Result<OwnedFd>) -> Result<OwnedFd> {
         let mut fds = in_child(|| {
             enter(self.user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
             enter(self.net.as_fd(), CloneFlags::CLONE_NEWNET)?;
-            plumbing::execute(order, namespace, lock.is_some()).map(Vec::from_iter)
+            open().map(|fd| vec![fd])
         })?;
-        Ok(fds.pop())
+        fds.pop().ok_or_else(lost_descriptors)
+    }
+}
+
+impl Drop for Panel {
+    /// Sets this process's ports down. A process that the command has left in the background keeps
+    /// the member's namespace alive, and the kernel takes its time to remove one that is dead. Until
+    /// then its interface must have no carrier, or it would answer for its address.
+    fn drop(&mut self) {
+        let Some(netlink) = self.netlink.get() else {
+            return;
+        };
+        for port in self.ports.get_mut() {
+            if let Err(error) = netlink.set_down(&interface_of(port)) {
+                log::debug!("panel: {error}");
+            }
+        }
     }
 }
 
@@ -283,12 +328,12 @@ pub fn enter(namespace: BorrowedFd<'_>, kind: CloneFlags) -> Result<()> {
     setns(namespace, kind).map_err(system("enter the panel's namespace"))
 }
 
-/// Makes H and the panel: descriptors of a user namespace and a network namespace, which nobody else finds until
-/// they are registered.
+/// Makes H and the panel: descriptors of a user namespace and a network namespace, which no other
+/// process finds until they are registered, and a connection to the panel.
 ///
 /// # Errors
 /// The kernel or a limit does not allow it.
-pub(crate) fn make() -> Result<(OwnedFd, OwnedFd)> {
+pub(crate) fn make() -> Result<(OwnedFd, OwnedFd, Netlink)> {
     let mut fds = in_child(|| {
         unshare_mapped(CloneFlags::CLONE_NEWUSER)?;
         unshare(CloneFlags::CLONE_NEWNET).map_err(system("make a network namespace"))?;
@@ -316,12 +361,17 @@ pub(crate) fn make() -> Result<(OwnedFd, OwnedFd)> {
         Ok(vec![
             open_namespace("/proc/self/ns/user")?,
             open_namespace("/proc/self/ns/net")?,
+            Netlink::open()?.into(),
         ])
     })?;
-    match (fds.pop(), fds.pop()) {
-        (Some(net), Some(user)) => Ok((user, net)),
-        _ => Err(Error::closed("a helper process lost descriptors")),
+    match (fds.pop(), fds.pop(), fds.pop()) {
+        (Some(netlink), Some(net), Some(user)) => Ok((user, net, netlink.into())),
+        _ => Err(lost_descriptors()),
     }
+}
+
+fn lost_descriptors() -> Error {
+    Error::closed("a helper process lost descriptors")
 }
 
 /// Opens a namespace by its path in /proc. Anything else at the path is neither opened nor is its

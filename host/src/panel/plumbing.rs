@@ -14,15 +14,14 @@
 //! one that has it. A learning bridge has a port as long as its maker holds the tap or something is
 //! plugged in.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use vdens_plugin_kit::tap::{MAX_MTU, Tap};
+use vdens_plugin_kit::tap::MAX_MTU;
 use vdens_plugin_kit::wire::hello::Nonce;
 
 use crate::error::{Error, Result};
 use crate::ipc::Order;
 use crate::sys::netlink::{LinkView, Netlink};
-use crate::worker::carrier::LinkWatch;
 
 /// A bridge with two ports remembers no address: it is a cable, what goes in at one end comes out
 /// at the other.
@@ -53,14 +52,25 @@ pub(super) fn lock_for(order: &Order) -> Lock {
     }
 }
 
-/// Executes an order in the calling process's network namespace. `namespace` is the member's, for
-/// a port; `is_locked` says whether the registry is.
+/// Executes an order. `netlink` is a connection to the panel, where `open_tap` opens taps.
+/// `namespace` is the member's, for a port; `is_locked` says whether the registry is locked.
 pub(super) fn execute(
     order: &Order,
+    netlink: &Netlink,
+    open_tap: impl Fn(&str) -> Result<OwnedFd>,
     namespace: Option<BorrowedFd<'_>>,
     is_locked: bool,
 ) -> Result<Option<OwnedFd>> {
-    let netlink = Netlink::open()?;
+    // A bridge with a tap on it.
+    let tapped_bridge = |bridge: &str, ageing: u32, tap: &str| {
+        netlink.add_bridge(bridge, ageing)?;
+        let fd = open_tap(tap)?;
+        // A bridge drops what is longer than the MTU of the port it is for.
+        netlink.set_mtu(tap, MAX_MTU)?;
+        netlink.set_bridge(tap, Some(bridge))?;
+        netlink.set_up(tap)?;
+        Ok(fd)
+    };
     match order {
         Order::AddPort {
             port,
@@ -69,34 +79,35 @@ pub(super) fn execute(
         } => {
             let namespace =
                 namespace.ok_or_else(|| Error::closed("a port is to be made for no namespace"))?;
-            let name = interface_of(port);
-            netlink.add_veth(&name, *index, interface, namespace)?;
-            LinkWatch::open().map(|watch| Some(watch.into()))
+            netlink.add_veth(&interface_of(port), *index, interface, namespace)?;
+            let watch = netlink.as_fd().try_clone_to_owned();
+            watch
+                .map(Some)
+                .map_err(|error| Error::io("watch the panel", &error))
         }
         Order::Plug { port, peer } => {
             let bridge = cable_name(port, peer);
             netlink.add_bridge(&bridge, CABLE)?;
-            netlink.set_up(&bridge)?;
-            plug(&netlink, port, &bridge)?;
+            plug(netlink, port, &bridge)?;
             Ok(None)
         }
         Order::Serve { port } => {
             let bridge = format!("b{port}");
-            let tap = tapped_bridge(&netlink, &bridge, CABLE, &format!("t{port}"))?;
-            attach(&netlink, port, &bridge)?;
+            let tap = tapped_bridge(&bridge, CABLE, &format!("t{port}"))?;
+            attach(netlink, port, &bridge)?;
             Ok(Some(tap))
         }
         Order::Bridge { bridge, ageing } => {
             let (bridge, tap) = (format!("h{bridge}"), format!("x{bridge}"));
             let ageing = (*ageing).min(LONGEST_AGEING);
-            tapped_bridge(&netlink, &bridge, ageing, &tap).map(Some)
+            tapped_bridge(&bridge, ageing, &tap).map(Some)
         }
         Order::Attach { port, bridge } => {
-            plug(&netlink, port, &format!("h{bridge}"))?;
+            plug(netlink, port, &format!("h{bridge}"))?;
             Ok(None)
         }
         Order::Unplug { port } => {
-            unplug(&netlink, &interface_of(port), is_locked)?;
+            unplug(netlink, &interface_of(port), is_locked)?;
             Ok(None)
         }
     }
@@ -143,18 +154,6 @@ fn spell(mut number: u64) -> String {
 /// differ, and else up to a second later.
 pub fn port_index(pid: u32, number: usize) -> u32 {
     (pid << 8 | number as u32 & 0xff) & i32::MAX as u32
-}
-
-/// Makes a bridge with a tap on it.
-fn tapped_bridge(netlink: &Netlink, bridge: &str, ageing: u32, tap: &str) -> Result<OwnedFd> {
-    netlink.add_bridge(bridge, ageing)?;
-    netlink.set_up(bridge)?;
-    let tap = Tap::open(tap)?;
-    // A bridge drops what is longer than the MTU of the port it is for.
-    netlink.set_mtu(tap.name(), MAX_MTU)?;
-    netlink.set_bridge(tap.name(), Some(bridge))?;
-    netlink.set_up(tap.name())?;
-    Ok(tap.into())
 }
 
 /// Makes a port one of a bridge that others use too. Its own, if it was served, still has the tap,

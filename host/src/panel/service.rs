@@ -7,17 +7,16 @@
 //! is dropped, or its process dies. Signals that are meant for the process as a whole it leaves to
 //! that.
 
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid, setsid};
 
 use super::{Orders, Panel, answer, nobody_keeps};
 use crate::error::{EXIT_FAILURE, Result};
 use crate::ipc::{Channel, Received, Reply, Request, malformed};
-use crate::sys::process::{detach, exit_child, fork_child};
+use crate::sys::child::{Child, end_all, exit_child};
+use crate::sys::process::detach;
 use crate::sys::signals;
 
 /// How long it may take to carry out an order; then it hangs, and the plug goes on without the
@@ -31,8 +30,8 @@ const FAREWELL: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Service {
     orders: Orders,
-    /// `None` when it has been collected.
-    process: Option<Pid>,
+    /// `None` once it has ended.
+    process: Option<Child>,
 }
 
 impl Service {
@@ -43,7 +42,7 @@ impl Service {
     pub fn start() -> Result<Self> {
         let (channel, theirs) = Channel::pair()?;
         let parent = getpid();
-        let Some(process) = fork_child()? else {
+        let Some(process) = Child::fork()? else {
             drop(channel);
             exit_child(|| serve(&theirs, parent).map_or(EXIT_FAILURE, |()| 0));
         };
@@ -58,30 +57,16 @@ impl Service {
         self.orders
     }
 
-    /// Collects it if it has ended. To be called at SIGCHLD.
+    /// Reaps the process if it has ended. Call it at SIGCHLD.
     pub fn reap(&mut self) {
-        let waited = |process| waitpid(process, Some(WaitPidFlag::WNOHANG));
-        if self
-            .process
-            .is_some_and(|process| waited(process) != Ok(WaitStatus::StillAlive))
-        {
-            self.process = None;
-        }
+        self.process.take_if(|process| process.reap().is_some());
     }
 }
 
 impl Drop for Service {
     fn drop(&mut self) {
         self.orders.close();
-        let deadline = Instant::now() + FAREWELL;
-        while let Some(process) = self.process {
-            if Instant::now() >= deadline {
-                // It hangs. One that has just ended is no failure.
-                let _ = kill(process, Signal::SIGKILL);
-            }
-            sleep(Duration::from_millis(1));
-            self.reap();
-        }
+        end_all(self.process.take(), FAREWELL);
     }
 }
 

@@ -36,7 +36,8 @@ use crate::output::Line;
 use crate::panel::{self, Service};
 use crate::plug::pidfile::PidFile;
 use crate::plugins::host_services::{Opener, Plugins};
-use crate::sys::process::{detach, fork_child, wait};
+use crate::sys::child::Child;
+use crate::sys::process::{detach, wait};
 use crate::sys::runtime;
 use crate::sys::signals::Signals;
 use crate::sys::watchdog::Guard;
@@ -72,7 +73,7 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
     }
     let plugins = Plugins::new(&cli.common.plugin_dir, config)?;
     let resolve = |vnl: &str| {
-        let is_waiting = cli.common.wait.is_some();
+        let is_waiting = cli.links.wait.is_some();
         mistakes::check(vnl, CommandLine::VdePlug, &plugins, is_waiting)?;
         vnls::resolve(vnl, default)
     };
@@ -87,7 +88,7 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
     let plug = Plug {
         cli,
         plugins,
-        panel: panel::is_wanted(cli.common.no_panel, config),
+        panel: panel::is_wanted(cli.links.no_panel, config),
         is_listed: true,
         near,
         far,
@@ -96,7 +97,7 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
         return plug.run(|| Ok(()));
     }
     let (channel, theirs) = Channel::<Nothing, Startup>::pair()?;
-    if fork_child()?.is_some() {
+    if Child::fork()?.is_some() {
         drop(theirs);
         return match channel.receive()?.well_formed()? {
             Some((Startup::Open, _)) => Ok(0),
@@ -126,7 +127,7 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
 }
 
 /// Runs a plug between a VNL, which is opened as it stands, and standard input and output. It makes
-/// no files but its link's sockets, so `vdens --status` does not list it.
+/// no files but its link's sockets, so `vdectl status` does not list it.
 ///
 /// # Errors
 /// As for [`run`].
@@ -178,7 +179,7 @@ struct Plug<'a> {
     plugins: Plugins,
     /// Whether the kernel may carry frames.
     panel: bool,
-    /// Whether `vdens --status` lists the plug.
+    /// Whether `vdectl status` lists the plug.
     is_listed: bool,
     near: String,
     far: Far,
@@ -316,7 +317,7 @@ impl Plug<'_> {
         };
         let orders = events.service.as_ref().map(Service::orders);
         let opener = Opener::new(self.plugins.clone(), no_interface, orders, None);
-        let wait = self.cli.common.wait.unwrap_or_default();
+        let wait = self.cli.links.wait.unwrap_or_default();
         let name = vnl.clone();
         let open = Box::new(move || opener.open(&vnl, &options));
         let link = Lasting::open(name.clone(), open, wait, |_, time| events.pause(time))?;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::plugins::loader::{self, Stage};
-use crate::sys::isolate::{Child, End, Fate};
+use crate::sys::isolate::{End, Fate, Isolated};
 
 /// How long a library may take to load.
 pub const LIMIT: Duration = Duration::from_secs(2);
@@ -44,7 +44,7 @@ pub enum Found {
 /// A file that is being loaded.
 #[derive(Debug)]
 pub struct Probe {
-    child: Child,
+    child: Isolated,
     file: PathBuf,
     deadline: Instant,
 }
@@ -55,7 +55,7 @@ impl Probe {
     /// # Errors
     /// There are too many processes or descriptors.
     pub fn start(file: &Path, scheme: &str) -> Result<Self> {
-        let child = Child::start(|mut to| {
+        let child = Isolated::start(|mut to| {
             // If it crashes, nobody wants the core file.
             let _ = set_dumpable(false);
             let text = serde_json::to_vec(&load(file, scheme));

@@ -20,18 +20,17 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::prctl::{set_child_subreaper, set_pdeathsig};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::stat::Mode;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::sys::wait::waitpid;
 use nix::unistd::{
     Pid, dup2_stdin, dup2_stdout, getpgid, getpgrp, getpid, getppid, pipe2, setpgid,
 };
 
 use crate::error::{EXIT_FAILURE, Result, system};
-use crate::sys::process::{exit_child, fork_child, wait};
+use crate::sys::child::{Child, Exit, exit_child};
+use crate::sys::process::wait;
 
 /// The most that a child may say: reports have a few kilobytes.
 const MOST_SAID: usize = 1 << 20;
-/// How often to check whether a child has ended: a process that it started may hold the pipe open.
-const LOOK: Duration = Duration::from_millis(20);
 /// How long the processes that a child started may take to end after it.
 const FAREWELL: Duration = Duration::from_millis(500);
 /// The most rounds of killing orphans. Each round finds the children of those that the last one
@@ -68,14 +67,14 @@ pub struct Fate {
 
 /// A running child.
 #[derive(Debug)]
-pub struct Child {
-    pid: Pid,
+pub struct Isolated {
+    child: Child,
     pipe: File,
 }
 
-impl Child {
-    /// Runs `life` in a child. It says what it has to say into the file it is given; its standard input and output
-    /// are /dev/null. For processes with one thread, which no plugin has entered.
+impl Isolated {
+    /// Runs `life` in a child, which writes its output to the file it is given; its standard input
+    /// and output are /dev/null. For processes with one thread, which no plugin has entered.
     ///
     /// # Errors
     /// There are too many processes or descriptors.
@@ -84,7 +83,7 @@ impl Child {
         let parent = getpid();
         set_child_subreaper(true).map_err(system("become the reaper of orphans"))?;
         let mut live = live();
-        let Some(pid) = fork_child()? else {
+        let Some(child) = Child::fork()? else {
             drop((live, from));
             exit_child(|| {
                 let alone = set_pdeathsig(Signal::SIGKILL)
@@ -100,49 +99,50 @@ impl Child {
                 0
             })
         };
-        // Both do it, so that it is done whoever comes first.
-        let _ = setpgid(pid, pid);
-        live.push(pid);
+        // Both do it, so that it is done whichever comes first.
+        let _ = setpgid(child.pid(), child.pid());
+        live.push(child.pid());
         drop(live);
         let pipe = File::from(from);
-        Ok(Self { pid, pipe })
+        Ok(Self { child, pipe })
     }
 
-    /// Waits for its end, which comes at `deadline` at the latest.
+    /// Waits for its end, until `deadline` at the latest.
     pub fn finish(mut self, deadline: Instant) -> Fate {
         let mut said = Vec::new();
         let mut bytes = [0; 4096];
-        while said.len() <= MOST_SAID && self.speaks_before(deadline) {
+        while said.len() <= MOST_SAID && self.has_output_by(deadline) {
             match self.pipe.read(&mut bytes) {
                 Ok(0) | Err(_) => break,
                 Ok(read) => said.extend_from_slice(&bytes[..read]),
             }
         }
         let is_flood = said.len() > MOST_SAID;
-        let has_ended = !is_flood && self.ends_before(deadline);
+        let has_ended = !is_flood && self.child.has_ended_by(Some(deadline));
         let left = if has_ended { lingering() } else { None };
-        // Not collected yet, it keeps the group's number from being given to another.
-        let _ = killpg(self.pid, Signal::SIGKILL);
-        let end = match waitpid(self.pid, None) {
+        // Not reaped yet, the child keeps the group's number from being given to another.
+        let _ = killpg(self.child.pid(), Signal::SIGKILL);
+        let end = match self.child.wait(None) {
             _ if is_flood => End::Flooded,
             _ if !has_ended => End::Hung,
-            Ok(WaitStatus::Signaled(_, signal, _)) => End::Killed(signal),
-            Ok(WaitStatus::Exited(_, status)) => End::Exited(status),
-            _ => End::Exited(EXIT_FAILURE),
+            Some(Exit::Status(status)) => End::Exited(status),
+            Some(Exit::Signal(signal)) => End::Killed(signal),
+            None => End::Hung,
         };
-        live().retain(|pid| *pid != self.pid);
+        live().retain(|pid| *pid != self.child.pid());
         end_orphans();
         Fate { said, end, left }
     }
 
-    /// Whether there is something to read, or the end of it, before the deadline and the child's
-    /// end.
-    fn speaks_before(&self, deadline: Instant) -> bool {
+    /// Whether there is output, or the end of it, before the deadline and the child's end. A
+    /// process that the child started may hold the pipe open after that.
+    fn has_output_by(&self, deadline: Instant) -> bool {
         loop {
-            // Checked before the pipe, so that everything written before the end is read.
-            let has_ended = self.has_ended();
-            let mut fds = [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)];
-            if wait(&mut fds, Some(deadline.min(Instant::now() + LOOK))).is_err() {
+            // Checked before the pipe, so that all output from before the end is read.
+            let has_ended = self.child.has_ended_by(Some(Instant::now()));
+            let fds = [self.pipe.as_fd(), self.child.as_fd()];
+            let mut fds = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            if wait(&mut fds, Some(deadline)).is_err() {
                 return false;
             }
             if fds[0].any() == Some(true) {
@@ -152,21 +152,6 @@ impl Child {
                 return false;
             }
         }
-    }
-
-    fn has_ended(&self) -> bool {
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        waitid(Id::Pid(self.pid), flags) != Ok(WaitStatus::StillAlive)
-    }
-
-    fn ends_before(&self, deadline: Instant) -> bool {
-        while !self.has_ended() {
-            if Instant::now() >= deadline {
-                return false;
-            }
-            sleep(Duration::from_millis(1));
-        }
-        true
     }
 }
 
@@ -237,7 +222,9 @@ mod tests {
     fn fate(limit: Duration, life: impl FnOnce(File)) -> Fate {
         static ALONE: Mutex<()> = Mutex::new(());
         let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        Child::start(life).unwrap().finish(Instant::now() + limit)
+        Isolated::start(life)
+            .unwrap()
+            .finish(Instant::now() + limit)
     }
 
     #[test]
@@ -262,8 +249,8 @@ mod tests {
     #[test]
     fn what_a_child_leaves_behind_is_ended() {
         let said = fate(Duration::from_secs(10), |mut to| {
-            if let Ok(Some(pid)) = fork_child() {
-                let _ = write!(to, "{pid}");
+            if let Ok(Some(child)) = Child::fork() {
+                let _ = write!(to, "{}", child.pid());
             } else {
                 drop(to);
                 sleep(Duration::from_secs(60));
@@ -282,9 +269,9 @@ mod tests {
 
     /// Starts a process that leaves the group and holds the pipe open; the process itself ends.
     fn escape(mut to: File) {
-        if let Ok(None) = fork_child() {
+        if let Ok(None) = Child::fork() {
             let _ = nix::unistd::setsid();
-            match fork_child() {
+            match Child::fork() {
                 Ok(None) => {
                     let _ = write!(to, "{}", std::process::id());
                     sleep(Duration::from_secs(600));

@@ -1,18 +1,19 @@
-//! Configuring interfaces over rtnetlink (RFC 3549, rtnetlink(7)): up, MTU, MAC, addresses, default
-//! routes; and for the panel making, plugging and listing virtual ones.
+//! Configures interfaces over rtnetlink (RFC 3549, rtnetlink(7)): state, MTU, MAC address, addresses
+//! and default routes. For the panel it also makes, plugs and lists virtual interfaces.
 //!
-//! One blocking request at a time, each acknowledged by the kernel. It acts on the network
-//! namespace of the calling process.
+//! A [`Netlink`] sends one blocking request at a time, and the kernel acknowledges each. A socket acts
+//! on the network namespace in which it was opened, whichever namespace its user is in. Therefore
+//! interfaces are named in the requests, and never looked up with a call of the C library, which would
+//! search the caller's namespace.
 //!
-//! Each request has a number of its own, which its replies bear (netlink(7), `nlmsg_seq`). Messages
-//! of another number are skipped: what is left of a dump that failed, say, answers no later
-//! request.
+//! Each request has a number, which its replies carry (netlink(7), `nlmsg_seq`). Messages with another
+//! number are skipped, for example the rest of a dump that failed.
 
 use std::cell::Cell;
 use std::io;
 use std::iter;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use ipnet::IpNet;
 use netlink_packet_core::{
@@ -22,14 +23,16 @@ use netlink_packet_core::{
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
     BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
-    InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use nix::net::if_::if_nametoindex;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    self, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, connect, recv, send,
+};
 
 use crate::error::{Error, Result, system};
 
@@ -54,29 +57,53 @@ const VXLAN_PORT: u16 = 4789;
 /// The group of the interfaces that are to be deleted together; the others are in group 0.
 const DOOMED: u32 = 1;
 
-/// A connection to the kernel's network configuration.
+/// The longest datagram that the kernel sends, in bytes (netlink_recvmsg in
+/// net/netlink/af_netlink.c).
+const LONGEST_DATAGRAM: usize = 32 << 10;
+
+/// A connection to the network configuration of one network namespace.
+#[derive(Debug)]
 pub struct Netlink {
-    socket: Socket,
+    socket: OwnedFd,
     /// The number of the last request.
     sequence: Cell<u32>,
 }
 
+impl From<OwnedFd> for Netlink {
+    /// Uses the socket of a [`Netlink`] that another process opened.
+    fn from(socket: OwnedFd) -> Self {
+        let sequence = Cell::new(0);
+        Self { socket, sequence }
+    }
+}
+
+impl From<Netlink> for OwnedFd {
+    fn from(netlink: Netlink) -> Self {
+        netlink.socket
+    }
+}
+
+impl AsFd for Netlink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
 impl Netlink {
-    /// Opens a connection, for the calling process's network namespace.
+    /// Opens a connection for the calling process's network namespace.
     ///
     /// # Errors
-    /// The kernel does not let it.
+    /// There are no descriptors left, or a security module forbids it.
     pub fn open() -> Result<Self> {
+        let (family, kind) = (socket::AddressFamily::Netlink, SockType::Raw);
+        let (flags, protocol) = (SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute);
         let open = || {
-            let mut socket = Socket::new(NETLINK_ROUTE)?;
-            socket.bind_auto()?;
-            socket.connect(&SocketAddr::new(0, 0))?;
-            Ok(Self {
-                socket,
-                sequence: Cell::new(0),
-            })
+            let socket = socket::socket(family, kind, flags, protocol)?;
+            // Connected to the kernel, it receives from no other process.
+            connect(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+            Ok(socket.into())
         };
-        open().map_err(|error| Error::io("open a netlink socket", &error))
+        open().map_err(system("open a netlink socket"))
     }
 
     /// Sets an interface up.
@@ -84,10 +111,7 @@ impl Netlink {
     /// # Errors
     /// There is no such interface, or the kernel refuses.
     pub fn set_up(&self, interface: &str) -> Result<()> {
-        let mut message = link(interface)?;
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
-        self.set_link(message, || format!("set {interface} up"))
+        self.set_link(up(interface), || format!("set {interface} up"))
     }
 
     /// Sets an interface's MTU, in bytes.
@@ -95,7 +119,7 @@ impl Netlink {
     /// # Errors
     /// As for [`Netlink::set_up`].
     pub fn set_mtu(&self, interface: &str, mtu: u32) -> Result<()> {
-        let mut message = link(interface)?;
+        let mut message = named(interface);
         message.attributes.push(LinkAttribute::Mtu(mtu));
         self.set_link(message, || format!("set the MTU of {interface} to {mtu}"))
     }
@@ -106,7 +130,7 @@ impl Netlink {
     /// # Errors
     /// As for [`Netlink::set_up`], or the interface cannot, as a tap cannot.
     pub fn set_big_tcp(&self, interface: &str) -> Result<()> {
-        let mut message = link(interface)?;
+        let mut message = named(interface);
         message
             .attributes
             .push(LinkAttribute::GsoIpv4MaxSize(MAX_GSO_SIZE));
@@ -118,7 +142,7 @@ impl Netlink {
     /// # Errors
     /// As for [`Netlink::set_up`].
     pub fn set_mac(&self, interface: &str, mac: Mac) -> Result<()> {
-        let mut message = link(interface)?;
+        let mut message = named(interface);
         message
             .attributes
             .push(LinkAttribute::Address(mac.to_vec()));
@@ -135,7 +159,7 @@ impl Netlink {
         message.header.family = family(address.addr());
         message.header.prefix_len = address.prefix_len();
         message.header.scope = AddressScope::Universe;
-        message.header.index = index(interface)?;
+        message.header.index = self.index(interface)?;
         message
             .attributes
             .push(AddressAttribute::Address(address.addr()));
@@ -194,7 +218,7 @@ impl Netlink {
     /// # Errors
     /// As for [`Netlink::set_up`].
     pub fn set_down(&self, interface: &str) -> Result<()> {
-        let mut message = link(interface)?;
+        let mut message = named(interface);
         message.header.change_mask = LinkFlags::Up;
         self.set_link(message, || format!("set {interface} down"))
     }
@@ -205,8 +229,8 @@ impl Netlink {
     /// # Errors
     /// There is no such interface or bridge, or the kernel refuses.
     pub fn set_bridge(&self, interface: &str, bridge: Option<&str>) -> Result<()> {
-        let controller = bridge.map_or(Ok(0), index)?;
-        let mut message = link(interface)?;
+        let controller = bridge.map_or(Ok(0), |bridge| self.index(bridge))?;
+        let mut message = named(interface);
         message
             .attributes
             .push(LinkAttribute::Controller(controller));
@@ -220,7 +244,7 @@ impl Netlink {
         }
         // LACP too, which the mask of a whole bridge cannot have; pause frames neither can.
         let options = vec![InfoBridgePort::GroupFwdMask(0xfffd)];
-        let mut message = link(interface)?;
+        let mut message = named(interface);
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::PortKind(InfoPortKind::Bridge),
             LinkInfo::PortData(InfoPortData::BridgePort(options)),
@@ -228,7 +252,7 @@ impl Netlink {
         self.request(RouteNetlinkMessage::NewLink(message), 0, action)
     }
 
-    /// Makes a transparent bridge: no spanning tree, no delay, no multicast snooping, not through
+    /// Makes a transparent bridge and sets it up: no spanning tree, no delay, no multicast snooping, not through
     /// iptables unless its network namespace says otherwise, of the largest MTU. Addresses are
     /// forgotten after `ageing` seconds, or never learned if that is 0, so that all frames are
     /// flooded. It learns `MAX_LEARNED` addresses at most and floods frames to others. One that
@@ -249,7 +273,7 @@ impl Netlink {
             // Linux before 6.7 ignores the attribute and learns without limit.
             InfoBridge::FdbMaxLearned(MAX_LEARNED),
         ];
-        let mut message = named(name);
+        let mut message = up(name);
         message.attributes.push(LinkAttribute::Mtu(PANEL_MTU));
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Bridge),
@@ -266,7 +290,7 @@ impl Netlink {
     /// # Errors
     /// The kernel's bridges cannot, or there is no such bridge.
     pub fn set_vlan_filtering(&self, bridge: &str) -> Result<()> {
-        let mut message = link(bridge)?;
+        let mut message = named(bridge);
         let options = vec![InfoBridge::VlanFiltering(true)];
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Bridge),
@@ -323,12 +347,8 @@ impl Netlink {
     /// # Errors
     /// The kernel refuses.
     pub fn delete(&self, interface: &str) -> Result<()> {
-        let Ok(message) = link(interface) else {
-            return Ok(());
-        };
-        present(self.request(RouteNetlinkMessage::DelLink(message), 0, || {
-            format!("delete {interface}")
-        }))
+        let message = RouteNetlinkMessage::DelLink(named(interface));
+        present(self.request(message, 0, || format!("delete {interface}")))
     }
 
     /// Deletes interfaces together: the kernel waits for those that still look at them once for
@@ -360,15 +380,29 @@ impl Netlink {
     /// # Errors
     /// The kernel refuses.
     pub fn links(&self) -> Result<Vec<LinkView>> {
-        let message = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        self.get_links(LinkMessage::default(), NLM_F_DUMP)
+            .map_err(|error| Error::io("list interfaces", &error))
+    }
+
+    /// The number of an interface.
+    fn index(&self, interface: &str) -> Result<u32> {
+        let links = self.get_links(named(interface), NLM_F_ACK);
+        let links = links.and_then(|links| links.into_iter().next().ok_or(Errno::ENODEV.into()));
+        links
+            .map(|link| link.index)
+            .map_err(|error| Error::io(format_args!("find the interface {interface}"), &error))
+    }
+
+    fn get_links(&self, mut message: LinkMessage, flags: u16) -> io::Result<Vec<LinkView>> {
+        let without = vec![LinkExtentMask::SkipStats];
+        message.attributes.push(LinkAttribute::ExtMask(without));
         let mut links = Vec::new();
         let take = |message| {
             if let RouteNetlinkMessage::NewLink(link) = message {
                 links.push(LinkView::new(&link));
             }
         };
-        self.exchange(message, NLM_F_DUMP, take)
-            .map_err(|error| Error::io("list interfaces", &error))?;
+        self.exchange(RouteNetlinkMessage::GetLink(message), flags, take)?;
         Ok(links)
     }
 
@@ -403,10 +437,11 @@ impl Netlink {
         let sequence = self.sequence.get().wrapping_add(1);
         self.sequence.set(sequence);
         let request = serialize(message, NLM_F_REQUEST | flags, sequence);
-        self.socket.send(&request, 0)?;
+        send(self.socket.as_raw_fd(), &request, MsgFlags::empty())?;
+        let mut buffer = vec![0; LONGEST_DATAGRAM];
         loop {
-            let (datagram, _) = self.socket.recv_from_full()?;
-            for payload in replies(&datagram, sequence) {
+            let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            for payload in replies(&buffer[..length], sequence) {
                 match payload? {
                     NetlinkPayload::Error(error) if error.code.is_some() => {
                         return Err(error.to_io());
@@ -504,14 +539,12 @@ fn present(outcome: Result<()>) -> Result<()> {
     }
 }
 
-fn index(interface: &str) -> Result<u32> {
-    if_nametoindex(interface).map_err(system(format_args!("find the interface {interface}")))
-}
-
-fn link(interface: &str) -> Result<LinkMessage> {
-    let mut message = LinkMessage::default();
-    message.header.index = index(interface)?;
-    Ok(message)
+/// The interface `name`, up.
+fn up(name: &str) -> LinkMessage {
+    let mut message = named(name);
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    message
 }
 
 fn named(name: &str) -> LinkMessage {
@@ -532,11 +565,10 @@ fn family(address: IpAddr) -> AddressFamily {
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroI32;
-    use std::os::fd::{FromRawFd, IntoRawFd};
     use std::thread;
 
     use netlink_packet_core::{DoneMessage, ErrorMessage};
-    use nix::sys::socket::{SockFlag, SockType, socketpair};
+    use nix::sys::socket::socketpair;
 
     use super::*;
 
@@ -571,7 +603,7 @@ mod tests {
     /// A connection to a kernel that answers each request with the next of `answers`.
     fn answered_by(answers: Vec<Answer>) -> Netlink {
         let kind = SockType::Datagram;
-        let family = nix::sys::socket::AddressFamily::Unix;
+        let family = socket::AddressFamily::Unix;
         let (ours, kernel) = socketpair(family, kind, None, SockFlag::empty()).unwrap();
         thread::spawn(move || {
             let mut request = [0; 4096];
@@ -583,10 +615,8 @@ mod tests {
                 }
             }
         });
-        // SAFETY: the descriptor is this function's own, and is given away.
-        let socket = unsafe { Socket::from_raw_fd(ours.into_raw_fd()) };
         Netlink {
-            socket,
+            socket: ours,
             sequence: Cell::new(u32::MAX - 1),
         }
     }

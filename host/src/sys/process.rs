@@ -1,4 +1,4 @@
-//! Forked children: the only place where this program forks; what a process in the background does; and waiting.
+//! What concerns a process as a whole: a panic's exit status, the background, memory, and waiting.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::exit;
@@ -8,23 +8,10 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollTimeout, poll};
 use nix::sys::stat::Mode;
-use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork};
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
-use crate::error::{EXIT_FAILURE, Result, system};
+use crate::error::{Result, system};
 use crate::output::report_panics;
-
-/// Forks; `None` in the child. For processes with one thread, which no plugin has entered: the child may
-/// then do what it likes.
-///
-/// # Errors
-/// There are too many processes.
-pub fn fork_child() -> Result<Option<Pid>> {
-    // SAFETY: callers have one thread, so the child inherits no lock that somebody else holds.
-    match unsafe { fork() }.map_err(system("start a process"))? {
-        ForkResult::Child => Ok(None),
-        ForkResult::Parent { child } => Ok(Some(child)),
-    }
-}
 
 /// Runs a program's life, which ends the process. A panic ends it with the status `failure`, and is
 /// told as a failure is.
@@ -33,13 +20,6 @@ pub fn fail_on_panic(program: &'static str, failure: i32, life: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(life)).is_err() {
         exit(failure);
     }
-}
-
-/// Runs a child's life and ends the process without running what the parent registered for its own end.
-pub fn exit_child(life: impl FnOnce() -> i32) -> ! {
-    let status = catch_unwind(AssertUnwindSafe(life)).unwrap_or(EXIT_FAILURE);
-    // SAFETY: _exit ends the process and touches no memory.
-    unsafe { libc::_exit(status) }
 }
 
 /// Lets go of the terminal: the standard streams become /dev/null.
@@ -89,8 +69,12 @@ pub fn wait(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> Result<()> {
     let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
         let left = deadline.saturating_duration_since(Instant::now());
         // Rounded up: a timeout of 0 just before the deadline would spin.
-        let left = left + Duration::from_millis(1);
-        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        match left.is_zero() {
+            true => PollTimeout::ZERO,
+            false => {
+                PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+            }
+        }
     });
     match poll(fds, timeout) {
         Ok(_) | Err(Errno::EINTR) => Ok(()),

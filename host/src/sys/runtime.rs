@@ -4,7 +4,7 @@
 //! `/run/user/UID`. Where neither is there it is `/tmp/vdens-UID`, and another user may have made
 //! that first: then this user's processes do not find each other, and [`complain`] says so. It must
 //! be the user's and closed to others. In it are the registry of the panel's holders and the
-//! sockets of `vdens --status`.
+//! sockets of `vdectl status`.
 //!
 //! A directory is checked once, when it is opened as a [`Dir`]. What is in it is then reached
 //! through its descriptor, so it does not matter what the names on the way to it stand for later.
@@ -18,7 +18,7 @@ use std::process;
 
 use nix::unistd::geteuid;
 
-use crate::cli::config::absolute_variable;
+use super::environment::absolute_variable;
 use crate::error::{Error, ErrorKind, Result};
 
 /// At how many files [`Dir::sweep`] looks at least: a few hundredths of a millisecond each.
@@ -57,7 +57,7 @@ pub fn complain() {
     if let Err(error) = Dir::open(base())
         && error.kind == ErrorKind::Permission
     {
-        let cost = "your processes do not find each other: frames between them go through user space, and vdens --status does not show them";
+        let cost = "your processes do not find each other: frames between them go through user space, and vdectl status does not show them";
         log::warn!("{}, so {cost}; {}", error.message, error.hint);
     }
 }

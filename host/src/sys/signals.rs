@@ -33,11 +33,13 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Blocks the signals that are handled, from now on.
+    /// Blocks the signals that are handled, from now on. SIGCHLD gets its default back, because the
+    /// kernel reaps the children of a process that was started to ignore it (wait(2)).
     ///
     /// # Errors
     /// The system has no descriptors left.
     pub fn block() -> Result<Self> {
+        default(Signal::SIGCHLD);
         let mut set = SigSet::empty();
         HANDLED.into_iter().for_each(|signal| set.add(signal));
         let mut original = SigSet::empty();

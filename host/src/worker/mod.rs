@@ -182,7 +182,7 @@ impl Worker<'_> {
                 };
                 if let Err(error) = self.control.send_report(&report) {
                     log::info!(
-                        "{}: vdens --status is not answered: {error}",
+                        "{}: vdectl status is not answered: {error}",
                         self.job.interface
                     );
                 }

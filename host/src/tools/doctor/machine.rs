@@ -17,7 +17,7 @@ use super::{Finding, Verdict};
 use crate::error::{Error, Result, system};
 use crate::ipc::in_child;
 use crate::panel::{enter, make, open_namespace};
-use crate::sys::isolate::{Child, End};
+use crate::sys::isolate::{End, Isolated};
 use crate::sys::netlink::Netlink;
 use crate::sys::user_namespace::{
     blame_apparmor, sysctl, unshare_mapped, unshare_when_there_is_room,
@@ -51,7 +51,7 @@ impl Reporter {
 }
 
 /// The examination, under way.
-pub(super) struct Machine(Child);
+pub(super) struct Machine(Isolated);
 
 /// Starts the examination.
 pub(super) fn start() -> Result<Machine> {
@@ -61,7 +61,7 @@ pub(super) fn start() -> Result<Machine> {
         Some(format!("user.max_{kind}_namespaces is {most}"))
     };
     let limits: Vec<String> = ["user", "net"].into_iter().filter_map(limit).collect();
-    Child::start(|to| try_out(&Reporter(to), &limits.join(", "))).map(Machine)
+    Isolated::start(|to| try_out(&Reporter(to), &limits.join(", "))).map(Machine)
 }
 
 impl Machine {
@@ -111,14 +111,13 @@ fn try_out(reporter: &Reporter, limits: &str) {
 
 /// Makes a panel and a member of it.
 fn try_panel(reporter: &Reporter, limits: &str) -> Result<()> {
-    let (user, net) = make()?;
+    let (user, _net, netlink) = make()?;
     enter(user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
-    enter(net.as_fd(), CloneFlags::CLONE_NEWNET)?;
     let member = in_child(|| {
         unshare_mapped(MEMBER)?;
         member(reporter, limits).map(|net| vec![net])
     });
-    match plug(member?.pop()) {
+    match plug(&netlink, member?.pop()) {
         Ok(()) => reporter.add(&Finding::ok(
             PANEL,
             "the kernel can carry frames between this user's namespaces",
@@ -131,12 +130,9 @@ fn try_panel(reporter: &Reporter, limits: &str) -> Result<()> {
     }
     reporter.add(&option(
         "VLAN-aware bridges",
-        Netlink::open().and_then(|netlink| netlink.set_vlan_filtering(BRIDGE)),
+        netlink.set_vlan_filtering(BRIDGE),
     ));
-    reporter.add(&option(
-        "VXLAN interfaces",
-        Netlink::open().and_then(|netlink| netlink.add_vxlan("x0", 1)),
-    ));
+    reporter.add(&option("VXLAN interfaces", netlink.add_vxlan("x0", 1)));
     Ok(())
 }
 
@@ -188,12 +184,10 @@ fn offloads(tap: &Tap) -> Finding {
     }
 }
 
-/// Does on the panel, which this process has entered, what plugging a member's interface takes.
-fn plug(member: Option<OwnedFd>) -> Result<()> {
+/// Does on the panel what plugging a member's interface takes.
+fn plug(netlink: &Netlink, member: Option<OwnedFd>) -> Result<()> {
     let member = member.ok_or_else(|| Error::closed("a helper process lost descriptors"))?;
-    let netlink = Netlink::open()?;
     netlink.add_bridge(BRIDGE, 1)?;
-    netlink.set_up(BRIDGE)?;
     let (port, index) = PORT;
     netlink.add_veth(port, index, "vde0", member.as_fd())?;
     netlink.set_bridge(port, Some(BRIDGE))?;
