@@ -89,8 +89,8 @@ impl Storage {
         self.0.len.min(self.0.slot_capacity) as usize
     }
 
-    /// Makes `len` bytes at the start of the free space the next frame, and moves the free space on by
-    /// `stride`.
+    /// Makes `len` bytes at the start of the free space the next frame, and moves the free space on
+    /// by `stride`.
     fn commit(&mut self, len: usize, stride: usize) {
         if !self.has_slot() || stride > self.room() || len > stride {
             return;
