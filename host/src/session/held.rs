@@ -88,7 +88,7 @@ impl HeldLink {
             LinkAction::KillHanging => {
                 if let Some(WorkerProcess { child, .. }) = &self.process {
                     let (end, pid) = (&self.job.end, child.pid());
-                    log::warn!("{name} ({end}): process {pid} hangs, and is ended");
+                    log::warn!("{name} ({end}): process {pid} does not answer, killing it");
                 }
                 self.kill();
             }

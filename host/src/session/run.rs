@@ -129,24 +129,13 @@ impl<'a> Supervisor<'a> {
     /// Waits until something happens, or until something is due, and handles it.
     fn turn(&mut self) -> Result<()> {
         let sources = self.sources();
-        let mut fds: Vec<PollFd<'_>> = sources
-            .iter()
-            .filter_map(|source| Some(PollFd::new(self.fd(*source)?, PollFlags::POLLIN)))
-            .collect();
+        let fds = sources.iter().filter_map(|source| self.fd(*source));
+        let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         wait(&mut fds, self.machine.deadline())?;
         let ready: Vec<bool> = fds.iter().map(|fd| fd.any() == Some(true)).collect();
-        drop(fds);
-        let ready = sources.into_iter().zip(ready);
-        let ready: Vec<Source> = ready
-            .filter_map(|(source, is_ready)| is_ready.then_some(source))
-            .collect();
-        for source in ready.into_iter().rev() {
-            match source {
-                Source::Signals => self.read_signals()?,
-                Source::Status => self.accept_query(),
-                _ => {
-                    self.receive(source)?;
-                }
+        for (source, is_ready) in sources.into_iter().zip(ready).rev() {
+            if is_ready {
+                self.receive(source)?;
             }
         }
         self.handle(Event::Time);
@@ -155,10 +144,9 @@ impl<'a> Supervisor<'a> {
 
     fn sources(&self) -> Vec<Source> {
         let mut sources = vec![Source::Signals, Source::Namespace];
-        sources.extend(
-            (0..self.links.len())
-                .flat_map(|index| [Source::Requests(index), Source::Control(index)]),
-        );
+        for index in 0..self.links.len() {
+            sources.extend([Source::Requests(index), Source::Control(index)]);
+        }
         sources.push(Source::Status);
         sources.retain(|source| self.fd(*source).is_some());
         sources
@@ -176,7 +164,7 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Receives one message, if there is one; whether there was.
+    /// Handles what a source has, if it has something; whether it had.
     fn receive(&mut self, source: Source) -> Result<bool> {
         // What was ready when it was polled may have been replaced since.
         let Some(fd) = self.fd(source) else {
@@ -191,7 +179,8 @@ impl<'a> Supervisor<'a> {
             Source::Namespace => self.receive_from_namespace(),
             Source::Control(index) => self.receive_from_worker(index),
             Source::Requests(index) => self.receive_request(index),
-            Source::Signals | Source::Status => {}
+            Source::Signals => self.read_signals()?,
+            Source::Status => self.accept_query(),
         }
         Ok(true)
     }
