@@ -36,7 +36,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ),
     (
         "docs/reliability.md",
-        "$ cargo run --release",
+        "$ tests/fuzz/run -runs",
         "takes minutes and builds the workspace; a_little_fuzzing does it for seconds",
     ),
     (

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vdens_tests::{Lab, PATIENCE, User, build, has_toolchain, need, skip, target, wait_until};
+use vdens_tests::{
+    Lab, PATIENCE, User, build, children, has_toolchain, need, skip, target, wait_until,
+};
 
 use crate::docs;
 
@@ -207,12 +209,10 @@ fn a_plugin_of_the_frozen_version_1_works() {
     // What it has kept is there for the process that takes its place.
     let session = lab.vdens(["-v", &vnl, "sh"]).session();
     session.ok(":");
-    let children = format!("/proc/{}/task/{0}/children", session.proc().pid());
-    let children = fs::read_to_string(children).unwrap();
-    for child in children.split_whitespace() {
+    for child in children(session.proc().pid()) {
         let command = fs::read(format!("/proc/{child}/cmdline")).unwrap();
         if !command.starts_with(b"sh\0") {
-            kill(Pid::from_raw(child.parse().unwrap()), Signal::SIGKILL).unwrap();
+            kill(Pid::from_raw(child), Signal::SIGKILL).unwrap();
         }
     }
     wait_until("another worker", PATIENCE, || {

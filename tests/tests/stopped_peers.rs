@@ -2,12 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use std::fs;
-
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use vdens_tests::{Cmd, Lab, PATIENCE, Session, becomes_true, need, wait_until};
+use vdens_tests::{Cmd, Lab, PATIENCE, Session, becomes_true, children, name, need, wait_until};
 
 use crate::status::{link, status};
 
@@ -37,10 +35,8 @@ impl Drop for Stopped {
 /// child that stops for one that has ended, and closes its link.
 fn family(session: &Session<'_>) -> Vec<i32> {
     let pid = session.proc().pid();
-    let name = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
-    let workers = children.filter(|child| name(*child) == name(pid));
+    let workers = children(pid).into_iter();
+    let workers = workers.filter(|child| name(*child) == name(pid));
     [pid].into_iter().chain(workers).collect()
 }
 
