@@ -140,7 +140,9 @@ fn not_for_ever_for_the_interfaces() {
     let network = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
     let in_namespace = || {
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-        let mut children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+        let mut children = children
+            .split_whitespace()
+            .filter_map(|pid| pid.parse().ok());
         children.find(|child| network(*child).is_some_and(|other| Some(other) != network(pid)))
     };
     wait_until("the namespace", PATIENCE, || in_namespace().is_some());

@@ -40,8 +40,8 @@ use crate::sys::user_namespace::is_crowded;
 /// The kernel makes and removes network namespaces one after the other for the whole machine:
 /// beside hundreds of sessions that start or end, that takes seconds.
 const NAMESPACE_LIMIT: Duration = Duration::from_secs(30);
-/// How long all workers together may take to open their links, and again to settle. A worker that
-/// hangs from the start is killed no sooner once the command runs.
+/// How long the workers may take to open their links, and again to settle: as long as a worker that
+/// opens its link may leave a ping unanswered while the command runs.
 const OPENING_LIMIT: Duration = BEAT.saturating_mul(MAX_UNANSWERED_AT_OPEN);
 /// How long workers may take to report: `vdectl status` waits for a second.
 const REPORT_LIMIT: Duration = Duration::from_millis(500);
@@ -56,11 +56,11 @@ pub(super) enum Event {
     /// The command has ended, or the namespace child before it could execute the command. All that
     /// it has sent was an event before.
     CommandEnded(Exit),
-    /// The ports were made, but those that the panel has refused.
+    /// The ports were made, except those that the panel has refused.
     PortsMade { refused: Vec<(usize, Error)> },
     /// The worker of a link has done something.
     Worker(usize, WorkerEvent),
-    /// Something failed without which there is no session.
+    /// Something has failed that the session cannot do without.
     Failed(Error),
     /// A signal has come, other than SIGCHLD.
     Signal(Signal),
@@ -81,19 +81,19 @@ pub(super) enum Action {
     MakePorts(OwnedFd, Vec<usize>),
     /// Send a message to the namespace child.
     ToNamespace(ToNamespace),
-    /// Hold these descriptors: what came with [`FromNamespace::InterfacesMade`].
+    /// Hold the descriptors that came with [`FromNamespace::InterfacesMade`].
     TakeInterfaces(Vec<OwnedFd>),
     /// Do something for a link.
     Link(usize, LinkAction),
     /// Send a signal to the command.
     PassOn(Signal),
-    /// Answer all who ask for the status.
+    /// Answer the processes that ask for the status.
     AnswerStatus,
     /// Give memory back that only the start needed.
     GiveBackMemory,
     /// End all children; [`Event::ChildrenEnded`] follows.
     EndChildren,
-    /// Let go of the panel, for that reason.
+    /// Let go of the panel, because of that error.
     LeavePanel(Error),
     /// Return from the loop.
     Finish(Result<i32, Failure>),

@@ -1,14 +1,14 @@
 //! The supervisor's loop: it polls, makes events of what it sees, and performs the machine's
 //! actions.
 //!
-//! A turn handles the signals last, although they are polled first. So a child that has ended has
-//! said everything before: what it has sent is read before its end is an event.
+//! Signals are polled first but handled last, so that the final messages of a child that has ended
+//! are events before its end is one.
 //!
-//! An action that fails is an event again. If a worker cannot be started, that is the event of one
-//! that has failed and ended.
+//! An action that fails is an event, too. A worker that cannot be started counts as one that has
+//! failed and ended.
 //!
-//! A worker's requests, on its second channel, depend on no state of the session and change none.
-//! The loop executes them without the machine.
+//! The requests on a worker's second channel neither depend on the session's state nor change it,
+//! so the loop executes them without the machine.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -38,7 +38,8 @@ use crate::worker::carrier::LinkWatch;
 use crate::worker::reconnecting::Wait;
 use crate::worker::{self, Job};
 
-/// How long children may take to clean up at the end, before they are killed.
+/// How long children may take to clean up at the end, before they are killed. Plugins remove their
+/// sockets, which takes milliseconds unless the machine is busy.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(2);
 
 /// What a turn polls.
@@ -260,7 +261,7 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Accepts who asks for the status.
+    /// Accepts processes that ask for the status.
     fn accept_query(&mut self) {
         match self.status.as_mut().map(Server::accept) {
             Some(Ok(true)) => self.handle(Event::StatusQuery),
@@ -289,7 +290,7 @@ impl<'a> Supervisor<'a> {
         if self.command.as_mut().and_then(Child::reap).is_some() {
             while self.receive(Source::Namespace)? {}
         }
-        // By what it has sent, the session may have started over: then it is another child.
+        // What it has sent may have made the session start over. Then this is another child.
         if let Some(exit) = self.command.as_ref().and_then(Child::exit) {
             self.command = None;
             self.handle(Event::CommandEnded(exit));
@@ -426,7 +427,7 @@ impl<'a> Supervisor<'a> {
         links.try_for_each(|link| link.take_tap(&mut fds, &watch))
     }
 
-    /// Answers all who ask for the status.
+    /// Answers the processes that ask for the status.
     fn answer_status(&mut self) {
         let Some(server) = &mut self.status else {
             return;
