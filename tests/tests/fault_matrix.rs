@@ -26,7 +26,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use vdens_tests::{Cmd, Lab, Netns, PATIENCE, Proc, Session, User, becomes_true, need, wait_until};
+use vdens_tests::{
+    Cmd, Lab, Netns, PATIENCE, Proc, Session, User, becomes_true, need, stretched, wait_until,
+};
 
 use crate::status::{link, status};
 
@@ -95,19 +97,23 @@ impl Cell {
 
         let since = bench.strike();
         let left = |limit: Duration| limit.saturating_sub(since.elapsed());
-        wait_until(&format!("{self:?}: carrier"), left(SOON), || {
+        wait_until(&format!("{self:?}: carrier"), left(stretched(SOON)), || {
             bench.has_carrier()
         });
-        wait_until(&format!("{self:?}: traffic"), left(SOON + ASKING), || {
-            bench.session.run("ping -c 1 -W 0.2 10.0.0.2").0 == 0
-        });
+        wait_until(
+            &format!("{self:?}: traffic"),
+            left(stretched(SOON + ASKING)),
+            || bench.session.run("ping -c 1 -W 0.5 10.0.0.2").0 == 0,
+        );
         match (self.target, self.signal) {
             (PanelHolder, _) => assert_eq!(bench.carrier_changes(), changes, "{self:?}"),
             // Whether somebody who is stopped is there is a matter of taste.
             (_, Signal::SIGSTOP) => {}
-            _ => wait_until(&format!("{self:?}: carrier gone and back"), SOON, || {
-                bench.carrier_changes() >= changes + 2
-            }),
+            _ => wait_until(
+                &format!("{self:?}: carrier gone and back"),
+                stretched(SOON),
+                || bench.carrier_changes() >= changes + 2,
+            ),
         }
         if let Some(connection) = connection {
             bench.finish(connection);
@@ -231,7 +237,7 @@ impl<'lab> Bench<'lab> {
         let before = self.received().len();
         wait_until(
             &format!("{cell:?}: the connection moves"),
-            RETRANSMISSION,
+            stretched(RETRANSMISSION),
             || self.received().len() > before,
         );
         self.lab.write("stop", "");
@@ -262,7 +268,7 @@ impl<'lab> Bench<'lab> {
 
     fn lost_carrier(&self) {
         let what = format!("{:?}: no carrier", self.cell);
-        wait_until(&what, SOON, || !self.has_carrier());
+        wait_until(&what, stretched(SOON), || !self.has_carrier());
     }
 
     /// Lets the target have its signal, and mends what that has broken; since when all is there again.
@@ -621,7 +627,7 @@ fn a_peer_that_another_replaces_at_once() {
             });
             peer = start("10.0.0.2/24");
             peer.ok(":");
-            session.ok("ping -c 3 -i 0.5 -W 1 10.0.0.2");
+            session.ok("ping -c 3 -i 0.5 -W 10 10.0.0.2");
         }
     }
 }
