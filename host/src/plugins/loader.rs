@@ -1,12 +1,12 @@
-//! Finding and loading plugins.
+//! Loading plugins.
 //!
-//! The scheme `x` is served by `libvdens_x.so`, the first found in the [`SearchPath`]. A plugin is
-//! code that runs as the user, so only root, the user, or the owner of this very program may be
-//! able to change the file or what its path leads to ([`trusted_path`](crate::sys::trusted_path)).
-//! Loading is staged, and each stage has its own one-line refusal: the file is trusted, it opens as
-//! a library, it is a vdens plugin at all, it speaks an ABI version that this host speaks, the
-//! layouts agree, it serves the scheme that its name promises. A library once loaded stays until
-//! the process ends.
+//! The scheme `x` is served by `libvdens_x.so`, the first file of that name in the
+//! [`SearchPath`](super::search::SearchPath). A plugin is code that runs as the user, so only root,
+//! the user, or the owner of this very program may be able to change the file or what its path
+//! leads to ([`trusted_path`](crate::sys::trusted_path)). Loading is staged, and each stage has its
+//! own one-line refusal: the file is trusted, it opens as a library, it is a vdens plugin at all,
+//! it speaks an ABI version that this host speaks, the layouts agree, it serves the scheme that its
+//! name promises. A library once loaded stays until the process ends.
 //!
 //! The linker is given the file's real path, not `/proc/self/fd/N`: glibc takes the directory in
 //! that name for the library's `$ORIGIN`, from which a plugin may load what comes with it. The path
