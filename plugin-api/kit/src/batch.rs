@@ -264,14 +264,14 @@ impl RxBatch<'_> {
         self.raw.has_slot() && self.raw.room() >= VNET_HEADER_LEN + max_frame
     }
 
-    /// Copies an ordinary frame in; `false` if it does not fit. Anything shorter than [`MIN_FRAME`]
-    /// is dropped and counted.
+    /// Copies a complete frame in. Returns `false` if it does not fit. Anything shorter than
+    /// [`MIN_FRAME`] is dropped and counted.
     pub fn push(&mut self, frame: &[u8]) -> bool {
         self.push_offloaded(VnetHeader::default(), frame)
     }
 
-    /// Copies a frame in whose `header` says what is left to be done to it; `false` if it does not
-    /// fit.
+    /// Copies a frame with a virtio header in. Returns `false` if it does not fit. Anything shorter
+    /// than [`MIN_FRAME`] is dropped and counted.
     pub fn push_offloaded(&mut self, header: VnetHeader, frame: &[u8]) -> bool {
         if frame.len() < MIN_FRAME {
             self.count_dropped(1);
@@ -394,14 +394,14 @@ impl RxBatch<'_> {
     }
 
     /// Drops and counts the entries from number `from` on that are no frames. A plugin that was
-    /// built with an older kit may leave such entries. [`TxBatch::len`] would count them and
-    /// [`TxBatch::frames`] would not give them, so a sink could never take them.
+    /// built with an older kit may leave such entries. [`TxBatch::len`] counts them, but
+    /// [`TxBatch::frames`] does not return them, so a sink could never take them.
     pub(crate) fn drop_undecodable(&mut self, from: usize) {
         self.filter(from, |_| FrameAction::Keep);
     }
 
-    /// Accounts for one received datagram of `len` bytes, 0 if it is to be dropped, whose place is
-    /// `stride` bytes long and starts where the free space does.
+    /// Adds a received datagram of `len` bytes, 0 to drop it, whose place of `stride` bytes is at
+    /// the start of the free space.
     fn commit_received(&mut self, len: usize, stride: usize) {
         if len == 0 {
             self.count_dropped(1);
@@ -451,7 +451,7 @@ impl TxBatch<'_> {
     /// than all, or 0, when its queue is full.
     ///
     /// # Errors
-    /// What sendmmsg reports of the first datagram, except that the queue is full.
+    /// sendmmsg refuses the first datagram. A full queue is no error.
     pub fn send_datagrams(&self, socket: impl AsFd, skip: usize) -> io::Result<usize> {
         let frames = self
             .frames()
