@@ -464,6 +464,7 @@ const OTHER_MESSAGES: &[&str] = &[
     "libvdeplug cannot open VNL: …",
     "no '->' in …",
     "the VNL file PATH is refused, the link PATH is refused",
+    "the switch DIR refused port N",
     "the plugin FILE is refused, whatever for",
     "'X' stands where a VNL should, or where the command should",
 ];
@@ -512,7 +513,9 @@ fn messages_in_the_pages_are_the_programs() {
                         words.len() >= 6 && source.contains(&words)
                     })
                 });
-            let is_other = OTHER_MESSAGES.iter().any(|other| message.starts_with(other));
+            let is_other = OTHER_MESSAGES
+                .iter()
+                .any(|other| message.starts_with(other));
             assert!(found || is_other, "{page}: '{message}'");
             number += 1;
         }
