@@ -27,6 +27,7 @@ mod channel;
 mod helper;
 mod message;
 mod report;
+pub mod status;
 
 pub use channel::{Channel, MAX_FDS, Received, malformed};
 pub use helper::in_child;

@@ -7,6 +7,7 @@
 //! [`Service`] is started, for a switch with members on the panel. Should a plugin hang when a signal comes, the [`Guard`]
 //! ends the plug.
 
+pub mod login;
 pub mod pidfile;
 
 use std::env;
@@ -31,9 +32,11 @@ use crate::cli::mistakes::{self, CommandLine, misplaced};
 use crate::cli::vnls;
 use crate::cli::{EndOptions, VdePlug, is_option, text};
 use crate::error::{Error, ErrorKind, Result, system};
+use crate::ipc::status::server::Server;
+use crate::ipc::status::{self, Entry, LinkEntry, Process, Report, this_process};
 use crate::ipc::{Channel, Nothing, Startup};
 use crate::output::Line;
-use crate::panel::{self, Service};
+use crate::panel::Service;
 use crate::plug::pidfile::PidFile;
 use crate::plugins::host_services::{Opener, Plugins};
 use crate::sys::child::Child;
@@ -41,8 +44,6 @@ use crate::sys::process::{detach, wait};
 use crate::sys::runtime;
 use crate::sys::signals::Signals;
 use crate::sys::watchdog::Guard;
-use crate::tools::status::server::Server;
-use crate::tools::status::{self, Entry, LinkEntry, Process, Report, this_process};
 use crate::worker::pump::{Pump, Stop};
 use crate::worker::reconnecting::Lasting;
 use crate::worker::tier::Watch;
@@ -71,7 +72,7 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
                 .hint("give a second VNL, or leave -d out"),
         );
     }
-    let plugins = Plugins::new(&cli.common.plugin_dir, config)?;
+    let plugins = cli.common.plugins(config)?;
     let resolve = |vnl: &str| {
         let is_waiting = cli.links.wait.is_some();
         mistakes::check(vnl, CommandLine::VdePlug, &plugins, is_waiting)?;
@@ -88,7 +89,7 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
     let plug = Plug {
         cli,
         plugins,
-        panel: panel::is_wanted(cli.links.no_panel, config),
+        panel: cli.links.uses_panel(config),
         is_listed: true,
         near,
         far,

@@ -15,13 +15,13 @@ use serde_json::value::RawValue;
 
 use super::link::{Link, LinkAction, WorkerEvent};
 use crate::error::{Error, ErrorKind, Result};
+use crate::ipc::status::{Entry, LinkEntry, Report};
 use crate::ipc::{
     Channel, FromWorker, MAX_REPORT, Order, Reply, ReportReply, Request, ToWorker, read_report,
 };
 use crate::panel::{self, Panel, port_index};
 use crate::sys::child::Child;
-use crate::tools::status::interface;
-use crate::tools::status::{Entry, LinkEntry, Report};
+use crate::sys::interface;
 use crate::worker::Job;
 use crate::worker::carrier::{LinkWatch, WatchedTap};
 use crate::worker::reconnecting::Wait;

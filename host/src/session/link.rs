@@ -11,9 +11,9 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::ipc::status::Service;
 use crate::ipc::{FromWorker, ToWorker};
 use crate::sys::child::Exit;
-use crate::tools::status::Service;
 use crate::worker;
 
 /// How long after its end a worker is started again, the first time: soon enough for connections

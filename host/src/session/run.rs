@@ -24,6 +24,8 @@ use super::link::{LinkAction, WorkerEvent};
 use super::machine::{Action, Event, Machine};
 use super::{Failure, without_panel};
 use crate::error::{EXIT_FAILURE, Result};
+use crate::ipc::status::server::Server;
+use crate::ipc::status::{self, Process};
 use crate::ipc::{
     Channel, FromNamespace, FromWorker, Received, Reply, ReportReply, ToNamespace, malformed,
 };
@@ -32,8 +34,6 @@ use crate::panel::Panel;
 use crate::sys::child::{Child, Exit, end_all, exit_child, reap_strangers};
 use crate::sys::process::{give_back_memory, wait};
 use crate::sys::signals::Signals;
-use crate::tools::status::server::Server;
-use crate::tools::status::{self, Process};
 use crate::worker::carrier::LinkWatch;
 use crate::worker::reconnecting::Wait;
 use crate::worker::{self, Job};

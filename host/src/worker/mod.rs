@@ -11,8 +11,10 @@
 
 pub mod busy_poll;
 pub mod carrier;
+pub mod end;
 pub mod pump;
 pub mod reconnecting;
+mod report;
 pub mod tier;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,15 +25,15 @@ use nix::unistd::{Pid, setsid};
 use vdens_plugin_kit::stream::CommandStream;
 use vdens_plugin_kit::{HostPort, Link, OpenOptions, PanelAddress};
 
-use crate::cli::vnls::End;
 use crate::error::{EXIT_FAILURE, Error, Result};
+use crate::ipc::status::Report;
 use crate::ipc::{Channel, FromWorker, Received, Reply, Request, ToWorker, malformed};
 use crate::panel::{Orders, PanelPort};
 use crate::plugins::host_services::{Opener, Plugins};
 use crate::sys::process::{give_back_memory, map_large_allocations, wait};
 use crate::sys::signals::{self, Signals};
-use crate::tools::status::Report;
 use crate::worker::carrier::{LinkWatch, WatchedTap};
+use crate::worker::end::End;
 use crate::worker::pump::{Pump, Stop};
 use crate::worker::reconnecting::{Lasting, Wait};
 use crate::worker::tier::Watch;

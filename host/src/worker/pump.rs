@@ -20,12 +20,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags};
-use serde::{Deserialize, Serialize};
 use vdens_plugin_kit::offload::Stage;
 use vdens_plugin_kit::wire::hello::is_message;
 use vdens_plugin_kit::{FrameAction, Link, Offloads, State};
 
 use crate::error::{Error, Result};
+use crate::ipc::status::Counters;
 use crate::worker::busy_poll::BusyPoll;
 
 /// Why a pump stopped without a failure of its own.
@@ -39,38 +39,6 @@ pub enum Stop {
     Time,
     /// A link broke: 0 for the first, 1 for the second, and how.
     Broken(usize, Error),
-}
-
-/// What a pump has moved in one direction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Counters {
-    /// Frames taken by the sink; a super-frame is one.
-    pub frames: u64,
-    /// Bytes in these frames.
-    pub bytes: u64,
-    /// Frames lost on the way.
-    pub dropped: Dropped,
-}
-
-/// Frames lost, by cause.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Dropped {
-    /// The source could not make a frame of them, because they were too short or too long, or made no sense.
-    pub malformed: u64,
-    /// The sink's queue was full, and the source serves others and cannot wait.
-    pub queue_full: u64,
-    /// The sink could not send them: its far end is not there or does not take them, or the interface is down.
-    pub undeliverable: u64,
-}
-
-impl Dropped {
-    /// All of them.
-    pub fn total(&self) -> u64 {
-        let causes = [self.malformed, self.queue_full, self.undeliverable];
-        causes.into_iter().fold(0, u64::saturating_add)
-    }
 }
 
 /// One direction.
@@ -271,6 +239,7 @@ struct Ready {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ipc::status::Dropped;
     use std::os::unix::net::{UnixDatagram, UnixStream};
     use std::thread;
     use vdens_plugin_kit::{RxBatch, TxBatch};
