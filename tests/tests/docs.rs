@@ -476,12 +476,12 @@ fn source() -> String {
         .map(|directory| repository().join(directory))
         .into();
     while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(directory).unwrap().flatten() {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
             let path = entry.path();
             if path.is_dir() {
                 directories.push(path);
             } else if path.extension().is_some_and(|end| end == "rs") {
-                text += &fs::read_to_string(path).unwrap();
+                text += &fs::read_to_string(path).unwrap_or_default();
             }
         }
     }
