@@ -77,7 +77,7 @@ fn check(path: &Path, file: &mut File) -> Result<()> {
     } else if meta.uid() != geteuid().as_raw() {
         format!("it belongs to {}", trust::user(meta.uid()))
     } else if meta.nlink() != 1 {
-        "it has a second name (hard link)".into()
+        "it has another name (a hard link)".into()
     } else if id(file).is_none() {
         "its content is not a process id".into()
     } else {

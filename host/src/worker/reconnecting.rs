@@ -4,10 +4,11 @@
 //! Its descriptor is a timer then; when the timer expires, the link tries to open the transport.
 //! So the other side of the pump goes on undisturbed, above all a switch that serves others.
 //!
-//! Opening a transport proves nothing: a command, for example, can always be started. A transport
-//! is on trial until a frame has come from it. One that breaks on trial is reopened after pauses
-//! that double up to [`LONGEST_PAUSE`], so that a wrong ssh key does not hammer a server. The log
-//! says that the link is back only when frames can flow.
+//! A transport is on trial until a frame has come from it. The log says that the link is back only
+//! then. Opening some transports proves nothing: a command, for example, can always be started. If
+//! such a one breaks on trial, it is reopened after pauses that double up to [`LONGEST_PAUSE`], so
+//! that a wrong ssh key does not hammer a server. A transport that names its peer has reached the
+//! far end, so its pauses stay short: all links of a restarted switch are back at the same time.
 //!
 //! A link may also start closed ([`Wait`]), for a far end that is yet to come. That is for failures
 //! that may pass, not for a VNL that makes no sense.
@@ -71,7 +72,7 @@ pub struct Reconnecting {
 enum Transport {
     Closed {
         outage: Outage,
-        /// How often in a row it broke on trial.
+        /// How often in a row it broke on trial without having named its peer.
         failures: u32,
         /// The refusal that was logged last, and when.
         refusal: Option<(String, Instant)>,
@@ -86,7 +87,9 @@ enum Transport {
 /// The time in which an open transport has not proved that frames can flow.
 struct Trial {
     since: Instant,
-    /// How often in a row it broke on trial before.
+    /// Whether the transport names its peer.
+    has_peer: bool,
+    /// How often in a row it broke on trial before, without having named its peer.
     failures: u32,
     /// The outage before; `None` once its end is announced, and after the first opening.
     outage: Option<Outage>,
@@ -112,6 +115,7 @@ impl Transport {
     fn on_trial(link: Box<dyn Link>, failures: u32, outage: Option<Outage>) -> Self {
         let trial = Some(Trial {
             since: Instant::now(),
+            has_peer: link.status().peer.is_some(),
             failures,
             outage,
         });
@@ -187,8 +191,8 @@ impl Reconnecting {
             Transport::Open {
                 trial: Some(trial), ..
             } => {
-                let is_early = trial.since.elapsed() < LONGEST_PAUSE;
-                let failures = if is_early { trial.failures + 1 } else { 0 };
+                let is_failure = !trial.has_peer && trial.since.elapsed() < LONGEST_PAUSE;
+                let failures = if is_failure { trial.failures + 1 } else { 0 };
                 (failures, trial.outage.clone())
             }
             Transport::Open { trial: None, .. } | Transport::Closed { .. } => (0, None),
@@ -417,12 +421,12 @@ impl Link for Reconnecting {
 mod tests {
     use std::os::unix::net::UnixDatagram;
 
-    use vdens_plugin_kit::Batch;
+    use vdens_plugin_kit::{Batch, Peer};
 
     use super::*;
 
     /// Frames come from a socket; a frame of one byte breaks the link.
-    struct Socket(UnixDatagram);
+    struct Socket(UnixDatagram, Option<Peer>);
 
     impl Link for Socket {
         fn fd(&self) -> BorrowedFd<'_> {
@@ -442,6 +446,12 @@ mod tests {
         fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
             Ok(batch.len())
         }
+        fn status(&self) -> Status {
+            Status {
+                peer: self.1.clone(),
+                ..Status::default()
+            }
+        }
     }
 
     /// The pause until the transport is opened again; `None` while it is open.
@@ -452,14 +462,34 @@ mod tests {
         }
     }
 
-    #[test]
-    fn pauses_double_until_a_frame_has_come() {
+    /// A link, and the far end of its transport.
+    fn open(peer: Option<Peer>) -> (Reconnecting, UnixDatagram) {
         let (near, far) = UnixDatagram::pair().unwrap();
         near.set_nonblocking(true).unwrap();
-        let open = move || Ok(Box::new(Socket(near.try_clone().unwrap())) as Box<dyn Link>);
+        let open = move || {
+            let socket = Socket(near.try_clone().unwrap(), peer.clone());
+            Ok(Box::new(socket) as Box<dyn Link>)
+        };
         let name = "test".to_owned();
         let opened = Reconnecting::open::<Error>(name, Box::new(open), Wait::No, |_, _| Ok(()));
-        let mut link = opened.unwrap();
+        (opened.unwrap(), far)
+    }
+
+    #[test]
+    fn a_transport_that_names_its_peer_is_reopened_soon() {
+        let (mut link, far) = open(Some(Peer::default()));
+        let mut batch = Batch::new();
+        for _ in 0..5 {
+            far.send(&[0]).unwrap();
+            link.recv(&mut batch.rx()).unwrap();
+            assert_eq!(pause(&link), Some(PAUSE));
+            link.recv(&mut batch.rx()).unwrap();
+        }
+    }
+
+    #[test]
+    fn pauses_double_until_a_frame_has_come() {
+        let (mut link, far) = open(None);
         let mut batch = Batch::new();
         let mut receive = |link: &mut Reconnecting| link.recv(&mut batch.rx()).unwrap();
         for has_frame in [false, true] {
