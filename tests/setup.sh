@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 [ "$(id -u)" = 0 ] || { echo "tests/setup.sh: needs root" >&2; exit 1; }
 
 # Foreign peers (vdens, vdeplug, vde-switch, qemu), C plugins of libvdeplug, and tools that the tests drive them with.
-packages="gcc libc6-dev iproute2 iputils-ping ethtool util-linux procps passwd tmux socat tcpdump iperf3 iptables nftables python3
+packages="gcc g++ libc6-dev iproute2 iputils-ping ethtool util-linux procps passwd tmux socat tcpdump iperf3 iptables nftables python3
           vdens vdeplug vde-switch vde-wirefilter qemu-system-x86 cpio gzip busybox-static bubblewrap libcap2-bin
           libvdeplug2 libvdeplug-slirp libvdeplug-agno libvdeplug-vlan"
 missing=$(for package in $packages; do dpkg -s "$package" 2>/dev/null | grep -q '^Status: install ok' || echo "$package"; done)

@@ -1,7 +1,7 @@
 //! Failures of the host itself: one line for a person.
 //!
 //! They are the same [`Error`] that plugins report, so that a failure reads alike wherever it
-//! arose. [`report`] is the one place that prints one.
+//! arose. [`report`](crate::output::report) prints one.
 
 use std::fmt::Display;
 use std::io;
@@ -9,20 +9,12 @@ use std::io;
 use nix::errno::Errno;
 pub use vdens_plugin_kit::{Error, ErrorKind, Result};
 
-use crate::output::complain;
-
 /// The exit status of `vdens` when it fails itself.
 pub const EXIT_FAILURE: i32 = 125;
 /// The exit status when the command cannot be run.
 pub const EXIT_NOT_RUNNABLE: i32 = 126;
 /// The exit status when there is no such command.
 pub const EXIT_NOT_FOUND: i32 = 127;
-
-/// Prints a failure as one line, `PROGRAM: MESSAGE`, to standard error. That it cannot be printed
-/// changes nothing.
-pub fn report(program: &str, error: impl Display) {
-    complain(format_args!("{program}: {error}"));
-}
 
 /// A system call failed: "cannot ACTION: …".
 pub fn system(action: impl Display) -> impl FnOnce(Errno) -> Error {

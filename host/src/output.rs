@@ -153,6 +153,12 @@ pub fn written(outcome: io::Result<()>) -> Result<()> {
     }
 }
 
+/// Prints a failure as one line, `PROGRAM: MESSAGE`, to standard error. That it cannot be printed
+/// changes nothing.
+pub fn report(program: &str, error: impl Display) {
+    complain(format_args!("{program}: {error}"));
+}
+
 /// Writes a line to standard error. If it does not take the line at once this waits for a moment; a
 /// failure has nobody to be told to.
 pub fn complain(line: impl Display) {

@@ -4,6 +4,7 @@
 //! that no contender is always the first, or always behind the same other. What fails is told at once and kept, and the rest
 //! goes on. Only a signal ends the run early; what has been measured until then is reported.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use crate::lab::Lab;
@@ -149,7 +150,7 @@ impl Bench<'_> {
         set_up: impl FnOnce() -> Result<T>,
     ) -> Option<T> {
         check_interrupted().ok()?;
-        set_up()
+        guarded(set_up)
             .map_err(|error| self.fail(format!("{group}/{row}"), error.to_string()))
             .ok()
     }
@@ -164,7 +165,7 @@ impl Bench<'_> {
     ) {
         if check_interrupted().is_ok() {
             self.announce(&format!("{group}/{row}/{probe}"));
-            self.record(group, row, probe, measure());
+            self.record(group, row, probe, guarded(measure));
         }
     }
 
@@ -199,4 +200,9 @@ impl Bench<'_> {
         let round = self.round;
         self.results.failures.push(Failure { what, round, why });
     }
+}
+
+/// Makes a panic of the kit, which has printed its reason, an error.
+fn guarded<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err("it panicked".into()))
 }

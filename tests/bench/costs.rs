@@ -20,8 +20,9 @@ use nix::time::{ClockId, clock_gettime};
 use crate::Result;
 use crate::bench::{Bench, Values};
 use crate::lab::{Lab, Maker, PATIENCE, Who, installed};
-use crate::process::{Proc, Procs, name, pause};
+use crate::process::{Proc, Procs, pause};
 use crate::results::{Better, Group, Measure, Row, Summary};
+use vdens_tests::name;
 
 /// The name of the group of start-up times.
 pub(crate) const STARTUP: &str = "start-up";
@@ -130,7 +131,7 @@ pub(crate) fn program(lab: &Lab, row: &str) -> (PathBuf, &'static [&'static str]
     }
 }
 
-fn start(lab: &Lab, row: &str, words: &[&str]) -> Result<Proc> {
+fn start<'lab>(lab: &'lab Lab, row: &str, words: &[&str]) -> Proc<'lab> {
     let (program, options) = program(lab, row);
     Proc::spawn(lab.command(Who::First, &program, options.iter().chain(words)))
 }
@@ -171,7 +172,7 @@ pub(crate) struct Starts<'a> {
     hung: u32,
     failure: Option<String>,
     /// Whoever is there meanwhile.
-    _neighbour: Option<Proc>,
+    _neighbour: Option<Proc<'a>>,
 }
 
 impl<'a> Starts<'a> {
@@ -187,7 +188,7 @@ impl<'a> Starts<'a> {
         }
     }
 
-    fn prepare(lab: &Lab, row: &'a str, probe: &str) -> Result<Self> {
+    fn prepare(lab: &'a Lab, row: &'a str, probe: &str) -> Result<Self> {
         let vnl = match probe {
             "no" => "no".to_owned(),
             _ => format!("ptp://{}", lab.unique("start")),
@@ -199,7 +200,7 @@ impl<'a> Starts<'a> {
         let mut neighbour = None;
         if probe == "beside" {
             let vnl = format!("ptp://{}", lab.unique("beside"));
-            let proc = neighbour.insert(start(lab, row, &[&vnl, "sleep", "86400"])?);
+            let proc = neighbour.insert(start(lab, row, &[&vnl, "sleep", "86400"]));
             lab.node_of(proc, Who::First, 0)?;
         }
         Ok(Self {
@@ -226,15 +227,17 @@ impl<'a> Starts<'a> {
             .iter()
             .copied()
             .chain(self.words.iter().map(String::as_str));
-        let mut command = lab.command(Who::First, &program, words);
+        let command = lab.command(Who::First, &program, words);
         let (mut reader, writer) = std::io::pipe()?;
         let stamp = move || {
             let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
             (&writer).write_all(&now.as_nanos().to_ne_bytes())
         };
-        // SAFETY: between fork and exec it asks for the time and writes to a pipe, which are system calls only.
-        unsafe { command.pre_exec(stamp) };
-        let proc = Proc::spawn(command)?;
+        let proc = Proc::spawn_changed(command, |command| {
+            // SAFETY: between fork and exec it asks for the time and writes to a pipe, which are
+            // system calls only.
+            unsafe { command.pre_exec(stamp) };
+        });
         if !proc.ends(HUNG)? {
             return Ok(None);
         }
@@ -276,8 +279,8 @@ pub(crate) fn visit_memory(bench: &mut Bench<'_>, row: &str, probes: &[String]) 
                 if number % 2 == 0 {
                     vnl = format!("ptp://{}", lab.unique("memory"));
                 }
-                let mut proc = start(lab, row, &[&vnl, "sleep", "86400"])?;
-                lab.node_of(&mut proc, Who::First, number)?;
+                let proc = start(lab, row, &[&vnl, "sleep", "86400"]);
+                lab.node_of(&proc, Who::First, number)?;
                 procs.0.push(proc);
             }
             pause(Duration::from_millis(500))?;
@@ -304,7 +307,7 @@ pub(crate) struct Memory {
 
 impl Memory {
     /// Adds a process.
-    pub(crate) fn add(&mut self, id: u32) -> Result<()> {
+    pub(crate) fn add(&mut self, id: i32) -> Result<()> {
         let path = format!("/proc/{id}/smaps");
         let text = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
         let mut mapping = String::new();

@@ -19,8 +19,9 @@ use crate::Result;
 use crate::bench::{Bench, Values};
 use crate::costs::{Memory, Starts, program, vdens_rows};
 use crate::lab::{Lab, Maker, PATIENCE, Who};
-use crate::process::{Proc, Procs, check_interrupted, family, name, pause, wait_for};
+use crate::process::{Proc, Procs, check_interrupted, pause, wait_for};
 use crate::results::{Better, Group, Measure};
+use vdens_tests::{family, name};
 
 /// The group's name.
 pub(crate) const ID: &str = "crowd";
@@ -114,7 +115,7 @@ fn in_chain(lab: &Lab, row: &str, count: usize) -> Result<Values> {
 }
 
 /// A switch with room for `count` namespaces and a few more.
-fn switch(lab: &Lab, row: &str, place: &str, count: usize) -> Result<Proc> {
+fn switch<'lab>(lab: &'lab Lab, row: &str, place: &str, count: usize) -> Result<Proc<'lab>> {
     let switch = match row {
         "debian" => {
             let ports = (count + 8).to_string();
@@ -126,7 +127,7 @@ fn switch(lab: &Lab, row: &str, place: &str, count: usize) -> Result<Proc> {
             lab.command(Who::First, &plug, ["null://", &format!("switch://{place}")])
         }
     };
-    let mut switch = Proc::spawn(switch)?;
+    let switch = Proc::spawn(switch);
     let control = Path::new(place).join("ctl");
     wait_for("the switch", PATIENCE, || {
         (control.exists() || switch.check().is_err()).then_some(())
@@ -145,15 +146,15 @@ fn start_and_exit(lab: &Lab, row: &str, vnl: &str) -> Result<f64> {
 }
 
 /// Namespaces that were started one after another.
-struct Crowd {
-    procs: Procs,
+struct Crowd<'lab> {
+    procs: Procs<'lab>,
     /// How long each took until its command ran, on average, in milliseconds.
     each: f64,
 }
 
-impl Crowd {
+impl<'lab> Crowd<'lab> {
     fn start(
-        lab: &Lab,
+        lab: &'lab Lab,
         row: &str,
         count: usize,
         words: impl Fn(usize) -> Vec<String>,
@@ -173,9 +174,9 @@ impl Crowd {
             let words = words.chain(["/bin/sh", "-c", &script]);
             procs
                 .0
-                .push(Proc::spawn(lab.command(Who::First, &program, words))?);
+                .push(Proc::spawn(lab.command(Who::First, &program, words)));
             if !ready.wait()? {
-                for proc in &mut procs.0 {
+                for proc in &procs.0 {
                     proc.check()?;
                 }
                 return Err(format!("the command of number {number} does not run").into());
@@ -202,7 +203,7 @@ struct Ready(File);
 
 impl Ready {
     fn new(lab: &Lab, path: &str) -> Result<Self> {
-        Proc::spawn(lab.command(Who::First, Path::new("/usr/bin/mkfifo"), [path]))?
+        Proc::spawn(lab.command(Who::First, Path::new("/usr/bin/mkfifo"), [path]))
             .output(PATIENCE)?;
         // Opened to write, too: so there is always a reader and never an end.
         let mut options = OpenOptions::new();

@@ -1,7 +1,7 @@
 //! The results file: everything that was measured, as it is written and read again.
 //!
-//! Theory of operation. The pages are drawn from these figures alone ([`pages`](crate::pages)), so a
-//! results file gives the same pages as the run that wrote it.
+//! Theory of operation. The pages are drawn from these figures alone ([`pages`](crate::pages)), so
+//! a results file gives the same pages as the run that wrote it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -79,6 +79,18 @@ impl Figures {
         Ok(json.replace("{\"id\"", "\n{\"id\"") + "\n")
     }
 
+    /// Adds the tables of another run, which say how long its measurements took.
+    pub(crate) fn append(&mut self, other: Self) {
+        let seconds = &other.machine["seconds"];
+        for mut table in other.groups {
+            if table.rows.iter().any(|row| !row.cells.is_empty()) {
+                table.title = format!("{}, {seconds} s each", table.title);
+                self.groups.push(table);
+            }
+        }
+    }
+
+    /// The first table of a group.
     pub(crate) fn table(&self, id: &str) -> Option<&Table> {
         self.groups.iter().find(|table| table.id == id)
     }

@@ -11,8 +11,9 @@ use crate::Result;
 use crate::bench::{Bench, Values};
 use crate::lab::{Lab, Maker};
 use crate::network::{Contender, Medium};
-use crate::process::{family, name, pause};
+use crate::process::pause;
 use crate::results::{Better, Group, Measure, Row};
+use vdens_tests::{family, name};
 
 /// The group's name.
 pub(crate) const ID: &str = "idle";
@@ -89,9 +90,9 @@ pub(crate) fn visit(bench: &mut Bench<'_>, row: &str, probes: &[String]) {
 fn measure(lab: &Lab, cable: &Contender, switch: &Contender, quick: bool) -> Result<Values> {
     let (cable, switch) = (cable.wire(lab, 2)?, switch.wire(lab, PORTS)?);
     pause(SETTLING)?;
-    let ends: Vec<u32> = cable.members().collect();
-    let ports: Vec<u32> = switch.members().collect();
-    let switches: Vec<u32> = switch.between().collect();
+    let ends: Vec<i32> = cable.members().collect();
+    let ports: Vec<i32> = switch.members().collect();
+    let switches: Vec<i32> = switch.between().collect();
     let used = || -> Result<[f64; 3]> { Ok([busy(&ends)?, busy(&ports)?, busy(&switches)?]) };
     let before = used()?;
     let span = if quick { SPAN / 5 } else { SPAN };
@@ -106,7 +107,7 @@ fn measure(lab: &Lab, cable: &Contender, switch: &Contender, quick: bool) -> Res
 }
 
 /// How long some processes and all below them but the commands have been on a processor, in seconds.
-fn busy(ids: &[u32]) -> Result<f64> {
+fn busy(ids: &[i32]) -> Result<f64> {
     let all = ids.iter().flat_map(|id| family(*id));
     let mut nanoseconds = 0.0;
     for id in all.filter(|id| name(*id).as_deref() != Some("sleep")) {

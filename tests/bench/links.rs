@@ -110,7 +110,7 @@ type Run = fn(&At<'_>) -> crate::Result<Values>;
 struct At<'a> {
     lab: &'a Lab,
     plan: &'a Plan,
-    net: &'a Network,
+    net: &'a Network<'a>,
 }
 
 /// TCP in both directions.
@@ -247,7 +247,7 @@ pub(crate) fn visit(bench: &mut Bench<'_>, row: &str, probes: &[String]) {
         return;
     };
     let lab = bench.lab;
-    let Some(mut net) = bench.set_up(ID, row, || contender.wire(lab, 2)) else {
+    let Some(net) = bench.set_up(ID, row, || contender.wire(lab, 2)) else {
         return;
     };
     for (name, run) in PROBES {

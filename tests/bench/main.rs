@@ -1,11 +1,11 @@
 //! `vdens-bench`: how fast the links are, beside what else one could use.
 //!
-//! Theory of operation. `lab` is the machine: who runs programs, and namespaces; `process` ends what
-//! was started. `network` wires contenders, `traffic` measures between two nodes by means of `tools`,
-//! which are this same program inside the namespaces. `links`, `switches`, `stuck`, `costs`, `crowd`
-//! and `idle` are the groups of measurements, which `bench` runs in rounds. `results` keeps what comes
-//! out, and `report` prints it. `figures` is the results file, from which `pages` and `chart` draw the
-//! pages. docs/performance.md is the manual.
+//! Theory of operation. `lab` is the machine: who runs programs, and namespaces; `process` ends
+//! what was started. `network` wires contenders, `traffic` measures between two nodes by means of
+//! `tools`, which are this same program inside the namespaces. `links`, `switches`, `stuck`,
+//! `costs`, `crowd` and `idle` are the groups of measurements, which `bench` runs in rounds.
+//! `results` keeps what comes out, and `report` prints it. `figures` is the results file, from
+//! which `pages` and `chart` draw the pages. docs/performance.md is the manual.
 
 mod bench;
 mod chart;
@@ -57,8 +57,8 @@ struct Options {
     #[arg(long)]
     quick: bool,
 
-    /// Measure only what has PATTERN in its name, as --list prints them; can be repeated. Ratios need the
-    /// row they refer to (veth, bridge, unshare, or Debian's)
+    /// Measure only what has PATTERN in its name, as --list prints them; can be repeated. Ratios
+    /// need the row they refer to (veth, bridge, unshare, or Debian's)
     #[arg(long, value_name = "PATTERN")]
     only: Vec<String>,
 
@@ -70,9 +70,9 @@ struct Options {
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     out: PathBuf,
 
-    /// Measure nothing, and draw the pages from this results file
+    /// Measure nothing, and draw the pages from this results file; the tables of further ones follow
     #[arg(long, value_name = "FILE", conflicts_with_all = ["rounds", "seconds", "quick", "only", "bin"])]
-    from: Option<PathBuf>,
+    from: Vec<PathBuf>,
 
     /// Print the names of everything, and what this machine cannot do
     #[arg(long)]
@@ -82,7 +82,8 @@ struct Options {
     tool: Option<Hidden>,
 }
 
-/// Prints a result. Who reads may go away meanwhile (`| head`): there are files as well, and things to clean up.
+/// Prints a result. Who reads may go away meanwhile (`| head`): there are files as well, and things
+/// to clean up.
 pub(crate) fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
@@ -103,8 +104,8 @@ fn main() -> ExitCode {
     let options = Options::parse();
     let result = match options.tool {
         Some(Hidden::Tool(tool)) => tool.run().map(|()| ExitCode::SUCCESS),
-        None => match &options.from {
-            Some(file) => redraw(file, &options.out).map(|()| ExitCode::SUCCESS),
+        None => match options.from.split_first() {
+            Some((file, more)) => redraw(file, more, &options.out).map(|()| ExitCode::SUCCESS),
             None => measure(options),
         },
     };
@@ -114,9 +115,13 @@ fn main() -> ExitCode {
     })
 }
 
-/// Draws the pages from a results file.
-fn redraw(file: &Path, out: &Path) -> Result<()> {
-    pages::write(&Figures::read(file)?, out)
+/// Draws the pages from a results file, and the tables of more.
+fn redraw(file: &Path, more: &[PathBuf], out: &Path) -> Result<()> {
+    let mut figures = Figures::read(file)?;
+    for file in more {
+        figures.append(Figures::read(file)?);
+    }
+    pages::write(&figures, out)
 }
 
 fn measure(options: Options) -> Result<ExitCode> {

@@ -50,11 +50,11 @@ pub(crate) struct Contender {
 
 /// Namespaces that reach each other.
 #[derive(Debug)]
-pub(crate) struct Network {
+pub(crate) struct Network<'lab> {
     pub(crate) nodes: Vec<Node>,
     // In the order in which they are to end.
-    members: Procs,
-    between: Procs,
+    members: Procs<'lab>,
+    between: Procs<'lab>,
 }
 
 impl Contender {
@@ -147,7 +147,7 @@ impl Contender {
     }
 
     /// Connects `count` namespaces.
-    pub(crate) fn wire(&self, lab: &Lab, count: usize) -> Result<Network> {
+    pub(crate) fn wire<'lab>(&self, lab: &'lab Lab, count: usize) -> Result<Network<'lab>> {
         let mut network = Network {
             nodes: Vec::new(),
             members: Procs::default(),
@@ -170,7 +170,7 @@ impl Contender {
                 let plug = lab.program(maker, "vde_plug");
                 let vnl = format!("switch://{place}{mode}");
                 network.start_switch(
-                    Proc::spawn(lab.command(Who::First, &plug, ["null://", &vnl]))?,
+                    Proc::spawn(lab.command(Who::First, &plug, ["null://", &vnl])),
                     &place,
                 )?;
                 self.members(lab, &mut network, count, &format!("vde://{place}"))?;
@@ -179,7 +179,7 @@ impl Contender {
                 let switch = lab.program(Maker::Debian, "vde_switch");
                 let ports = (count + 2).max(32).to_string();
                 network.start_switch(
-                    Proc::spawn(lab.command(Who::First, &switch, ["-s", &place, "-n", &ports]))?,
+                    Proc::spawn(lab.command(Who::First, &switch, ["-s", &place, "-n", &ports])),
                     &place,
                 )?;
                 self.members(lab, &mut network, count, &format!("vde://{place}"))?;
@@ -203,7 +203,13 @@ impl Contender {
     }
 
     /// Starts vdens `count` times.
-    fn members(&self, lab: &Lab, network: &mut Network, count: usize, vnl: &str) -> Result<()> {
+    fn members<'lab>(
+        &self,
+        lab: &'lab Lab,
+        network: &mut Network<'lab>,
+        count: usize,
+        vnl: &str,
+    ) -> Result<()> {
         let owner = |number| match self.two_users && number > 0 {
             true => Who::Second,
             false => Who::First,
@@ -212,7 +218,7 @@ impl Contender {
         for number in 0..count {
             let (program, words) = self.vdens(lab, number, vnl);
             let command = lab.command(owner(number), &program, words);
-            network.members.0.push(Proc::spawn(command)?);
+            network.members.0.push(Proc::spawn(command));
             // The first comer decides how both ends speak, so it has to be the first.
             if number == 0 {
                 network.add_node(lab, first, owner(0), 0)?;
@@ -241,7 +247,7 @@ impl Contender {
     }
 
     /// A persistent tap in a namespace of root's as the one end, vdens as the other.
-    fn tap(&self, lab: &Lab, network: &mut Network) -> Result<()> {
+    fn tap<'lab>(&self, lab: &'lab Lab, network: &mut Network<'lab>) -> Result<()> {
         let (holder, mut host) = lab.bare_node(0)?;
         network.between.0.push(holder);
         host.interface = "vb0".to_owned();
@@ -253,12 +259,12 @@ impl Contender {
         let (program, words) = self.vdens(lab, 1, "tap://vb0");
         let vdens = lab.inside(&host, Who::First, &program, words);
         network.nodes.push(host);
-        network.members.0.push(Proc::spawn(vdens)?);
+        network.members.0.push(Proc::spawn(vdens));
         network.add_node(lab, 0, Who::First, 1)
     }
 
     /// Both ends on one machine, which is a namespace.
-    fn udp(&self, lab: &Lab, network: &mut Network) -> Result<()> {
+    fn udp<'lab>(&self, lab: &'lab Lab, network: &mut Network<'lab>) -> Result<()> {
         let (holder, machine) = lab.bare_node(0)?;
         network.between.0.push(holder);
         lab.sh(&machine, "ip link set lo up")?;
@@ -270,7 +276,7 @@ impl Contender {
     }
 
     /// Each end on a machine of its own, since libvdeplug's needs the port for itself.
-    fn vxlan(&self, lab: &Lab, network: &mut Network) -> Result<()> {
+    fn vxlan<'lab>(&self, lab: &'lab Lab, network: &mut Network<'lab>) -> Result<()> {
         veth(lab, network)?;
         let machines: Vec<Node> = network.nodes.drain(..).collect();
         let [first, second] = &machines[..] else {
@@ -291,31 +297,31 @@ impl Contender {
     }
 
     /// Starts a vdens on each of two machines.
-    fn machines(
+    fn machines<'lab>(
         &self,
-        lab: &Lab,
-        network: &mut Network,
+        lab: &'lab Lab,
+        network: &mut Network<'lab>,
         machines: [&Node; 2],
         vnls: [&str; 2],
     ) -> Result<()> {
         for (number, (machine, vnl)) in machines.into_iter().zip(vnls).enumerate() {
             let (program, words) = self.vdens(lab, number, vnl);
             let vdens = lab.inside(machine, Who::First, &program, words);
-            network.members.0.push(Proc::spawn(vdens)?);
+            network.members.0.push(Proc::spawn(vdens));
             network.add_node(lab, number, Who::First, number)?;
         }
         Ok(())
     }
 }
 
-impl Network {
+impl<'lab> Network<'lab> {
     fn add_node(&mut self, lab: &Lab, member: usize, who: Who, number: usize) -> Result<()> {
-        let node = lab.node_of(&mut self.members.0[member], who, number)?;
+        let node = lab.node_of(&self.members.0[member], who, number)?;
         self.nodes.push(node);
         Ok(())
     }
 
-    fn start_switch(&mut self, switch: Proc, place: &str) -> Result<()> {
+    fn start_switch(&mut self, switch: Proc<'lab>, place: &str) -> Result<()> {
         self.between.0.push(switch);
         let socket = Path::new(place).join("ctl");
         wait_for("the switch's socket", PATIENCE, || {
@@ -329,25 +335,24 @@ impl Network {
         let (first, others) = self.nodes.split_first().ok_or("no namespaces")?;
         for node in others {
             let words = format!("probe {} {}", first.address, PATIENCE.as_millis());
-            lab.tool_inside(node, &words)?.output(PATIENCE * 2)?;
+            lab.tool_inside(node, &words).output(PATIENCE * 2)?;
         }
         Ok(())
     }
 
     /// The processes of the vdens, in the order of the nodes.
-    pub(crate) fn members(&self) -> impl Iterator<Item = u32> {
+    pub(crate) fn members(&self) -> impl Iterator<Item = i32> {
         self.members.0.iter().map(Proc::id)
     }
 
     /// The processes of what is between them.
-    pub(crate) fn between(&self) -> impl Iterator<Item = u32> {
+    pub(crate) fn between(&self) -> impl Iterator<Item = i32> {
         self.between.0.iter().map(Proc::id)
     }
 
     /// An error if anything of the network has ended.
-    pub(crate) fn check(&mut self) -> Result<()> {
-        let all = [&mut self.members, &mut self.between];
-        for proc in all.into_iter().flat_map(|procs| &mut procs.0) {
+    pub(crate) fn check(&self) -> Result<()> {
+        for proc in self.members.0.iter().chain(&self.between.0) {
             proc.check()?;
         }
         Ok(())
@@ -355,7 +360,7 @@ impl Network {
 }
 
 /// Waits until a process' network namespace has a socket at a port.
-pub(crate) fn wait_for_port(proc: &Proc, protocol: &str, port: u16) -> Result<()> {
+pub(crate) fn wait_for_port(proc: &Proc<'_>, protocol: &str, port: u16) -> Result<()> {
     let mark = format!(":{port:04X} ");
     wait_for("a server's socket", PATIENCE, || {
         // Not before the process has joined its namespace, which is when it is no longer ours.
@@ -379,7 +384,7 @@ pub(crate) fn wait_for_port(proc: &Proc, protocol: &str, port: u16) -> Result<()
 
 /// Makes two nodes send everything to a group of stations, and take what comes for it as if it were for them alone.
 /// Debian's `vxlan://` loses what it sends to a single station, and TCP ignores what came for a group.
-fn use_group_address(lab: &Lab, network: &Network) -> Result<()> {
+fn use_group_address(lab: &Lab, network: &Network<'_>) -> Result<()> {
     let [first, second] = &network.nodes[..] else {
         return Err("not two namespaces".into());
     };
@@ -398,18 +403,18 @@ fn use_group_address(lab: &Lab, network: &Network) -> Result<()> {
 
 /// Another bare namespace beside one: for an ordinary user in the same user namespace, so that a veth pair
 /// may connect them.
-fn bare_sibling(lab: &Lab, node: &Node, number: usize) -> Result<(Proc, Node)> {
+fn bare_sibling<'lab>(lab: &'lab Lab, node: &Node, number: usize) -> Result<(Proc<'lab>, Node)> {
     if is_root() {
         return lab.bare_node(number);
     }
     let unshare = Path::new("/usr/bin/unshare");
     let holder = lab.inside(node, Who::First, unshare, ["-n", "sleep", "86400"]);
-    let mut holder = Proc::spawn(holder)?;
-    let node = lab.node_of(&mut holder, Who::First, number)?;
+    let holder = Proc::spawn(holder);
+    let node = lab.node_of(&holder, Who::First, number)?;
     Ok((holder, node))
 }
 
-fn veth(lab: &Lab, network: &mut Network) -> Result<()> {
+fn veth<'lab>(lab: &'lab Lab, network: &mut Network<'lab>) -> Result<()> {
     let (holder, first) = lab.bare_node(0)?;
     network.between.0.push(holder);
     let (holder, second) = bare_sibling(lab, &first, 1)?;
@@ -425,7 +430,7 @@ fn veth(lab: &Lab, network: &mut Network) -> Result<()> {
     Ok(())
 }
 
-fn bridge(lab: &Lab, network: &mut Network, count: usize) -> Result<()> {
+fn bridge<'lab>(lab: &'lab Lab, network: &mut Network<'lab>, count: usize) -> Result<()> {
     let (holder, hub) = lab.bare_node(count)?;
     network.between.0.push(holder);
     lab.sh(

@@ -1,9 +1,9 @@
 //! The pages of the documentation that show results, drawn from a results file.
 //!
-//! Theory of operation. They show ratios and shares, no absolute speeds, which belong to one machine.
-//! `performance-tables.md` has everything, `performance.svg` is the [`chart`], and a table for
-//! those who have a minute is put into `performance.md`, between the two lines of [`MARKS`]; the rest
-//! of that page is written by hand.
+//! Theory of operation. They show ratios and shares, no absolute speeds, which belong to one
+//! machine. `performance-tables.md` has everything, `performance.svg` is the [`chart`], and a table
+//! for those who have a minute is put into `performance.md`, between the two lines of [`MARKS`];
+//! the rest of that page is written by hand.
 
 use std::fmt::Write;
 use std::fs;

@@ -1,10 +1,11 @@
 //! What was measured, and what follows from it.
 //!
-//! Theory of operation. Results come in groups (links, switches, …). A group has rows, the contenders, and
-//! measures, its columns. A sample belongs to a row, a measure and a round. Two values compare within a round, where both
-//! were measured within minutes of each other: the ratio of two rows is the median of the ratios of
-//! the rounds that have both. A row that cannot be measured on this machine says why, and what fails in a
-//! round is kept as a failure beside the samples.
+//! Theory of operation. Results come in groups (links, switches, …). A group has rows, the
+//! contenders, and measures, its columns. A sample belongs to a row, a measure and a round. Two
+//! values compare within a round, where both were measured within minutes of each other: the ratio
+//! of two rows is the median of the ratios of the rounds that have both. A row that cannot be
+//! measured on this machine says why, and what fails in a round is kept as a failure beside the
+//! samples.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

@@ -18,10 +18,11 @@ use crate::Result;
 use crate::bench::{Bench, Values};
 use crate::lab::{Lab, Maker, PATIENCE};
 use crate::network::{Contender, Medium, Network, wait_for_port};
-use crate::process::{family, name, pause};
+use crate::process::pause;
 use crate::results::{Better, Group, Measure, Row, Summary};
 use crate::switches::{Counter, received, settled};
 use crate::traffic::TcpRun;
+use vdens_tests::{family, name};
 
 /// The group's name.
 pub(crate) const ID: &str = "stuck";
@@ -100,11 +101,11 @@ pub(crate) fn visit(bench: &mut Bench<'_>, row: &str, probes: &[String]) {
     }
 }
 
-fn turns(lab: &Lab, net: &Network) -> Result<Values> {
+fn turns(lab: &Lab, net: &Network<'_>) -> Result<Values> {
     let [first, second, third, fourth] = &net.nodes[..] else {
         return Err("not four namespaces".into());
     };
-    let receiver = lab.tool_inside(third, &format!("drain {PORT}"))?;
+    let receiver = lab.tool_inside(third, &format!("drain {PORT}"));
     wait_for_port(&receiver, "udp", PORT)?;
     let send = |millis: u64, rate: u64| {
         lab.tool_inside(
@@ -117,7 +118,7 @@ fn turns(lab: &Lab, net: &Network) -> Result<Values> {
             let vdens = net.members().nth(2).map(family).unwrap_or_default();
             Stopped::new(vdens.into_iter().chain([receiver.id()]))
         });
-        send(FLOOD, 0)?.output(PATIENCE)?;
+        send(FLOOD, 0).output(PATIENCE)?;
         pause(EBB)?;
         let (before, start) = (received([first], Counter::Bytes)?, Instant::now());
         pause(SLICE)?;
@@ -125,7 +126,7 @@ fn turns(lab: &Lab, net: &Network) -> Result<Values> {
         Ok(bytes * 8.0 / start.elapsed().as_secs_f64() / 1e9)
     };
     let _pair = TcpRun::start(lab, second, first, 1, ALL, false)?;
-    let _load = send(ALL * 1000, LOAD)?;
+    let _load = send(ALL * 1000, LOAD);
     let (mut running, mut stopped, mut lost) = (Vec::new(), Vec::new(), Vec::new());
     for number in 0..PAIRS {
         let turn = [number % 2 == 1, number % 2 == 0];
@@ -150,9 +151,9 @@ struct Stopped(Vec<Pid>);
 impl Stopped {
     /// Stops processes, supervisors before their workers, whose silence they would not put up with. A command of
     /// vdens goes on: Debian's takes one that stops for one that has ended.
-    fn new(ids: impl Iterator<Item = u32>) -> Self {
+    fn new(ids: impl Iterator<Item = i32>) -> Self {
         let ids = ids.filter(|id| name(*id).as_deref() != Some("sleep"));
-        let stopped = Self(ids.map(|id| Pid::from_raw(id.cast_signed())).collect());
+        let stopped = Self(ids.map(Pid::from_raw).collect());
         stopped.signal(Signal::SIGSTOP);
         stopped
     }

@@ -185,19 +185,23 @@ pub(crate) fn visit(bench: &mut Bench<'_>, row: &str, probes: &[String]) {
 }
 
 /// A network that has had the time to send what hosts send when an interface comes up.
-pub(crate) fn settled(contender: &Contender, lab: &Lab, count: usize) -> Result<Network> {
+pub(crate) fn settled<'lab>(
+    contender: &Contender,
+    lab: &'lab Lab,
+    count: usize,
+) -> Result<Network<'lab>> {
     let net = contender.wire(lab, count)?;
     pause(Duration::from_millis(if count > 8 { 2000 } else { 200 }))?;
     Ok(net)
 }
 
-fn pair(lab: &Lab, plan: &Plan, net: &Network) -> Result<Values> {
+fn pair(lab: &Lab, plan: &Plan, net: &Network<'_>) -> Result<Values> {
     let rate = throughput(lab, plan, net, 1)?;
     Ok(vec![(format!("pair-{}", net.nodes.len()), rate)])
 }
 
 /// A pair among many and a pair alone, in an order that makes up for a machine that gets steadily slower or faster.
-fn pair_beside(lab: &Lab, plan: &Plan, net: &Network, few: &Network) -> Result<Values> {
+fn pair_beside(lab: &Lab, plan: &Plan, net: &Network<'_>, few: &Network<'_>) -> Result<Values> {
     let rate = |net| throughput(lab, plan, net, 1);
     let [alone, among, again, last] = [rate(few)?, rate(net)?, rate(net)?, rate(few)?];
     let count = net.nodes.len();
@@ -207,7 +211,7 @@ fn pair_beside(lab: &Lab, plan: &Plan, net: &Network, few: &Network) -> Result<V
     ])
 }
 
-fn pairs(lab: &Lab, plan: &Plan, net: &Network) -> Result<Values> {
+fn pairs(lab: &Lab, plan: &Plan, net: &Network<'_>) -> Result<Values> {
     let count = net.nodes.len();
     if count < 4 {
         return Ok(Values::new());
@@ -217,8 +221,8 @@ fn pairs(lab: &Lab, plan: &Plan, net: &Network) -> Result<Values> {
 }
 
 /// The sum of what some pairs get at once.
-fn throughput(lab: &Lab, plan: &Plan, net: &Network, pairs: usize) -> Result<f64> {
-    let runs: Vec<TcpRun> = net
+fn throughput(lab: &Lab, plan: &Plan, net: &Network<'_>, pairs: usize) -> Result<f64> {
+    let runs: Vec<TcpRun<'_>> = net
         .nodes
         .chunks_exact(2)
         .take(pairs)
@@ -231,33 +235,33 @@ fn throughput(lab: &Lab, plan: &Plan, net: &Network, pairs: usize) -> Result<f64
     Ok(sum)
 }
 
-fn broadcast(lab: &Lab, plan: &Plan, net: &Network) -> Result<Values> {
+fn broadcast(lab: &Lab, plan: &Plan, net: &Network<'_>) -> Result<Values> {
     let (sender, others) = net.nodes.split_first().ok_or("no namespaces")?;
     let before = received(others, Counter::Frames)?;
     // Port 9 discards, though there is no need for anybody to listen.
     let words = format!("flood 10.77.255.255:9 {} 0", plan.millis());
     let limit = Duration::from_millis(plan.millis()) + PATIENCE;
-    let sent = json(&lab.tool_inside(sender, &words)?.output(limit)?)?;
+    let sent = json(&lab.tool_inside(sender, &words).output(limit)?)?;
     pause(Duration::from_millis(300))?;
     let delivered =
         (received(others, Counter::Frames)? - before) / number(&sent, "seconds")? / 1000.0;
     Ok(vec![(format!("broadcast-{}", net.nodes.len()), delivered)])
 }
 
-fn table(lab: &Lab, plan: &Plan, net: &Network, count: u32) -> Result<Values> {
+fn table(lab: &Lab, plan: &Plan, net: &Network<'_>, count: u32) -> Result<Values> {
     let [owner, sender, bystander] = &net.nodes[..] else {
         return Err("not three namespaces".into());
     };
     let limit = Duration::from_millis(plan.millis()) + PATIENCE * 2;
     let learn = format!("learn {} {count} {LEARNING}", owner.interface);
-    lab.tool_inside(owner, &learn)?.output(limit)?;
+    lab.tool_inside(owner, &learn).output(limit)?;
     pause(Duration::from_millis(300))?;
     let before = [
         received([owner], Counter::Frames)?,
         received([bystander], Counter::Frames)?,
     ];
     let spray = format!("spray {} {count} {}", sender.interface, plan.millis());
-    let sent = json(&lab.tool_inside(sender, &spray)?.output(limit)?)?;
+    let sent = json(&lab.tool_inside(sender, &spray).output(limit)?)?;
     pause(Duration::from_millis(300))?;
     let arrived = received([owner], Counter::Frames)? - before[0];
     let astray = received([bystander], Counter::Frames)? - before[1];

@@ -35,17 +35,17 @@ pub(crate) struct Tcp {
 
 /// A TCP run that has been started.
 #[derive(Debug)]
-pub(crate) struct TcpRun {
-    client: Proc,
-    server: Proc,
+pub(crate) struct TcpRun<'lab> {
+    client: Proc<'lab>,
+    server: Proc<'lab>,
     seconds: u64,
     busy: f64,
 }
 
-impl TcpRun {
+impl<'lab> TcpRun<'lab> {
     /// Starts sending from one node to another, or the other way round if `reverse`.
     pub(crate) fn start(
-        lab: &Lab,
+        lab: &'lab Lab,
         from: &Node,
         to: &Node,
         streams: u32,
@@ -59,7 +59,7 @@ impl TcpRun {
             let words = words.split_whitespace();
             Proc::spawn(lab.inside(node, Who::Caller, Path::new("/usr/bin/iperf3"), words))
         };
-        let server = iperf(to, &format!("-s -1 -p {IPERF}"))?;
+        let server = iperf(to, &format!("-s -1 -p {IPERF}"));
         wait_for_port(&server, "tcp", IPERF)?;
         let busy = busy_seconds()?;
         let reverse = if reverse { "-R" } else { "" };
@@ -69,7 +69,7 @@ impl TcpRun {
                 "-J -c {} -p {IPERF} -t {seconds} -P {streams} {reverse}",
                 to.address
             ),
-        )?;
+        );
         Ok(Self {
             client,
             server,
@@ -155,11 +155,11 @@ pub(crate) fn udp(lab: &Lab, from: &Node, to: &Node, offer: Offer, millis: u64) 
         ),
     };
     let limit = Duration::from_millis(millis) + PATIENCE;
-    let sink = lab.tool_inside(to, &format!("sink {SINK} {}", millis + 5000))?;
+    let sink = lab.tool_inside(to, &format!("sink {SINK} {}", millis + 5000));
     wait_for_port(&sink, "udp", SINK)?;
     let flood = format!("flood {}:{SINK} {millis} {rate}", to.address);
     let senders = (0..senders).map(|_| lab.tool_inside(from, &flood));
-    let senders: Vec<Proc> = senders.collect::<Result<_>>()?;
+    let senders: Vec<Proc<'_>> = senders.collect();
     let (mut offered, mut offered_rate) = (0.0, 0.0);
     for sender in senders {
         let sent = json(&sender.output(limit)?)?;
@@ -197,7 +197,7 @@ pub(crate) fn rtt_of_processes(
     to: &Node,
     millis: u64,
 ) -> Result<(f64, f64)> {
-    let server = lab.tool_inside(to, &format!("echo {ECHO}"))?;
+    let server = lab.tool_inside(to, &format!("echo {ECHO}"));
     wait_for_port(&server, "udp", ECHO)?;
     round_trips(lab, from, to, &format!("--port {ECHO}"), millis, 0)
 }
@@ -212,7 +212,7 @@ fn round_trips(
 ) -> Result<(f64, f64)> {
     let limit = Duration::from_millis(millis) + PATIENCE;
     let words = format!("rtt {options} {} {millis} 20000 {gap_micros}", to.address);
-    let report = json(&lab.tool_inside(from, &words)?.output(limit)?)?;
+    let report = json(&lab.tool_inside(from, &words).output(limit)?)?;
     let lost = number(&report, "lost")?;
     let answers = number(&report, "answers")?;
     if answers < 10.0 {

@@ -1,90 +1,75 @@
-//! `vdens-fuzz`: every parser and codec that reads what a stranger wrote, under inputs that no one would think of.
+//! `vdens-fuzz`: libFuzzer, with the target that `$VDENS_FUZZ_TARGET` names.
 //!
-//! Theory of operation. A target is one codec and what must be true of it for every input, be it as odd as
-//! it may: more than that it does not crash, for example that what was encoded decodes to the same, that the pieces a
-//! stream comes in make no difference, that a cut packet's checksums are right as another implementation sees
-//! it. An input is bytes, and says everything: whatever else a property needs, such as where to split, is read
-//! from it too. So an input that fails once fails always.
-//!
-//! The `engine` first replays the inputs kept in tests/fuzz/corpus/TARGET, then makes as many more as are asked for: some
-//! by the target's own generator, which knows what the format looks like, some of these and of the kept ones mutated. The
-//! generator is deterministic: a seed gives the same inputs everywhere. What fails is printed and kept. No input may take longer
-//! than `engine::LONGEST`, nor make the process grow by more than `engine::GROWTH`.
-//!
-//! `control`, `hello`, `vnl`, `stream`, `offload`, `pump` and `settings` are the targets; `packets`
-//! has the other implementation for
-//! `offload`.
+//! Theory of operation. `tests/fuzz/run` builds this program with coverage counters and starts it
+//! for each target. libFuzzer mutates the inputs of the corpus and those it has found, and keeps
+//! each that reaches code that none before did. It writes an input that fails, panics or hangs to
+//! a file. Every few inputs come from the target's own generator, which knows the format.
+//! docs/reliability.md has the properties.
 
-mod control;
-mod engine;
-mod hello;
-mod offload;
-mod packets;
-mod pump;
-mod random;
-mod settings;
-mod stream;
-mod vnl;
+#![no_main]
 
-use std::path::PathBuf;
-use std::process::ExitCode;
+mod targets;
 
-use clap::Parser;
+use std::cell::RefCell;
 
-use engine::{Engine, Make};
+use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 
-/// Everything that is fuzzed: its name, which is that of its corpus's directory, and how to make it.
-const TARGETS: [(&str, Make); 9] = [
-    ("vnl", || Box::new(vnl::Locator)),
-    ("vdestream", || Box::new(stream::Stream::default())),
-    ("request", || Box::new(control::Requests)),
-    ("reply", || Box::new(control::Replies)),
-    ("hello", || Box::new(hello::Messages)),
-    ("cut", || Box::new(offload::Cut::default())),
-    ("join", || Box::new(offload::Join::default())),
-    ("pump", || Box::new(pump::Pumped::new())),
-    ("settings", || Box::new(settings::Settings)),
-];
+use targets::{Make, TARGETS, Target, Watched};
 
-/// Feed every parser and codec inputs that no one would think of
-#[derive(Debug, Parser)]
-#[command(name = "vdens-fuzz", version)]
-struct Options {
-    /// How many inputs each target gets, besides those of the corpus
-    #[arg(long, default_value_t = 100_000)]
-    iterations: u64,
-
-    /// Only this target; can be repeated
-    #[arg(long, value_name = "TARGET", value_parser = TARGETS.map(|(name, _)| name))]
-    target: Vec<String>,
-
-    /// What the inputs are made from
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-
-    /// Where inputs are kept, a directory for each target
-    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus"))]
-    corpus: PathBuf,
+thread_local! {
+    // libFuzzer calls from one thread.
+    static TARGET: RefCell<Watched> = RefCell::new(Watched::new(named()));
 }
 
-fn main() -> ExitCode {
-    let options = Options::parse();
-    engine::keep_panics();
-    let is_wanted =
-        |name: &str| options.target.is_empty() || options.target.iter().any(|t| t == name);
-    let mut all_hold = true;
-    for (name, make) in TARGETS.into_iter().filter(|(name, _)| is_wanted(name)) {
-        let engine = Engine::new(name, make, &options.corpus, options.seed);
-        match engine.run(options.iterations) {
-            Ok(summary) => println!("{summary}"),
-            Err(finding) => {
-                println!("{finding}");
-                all_hold = false;
+/// The target of the environment.
+fn named() -> Make {
+    let name = std::env::var("VDENS_FUZZ_TARGET").unwrap_or_default();
+    let all = TARGETS.iter().chain(&[("maze", maze as Make)]);
+    let found = all.into_iter().find(|(target, _)| *target == name);
+    let names = TARGETS.map(|(name, _)| name).join(", ");
+    found
+        .unwrap_or_else(|| panic!("$VDENS_FUZZ_TARGET is '{name}', and must be one of {names}"))
+        .1
+}
+
+fuzz_target!(|input: &[u8]| {
+    let outcome = TARGET.with_borrow_mut(|target| target.check(input));
+    outcome.unwrap_or_else(|what| panic!("FINDING: {what}"));
+});
+
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    let mut random = fastrand::Rng::with_seed(seed.into());
+    if random.u8(..4) != 0 {
+        return fuzzer_mutate(data, size, max_size);
+    }
+    let mut input = Vec::new();
+    TARGET.with_borrow_mut(|target| target.generate(&mut random, &mut input));
+    input.truncate(max_size);
+    data[..input.len()].copy_from_slice(&input);
+    match random.bool() {
+        true => input.len(),
+        false => fuzzer_mutate(data, input.len(), max_size),
+    }
+});
+
+/// A target with a way in that only coverage can show: a test of the fuzzer itself.
+fn maze() -> Box<dyn Target> {
+    Box::new(Maze)
+}
+
+struct Maze;
+
+impl Target for Maze {
+    fn generate(&mut self, random: &mut fastrand::Rng, input: &mut Vec<u8>) {
+        input.push(random.u8(..));
+    }
+
+    fn check(&mut self, input: &[u8]) -> Result<(), String> {
+        for (door, key) in b"way-in".iter().enumerate() {
+            if input.get(door) != Some(key) {
+                return Ok(());
             }
         }
-    }
-    match all_hold {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
+        Err("the way in".to_owned())
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vdens_tests::PATIENCE;
+use vdens_tests::{PATIENCE, children};
 
 use crate::links::Links;
 
@@ -83,11 +83,7 @@ impl fmt::Display for Faults {
 /// The children of a process that are it again: forked, and not become a command.
 fn twins(pid: i32) -> Vec<i32> {
     let line = |pid: i32| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    let children = children.unwrap_or_default();
-    let children = children
-        .split_whitespace()
-        .filter_map(|child| child.parse().ok());
+    let children = children(pid).into_iter();
     children.filter(|child| line(*child) == line(pid)).collect()
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! /tmp/vt-XXXXXX/      root's (or the user's, if root does not run the tests)
-//!     bin/             vdens, vde_plug and the plugins: nobody but their owner can write here
+//!     bin/             the programs and the plugins: nobody but their owner can write here
 //!     home/            $HOME
 //!     run/             $XDG_RUNTIME_DIR
 //!     w/               the working directory: switches, cables, files
@@ -25,6 +25,9 @@ use tempfile::TempDir;
 
 use crate::{Cmd, Netns, PATIENCE, Tmux, User, becomes_true, wait_until};
 
+/// The programs of this repository.
+pub const PROGRAMS: [&str; 3] = ["vdens", "vde_plug", "vdectl"];
+
 /// A test's directory, user and commands. Dropping it fails the test if anything was left behind.
 #[derive(Debug)]
 pub struct Lab {
@@ -45,6 +48,18 @@ impl Lab {
         reason = "a lab is made on purpose, and costs"
     )]
     pub fn new() -> Self {
+        let target = target();
+        let lab = Self::with_programs(&target);
+        let faulty = lab.bin().join("libvdens_test_faulty.so");
+        fs::copy(target.join("libfaulty.so"), faulty).unwrap();
+        lab
+    }
+
+    /// Sets up a lab with the programs and plugins of a directory.
+    ///
+    /// # Panics
+    /// When they are not there.
+    pub fn with_programs(programs: &Path) -> Self {
         // Tests that run in the background are deaf to these, and what they start would be too.
         for deaf in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
             // SAFETY: the default disposition runs no code of this process.
@@ -62,11 +77,9 @@ impl Lab {
         };
         fs::create_dir(lab.bin()).unwrap();
         open_to_all(&lab.bin());
-        for file in products() {
+        for file in products(programs) {
             fs::copy(&file, lab.bin().join(file.file_name().unwrap())).unwrap();
         }
-        let faulty = lab.bin().join("libvdens_test_faulty.so");
-        fs::copy(target().join("libfaulty.so"), faulty).unwrap();
         for directory in [lab.home(), lab.runtime_dir(), lab.dir()] {
             fs::create_dir(&directory).unwrap();
             lab.give(&directory);
@@ -181,6 +194,11 @@ impl Lab {
     /// vde_plug, as built from this repository.
     pub fn vde_plug(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Cmd<'_> {
         self.command(self.bin().join("vde_plug"), args)
+    }
+
+    /// vdectl, as built from this repository.
+    pub fn vdectl(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Cmd<'_> {
+        self.command(self.bin().join("vdectl"), args)
     }
 
     /// One of Debian's programs, though there may be one of ours by that name.
@@ -324,9 +342,8 @@ pub fn target() -> PathBuf {
         .to_owned()
 }
 
-/// The programs and the stock plugins built beside this one: those whose scheme has a page in docs.
-fn products() -> Vec<PathBuf> {
-    let target = target();
+/// The programs and the stock plugins in a directory: those whose scheme has a page in docs.
+fn products(programs: &Path) -> Vec<PathBuf> {
     let pages = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/schemes");
     // An older build may have left other plugins there.
     let is_stock = |file: &str| {
@@ -335,20 +352,19 @@ fn products() -> Vec<PathBuf> {
     };
     let is_product = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name == "vdens"
-            || name == "vde_plug"
-            || name.strip_prefix("libvdens_").is_some_and(is_stock)
+        PROGRAMS.contains(&&*name) || name.strip_prefix("libvdens_").is_some_and(is_stock)
     };
-    let entries = fs::read_dir(&target).unwrap().flatten();
+    let entries = fs::read_dir(programs).into_iter().flatten().flatten();
     let products: Vec<_> = entries
         .map(|entry| entry.path())
         .filter(is_product)
         .collect();
     let has = |name: &str| products.iter().any(|path| path.ends_with(name));
     assert!(
+        // Older versions, which the benchmark may measure, have no vdectl.
         has("vdens") && has("vde_plug") && has("libvdens_null.so"),
-        "no vdens, vde_plug and plugins in {}: run tests/run, which builds them first",
-        target.display()
+        "programs and plugins are missing in {}: run tests/run, which builds them first",
+        programs.display()
     );
     products
 }

@@ -32,10 +32,10 @@ mod user;
 
 use std::time::{Duration, Instant};
 
-pub use lab::{Lab, target};
-pub use need::{GUEST, lacks, skip};
+pub use lab::{Lab, PROGRAMS, target};
+pub use need::{GUEST, installed, lacks, skip};
 pub use netns::Netns;
-pub use process::{Cmd, Output, Proc};
+pub use process::{Cmd, Output, Proc, children, family, name};
 pub use rust::{build, has_toolchain};
 pub use session::Session;
 pub use tmux::Tmux;

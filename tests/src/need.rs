@@ -47,7 +47,8 @@ pub fn lacks(needs: &[&str]) -> Option<String> {
     })
 }
 
-fn installed(program: &str) -> bool {
+/// Whether a program is installed.
+pub fn installed(program: &str) -> bool {
     ["/usr/bin", "/usr/sbin", "/bin", "/sbin"]
         .iter()
         .any(|directory| Path::new(directory).join(program).exists())

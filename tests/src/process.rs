@@ -6,18 +6,20 @@
 //! cleaned up shows in the lab; only what is left of its group after that is killed.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
-use crate::{Lab, Netns, PATIENCE, Session, User, becomes_true};
+use crate::{Lab, Netns, PATIENCE, Session, User};
 
 /// How long a process may take to clean up and end.
 const FAREWELL: Duration = Duration::from_secs(4);
@@ -31,6 +33,7 @@ pub struct Cmd<'lab> {
     env: Vec<(OsString, OsString)>,
     user: User,
     netns: Option<String>,
+    leaves_group: bool,
 }
 
 /// What a process left behind.
@@ -63,6 +66,7 @@ impl<'lab> Cmd<'lab> {
             env: Vec::new(),
             user: lab.user().clone(),
             netns: None,
+            leaves_group: false,
         }
         .args(args)
     }
@@ -93,15 +97,27 @@ impl<'lab> Cmd<'lab> {
         self
     }
 
+    /// Has what is left of the process's group killed when the process ends: Debian's vdens leaves
+    /// its command behind.
+    pub fn leaving_its_group(mut self) -> Self {
+        self.leaves_group = true;
+        self
+    }
+
     /// Starts the command with nothing on its standard input.
     pub fn spawn(self) -> Proc<'lab> {
-        self.start(Stdio::null()).0
+        self.start(Stdio::null(), |_| ()).0
+    }
+
+    /// Starts the command with its standard input in the caller's hand, after a last change.
+    pub fn spawn_changed(self, change: impl FnOnce(&mut Command)) -> (Proc<'lab>, ChildStdin) {
+        let (proc, stdin) = self.start(Stdio::piped(), change);
+        (proc, stdin.expect("standard input is piped"))
     }
 
     /// Starts the command with its standard input in the caller's hand.
     pub fn spawn_piped(self) -> (Proc<'lab>, ChildStdin) {
-        let (proc, stdin) = self.start(Stdio::piped());
-        (proc, stdin.expect("standard input is piped"))
+        self.spawn_changed(|_| ())
     }
 
     /// Starts the command, which ends in a POSIX shell reading its standard input, as a session.
@@ -133,7 +149,7 @@ impl<'lab> Cmd<'lab> {
         let output = self.run();
         let line = output.stderr.trim_end_matches('\n');
         let own_status = match line.split_once(": ") {
-            Some(("vdens", _)) => output.code() == Some(125),
+            Some(("vdens" | "vdectl", _)) => output.code() == Some(125),
             Some(("vde_plug", _)) => output.code().is_some_and(|code| code != 0),
             _ => false,
         };
@@ -185,7 +201,11 @@ impl<'lab> Cmd<'lab> {
         line
     }
 
-    fn start(self, stdin: Stdio) -> (Proc<'lab>, Option<ChildStdin>) {
+    fn start(
+        self,
+        stdin: Stdio,
+        change: impl FnOnce(&mut Command),
+    ) -> (Proc<'lab>, Option<ChildStdin>) {
         let line = self.command_line();
         let (stdout, stderr) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         let mut command = Command::new(&line[0]);
@@ -203,6 +223,7 @@ impl<'lab> Cmd<'lab> {
             // As root, setting the user id also clears the supplementary groups.
             command.uid(self.user.uid).gid(self.user.gid);
         }
+        change(&mut command);
         let label = self.label();
         let mut child = loop {
             match command.spawn() {
@@ -214,7 +235,9 @@ impl<'lab> Cmd<'lab> {
         };
         let stdin = child.stdin.take();
         let proc = Proc {
+            pidfd: pidfd_open(&child),
             child,
+            leaves_group: self.leaves_group,
             label,
             stdout,
             stderr,
@@ -228,6 +251,8 @@ impl<'lab> Cmd<'lab> {
 #[derive(Debug)]
 pub struct Proc<'lab> {
     child: Child,
+    pidfd: OwnedFd,
+    leaves_group: bool,
     label: String,
     stdout: File,
     stderr: File,
@@ -253,10 +278,7 @@ impl Proc<'_> {
 
     /// Whether it has not ended yet.
     pub fn is_running(&self) -> bool {
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        let state = waitid(Id::Pid(Pid::from_raw(self.pid())), flags);
-        // Once its status was taken there is no such child.
-        state == Ok(WaitStatus::StillAlive)
+        !self.ends_within(Duration::ZERO)
     }
 
     /// Sends it a signal, and not its group.
@@ -273,8 +295,9 @@ impl Proc<'_> {
         self.output_within(limit)
     }
 
+    /// Waits for its end; see [`Proc::wait`].
     #[track_caller]
-    pub(crate) fn output_within(&mut self, limit: Duration) -> Output {
+    pub fn output_within(&mut self, limit: Duration) -> Output {
         let ended = self.ends_within(limit);
         let (stdout, stderr) = (self.stdout(), self.stderr());
         assert!(
@@ -282,6 +305,7 @@ impl Proc<'_> {
             "still running after {limit:?}: {}\n{stdout}{stderr}",
             self.label
         );
+        self.end_group();
         Output {
             status: self.child.wait().unwrap(),
             stdout,
@@ -299,11 +323,33 @@ impl Proc<'_> {
         self.wait(FAREWELL)
     }
 
-    pub(crate) fn ends_within(&self, limit: Duration) -> bool {
-        becomes_true(limit, || !self.is_running())
+    /// Kills what the process has left, if it is one that leaves something. It must not have been
+    /// waited for: until then no other group has its id.
+    fn end_group(&mut self) {
+        if std::mem::take(&mut self.leaves_group) {
+            let _ = killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
+        }
     }
 
-    pub(crate) fn label(&self) -> &str {
+    /// Whether it has ended, at most `limit` from now. Returns at the moment it ends.
+    pub fn ends_within(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Rounded up, so as not to poll with 0 in the last millisecond.
+            let timeout = PollTimeout::try_from(left + Duration::from_micros(999));
+            let mut fds = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, timeout.unwrap_or(PollTimeout::MAX)) {
+                Ok(0) if left.is_zero() => return false,
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return true,
+                Err(error) => panic!("poll: {error}"),
+            }
+        }
+    }
+
+    /// The command line.
+    pub fn label(&self) -> &str {
         &self.label
     }
 }
@@ -317,6 +363,7 @@ impl Drop for Proc<'_> {
                 let _ = killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
             }
         }
+        self.end_group();
         let status = self.child.wait().map_or(-1, ExitStatusExt::into_raw);
         if std::thread::panicking() {
             let (stdout, stderr) = (self.stdout(), self.stderr());
@@ -334,4 +381,38 @@ fn contents(file: &File) -> String {
     let read = file.read_at(&mut bytes, 0).unwrap();
     bytes.truncate(read);
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A descriptor that becomes readable when the child ends (pidfd_open(2)).
+fn pidfd_open(child: &Child) -> OwnedFd {
+    // SAFETY: the call takes two integers. Nobody has waited for the child, so the id is its own.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id(), 0) };
+    assert!(fd >= 0, "pidfd_open: {}", io::Error::last_os_error());
+    // SAFETY: the kernel has just made the descriptor, and nothing else knows it.
+    unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap()) }
+}
+
+/// The children of a process (proc_pid_task_children(5)).
+pub fn children(pid: i32) -> Vec<i32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    let numbers = children.split_whitespace().map(str::parse);
+    numbers.filter_map(Result::ok).collect()
+}
+
+/// A process and all below it.
+pub fn family(pid: i32) -> Vec<i32> {
+    let mut family = vec![pid];
+    let mut next = 0;
+    while let Some(member) = family.get(next) {
+        family.extend(children(*member));
+        next += 1;
+    }
+    family
+}
+
+/// The name of a process's program (proc_pid_comm(5)), if it is running.
+pub fn name(pid: i32) -> Option<String> {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(name.trim_end().to_owned())
 }

@@ -47,7 +47,8 @@ impl User {
         geteuid() == Uid::from_raw(0)
     }
 
-    fn named(name: &str) -> Option<Self> {
+    /// The account of a name.
+    pub fn named(name: &str) -> Option<Self> {
         nix::unistd::User::from_name(name).unwrap().map(Self::from)
     }
 }

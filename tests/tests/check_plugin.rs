@@ -1,4 +1,4 @@
-//! `vdens --check-plugin`: the stock plugins pass it, and each fault is found where it is.
+//! `vdectl plugin check`: the stock plugins pass it, and each fault is found where it is.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use vdens_tests::{Lab, Output, becomes_true, need, target};
 const LIMIT: Duration = Duration::from_secs(120);
 
 fn check(lab: &Lab, words: &[&str]) -> Output {
-    let command = lab.vdens(["--check-plugin"]).args(words);
+    let command = lab.vdectl(["plugin", "check"]).args(words);
     command.spawn().wait(LIMIT)
 }
 
@@ -68,13 +68,13 @@ fn the_template_passes() {
     assert_eq!(output.code(), Some(0), "{output:#?}");
     assert!(output.stdout.contains("no VNL was given"), "{output:#?}");
     // One more would be a third end.
-    let refused = lab.vdens(["--check-plugin", file, "template://1", "template://1"]);
+    let refused = lab.vdectl(["plugin", "check", file, "template://1", "template://1"]);
     refused.args(["template://1"]).refused(&["two ends"]);
-    let refused = lab.vdens(["--check-plugin", file, "null://"]);
+    let refused = lab.vdectl(["plugin", "check", file, "null://"]);
     refused.refused(&["null://", "template"]);
-    lab.vdens(["--check-plugin", "nosuch"])
+    lab.vdectl(["plugin", "check", "nosuch"])
         .refused(&["libvdens_nosuch.so"]);
-    lab.vdens(["--check-plugin", "/nowhere/x.so"])
+    lab.vdectl(["plugin", "check", "/nowhere/x.so"])
         .refused(&["/nowhere/x.so"]);
 }
 
@@ -86,7 +86,7 @@ fn finds(lab: &Lab, fault: &str, check: &str, words: &str) {
     // What a check that is interrupted leaves.
     lab.expect(fault);
     lab.expect(&format!("{fault}+"));
-    let report = lab.vdens(["--check-plugin", "broken", &vnl]).spawn();
+    let report = lab.vdectl(["plugin", "check", "broken", &vnl]).spawn();
     let found = becomes_true(LIMIT, || {
         let said = report.stdout();
         let failed = said.lines().filter_map(|line| line.strip_prefix("FAILED"));
@@ -217,7 +217,7 @@ fn a_library_that_leaves_a_process_as_it_is_loaded() {
     let file = lab.drop_in().join("libvdens_x.so");
     let gcc = lab.command("gcc", ["-shared", "-fPIC", "-o"]);
     gcc.args([file.as_os_str(), source.as_ref()]).ok();
-    lab.vdens(["--list-plugins"]).ok();
+    lab.vdectl(["plugin", "list"]).ok();
     assert!(!lab.is_running("sleep"), "{:?}", lab.processes());
     assert_eq!(check(&lab, &["x"]).code(), Some(1));
     assert!(!lab.is_running("sleep"), "{:?}", lab.processes());

@@ -113,7 +113,7 @@ fn a_file_of_another_user_is_not_read() {
     lab.sh("mkdir -p ~/.config/vdens; echo 'defaults.vnl = \"cmd://touch ran\"' >~/.config/vdens/vdens.toml")
         .ok();
     let owner = format!("user {} (uid {})", lab.user().name, lab.user().uid);
-    let doctor = |user: User| lab.vdens(["--doctor"]).by(user).run().stdout;
+    let doctor = |user: User| lab.vdectl(["doctor"]).by(user).run().stdout;
     for user in [User::other(), User::root()] {
         let output = lab.vdens(["null://", "true"]).by(user.clone()).run();
         assert_eq!(output.code(), Some(0), "{output:?}");

@@ -66,7 +66,7 @@ fn another_user_was_first_at_the_runtime_directory() {
             "vdens null:// true",
             "vdens --no-panel no true",
             "vde_plug null:// null://",
-            "vdens --status",
+            "vdectl status",
         ] {
             // A plug goes on until it is told to end.
             let script =
@@ -79,13 +79,13 @@ fn another_user_was_first_at_the_runtime_directory() {
             let remedy = "set XDG_RUNTIME_DIR";
             let is_it = said.starts_with(&warning) && said.contains(cost) && said.contains(remedy);
             // Without a directory to look into there is nothing to list.
-            let rest = lines.find(|line| *line != "vdens: nothing of yours is running");
+            let rest = lines.find(|line| *line != "vdectl: nothing of yours is running");
             assert!(is_it && rest.is_none(), "{script}: {output:#?}");
         }
         // The remedy.
         let script = format!(
             "other '{squat} {place}'
-             user 'mkdir -m 0700 own; XDG_RUNTIME_DIR=$PWD/own vdens -v null:// vdens --status; rmdir own'"
+             user 'mkdir -m 0700 own; XDG_RUNTIME_DIR=$PWD/own vdens -v null:// vdectl status; rmdir own'"
         );
         let output = machine(&lab, &script).run();
         assert_eq!(output.code(), Some(0), "{output:#?}");
@@ -102,7 +102,7 @@ fn the_runtime_directory_of_the_login_is_found_without_the_variable() {
         "mount -t tmpfs none /run
          mkdir -p /run/user; install -d -m 0700 -o {uid} /run/user/{uid}
          other 'mkdir /tmp/vdens-{uid}'
-         user 'vdens -v null:// sh -c \"until vdens --status | grep vde0; do sleep 0.1; done\"'"
+         user 'vdens -v null:// sh -c \"until vdectl status | grep vde0; do sleep 0.1; done\"'"
     );
     let output = machine(&lab, &script).run();
     assert_eq!(output.code(), Some(0), "{output:#?}");
@@ -147,7 +147,7 @@ fn the_runtime_directory_is_moved_away_while_it_is_used() {
         dirs.map(|dir| dir.file_name().into_string().unwrap())
             .collect()
     };
-    // The socket for --status, and the panel's registry.
+    // The socket for vdectl status, and the panel's registry.
     wait_until("both entries", PATIENCE, || entries().len() == 2);
     wait_until("the command", PATIENCE, || lab.is_running("sleep 1000"));
     let letter = format!("{mail}/{pid}");

@@ -1,12 +1,13 @@
 //! The documentation says what is true, and the commands in it work.
 //!
-//! Theory of operation. README.md and the pages in docs/ are read as text; what they state about the
-//! products is compared with what the products say of themselves: `--help`, the keys in the
-//! configuration's and the plugins' own error messages. Fenced blocks are treated by their language:
+//! Theory of operation. README.md and the pages in docs/ are read as text; what they state about
+//! the products is compared with what the products say of themselves: `--help`, the keys in the
+//! configuration's and the plugins' own error messages. Fenced blocks are treated by their
+//! language:
 //!
-//! - `sh` is run as a script by the ordinary user, with `set -e`, in a fresh lab: `$HOME` and the working
-//!   directory are empty, the programs are on `$PATH`. It must succeed and leave nothing behind. What it
-//!   left running in the background is ended first, as the reader would end it.
+//! - `sh` is run as a script by the ordinary user, with `set -e`, in a fresh lab: `$HOME` and the
+//!   working directory are empty, the programs are on `$PATH`. It must succeed and leave nothing
+//!   behind. What it left running in the background is ended first, as the reader would end it.
 //! - `console` cannot be run here; [`NOT_RUN`] has each of them, and why.
 //! - `text` is output or a picture.
 
@@ -14,7 +15,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use vdens_tests::{Lab, lacks, need, skip};
+use vdens_tests::{Lab, PROGRAMS, lacks, need, skip};
 
 /// The blocks that are not run: page, first line, reason.
 const NOT_RUN: &[(&str, &str, &str)] = &[
@@ -35,7 +36,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ),
     (
         "docs/reliability.md",
-        "$ cargo run --release",
+        "$ tests/fuzz/run -runs",
         "takes minutes and builds the workspace; a_little_fuzzing does it for seconds",
     ),
     (
@@ -75,7 +76,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ),
     (
         "README.md",
-        "$ vdens --new-plugin",
+        "$ vdectl plugin new",
         "needs Rust; plugin_authors.rs runs the same commands in the tutorial",
     ),
     (
@@ -248,8 +249,10 @@ fn run(place: &str, block: &str) {
     let end = "trap 'kill $(pgrep -P $$) 2>/dev/null || :; wait' EXIT";
     let output = lab.sh(&format!("{end}\n{block}")).run();
     assert!(output.status.success(), "{place}: {output:#?}");
-    let refused = |line: &str| line.starts_with("vdens: ") || line.starts_with("vde_plug: ");
-    assert!(!output.stderr.lines().any(refused), "{place}: {output:#?}");
+    let program = |line: &str| line.split_once(": ").map(|(program, _)| program.to_owned());
+    let programs = output.stderr.lines().filter_map(program);
+    let mut refused = programs.filter(|program| PROGRAMS.contains(&&**program));
+    assert!(refused.next().is_none(), "{place}: {output:#?}");
 }
 
 #[test]
@@ -336,16 +339,17 @@ fn the_demo_works() {
 fn the_command_reference_is_what_help_says() {
     let lab = Lab::new();
     let reference = read("docs/commands.md");
-    for program in ["vdens", "vde_plug"] {
+    for words in ["vdens", "vde_plug", "vdectl", "vdectl plugin"] {
+        let (program, subcommand) = words.split_once(' ').unwrap_or((words, "--help"));
         let help = lab
-            .command(lab.bin().join(program), ["--help"])
+            .command(lab.bin().join(program), [subcommand, "--help"])
             .env("COLUMNS", COLUMNS)
             .ok();
         let lines: Vec<_> = help.lines().map(str::trim_end).collect();
         let block = format!("\n```text\n{}\n```\n", lines.join("\n"));
         assert!(
             reference.contains(&block),
-            "docs/commands.md does not have what `COLUMNS={COLUMNS} {program} --help` says now:\n{block}"
+            "docs/commands.md does not have what `COLUMNS={COLUMNS} {words} --help` says now:\n{block}"
         );
     }
 }
@@ -532,6 +536,40 @@ fn lines_fit_a_terminal() {
             assert!(is_narrow, "{page}:{}: wider than {WIDTH}", number + 1);
         }
     }
+}
+
+/// Options and subcommands of ours, as the pages name them in passing, are those of the programs.
+#[test]
+fn command_lines_within_a_sentence_are_ones_that_the_programs_know() {
+    let lab = Lab::new();
+    let mut number = 0;
+    for page in pages() {
+        let text = read(&page);
+        let prose = text
+            .split("\n```")
+            .step_by(2)
+            .collect::<Vec<_>>()
+            .join("\n");
+        for line in quoted(&prose) {
+            let mut words = line.split_whitespace().peekable();
+            let Some(program @ ("vdens" | "vde_plug" | "vdectl")) = words.next() else {
+                continue;
+            };
+            let is_task = |word: &str| word.chars().all(|c| c.is_ascii_lowercase());
+            let mut help = Vec::new();
+            while program == "vdectl" && words.peek().is_some_and(|word| is_task(word)) {
+                help.extend(words.next());
+            }
+            help.push("--help");
+            let help = lab.command(lab.bin().join(program), help).ok();
+            for option in words.filter(|word| word.starts_with("--") && word.len() > 2) {
+                let option = option.split('=').next().unwrap();
+                assert!(help.contains(option), "{page}: {line}");
+            }
+            number += 1;
+        }
+    }
+    assert!(number > 10, "only {number} command lines found");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `vdens --doctor`: it finds nothing wrong here, and on a machine that lacks something it names that and the
+//! `vdectl doctor`: it finds nothing wrong here, and on a machine that lacks something it names that and the
 //! command that mends it. Where the command can be run here it is run, and must mend it.
 
 use std::fs;
@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use vdens_tests::{Cmd, Lab, User, need};
 
-/// What `--doctor --json` said, and its exit status.
+/// What `vdectl doctor --json` said, and its exit status.
 struct Findings {
     works: bool,
     findings: Vec<Value>,
 }
 
 impl Findings {
-    /// Runs a command that ends in `vdens --doctor --json`, and checks what must be true of all findings.
+    /// Runs a command that ends in `vdectl doctor --json`, and checks what must be true of all findings.
     #[track_caller]
     fn of(doctor: Cmd<'_>) -> Self {
         let output = doctor.run();
@@ -61,7 +61,7 @@ impl Findings {
 
 #[track_caller]
 fn doctor(lab: &Lab) -> Findings {
-    Findings::of(lab.vdens(["--doctor", "--json"]))
+    Findings::of(lab.vdectl(["doctor", "--json"]))
 }
 
 /// Everything that is not fine here but for what this machine lacks by itself.
@@ -104,7 +104,7 @@ fn is_fine(findings: &Findings) {
 fn nothing_is_wrong_here() {
     let lab = Lab::new();
     is_fine(&doctor(&lab));
-    let text = lab.vdens(["--doctor"]).ok();
+    let text = lab.vdectl(["doctor"]).ok();
     for line in text.lines() {
         let verdict = line.split_whitespace().next();
         assert!(matches!(verdict, Some("ok" | "note")), "{text}");
@@ -119,19 +119,18 @@ fn nothing_is_wrong_for_root() {
     let run = lab.mkdir("run");
     std::os::unix::fs::chown(&run, Some(0), Some(0)).unwrap();
     fs::set_permissions(&run, fs::Permissions::from_mode(0o700)).unwrap();
-    let doctor = lab.vdens(["--doctor", "--json"]).by(User::root());
+    let doctor = lab.vdectl(["doctor", "--json"]).by(User::root());
     is_fine(&Findings::of(doctor.env("XDG_RUNTIME_DIR", run)));
 }
 
 #[test]
 fn it_takes_no_command() {
     let lab = Lab::new();
-    lab.vdens(["--doctor", "null://", "true"])
-        .refused(&["--doctor"]);
+    lab.vdectl(["doctor", "null://", "true"])
+        .refused(&["null://"]);
     lab.vdens(["--json", "null://", "true"])
         .refused(&["--json"]);
-    lab.vdens(["--json"]).refused(&["--doctor"]);
-    lab.vdens(["--doctor", "--plugin-dir", "relative"])
+    lab.vdectl(["doctor", "--plugin-dir", "relative"])
         .refused(&["relative", "absolute"]);
 }
 
@@ -167,9 +166,7 @@ fn no_tun_device() {
             "sudo chmod 0666 /dev/net/tun",
         ),
     ] {
-        let doctor = lab
-            .vdens(["--doctor", "--json"])
-            .on_changed_machine(machine);
+        let doctor = lab.vdectl(["doctor", "--json"]).on_changed_machine(machine);
         let findings = Findings::of(doctor);
         let remedy = findings.remedy("wrong", "/dev/net/tun", &["/dev/net/tun", words]);
         assert!(remedy.contains(command), "{remedy}");
@@ -189,7 +186,7 @@ fn limited<'lab>(lab: &'lab Lab, limit: u32, command: &str) -> Cmd<'lab> {
 #[test]
 fn no_user_namespaces() {
     let lab = Lab::new();
-    let findings = Findings::of(limited(&lab, 0, "vdens --doctor --json"));
+    let findings = Findings::of(limited(&lab, 0, "vdectl doctor --json"));
     let remedy = findings.remedy("wrong", "namespaces", &["namespace"]);
     assert!(
         remedy.contains("sudo sysctl user.max_user_namespaces=10000"),
@@ -203,7 +200,7 @@ fn no_user_namespaces() {
 #[test]
 fn user_namespaces_for_a_session_and_none_for_the_panel() {
     let lab = Lab::new();
-    let findings = Findings::of(limited(&lab, 1, "vdens --doctor --json"));
+    let findings = Findings::of(limited(&lab, 1, "vdectl doctor --json"));
     assert!(findings.works, "{:#?}", findings.findings);
     findings.remedy("ok", "namespaces", &[]);
     findings.remedy("ok", "taps", &[]);
@@ -246,8 +243,8 @@ fn a_filter_forbids_namespaces() {
         ("0x00050001", "not permitted", "seccomp"),
         ("0x80000000", "died", "seccomp"),
     ] {
-        let vdens = lab.bin().join("vdens").display().to_string();
-        let args = ["-c", &filter(action), &vdens, "--doctor", "--json"];
+        let vdectl = lab.bin().join("vdectl").display().to_string();
+        let args = ["-c", &filter(action), &vdectl, "doctor", "--json"];
         let findings = Findings::of(lab.command("python3", args));
         let remedy = findings.remedy("wrong", "namespaces", &[words]);
         assert!(remedy.contains(advice), "{remedy}");
@@ -282,7 +279,7 @@ fn a_plugin_directory_that_others_can_write() {
     .unwrap();
     lab.give(Path::new(&format!("{dir}/libvdens_null.so")));
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
-    let doctor = || Findings::of(lab.vdens(["--plugin-dir", &dir, "--doctor", "--json"]));
+    let doctor = || Findings::of(lab.vdectl(["--plugin-dir", &dir, "doctor", "--json"]));
     let findings = doctor();
     let check = format!("plugin directory {dir}");
     let remedy = findings.remedy("wrong", &check, &["can be written by others"]);
@@ -311,7 +308,7 @@ fn library(lab: &Lab, scheme: &str, code: &str) -> (Findings, Duration) {
     lab.command("gcc", ["-shared", "-fPIC", "-o", &file, &source])
         .ok();
     let start = Instant::now();
-    let findings = Findings::of(lab.vdens(["--plugin-dir", &dir, "--doctor", "--json"]));
+    let findings = Findings::of(lab.vdectl(["--plugin-dir", &dir, "doctor", "--json"]));
     (findings, start.elapsed())
 }
 
@@ -327,7 +324,7 @@ fn plugins_that_cannot_be_loaded() {
     )
     .unwrap();
     lab.give(Path::new(&format!("{dir}/libvdens_text.so")));
-    let findings = Findings::of(lab.vdens(["--plugin-dir", &dir, "--doctor", "--json"]));
+    let findings = Findings::of(lab.vdectl(["--plugin-dir", &dir, "doctor", "--json"]));
     let remedy = findings.remedy("wrong", "plugin text", &["libvdens_text.so", "refused"]);
     assert!(remedy.contains("build"), "{remedy}");
 
@@ -388,7 +385,7 @@ fn the_runtime_directory() {
     let run = lab.mkdir("run");
     fs::set_permissions(&run, fs::Permissions::from_mode(0o755)).unwrap();
     let doctor = || {
-        lab.vdens(["--doctor", "--json"])
+        lab.vdectl(["doctor", "--json"])
             .env("XDG_RUNTIME_DIR", &run)
     };
     // Another one serves, so nothing is wrong.
@@ -427,7 +424,7 @@ fn the_runtime_directory() {
 fn a_bad_configuration() {
     let lab = Lab::new();
     let file = lab.write("vdens.toml", "[defaults]\nup = true\ncolour = 1\n");
-    let findings = Findings::of(lab.vdens(["--config", &file, "--doctor", "--json"]));
+    let findings = Findings::of(lab.vdectl(["--config", &file, "doctor", "--json"]));
     let remedy = findings.remedy(
         "wrong",
         "configuration",
@@ -437,7 +434,7 @@ fn a_bad_configuration() {
     // The rest was looked at all the same.
     findings.remedy("ok", "plugin null", &[]);
     lab.write("vdens.toml", "[defaults]\nup = true\n");
-    let findings = Findings::of(lab.vdens(["--config", &file, "--doctor", "--json"]));
+    let findings = Findings::of(lab.vdectl(["--config", &file, "doctor", "--json"]));
     findings.remedy("ok", "configuration", &[&file]);
     // The user's own.
     let own = "mkdir -p ~/.config/vdens; echo '[nothing' >~/.config/vdens/vdens.toml";
@@ -453,8 +450,8 @@ fn a_bad_configuration() {
 #[test]
 fn small_limits() {
     let lab = Lab::new();
-    let vdens = lab.bin().join("vdens").display().to_string();
-    let findings = Findings::of(lab.sh(&format!("ulimit -n 100; exec {vdens} --doctor --json")));
+    let vdectl = lab.bin().join("vdectl").display().to_string();
+    let findings = Findings::of(lab.sh(&format!("ulimit -n 100; exec {vdectl} doctor --json")));
     let remedy = findings.remedy("note", "limit of descriptors", &["100"]);
     assert_eq!(remedy, "ulimit -n 1024");
     assert!(findings.works);

@@ -1,37 +1,52 @@
-//! The fuzzer, for seconds: docs/reliability.md has the long run.
+//! The fuzzer with coverage, for seconds: docs/reliability.md has the long run. `--test fuzz` has
+//! the corpus without it.
 
-use std::collections::BTreeSet;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 
-/// What is fuzzed.
-const TARGETS: [&str; 9] = [
-    "cut",
-    "hello",
-    "join",
-    "pump",
-    "reply",
-    "request",
-    "settings",
-    "vdestream",
-    "vnl",
-];
+use vdens_tests::need;
+
+fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
+}
+
+/// Runs tests/fuzz/run.
+fn fuzz(words: &[&str]) -> (Output, String) {
+    let mut run = Command::new(directory().join("run"));
+    let output = run.args(words).output();
+    let output = output.unwrap_or_else(|error| panic!("{run:?}: {error}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    (output, text)
+}
 
 #[test]
 fn a_little_fuzzing() {
-    // Another seed than the long run's.
-    let output = Command::new(env!("CARGO_BIN_EXE_vdens-fuzz"))
-        .args(["--iterations", "20000", "--seed", "2"])
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
+    need!("g++");
+    let corpus = std::fs::read_dir(directory().join("corpus")).unwrap();
+    let targets = corpus.count();
+    let (output, text) = fuzz(&["-runs=20000", "-seed=2"]);
     assert!(output.status.success(), "{output:?}\n{text}");
-    let done = text
-        .lines()
-        .filter(|line| line.contains(" and 20000 new inputs of seed 2 without a finding"));
-    let done: BTreeSet<_> = done.filter_map(|line| line.split(':').next()).collect();
-    assert_eq!(done, BTreeSet::from(TARGETS), "{text}");
+    let done = text.matches("Done 20000 runs").count();
+    assert_eq!((done, targets), (9, 9), "{text}");
+}
+
+/// The input that fails is six bytes of which each opens a branch: coverage finds one at a time,
+/// chance alone would need 2^48 inputs.
+#[test]
+fn coverage_leads_to_the_input_that_fails_which_is_kept() {
+    need!("g++");
+    let kept = tempfile::tempdir().unwrap();
+    let found = kept.path().join("finding-");
+    let keep = format!("-artifact_prefix={}", found.display());
+    let (output, text) = fuzz(&["-runs=10000000", "-seed=1", &keep, "maze"]);
+    assert!(!output.status.success(), "{text}");
+    assert!(text.contains("FINDING: the way in"), "{text}");
+    let finding = std::fs::read_dir(kept.path()).unwrap().next();
+    let finding = finding.expect("the input is kept").unwrap().path();
+    assert!(std::fs::read(&finding).unwrap().starts_with(b"way-in"));
+    let (again, text) = fuzz(&[finding.to_str().unwrap(), "-runs=1", "maze"]);
     assert!(
-        !text.contains(" 0 kept"),
-        "a target without a corpus: {text}"
+        !again.status.success() && text.contains("the way in"),
+        "{text}"
     );
 }

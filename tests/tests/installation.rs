@@ -8,7 +8,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use vdens_tests::{Cmd, Lab, User, need};
+use vdens_tests::{Cmd, Lab, PROGRAMS, User, need};
 
 /// A copy of one of our programs beside the plugins, with an owner and a mode.
 fn installed(lab: &Lab, program: &str, owner: &User, mode: u32) -> PathBuf {
@@ -36,8 +36,18 @@ fn gives_nothing(lab: &Lab, program: &str, file: &PathBuf, words: &[&str]) {
             &["cmd://id -u >&2", "true"],
             &["--version"],
             &["--help"],
-            &["--list-plugins"],
             &["--nonsense"],
+            &[],
+        ],
+        "vdectl" => &[
+            &["status"],
+            &["doctor"],
+            &["--log-file", &log, "status"],
+            &["--config", &own, "status"],
+            &["plugin", "list"],
+            &["plugin", "check", "x"],
+            &["plugin", "new", &log],
+            &["--version"],
             &[],
         ],
         _ => &[
@@ -65,7 +75,7 @@ fn a_setuid_program_refuses_to_run() {
     let lab = Lab::new();
     let user = lab.user();
     let setuid = ["uid 0", "needs no setuid bit", "chmod u-s"];
-    for program in ["vdens", "vde_plug"] {
+    for program in PROGRAMS {
         let root = installed(&lab, program, &User::root(), 0o4755);
         gives_nothing(&lab, program, &root, &setuid);
         let group = installed(&lab, program, &User::root(), 0o2755);
@@ -101,7 +111,7 @@ fn a_setuid_program_refuses_to_run() {
 fn a_program_with_file_capabilities_refuses_to_run() {
     need!("root", "setcap", "setpriv");
     let lab = Lab::new();
-    for program in ["vdens", "vde_plug"] {
+    for program in PROGRAMS {
         let file = installed(&lab, program, &User::root(), 0o755);
         lab.command(&file, ["--version"]).ok();
         for capabilities in ["cap_net_admin+ep", "cap_net_admin,cap_sys_admin+p"] {

@@ -47,6 +47,7 @@ mod switch;
 mod switch_limits;
 mod switch_stations;
 mod switch_takeover;
+mod sysfs;
 mod terminal;
 mod udp;
 mod vde_plug;

@@ -19,7 +19,35 @@ fn a_command_without_a_network() {
     lab.vde_plug(["null://", "ping"])
         .refused(&["'ping' is taken for a network", "= ping"]);
     lab.vdens(["/bin/sh"]).refused(&["vdens no /bin/sh"]);
-    lab.vdens(["status"]).refused(&["vdens --status"]);
+}
+
+/// What vdectl does was asked of another program.
+#[test]
+fn a_task_of_vdectl() {
+    let lab = Lab::new();
+    for (word, meant) in [
+        ("status", "vdectl status"),
+        ("doctor", "vdectl doctor"),
+        ("plugin", "vdectl plugin"),
+        ("--status", "vdectl status"),
+        ("--doctor", "vdectl doctor"),
+        ("--list-plugins", "vdectl plugin list"),
+        ("--check-plugin", "vdectl plugin check"),
+        ("--new-plugin", "vdectl plugin new"),
+    ] {
+        let meant = [&*format!("did you mean {meant}?")];
+        lab.vdens([word]).refused(&meant);
+        if word.starts_with('-') {
+            lab.vdens(["no", word]).refused(&meant);
+        }
+        lab.vde_plug(["null://", word]).refused(&meant);
+    }
+    lab.vdectl(["--list-plugins"])
+        .refused(&["did you mean vdectl plugin list?"]);
+    lab.vdectl(["stats"]).refused(&["did you mean status?"]);
+    lab.vdectl(["plugin", "chek"])
+        .refused(&["did you mean check?"]);
+    lab.vdectl([""; 0]).refused(&["status, doctor, plugin"]);
 }
 
 /// A switch may have the name of a command, and of a VNL without its slashes.
@@ -67,7 +95,9 @@ fn options_behind_the_vnl() {
 fn a_misspelt_option() {
     let lab = Lab::new();
     lab.vdens(["--satus"])
-        .refused(&["'--satus'", "did you mean --status?"]);
+        .refused(&["'--satus'", "did you mean vdectl status?"]);
+    lab.vdens(["--sysad"])
+        .refused(&["'--sysad'", "did you mean --sysadm?"]);
     lab.vdens(["--nonsense", "null://"])
         .refused(&["no option '--nonsense'", "vdens --help"]);
     lab.vde_plug(["--groop", "x", "null://"])
@@ -196,19 +226,19 @@ fn an_mtu_that_the_link_does_not_carry() {
 #[test]
 fn nothing_is_running() {
     let lab = Lab::new();
-    let output = lab.vdens(["--status"]).run();
+    let output = lab.vdectl(["status"]).run();
     assert_eq!((output.code(), &*output.stdout), (Some(0), ""));
     assert!(
         output.stderr.contains("nothing of yours is running"),
         "{output:?}"
     );
-    assert_eq!(lab.vdens(["-q", "--status"]).run().stderr, "");
-    let json = lab.vdens(["--status", "--json"]).run();
+    assert_eq!(lab.vdectl(["-q", "status"]).run().stderr, "");
+    let json = lab.vdectl(["status", "--json"]).run();
     assert_eq!(json.stderr, "");
     assert!(json.stdout.contains("\"processes\""), "{json:?}");
     let nowhere = lab.path("nowhere");
     let lost = lab
-        .vdens(["--status"])
+        .vdectl(["status"])
         .env("XDG_RUNTIME_DIR", &nowhere)
         .run();
     assert!(

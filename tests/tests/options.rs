@@ -1,6 +1,6 @@
 //! The command line of vdens: the original's, and what it adds.
 
-use vdens_tests::{Lab, Session, User, becomes_true, need, wait_until};
+use vdens_tests::{Lab, PROGRAMS, Session, User, becomes_true, need, wait_until};
 
 fn links(session: &Session<'_>) -> String {
     session.ok("ip -o addr; ip -o link; ip route; ip -6 route")
@@ -207,8 +207,13 @@ fn help_and_version() {
     ] {
         assert!(lab.vdens(["--help"]).ok().contains(option), "{option}");
     }
-    assert!(lab.vdens(["--version"]).ok().starts_with("vdens "));
-    assert!(lab.vde_plug(["--version"]).ok().starts_with("vde_plug "));
+    for program in PROGRAMS {
+        let run = |option| lab.command(lab.bin().join(program), [option]);
+        assert!(run("--version").ok().starts_with(&format!("{program} ")));
+        let help = run("--help").env("COLUMNS", "80").ok();
+        let lines = help.lines().count();
+        assert!(lines <= 40, "{program}: {lines} lines\n{help}");
+    }
 }
 
 #[test]

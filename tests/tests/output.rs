@@ -39,12 +39,12 @@ fn are_harmless(output: &Output) {
     is_harmless(&output.stderr);
 }
 
-/// `vdens --status` as text, and as JSON that says the same.
+/// `vdectl status` as text, and as JSON that says the same.
 #[track_caller]
 fn shown(lab: &Lab) -> (String, Value) {
-    let text = lab.vdens(["--status"]).ok();
+    let text = lab.vdectl(["status"]).ok();
     is_harmless(&text);
-    let json = lab.vdens(["--status", "--json"]).ok();
+    let json = lab.vdectl(["status", "--json"]).ok();
     is_harmless(&json);
     (text, serde_json::from_str(&json).unwrap())
 }
@@ -153,29 +153,33 @@ fn names_of_files_and_words_of_the_command_line() {
     }
     let missing = format!("{plugins}/{EVIL}/nothing");
     for (args, word) in [
-        (&["--list-plugins"][..], SHOWN),
+        (&["plugin", "list"][..], SHOWN),
         (
-            &["--list-plugins", "--json"],
+            &["plugin", "list", "--json"],
             "\\u001b]0;owned\\u0007\\nforged line\\u009b",
         ),
-        (&["--doctor"], SHOWN),
-        (&["--doctor", "--json"], "\\u001b]0;owned"),
-        (&["--check-plugin", "null"], SHOWN),
-        (&["--check-plugin", &missing], SHOWN),
+        (&["doctor"], SHOWN),
+        (&["doctor", "--json"], "\\u001b]0;owned"),
+        (&["plugin", "check", "null"], SHOWN),
+        (&["plugin", "check", "--json", "null"], "\\u001b]0;owned"),
+        (&["plugin", "check", &missing], SHOWN),
+        (&["status", EVIL], "\\u{9b}2J"),
         (&["--config", &missing, "null://"], SHOWN),
         (&["--log-file", &missing, "null://"], SHOWN),
         (&["--addr", EVIL, "null://"], "\\u{9b}2J"),
         (&["-i", EVIL, "null://"], SHOWN),
         (&["-R", EVIL, "null://"], SHOWN),
-        (&["--json", "--status", EVIL], SHOWN),
+        (&[EVIL], SHOWN),
         (&[&format!("--{EVIL}")], "\\u{9b}2J"),
         (&[&format!("null://{EVIL}")], SHOWN),
         (&[&missing], SHOWN),
     ] {
-        let output = lab
-            .vdens(["-vv", "--plugin-dir", &plugins])
-            .args(args)
-            .run();
+        let options = ["-vv", "--plugin-dir", &plugins];
+        let output = match args[0] {
+            "plugin" | "doctor" | "status" => lab.vdectl(options),
+            _ => lab.vdens(options),
+        };
+        let output = output.args(args).run();
         are_harmless(&output);
         let both = output.stdout + &output.stderr;
         assert!(both.contains(word), "{args:?}: {both}");
@@ -234,9 +238,9 @@ fn names_that_are_not_utf_8() {
         }
         assert!(text.contains("/d\u{fffd}\\u{1b}: "), "{text}");
     }
-    for args in ["--list-plugins", "--list-plugins --json", "--doctor --json"] {
+    for args in ["plugin list", "plugin list --json", "doctor --json"] {
         let script = format!(
-            "p=$(printf '{}/p\\377'); vdens --plugin-dir \"$p\" {args}",
+            "p=$(printf '{}/p\\377'); vdectl --plugin-dir \"$p\" {args}",
             lab.dir().display()
         );
         let output = lab.sh(&script).run();
@@ -344,13 +348,13 @@ fn a_full_disk_behind_the_standard_streams() {
     lab.write("config", "nonsense");
     for (command, status) in [
         ("vdens --nosuch", 125),
-        ("vdens --status x", 125),
+        ("vdectl status x", 125),
         ("vdens --config config null:// true", 125),
         ("vdens nosuch:// true", 125),
         ("vdens null:// ./nosuch", 127),
         ("vdens null:// ./config", 126),
         ("vdens -vvv null:// sh -c 'exit 3'", 3),
-        ("vdens -vvv --list-plugins >/dev/null", 0),
+        ("vdectl -vvv plugin list >/dev/null", 0),
         ("vde_plug --nosuch", 1),
         ("vde_plug a b c", 1),
         ("vde_plug nosuch:// null://", 1),
@@ -362,19 +366,19 @@ fn a_full_disk_behind_the_standard_streams() {
         assert_eq!(output.code(), Some(status), "{command}: {output:?}");
     }
     let _session = lab.vdens(["null://", "sleep", "1000"]).spawn();
-    let is_there = || !lab.vdens(["--status"]).ok().is_empty();
+    let is_there = || !lab.vdectl(["status"]).ok().is_empty();
     wait_until("the session", PATIENCE, is_there);
     for (command, status) in [
         ("vdens --help", 125),
         ("vdens --version", 125),
-        ("vdens --status", 125),
-        ("vdens --status --json", 125),
-        ("vdens --list-plugins", 125),
-        ("vdens --list-plugins --json", 125),
-        ("vdens --doctor", 125),
-        ("vdens --doctor --json", 125),
-        ("vdens --check-plugin null", 125),
-        ("vdens --new-plugin abc", 125),
+        ("vdectl status", 125),
+        ("vdectl status --json", 125),
+        ("vdectl plugin list", 125),
+        ("vdectl plugin list --json", 125),
+        ("vdectl doctor", 125),
+        ("vdectl doctor --json", 125),
+        ("vdectl plugin check null", 125),
+        ("vdectl plugin new abc", 125),
         ("vde_plug --help", 1),
         ("vde_plug --version", 1),
     ] {
@@ -436,7 +440,7 @@ fn the_status_of_a_process_that_lies() {
         let (liar, handle) = liar(&lab, how, None);
         for format in ["", "--json"] {
             // Addresses, of which little is memory, are in KiB.
-            let script = format!("ulimit -v 1000000; exec vdens --status {format}");
+            let script = format!("ulimit -v 1000000; exec vdectl status {format}");
             let output = lab.sh(&script).run();
             assert_eq!(output.code(), Some(0), "{how}: {}", output.stderr);
             are_harmless(&output);

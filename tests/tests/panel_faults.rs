@@ -208,7 +208,7 @@ fn a_flood_of_addresses_does_not_fill_the_kernel() {
     c.ping("10.0.0.2");
 }
 
-/// How `vdens --status` says that a session's link is served.
+/// How `vdectl status` says that a session's link is served.
 fn service(lab: &Lab, session: &Session<'_>, number: usize) -> String {
     let link = link(&status(lab), session.proc().pid().unsigned_abs(), number);
     link["service"].as_str().unwrap_or_default().to_owned()

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vdens_tests::{Lab, PATIENCE, User, build, has_toolchain, need, skip, target, wait_until};
+use vdens_tests::{
+    Lab, PATIENCE, User, build, children, has_toolchain, need, skip, target, wait_until,
+};
 
 use crate::docs;
 
@@ -21,11 +23,13 @@ fn kept(name: &str) -> PathBuf {
     target().with_file_name(name)
 }
 
-/// Both ends of a link of `vnl` are as they should be, and two namespaces talk through it.
+/// Both ends of a link of `vnl` are as they should be, and two namespaces talk through it. The
+/// programs' names end in `suffix`.
 #[track_caller]
-fn works(lab: &Lab, vdens: &str, scheme: &str, vnl: &str) {
-    let vdens = |words: &[&str]| lab.command(lab.bin().join(vdens), words);
-    let check = vdens(&["--check-plugin", scheme, vnl]);
+fn works(lab: &Lab, suffix: &str, scheme: &str, vnl: &str) {
+    let program = |name: &str| lab.bin().join(format!("{name}{suffix}"));
+    let vdens = |words: &[&str]| lab.command(program("vdens"), words);
+    let check = lab.command(program("vdectl"), ["plugin", "check", scheme, vnl]);
     let output = check.spawn().wait(Duration::from_secs(120));
     assert_eq!(output.code(), Some(0), "{output:#?}");
     let first = vdens(&["--addr", "10.0.0.1/24", vnl, "sleep", "60"]).spawn();
@@ -46,7 +50,7 @@ fn the_tutorial_leads_to_a_ping() {
     assert!(script.len() >= 5, "{script:?}");
     // The short form for those who read nothing else.
     let readme = docs::blocks("README.md").into_iter();
-    let mut short = readme.filter(|block| block.text.starts_with("$ vdens --new-plugin"));
+    let mut short = readme.filter(|block| block.text.starts_with("$ vdectl plugin new"));
     let short = short.next().unwrap().text;
     for line in short.lines() {
         let command = line.trim_start_matches("$ ");
@@ -95,7 +99,7 @@ fn a_scaffold_overwrites_nothing_and_says_what_is_wrong() {
     let lab = Lab::new();
     let full = lab.mkdir("full");
     let precious = lab.write("full/README.md", "precious");
-    let new = |words: &[&str]| lab.vdens(["--new-plugin"]).args(words);
+    let new = |words: &[&str]| lab.vdectl(["plugin", "new"]).args(words);
     new(&[&full]).refused(&["full", "not empty"]);
     assert_eq!(fs::read_to_string(precious).unwrap(), "precious");
     assert_eq!(fs::read_dir(&full).unwrap().count(), 1);
@@ -104,8 +108,8 @@ fn a_scaffold_overwrites_nothing_and_says_what_is_wrong() {
     }
     new(&["x", "--api", "/nowhere"]).refused(&["--api /nowhere", "plugin-api"]);
     new(&["/nowhere/x"]).refused(&["cannot make /nowhere/x: "]);
-    lab.vdens(["--api", "1.0", "no", "true"])
-        .refused(&["--new-plugin"]);
+    lab.vdectl(["plugin", "list", "--api", "1.0"])
+        .refused(&["--api"]);
     // A version, into a directory that is there and empty.
     lab.mkdir("cable2");
     let said = new(&["cable2", "--api", "1.2"]).ok();
@@ -132,7 +136,7 @@ fn a_plugin_is_dropped_in() {
     lab.vdens(["template://40300", "true"])
         .refused(&["libvdens_template.so"]);
     lab.drop_plugin(&target().join("libtemplate.so"), "template");
-    works(&lab, "vdens", "template", "template://40300");
+    works(&lab, "", "template", "template://40300");
 }
 
 #[test]
@@ -152,7 +156,7 @@ fn a_plugin_of_another_toolchain_works() {
     ] {
         let plugin = target.join("debug").join(library);
         lab.drop_plugin(&plugin, scheme);
-        works(&lab, "vdens", scheme, vnl);
+        works(&lab, "", scheme, vnl);
     }
 }
 
@@ -172,17 +176,14 @@ fn a_plugin_of_another_profile_works() {
     let built = |profile: &str, name: &str| root.join(profile).join(name);
     // Its plugin in this host.
     lab.drop_plugin(&built(other, "libtemplate.so"), "template");
-    works(&lab, "vdens", "template", "template://40320");
+    works(&lab, "", "template", "template://40320");
     // This plugin in its host.
     lab.drop_plugin(&target().join("libtemplate.so"), "template");
-    let host = lab.bin().join("vdens-of-another-profile");
-    fs::copy(built(other, "vdens"), &host).unwrap();
-    works(
-        &lab,
-        "vdens-of-another-profile",
-        "template",
-        "template://40330",
-    );
+    for program in ["vdens", "vdectl"] {
+        let copy = lab.bin().join(format!("{program}-of-another-profile"));
+        fs::copy(built(other, program), copy).unwrap();
+    }
+    works(&lab, "-of-another-profile", "template", "template://40330");
 }
 
 /// A plugin of the day when ABI 1 was frozen, built with another toolchain where there is one.
@@ -204,16 +205,14 @@ fn a_plugin_of_the_frozen_version_1_works() {
     build(nightly, manifest, &target, &[]);
     lab.drop_plugin(&target.join("debug/libfrozen.so"), "frozen");
     let vnl = format!("frozen://{{{}}}", lab.vnl("ptp", "p"));
-    works(&lab, "vdens", "frozen", &vnl);
+    works(&lab, "", "frozen", &vnl);
     // What it has kept is there for the process that takes its place.
     let session = lab.vdens(["-v", &vnl, "sh"]).session();
     session.ok(":");
-    let children = format!("/proc/{}/task/{0}/children", session.proc().pid());
-    let children = fs::read_to_string(children).unwrap();
-    for child in children.split_whitespace() {
+    for child in children(session.proc().pid()) {
         let command = fs::read(format!("/proc/{child}/cmdline")).unwrap();
         if !command.starts_with(b"sh\0") {
-            kill(Pid::from_raw(child.parse().unwrap()), Signal::SIGKILL).unwrap();
+            kill(Pid::from_raw(child), Signal::SIGKILL).unwrap();
         }
     }
     wait_until("another worker", PATIENCE, || {
@@ -250,7 +249,7 @@ fn a_plugin_of_the_frozen_version_1_works() {
 fn a_scaffold_has_no_hostile_name() {
     need!("root");
     let lab = Lab::new();
-    let new = |words: &[&OsStr]| lab.vdens(["--new-plugin"]).args(words);
+    let new = |words: &[&OsStr]| lab.vdectl(["plugin", "new"]).args(words);
     let long = "a".repeat(52);
     let names: &[&[u8]] = &[
         b".",

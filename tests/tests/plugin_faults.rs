@@ -219,7 +219,7 @@ fn a_plug_outlives_its_panel_service() {
     };
     let (a, b) = (start("10.0.0.1/24"), start("10.0.0.2/24"));
     a.ping("10.0.0.2");
-    let text = lab.vdens(["--status"]).ok();
+    let text = lab.vdectl(["status"]).ok();
     assert!(!text.contains("kernel"), "{text}");
     drop((a, b));
     assert_eq!(plug.terminate().code(), Some(128 + 15));

@@ -29,7 +29,7 @@ fn is_refused(lab: &Lab, scheme: &str, words: &[&str]) {
 /// The listing and the checks say `words`, in one line, and go on.
 #[track_caller]
 fn is_reported(lab: &Lab, scheme: &str, words: &[&str]) {
-    let listing = lab.vdens(["--list-plugins"]).ok();
+    let listing = lab.vdectl(["plugin", "list"]).ok();
     let mark = format!("  {scheme} ");
     let line = listing.lines().find(|line| line.starts_with(&mark));
     let line = line.unwrap_or_else(|| panic!("{scheme}: {listing}"));
@@ -40,7 +40,7 @@ fn is_reported(lab: &Lab, scheme: &str, words: &[&str]) {
     };
     assert!(line.contains("refused: ") && says(line), "{line}");
     assert!(listing.contains("\n  null "), "{listing}");
-    let output = lab.vdens(["--check-plugin", scheme]).run();
+    let output = lab.vdectl(["plugin", "check", scheme]).run();
     assert_eq!(output.code(), Some(1), "{output:#?}");
     let failed = output
         .stdout
@@ -134,7 +134,7 @@ fn a_newer_plugin_that_still_speaks_version_1() {
     let options: Vec<&str> = [&[&*directory, "-Wl,--no-as-needed"][..], &link].concat();
     let plugin = compiled(&lab, newer, &options);
     fs::rename(plugin, drop_in.join("libvdens_null.so")).unwrap();
-    let listing = lab.vdens(["--list-plugins"]).ok();
+    let listing = lab.vdectl(["plugin", "list"]).ok();
     let used = listing.lines().find(|line| line.starts_with("  null "));
     assert!(used.is_some_and(|line| line.contains("ABI 1")), "{listing}");
     lab.vdens(["-v", "null://", "true"]).ok();
@@ -171,7 +171,7 @@ fn crashes_while_it_is_loaded() {
 fn panics_while_it_is_loaded() {
     let lab = Lab::new();
     let plugin = lab.drop_plugin(&target().join("libbroken.so"), "broken");
-    let listing = || lab.vdens(["--list-plugins"]);
+    let listing = || lab.vdectl(["plugin", "list"]);
     assert!(listing().ok().contains("another link with a fault [nests]"));
     let output = listing().env("VDENS_BROKEN", "panic").run();
     assert!(
@@ -262,7 +262,7 @@ fn patch(file: &Path, at: usize, bytes: &[u8]) {
 fn the_listing_says_what_shadows_what() {
     let lab = Lab::new();
     let first = lab.drop_plugin(&lab.bin().join("libvdens_null.so"), "null");
-    let listing = lab.vdens(["--list-plugins"]).ok();
+    let listing = lab.vdectl(["plugin", "list"]).ok();
     let shadowed = format!("(not used: {} comes first)", first.display());
     let lines: Vec<_> = listing
         .lines()
@@ -276,7 +276,7 @@ fn the_listing_says_what_shadows_what() {
     assert!(lines[0].contains("[one-end]"), "{listing}");
     // What is refused is in the way all the same.
     fs::write(&first, "no library").unwrap();
-    let listing = lab.vdens(["--list-plugins"]).ok();
+    let listing = lab.vdectl(["plugin", "list"]).ok();
     let lines: Vec<_> = listing
         .lines()
         .filter(|l| l.starts_with("  null "))
@@ -293,7 +293,7 @@ fn the_listing_is_there_for_programs() {
     let lab = Lab::new();
     let first = lab.drop_plugin(&lab.bin().join("libvdens_null.so"), "null");
     fs::write(lab.drop_in().join("libvdens_x.so"), "no library").unwrap();
-    let json = lab.write("list.json", lab.vdens(["--list-plugins", "--json"]).ok());
+    let json = lab.write("list.json", lab.vdectl(["plugin", "list", "--json"]).ok());
     let script = "import json, sys
 dirs = json.load(open(sys.argv[1]))
 for d in dirs:

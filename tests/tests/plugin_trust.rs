@@ -38,17 +38,18 @@ fn is_loaded(lab: &Lab, dir: &Path) {
 /// Whoever would load the plugin in `dir` refuses it and says `words`, in one line.
 #[track_caller]
 fn is_refused(lab: &Lab, dir: &Path, words: &[&str]) {
-    let vdens = |args: &[&str]| lab.vdens(["--plugin-dir"]).args([dir]).args(args);
+    let vdectl = |args: &[&str]| lab.vdectl(["--plugin-dir"]).args([dir]).args(args);
     let said = [&["libvdens_null.so is refused: "], words].concat();
-    vdens(&["null://", "true"]).refused(&said);
+    let vdens = lab.vdens(["--plugin-dir"]).args([dir]);
+    vdens.args(["null://", "true"]).refused(&said);
     let plug = lab.vde_plug(["--plugin-dir"]).args([dir]);
     plug.args(["null://", "null://"]).refused(&said);
     for (task, mark) in [
-        (["--list-plugins"].as_slice(), "  null "),
-        (&["--check-plugin", "null"], "FAILED   trust"),
-        (&["--doctor"], "wrong  plugin null"),
+        (["plugin", "list"].as_slice(), "  null "),
+        (&["plugin", "check", "null"], "FAILED   trust"),
+        (&["doctor"], "wrong  plugin null"),
     ] {
-        let output = vdens(task).run();
+        let output = vdectl(task).run();
         let line = output.stdout.lines().find(|line| line.starts_with(mark));
         let line = line.unwrap_or_default();
         assert!(

@@ -1,4 +1,4 @@
-//! `vdens --status`: what is running, as its user sees it.
+//! `vdectl status`: what is running, as its user sees it.
 
 use std::time::{Duration, Instant};
 
@@ -6,10 +6,10 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use vdens_tests::{Lab, PATIENCE, User, need, wait_until};
 
-/// What `vdens --status --json` says.
+/// What `vdectl status --json` says.
 #[track_caller]
 pub(crate) fn status(lab: &Lab) -> Value {
-    let text = lab.vdens(["--status", "--json"]).ok();
+    let text = lab.vdectl(["status", "--json"]).ok();
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
@@ -29,10 +29,10 @@ pub(crate) fn link(status: &Value, pid: u32, number: usize) -> Value {
 #[test]
 fn nothing_is_running() {
     let lab = Lab::new();
-    assert_eq!(lab.vdens(["--status"]).ok(), "");
+    assert_eq!(lab.vdectl(["status"]).ok(), "");
     assert_eq!(status(&lab)["processes"], Value::Array(Vec::new()));
-    lab.vdens(["--status", "null://"]).refused(&["null://"]);
-    lab.vdens(["--json", "null://"]).refused(&["--status"]);
+    lab.vdectl(["status", "null://"]).refused(&["null://"]);
+    lab.vdens(["--json", "null://"]).refused(&["--json"]);
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn a_cable_on_the_panel_and_one_to_a_legacy_peer() {
     assert_eq!(segmented["tier"], "segmented", "{segmented:#}");
     assert_eq!(segmented["reason"], "the peer is a legacy one");
 
-    let text = lab.vdens(["--status"]).ok();
+    let text = lab.vdectl(["status"]).ok();
     for line in [
         format!("vdens {pid}, for "),
         format!("  vde0 {ours}: up, kernel\n"),
@@ -178,7 +178,7 @@ fn a_switch_and_its_clients() {
     assert_eq!(station["port"], "2", "{fdb:#}");
     assert_eq!(station["vlan"], 0);
     assert!(station["age"].as_u64() < Some(60));
-    let text = lab.vdens(["--status"]).ok();
+    let text = lab.vdectl(["status"]).ok();
     for line in [
         format!("vde_plug {pid}, for "),
         "      port 1: ".into(),
@@ -217,7 +217,7 @@ fn the_dead_are_forgotten_and_the_stopped_are_named() {
     );
     let sound = process(&told, sound.pid().cast_unsigned());
     assert_eq!(sound["command"][0], "sleep", "{told:#}");
-    let text = lab.vdens(["--status"]).ok();
+    let text = lab.vdectl(["status"]).ok();
     assert!(text.contains("does not answer within 1 s"), "{text}");
     stopped.signal(Signal::SIGCONT);
 }
@@ -228,7 +228,7 @@ fn another_user_sees_nothing() {
     let lab = Lab::new();
     let a = lab.vdens(["null://", "sh"]).session();
     a.ok(":");
-    assert_eq!(lab.vdens(["--status"]).by(User::other()).ok(), "");
+    assert_eq!(lab.vdectl(["status"]).by(User::other()).ok(), "");
     // Even one who gets at the socket is not answered: root is let in by the directory, not by the process.
     let run = lab.dir().with_file_name("run").join("vdens");
     let find = format!("find {} -path '*status-*' -type s", run.display());
@@ -265,7 +265,7 @@ fn a_session_does_without_a_runtime_directory() {
         .run();
     assert_eq!(output.code(), Some(0), "{output:?}");
     assert!(
-        output.stderr.contains("vdens --status will not see this"),
+        output.stderr.contains("vdectl status will not see this"),
         "{output:?}"
     );
 }
@@ -279,7 +279,7 @@ fn many_are_listed_quickly() {
     let all = || status(&lab)["processes"].as_array().map(Vec::len);
     wait_until("all are listed", PATIENCE, || all() == Some(many.len()));
     let start = Instant::now();
-    lab.vdens(["--status"]).ok();
+    lab.vdectl(["status"]).ok();
     assert!(
         start.elapsed() < Duration::from_secs(2),
         "{:?}",

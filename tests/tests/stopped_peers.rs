@@ -2,12 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use std::fs;
-
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use vdens_tests::{Cmd, Lab, PATIENCE, Session, becomes_true, need, wait_until};
+use vdens_tests::{Cmd, Lab, PATIENCE, Session, becomes_true, children, name, need, wait_until};
 
 use crate::status::{link, status};
 
@@ -37,10 +35,8 @@ impl Drop for Stopped {
 /// child that stops for one that has ended, and closes its link.
 fn family(session: &Session<'_>) -> Vec<i32> {
     let pid = session.proc().pid();
-    let name = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
-    let workers = children.filter(|child| name(*child) == name(pid));
+    let workers = children(pid).into_iter();
+    let workers = workers.filter(|child| name(*child) == name(pid));
     [pid].into_iter().chain(workers).collect()
 }
 
@@ -65,7 +61,7 @@ fn press(session: &Session<'_>, address: &str) {
 #[track_caller]
 fn check_pings(lab: &Lab, from: &Session<'_>, to: &str) {
     let (_, text) = from.run(&format!("ping -q -c 100 -i 0.01 -W 2 {to}"));
-    let status = || lab.vdens(["--status"]).ok();
+    let status = || lab.vdectl(["status"]).ok();
     let received = text
         .split(", ")
         .find_map(|part| part.strip_suffix(" received"));
@@ -170,7 +166,7 @@ fn clients_of_a_switch_that_are_stopped() {
         let answered = becomes_true(PATIENCE, || {
             a.run(&format!("ping -c 1 -W 1 {address}")).0 == 0
         });
-        assert!(answered, "{address}: {}", lab.vdens(["--status"]).ok());
+        assert!(answered, "{address}: {}", lab.vdectl(["status"]).ok());
     }
     // Debian's may leave its socket.
     drop((own, debians));

@@ -28,7 +28,7 @@ fn for_our_switch() {
     let switch = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
     wait_until("carrier", PATIENCE, || has_carrier(&a) && has_carrier(&b));
     a.ok("ping -c 1 -W 2 10.0.0.2");
-    let status = lab.vdens(["--status"]).ok();
+    let status = lab.vdectl(["status"]).ok();
     assert_eq!(status.matches("vde://").count(), 2, "{status}");
     assert_eq!(status.matches("up, kernel").count(), 2, "{status}");
     drop((a, b, switch));
@@ -115,7 +115,7 @@ fn with_a_limit_the_command_waits_too() {
         .spawn();
     std::thread::sleep(Duration::from_millis(400));
     assert_eq!(waiting.stdout(), "");
-    let status = lab.vdens(["--status"]).ok();
+    let status = lab.vdectl(["status"]).ok();
     assert!(
         status.contains("no carrier: there is no switch directory"),
         "{status}"

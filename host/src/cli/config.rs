@@ -4,7 +4,6 @@
 //! docs/vdens.toml is a commented example. An unknown key, a wrong type or a path that is not absolute
 //! is an error that names the file, the line and the column.
 
-use std::env;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -16,6 +15,7 @@ use toml::Spanned;
 use vdens_plugin_kit::trust::{self, Fault};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::environment::{absolute_variable, home};
 
 /// The system-wide configuration file.
 pub const SYSTEM_FILE: &str = "/etc/vdens/vdens.toml";
@@ -259,18 +259,6 @@ pub fn read_usual(file: &Path) -> Result<Option<String>> {
     let mut text = String::new();
     opened.read_to_string(&mut text).map_err(failed)?;
     Ok(Some(text))
-}
-
-/// The user's home directory.
-pub fn home() -> Option<PathBuf> {
-    absolute_variable("HOME")
-}
-
-/// An environment variable that holds an absolute path; the XDG specification has others ignored.
-pub fn absolute_variable(name: &str) -> Option<PathBuf> {
-    env::var_os(name)
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute())
 }
 
 fn expand_home(path: &Path) -> PathBuf {

@@ -29,7 +29,7 @@ use crate::cli::{self, LoginPlug};
 use crate::error::{Error, Result};
 use crate::logging::{self, Choice};
 use crate::plug::{self, EXIT_FAILURE};
-use crate::plugins::loader::SearchPath;
+use crate::plugins::search::SearchPath;
 
 /// The schemes that can be opened unless the configuration names others.
 const SCHEMES: [&str; 2] = ["vde", "ptp"];

@@ -21,6 +21,16 @@ use crate::cli::Vdens;
 use crate::error::{Error, Result};
 use crate::plugins::host_services::Plugins;
 
+/// What `vdectl` does, as a user may look for it in another program, and its subcommand.
+const TASKS: [(&str, &str); 6] = [
+    ("status", "status"),
+    ("doctor", "doctor"),
+    ("plugin", "plugin"),
+    ("list-plugins", "plugin list"),
+    ("check-plugin", "plugin check"),
+    ("new-plugin", "plugin new"),
+];
+
 /// The command line that a word is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommandLine {
@@ -59,6 +69,9 @@ fn suspicion(word: &str, line: CommandLine, plugins: &Plugins) -> Option<Error> 
         && plugins.has(scheme)
     {
         return Some(taken_for_a_network(word).hint(format!("did you mean {scheme}://{rest}?")));
+    }
+    if let Some(advice) = task(word) {
+        return Some(taken_for_a_network(word).hint(advice));
     }
     if !word.contains('/') && is_command(OsStr::new(word)) {
         let advice = match line {
@@ -137,8 +150,27 @@ fn out_of_place(option: &str, place: impl fmt::Display, program: &str) -> Error 
     ))
 }
 
-/// What clap takes an unknown word for.
+/// The advice for a word that is, or names, what `vdectl` does.
+fn task(word: &str) -> Option<String> {
+    let (_, subcommand) = TASKS.iter().find(|(task, _)| *task == word)?;
+    Some(format!("did you mean vdectl {subcommand}?"))
+}
+
+/// What an unknown word may be: what `vdectl` does, else what clap takes it for, else a misspelling
+/// of what `vdectl` does.
 pub fn suggestion(error: &clap::Error) -> Option<String> {
+    let option = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(option)) => option.strip_prefix("--"),
+        _ => None,
+    };
+    let misspelled = |option| similar(option, TASKS.map(|(task, _)| task.to_owned()));
+    option
+        .and_then(task)
+        .or_else(|| clap_suggestion(error))
+        .or_else(|| task(&misspelled(option?)?))
+}
+
+fn clap_suggestion(error: &clap::Error) -> Option<String> {
     let kinds = [
         ContextKind::SuggestedArg,
         ContextKind::SuggestedSubcommand,
@@ -205,7 +237,7 @@ mod tests {
             assert!(check("sh", line, &plugins, true).is_ok());
         }
         let error = check("status", CommandLine::Vdens, &plugins, false).unwrap_err();
-        assert!(error.to_string().contains("vdens --status"), "{error}");
+        assert!(error.to_string().contains("vdectl status"), "{error}");
     }
 
     #[test]
@@ -223,7 +255,9 @@ mod tests {
     #[test]
     fn an_option_is_unknown_or_out_of_place() {
         for (option, words) in [
-            ("--satus", "did you mean --status?"),
+            ("--sysad", "did you mean --sysadm?"),
+            ("--satus", "did you mean vdectl status?"),
+            ("--list-plugins", "did you mean vdectl plugin list?"),
             ("--nonsense", "see vdens --help"),
             ("--addr", "options come before"),
             ("--addr=x", "options come before"),

@@ -1,4 +1,4 @@
-//! The command lines of `vdens` and `vde_plug`.
+//! The command lines of `vdens`, `vde_plug` and `vdectl`.
 //!
 //! These tables are the only place where options are defined: the parser, `--help` and docs/commands.md
 //! come from them. Everything from the first VNL on belongs to the user's command and is not looked at.
@@ -7,83 +7,84 @@ pub mod config;
 pub mod login;
 pub mod mistakes;
 pub mod plan;
+pub mod values;
+pub mod vdectl;
 pub mod vnls;
 
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::str::FromStr;
-use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser};
-use ipnet::IpNet;
 
 use crate::cli::mistakes::{is_command, misplaced, suggestion};
-use crate::error::{Error, Result, report};
+use crate::cli::values::{Cidr, MacAddress, Mtu, Numbered, numbered, octal, wait};
+use crate::error::{Error, Result};
+use crate::output::report;
 use crate::output::written;
-use crate::sys::netlink::Mac;
 use crate::worker::reconnecting::Wait;
 
-/// Options that both programs have.
+/// Options of all programs.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Common {
-    /// Read this configuration file instead of the usual ones
-    #[arg(long, value_name = "FILE")]
+    /// Read only this configuration file
+    #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
 
-    /// Look for plugins in this directory first; can be repeated
-    #[arg(long, value_name = "DIR")]
+    /// Search this directory for plugins first
+    #[arg(long, value_name = "DIR", global = true)]
     pub plugin_dir: Vec<PathBuf>,
 
-    /// Say more; -vv and -vvv still more
-    #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
+    /// Log more; repeat it for still more
+    #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet", global = true)]
     pub verbose: u8,
 
-    /// Say nothing but errors
-    #[arg(short, long)]
+    /// Print errors only
+    #[arg(short, long, global = true)]
     pub quiet: bool,
 
     /// Append the log to this file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     pub log_file: Option<PathBuf>,
+}
 
-    /// Move all frames through user space, even between this user's own namespaces
+/// Options of the programs that open links.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Links {
+    /// Move all frames through user space
     #[arg(long)]
     pub no_panel: bool,
 
-    /// Start although what a VNL needs is not there yet, and plug in when it is; with SECONDS, wait first, at most
-    /// that long, and fail then
+    /// Do not fail while a network is absent
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
         default_missing_value = "", value_parser = wait)]
     pub wait: Option<Wait>,
 }
 
 /// Run a command in a network namespace of its own, plugged into virtual Ethernet
-///
-/// A VNL (Virtual Network Locator) says what the interface vde0 is plugged into, for example
-/// ptp:///tmp/cable, vde:///tmp/switch or tap://tap0. A plain path is vde://PATH, =COMMAND is a command
-/// that speaks vdestream, and none, '-' or 'no' makes no interface. The command is the user's shell
-/// unless one is given; options after the VNL belong to it.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vdens", version, disable_help_subcommand = true)]
 #[command(
-    override_usage = "vdens [OPTIONS] [VNL [COMMAND [ARG]...]]\n       vdens [OPTIONS] --multi [VNL]... [-- COMMAND [ARG]...]\n       vdens --list-plugins | --check-plugin PLUGIN [VNL [VNL]] | --new-plugin DIR"
+    override_usage = "vdens [OPTIONS] [VNL [COMMAND [ARG]...]]\n       vdens [OPTIONS] --multi [VNL]... [-- COMMAND [ARG]...]",
+    after_help = "A VNL (Virtual Network Locator) names what the interface vde0 is plugged into: ptp:///tmp/cable, \
+        vde:///tmp/switch, tap://tap0. A plain path is vde://PATH, =COMMAND is a command that speaks \
+        vdestream. Without a VNL, or with '-' or 'no', there is no interface. Without a COMMAND, \
+        your shell is started.\n\nvdectl shows what is running, checks this machine and manages plugins."
 )]
 pub struct Vdens {
     /// Make one interface for each VNL up to '--'
     #[arg(short, long)]
     pub multi: bool,
 
-    /// Name the interfaces PREFIX0, PREFIX1, ... [default: vde]
+    /// Name interfaces PREFIX0, ... [default: vde]
     #[arg(short, long, value_name = "PREFIX")]
     pub iface: Option<String>,
 
-    /// Show FILE at /etc/resolv.conf [env: VDE_RESOLVCONF]
+    /// Show FILE as /etc/resolv.conf
     #[arg(short, long, value_name = "FILE")]
     pub resolvconf: Option<PathBuf>,
 
-    /// Show a resolv.conf with these name servers, separated by commas; wins over -r [env:
-    /// VDE_RESOLVADDR]
+    /// Use these name servers; wins over -r
     #[arg(short = 'R', long, value_name = "ADDR[,ADDR]")]
     pub resolvaddr: Option<String>,
 
@@ -91,15 +92,15 @@ pub struct Vdens {
     #[arg(short = 'H', long, value_name = "NAME")]
     pub hostname: Option<String>,
 
-    /// Keep CAP_SYS_ADMIN, so that the command can mount
+    /// Keep CAP_SYS_ADMIN, so the command can mount
     #[arg(short, long)]
     pub sysadm: bool,
 
-    /// Accepted for compatibility; makes no difference
+    /// Accepted for compatibility; has no effect
     #[arg(short, long)]
     pub clone: bool,
 
-    /// Accepted for compatibility; makes no difference
+    /// Accepted for compatibility; has no effect
     #[arg(short, long)]
     pub unshare: bool,
 
@@ -107,23 +108,11 @@ pub struct Vdens {
     #[arg(long)]
     pub up: bool,
 
-    /// List this user's running vdens and vde_plug, with their links, and do nothing else
-    #[arg(long)]
-    pub status: bool,
-
-    /// Check that this machine has what vdens needs, say how to mend what it lacks, and do nothing else
-    #[arg(long)]
-    pub doctor: bool,
-
-    /// With --status, --doctor or --list-plugins, print JSON
-    #[arg(long)]
-    pub json: bool,
-
-    /// Give an interface an address, and set all up; with --multi, N: is the interface's number; can be repeated
+    /// Give an interface an address; implies --up
     #[arg(long, value_name = "[N:]IP/PREFIX", value_parser = numbered::<Cidr>)]
     pub addr: Vec<Numbered<Cidr>>,
 
-    /// Route everything else through this address; once for IPv4 and once for IPv6
+    /// Add a default route; implies --up
     #[arg(long, value_name = "IP")]
     pub gateway: Vec<IpAddr>,
 
@@ -135,47 +124,30 @@ pub struct Vdens {
     #[arg(long, value_name = "[N:]MAC", value_parser = numbered::<MacAddress>)]
     pub mac: Vec<Numbered<MacAddress>>,
 
-    /// Let TCP send frames of up to 512 KiB on the panel: faster to a namespace, slower through it to anywhere else
+    /// Allow TCP frames of 512 KiB on the panel
     #[arg(long)]
     pub big_tcp: bool,
 
-    /// List the plugins in all places, and what is wrong with them
-    #[arg(long, group = "task")]
-    pub list_plugins: bool,
-
-    /// Check a plugin, given as FILE or SCHEME; with a VNL it is opened twice and tried out, with two each is an end
-    #[arg(long, value_name = "PLUGIN", group = "task")]
-    pub check_plugin: Option<PathBuf>,
-
-    /// Write the source of a plugin into DIR, whose name becomes its scheme
-    #[arg(long, value_name = "DIR", group = "task")]
-    pub new_plugin: Option<PathBuf>,
-
-    /// The plugin-api that --new-plugin is to use: its directory, or a version
-    #[arg(long, value_name = "DIR|VERSION", requires = "new_plugin")]
-    pub api: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub links: Links,
 
     #[command(flatten)]
     #[allow(missing_docs)]
     pub common: Common,
 
     /// A VNL or more, and the command
-    #[arg(
-        value_name = "VNL [COMMAND [ARG]...]",
-        trailing_var_arg = true,
-        allow_hyphen_values = true
-    )]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
     pub rest: Vec<OsString>,
 }
 
 /// Plug two virtual networks together, or one into standard input and output
-///
-/// With one VNL, or none for the default switch, frames go to standard output and come from
-/// standard input as a vdestream. After '=' stands a command to speak vdestream with instead.
 #[derive(Clone, Debug, Default, Parser)]
 #[command(name = "vde_plug", version, disable_help_subcommand = true)]
 #[command(
-    override_usage = "vde_plug [OPTIONS] [VNL]\n       vde_plug [OPTIONS] VNL VNL\n       vde_plug [OPTIONS] [VNL] = COMMAND [ARG]..."
+    override_usage = "vde_plug [OPTIONS] [VNL]\n       vde_plug [OPTIONS] VNL VNL\n       vde_plug [OPTIONS] [VNL] = COMMAND [ARG]...",
+    after_help = "With one VNL, or none for the default switch, frames go to standard output and come from \
+        standard input as a vdestream. COMMAND speaks vdestream in their place."
 )]
 pub struct VdePlug {
     /// Go to the background when both ends are open
@@ -206,20 +178,20 @@ pub struct VdePlug {
     #[arg(long, value_name = "NUMBER")]
     pub port2: Option<u32>,
 
-    /// Be the restricted login shell that sshd starts: COMMAND is 'vde_plug ARGUMENTS' in one word
+    /// Be the login shell that sshd starts for COMMAND
     #[arg(short, value_name = "COMMAND", exclusive = true)]
     pub command: Option<String>,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub links: Links,
 
     #[command(flatten)]
     #[allow(missing_docs)]
     pub common: Common,
 
     /// One or two VNLs, or a VNL, '=' and a command
-    #[arg(
-        value_name = "VNL",
-        trailing_var_arg = true,
-        allow_hyphen_values = true
-    )]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
     pub rest: Vec<OsString>,
 }
 
@@ -262,122 +234,6 @@ pub struct LoginPlug {
     /// The VNL
     #[arg(value_name = "VNL", default_value = "", hide_default_value = true)]
     pub vnl: String,
-}
-
-/// A value that may be for one interface: `N:VALUE`. An IPv6 address can be read both ways (`1:fd00::1/64`);
-/// then it is interface N if there is one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Numbered<T> {
-    whole: Option<T>,
-    numbered: Option<(usize, T)>,
-}
-
-impl<T: Copy> Numbered<T> {
-    /// The interface's number, if one is meant, and the value, where there are `count` interfaces.
-    ///
-    /// # Errors
-    /// There is no interface of that number; the error is the number.
-    pub fn resolve(self, count: usize) -> Result<(Option<usize>, T), usize> {
-        match (self.numbered, self.whole) {
-            (Some((number, value)), _) if number < count => Ok((Some(number), value)),
-            (_, Some(value)) => Ok((None, value)),
-            (Some((number, _)), None) => Err(number),
-            (None, None) => Err(0),
-        }
-    }
-}
-
-fn numbered<T: FromStr>(text: &str) -> Result<Numbered<T>, T::Err> {
-    let numbered = text
-        .split_once(':')
-        .and_then(|(number, value)| Some((number.parse().ok()?, value.parse().ok()?)));
-    match (text.parse(), numbered) {
-        (Err(error), None) => Err(error),
-        (whole, numbered) => Ok(Numbered {
-            whole: whole.ok(),
-            numbered,
-        }),
-    }
-}
-
-/// An address with the length of its network's prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cidr(pub IpNet);
-
-impl FromStr for Cidr {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (address, prefix) = text.split_once('/').unwrap_or((text, ""));
-        let address: IpAddr = address
-            .parse()
-            .map_err(|_| format!("'{address}' is no IP address"))?;
-        let most = if address.is_ipv4() { 32 } else { 128 };
-        let net = prefix
-            .parse()
-            .ok()
-            .and_then(|prefix| IpNet::new(address, prefix).ok());
-        net.map(Self).ok_or_else(|| {
-            format!("a prefix length from 0 to {most} is wanted, as in {address}/24")
-        })
-    }
-}
-
-/// An MTU in bytes: 68 (the least that IPv4 allows, RFC 791) to 65521 (the most that a tap takes).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mtu(pub u32);
-
-impl FromStr for Mtu {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.parse() {
-            Ok(mtu) if (68..=65_521).contains(&mtu) => Ok(Self(mtu)),
-            _ => Err("an MTU is a number from 68 to 65521".into()),
-        }
-    }
-}
-
-/// A unicast Ethernet address, `02:00:00:00:00:01`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MacAddress(pub Mac);
-
-impl FromStr for MacAddress {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let bytes: Vec<u8> = text
-            .split(':')
-            .map(|byte| match byte.len() {
-                1 | 2 => u8::from_str_radix(byte, 16).ok(),
-                _ => None,
-            })
-            .collect::<Option<_>>()
-            .unwrap_or_default();
-        match <Mac>::try_from(bytes) {
-            Ok(mac) if mac[0] & 1 == 0 && mac != [0; 6] => Ok(Self(mac)),
-            Ok(_) => Err("it is no unicast address; 02:00:00:00:00:01 would do".into()),
-            Err(_) => Err("six hexadecimal bytes are wanted, such as 02:00:00:00:00:01".into()),
-        }
-    }
-}
-
-fn wait(text: &str) -> Result<Wait, String> {
-    if text.is_empty() {
-        return Ok(Wait::Meanwhile);
-    }
-    let seconds = text.parse().ok().map(Duration::try_from_secs_f64);
-    match seconds {
-        Some(Ok(time)) => Ok(Wait::AtMost(time)),
-        _ => Err("a number of seconds is wanted, such as 10".into()),
-    }
-}
-
-fn octal(text: &str) -> Result<u32, String> {
-    match u32::from_str_radix(text, 8) {
-        Ok(mode) if mode <= 0o7777 => Ok(mode),
-        _ => Err("permission bits are an octal number, such as 0660".into()),
-    }
 }
 
 impl Vdens {
@@ -471,8 +327,10 @@ pub fn parse<T: Parser>(program: &str, failure: i32, words: impl Iterator<Item =
 
 #[cfg(test)]
 mod tests {
+    use super::vdectl::Vdectl;
     use super::*;
     use clap::CommandFactory;
+    use std::time::Duration;
 
     fn vdens(words: &[&str]) -> Vdens {
         Vdens::try_parse_from([&["vdens"], words].concat()).unwrap()
@@ -483,6 +341,7 @@ mod tests {
         Vdens::command().debug_assert();
         VdePlug::command().debug_assert();
         LoginPlug::command().debug_assert();
+        Vdectl::command().debug_assert();
     }
 
     #[test]
@@ -502,7 +361,7 @@ mod tests {
 
     #[test]
     fn waiting_may_have_a_limit() {
-        let wait = |option| vdens(&[option, "x"]).common.wait;
+        let wait = |option| vdens(&[option, "x"]).links.wait;
         assert_eq!(wait("--wait"), Some(Wait::Meanwhile));
         let limit = Duration::from_millis(2500);
         assert_eq!(wait("--wait=2.5"), Some(Wait::AtMost(limit)));
@@ -519,34 +378,5 @@ mod tests {
         assert_eq!(command, ["ls", "-l", "--"]);
         assert_eq!(split(&["--multi", "a", "b"]).0, ["a", "b"]);
         assert!(vdens(&["-m", "a", "--up"]).split_rest().is_err());
-    }
-
-    #[test]
-    fn values_may_name_their_interface() {
-        let number =
-            |text: &str, count| numbered::<Cidr>(text).unwrap().resolve(count).map(|n| n.0);
-        assert_eq!(number("10.0.0.1/24", 1), Ok(None));
-        assert_eq!(number("1:10.0.0.1/24", 2), Ok(Some(1)));
-        assert_eq!(number("1:10.0.0.1/24", 1), Err(1));
-        assert_eq!(number("1:fd00::1/64", 2), Ok(Some(1)));
-        assert_eq!(number("1:fd00::1/64", 1), Ok(None));
-        assert_eq!(number("2001:db8::1/64", 8), Ok(None));
-        assert_eq!(
-            numbered::<Mtu>("2:9000").unwrap().resolve(3).unwrap().0,
-            Some(2)
-        );
-        assert!(numbered::<Mtu>("9").is_err());
-        let mac = numbered::<MacAddress>("1:02:00:00:00:00:ff").unwrap();
-        assert_eq!(
-            mac.resolve(2),
-            Ok((Some(1), MacAddress([2, 0, 0, 0, 0, 255])))
-        );
-        assert!(numbered::<MacAddress>("03:00:00:00:00:01").is_err());
-        assert!(numbered::<Cidr>("10.0.0.1").is_err());
-        assert!(
-            numbered::<Cidr>("10.0.0.1/33")
-                .unwrap_err()
-                .contains("0 to 32")
-        );
     }
 }

@@ -11,8 +11,9 @@ use vdens_plugin_kit::tap::{MAX_INTERFACE_NAME, check_interface_name};
 
 use crate::cli::config::Config;
 use crate::cli::mistakes::{self, CommandLine};
+use crate::cli::values::Numbered;
 use crate::cli::vnls::{self, End};
-use crate::cli::{Numbered, Vdens, text};
+use crate::cli::{Vdens, text};
 use crate::error::{Error, Result};
 use crate::ipc::MAX_FDS;
 use crate::namespace::resolv::Resolv;
@@ -54,7 +55,7 @@ impl Session {
             false => CommandLine::Vdens,
         };
         let end = |argument: &String| {
-            mistakes::check(argument, line, &plugins, cli.common.wait.is_some())?;
+            mistakes::check(argument, line, &plugins, cli.links.wait.is_some())?;
             vnls::interface(argument, defaults.vnl.as_deref())
                 .map_err(|error| mistakes::explain(argument, error))
         };
@@ -113,7 +114,7 @@ impl Session {
             interface: interface.name.clone(),
             mtu: interface.mtu.unwrap_or(DEFAULT_MTU),
             end: end.clone(),
-            wait: cli.common.wait.unwrap_or_default(),
+            wait: cli.links.wait.unwrap_or_default(),
             plugins: plugins.clone(),
             panel_address: None,
         });
@@ -127,7 +128,7 @@ impl Session {
             hostname: cli.hostname.clone(),
             resolv: resolv(cli, config)?,
             sysadmin: cli.sysadm,
-            panel: panel::is_wanted(cli.common.no_panel, config),
+            panel: panel::is_wanted(cli.links.no_panel, config),
             big_tcp: cli.big_tcp || defaults.big_tcp == Some(true),
             welcome: (command.is_empty() && !cli.common.quiet).then(|| welcome(&interfaces, &ends)),
             command,

@@ -10,7 +10,7 @@
 //! | worker, supervisor or panel service | [`Request`] | [`Reply`] |
 //! | vde_plug, its background child | [`Nothing`] | [`Startup`] |
 //! | a process, its helper ([`in_child`]) | [`Nothing`] | [`HelperReply`] |
-//! | `vdens --status`, any process | [`Nothing`] | [`ReportReply`] |
+//! | `vdectl status`, any process | [`Nothing`] | [`ReportReply`] |
 //!
 //! A worker has two channels, so neither side mistakes a question for the answer to its own: on the
 //! first the supervisor asks, on the second the worker. Closing a child's first channel ends the

@@ -16,6 +16,7 @@
 //! 6. the command is executed, and killed by the kernel if the supervisor should die before it.
 
 pub mod resolv;
+mod sysfs;
 
 use std::env;
 use std::ffi::{CStr, CString, OsStr, OsString};
@@ -25,11 +26,12 @@ use std::iter;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
 
 use caps::{CapSet, Capability, CapsHashSet};
 use ipnet::IpNet;
 use nix::errno::Errno;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::CloneFlags;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
@@ -47,6 +49,9 @@ use crate::sys::netlink::{Mac, Netlink};
 use crate::sys::signals::{self, Signals};
 use crate::sys::user_namespace::{unshare_mapped, unshare_when_there_is_room};
 use crate::worker::carrier::LinkWatch;
+
+/// A parameter of mount(2) that is not given.
+const NOTHING: Option<&str> = None;
 
 /// An interface to be made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -180,13 +185,31 @@ fn build(plan: &Plan, panel: Option<&Panel>) -> Result<()> {
     }
     if mounts {
         let private = MsFlags::MS_REC | MsFlags::MS_SLAVE;
-        let none: Option<&str> = None;
-        mount(none, "/", none, private, none).map_err(system("make mounts private"))?;
+        mount(NOTHING, "/", NOTHING, private, NOTHING).map_err(system("make mounts private"))?;
+        if let Err(error) = sysfs::mount_fresh() {
+            log::info!("/sys shows the host's interfaces: {error}");
+        }
     }
     if let Some(resolv) = &plan.resolv {
         resolv.mount()?;
     }
     Ok(())
+}
+
+/// Calls `work` with a directory on a file system of the given type, which is mounted meanwhile
+/// where temporary files are.
+fn while_mounted(
+    kind: &str,
+    flags: MsFlags,
+    options: &str,
+    work: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    let dir = env::temp_dir();
+    mount(Some(kind), &dir, Some(kind), flags, Some(options))
+        .map_err(system(format_args!("mount a {kind} on {}", dir.display())))?;
+    let outcome = work(&dir);
+    let detached = umount2(&dir, MntFlags::MNT_DETACH);
+    outcome.and(detached.map_err(system(format_args!("unmount {}", dir.display()))))
 }
 
 fn configure(netlink: &Netlink, plan: &Plan) -> Result<()> {

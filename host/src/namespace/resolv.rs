@@ -10,7 +10,6 @@
 //! without a name, from `memfd_create` or `O_TMPFILE`, would not do: the kernel does not bind-mount
 //! one.)
 
-use std::env;
 use std::fs::{self, File};
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -18,13 +17,13 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
 
+use super::{NOTHING, while_mounted};
 use crate::error::{Error, Result, system};
 
 const TARGET: &str = "/etc/resolv.conf";
-const NOTHING: Option<&str> = None;
 
 /// Where the namespace's resolv.conf comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,15 +114,9 @@ fn overlay_etc() -> Result<()> {
     })
 }
 
-/// Calls `work` with a directory on a tmpfs, mounted meanwhile where temporary files are.
+/// Calls `work` with a directory on a tmpfs.
 fn in_memory(work: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let dir = env::temp_dir();
-    let (kind, none) = (Some("tmpfs"), MsFlags::empty());
-    mount(kind, &dir, kind, none, Some("mode=0755"))
-        .map_err(system(format_args!("mount a tmpfs on {}", dir.display())))?;
-    let outcome = work(&dir);
-    let detached = umount2(&dir, MntFlags::MNT_DETACH);
-    outcome.and(detached.map_err(system(format_args!("unmount {}", dir.display()))))
+    while_mounted("tmpfs", MsFlags::empty(), "mode=0755", work)
 }
 
 fn bind(source: &Path, place: &OwnedFd) -> Result<()> {

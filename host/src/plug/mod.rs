@@ -79,7 +79,7 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
     }
     let plugins = Plugins::new(&cli.common.plugin_dir, config)?;
     let resolve = |vnl: &str| {
-        let is_waiting = cli.common.wait.is_some();
+        let is_waiting = cli.links.wait.is_some();
         mistakes::check(vnl, CommandLine::VdePlug, &plugins, is_waiting)?;
         vnls::resolve(vnl, default)
     };
@@ -94,7 +94,7 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
     let plug = Plug {
         cli,
         plugins,
-        panel: panel::is_wanted(cli.common.no_panel, config),
+        panel: panel::is_wanted(cli.links.no_panel, config),
         is_listed: true,
         near,
         far,
@@ -133,7 +133,7 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
 }
 
 /// Runs a plug between a VNL, which is opened as it is given, and standard input and output. It
-/// makes no files but its link's sockets, so `vdens --status` does not list it.
+/// makes no files but its link's sockets, so `vdectl status` does not list it.
 ///
 /// # Errors
 /// As for [`run`].
@@ -185,7 +185,7 @@ struct Plug<'a> {
     plugins: Plugins,
     /// Whether the kernel may carry frames.
     panel: bool,
-    /// Whether `vdens --status` lists the plug.
+    /// Whether `vdectl status` lists the plug.
     is_listed: bool,
     near: String,
     far: Far,
@@ -299,7 +299,7 @@ impl Plug<'_> {
         };
         let orders = control.service.as_ref().map(Service::orders);
         let opener = Opener::new(self.plugins.clone(), no_interface, orders, None);
-        let wait = self.cli.common.wait.unwrap_or_default();
+        let wait = self.cli.links.wait.unwrap_or_default();
         let name = vnl.clone();
         let open = Box::new(move || opener.open(&vnl, &options));
         let link = driver::open(name.clone(), open, wait, control)?;
@@ -308,7 +308,7 @@ impl Plug<'_> {
     }
 }
 
-/// What a plug serves beside frames: signals, the panel service's end, and `vdens --status`.
+/// What a plug serves beside frames: signals, the panel service's end, and `vdectl status`.
 struct PlugControl {
     /// Readable when the watchdog or the status server are.
     ready: Epoll,
@@ -338,7 +338,7 @@ impl PlugControl {
         added.map_err(system("wait for signals"))
     }
 
-    /// Has `vdens --status` list this process.
+    /// Has `vdectl status` list this process.
     fn serve_status(&mut self, near: &End, far: &End) -> Result<()> {
         let Some(server) = Server::start() else {
             return Ok(());

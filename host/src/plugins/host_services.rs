@@ -27,7 +27,8 @@ use crate::cli::config::{Config, Libvdeplug};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ipc::Order;
 use crate::panel::{self, Executed, Orders, nobody_keeps};
-use crate::plugins::loader::{self, SearchPath};
+use crate::plugins::loader;
+use crate::plugins::search::SearchPath;
 
 /// The scheme of the bridge to libvdeplug.
 const BRIDGE: &str = "libvdeplug";

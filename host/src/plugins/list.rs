@@ -1,4 +1,4 @@
-//! `vdens --list-plugins`: every plugin file on the search path, and what it is or why it is refused.
+//! `vdectl plugin list`: every plugin file on the search path, and what it is or why it is refused.
 //!
 //! The first file of a scheme is the one that is used, even if it is refused; the others are shadowed by it.
 
@@ -12,8 +12,8 @@ use vdens_plugin_kit::Capabilities;
 
 use crate::error::{Error, Result};
 use crate::output::Text;
-use crate::plugins::loader::{self, SearchPath};
 use crate::plugins::probe::{Found, Probe};
+use crate::plugins::search::{self, SearchPath};
 
 /// A plugin file.
 #[derive(Debug, Serialize)]
@@ -66,7 +66,7 @@ fn directory(dir: &Path, first: &mut HashMap<String, String>) -> Result<Director
     files.sort();
     let mut plugins = Vec::new();
     for file in files.into_iter().filter(|file| file.is_file()) {
-        let Some(scheme) = loader::scheme_of(&file).map(str::to_owned) else {
+        let Some(scheme) = search::scheme_of(&file).map(str::to_owned) else {
             continue;
         };
         let found = Probe::start(&file, &scheme)?.finish();

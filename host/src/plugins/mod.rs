@@ -7,3 +7,4 @@ pub mod list;
 pub mod loader;
 pub mod probe;
 pub mod scaffold;
+pub mod search;

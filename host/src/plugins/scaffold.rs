@@ -1,4 +1,4 @@
-//! `vdens --new-plugin DIR`: the source of a plugin that works, for its author to change.
+//! `vdectl plugin new DIR`: the source of a plugin that works, for its author to change.
 //!
 //! It is plugins/template, compiled into this program, with the scheme's name in the place of the template's and
 //! a manifest of its own: a crate that belongs to no workspace. Nothing that exists is overwritten.
@@ -11,7 +11,7 @@ use vdens_plugin_kit::vnl::Vnl;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::output::Text;
-use crate::plugins::loader::{self, SearchPath};
+use crate::plugins::search::{self, SearchPath};
 use crate::sys::trusted_path::Trusted;
 
 /// The longest scheme: crates.io accepts package names of up to 64 characters.
@@ -157,7 +157,7 @@ fn write(file: &Path, text: &str) -> Result<()> {
 }
 
 fn advice(dir: &Path, scheme: &str, api: &str) -> Text {
-    let (dir, file) = (dir.display(), loader::file_name(scheme));
+    let (dir, file) = (dir.display(), search::file_name(scheme));
     let mut text = Text::default();
     text.line(format_args!(
         "{dir} has a transport for {scheme}://, which depends on"
@@ -167,7 +167,7 @@ fn advice(dir: &Path, scheme: &str, api: &str) -> Text {
     text.line(format_args!("  cd {dir}"));
     text.line("  cargo build --release");
     text.line(format_args!(
-        "  vdens --check-plugin target/release/{file} {scheme}://4000"
+        "  vdectl plugin check target/release/{file} {scheme}://4000"
     ));
     text
 }

@@ -1,321 +1,316 @@
-//! One interface's link, as its supervisor sees it: the hold on the interface, and the worker.
+//! One interface's link as a state machine: its worker's states, without any I/O.
 //!
-//! A worker that dies costs the interface its carrier, and is started again after a delay that
-//! doubles from `FIRST_DELAY` to `LAST_DELAY`. One that hangs is helped to die: it is asked at
-//! every beat whether it is there, and ended when it owes the answer for too many. Beats are
-//! counted, not time: while the supervisor itself is stopped, nobody is late.
+//! [`Link::step`] takes what the worker has done, and returns the action that follows from it.
 //!
-//! A command may delete its interface. The worker of a tap notices that by itself and ends. For a
-//! port of the panel, the supervisor asks the kernel at every beat whether the port still exists,
-//! with one ioctl that takes no lock, and tells the worker when it does not. The kernel's
-//! notifications (RTNLGRP_LINK) would come a second earlier. But those of the panel would wake the
-//! supervisors of all sessions at every change, and those of the session's namespace say nothing
-//! about an interface that was moved to another one and deleted there.
+//! A worker that ends is started again after a delay that doubles from `FIRST_DELAY` to
+//! `LAST_DELAY`. A worker that hangs is killed: the supervisor pings each worker at every beat, and
+//! kills one that has not answered for too many beats. Beats are counted instead of time, so that
+//! no worker is late when the supervisor itself was stopped.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
+use std::mem;
 use std::time::{Duration, Instant};
 
-use nix::unistd::Pid;
-use serde_json::value::RawValue;
-
 use crate::error::{Error, Result};
-use crate::ipc::{Channel, FromWorker, MAX_REPORT, Order, Reply, Request, ToWorker, read_report};
-use crate::panel::{self, Panel};
-use crate::sys::child::{Child, Exit};
-use crate::tools::status::interface;
-use crate::tools::status::{Entry, LinkEntry, Report, Service};
-use crate::worker::carrier::{LinkWatch, WatchedTap};
-use crate::worker::reconnecting::Wait;
-use crate::worker::{self, Job};
+use crate::ipc::{FromWorker, ToWorker};
+use crate::sys::child::Exit;
+use crate::tools::status::Service;
+use crate::worker;
 
-/// How long after its death a worker is started again, the first time.
+/// How long after its end a worker is started again, the first time: soon enough for connections
+/// not to notice.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
-/// The longest such delay.
+/// The longest such delay: what the user mends must work again soon.
 const LAST_DELAY: Duration = Duration::from_secs(5);
-/// How long a worker must have lived for the delay to start anew.
+/// A worker that has lived this long has not failed at once, so the next delay is the first again.
 const STABLE: Duration = Duration::from_secs(10);
 
-/// How often workers are asked whether they are there.
+/// The time between two pings of a worker.
 pub(super) const BEAT: Duration = Duration::from_secs(1);
-/// For how many beats a worker may owe an answer. One that is stopped for three seconds does no
-/// harm.
-const PATIENCE: u32 = 5;
-/// The same for a worker that has not opened its link yet.
-pub(super) const PATIENCE_AT_OPEN: u32 = 10;
+/// For how many beats a worker may leave a ping unanswered. A worker that is stopped for three
+/// seconds does no harm.
+const MAX_UNANSWERED: u32 = 5;
+/// The same for a worker that opens its link: a plugin may have to resolve a name first.
+pub(super) const MAX_UNANSWERED_AT_OPEN: u32 = 10;
 
-/// The supervisor's hold on an interface.
-pub(super) enum Side {
-    Tap(OwnedFd, Rc<LinkWatch>),
-    /// A port of the panel, by its place, and a watch over the panel.
-    Port(String, LinkWatch),
+/// What a worker has done.
+#[derive(Debug)]
+pub(super) enum WorkerEvent {
+    /// It has sent a message on its first channel.
+    Message(FromWorker),
+    /// It has sent a malformed message there.
+    Malformed,
+    /// It has closed a channel.
+    Closed,
+    /// It has ended. All that it has sent was an event before.
+    Ended {
+        exit: Exit,
+        /// Whether the interface was deleted, as far as the supervisor can see.
+        is_deleted: bool,
+    },
+}
+
+/// What the loop does for a link.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum LinkAction {
+    /// Fork a worker.
+    Start,
+    /// Tell the worker what its side of the link is.
+    GiveSide,
+    /// Send the worker a message.
+    Send(ToWorker),
+    /// Tell the worker if its interface was deleted.
+    CheckInterface,
+    /// Kill the worker and close its channels.
+    Kill,
+    /// The same for a worker that does not answer.
+    KillHanging,
+    /// Take the interface's carrier away: a worker is started again after the delay.
+    AwaitRestart { exit: Exit, delay: Duration },
+    /// The interface was deleted: let go of what is held for the link.
+    Close,
+    /// Log the failure of the link.
+    Warn(Error),
 }
 
 /// How far a worker has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
+enum Stage {
     /// It opens its link.
     Opening,
-    /// It has; whether the link wants the panel.
-    Open(bool),
-    /// The link and the interface know of each other.
+    /// Its link is open.
+    Open { wants_panel: bool },
+    /// The link and the interface know each other's state.
     Settled,
+    /// It was killed or has closed a channel, and is about to end.
+    Closing,
 }
 
-/// Where the supervisor asks a worker.
-pub(super) type Control = Channel<ToWorker, FromWorker>;
-/// Where a worker asks the supervisor.
-pub(super) type Orders = Channel<Reply, Request>;
+/// Whether a worker has answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ping {
+    Answered,
+    /// The ping was sent so many beats ago.
+    Unanswered(u32),
+}
 
-pub(super) struct Worker {
-    pub(super) child: Child,
-    pub(super) control: Control,
-    pub(super) orders: Orders,
-    pub(super) stage: Stage,
+#[derive(Debug)]
+struct Worker {
+    stage: Stage,
     started: Instant,
-    /// For how many beats it owes an answer; `None` if it does not.
-    owes: Option<u32>,
-    /// Whether it owes a report.
+    ping: Ping,
+    /// Whether it has not yet sent a report that the supervisor asked for.
     owes_report: bool,
-    report: Option<Box<RawValue>>,
-    /// Whether its channels are closed: then it is about to end.
-    pub(super) is_closed: bool,
 }
 
-impl Worker {
-    pub(super) fn new(child: Child, control: Control, orders: Orders) -> Self {
-        Self {
-            child,
-            control,
-            orders,
-            stage: Stage::Opening,
-            started: Instant::now(),
-            owes: None,
-            owes_report: false,
-            report: None,
-            is_closed: false,
-        }
-    }
-
-    /// It has closed a channel. A worker does that when it ends, and one that goes on without is of
-    /// no use.
-    pub(super) fn close(&mut self) {
-        self.is_closed = true;
-        self.child.kill();
-    }
-
-    /// It has answered.
-    pub(super) fn is_alive(&mut self) {
-        self.owes = None;
-    }
-
-    /// A malformed message has come. It may have been the report, but it is no answer to a ping: a
-    /// worker that sends nothing else is ended as one that hangs.
-    pub(super) fn take_malformed(&mut self, why: &str) {
-        if self.owes_report {
-            self.take_report(Err(format!("a message was malformed: {why}")));
-        }
-    }
-
-    /// Takes a report that has come, or why there is none.
-    pub(super) fn take_report(&mut self, report: Result<Vec<OwnedFd>, String>) {
-        self.owes_report = false;
-        let text = report.and_then(|mut fds| {
-            let fd = fds.pop().ok_or("a descriptor was lost")?;
-            read_report(fd, MAX_REPORT).map_err(|error| error.to_string())
-        });
-        let text = text.or_else(|why| {
-            serde_json::to_string(&Report {
-                reason: format!("no report: {why}"),
-                ..Report::default()
-            })
-        });
-        self.report = text.and_then(RawValue::from_string).ok();
-    }
-
-    /// Whether a report is still to come.
-    pub(super) fn owes_report(&self) -> bool {
-        self.owes_report && !self.is_closed
-    }
-
-    /// Asks for a report.
-    pub(super) fn ask_for_report(&mut self) {
-        self.report = None;
-        if self.owes_report {
-            return;
-        }
-        match self.control.send(&ToWorker::SendReport, &[]) {
-            Ok(()) => self.owes_report = true,
-            Err(error) => {
-                let pid = self.child.pid();
-                log::info!("process {pid} is not asked for its status: {error}");
-            }
-        }
-    }
+/// Who serves the link.
+#[derive(Debug)]
+enum State {
+    /// A worker.
+    Served(Worker),
+    /// A worker that is to be started.
+    Restarting { at: Instant },
+    /// No worker, for good: the interface was deleted.
+    Closed,
 }
 
 /// One interface's link.
+#[derive(Debug)]
 pub(super) struct Link {
-    pub(super) job: Job,
-    pub(super) side: Option<Side>,
-    pub(super) worker: Option<Worker>,
-    /// What the worker has had kept for its successor.
-    pub(super) kept: Option<OwnedFd>,
-    /// When to start a worker, if there is none; `None` if never.
-    pub(super) restart: Option<Instant>,
+    /// Its name for errors: the interface and the VNL.
+    name: String,
+    state: State,
+    /// The delay before the next restart.
     delay: Duration,
     restarts: u32,
-    last_end: String,
+    /// How the last worker ended.
+    last_exit: Option<Exit>,
 }
 
 impl Link {
-    pub(super) fn new(job: Job) -> Self {
+    /// A link whose worker is started now.
+    pub(super) fn new(name: String, now: Instant) -> Self {
         Self {
-            job,
-            side: None,
-            worker: None,
-            kept: None,
-            restart: None,
+            name,
+            state: served(now),
             delay: FIRST_DELAY,
             restarts: 0,
-            last_end: String::new(),
+            last_exit: None,
         }
     }
 
-    /// How far it has come.
-    pub(super) fn stage(&self) -> Option<Stage> {
-        self.worker.as_ref().map(|worker| worker.stage)
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
-    /// Tells the worker what its side of the link is.
-    pub(super) fn give_side(&self) -> Result<()> {
-        let Some(Worker { control, .. }) = &self.worker else {
-            return Ok(());
+    fn worker(&self) -> Option<&Worker> {
+        match &self.state {
+            State::Served(worker) => Some(worker),
+            State::Restarting { .. } | State::Closed => None,
+        }
+    }
+
+    fn worker_mut(&mut self) -> Option<&mut Worker> {
+        match &mut self.state {
+            State::Served(worker) => Some(worker),
+            State::Restarting { .. } | State::Closed => None,
+        }
+    }
+
+    fn stage(&self) -> Option<Stage> {
+        self.worker().map(|worker| worker.stage)
+    }
+
+    pub(super) fn is_served(&self) -> bool {
+        self.worker().is_some()
+    }
+
+    /// Whether the worker has opened its link.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.stage(), Some(Stage::Open { .. } | Stage::Settled))
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        self.stage() == Some(Stage::Settled)
+    }
+
+    /// Whether the interface is to be a port of the panel.
+    pub(super) fn wants_panel(&self) -> bool {
+        self.stage() == Some(Stage::Open { wants_panel: true })
+    }
+
+    /// Whether the worker is still to send a report.
+    pub(super) fn owes_report(&self) -> bool {
+        let owes = |worker: &Worker| worker.owes_report && worker.stage != Stage::Closing;
+        self.worker().is_some_and(owes)
+    }
+
+    /// When a worker is to be started, if one is.
+    pub(super) fn restart(&self) -> Option<Instant> {
+        match self.state {
+            State::Restarting { at } => Some(at),
+            State::Served(_) | State::Closed => None,
+        }
+    }
+
+    /// Starts a worker.
+    pub(super) fn start(&mut self, now: Instant) -> LinkAction {
+        self.state = served(now);
+        LinkAction::Start
+    }
+
+    /// Handles what the worker has done.
+    ///
+    /// # Errors
+    /// The link has failed before the session was running.
+    pub(super) fn step(
+        &mut self,
+        event: WorkerEvent,
+        is_running: bool,
+        now: Instant,
+    ) -> Result<Option<LinkAction>> {
+        let State::Served(worker) = &mut self.state else {
+            return Ok(None);
         };
-        match &self.side {
-            Some(Side::Tap(tap, watch)) => {
-                control.send(&ToWorker::UseTap, &[tap.as_fd(), watch.as_fd()])
+        match event {
+            WorkerEvent::Message(message) => {
+                worker.ping = Ping::Answered;
+                match message {
+                    FromWorker::Open { wants_panel } => {
+                        worker.stage = Stage::Open { wants_panel };
+                        // A worker that replaces another gets the interface that there is.
+                        return Ok(is_running.then_some(LinkAction::GiveSide));
+                    }
+                    FromWorker::Settled => worker.stage = Stage::Settled,
+                    FromWorker::Report(_) => worker.owes_report = false,
+                    FromWorker::Pong => {}
+                    FromWorker::Failed(error) if is_running => {
+                        return Ok(Some(LinkAction::Warn(error)));
+                    }
+                    FromWorker::Failed(error) => return Err(error),
+                }
             }
-            Some(Side::Port(..)) => control.send(&ToWorker::UsePort, &[]),
-            None => Ok(()),
-        }
-    }
-
-    /// Whether the interface was deleted, as far as the supervisor can see. Only the worker sees
-    /// that of a tap.
-    fn is_deleted(&self) -> bool {
-        match &self.side {
-            Some(Side::Port(place, watch)) => !watch.has(&panel::interface_of(place)),
-            Some(Side::Tap(..)) | None => false,
-        }
-    }
-
-    /// Asks the worker whether it is there, or ends it if it has owed the answer for too long.
-    /// Tells it if its interface was deleted.
-    pub(super) fn beat(&mut self) -> Result<()> {
-        let is_deleted = self.is_deleted();
-        let Some(worker) = &mut self.worker else {
-            return Ok(());
-        };
-        if is_deleted {
-            worker.control.send(&ToWorker::InterfaceDeleted, &[])?;
-        }
-        let patience = match worker.stage {
-            Stage::Opening => PATIENCE_AT_OPEN,
-            Stage::Open(_) | Stage::Settled => PATIENCE,
-        };
-        match &mut worker.owes {
-            None => {
-                worker.owes = Some(0);
-                worker.control.send(&ToWorker::Ping, &[])
+            // It may have been the report, but it is no answer to a ping: a worker that sends
+            // nothing else hangs.
+            WorkerEvent::Malformed => worker.owes_report = false,
+            // A worker does that when it ends, and one that goes on without is of no use.
+            WorkerEvent::Closed => {
+                worker.stage = Stage::Closing;
+                return Ok(Some(LinkAction::Kill));
             }
-            Some(beats) if *beats < patience => {
+            WorkerEvent::Ended { exit, .. } if !is_running => {
+                let message = format!("{}: its process ended with {exit}", self.name);
+                return Err(
+                    Error::closed(message).hint("its plugin is to blame; -vv may tell more")
+                );
+            }
+            WorkerEvent::Ended { exit, is_deleted } => {
+                if now.saturating_duration_since(worker.started) >= STABLE {
+                    self.delay = FIRST_DELAY;
+                }
+                self.last_exit = Some(exit);
+                if is_deleted || exit == Exit::Status(worker::EXIT_NO_INTERFACE) {
+                    self.state = State::Closed;
+                    return Ok(Some(LinkAction::Close));
+                }
+                let delay = self.delay;
+                self.state = State::Restarting { at: now + delay };
+                self.delay = (delay * 2).min(LAST_DELAY);
+                self.restarts += 1;
+                return Ok(Some(LinkAction::AwaitRestart { exit, delay }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Asks for a report, unless one is still to come.
+    pub(super) fn query(&mut self) -> Option<LinkAction> {
+        let worker = self.worker_mut()?;
+        let is_asked = mem::replace(&mut worker.owes_report, true);
+        (!is_asked).then_some(LinkAction::Send(ToWorker::SendReport))
+    }
+
+    /// Pings the worker, or has it killed.
+    pub(super) fn beat(&mut self) -> Option<LinkAction> {
+        let worker = self.worker_mut()?;
+        let limit = match worker.stage {
+            Stage::Opening => MAX_UNANSWERED_AT_OPEN,
+            Stage::Open { .. } | Stage::Settled | Stage::Closing => MAX_UNANSWERED,
+        };
+        match &mut worker.ping {
+            Ping::Answered => {
+                worker.ping = Ping::Unanswered(0);
+                Some(LinkAction::Send(ToWorker::Ping))
+            }
+            Ping::Unanswered(beats) if *beats < limit => {
                 *beats += 1;
-                Ok(())
+                None
             }
-            Some(_) => {
-                let (name, end, pid) = (&self.job.interface, &self.job.end, worker.child.pid());
-                log::warn!("{name} ({end}): process {pid} hangs, and is ended");
-                worker.child.kill();
-                Ok(())
+            Ping::Unanswered(_) => {
+                worker.stage = Stage::Closing;
+                Some(LinkAction::KillHanging)
             }
         }
     }
 
-    /// The worker has ended: takes the carrier away, and has another started later.
-    pub(super) fn lose_worker(&mut self, exit: Exit, panel: Option<&Panel>) {
-        let lived = self.worker.take().map(|worker| worker.started.elapsed());
-        if lived.is_some_and(|lived| lived >= STABLE) {
-            self.delay = FIRST_DELAY;
-        }
-        self.last_end = exit.to_string();
-        let name = &self.job.interface;
-        if exit == Exit::Status(worker::EXIT_NO_INTERFACE) || self.is_deleted() {
-            log::warn!("{name}: the interface was deleted, its link is closed");
-            self.kept = None;
-            return;
-        }
-        if let Err(error) = self.take_carrier(panel) {
-            log::warn!("{name}: {error}");
-        }
-        log::warn!(
-            "{name} ({}): the worker ended with {exit}; starting it again in {:?}",
-            self.job.end,
-            self.delay
-        );
-        self.restart = Some(Instant::now() + self.delay);
-        self.delay = (self.delay * 2).min(LAST_DELAY);
-        self.restarts += 1;
-        // The session has started, so there is nobody to fail for.
-        self.job.wait = Wait::Meanwhile;
-    }
-
-    fn take_carrier(&self, panel: Option<&Panel>) -> Result<()> {
-        match (&self.side, panel) {
-            (Some(Side::Port(place, _)), Some(panel)) => panel
-                .execute(
-                    &Order::Unplug {
-                        port: place.clone(),
-                    },
-                    None,
-                )
-                .map(drop),
-            (Some(Side::Tap(tap, watch)), _) => {
-                let held = tap
-                    .try_clone()
-                    .and_then(|tap| Ok((tap, watch.try_clone()?)));
-                held.map(|(tap, watch)| {
-                    drop(WatchedTap::resume(tap, watch, self.job.interface.clone()));
-                })
-                .map_err(|error| Error::io("set the carrier", &error))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The link for `vdens --status`, with the report that the worker has given; `command` is in
-    /// the interface's namespace.
-    pub(super) fn entry(&mut self, command: Pid) -> Entry<Box<RawValue>> {
-        let worker = self.worker.as_mut();
-        let service = match &worker {
-            Some(worker) if worker.owes_report => Service::Silent,
-            Some(_) => Service::Served,
-            None if self.restart.is_some() => Service::Restarting,
-            None => Service::Closed,
+    /// How the link is served, how often its worker was started again, and how the last one ended.
+    pub(super) fn service(&self) -> (Service, u32, String) {
+        let service = match &self.state {
+            State::Served(worker) if worker.owes_report => Service::Silent,
+            State::Served(_) => Service::Served,
+            State::Restarting { .. } => Service::Restarting,
+            State::Closed => Service::Closed,
         };
-        Entry {
-            link: LinkEntry {
-                interface: self.job.interface.clone(),
-                vnl: self.job.end.to_string(),
-                service,
-                worker: worker
-                    .as_ref()
-                    .map(|w| w.child.pid().as_raw().cast_unsigned()),
-                restarts: self.restarts,
-                last_end: self.last_end.clone(),
-                interface_traffic: interface::traffic(command, &self.job.interface),
-            },
-            report: worker.and_then(|worker| worker.report.take()),
-        }
+        let last_exit = self.last_exit.map(|exit| exit.to_string());
+        (service, self.restarts, last_exit.unwrap_or_default())
     }
+}
+
+/// The state of a link whose worker is started now.
+fn served(now: Instant) -> State {
+    State::Served(Worker {
+        stage: Stage::Opening,
+        started: now,
+        ping: Ping::Answered,
+        owes_report: false,
+    })
 }

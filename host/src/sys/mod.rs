@@ -1,6 +1,7 @@
 //! What the kernel offers, in the host's terms.
 
 pub mod child;
+pub mod environment;
 pub mod isolate;
 pub mod netlink;
 pub mod privilege;

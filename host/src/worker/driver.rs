@@ -2,7 +2,7 @@
 //! process's control.
 //!
 //! Both a link worker and `vde_plug` are driven by it. They differ in their [`Control`]: the
-//! supervisor's channel, or signals and the socket of `vdens --status`.
+//! supervisor's channel, or signals and the socket of `vdectl status`.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};

@@ -213,7 +213,7 @@ impl Worker<'_> {
                 };
                 if let Err(error) = self.channel.send_report(&report) {
                     let interface = &self.job.interface;
-                    log::info!("{interface}: vdens --status gets no report: {error}");
+                    log::info!("{interface}: vdectl status gets no report: {error}");
                 }
             }
             ToWorker::InterfaceDeleted => return Err(Stop::Exit(EXIT_NO_INTERFACE)),

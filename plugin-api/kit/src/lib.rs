@@ -2,8 +2,8 @@
 //!
 //! A transport is a shared library, `libvdens_SCHEME.so`, that opens Virtual Network Locators of
 //! one scheme. Its author writes an `open` function that returns a [`Link`], and calls
-//! [`export_plugin!`]. `vdens --new-plugin DIR` writes a complete crate to start from, `vdens
-//! --check-plugin` tries out what came of it; docs/plugin-author.md tells the whole story.
+//! [`export_plugin!`]. `vdectl plugin new DIR` writes a complete crate to start from, `vdectl
+//! plugin check` tries out what came of it; docs/plugin-author.md tells the whole story.
 //! Everything else is here to help:
 //!
 //! * [`OpenRequest`] says what is to be opened, [`vnl`] parses it, [`Host`] offers the host's

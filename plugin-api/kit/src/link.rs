@@ -119,7 +119,7 @@ pub trait Link: Send {
         State::UP
     }
 
-    /// What a person may want to know of the link, for `vdens --status`. Asked for now and then, when somebody
+    /// What a person may want to know of the link, for `vdectl status`. Asked for now and then, when somebody
     /// looks or the state has changed; it need not be cheap, but must not block.
     fn status(&self) -> Status {
         Status::default()

@@ -1,4 +1,4 @@
-//! What a link tells a person of itself ([`crate::Link::status`]), as `vdens --status` shows it.
+//! What a link tells a person of itself ([`crate::Link::status`]), as `vdectl status` shows it.
 //!
 //! Nothing in the data plane depends on it. Across the boundary it travels as JSON, so that it can grow: a
 //! field that one side does not know is ignored, one that is missing has its default, and what cannot be

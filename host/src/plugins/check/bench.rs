@@ -18,7 +18,7 @@ use super::frames;
 use super::watchdog::call;
 use crate::error::system;
 use crate::plugins::host_services::Opener;
-use crate::plugins::loader::SearchPath;
+use crate::plugins::search::SearchPath;
 
 /// How long a frame may take before it counts as lost.
 pub const PATIENCE: Duration = Duration::from_secs(2);

@@ -1,4 +1,4 @@
-//! `vdens --check-plugin`: whether a plugin keeps its side of the contract, in a report that its author can act on.
+//! `vdectl plugin check`: whether a plugin keeps its side of the contract, in a report that its author can act on.
 //!
 //! # Theory of operation
 //!
@@ -27,8 +27,9 @@ use vdens_plugin_kit::vnl::Vnl;
 use crate::cli;
 use crate::error::{Error, Result};
 use crate::output::Text;
-use crate::plugins::loader::{self, SearchPath, Stage};
+use crate::plugins::loader::Stage;
 use crate::plugins::probe::{Found, Probe};
+use crate::plugins::search::{self, SearchPath};
 use crate::sys::isolate::{End, Isolated};
 
 /// How long a check may take.
@@ -78,29 +79,85 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// The report so far: lines go out as they come.
-#[derive(Default)]
+/// A line of the report.
+#[derive(Debug, Serialize)]
+struct Line {
+    check: &'static str,
+    verdict: &'static str,
+    message: String,
+    /// What the author should do; empty if there is nothing to be done.
+    remedy: String,
+}
+
+/// What was found. As text, lines go out as they come; as JSON, all together at the end.
+#[derive(Debug, Serialize)]
 struct Report {
+    file: String,
+    scheme: String,
+    #[serde(skip)]
+    json: bool,
     ok: u32,
     failed: u32,
     skipped: u32,
+    checks: Vec<Line>,
 }
 
 impl Report {
-    fn line(&mut self, check: &str, verdict: &Verdict) -> Result<()> {
+    fn start(file: &Path, scheme: &str, json: bool) -> Result<Self> {
+        let report = Self {
+            file: file.display().to_string(),
+            scheme: scheme.to_owned(),
+            json,
+            ok: 0,
+            failed: 0,
+            skipped: 0,
+            checks: Vec::new(),
+        };
+        report.say(&format!("{}, which serves {scheme}://", report.file))?;
+        Ok(report)
+    }
+
+    fn line(&mut self, check: &'static str, verdict: Verdict) -> Result<()> {
         let (word, count) = match verdict {
             Verdict::Ok(_) => ("ok", &mut self.ok),
             Verdict::Failed { .. } => ("FAILED", &mut self.failed),
             Verdict::Skipped(_) => ("skipped", &mut self.skipped),
         };
         *count += 1;
-        say(&format!("{word:7}  {check:14}  {verdict}"))
+        self.say(&format!("{word:7}  {check:14}  {verdict}"))?;
+        let (verdict, message, remedy) = match verdict {
+            Verdict::Ok(remark) => ("ok", remark, String::new()),
+            Verdict::Failed { why, remedy } => ("failed", why, remedy),
+            Verdict::Skipped(why) => ("skipped", why, String::new()),
+        };
+        self.checks.push(Line {
+            check,
+            verdict,
+            message,
+            remedy,
+        });
+        Ok(())
     }
-}
 
-/// Prints a line.
-fn say(line: &str) -> Result<()> {
-    Text::from_iter([line.trim_end()]).print()
+    /// Prints a line of text.
+    fn say(&self, line: &str) -> Result<()> {
+        match self.json {
+            true => Ok(()),
+            false => Text::from_iter([line.trim_end()]).print(),
+        }
+    }
+
+    /// Prints the rest; the exit status: 0 if nothing is wrong, else 1.
+    fn finish(&self) -> Result<i32> {
+        self.say(&format!(
+            "{} ok, {} failed, {} skipped",
+            self.ok, self.failed, self.skipped
+        ))?;
+        if self.json {
+            Text::json(self)?.print()?;
+        }
+        Ok(i32::from(self.failed > 0))
+    }
 }
 
 /// Checks the plugin in a file, or the one that serves a scheme, and prints the report; 0 if nothing is wrong, else 1.
@@ -109,11 +166,10 @@ fn say(line: &str) -> Result<()> {
 /// # Errors
 /// There is no such plugin, what is given is no VNL of its scheme, or standard output cannot be
 /// written.
-pub fn run(plugin: &Path, vnls: &[OsString], path: &SearchPath) -> Result<i32> {
+pub fn run(plugin: &Path, vnls: &[OsString], path: &SearchPath, json: bool) -> Result<i32> {
     let (file, scheme) = locate(plugin, path)?;
     let vnls = ends(vnls, &scheme)?;
-    let mut report = Report::default();
-    say(&format!("{}, which serves {scheme}://", file.display()))?;
+    let mut report = Report::start(&file, &scheme, json)?;
     let capabilities = match Probe::start(&file, &scheme)?.finish() {
         Found::Plugin {
             description,
@@ -121,12 +177,14 @@ pub fn run(plugin: &Path, vnls: &[OsString], path: &SearchPath) -> Result<i32> {
             abi,
             capabilities,
         } => {
-            report.line("trust", &Verdict::ok())?;
-            report.line("load", &Verdict::ok())?;
-            report.line("ABI", &Verdict::Ok(format!("version {abi}")))?;
-            report.line("layout", &Verdict::ok())?;
-            report.line("scheme", &Verdict::ok())?;
-            report.line("manifest", &trials::manifest(&description, &version))?;
+            for stage in ["trust", "load"] {
+                report.line(stage, Verdict::ok())?;
+            }
+            report.line("ABI", Verdict::Ok(format!("version {abi}")))?;
+            for stage in ["layout", "scheme"] {
+                report.line(stage, Verdict::ok())?;
+            }
+            report.line("manifest", trials::manifest(&description, &version))?;
             Some(Capabilities(capabilities))
         }
         Found::Refused { stage, why, hint } => {
@@ -143,14 +201,10 @@ pub fn run(plugin: &Path, vnls: &[OsString], path: &SearchPath) -> Result<i32> {
             path: path.with_first(dir),
         };
         for (name, check) in trials::ALL {
-            report.line(name, &tried(*check, &subject)?)?;
+            report.line(name, tried(*check, &subject)?)?;
         }
     }
-    say(&format!(
-        "{} ok, {} failed, {} skipped",
-        report.ok, report.failed, report.skipped
-    ))?;
-    Ok(i32::from(report.failed > 0))
+    report.finish()
 }
 
 /// The file that is meant, and the scheme that its name promises.
@@ -165,7 +219,7 @@ fn locate(plugin: &Path, path: &SearchPath) -> Result<(PathBuf, String)> {
             Error::usage(message).hint("name a plugin's file, or the scheme of an installed one")
         );
     }
-    match loader::scheme_of(&file) {
+    match search::scheme_of(&file) {
         Some(scheme) => Ok((file.clone(), scheme.to_owned())),
         None => Err(
             Error::usage(format!("{} is no name of a plugin", file.display()))
@@ -213,9 +267,9 @@ fn refused(report: &mut Report, stage: Stage, why: &str, hint: &str) -> Result<(
     ];
     for (at, name) in stages {
         if at < stage {
-            report.line(name, &Verdict::ok())?;
+            report.line(name, Verdict::ok())?;
         } else if at == stage {
-            report.line(name, &Verdict::failed(why, hint))?;
+            report.line(name, Verdict::failed(why, hint))?;
         }
     }
     Ok(())

@@ -13,7 +13,7 @@ use vdens_plugin_kit::{
 use super::Verdict;
 use super::bench::{Bench, PATIENCE};
 use super::frames::{Flaw, compare, frame};
-use crate::plugins::loader::SearchPath;
+use crate::plugins::search::SearchPath;
 
 /// What is checked.
 #[derive(Clone, Debug)]

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use nix::unistd::geteuid;
 
 use super::{Finding, Verdict};
-use crate::cli::config::{Config, absolute_variable, read_usual, usual_places};
+use crate::cli::config::{Config, read_usual, usual_places};
 use crate::error::Error;
+use crate::sys::environment::absolute_variable;
 use crate::sys::runtime::{self, is_private};
 
 const RUNTIME: &str = "runtime directory";

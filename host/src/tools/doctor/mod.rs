@@ -1,4 +1,4 @@
-//! `vdens --doctor`: whether this machine has what vdens needs, and what mends it where it does not.
+//! `vdectl doctor`: whether this machine has what vdens needs, and what mends it where it does not.
 //!
 //! Little is concluded from settings. What a session makes is made here too: namespaces, a tap, a panel with an
 //! interface on it (`machine`), each plugin is loaded (`plugins`), and a file is written where others will be
@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::cli::Common;
 use crate::error::{Error, Result};
 use crate::output::Text;
-use crate::plugins::loader::SearchPath;
+use crate::plugins::search::SearchPath;
 
 /// How long the kernel may take. It makes and removes network namespaces one at a time for the whole machine, so on a
 /// busy one it is not the child's fault.

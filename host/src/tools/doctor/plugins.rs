@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::Finding;
 use crate::error::Result;
-use crate::plugins::loader::SearchPath;
 use crate::plugins::probe::{Found, Probe};
+use crate::plugins::search::SearchPath;
 use crate::sys::trusted_path::Trusted;
 
 /// A plugin's file.

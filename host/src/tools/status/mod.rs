@@ -1,8 +1,8 @@
-//! `vdens --status`: what the user's running processes tell of themselves.
+//! `vdectl status`: what the user's running processes tell of themselves.
 //!
 //! Each `vdens` and each `vde_plug` listens on a SEQPACKET socket named by its process id in the user's [`crate::sys::runtime`]
 //! directory ([`server`]). Whoever connects gets one message, a file in memory with a [`Process`] as JSON. So an
-//! answer of any length takes the one who gives it a single call that cannot block. `vdens --status` asks all at
+//! answer of any length takes the one who gives it a single call that cannot block. `vdectl status` asks all at
 //! once ([`client`]) and prints what they say ([`text`]).
 //!
 //! What there is to say of a link its own process knows: a supervisor asks its workers for their [`Report`]s, and

@@ -1,4 +1,4 @@
-//! A process's side of `vdens --status`: a socket that its poll loop serves.
+//! A process's side of `vdectl status`: a socket that its poll loop serves.
 //!
 //! The socket gets its name when it already listens, so whoever finds one that refuses a connection knows that its
 //! process is gone, and removes it. Only this user is answered. A process that cannot have a socket, because the
@@ -43,7 +43,7 @@ impl Server {
     /// Makes the socket, if that is possible.
     pub fn start() -> Option<Self> {
         Self::listen()
-            .inspect_err(|error| log::info!("vdens --status will not see this: {error}"))
+            .inspect_err(|error| log::info!("vdectl status will not see this: {error}"))
             .ok()
     }
 
@@ -117,7 +117,7 @@ impl Server {
                         self.spare.is_some().then_some(())
                     });
                     if turned_away.is_none() {
-                        return Err(system("answer to vdens --status")(errno));
+                        return Err(system("answer to vdectl status")(errno));
                     }
                 }
             }
@@ -128,7 +128,7 @@ impl Server {
     pub fn answer(&mut self, process: &impl Serialize) {
         for asker in self.askers.drain(..) {
             if let Err(error) = asker.send_report(process) {
-                log::debug!("vdens --status: {error}");
+                log::debug!("vdectl status: {error}");
             }
         }
     }

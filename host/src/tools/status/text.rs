@@ -1,4 +1,4 @@
-//! What `vdens --status` prints: text for a person, or JSON with everything.
+//! What `vdectl status` prints: text for a person, or JSON with everything.
 
 use std::collections::BTreeMap;
 use std::fmt;

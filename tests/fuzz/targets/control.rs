@@ -1,5 +1,6 @@
 //! The request and the reply on a switch's control socket.
 
+use fastrand::Rng;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -11,22 +12,21 @@ use vdens_plugin_kit::wire::control::{
 
 use vdens_plugin_kit::wire::hello::Nonce;
 
-use crate::engine::{Target, ensure};
-use crate::random::Random;
+use super::{Target, append, ensure, pick};
 
 /// The longest path in a message, in bytes.
 const LONGEST_PATH: usize = 108;
 
 /// Appends a path as it stands in a message.
-fn append_address(random: &mut Random, input: &mut Vec<u8>) {
-    input.extend(match random.below(16) {
-        0 => [random.byte(), 0],
+fn append_address(random: &mut Rng, input: &mut Vec<u8>) {
+    input.extend(match random.usize(..16) {
+        0 => [random.u8(..), 0],
         _ => (libc::AF_UNIX as u16).to_ne_bytes(),
     });
     let start = input.len();
-    let len = *random.pick(&[0, 1, 12, 20, 107, 108]);
-    match random.below(4) {
-        0 => random.append(input, len),
+    let len = *pick(random, &[0, 1, 12, 20, 107, 108]);
+    match random.usize(..4) {
+        0 => append(random, input, len),
         _ => input.extend((0..len).map(|at| b"/tmp/sw/.00042-00000"[at % 20])),
     }
     input.resize(start + LONGEST_PATH, 0);
@@ -44,19 +44,19 @@ fn is_path(bytes: &[u8]) -> bool {
 pub(crate) struct Requests;
 
 impl Target for Requests {
-    fn generate(&mut self, random: &mut Random, input: &mut Vec<u8>) {
-        let kind = random.next() as u32 & *random.pick(&[1, 0xff, 0xff01, u32::MAX]);
+    fn generate(&mut self, random: &mut Rng, input: &mut Vec<u8>) {
+        let kind = random.u64(..) as u32 & *pick(random, &[1, 0xff, 0xff01, u32::MAX]);
         for word in [0xfeed_face, 3, kind] {
             input.extend(word.to_ne_bytes());
         }
         append_address(random, input);
-        let len = random.below(MAX_DESCRIPTION_LEN + 2);
-        match random.below(3) {
-            0 => random.append(input, len),
+        let len = random.usize(..MAX_DESCRIPTION_LEN + 2);
+        match random.usize(..3) {
+            0 => append(random, input, len),
             1 => input.extend(b"vdens user=alice pid=77" as &[u8]),
             _ => {
-                let panel = random.next() >> random.below(64);
-                let nonce = Nonce(random.next() | 1);
+                let panel = random.u64(..) >> random.usize(..64);
+                let nonce = Nonce(random.u64(..) | 1);
                 input.extend(Mark { panel, nonce }.to_string().as_bytes());
             }
         }
@@ -126,7 +126,7 @@ impl Target for Requests {
 pub(crate) struct Replies;
 
 impl Target for Replies {
-    fn generate(&mut self, random: &mut Random, input: &mut Vec<u8>) {
+    fn generate(&mut self, random: &mut Rng, input: &mut Vec<u8>) {
         append_address(random, input);
     }
 

@@ -7,6 +7,7 @@
 //! is full. Its descriptor says that it has room all the same, so a pump that offers what cannot be
 //! taken would do so for ever; here it is stopped and found out.
 
+use fastrand::Rng;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -18,10 +19,9 @@ use vdens_plugin_kit::{
     VnetHeader,
 };
 
-use crate::engine::{Target, ensure};
-use crate::offload::SINKS;
-use crate::packets::{ACK, Flow};
-use crate::random::Random;
+use super::offload::SINKS;
+use super::packets::{ACK, Flow};
+use super::{Target, append, ensure, pick};
 
 /// The most datagrams of an input, and the most bytes in one.
 const MOST: usize = 40;
@@ -190,27 +190,27 @@ fn kind(datagram: &[u8], peer_is_proven: bool) -> Kind {
 }
 
 impl Target for Pumped {
-    fn generate(&mut self, random: &mut Random, input: &mut Vec<u8>) {
-        random.append(input, 4);
-        for _ in 0..random.below(12) {
+    fn generate(&mut self, random: &mut Rng, input: &mut Vec<u8>) {
+        append(random, input, 4);
+        for _ in 0..random.usize(..12) {
             let mut datagram = Vec::new();
             let mut frame = Vec::new();
-            let payload = vec![7; random.below(200)];
+            let payload = vec![7; random.usize(..200)];
             let mut flow = Flow::any(random, true);
             flow.flags = ACK;
             flow.append(&payload, true, &mut frame);
-            match random.below(6) {
+            match random.usize(..6) {
                 // Too short for header and frame, or just long enough.
                 0 | 1 => {
                     datagram.extend(SUPER_PREFIX);
-                    let len = random.below(VNET_HEADER_LEN + MIN_FRAME + 2);
-                    random.append(&mut datagram, len);
+                    let len = random.usize(..VNET_HEADER_LEN + MIN_FRAME + 2);
+                    append(random, &mut datagram, len);
                 }
                 2 => {
                     let header = VnetHeader {
-                        flags: random.byte() & 1,
-                        gso_type: *random.pick(&[0, flow.gso_type(), 3]),
-                        gso_size: 1 + random.below(300) as u16,
+                        flags: random.u8(..) & 1,
+                        gso_type: *pick(random, &[0, flow.gso_type(), 3]),
+                        gso_size: 1 + random.usize(..300) as u16,
                         csum_start: 34,
                         csum_offset: 16,
                         ..VnetHeader::default()
@@ -220,9 +220,9 @@ impl Target for Pumped {
                     datagram.extend(&frame);
                 }
                 3 => {
-                    datagram.extend(&SUPER_PREFIX[..random.below(SUPER_PREFIX.len())]);
-                    let len = random.below(30);
-                    random.append(&mut datagram, len);
+                    datagram.extend(&SUPER_PREFIX[..random.usize(..SUPER_PREFIX.len())]);
+                    let len = random.usize(..30);
+                    append(random, &mut datagram, len);
                 }
                 _ => datagram = frame,
             }

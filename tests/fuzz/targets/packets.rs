@@ -1,6 +1,7 @@
 //! IP packets as this file reads and writes them: written without a look at the code that is fuzzed, the slow way.
 
-use crate::random::Random;
+use super::pick;
+use fastrand::Rng;
 
 /// Flags of TCP (RFC 9293, section 3.1).
 pub(crate) const FIN: u8 = 0x01;
@@ -173,10 +174,10 @@ pub(crate) struct Flow {
 
 impl Flow {
     /// A flow of any kind; `plain` keeps to those whose packets can be put together.
-    pub(crate) fn any(random: &mut Random, plain: bool) -> Self {
-        let is_v6 = random.chance(2);
-        let is_tcp = plain || !random.chance(3);
-        let has_options = !plain && random.chance(6);
+    pub(crate) fn any(random: &mut Rng, plain: bool) -> Self {
+        let is_v6 = random.usize(..2) == 0;
+        let is_tcp = plain || random.usize(..3) != 0;
+        let has_options = !plain && random.usize(..6) == 0;
         let ip_options: &[u8] = match (has_options, is_v6) {
             (false, _) => &[],
             (true, false) => &[7, 7, 4, 0, 0, 0, 0, 0],
@@ -186,21 +187,24 @@ impl Flow {
         Self {
             is_v6,
             is_tcp,
-            tags: *random.pick(&[
-                &[][..],
-                &[],
-                &[],
-                &[0x81, 0, 0x20, 5],
-                &[0x88, 0xa8, 0, 9, 0x81, 0, 0, 5],
-            ]),
+            tags: *pick(
+                random,
+                &[
+                    &[][..],
+                    &[],
+                    &[],
+                    &[0x81, 0, 0x20, 5],
+                    &[0x88, 0xa8, 0, 9, 0x81, 0, 0, 5],
+                ],
+            ),
             ip_options,
-            tcp_options: *random.pick(&[&[][..], &[1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8]]),
-            host: *random.pick(&[1, 2]),
-            identification: *random.pick(&[0, 0x1234, 0xfffe]),
-            is_constant: random.chance(4),
-            sequence: *random.pick(&[0, 77, 0xffff_fff0]),
+            tcp_options: *pick(random, &[&[][..], &[1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8]]),
+            host: *pick(random, &[1, 2]),
+            identification: *pick(random, &[0, 0x1234, 0xfffe]),
+            is_constant: random.usize(..4) == 0,
+            sequence: *pick(random, &[0, 77, 0xffff_fff0]),
             flags: ACK,
-            window: *random.pick(&[0, 501]),
+            window: *pick(random, &[0, 501]),
         }
     }
 
@@ -314,7 +318,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let mut random = Random::new(1);
+        let mut random = Rng::with_seed(1);
         for _ in 0..1000 {
             let mut flow = Flow::any(&mut random, false);
             let mut frame = Vec::new();

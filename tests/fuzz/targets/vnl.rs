@@ -1,12 +1,12 @@
 //! VNLs: both grammars of an argument, and that every name can be written in each of three ways.
 
+use fastrand::Rng;
 use std::os::unix::ffi::OsStrExt;
 
 use vdens_plugin_kit::Result as ApiResult;
 use vdens_plugin_kit::vnl::{Keys, Spec, Vnl};
 
-use crate::engine::{Target, ensure};
-use crate::random::Random;
+use super::{Target, ensure, pick};
 
 const NAMES: [&str; 4] = ["port", "group", "mode", "if"];
 const KEYS: Keys = Keys::new(&NAMES).default_key("port");
@@ -61,9 +61,9 @@ const GRAMMARS: [(Grammar, &str, &str); 2] = [
 pub(crate) struct Locator;
 
 impl Target for Locator {
-    fn generate(&mut self, random: &mut Random, input: &mut Vec<u8>) {
-        for _ in 0..random.below(10) {
-            input.extend(random.pick(&PIECES).as_bytes());
+    fn generate(&mut self, random: &mut Rng, input: &mut Vec<u8>) {
+        for _ in 0..random.usize(..10) {
+            input.extend(pick(random, &PIECES).as_bytes());
         }
     }
 

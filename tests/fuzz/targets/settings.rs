@@ -1,11 +1,11 @@
 //! Configuration files.
 
+use fastrand::Rng;
 use std::path::Path;
 
 use vdens::cli::config::Config;
 
-use crate::engine::{Target, ensure};
-use crate::random::Random;
+use super::{Target, ensure, pick};
 
 const FILE: &str = "/x.toml";
 
@@ -44,9 +44,9 @@ const PIECES: [&str; 28] = [
 pub(crate) struct Settings;
 
 impl Target for Settings {
-    fn generate(&mut self, random: &mut Random, input: &mut Vec<u8>) {
-        for _ in 0..random.below(6) {
-            input.extend(random.pick(&PIECES).as_bytes());
+    fn generate(&mut self, random: &mut Rng, input: &mut Vec<u8>) {
+        for _ in 0..random.usize(..6) {
+            input.extend(pick(random, &PIECES).as_bytes());
         }
     }
 

@@ -1,12 +1,12 @@
 //! Offloads done in user space: cutting super-frames and completing checksums (`Cut`), putting segments together
 //! (`Join`). What comes out is judged by `packets`, which knows nothing of the code that made it.
 
+use fastrand::Rng;
 use vdens_plugin_kit::offload::Stage;
 use vdens_plugin_kit::{BATCH_FRAMES, MAX_FRAME, MIN_FRAME, Offloads, VNET_HEADER_LEN, VnetHeader};
 
-use crate::engine::{Target, ensure};
-use crate::packets::{ACK, CWR, FIN, Flow, PSH, RST, SYN, Seen, URG, sum};
-use crate::random::Random;
+use super::packets::{ACK, CWR, FIN, Flow, PSH, RST, SYN, Seen, URG, sum};
+use super::{Target, append, ensure, pick};
 
 /// What sinks may take.
 pub(crate) const SINKS: [Offloads; 5] = [
@@ -107,36 +107,36 @@ pub(crate) struct Cut {
 }
 
 impl Target for Cut {
-    fn generate(&mut self, random: &mut Random, input: &mut Vec<u8>) {
-        input.extend([random.byte() & random.byte(), random.byte()]);
-        let is_plain = random.chance(2);
+    fn generate(&mut self, random: &mut Rng, input: &mut Vec<u8>) {
+        input.extend([random.u8(..) & random.u8(..), random.u8(..)]);
+        let is_plain = random.usize(..2) == 0;
         let mut flow = Flow::any(random, is_plain);
-        let size = match random.below(8) {
-            0 => 1 + random.below(3),
+        let size = match random.usize(..8) {
+            0 => 1 + random.usize(..3),
             1 => 1448,
-            _ => 1 + random.below(100),
+            _ => 1 + random.usize(..100),
         };
-        let len = match random.below(64) {
-            0 => random.below(65_000),
-            1..=4 => random.below(3000),
-            _ => random.below(5 * size.min(200)),
+        let len = match random.usize(..64) {
+            0 => random.usize(..65_000),
+            1..=4 => random.usize(..3000),
+            _ => random.usize(..5 * size.min(200)),
         };
-        flow.flags = match random.below(4) {
-            0 => ACK | random.byte(),
+        flow.flags = match random.usize(..4) {
+            0 => ACK | random.u8(..),
             1 => ACK | PSH | FIN,
             2 => ACK | CWR,
             _ => ACK,
         };
         let mut payload = Vec::new();
-        random.append(&mut payload, len);
-        let needs_checksum = !random.chance(8);
+        append(random, &mut payload, len);
+        let needs_checksum = random.usize(..8) != 0;
         let mut frame = Vec::new();
         flow.append(&payload, !needs_checksum, &mut frame);
         let mut header = VnetHeader::default();
         if let Some(seen) = Seen::read(&frame) {
             header = VnetHeader {
                 flags: u8::from(needs_checksum),
-                gso_type: match random.below(6) {
+                gso_type: match random.usize(..6) {
                     0 => 0,
                     1 if seen.is_tcp => flow.gso_type() | 0x80,
                     _ => flow.gso_type(),
@@ -316,41 +316,41 @@ pub(crate) struct Join {
 }
 
 impl Target for Join {
-    fn generate(&mut self, random: &mut Random, input: &mut Vec<u8>) {
-        input.push(random.byte());
+    fn generate(&mut self, random: &mut Rng, input: &mut Vec<u8>) {
+        input.push(random.u8(..));
         let mut flows = [Flow::any(random, true), Flow::any(random, true)];
-        let size = match random.below(16) {
-            0 => random.below(1448) + 1,
-            _ => 1 + random.below(40),
+        let size = match random.usize(..16) {
+            0 => random.usize(..1448) + 1,
+            _ => 1 + random.usize(..40),
         };
-        let most = *random.pick(&[3, 5, 8, BATCH_FRAMES]);
-        let count = 1 + random.below(most);
+        let most = *pick(random, &[3, 5, 8, BATCH_FRAMES]);
+        let count = 1 + random.usize(..most);
         let mut frame = Vec::new();
         for _ in 0..count {
-            let flow = &mut flows[usize::from(random.chance(4))];
-            flow.flags = match random.below(24) {
-                0 => random.byte(),
+            let flow = &mut flows[usize::from(random.usize(..4) == 0)];
+            flow.flags = match random.usize(..24) {
+                0 => random.u8(..),
                 1 => ACK | PSH,
                 2 => ACK | CWR,
                 _ => ACK,
             };
-            if random.chance(24) {
+            if random.usize(..24) == 0 {
                 flow.sequence = flow.sequence.wrapping_add(1);
             }
-            let len = match random.below(12) {
-                0 => random.below(size + 1),
+            let len = match random.usize(..12) {
+                0 => random.usize(..size + 1),
                 _ => size,
             };
             let mut payload = Vec::new();
-            random.append(&mut payload, len);
+            append(random, &mut payload, len);
             frame.clear();
             flow.append(&payload, true, &mut frame);
-            match random.below(24) {
+            match random.usize(..24) {
                 // The padding of a short frame.
                 0 => frame.resize(frame.len().max(60), 0),
                 1 => {
-                    let at = random.below(frame.len());
-                    frame[at] ^= 1 << random.below(8);
+                    let at = random.usize(..frame.len());
+                    frame[at] ^= 1 << random.usize(..8);
                 }
                 _ => {}
             }

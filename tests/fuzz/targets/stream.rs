@@ -1,11 +1,11 @@
 //! vdestreams. An input is four bytes that say how the stream is split, and the stream.
 
+use fastrand::Rng;
 use vdens_plugin_kit::wire::vdestream::{
     Decoder, ENCODER_LIMIT, Encoder, HEADER_LEN, MAX_FRAME, StreamError,
 };
 
-use crate::engine::{Target, ensure};
-use crate::random::Random;
+use super::{Target, append, ensure, pick};
 
 #[derive(Default)]
 pub(crate) struct Stream {
@@ -44,17 +44,17 @@ impl<'a> Expected<'a> {
 }
 
 impl Target for Stream {
-    fn generate(&mut self, random: &mut Random, input: &mut Vec<u8>) {
-        random.append(input, 4);
-        for _ in 0..random.below(8) {
-            let length = match random.below(32) {
-                0 => *random.pick(&[MAX_FRAME - 1, MAX_FRAME, MAX_FRAME + 1, 0xffff]),
-                1..=3 => random.below(2000),
+    fn generate(&mut self, random: &mut Rng, input: &mut Vec<u8>) {
+        append(random, input, 4);
+        for _ in 0..random.usize(..8) {
+            let length = match random.usize(..32) {
+                0 => *pick(random, &[MAX_FRAME - 1, MAX_FRAME, MAX_FRAME + 1, 0xffff]),
+                1..=3 => random.usize(..2000),
                 4..=8 => 0,
-                _ => random.below(80),
+                _ => random.usize(..80),
             };
             input.extend((length as u16).to_be_bytes());
-            random.append(input, length.min(MAX_FRAME));
+            append(random, input, length.min(MAX_FRAME));
         }
     }
 
@@ -65,11 +65,11 @@ impl Target for Stream {
         };
         let expected = Expected::of(stream);
         decode(stream, &expected, || usize::MAX).map_err(|what| format!("in one piece: {what}"))?;
-        let mut random = Random::new(seed);
-        let most = *random.pick(&[1, 2, 3, 100, 5000]);
+        let mut random = Rng::with_seed(seed);
+        let most = *pick(&mut random, &[1, 2, 3, 100, 5000]);
         // Byte by byte is for what is short.
         let most = if stream.len() > 4096 { 5000 } else { most };
-        decode(stream, &expected, || 1 + random.below(most))
+        decode(stream, &expected, || 1 + random.usize(..most))
             .map_err(|what| format!("in pieces: {what}"))?;
         self.encode(&expected.frames, &mut random)
     }
@@ -124,13 +124,13 @@ fn decode(
 
 impl Stream {
     /// Encodes frames and takes them away in pieces: it must be the stream without what is not needed.
-    fn encode(&mut self, frames: &[&[u8]], random: &mut Random) -> Result<(), String> {
+    fn encode(&mut self, frames: &[&[u8]], random: &mut Rng) -> Result<(), String> {
         self.written.clear();
         self.canonical.clear();
         let mut encoder = Encoder::new();
         // Now and then so much that the encoder's limits come into it.
         let bytes = frames.iter().map(|frame| frame.len()).sum::<usize>();
-        let times = match random.chance(128) {
+        let times = match random.usize(..128) == 0 {
             true => 3 * ENCODER_LIMIT / bytes.max(1000),
             false => 1,
         };
@@ -151,7 +151,7 @@ impl Stream {
             ensure(pending.len() <= ENCODER_LIMIT, || {
                 "it keeps too much".into()
             })?;
-            let len = random.below(pending.len().min(most) + 1);
+            let len = random.usize(..pending.len().min(most) + 1);
             self.written.extend(&pending[..len]);
             encoder.consume(len);
         }

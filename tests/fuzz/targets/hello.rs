@@ -1,11 +1,11 @@
 //! The messages in the first frames between two of our own ends.
 
+use fastrand::Rng;
 use vdens_plugin_kit::negotiation::{Negotiation, Received};
 use vdens_plugin_kit::wire::hello::{Body, Cable, Message, Nonce, SUPER_PREFIX, is_message};
 use vdens_plugin_kit::{Offloads, PanelAddress};
 
-use crate::engine::{Target, ensure};
-use crate::random::Random;
+use super::{Target, append, ensure};
 
 pub(crate) struct Messages;
 
@@ -47,14 +47,14 @@ fn message(input: &[u8]) -> Message {
 }
 
 impl Target for Messages {
-    fn generate(&mut self, random: &mut Random, input: &mut Vec<u8>) {
-        let len = random.below(40);
-        random.append(input, 20);
+    fn generate(&mut self, random: &mut Rng, input: &mut Vec<u8>) {
+        let len = random.usize(..40);
+        append(random, input, 20);
         input.resize(20 + len, b'7');
         *input = message(input).encode();
-        match random.below(8) {
-            0 => input.truncate(SUPER_PREFIX.len() + random.below(20)),
-            1 => random.append(input, 20),
+        match random.usize(..8) {
+            0 => input.truncate(SUPER_PREFIX.len() + random.usize(..20)),
+            1 => append(random, input, 20),
             _ => {}
         }
     }

@@ -1,0 +1,64 @@
+//! `vdectl`: what is running, whether this machine can run it, and the plugins.
+
+use std::process::exit;
+
+use vdens::cli::config::Config;
+use vdens::cli::vdectl::{PluginTask, Task, Vdectl};
+use vdens::cli::{self, Common};
+use vdens::error::{EXIT_FAILURE, Result};
+use vdens::logging::{self, Choice};
+use vdens::output::report;
+use vdens::plugins::search::SearchPath;
+use vdens::plugins::{check, list, scaffold};
+use vdens::sys::privilege;
+use vdens::sys::process::fail_on_panic;
+use vdens::tools::doctor;
+use vdens::tools::status::{client, text};
+
+const PROGRAM: &str = "vdectl";
+
+fn main() {
+    fail_on_panic(PROGRAM, EXIT_FAILURE, || {
+        let status = privilege::refuse_raised()
+            .and_then(|()| run(&cli::parse(PROGRAM, EXIT_FAILURE, std::env::args_os())));
+        exit(status.unwrap_or_else(|error| {
+            report(PROGRAM, error);
+            EXIT_FAILURE
+        }));
+    });
+}
+
+fn run(Vdectl { task, common }: &Vdectl) -> Result<i32> {
+    // The doctor examines the configuration itself, and goes on when it is wrong.
+    if let Task::Doctor { json } = task {
+        return doctor::run(common, *json);
+    }
+    let config = Config::load(common.config.as_deref())?;
+    logging::start(&Choice::new(common, &config))?;
+    config.complain();
+    let path = SearchPath::new(&common.plugin_dir, &config)?;
+    match task {
+        Task::Status { json } => show_status(common, *json)?,
+        Task::Doctor { .. } => {}
+        Task::Plugin { task } => match task {
+            PluginTask::List { json } => list::run(&path, *json)?,
+            PluginTask::Check { json, plugin, vnls } => {
+                return check::run(plugin, vnls, &path, *json);
+            }
+            PluginTask::New { dir, api } => scaffold::run(dir, api.as_deref(), &path)?,
+        },
+    }
+    Ok(0)
+}
+
+/// Lists what is running.
+fn show_status(common: &Common, json: bool) -> Result<()> {
+    let answers = client::ask_all()?;
+    if json {
+        return text::json(&answers)?.print();
+    }
+    if answers.is_empty() && !common.quiet {
+        report(PROGRAM, "nothing of yours is running");
+    }
+    text::text(&answers).print()
+}

@@ -1,0 +1,83 @@
+//! The command line of `vdectl`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use super::Common;
+
+/// Show what vdens runs, check what it needs, and manage its plugins
+#[derive(Clone, Debug, Parser)]
+#[command(name = "vdectl", version, disable_help_subcommand = true)]
+#[command(arg_required_else_help = false)]
+pub struct Vdectl {
+    /// What is to be done.
+    #[command(subcommand)]
+    pub task: Task,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub common: Common,
+}
+
+/// What `vdectl` does.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Task {
+    /// List your running vdens and vde_plug with their links
+    Status {
+        /// Print JSON, with everything that is known
+        #[arg(long)]
+        json: bool,
+    },
+
+    /// Check that this machine has what vdens needs, and say how to mend what it lacks
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+
+    /// List, check and write plugins
+    #[command(arg_required_else_help = false)]
+    Plugin {
+        /// What is to be done with plugins.
+        #[command(subcommand)]
+        task: PluginTask,
+    },
+}
+
+/// What `vdectl plugin` does.
+#[derive(Clone, Debug, Subcommand)]
+pub enum PluginTask {
+    /// List the plugins in all directories, and what is wrong with them
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+
+    /// Check that a plugin keeps its side of the contract
+    Check {
+        /// Print JSON, when all checks are done
+        #[arg(long)]
+        json: bool,
+
+        /// The plugin: a file, or the scheme of an installed one
+        plugin: PathBuf,
+
+        /// What to open at the two ends of a link; one VNL is opened twice, none leaves links out
+        #[arg(value_name = "VNL")]
+        vnls: Vec<OsString>,
+    },
+
+    /// Write the source of a plugin, to start from
+    New {
+        /// The new directory, whose name becomes the plugin's scheme
+        dir: PathBuf,
+
+        /// The plugin-api to depend on: its directory, or a version
+        #[arg(long, value_name = "DIR|VERSION")]
+        api: Option<String>,
+    },
+}

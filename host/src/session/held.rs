@@ -1,0 +1,297 @@
+//! What the supervisor holds for one link: its worker's process and channels, and its interface.
+//!
+//! A command may delete its interface. The worker of a tap notices that by itself and ends. For a
+//! port of the panel, the supervisor asks the kernel at every beat whether the port still exists,
+//! with one ioctl that takes no lock, and tells the worker when it does not. The kernel's
+//! notifications (RTNLGRP_LINK) would come a second earlier. But those of the panel would wake the
+//! supervisors of all sessions at every change, and those of the session's namespace say nothing
+//! about an interface that was moved to another one and deleted there.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use nix::unistd::Pid;
+use serde_json::value::RawValue;
+
+use super::link::{Link, LinkAction, WorkerEvent};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ipc::{
+    Channel, FromWorker, MAX_REPORT, Order, Reply, ReportReply, Request, ToWorker, read_report,
+};
+use crate::panel::{self, Panel, port_index};
+use crate::sys::child::Child;
+use crate::tools::status::interface;
+use crate::tools::status::{Entry, LinkEntry, Report};
+use crate::worker::Job;
+use crate::worker::carrier::{LinkWatch, WatchedTap};
+use crate::worker::reconnecting::Wait;
+
+/// The supervisor's hold on an interface.
+enum Side {
+    Tap(OwnedFd, Rc<LinkWatch>),
+    /// A port of the panel, by its place, and a watch over the panel.
+    Port(String, LinkWatch),
+}
+
+/// The supervisor's ends of a worker's two channels.
+pub(super) struct Channels {
+    /// Where the supervisor asks.
+    pub(super) control: Channel<ToWorker, FromWorker>,
+    /// Where the worker asks.
+    pub(super) requests: Channel<Reply, Request>,
+}
+
+/// A worker that is not reaped yet.
+pub(super) struct WorkerProcess {
+    pub(super) child: Child,
+    /// None once the worker was killed or has closed one.
+    pub(super) channels: Option<Channels>,
+}
+
+pub(super) struct HeldLink {
+    pub(super) job: Job,
+    pub(super) process: Option<WorkerProcess>,
+    /// What the worker has stored for its successor.
+    pub(super) stored: Option<OwnedFd>,
+    /// The interface, once it is made.
+    side: Option<Side>,
+    /// What the worker has reported last, until it is used.
+    report: Option<Box<RawValue>>,
+}
+
+impl HeldLink {
+    pub(super) fn new(job: Job) -> Self {
+        Self {
+            job,
+            process: None,
+            stored: None,
+            side: None,
+            report: None,
+        }
+    }
+
+    pub(super) fn channels(&self) -> Option<&Channels> {
+        self.process.as_ref()?.channels.as_ref()
+    }
+
+    /// Performs an action for the link, other than starting its worker.
+    pub(super) fn perform(&mut self, action: LinkAction, panel: Option<&Panel>) -> Result<()> {
+        let name = &self.job.interface;
+        match action {
+            LinkAction::GiveSide => return self.give_side(),
+            LinkAction::Send(message) => return self.send(&message),
+            LinkAction::CheckInterface if self.is_deleted() => {
+                return self.send(&ToWorker::InterfaceDeleted);
+            }
+            LinkAction::Start | LinkAction::CheckInterface => {}
+            LinkAction::Kill => self.kill(),
+            LinkAction::KillHanging => {
+                if let Some(WorkerProcess { child, .. }) = &self.process {
+                    let (end, pid) = (&self.job.end, child.pid());
+                    log::warn!("{name} ({end}): process {pid} hangs, and is ended");
+                }
+                self.kill();
+            }
+            LinkAction::AwaitRestart { exit, delay } => {
+                if let Err(error) = self.take_carrier(panel) {
+                    log::warn!("{name}: {error}");
+                }
+                log::warn!(
+                    "{name} ({}): the worker ended with {exit}; starting it again in {delay:?}",
+                    self.job.end
+                );
+                // The command runs already, so it waits for no link.
+                self.job.wait = Wait::Meanwhile;
+            }
+            LinkAction::Close => {
+                log::warn!("{name}: the interface was deleted, its link is closed");
+                self.stored = None;
+            }
+            LinkAction::Warn(error) => log::warn!("{name}: {error}"),
+        }
+        Ok(())
+    }
+
+    /// Kills the worker, and does not listen to it any more.
+    fn kill(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.channels = None;
+            process.child.kill();
+        }
+    }
+
+    pub(super) fn child(&self) -> Option<&Child> {
+        self.process.as_ref().map(|process| &process.child)
+    }
+
+    /// Reaps the worker if it has ended; whether it has.
+    pub(super) fn reap(&mut self) -> bool {
+        let process = self.process.as_mut();
+        process.is_some_and(|process| process.child.reap().is_some())
+    }
+
+    /// The end of a worker that is reaped, which this link holds no longer.
+    pub(super) fn take_ended(&mut self) -> Option<WorkerEvent> {
+        let exit = self.child()?.exit()?;
+        self.process = None;
+        let is_deleted = self.is_deleted();
+        Some(WorkerEvent::Ended { exit, is_deleted })
+    }
+
+    /// Lets go of everything but the job, and returns the worker. Closing its channels asks it to
+    /// end.
+    pub(super) fn release(&mut self) -> Option<Child> {
+        self.side = None;
+        self.stored = None;
+        self.process.take().map(|process| process.child)
+    }
+
+    /// Sends the worker a message.
+    fn send(&mut self, message: &ToWorker) -> Result<()> {
+        if *message == ToWorker::SendReport {
+            self.report = None;
+        }
+        let send = |channels: &Channels| channels.control.send(message, &[]);
+        self.channels().map_or(Ok(()), send)
+    }
+
+    /// Tells the worker what its side of the link is.
+    fn give_side(&self) -> Result<()> {
+        match (self.channels(), &self.side) {
+            (Some(Channels { control, .. }), Some(Side::Tap(tap, watch))) => {
+                control.send(&ToWorker::UseTap, &[tap.as_fd(), watch.as_fd()])
+            }
+            (Some(Channels { control, .. }), Some(Side::Port(..))) => {
+                control.send(&ToWorker::UsePort, &[])
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the interface on the panel: number `index` of this process.
+    pub(super) fn make_port(
+        &mut self,
+        panel: Option<&Panel>,
+        network: &OwnedFd,
+        index: usize,
+    ) -> Result<()> {
+        let (Some(panel), Some(address)) = (panel, &self.job.panel_address) else {
+            return Err(no_panel());
+        };
+        let order = Order::AddPort {
+            port: address.place.clone(),
+            index: port_index(std::process::id(), index),
+            interface: self.job.interface.clone(),
+        };
+        let watch = panel.execute(&order, Some(network.as_fd()))?;
+        let watch = watch.ok_or_else(|| Error::closed("a helper process lost a descriptor"))?;
+        self.side = Some(Side::Port(address.place.clone(), LinkWatch::from(watch)));
+        Ok(())
+    }
+
+    /// Holds the next of the taps that the namespace child has made, unless the interface is a port.
+    pub(super) fn take_tap(
+        &mut self,
+        taps: &mut impl Iterator<Item = OwnedFd>,
+        watch: &Rc<LinkWatch>,
+    ) -> Result<()> {
+        if self.side.is_none() {
+            let tap = taps.next().ok_or_else(lost_interface)?;
+            self.side = Some(Side::Tap(tap, Rc::clone(watch)));
+        }
+        Ok(())
+    }
+
+    /// Whether the interface was deleted, as far as the supervisor can see. Only the worker sees
+    /// that of a tap.
+    pub(super) fn is_deleted(&self) -> bool {
+        match &self.side {
+            Some(Side::Port(place, watch)) => !watch.has(&panel::interface_of(place)),
+            Some(Side::Tap(..)) | None => false,
+        }
+    }
+
+    /// Takes the interface's carrier away, since no worker serves it.
+    fn take_carrier(&self, panel: Option<&Panel>) -> Result<()> {
+        match (&self.side, panel) {
+            (Some(Side::Port(place, _)), Some(panel)) => {
+                let port = place.clone();
+                panel.execute(&Order::Unplug { port }, None).map(drop)
+            }
+            (Some(Side::Tap(tap, watch)), _) => {
+                let held = tap
+                    .try_clone()
+                    .and_then(|tap| Ok((tap, watch.try_clone()?)));
+                let (tap, watch) = held.map_err(|error| Error::io("set the carrier", &error))?;
+                drop(WatchedTap::resume(tap, watch, self.job.interface.clone()));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Executes what the worker requests, and answers.
+    pub(super) fn execute(
+        &mut self,
+        request: Request,
+        mut fds: Vec<OwnedFd>,
+        panel: Option<&Panel>,
+    ) -> Result<()> {
+        if matches!(request, Request::StoreFd) {
+            self.stored = fds.pop();
+        }
+        let Some(Channels { requests, .. }) = self.channels() else {
+            return Ok(());
+        };
+        match request {
+            Request::Execute(order) => panel::answer(panel.ok_or_else(no_panel), requests, &order),
+            Request::StoreFd => requests.send(&Reply::Stored, &[]),
+        }
+    }
+
+    /// Takes the report that has come with a message, or notes why there is none.
+    pub(super) fn take_report(&mut self, reply: &ReportReply, mut fds: Vec<OwnedFd>) {
+        let text = match reply {
+            ReportReply::File => match fds.pop() {
+                Some(fd) => read_report(fd, MAX_REPORT).map_err(|error| error.to_string()),
+                None => Err("a descriptor was lost".into()),
+            },
+            ReportReply::None(why) => Err(why.clone()),
+        };
+        let text = text.or_else(|why| {
+            serde_json::to_string(&Report {
+                reason: format!("no report: {why}"),
+                ..Report::default()
+            })
+        });
+        self.report = text.and_then(RawValue::from_string).ok();
+    }
+
+    /// The link for `vdectl status`, whose state is `link`, with the report that the worker has
+    /// sent; `command` is in the interface's namespace.
+    pub(super) fn entry(&mut self, link: &Link, command: Option<Pid>) -> Entry<Box<RawValue>> {
+        let (service, restarts, last_end) = link.service();
+        let pid = self.child().map(Child::pid);
+        let interface = self.job.interface.clone();
+        Entry {
+            link: LinkEntry {
+                vnl: self.job.end.to_string(),
+                service,
+                worker: pid.map(|pid| pid.as_raw().cast_unsigned()),
+                restarts,
+                last_end,
+                interface_traffic: command.and_then(|pid| interface::traffic(pid, &interface)),
+                interface,
+            },
+            report: self.report.take(),
+        }
+    }
+}
+
+fn no_panel() -> Error {
+    Error::new(ErrorKind::Unsupported, "there is no panel")
+}
+
+pub(super) fn lost_interface() -> Error {
+    Error::closed("the namespace child lost interfaces")
+}

@@ -1,0 +1,467 @@
+//! The supervisor's loop: it polls, makes events of what it sees, and performs the machine's
+//! actions.
+//!
+//! A turn handles the signals last, although they are polled first. So a child that has ended has
+//! said everything before: what it has sent is read before its end is an event.
+//!
+//! An action that fails is an event again. If a worker cannot be started, that is the event of one
+//! that has failed and ended.
+//!
+//! A worker's requests, on its second channel, depend on no state of the session and change none.
+//! The loop executes them without the machine.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, getpid};
+
+use super::held::{Channels, HeldLink, WorkerProcess, lost_interface};
+use super::link::{LinkAction, WorkerEvent};
+use super::machine::{Action, Event, Machine};
+use super::{Failure, without_panel};
+use crate::error::{EXIT_FAILURE, Result};
+use crate::ipc::{
+    Channel, FromNamespace, FromWorker, Received, Reply, ReportReply, ToNamespace, malformed,
+};
+use crate::namespace::{self, Plan};
+use crate::panel::Panel;
+use crate::sys::child::{Child, Exit, end_all, exit_child, reap_strangers};
+use crate::sys::process::{give_back_memory, wait};
+use crate::sys::signals::Signals;
+use crate::tools::status::server::Server;
+use crate::tools::status::{self, Process};
+use crate::worker::carrier::LinkWatch;
+use crate::worker::reconnecting::Wait;
+use crate::worker::{self, Job};
+
+/// How long children may take to clean up at the end, before they are killed.
+const CLEANUP_LIMIT: Duration = Duration::from_secs(2);
+
+/// What a turn polls.
+#[derive(Clone, Copy)]
+enum Source {
+    Signals,
+    Namespace,
+    Control(usize),
+    Requests(usize),
+    Status,
+}
+
+pub(super) struct Supervisor<'a> {
+    plan: &'a Plan,
+    signals: &'a Signals,
+    /// The panel, or why there is none.
+    panel: Result<Panel, String>,
+    /// The namespace child, which becomes the command.
+    command: Option<Child>,
+    /// The channel to it, until it is the command.
+    namespace: Option<Channel<ToNamespace, FromNamespace>>,
+    links: Vec<HeldLink>,
+    machine: Machine,
+    started: SystemTime,
+    status: Option<Server>,
+    outcome: Option<Result<i32, Failure>>,
+}
+
+impl<'a> Supervisor<'a> {
+    /// The whole session.
+    pub(super) fn run(
+        plan: &'a Plan,
+        jobs: Vec<Job>,
+        signals: &'a Signals,
+        panel: Result<Panel, String>,
+    ) -> Result<i32, Failure> {
+        let names = jobs
+            .iter()
+            .map(|job| format!("{} ({})", job.interface, job.end));
+        let waits = jobs.iter().filter_map(|job| match job.wait {
+            Wait::AtMost(time) => Some(time),
+            Wait::No | Wait::Meanwhile => None,
+        });
+        let wait = waits.max().unwrap_or_default();
+        let (machine, actions) = Machine::start(names, wait, panel.is_ok(), Instant::now());
+        let mut supervisor = Self {
+            plan,
+            signals,
+            panel,
+            command: None,
+            namespace: None,
+            machine,
+            links: jobs.into_iter().map(HeldLink::new).collect(),
+            started: SystemTime::now(),
+            status: None,
+            outcome: None,
+        };
+        supervisor.perform_all(actions);
+        supervisor.status = Server::start();
+        loop {
+            if let Some(outcome) = supervisor.outcome {
+                return outcome;
+            }
+            if let Err(error) = supervisor.turn() {
+                supervisor.handle(Event::Failed(error));
+            }
+        }
+    }
+
+    /// Steps the machine, and performs what it decides.
+    fn handle(&mut self, event: Event) {
+        let actions = self.machine.step(event, Instant::now());
+        self.perform_all(actions);
+    }
+
+    fn perform_all(&mut self, actions: Vec<Action>) {
+        let mut actions = VecDeque::from(actions);
+        while let Some(action) = actions.pop_front() {
+            let mut events = Vec::new();
+            let outcome = self.perform(action, &mut events);
+            events.extend(outcome.err().map(Event::Failed));
+            for event in events {
+                actions.extend(self.machine.step(event, Instant::now()));
+            }
+        }
+    }
+
+    /// Waits until something happens, or until something is due, and handles it.
+    fn turn(&mut self) -> Result<()> {
+        let sources = self.sources();
+        let mut fds: Vec<PollFd<'_>> = sources
+            .iter()
+            .filter_map(|source| Some(PollFd::new(self.fd(*source)?, PollFlags::POLLIN)))
+            .collect();
+        wait(&mut fds, self.machine.deadline())?;
+        let ready: Vec<bool> = fds.iter().map(|fd| fd.any() == Some(true)).collect();
+        drop(fds);
+        let ready = sources.into_iter().zip(ready);
+        let ready: Vec<Source> = ready
+            .filter_map(|(source, is_ready)| is_ready.then_some(source))
+            .collect();
+        for source in ready.into_iter().rev() {
+            match source {
+                Source::Signals => self.read_signals()?,
+                Source::Status => self.accept_query(),
+                _ => {
+                    self.receive(source)?;
+                }
+            }
+        }
+        self.handle(Event::Time);
+        Ok(())
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        let mut sources = vec![Source::Signals, Source::Namespace];
+        sources.extend(
+            (0..self.links.len())
+                .flat_map(|index| [Source::Requests(index), Source::Control(index)]),
+        );
+        sources.push(Source::Status);
+        sources.retain(|source| self.fd(*source).is_some());
+        sources
+    }
+
+    /// The descriptor of a source, while it is one.
+    fn fd(&self, source: Source) -> Option<BorrowedFd<'_>> {
+        let channels = |index: usize| self.links[index].channels();
+        match source {
+            Source::Signals => Some(self.signals.as_fd()),
+            Source::Namespace => self.namespace.as_ref().map(AsFd::as_fd),
+            Source::Control(index) => channels(index).map(|channels| channels.control.as_fd()),
+            Source::Requests(index) => channels(index).map(|channels| channels.requests.as_fd()),
+            Source::Status => self.status.as_ref().map(AsFd::as_fd),
+        }
+    }
+
+    /// Receives one message, if there is one; whether there was.
+    fn receive(&mut self, source: Source) -> Result<bool> {
+        // What was ready when it was polled may have been replaced since.
+        let Some(fd) = self.fd(source) else {
+            return Ok(false);
+        };
+        let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+        wait(&mut fds, Some(Instant::now()))?;
+        if fds[0].any() != Some(true) {
+            return Ok(false);
+        }
+        match source {
+            Source::Namespace => self.receive_from_namespace(),
+            Source::Control(index) => self.receive_from_worker(index),
+            Source::Requests(index) => self.receive_request(index),
+            Source::Signals | Source::Status => {}
+        }
+        Ok(true)
+    }
+
+    /// Receives from the namespace child. Its channel closes when the command is executed.
+    fn receive_from_namespace(&mut self) {
+        let Some(channel) = &self.namespace else {
+            return;
+        };
+        let event = match channel.receive() {
+            Ok(Received::Message(message, fds)) => Event::Namespace(message, fds),
+            // The child and the supervisor wait for each other, so without this message there is no
+            // session.
+            Ok(Received::Malformed(why)) => Event::Failed(malformed(why)),
+            Err(error) => Event::Failed(error),
+            Ok(Received::Closed) => {
+                self.namespace = None;
+                Event::NamespaceClosed
+            }
+        };
+        self.handle(event);
+    }
+
+    /// Receives from a worker. A message that cannot be received is logged and costs the worker
+    /// nothing else.
+    fn receive_from_worker(&mut self, index: usize) {
+        let link = &mut self.links[index];
+        let Some(channels) = link.channels() else {
+            return;
+        };
+        let event = match channels.control.receive() {
+            Ok(Received::Message(message, fds)) => {
+                if let FromWorker::Report(reply) = &message {
+                    link.take_report(reply, fds);
+                }
+                WorkerEvent::Message(message)
+            }
+            Ok(Received::Malformed(why)) => {
+                log::warn!("{}: {}", link.job.interface, malformed(&why));
+                let why = format!("a message was malformed: {why}");
+                link.take_report(&ReportReply::None(why), Vec::new());
+                WorkerEvent::Malformed
+            }
+            Ok(Received::Closed) => WorkerEvent::Closed,
+            // The descriptor of a report may have been lost.
+            Err(error) => {
+                log::warn!("{}: {error}", link.job.interface);
+                let reply = ReportReply::None(error.to_string());
+                link.take_report(&reply, Vec::new());
+                WorkerEvent::Message(FromWorker::Report(reply))
+            }
+        };
+        self.handle(Event::Worker(index, event));
+    }
+
+    /// Receives a worker's request, executes it and answers.
+    fn receive_request(&mut self, index: usize) {
+        let link = &mut self.links[index];
+        let Some(channels) = link.channels() else {
+            return;
+        };
+        let answered = match channels.requests.receive() {
+            Ok(Received::Message(request, fds)) => {
+                link.execute(request, fds, self.panel.as_ref().ok())
+            }
+            Ok(Received::Malformed(why)) => {
+                let error = malformed(why);
+                log::warn!("{}: {error}", link.job.interface);
+                channels.requests.send(&Reply::Failed(error), &[])
+            }
+            Ok(Received::Closed) | Err(_) => {
+                return self.handle(Event::Worker(index, WorkerEvent::Closed));
+            }
+        };
+        if let Err(error) = answered {
+            log::warn!("{}: {error}", link.job.interface);
+        }
+    }
+
+    /// Accepts who asks for the status.
+    fn accept_query(&mut self) {
+        match self.status.as_mut().map(Server::accept) {
+            Some(Ok(true)) => self.handle(Event::StatusQuery),
+            Some(Ok(false)) | None => {}
+            Some(Err(error)) => {
+                log::info!("{error}");
+                self.status = None;
+            }
+        }
+    }
+
+    fn read_signals(&mut self) -> Result<()> {
+        while let Some(signal) = self.signals.next() {
+            if signal != Signal::SIGCHLD {
+                self.handle(Event::Signal(signal));
+            }
+        }
+        self.reap()
+    }
+
+    /// Reaps the children that have ended, after reading what they have sent last.
+    fn reap(&mut self) -> Result<()> {
+        let workers = self.links.iter().filter_map(HeldLink::child);
+        let known: Vec<Pid> = workers.chain(&self.command).map(Child::pid).collect();
+        reap_strangers(|pid| known.contains(&pid));
+        if self.command.as_mut().and_then(Child::reap).is_some() {
+            while self.receive(Source::Namespace)? {}
+        }
+        // By what it has sent, the session may have started over: then it is another child.
+        if let Some(exit) = self.command.as_ref().and_then(Child::exit) {
+            self.command = None;
+            self.handle(Event::CommandEnded(exit));
+        }
+        for index in 0..self.links.len() {
+            if self.links[index].reap() {
+                while self.receive(Source::Control(index))? {}
+            }
+            if let Some(ended) = self.links[index].take_ended() {
+                self.handle(Event::Worker(index, ended));
+            }
+        }
+        Ok(())
+    }
+
+    /// Performs an action, and adds the events that follow from it.
+    fn perform(&mut self, action: Action, events: &mut Vec<Event>) -> Result<()> {
+        match action {
+            Action::StartNamespace => self.start_namespace()?,
+            Action::MakePorts(network, links) => events.push(self.make_ports(&network, links)),
+            Action::ToNamespace(message) => {
+                let send = |channel: &Channel<_, _>| channel.send(&message, &[]);
+                self.namespace.as_ref().map_or(Ok(()), send)?;
+            }
+            Action::TakeInterfaces(fds) => self.take_interfaces(fds)?,
+            Action::Link(index, action) => self.perform_for_link(index, action, events),
+            Action::PassOn(signal) => {
+                if let Some(Err(errno)) =
+                    self.command.as_ref().map(|command| command.signal(signal))
+                {
+                    log::debug!("cannot pass {signal} on to the command: {errno}");
+                }
+            }
+            Action::AnswerStatus => self.answer_status(),
+            Action::GiveBackMemory => give_back_memory(),
+            Action::EndChildren => {
+                self.end_children();
+                events.push(Event::ChildrenEnded);
+            }
+            Action::LeavePanel(error) => {
+                self.panel = Err(without_panel(&error));
+                for link in &mut self.links {
+                    link.job.panel_address = None;
+                }
+            }
+            Action::Finish(outcome) => self.outcome = Some(outcome),
+        }
+        Ok(())
+    }
+
+    /// Performs an action for a link. If that fails, so has the worker.
+    fn perform_for_link(&mut self, index: usize, action: LinkAction, events: &mut Vec<Event>) {
+        let (outcome, end) = match action {
+            LinkAction::Start => {
+                let (exit, is_deleted) = (Exit::Status(EXIT_FAILURE), false);
+                (
+                    self.start_worker(index),
+                    WorkerEvent::Ended { exit, is_deleted },
+                )
+            }
+            action => {
+                let panel = self.panel.as_ref().ok();
+                (
+                    self.links[index].perform(action, panel),
+                    WorkerEvent::Closed,
+                )
+            }
+        };
+        if let Err(error) = outcome {
+            let failure = WorkerEvent::Message(FromWorker::Failed(error));
+            events.extend([failure, end].map(|event| Event::Worker(index, event)));
+        }
+    }
+
+    /// Forks the namespace child.
+    fn start_namespace(&mut self) -> Result<()> {
+        let parent = getpid();
+        let (channel, theirs) = Channel::pair()?;
+        let Some(command) = Child::fork()? else {
+            drop(channel);
+            self.status = None;
+            let panel = self.panel.as_ref().ok();
+            exit_child(|| namespace::run(self.plan, panel, &theirs, self.signals, parent));
+        };
+        self.command = Some(command);
+        self.namespace = Some(channel);
+        Ok(())
+    }
+
+    /// Forks the worker of a link.
+    fn start_worker(&mut self, index: usize) -> Result<()> {
+        let parent = getpid();
+        let (control, its_control) = Channel::pair()?;
+        let (requests, its_requests) = Channel::pair()?;
+        let Some(child) = Child::fork()? else {
+            drop((control, requests));
+            let HeldLink { job, stored, .. } = self.links.swap_remove(index);
+            self.links.clear();
+            self.namespace = None;
+            self.status = None;
+            let channels = worker::Channels {
+                control: its_control,
+                orders: its_requests,
+            };
+            exit_child(|| worker::run(&job, channels, stored, self.signals, parent));
+        };
+        let link = &mut self.links[index];
+        let Job { interface, end, .. } = &link.job;
+        log::info!("{interface}: process {} serves {end}", child.pid());
+        let channels = Some(Channels { control, requests });
+        link.process = Some(WorkerProcess { child, channels });
+        Ok(())
+    }
+
+    /// Makes ports of the panel.
+    fn make_ports(&mut self, network: &OwnedFd, links: Vec<usize>) -> Event {
+        let panel = self.panel.as_ref().ok();
+        let mut refused = Vec::new();
+        for index in links {
+            let link = &mut self.links[index];
+            if let Err(error) = link.make_port(panel, network, index) {
+                log::info!("{}: not on the panel: {error}", link.job.interface);
+                refused.push((index, error));
+            }
+        }
+        Event::PortsMade { refused }
+    }
+
+    /// Holds the interfaces that the namespace child has made.
+    fn take_interfaces(&mut self, fds: Vec<OwnedFd>) -> Result<()> {
+        let mut fds = fds.into_iter();
+        let watch = Rc::new(LinkWatch::from(fds.next().ok_or_else(lost_interface)?));
+        let mut links = self.links.iter_mut();
+        links.try_for_each(|link| link.take_tap(&mut fds, &watch))
+    }
+
+    /// Answers all who ask for the status.
+    fn answer_status(&mut self) {
+        let Some(server) = &mut self.status else {
+            return;
+        };
+        let command = self.command.as_ref().map(Child::pid);
+        let links = self.links.iter_mut().enumerate();
+        let process = Process {
+            links: links
+                .map(|(index, link)| link.entry(self.machine.link(index), command))
+                .collect(),
+            ..status::this_process(
+                "vdens",
+                &namespace::command_words(&self.plan.command),
+                self.started,
+                self.panel.as_ref().err().map_or("", String::as_str),
+            )
+        };
+        server.answer(&process);
+    }
+
+    /// Ends what is still there: the workers, and a namespace child that never became the command.
+    fn end_children(&mut self) {
+        self.namespace = None;
+        let workers = self.links.iter_mut().filter_map(HeldLink::release);
+        end_all(workers.chain(self.command.take()), CLEANUP_LIMIT);
+    }
+}
