@@ -42,7 +42,6 @@ pub use port::PanelPort;
 use registry::{Holder, Registration, Registry};
 pub use service::Service;
 
-use crate::cli::config::Config;
 use crate::error::{Error, ErrorKind, Result, system};
 use crate::ipc::{Channel, Order, Reply, Request, in_child, malformed};
 use crate::sys::netlink::Netlink;
@@ -173,11 +172,6 @@ impl Drop for Panel {
             }
         }
     }
-}
-
-/// Whether the panel may be used, as the command line and the configuration have it.
-pub fn is_wanted(no_panel: bool, config: &Config) -> bool {
-    !no_panel && config.defaults.panel != Some(false)
 }
 
 /// What an executed order results in.

@@ -13,6 +13,7 @@
 //! with members on the panel; and it starts a [`Watchdog`], which ends the plug if a plugin hangs
 //! when a signal comes.
 
+pub mod login;
 mod pidfile;
 
 use std::convert::Infallible;
@@ -37,9 +38,11 @@ use crate::cli::mistakes::{self, CommandLine, misplaced};
 use crate::cli::vnls;
 use crate::cli::{EndOptions, VdePlug, is_option, text};
 use crate::error::{Error, ErrorKind, Result, system};
+use crate::ipc::status::server::Server;
+use crate::ipc::status::{self, Entry, LinkEntry, Process, Report, this_process};
 use crate::ipc::{Channel, Nothing, Startup};
 use crate::output::Line;
-use crate::panel::{self, Service};
+use crate::panel::Service;
 use crate::plug::pidfile::PidFile;
 use crate::plugins::host_services::{Opener, Plugins};
 use crate::sys::child::Child;
@@ -47,8 +50,6 @@ use crate::sys::process::detach;
 use crate::sys::runtime;
 use crate::sys::signals::Signals;
 use crate::sys::watchdog::Watchdog;
-use crate::tools::status::server::Server;
-use crate::tools::status::{self, Entry, LinkEntry, Process, Report, this_process};
 use crate::worker::driver::{self, Control, Driver, Stop};
 use crate::worker::pump::{Side, Sides};
 use crate::worker::tier::Watch;
@@ -77,7 +78,7 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
                 .hint("give a second VNL, or leave -d out"),
         );
     }
-    let plugins = Plugins::new(&cli.common.plugin_dir, config)?;
+    let plugins = cli.common.plugins(config)?;
     let resolve = |vnl: &str| {
         let is_waiting = cli.links.wait.is_some();
         mistakes::check(vnl, CommandLine::VdePlug, &plugins, is_waiting)?;
@@ -94,7 +95,7 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
     let plug = Plug {
         cli,
         plugins,
-        panel: panel::is_wanted(cli.links.no_panel, config),
+        panel: cli.links.uses_panel(config),
         is_listed: true,
         near,
         far,

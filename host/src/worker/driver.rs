@@ -11,8 +11,8 @@ use nix::poll::{PollFd, PollFlags};
 use vdens_plugin_kit::Link;
 
 use crate::error::{Error, Result};
+use crate::ipc::status::Report;
 use crate::sys::process::wait;
-use crate::tools::status::Report;
 use crate::worker::pump::{Event, Pump, Side, Sides};
 use crate::worker::reconnecting::{Open, Reconnecting, Wait};
 use crate::worker::tier::Watch;

@@ -10,13 +10,15 @@
 //! does not return from a call is found by the missing answers.
 //!
 //! The modules: [`driver`] runs the pump and serves the supervisor, [`pump`] moves frames,
-//! [`busy_poll`] waits for them, [`carrier`] is the tap, [`tier`] says which way frames take.
+//! [`busy_poll`] waits for them, [`carrier`] is the tap, [`tier`] finds which way frames take.
 
 pub(crate) mod busy_poll;
 pub(crate) mod carrier;
 pub(crate) mod driver;
+pub mod end;
 pub mod pump;
 pub mod reconnecting;
+mod report;
 pub(crate) mod tier;
 
 use std::convert::Infallible;
@@ -26,16 +28,16 @@ use nix::unistd::{Pid, setsid};
 use vdens_plugin_kit::stream::CommandStream;
 use vdens_plugin_kit::{HostPort, Link, OpenOptions, PanelAddress};
 
-use crate::cli::vnls::End;
 use crate::error::{EXIT_FAILURE, Result};
+use crate::ipc::status::Report;
 use crate::ipc::{Channel, FromWorker, Received, Reply, Request, ToWorker, malformed};
 use crate::panel::{Orders, PanelPort};
 use crate::plugins::host_services::{Opener, Plugins};
 use crate::sys::process::{give_back_memory, map_large_allocations};
 use crate::sys::signals::{self, Signals};
-use crate::tools::status::Report;
 use crate::worker::carrier::{LinkWatch, WatchedTap};
 use crate::worker::driver::{Control, Driver, Stop};
+use crate::worker::end::End;
 use crate::worker::pump::{Side, Sides};
 use crate::worker::reconnecting::Wait;
 use crate::worker::tier::Watch;

@@ -22,12 +22,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags};
-use serde::{Deserialize, Serialize};
 use vdens_plugin_kit::offload::Stage;
 use vdens_plugin_kit::wire::hello::is_message;
 use vdens_plugin_kit::{FrameAction, Link, Offloads, State};
 
 use crate::error::{Error, Result};
+use crate::ipc::status::Counters;
 use crate::worker::busy_poll::BusyPoll;
 
 /// A side of a pump.
@@ -93,39 +93,6 @@ pub enum Event {
     Time,
     /// The link at this side broke.
     Broken(Side, Error),
-}
-
-/// What a pump has moved in one direction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Counters {
-    /// Frames taken by the sink; a super-frame is one.
-    pub frames: u64,
-    /// Bytes in these frames.
-    pub bytes: u64,
-    /// Frames lost on the way.
-    pub dropped: Dropped,
-}
-
-/// Frames lost, by cause.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Dropped {
-    /// The source could not make a frame of them: too short, too long, or invalid.
-    pub malformed: u64,
-    /// The sink's queue was full, and the source is shared and cannot wait.
-    pub queue_full: u64,
-    /// The sink could not send them: its far end is absent or refuses them, or the interface is
-    /// down.
-    pub undeliverable: u64,
-}
-
-impl Dropped {
-    /// The sum.
-    pub fn total(&self) -> u64 {
-        let causes = [self.malformed, self.queue_full, self.undeliverable];
-        causes.into_iter().fold(0, u64::saturating_add)
-    }
 }
 
 /// One direction.
@@ -339,6 +306,7 @@ struct Ready {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ipc::status::Dropped;
     use std::os::unix::net::{UnixDatagram, UnixStream};
     use std::thread;
     use vdens_plugin_kit::{RxBatch, TxBatch};

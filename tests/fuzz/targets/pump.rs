@@ -11,7 +11,8 @@ use fastrand::Rng;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use vdens::worker::pump::{Counters, Event, Pump, Side};
+use vdens::ipc::status::Counters;
+use vdens::worker::pump::{Event, Pump, Side};
 use vdens_plugin_kit::negotiation::{Negotiation, Received};
 use vdens_plugin_kit::wire::hello::{Body, Cable, Message, Nonce, SUPER_PREFIX, is_message};
 use vdens_plugin_kit::{
