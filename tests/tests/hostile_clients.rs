@@ -196,7 +196,7 @@ os.chmod('theirs/s', 0o777); print('here', flush=True); print('received', s.recv
     let accepted = client.ok();
     assert_eq!(accepted, format!("[\"{own}\"]\ndone\n"));
     let log = scene.switch.stderr();
-    for words in ["belongs to somebody else", "is not a socket"] {
+    for words in ["belongs to another user", "is not a socket"] {
         assert!(log.contains(words), "{words}: {log}");
     }
     assert_eq!(fs::read_to_string(file).unwrap(), "as it was");
