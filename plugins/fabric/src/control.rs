@@ -290,9 +290,9 @@ mod tests {
         assert!(overtaken.is_some());
         assert_eq!(
             applicants.next_deadline(),
-            Some(start + PATIENCE + Duration::from_millis(1))
+            Some(start + REQUEST_LIMIT + Duration::from_millis(1))
         );
-        let later = start + PATIENCE + Duration::from_millis(100);
+        let later = start + REQUEST_LIMIT + Duration::from_millis(100);
         assert_eq!(applicants.take_late(later).count(), MAX_APPLICANTS - 1);
         assert!(applicants.get_mut(0).is_some());
     }
