@@ -451,5 +451,6 @@ impl<'a> Supervisor<'a> {
         self.namespace = None;
         let workers = self.links.iter_mut().filter_map(HeldLink::release);
         end_all(workers.chain(self.command.take()), CLEANUP_LIMIT);
+        self.links.iter_mut().for_each(HeldLink::close_stored);
     }
 }
