@@ -2,7 +2,7 @@
 //!
 //! # Theory of operation
 //!
-//! Each check is a function of [`trials`] over a [`bench::Bench`], which opens one or two links through the plugin as the
+//! Each check is a function of [`cases`] over a [`bench::Bench`], which opens one or two links through the plugin as the
 //! host does, and moves frames between them. It runs in a child of its own with a fresh copy of the plugin, so one
 //! that crashes costs its line in the report only, and no check suffers from the one before. In the child a
 //! [`watchdog`] knows which function of the plugin is running, and ends the check when it takes too long: a link that
@@ -12,7 +12,7 @@
 
 pub mod bench;
 pub mod frames;
-pub mod trials;
+pub mod cases;
 pub mod watchdog;
 
 use std::fmt;
@@ -182,7 +182,7 @@ pub fn run(plugin: &Path, vnls: Vec<String>, path: &SearchPath, json: bool) -> R
             for stage in ["layout", "scheme"] {
                 report.line(stage, Verdict::ok())?;
             }
-            report.line("manifest", trials::manifest(&description, &version))?;
+            report.line("manifest", cases::manifest(&description, &version))?;
             Some(Capabilities(capabilities))
         }
         Found::Refused { stage, why, hint } => {
@@ -192,13 +192,13 @@ pub fn run(plugin: &Path, vnls: Vec<String>, path: &SearchPath, json: bool) -> R
     };
     if let Some(capabilities) = capabilities {
         let dir = file.parent().unwrap_or(Path::new("/")).to_owned();
-        let subject = trials::Subject {
+        let subject = cases::Subject {
             scheme,
             vnls,
             capabilities,
             path: path.with_first(dir),
         };
-        for (name, check) in trials::ALL {
+        for (name, check) in cases::ALL {
             report.line(name, tried(*check, &subject)?)?;
         }
     }
@@ -273,10 +273,10 @@ fn refused(report: &mut Report, stage: Stage, why: &str, hint: &str) -> Result<(
 }
 
 /// Runs a check in a child.
-fn tried(check: trials::Check, subject: &trials::Subject) -> Result<Verdict> {
+fn tried(check: cases::Check, subject: &cases::Subject) -> Result<Verdict> {
     let child = Isolated::start(|to| {
         let watchdog = watchdog::Watchdog::start(to);
-        let verdict = check(subject).unwrap_or_else(trials::broken);
+        let verdict = check(subject).unwrap_or_else(cases::broken);
         watchdog.finish(&verdict);
     })?;
     let fate = child.finish(Instant::now() + LIMIT);
