@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use vdens_tests::{Lab, PATIENCE, Session, User, need, skip, wait_until};
+use vdens_tests::{Lab, PATIENCE, Session, User, need, skip, target, wait_until};
 
 const CARRIED: &str = "frames go through the kernel";
 
@@ -82,6 +82,38 @@ fn without_the_panel_frames_go_through_user_space() {
         a.send_file(&b, "10.0.0.2", 8);
         assert!(!is_carried(&a) && !is_carried(&b));
         assert_eq!(holders(&lab).len(), 0);
+    }
+}
+
+#[test]
+fn a_transport_of_a_few_lines_gets_the_panel_and_super_frames() {
+    need!("socat");
+    let lab = Lab::new();
+    lab.drop_plugin(&target().join("libpackets.so"), "packets");
+    let vnl = lab.vnl("packets", "p");
+    for (options, how) in [
+        (&["-v"][..], CARRIED),
+        (&["-v", "--no-panel"], "frames go as super-frames"),
+    ] {
+        let start = |address: &str| {
+            let vdens = lab.vdens(options).args(["--addr", address, &vnl, "sh"]);
+            vdens.session()
+        };
+        let a = start("10.0.0.1/24");
+        a.ok(":");
+        let b = start("10.0.0.2/24");
+        b.ping("10.0.0.1");
+        wait_until(how, PATIENCE, || {
+            [&a, &b].iter().all(|end| end.proc().stderr().contains(how))
+        });
+        a.send_file(&b, "10.0.0.2", 8);
+        b.exit(0);
+        wait_until("no carrier without a peer", PATIENCE, || {
+            a.ok("ip link show vde0").contains("NO-CARRIER")
+        });
+        start("10.0.0.2/24").ping("10.0.0.1");
+        a.exit(0);
+        assert!(!lab.dir().join("p").exists());
     }
 }
 

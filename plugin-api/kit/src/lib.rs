@@ -23,7 +23,9 @@
 //! |---|---|
 //! | [`bound_socket`] | a Unix socket at a path: claimed, probed, reclaimed, removed |
 //! | [`udp`], [`stream`], [`tap`] | frames in UDP datagrams, on byte streams, on a tap |
-//! | [`negotiation`] | two ends of ours agree on the panel or super-frames |
+//! | [`DatagramLink`], [`FarEnd`] | the panel and super-frames for sockets of datagrams |
+//! | [`negotiation`] | the messages by which two ends of ours agree on these |
+//! | [`fdb`] | a forwarding database: the place of each station |
 //! | [`offload`] | cuts, completes and joins frames for sinks that differ from their source |
 //! | [`wire`] | the codecs of the protocols that existing peers use |
 //! | [`trust`], [`user`] | whether another user can have made a file, or may be at the far end |
@@ -113,6 +115,8 @@ mod batch;
 pub mod bound_socket;
 mod datagram;
 mod error;
+mod far_end;
+pub mod fdb;
 mod frame;
 mod link;
 mod logging;
@@ -133,6 +137,7 @@ pub mod wire;
 pub use batch::{Batch, FrameAction, RxBatch, TxBatch};
 pub use datagram::send_datagrams;
 pub use error::{Error, ErrorKind, Result};
+pub use far_end::{DatagramLink, FarEnd};
 pub use frame::{Frame, MAX_LEGACY_FRAME, MAX_LEGACY_MTU, VnetHeader};
 pub use link::{Link, Offloads, State};
 pub use log;
