@@ -114,7 +114,7 @@ pub fn check_cable(near: &str, far: &str) -> Result<()> {
     match (cable(near), cable(far)) {
         (Some(near), Some(far)) if near == far => {
             let message = format!("both ends are the cable ptp://{}", near.display());
-            Err(Error::usage(message).hint("name two different networks"))
+            Err(Error::usage(message).hint("name two networks"))
         }
         _ => Ok(()),
     }
