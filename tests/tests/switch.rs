@@ -89,8 +89,8 @@ fn a_switch_within_vdens() {
     assert_eq!(a.exit(0).code(), Some(0));
 }
 
-/// Whoever can plug in: the kernel carries some's frames, some exchange super-frames with the switch, some know of
-/// neither; and the switch's own side.
+/// Whoever can plug in: the kernel carries some's frames, some exchange super-frames with the
+/// switch, some know of neither; and the switch's own side.
 #[test]
 fn files_between_every_kind_of_member() {
     need!("vdens", "socat");
@@ -126,7 +126,8 @@ fn files_between_every_kind_of_member() {
     lab.expect("sw");
 }
 
-/// Super-frames cross the switch whole: it receives far fewer frames than there are segments in the file.
+/// Super-frames cross the switch whole: it receives far fewer frames than there are segments in the
+/// file.
 #[test]
 fn super_frames_between_two_without_the_panel() {
     need!("socat");

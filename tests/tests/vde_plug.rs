@@ -165,8 +165,8 @@ fn a_pid_file_overwrites_nothing_else() {
 fn a_stream_on_standard_input_and_output() {
     need!("python3");
     let lab = Lab::new();
-    // Frames put into a stream at one end of a cable come out of the stream at its other end: the shortest one,
-    // one with a length of more than a byte, and the longest.
+    // Frames put into a stream at one end of a cable come out of the stream at its other end: the
+    // shortest one, one with a length of more than a byte, and the longest.
     let script = "
 import os, subprocess, sys
 plug = lambda: subprocess.Popen(['vde_plug', sys.argv[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
