@@ -2,6 +2,8 @@
 
 use vdens_tests::{Lab, PATIENCE, Proc, Session, need, wait_until};
 
+use crate::short_super_frames::is_idle;
+
 fn switch<'lab>(lab: &'lab Lab) -> Proc<'lab> {
     let switch = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
     lab.wait_for("sw/ctl");
@@ -199,18 +201,5 @@ for i in range(2000):
     let open = std::fs::read_dir(open).unwrap().count();
     assert!(open < 100, "{open} descriptors are open");
     drop((a, b));
-    // Idle means idle.
-    let ticks = || {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", switch.pid())).unwrap();
-        let fields: Vec<_> = stat.rsplit(") ").next().unwrap().split(' ').collect();
-        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-    };
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    let before = ticks();
-    std::thread::sleep(std::time::Duration::from_secs(2));
-    let used = ticks() - before;
-    assert!(
-        used < 20,
-        "{used} ticks of processor time in two idle seconds"
-    );
+    is_idle(&switch);
 }

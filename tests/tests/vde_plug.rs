@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use vdens_tests::{Lab, User, need, stretched};
+use vdens_tests::{Lab, PATIENCE, User, need, stretched, wait_until};
 
 /// Ends a daemon by its pid file, which it takes along.
 #[track_caller]
@@ -115,7 +115,8 @@ fn mode_and_group() {
         .vde_plug(options)
         .args([&lab.vnl("vde", "sw"), "null://"])
         .spawn();
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    let description = || lab.vdectl(["status", "--json"]).ok().contains("a plug");
+    wait_until("the switch has the plug", PATIENCE, description);
     assert_eq!(plug.stderr(), "");
     drop(plug);
     let bad = lab.vde_plug(["-g", "nosuchgroup", &lab.vnl("vde", "sw"), "null://"]);
