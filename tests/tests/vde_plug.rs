@@ -139,12 +139,12 @@ fn a_pid_file_overwrites_nothing_else() {
         lab.expect(name);
     }
     for (name, why) in [
-        ("file", "something else than a process id"),
+        ("file", "its content is not a process id"),
         ("link", "link"),
         ("dangling", "link"),
         ("fifo", "fifo"),
         ("hard", "another name"),
-        ("/dev/null", "no regular file"),
+        ("/dev/null", "not a regular file"),
     ] {
         plug(name, lab.user()).refused(&[name, why]);
     }

@@ -1,7 +1,10 @@
 //! `--wait`: the order in which things are started does not matter.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use vdens_tests::{Lab, PATIENCE, Session, need, stretched, wait_until};
 
 fn has_carrier(session: &Session<'_>) -> bool {
@@ -124,6 +127,32 @@ fn with_a_limit_the_command_waits_too() {
     let output = waiting.wait(PATIENCE);
     assert_eq!(output.code(), Some(3), "{output:?}");
     assert!(!output.stdout.contains("NO-CARRIER"), "{output:?}");
+    switch.terminate();
+}
+
+/// Fault: the process that prepares the command is stopped.
+#[test]
+fn not_for_ever_for_the_interfaces() {
+    let lab = Lab::new();
+    let vdens = lab.vdens(["--wait=60", &lab.vnl("vde", "sw"), "true"]);
+    let vdens = vdens.spawn();
+    let pid = vdens.pid();
+    let network = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let in_namespace = || {
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+        let mut children = children
+            .split_whitespace()
+            .filter_map(|pid| pid.parse().ok());
+        children.find(|child| network(*child).is_some_and(|other| Some(other) != network(pid)))
+    };
+    wait_until("the namespace", PATIENCE, || in_namespace().is_some());
+    kill(Pid::from_raw(in_namespace().unwrap()), Signal::SIGSTOP).unwrap();
+    // Now its link opens, and the session waits for the stopped process.
+    let switch = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
+    let output = vdens.wait(Duration::from_secs(30) + PATIENCE);
+    assert_eq!(output.code(), Some(125), "{output:?}");
+    let complaint = "the interfaces were not made within 30s";
+    assert!(output.stderr.contains(complaint), "{output:?}");
     switch.terminate();
 }
 

@@ -44,10 +44,11 @@ pub(super) struct Channels {
 /// A worker that is not reaped yet.
 pub(super) struct WorkerProcess {
     pub(super) child: Child,
-    /// None once the worker was killed or has closed one.
+    /// `None` once the worker was killed or has closed one.
     pub(super) channels: Option<Channels>,
 }
 
+/// One link's resources.
 pub(super) struct HeldLink {
     pub(super) job: Job,
     pub(super) process: Option<WorkerProcess>,
@@ -88,7 +89,7 @@ impl HeldLink {
             LinkAction::KillHanging => {
                 if let Some(WorkerProcess { child, .. }) = &self.process {
                     let (end, pid) = (&self.job.end, child.pid());
-                    log::warn!("{name} ({end}): process {pid} hangs, and is ended");
+                    log::warn!("{name} ({end}): process {pid} does not answer, killing it");
                 }
                 self.kill();
             }
@@ -112,7 +113,7 @@ impl HeldLink {
         Ok(())
     }
 
-    /// Kills the worker, and does not listen to it any more.
+    /// Kills the worker and closes its channels.
     fn kill(&mut self) {
         if let Some(process) = &mut self.process {
             process.channels = None;
