@@ -79,8 +79,8 @@ fn the_template_passes() {
         .refused(&["/nowhere/x.so"]);
 }
 
-/// A fault of the plugin tests/plugins/broken fails the check of that name, with these words. What other checks say of it
-/// is not waited for.
+/// A fault of the plugin tests/plugins/broken fails the check of that name, with these words. What
+/// other checks say of it is not waited for.
 #[track_caller]
 fn finds(lab: &Lab, fault: &str, check: &str, words: &str) {
     let vnl = format!("broken://{fault}{{{}}}", lab.vnl("ptp", fault));
