@@ -456,7 +456,8 @@ fn every_scheme_has_a_page_with_its_keys() {
     }
 }
 
-/// Rows whose words are the kernel's or a library's, or of which too few stand together in the source.
+/// Rows whose words are the kernel's or a library's, or of which too few stand together in the
+/// source.
 const OTHER_MESSAGES: &[&str] = &[
     "cannot open /dev/net/tun",
     "cannot write … to /proc/self/…",
