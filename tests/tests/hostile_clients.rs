@@ -323,7 +323,7 @@ s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.bind('own'); time.sleep(
     let accepted = client.ok();
     assert_eq!(accepted, format!("[\"{own}\"]\ndone\n"));
     let log = scene.switch.stderr();
-    for words in ["belongs to somebody else", "is not a socket"] {
+    for words in ["belongs to another user", "is not a socket"] {
         assert!(log.contains(words), "{words}: {log}");
     }
     assert_eq!(fs::read_to_string(file).unwrap(), "as it was");

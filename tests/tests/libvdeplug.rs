@@ -394,7 +394,10 @@ fn a_plugin_that_blocks_costs_its_link_only() {
     let output = session.exit(8);
     assert_eq!(output.code(), Some(8), "{output:?}");
     // The worker ends by itself: it is not the supervisor that loses patience with it.
-    assert!(output.stderr.contains("left to itself"), "{output:?}");
+    assert!(
+        output.stderr.contains("its thread is abandoned"),
+        "{output:?}"
+    );
 }
 
 #[test]
