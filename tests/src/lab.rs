@@ -23,7 +23,7 @@ use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::{Cmd, Netns, PATIENCE, Tmux, User, becomes_true, wait_until};
+use crate::{Cmd, Netns, PATIENCE, Tmux, User, becomes_true, stretched, wait_until};
 
 /// The programs of this repository.
 pub const PROGRAMS: [&str; 4] = ["vdens", "vde_plug", "vdectl", "vdens-nat"];
@@ -60,10 +60,10 @@ impl Lab {
     /// # Panics
     /// When they are not there.
     pub fn with_programs(programs: &Path) -> Self {
-        // Tests that run in the background are deaf to these, and what they start would be too.
-        for deaf in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
+        // A shell starts background jobs with these ignored, and their children would inherit it.
+        for ignored in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
             // SAFETY: the default disposition runs no code of this process.
-            let _ = unsafe { signal(deaf, SigHandler::SigDfl) };
+            let _ = unsafe { signal(ignored, SigHandler::SigDfl) };
         }
         let mut builder = tempfile::Builder::new();
         builder.prefix("vt-").rand_bytes(6);
@@ -319,7 +319,10 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         // A panicking test has its processes killed by surprise; what they leave is no news then.
-        let patience = Duration::from_secs(if std::thread::panicking() { 0 } else { 4 });
+        let patience = match std::thread::panicking() {
+            true => Duration::ZERO,
+            false => stretched(Duration::from_secs(4)),
+        };
         let clean = becomes_true(patience, || self.leaks().is_empty());
         let leaks = self.leaks();
         for (pid, _) in self.processes() {
@@ -339,7 +342,8 @@ fn interfaces() -> BTreeSet<String> {
         .collect()
 }
 
-/// Where this program was built: `target/<profile>/deps/<test>` or `target/<profile>/<program>` runs.
+/// Where this program was built: `target/<profile>/deps/<test>` or `target/<profile>/<program>`
+/// runs.
 pub fn target() -> PathBuf {
     let program = std::env::current_exe().unwrap();
     let target = program.ancestors().skip(1).take(2);

@@ -1,17 +1,18 @@
 //! A shell in a namespace, or in a virtual machine, to run one script after the other in.
 //!
-//! Scripts go to the shell's standard input. Behind each one a line with a number and the
-//! script's status is printed, which tells its output from the next one's. Nothing depends on how the
-//! shell was started, so this works through vdens, through Debian's, and over a serial line.
+//! Scripts go to the shell's standard input. Behind each one a line with a number and the script's
+//! status is printed, which tells its output from the next one's. Nothing depends on how the shell
+//! was started, so this works through vdens, through Debian's, and over a serial line.
 
 use std::cell::Cell;
 use std::io::Write;
 use std::process::ChildStdin;
 use std::time::Duration;
 
-use crate::{Output, PATIENCE, Proc, becomes_true};
+use crate::{Output, PATIENCE, Proc, becomes_true, stretched};
 
-/// A shell behind a pipe. Dropping it ends the shell, by the end of its input, and so what started it.
+/// A shell behind a pipe. Dropping it closes the shell's input, which ends the shell and the program
+/// that started it.
 #[derive(Debug)]
 pub struct Session<'lab> {
     proc: Proc<'lab>,
@@ -107,11 +108,11 @@ impl<'lab> Session<'lab> {
         ));
     }
 
-    /// Sends a file of random bytes through TCP to another session, at the address, and compares what
-    /// arrives with what was sent.
+    /// Sends a file of random bytes through TCP to another session, at the address, and compares
+    /// what arrives with what was sent.
     #[track_caller]
     pub fn send_file(&self, to: &Session<'_>, address: &str, mebibytes: u32) {
-        let limit = Duration::from_secs(120);
+        let limit = stretched(Duration::from_secs(120));
         let (family, host) = match address.contains(':') {
             true => ("TCP6", format!("[{address}]")),
             false => ("TCP4", address.to_owned()),
@@ -164,6 +165,6 @@ impl Drop for Session<'_> {
     fn drop(&mut self) {
         self.stdin = None;
         // Whether it ended or not, dropping the process does the rest.
-        self.proc.ends_within(Duration::from_secs(3));
+        self.proc.ends_within(stretched(Duration::from_secs(3)));
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use vdens_tests::{Lab, User, need};
+use vdens_tests::{Lab, PATIENCE, User, need, stretched, wait_until};
 
 /// Ends a daemon by its pid file, which it takes along.
 #[track_caller]
@@ -86,7 +86,7 @@ fn a_signal_between_the_ends_leaves_nothing_behind() {
             let plug = lab.vde_plug(["--wait=60", &vnl, &nobody]).spawn();
             lab.wait_for(path);
             plug.signal(signal);
-            let output = plug.wait(Duration::from_secs(2));
+            let output = plug.wait(stretched(Duration::from_secs(2)));
             assert_eq!(output.code(), Some(128 + signal as i32), "{output:?}");
             assert_eq!(output.stderr, "");
             let left: Vec<_> = std::fs::read_dir(lab.dir()).unwrap().flatten().collect();
@@ -115,7 +115,8 @@ fn mode_and_group() {
         .vde_plug(options)
         .args([&lab.vnl("vde", "sw"), "null://"])
         .spawn();
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    let description = || lab.vdectl(["status", "--json"]).ok().contains("a plug");
+    wait_until("the switch has the plug", PATIENCE, description);
     assert_eq!(plug.stderr(), "");
     drop(plug);
     let bad = lab.vde_plug(["-g", "nosuchgroup", &lab.vnl("vde", "sw"), "null://"]);
@@ -138,12 +139,12 @@ fn a_pid_file_overwrites_nothing_else() {
         lab.expect(name);
     }
     for (name, why) in [
-        ("file", "something else than a process id"),
+        ("file", "its content is not a process id"),
         ("link", "link"),
         ("dangling", "link"),
         ("fifo", "fifo"),
         ("hard", "another name"),
-        ("/dev/null", "no regular file"),
+        ("/dev/null", "not a regular file"),
     ] {
         plug(name, lab.user()).refused(&[name, why]);
     }
@@ -165,8 +166,8 @@ fn a_pid_file_overwrites_nothing_else() {
 fn a_stream_on_standard_input_and_output() {
     need!("python3");
     let lab = Lab::new();
-    // Frames put into a stream at one end of a cable come out of the stream at its other end: the shortest one,
-    // one with a length of more than a byte, and the longest.
+    // Frames put into a stream at one end of a cable come out of the stream at its other end: the
+    // shortest one, one with a length of more than a byte, and the longest.
     let script = "
 import os, subprocess, sys
 plug = lambda: subprocess.Popen(['vde_plug', sys.argv[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

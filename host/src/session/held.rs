@@ -12,6 +12,7 @@ use std::rc::Rc;
 
 use nix::unistd::Pid;
 use serde_json::value::RawValue;
+use vdens_plugin_kit::bound_socket::close_and_reclaim;
 
 use super::link::{Link, LinkAction, WorkerEvent};
 use crate::error::{Error, ErrorKind, Result};
@@ -44,10 +45,11 @@ pub(super) struct Channels {
 /// A worker that is not reaped yet.
 pub(super) struct WorkerProcess {
     pub(super) child: Child,
-    /// None once the worker was killed or has closed one.
+    /// `None` once the worker was killed or has closed one.
     pub(super) channels: Option<Channels>,
 }
 
+/// One link's resources.
 pub(super) struct HeldLink {
     pub(super) job: Job,
     pub(super) process: Option<WorkerProcess>,
@@ -88,7 +90,7 @@ impl HeldLink {
             LinkAction::KillHanging => {
                 if let Some(WorkerProcess { child, .. }) = &self.process {
                     let (end, pid) = (&self.job.end, child.pid());
-                    log::warn!("{name} ({end}): process {pid} hangs, and is ended");
+                    log::warn!("{name} ({end}): process {pid} does not answer, killing it");
                 }
                 self.kill();
             }
@@ -105,14 +107,14 @@ impl HeldLink {
             }
             LinkAction::Close => {
                 log::warn!("{name}: the interface was deleted, its link is closed");
-                self.stored = None;
+                self.close_stored();
             }
             LinkAction::Warn(error) => log::warn!("{name}: {error}"),
         }
         Ok(())
     }
 
-    /// Kills the worker, and does not listen to it any more.
+    /// Kills the worker and closes its channels.
     fn kill(&mut self) {
         if let Some(process) = &mut self.process {
             process.channels = None;
@@ -138,12 +140,18 @@ impl HeldLink {
         Some(WorkerEvent::Ended { exit, is_deleted })
     }
 
-    /// Lets go of everything but the job, and returns the worker. Closing its channels asks it to
-    /// end.
+    /// Lets go of everything but the job and what was stored, and returns the worker. Closing its
+    /// channels asks it to end.
     pub(super) fn release(&mut self) -> Option<Child> {
         self.side = None;
-        self.stored = None;
         self.process.take().map(|process| process.child)
+    }
+
+    /// Closes what the worker stored. A socket that a killed worker has left loses its path.
+    pub(super) fn close_stored(&mut self) {
+        if let Some(stored) = self.stored.take() {
+            close_and_reclaim(stored);
+        }
     }
 
     /// Sends the worker a message.
