@@ -3,7 +3,7 @@
 use std::process::exit;
 
 use vdens::cli::config::Config;
-use vdens::cli::vdectl::{PluginTask, Task, Vdectl};
+use vdens::cli::vdectl::{ForwardTask, PluginTask, Task, Vdectl};
 use vdens::cli::{self, Common};
 use vdens::error::{EXIT_FAILURE, Result};
 use vdens::logging;
@@ -12,6 +12,7 @@ use vdens::plugins::{check, list, scaffold};
 use vdens::sys::privilege;
 use vdens::sys::process::fail_on_panic;
 use vdens::tools::doctor;
+use vdens::tools::forward::{self, Change};
 use vdens::tools::status::{client, text};
 
 const PROGRAM: &str = "vdectl";
@@ -39,6 +40,11 @@ fn run(Vdectl { task, common }: &Vdectl) -> Result<i32> {
     match task {
         Task::Status { json } => show_status(common, *json)?,
         Task::Doctor { .. } => {}
+        Task::Forward { of, task } => match task {
+            ForwardTask::List { json } => forward::list(*of, *json)?,
+            ForwardTask::Add { forwards } => forward::change(*of, &Change::Add, forwards)?,
+            ForwardTask::Remove { forwards } => forward::change(*of, &Change::Remove, forwards)?,
+        },
         Task::Plugin { task } => match task {
             PluginTask::List { json } => list::run(&path, *json)?,
             PluginTask::Check { json, plugin, vnls } => {

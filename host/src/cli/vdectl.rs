@@ -38,12 +38,49 @@ pub enum Task {
         json: bool,
     },
 
+    /// Show and change the ports that lead into a network behind nat://
+    #[command(arg_required_else_help = false)]
+    Forward {
+        /// The process whose network is meant, if there are several: a vdens or vde_plug
+        #[arg(long, global = true, value_name = "PID")]
+        of: Option<u32>,
+
+        /// What is to be done with forwards.
+        #[command(subcommand)]
+        task: ForwardTask,
+    },
+
     /// List, check and write plugins
     #[command(arg_required_else_help = false)]
     Plugin {
         /// What is to be done with plugins.
         #[command(subcommand)]
         task: PluginTask,
+    },
+}
+
+/// What `vdectl forward` does.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ForwardTask {
+    /// List the forwards
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+
+    /// Begin to forward, without touching any connection
+    Add {
+        /// What to forward, for example tcp=8080:80
+        #[arg(required = true, value_name = "FORWARD")]
+        forwards: Vec<String>,
+    },
+
+    /// Stop to forward; open connections go on
+    Remove {
+        /// What was added, in the same words
+        #[arg(required = true, value_name = "FORWARD")]
+        forwards: Vec<String>,
     },
 }
 

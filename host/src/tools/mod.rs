@@ -1,4 +1,5 @@
 //! What a user is shown: the running processes, and whether this machine has what vdens needs.
 
 pub mod doctor;
+pub mod forward;
 pub mod status;
