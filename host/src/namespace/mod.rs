@@ -97,7 +97,7 @@ pub struct Plan {
 pub type NamespaceChannel = Channel<FromNamespace, ToNamespace>;
 
 /// The life of the namespace child; returns only if the command could not be run, with the exit status.
-pub fn run(
+pub(crate) fn run(
     plan: &Plan,
     panel: Option<&Panel>,
     channel: &NamespaceChannel,
