@@ -26,7 +26,7 @@ use vdens_plugin_kit::{Bridge, HostPort, Link, Manifest, OpenOptions, PanelAddre
 use crate::cli::config::{Config, Libvdeplug};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ipc::Order;
-use crate::panel::{self, Executed, Orders, nobody_keeps};
+use crate::panel::{self, Executed, PanelClient, no_successor};
 use crate::plugins::loader;
 use crate::plugins::search::SearchPath;
 
@@ -96,7 +96,7 @@ pub struct Opener(&'static Services);
 struct Services {
     library: &'static Library,
     port: HostPort,
-    panel: Option<Orders>,
+    panel: Option<PanelClient>,
     /// What the process had kept that served the link before.
     kept: Mutex<Option<OwnedFd>>,
     /// How many links are around this one.
@@ -115,10 +115,10 @@ impl Opener {
     /// An opener of what `plugins` serve; `port` is the host's side of the link, `panel` the way to
     /// somebody who carries out orders on the panel, `kept` what the last process to serve the link
     /// had kept. One a link, for the life of the process.
-    pub fn new(
+    pub(crate) fn new(
         plugins: Plugins,
         port: HostPort,
-        panel: Option<Orders>,
+        panel: Option<PanelClient>,
         kept: Option<OwnedFd>,
     ) -> Self {
         let library = Box::leak(Box::new(Library {
@@ -195,7 +195,7 @@ impl Library {
 
 impl Services {
     fn order(&self, order: Order) -> Result<Executed> {
-        self.panel.ok_or_else(no_panel)?.give(order)
+        self.panel.ok_or_else(no_panel)?.execute(order)
     }
 }
 
@@ -258,7 +258,7 @@ impl HostServices for Services {
         // There is one place, and it is the outermost link's.
         match (self.panel, self.level) {
             (Some(orders), 0) => orders.store_fd(fd),
-            _ => Err(nobody_keeps()),
+            _ => Err(no_successor()),
         }
     }
 

@@ -26,7 +26,7 @@ use vdens_plugin_kit::{HostPort, Link, OpenOptions, PanelAddress};
 use crate::cli::vnls::End;
 use crate::error::{EXIT_FAILURE, Error, Result};
 use crate::ipc::{Channel, FromWorker, Received, Reply, Request, ToWorker, malformed};
-use crate::panel::{Orders, PanelPort};
+use crate::panel::{PanelClient, PanelPort};
 use crate::plugins::host_services::{Opener, Plugins};
 use crate::sys::process::{give_back_memory, map_large_allocations, wait};
 use crate::sys::signals::{self, Signals};
@@ -95,7 +95,7 @@ pub fn run(
         .restore()
         .and_then(|()| signals::follow_parent(supervisor));
     let Channels { control, orders } = channels;
-    let orders = Orders::to_supervisor(orders);
+    let orders = PanelClient::to_supervisor(orders);
     let port = HostPort {
         interface: job.interface.clone(),
         mtu: job.mtu,
@@ -195,7 +195,7 @@ impl Worker<'_> {
     }
 
     /// Asks the supervisor for this side of the link; `None` if the session is over.
-    fn side(&self, link: &dyn Link, orders: Orders) -> Result<Option<Side>> {
+    fn side(&self, link: &dyn Link, orders: PanelClient) -> Result<Option<Side>> {
         let job = self.job;
         let wants_panel = job.panel_address.is_some() && link.wants_panel();
         self.control.send(&FromWorker::Open { wants_panel }, &[])?;
