@@ -1,6 +1,6 @@
 #!/bin/bash
-# Prepares a Debian or Ubuntu machine for the tests: packages, two ordinary users, /dev/net/tun, a virtual machine.
-# Needs root. Changes nothing that is in order already, so it may run before every test.
+# Prepares a Debian or Ubuntu machine for the tests: packages, a second Rust compiler, two ordinary
+# users, /dev/net/tun, a virtual machine. Needs root. Changes nothing that is in order already, so it may run before every test.
 set -euo pipefail
 cd "$(dirname "$0")"
 [ "$(id -u)" = 0 ] || { echo "tests/setup.sh: needs root" >&2; exit 1; }
@@ -9,6 +9,8 @@ cd "$(dirname "$0")"
 packages="gcc g++ libc6-dev iproute2 iputils-ping ethtool util-linux procps passwd tmux socat tcpdump iperf3 iptables nftables python3
           vdens vdeplug vde-switch vde-wirefilter qemu-system-x86 cpio gzip busybox-static bubblewrap libcap2-bin
           libvdeplug2 libvdeplug-slirp libvdeplug-agno libvdeplug-vlan"
+# A second compiler, for plugins: Debian's, or what the system has.
+[ -x /usr/bin/rustc ] || packages="$packages rustc-web"
 missing=$(for package in $packages; do dpkg -s "$package" 2>/dev/null | grep -q '^Status: install ok' || echo "$package"; done)
 if [ -n "$missing" ]; then
     export DEBIAN_FRONTEND=noninteractive

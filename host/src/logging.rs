@@ -24,7 +24,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use simplelog::{Config, ConfigBuilder, WriteLogger};
 
-use crate::cli::{self, config};
 use crate::error::{Error, Result};
 use crate::output::{Line, write_line};
 
@@ -41,17 +40,7 @@ pub struct Choice<'a> {
     pub file: Option<&'a Path>,
 }
 
-impl<'a> Choice<'a> {
-    /// The command line's choice where it makes one, else the configuration's.
-    pub fn new(cli: &'a cli::Common, config: &'a config::Config) -> Self {
-        Self {
-            verbose: cli.verbose,
-            quiet: cli.quiet,
-            level: config.log.level,
-            file: cli.log_file.as_deref().or(config.log.file.as_deref()),
-        }
-    }
-
+impl Choice<'_> {
     /// The level: the command line's, else the configuration's, else warnings.
     pub fn level(&self) -> LevelFilter {
         match (self.quiet, self.verbose) {

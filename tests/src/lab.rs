@@ -23,7 +23,7 @@ use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::{Cmd, Netns, PATIENCE, Tmux, User, becomes_true, wait_until};
+use crate::{Cmd, Netns, PATIENCE, Tmux, User, becomes_true, stretched, wait_until};
 
 /// The programs of this repository.
 pub const PROGRAMS: [&str; 3] = ["vdens", "vde_plug", "vdectl"];
@@ -311,7 +311,10 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         // A panicking test has its processes killed by surprise; what they leave is no news then.
-        let patience = Duration::from_secs(if std::thread::panicking() { 0 } else { 4 });
+        let patience = match std::thread::panicking() {
+            true => Duration::ZERO,
+            false => stretched(Duration::from_secs(4)),
+        };
         let clean = becomes_true(patience, || self.leaks().is_empty());
         let leaks = self.leaks();
         for (pid, _) in self.processes() {

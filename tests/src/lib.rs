@@ -36,13 +36,25 @@ pub use lab::{Lab, PROGRAMS, target};
 pub use need::{GUEST, installed, lacks, skip};
 pub use netns::Netns;
 pub use process::{Cmd, Output, Proc, children, family, name};
-pub use rust::{build, has_toolchain};
+pub use rust::{SECOND_RUSTC, build};
 pub use session::Session;
 pub use tmux::Tmux;
 pub use user::User;
 
 /// How long anything that should happen at once may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A limit for a quiet machine, stretched by what this one has to do: a limit that a test is about
+/// must be short, and must hold beside other programs.
+pub fn stretched(limit: Duration) -> Duration {
+    // proc_loadavg(5): processes that wanted a processor, in the last minute and now.
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let mut words = load.split([' ', '/']);
+    let mut number = |at| words.nth(at).and_then(|word| word.parse::<f64>().ok());
+    let (minute, now) = (number(0).unwrap_or(0.0), number(2).unwrap_or(0.0));
+    let processors = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+    limit.mul_f64(1.0 + minute.max(now) / processors)
+}
 
 /// Asks `probe` until it says yes.
 ///

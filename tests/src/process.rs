@@ -19,7 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-use crate::{Lab, Netns, PATIENCE, Session, User};
+use crate::{Lab, Netns, PATIENCE, Session, User, stretched};
 
 /// How long a process may take to clean up and end.
 const FAREWELL: Duration = Duration::from_secs(4);
@@ -320,7 +320,7 @@ impl Proc<'_> {
     #[track_caller]
     pub fn terminate(self) -> Output {
         self.signal(Signal::SIGTERM);
-        self.wait(FAREWELL)
+        self.wait(stretched(FAREWELL))
     }
 
     /// Kills what the process has left, if it is one that leaves something. It must not have been
@@ -358,7 +358,7 @@ impl Drop for Proc<'_> {
     fn drop(&mut self) {
         if self.is_running() {
             self.signal(Signal::SIGTERM);
-            if !self.ends_within(FAREWELL) {
+            if !self.ends_within(stretched(FAREWELL)) {
                 // It may be gone by now, which is what is wanted.
                 let _ = killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
             }

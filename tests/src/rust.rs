@@ -1,17 +1,17 @@
 //! Rust: building what a test needs, and lending the toolchain to the ordinary user.
 //!
-//! A user may not be able to read the toolchain, the registry's crates or the repository, when these are root's. So
-//! [`Cmd::with_rust`] runs a command in a mount namespace in which they are where the user can: the toolchain in the
-//! lab, a copy of the registry's index and crates as the user's `CARGO_HOME`, and the repository at its own path. Nothing
-//! is fetched from the network.
+//! A user may not be able to read the toolchain, the registry's crates or the repository, when
+//! these are root's. So [`Cmd::with_rust`] runs a command in a mount namespace in which they are
+//! where the user can: the toolchain in the lab, a copy of the registry's index and crates as the
+//! user's `CARGO_HOME`, and the repository at its own path. Nothing is fetched from the network.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::{Cmd, Lab, User};
 
-/// Makes the toolchain ($1) appear at $2, and the repository ($4) readable where it is, with the help of $3. Then runs
-/// the rest as the user whose ids are $5 and $6.
+/// Makes the toolchain ($1) appear at $2, and the repository ($4) readable where it is, with the
+/// help of $3. Then runs the rest as the user whose ids are $5 and $6.
 const BORROW: &str = r#"
 mount --bind "$1" "$2"
 part=$4; closed=
@@ -39,7 +39,8 @@ impl Cmd<'_> {
         let path = |rust: &Path| {
             let path = lab.environment(lab.user()).into_iter();
             let path: Vec<_> = path.filter(|(name, _)| *name == "PATH").collect();
-            format!("{}:{}", path[0].1, rust.join("bin").display())
+            // First, because a system may have a Rust of its own.
+            format!("{}:{}", rust.join("bin").display(), path[0].1)
         };
         let offline = self.env("CARGO_NET_OFFLINE", "true");
         if !User::is_root() {
@@ -104,38 +105,33 @@ fn said(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Whether rustup has a toolchain of that name.
-pub fn has_toolchain(name: &str) -> bool {
-    let list = Command::new("rustup").args(["toolchain", "list"]).output();
-    list.is_ok_and(|list| {
-        let list = String::from_utf8_lossy(&list.stdout).into_owned();
-        list.lines().any(|line| line.starts_with(name))
-    })
-}
+/// The second compiler, which `tests/setup.sh` installs: the system's, of another version than the
+/// one that builds the host.
+pub const SECOND_RUSTC: &str = "/usr/bin/rustc";
 
-/// Runs `cargo build` with these arguments on a manifest of the repository, with another toolchain if one is named, as
-/// whoever runs the tests. What it builds stays for the next time.
+/// Runs `cargo build` with these arguments on a manifest of the repository, as the user who runs
+/// the tests, with `rustc` or with the compiler that builds the host. What it builds stays for the
+/// next time.
 ///
 /// # Panics
 /// When that fails.
 #[track_caller]
-pub fn build(toolchain: Option<&str>, manifest: &str, target: &Path, arguments: &[&str]) {
-    let mut command = match toolchain {
-        Some(name) => {
-            let mut command = Command::new("rustup");
-            command.args(["run", name, "cargo"]);
-            command.env_remove("RUSTUP_TOOLCHAIN");
-            command
-        }
-        None => Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())),
-    };
+pub fn build(rustc: Option<&str>, manifest: &str, target: &Path, arguments: &[&str]) {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     let inherited = std::env::vars_os().map(|(name, _)| name);
     for name in inherited.filter(|name| name.to_string_lossy().starts_with("CARGO_PKG_")) {
         command.env_remove(name);
     }
+    command.env_remove("RUSTC");
+    if let Some(rustc) = rustc {
+        assert!(
+            Path::new(rustc).exists(),
+            "{rustc} is missing: run tests/setup.sh as root"
+        );
+        command.env("RUSTC", rustc);
+    }
     said(
         command
-            .env_remove("RUSTC")
             .args(["build", "--quiet", "--locked", "--manifest-path"])
             .arg(repository_root().join(manifest))
             .arg("--target-dir")

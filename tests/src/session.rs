@@ -9,7 +9,7 @@ use std::io::Write;
 use std::process::ChildStdin;
 use std::time::Duration;
 
-use crate::{Output, PATIENCE, Proc, becomes_true};
+use crate::{Output, PATIENCE, Proc, becomes_true, stretched};
 
 /// A shell behind a pipe. Dropping it ends the shell, by the end of its input, and so what started it.
 #[derive(Debug)]
@@ -111,7 +111,7 @@ impl<'lab> Session<'lab> {
     /// arrives with what was sent.
     #[track_caller]
     pub fn send_file(&self, to: &Session<'_>, address: &str, mebibytes: u32) {
-        let limit = Duration::from_secs(120);
+        let limit = stretched(Duration::from_secs(120));
         let (family, host) = match address.contains(':') {
             true => ("TCP6", format!("[{address}]")),
             false => ("TCP4", address.to_owned()),
@@ -164,6 +164,6 @@ impl Drop for Session<'_> {
     fn drop(&mut self) {
         self.stdin = None;
         // Whether it ended or not, dropping the process does the rest.
-        self.proc.ends_within(Duration::from_secs(3));
+        self.proc.ends_within(stretched(Duration::from_secs(3)));
     }
 }

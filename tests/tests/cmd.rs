@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use vdens_tests::{Lab, PATIENCE, need, wait_until};
+use vdens_tests::{Lab, PATIENCE, need, stretched, wait_until};
 
 #[test]
 fn ours_and_debians_carry_each_others_streams() {
@@ -35,7 +35,7 @@ fn ours_and_debians_carry_each_others_streams() {
         a.ping("10.0.0.2");
         if by_debian {
             // Its reader takes what one read brings for a frame, and is lost when the pipe was full: small amounts only.
-            a.ok("ping -c 5 -i 0.2 -W 2 -s 1400 10.0.0.2");
+            a.ok("ping -c 5 -i 0.2 -W 20 -s 1400 10.0.0.2");
             continue;
         }
         a.send_file(&b, "10.0.0.2", 4);
@@ -67,9 +67,11 @@ fn a_command_that_ends_costs_the_carrier_and_is_started_again() {
     let session = lab.vdens(["--up", &command, "sh"]).session();
     let starts = || std::fs::read_to_string(&file).unwrap_or_default();
     let carrier = |up: bool| {
-        wait_until("the carrier follows", Duration::from_secs(5), || {
-            session.ok("ip link show vde0").contains("NO-CARRIER") != up
-        });
+        wait_until(
+            "the carrier follows",
+            stretched(Duration::from_secs(5)),
+            || session.ok("ip link show vde0").contains("NO-CARRIER") != up,
+        );
     };
     wait_until("the command runs", PATIENCE, || {
         starts().lines().count() == 1
@@ -91,7 +93,7 @@ fn a_command_that_ends_costs_the_carrier_and_is_started_again() {
 fn one_that_is_no_stream_leaves_the_interface_without_carrier() {
     let lab = Lab::new();
     let session = lab.vdens(["--up", "cmd://exit 3", "sh"]).session();
-    wait_until("no carrier", Duration::from_secs(5), || {
+    wait_until("no carrier", stretched(Duration::from_secs(5)), || {
         session.ok("ip link show vde0").contains("NO-CARRIER")
     });
     lab.vdens(["cmd://", "true"])

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use vdens_tests::{Cmd, Lab, User, need};
+use vdens_tests::{Cmd, Lab, User, need, stretched};
 
 /// What `vdectl doctor --json` said, and its exit status.
 struct Findings {
@@ -141,7 +141,7 @@ fn sessions_are_not_disturbed() {
     let cable = lab.vnl("ptp", "cable");
     let one = lab.vdens(["--addr", "10.0.0.1/24", &cable, "sh"]).session();
     let two = lab.vdens(["--addr", "10.0.0.2/24", &cable, "sh"]).session();
-    let ping = "ping -q -c 1 -w 10 10.0.0.1";
+    let ping = "ping -q -c 1 -w 50 10.0.0.1";
     two.ok(ping);
     let registry = "ls -R $XDG_RUNTIME_DIR; cat $XDG_RUNTIME_DIR/vdens/[0-9]*/[0-9]*";
     let before = lab.sh(registry).ok();
@@ -363,7 +363,7 @@ fn a_plugin_that_hangs() {
     );
     findings.remedy("ok", "plugin null", &[]);
     findings.remedy("ok", "panel", &[]);
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert!(took < stretched(Duration::from_secs(5)), "{took:?}");
 }
 
 #[test]

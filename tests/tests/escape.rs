@@ -335,5 +335,5 @@ fn a_signal_to_the_supervisor_ends_the_commands_own_session() {
     wait_until("no carrier without a peer", PATIENCE, || {
         scene.b.ok("ip link show vde0").contains("NO-CARRIER")
     });
-    scene.b.ok("ping -c 1 -W 1 10.0.0.2");
+    scene.b.ok("ping -c 1 -W 20 10.0.0.2");
 }

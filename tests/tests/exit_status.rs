@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use vdens_tests::{Lab, Proc, need, wait_until};
+use vdens_tests::{Lab, Proc, need, stretched, wait_until};
 
 fn switch<'lab>(lab: &'lab Lab) -> Proc<'lab> {
     let switch = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
@@ -126,7 +126,7 @@ fn terminating_vdens_terminates_the_command() {
             vdens.stdout().contains("ready")
         });
         vdens.signal(signal);
-        let output = vdens.wait(Duration::from_secs(5));
+        let output = vdens.wait(stretched(Duration::from_secs(5)));
         assert!(output.stdout.contains("told"), "{output:?}");
         assert_eq!(output.code(), Some(9), "{output:?}");
     }

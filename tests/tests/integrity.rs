@@ -1,8 +1,10 @@
-//! What is sent is what arrives, on every tier of the data plane and between all that one switch can mix.
+//! What is sent is what arrives, on every tier of the data plane and between all kinds of members
+//! that one switch can have.
 //!
-//! A pair exchanges two files at once, one over IPv4 and one over IPv6, in either direction, at an MTU of 1500 and of 9000 bytes; then
-//! numbered raw frames, untagged and VLAN-tagged. Alongside there is UDP in both directions: datagrams of 1 to 8,000 bytes
-//! whose contents are checked, and iperf3's. No kernel may have seen a wrong checksum. The files have as many MiB as the
+//! A pair exchanges two files at once, one over IPv4 and one over IPv6, in either direction, at an
+//! MTU of 1500 and of 9000 bytes; then numbered raw frames, untagged and VLAN-tagged. Alongside
+//! there is UDP in both directions: datagrams of 1 to 8,000 bytes whose contents are checked, and
+//! iperf3's. No kernel may have seen a wrong checksum. The files have as many MiB as the
 //! environment variable `VDENS_TEST_MIB` says, or 8.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
@@ -11,7 +13,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::time::Duration;
 
-use vdens_tests::{Cmd, Lab, Netns, PATIENCE, Session, User, need, wait_until};
+use vdens_tests::{Cmd, Lab, Netns, PATIENCE, Session, User, need, stretched, wait_until};
 
 use crate::status::{link, status};
 
@@ -41,7 +43,7 @@ impl Traffic {
             checksum: lab.sh(&script).ok().trim().to_owned(),
             file,
             program: lab.write("traffic.py", include_str!("integrity.py")),
-            limit: Duration::from_secs(60 + mebibytes),
+            limit: stretched(Duration::from_secs(60 + mebibytes)),
         }
     }
 
@@ -142,11 +144,7 @@ impl Traffic {
 }
 
 impl<'lab> Member<'lab> {
-    fn new(kind: &'static str, number: usize, command: Cmd<'lab>) -> Self {
-        Self::at(kind, number, "vde0", command)
-    }
-
-    fn at(kind: &'static str, number: usize, interface: &'static str, command: Cmd<'lab>) -> Self {
+    fn new(kind: &'static str, number: usize, interface: &'static str, command: Cmd<'lab>) -> Self {
         let session = command.session();
         let member = Self {
             kind,
@@ -184,12 +182,6 @@ impl<'lab> Member<'lab> {
     }
 }
 
-/// A directory that everybody may use.
-fn meeting_place(lab: &Lab, name: &str) {
-    let path = lab.mkdir(name);
-    fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
-}
-
 /// The command of a user to whom nothing in the lab belongs, with directories of their own.
 fn by_other<'lab>(lab: &'lab Lab, command: Cmd<'lab>) -> Cmd<'lab> {
     let other = User::other();
@@ -203,133 +195,176 @@ fn by_other<'lab>(lab: &'lab Lab, command: Cmd<'lab>) -> Cmd<'lab> {
     command.by(other)
 }
 
-/// A pair on a cable of ours, on the tier that it must be on.
-#[track_caller]
-fn check_cable(options: &[&str], tier: &str) {
-    let lab = Lab::new();
-    let traffic = Traffic::new(&lab);
-    let command = || {
-        let vnl = lab.vnl("ptp", "p");
-        lab.vdens(options).args([&vnl, "sh"])
+/// What members are plugged into.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Medium {
+    Cable,
+    /// Debian's vde_switch.
+    VdeSwitch,
+    /// Our switch: the interface of a session, which is the first member, with these options.
+    Switch(&'static [&'static str]),
+    /// A tap of the host's; the host is a member.
+    Tap,
+}
+
+/// Whose a member is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Ours,
+    NoPanel,
+    Debians,
+    OtherUsers,
+    SwitchsOwn,
+    Host,
+}
+
+/// Members, and which of them exchange traffic.
+struct Case {
+    medium: Medium,
+    members: &'static [Kind],
+    /// The tiers of some members, by their place.
+    tiers: &'static [(usize, &'static str)],
+    pairs: &'static [(usize, usize)],
+    mtus: &'static [u32],
+    /// Whether tagged frames pass.
+    tagged: bool,
+}
+
+use Kind::{Debians, Host, NoPanel, OtherUsers, Ours, SwitchsOwn};
+
+/// The switch's own interface, and two members of each kind.
+const OF_EACH: &[Kind] = &[
+    SwitchsOwn, Ours, NoPanel, Debians, OtherUsers, Ours, NoPanel, Debians, OtherUsers,
+];
+
+/// Both ends of a cable, or of a tap.
+const PAIR: Case = Case {
+    medium: Medium::Cable,
+    members: &[Ours, Ours],
+    tiers: &[],
+    pairs: &[(0, 1)],
+    mtus: &[1500, 9000],
+    tagged: true,
+};
+
+/// The cases, a test for each, and what they need of the machine.
+macro_rules! cases {
+    ($(fn $test:ident() = [$($need:literal),*], $case:expr;)*) => {$(
+        #[test]
+        fn $test() {
+            need!("socat", "python3", "iperf3" $(, $need)*);
+            run(&$case);
+        }
+    )*};
+}
+
+cases! {
+    fn cable_on_the_panel() = [], Case { tiers: &[(0, "kernel")], ..PAIR };
+    fn cable_with_super_frames() = [], Case {
+        members: &[NoPanel, NoPanel],
+        tiers: &[(0, "super-frames")],
+        ..PAIR
     };
-    let [a, b] = [1, 2].map(|number| Member::new("ours", number, command()));
-    wait_until(tier, PATIENCE, || a.tier(&lab) == tier);
-    traffic.exchange(&a, &b, &[1500, 9000], true);
-}
-
-#[test]
-fn cable_on_the_panel() {
-    need!("socat", "python3", "iperf3");
-    check_cable(&[], "kernel");
-}
-
-#[test]
-fn cable_with_super_frames() {
-    need!("socat", "python3", "iperf3");
-    check_cable(&["--no-panel"], "super-frames");
-}
-
-#[test]
-fn cable_to_debian() {
-    need!("socat", "python3", "iperf3", "vdens");
-    let lab = Lab::new();
-    let traffic = Traffic::new(&lab);
-    let args = [&lab.vnl("ptp", "p"), "sh"];
-    let a = Member::new("ours", 1, lab.vdens(args));
-    let b = Member::new("Debian's", 2, lab.debian("vdens", args));
-    wait_until("segmented", PATIENCE, || a.tier(&lab) == "segmented");
-    traffic.exchange(&a, &b, &[1500, 9000], true);
-}
-
-#[test]
-fn cable_between_two_users() {
-    need!("root", "socat", "python3", "iperf3");
-    let lab = Lab::new();
-    let traffic = Traffic::new(&lab);
-    meeting_place(&lab, "meet");
-    let args = [&lab.vnl("ptp", "meet/p[mode=0777]"), "sh"];
-    let a = Member::new("one user's", 1, lab.vdens(args));
-    let b = Member::new("another's", 2, by_other(&lab, lab.vdens(args)));
-    wait_until("super-frames", PATIENCE, || a.tier(&lab) == "super-frames");
-    traffic.exchange(&a, &b, &[1500, 9000], true);
-}
-
-#[test]
-fn on_debians_vde_switch() {
-    need!("socat", "python3", "iperf3", "vdens", "vde_switch");
-    let lab = Lab::new();
-    let traffic = Traffic::new(&lab);
-    let switch = lab.debian("vde_switch", ["-s", &lab.path("sw")]);
-    let _switch = switch.spawn_piped();
-    lab.wait_for("sw/ctl");
-    let args = [&lab.vnl("vde", "sw"), "sh"];
-    let members = [
-        Member::new("ours", 1, lab.vdens(args)),
-        Member::new("another of ours", 2, lab.vdens(args)),
-        Member::new("Debian's", 3, lab.debian("vdens", args)),
-    ];
+    fn cable_to_debian() = ["vdens"], Case {
+        members: &[Ours, Debians],
+        tiers: &[(0, "segmented")],
+        ..PAIR
+    };
+    fn cable_between_two_users() = ["root"], Case {
+        members: &[Ours, OtherUsers],
+        tiers: &[(0, "super-frames")],
+        ..PAIR
+    };
     // It takes frames of up to 1518 bytes, and drops those of VLANs that it was not told of.
-    for (a, b) in [(0, 1), (0, 2)] {
-        traffic.exchange(&members[a], &members[b], &[1500], false);
-    }
+    fn on_debians_vde_switch() = ["vdens", "vde_switch"], Case {
+        medium: Medium::VdeSwitch,
+        members: &[Ours, Ours, Debians],
+        pairs: &[(0, 1), (0, 2)],
+        mtus: &[1500],
+        tagged: false,
+        ..PAIR
+    };
+    // Each kind with its own and with each other.
+    fn on_our_switch() = ["root", "vdens"], Case {
+        medium: Medium::Switch(&[]),
+        members: OF_EACH,
+        tiers: &[(1, "kernel"), (2, "super-frames")],
+        pairs: &[
+            (0, 2), (0, 3), (0, 4), (1, 5), (1, 2), (1, 3), (1, 4), (2, 6), (2, 3), (2, 4), (3, 7),
+            (3, 4), (4, 8),
+        ],
+        ..PAIR
+    };
+    fn on_our_switch_without_the_panel() = ["root", "vdens"], Case {
+        medium: Medium::Switch(&["--no-panel"]),
+        members: OF_EACH,
+        tiers: &[(1, "super-frames"), (2, "super-frames")],
+        pairs: &[(0, 2), (0, 3), (0, 4)],
+        ..PAIR
+    };
+    fn to_the_host_through_a_tap() = ["root"], Case {
+        medium: Medium::Tap,
+        members: &[Ours, Host],
+        ..PAIR
+    };
 }
 
-/// Pairs of members of one of our switches: 0 is the switch's own, 1 to 4 are of one kind each, and 5 to 8 again.
-#[track_caller]
-fn check_switch(options: &[&str], tiers: [&str; 2], pairs: &[(usize, usize)]) {
+/// Runs a case.
+fn run(case: &Case) {
     let lab = Lab::new();
     let traffic = Traffic::new(&lab);
-    meeting_place(&lab, "meet");
-    let switch = lab.vnl("switch", "meet/sw[mode=0777]");
-    let host = lab.vdens(options).args([&switch, "sh"]);
-    let vnl = lab.vnl("vde", "meet/sw");
+    // A directory that every user may use. Debian's programs may leave sockets in it.
+    let meet = lab.mkdir("meet");
+    fs::set_permissions(meet, fs::Permissions::from_mode(0o777)).unwrap();
+    let host = (case.medium == Medium::Tap).then(|| tap(&lab));
+    let _switch = (case.medium == Medium::VdeSwitch).then(|| {
+        let switch = lab.debian("vde_switch", ["-s", &lab.path("meet/sw")]);
+        let switch = switch.spawn_piped();
+        lab.wait_for("meet/sw/ctl");
+        switch
+    });
+    let vnl = match case.medium {
+        Medium::Cable if case.members.contains(&OtherUsers) => lab.vnl("ptp", "meet/p[mode=0777]"),
+        Medium::Cable => lab.vnl("ptp", "meet/p"),
+        Medium::VdeSwitch | Medium::Switch(_) => lab.vnl("vde", "meet/sw"),
+        Medium::Tap => "tap://tap0".to_owned(),
+    };
     let args = [&vnl, "sh"];
-    let mut members = vec![Member::new("the switch's own", 1, host)];
-    lab.wait_for("meet/sw/ctl");
-    let mut add = |kind, command| members.push(Member::new(kind, members.len() + 1, command));
-    for _ in 0..2 {
-        add("the panel's", lab.vdens(args));
-        add("super-frames'", lab.vdens(["--no-panel"]).args(args));
-        add("Debian's", lab.debian("vdens", args));
-        add("another user's", by_other(&lab, lab.vdens(args)));
+    let mut members = Vec::new();
+    for (kind, number) in case.members.iter().zip(1..) {
+        let (name, command) = match kind {
+            Ours => ("ours", lab.vdens(args)),
+            NoPanel => (
+                "ours without the panel",
+                lab.vdens(["--no-panel"]).args(args),
+            ),
+            Debians => ("Debian's", lab.debian("vdens", args)),
+            OtherUsers => ("another user's", by_other(&lab, lab.vdens(args))),
+            SwitchsOwn => {
+                let Medium::Switch(options) = case.medium else {
+                    panic!("this medium has no interface of its own");
+                };
+                let switch = lab.vnl("switch", "meet/sw[mode=0777]");
+                ("the switch's own", lab.vdens(options).args([&switch, "sh"]))
+            }
+            Host => ("the host", lab.sh("exec sh").by(User::root())),
+        };
+        let command = match &host {
+            Some(host) => command.inside(host),
+            None => command,
+        };
+        let interface = if *kind == Host { "tap0" } else { "vde0" };
+        members.push(Member::new(name, number, interface, command));
+        if *kind == SwitchsOwn {
+            lab.wait_for("meet/sw/ctl");
+        }
     }
-    let found = || [1, 2].map(|at: usize| members[at].tier(&lab));
-    wait_until(&format!("{tiers:?}"), PATIENCE, || found() == tiers);
-    for (a, b) in pairs {
-        traffic.exchange(&members[*a], &members[*b], &[1500, 9000], true);
+    for (at, tier) in case.tiers {
+        wait_until(tier, PATIENCE, || members[*at].tier(&lab) == *tier);
     }
-    // Debian's vdens may leave its socket.
-    lab.expect("meet");
-}
-
-/// Each kind with its own and with each other.
-#[test]
-fn on_our_switch() {
-    need!("root", "socat", "python3", "iperf3", "vdens");
-    let pairs = [
-        (0, 2),
-        (0, 3),
-        (0, 4),
-        (1, 5),
-        (1, 2),
-        (1, 3),
-        (1, 4),
-        (2, 6),
-        (2, 3),
-        (2, 4),
-        (3, 7),
-        (3, 4),
-        (4, 8),
-    ];
-    check_switch(&[], ["kernel", "super-frames"], &pairs);
-}
-
-/// The switch's own side in user space.
-#[test]
-fn on_our_switch_without_the_panel() {
-    need!("root", "socat", "python3", "iperf3", "vdens");
-    let pairs = [(0, 2), (0, 3), (0, 4)];
-    check_switch(&["--no-panel"], ["super-frames", "super-frames"], &pairs);
+    for (a, b) in case.pairs {
+        traffic.exchange(&members[*a], &members[*b], case.mtus, case.tagged);
+    }
 }
 
 /// A persistent tap of the user's, in a namespace that stands for the host.
@@ -343,19 +378,8 @@ fn tap<'lab>(lab: &'lab Lab) -> Netns<'lab> {
     host
 }
 
-#[test]
-fn to_the_host_through_a_tap() {
-    need!("root", "socat", "python3", "iperf3");
-    let lab = Lab::new();
-    let traffic = Traffic::new(&lab);
-    let host = tap(&lab);
-    let a = Member::new("ours", 1, lab.vdens(["tap://tap0", "sh"]).inside(&host));
-    let shell = lab.command("sh", [] as [&str; 0]).by(User::root());
-    let b = Member::at("the host", 2, "tap0", shell.inside(&host));
-    traffic.exchange(&a, &b, &[1500, 9000], true);
-}
-
-/// While it is used, frames carry virtio headers; afterwards it is as it was, and a program that knows nothing of them can open it.
+/// While the tap is used, frames carry virtio headers. Afterwards it is as it was, and a program that
+/// does not know these headers can open it.
 #[test]
 fn a_tap_is_given_back_as_it_was() {
     need!("root", "ethtool", "python3");

@@ -58,8 +58,8 @@ fn cable_with_jumbo_frames() {
         for session in [&a, &b] {
             session.ok(&format!("ip link set vde0 mtu {mtu}"));
         }
-        a.ok(&format!("ping -c 2 -W 2 -M do -s {payload} 10.0.0.2"));
-        b.ok(&format!("ping -c 2 -W 2 -M do -s {payload} 10.0.0.1"));
+        a.ok(&format!("ping -c 2 -W 20 -M do -s {payload} 10.0.0.2"));
+        b.ok(&format!("ping -c 2 -W 20 -M do -s {payload} 10.0.0.1"));
     }
 }
 
@@ -197,7 +197,7 @@ fn check_stream(left: &str, right: &str) {
     for session in [&here, &there] {
         session.ok("ip link set vde0 mtu 9000");
     }
-    here.ok("ping -c 2 -W 2 -M do -s 8972 10.0.0.2");
+    here.ok("ping -c 2 -W 20 -M do -s 8972 10.0.0.2");
     drop((here, there));
     drop(stream);
 }

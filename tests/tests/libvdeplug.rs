@@ -363,7 +363,7 @@ fn sends_back(session: &Session<'_>) -> bool {
 /// The session and its other link are as they were.
 #[track_caller]
 fn unharmed(session: &Session<'_>) {
-    session.ok("ping -c 3 -i 0.2 -W 1 10.0.0.2");
+    session.ok("ping -c 3 -i 0.2 -W 20 10.0.0.2");
     assert!(session.ok("ip addr show vde0").contains("10.7.0.1/24"));
 }
 

@@ -214,7 +214,7 @@ fn an_mtu_that_the_link_does_not_carry() {
         a.ok("ip addr add 10.0.0.1/24 dev vde0");
         b.ok("ip addr add 10.0.0.2/24 dev vde0");
         a.ping("10.0.0.2");
-        a.ok("ping -c 1 -w 10 -M do -s 19000 10.0.0.2");
+        a.ok("ping -c 1 -w 50 -M do -s 19000 10.0.0.2");
         for session in [&a, &b] {
             let said = session.proc().stderr();
             assert!(!said.contains(limit), "{options:?}: {said}");

@@ -1,6 +1,6 @@
 //! The command line of vdens: the original's, and what it adds.
 
-use vdens_tests::{Lab, PROGRAMS, Session, User, becomes_true, need, wait_until};
+use vdens_tests::{Lab, PROGRAMS, Session, User, becomes_true, need, stretched, wait_until};
 
 fn links(session: &Session<'_>) -> String {
     session.ok("ip -o addr; ip -o link; ip route; ip -6 route")
@@ -340,7 +340,7 @@ fn carrier_follows_the_far_end() {
     let vnl = lab.vnl("ptp", "p[seqpacket]");
     let a = lab.vdens(["--addr", "10.0.0.1/24", &vnl, "sh"]).session();
     let carrier = || !a.ok("ip link show vde0").contains("NO-CARRIER");
-    let limit = std::time::Duration::from_secs(5);
+    let limit = stretched(std::time::Duration::from_secs(5));
     wait_until("no carrier without a far end", limit, || !carrier());
     let b = lab.vdens(["--addr", "10.0.0.2/24", &vnl, "sh"]).session();
     wait_until("carrier", limit, carrier);

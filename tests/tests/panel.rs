@@ -2,10 +2,9 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use vdens_tests::{Lab, PATIENCE, Session, User, need, skip, wait_until};
+use vdens_tests::{Lab, PATIENCE, Session, User, need, skip, target, wait_until};
 
 const CARRIED: &str = "frames go through the kernel";
 
@@ -54,7 +53,7 @@ fn two_of_a_users_namespaces_are_plugged_together() {
     for session in [&a, &b] {
         session.ok("ip link set vde0 mtu 9000");
     }
-    a.ok("ping -c 2 -W 2 -M do -s 8972 10.0.0.2");
+    a.ok("ping -c 2 -W 20 -M do -s 8972 10.0.0.2");
     b.exit(0);
     wait_until("no carrier without a peer", PATIENCE, || {
         a.ok("ip link show vde0").contains("NO-CARRIER")
@@ -82,6 +81,38 @@ fn without_the_panel_frames_go_through_user_space() {
         a.send_file(&b, "10.0.0.2", 8);
         assert!(!is_carried(&a) && !is_carried(&b));
         assert_eq!(holders(&lab).len(), 0);
+    }
+}
+
+#[test]
+fn a_transport_of_a_few_lines_gets_the_panel_and_super_frames() {
+    need!("socat");
+    let lab = Lab::new();
+    lab.drop_plugin(&target().join("libpackets.so"), "packets");
+    let vnl = lab.vnl("packets", "p");
+    for (options, how) in [
+        (&["-v"][..], CARRIED),
+        (&["-v", "--no-panel"], "frames go as super-frames"),
+    ] {
+        let start = |address: &str| {
+            let vdens = lab.vdens(options).args(["--addr", address, &vnl, "sh"]);
+            vdens.session()
+        };
+        let a = start("10.0.0.1/24");
+        a.ok(":");
+        let b = start("10.0.0.2/24");
+        b.ping("10.0.0.1");
+        wait_until(how, PATIENCE, || {
+            [&a, &b].iter().all(|end| end.proc().stderr().contains(how))
+        });
+        a.send_file(&b, "10.0.0.2", 8);
+        b.exit(0);
+        wait_until("no carrier without a peer", PATIENCE, || {
+            a.ok("ip link show vde0").contains("NO-CARRIER")
+        });
+        start("10.0.0.2/24").ping("10.0.0.1");
+        a.exit(0);
+        assert!(!lab.dir().join("p").exists());
     }
 }
 
@@ -163,10 +194,10 @@ fn fifty_at_once_find_one_panel() {
     for (n, session) in sessions.iter().enumerate() {
         let peer = format!("10.0.{}.{}", n / 2, 2 - n % 2);
         let ping = format!("until ping -c 1 -W 1 {peer}; do sleep 0.2; done");
-        session.start(&format!("timeout 30 sh -c '{ping}'"));
+        session.start(&format!("timeout 100 sh -c '{ping}'"));
     }
     for session in &sessions {
-        let (status, text) = session.finish(Duration::from_secs(40));
+        let (status, text) = session.finish(PATIENCE * 2);
         assert_eq!(status, 0, "{text}");
         wait_until("carried by the kernel", PATIENCE, || is_carried(session));
     }
@@ -254,7 +285,7 @@ fn our_switch_serves_its_users_namespaces_by_the_kernel_and_others_too() {
     lab.wait_for("sw/ctl");
     let a = on_the_switch(&lab, "10.0.0.1/24");
     let b = on_the_switch(&lab, "10.0.0.2/24");
-    b.ok("ping -c 1 -W 1 10.0.0.1");
+    b.ok("ping -c 1 -W 20 10.0.0.1");
     assert!(is_carried(&a) && is_carried(&b), "{}", a.proc().stderr());
     a.send_file(&b, "10.0.0.2", 64);
     let legacy = lab.debian("vdens", [&lab.vnl("vde", "sw"), "sh"]).session();

@@ -1,17 +1,17 @@
-//! Third parties: from nothing to a working transport, and plugins that were built otherwise than the host.
+//! Third parties: from nothing to a working transport, and plugins that were built otherwise than
+//! the host.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vdens_tests::{
-    Lab, PATIENCE, User, build, children, has_toolchain, need, skip, target, wait_until,
-};
+use vdens_tests::{Lab, PATIENCE, SECOND_RUSTC, User, build, children, need, target, wait_until};
 
 use crate::docs;
 
@@ -142,14 +142,10 @@ fn a_plugin_is_dropped_in() {
 #[test]
 fn a_plugin_of_another_toolchain_works() {
     need!("ping");
-    if !has_toolchain("nightly") {
-        skip("rustup has no nightly toolchain");
-        return;
-    }
     let lab = Lab::new();
-    let target = kept("e2e-nightly");
+    let target = kept("e2e-second");
     let crates = ["-p", "vdens-plugin-template", "-p", "vdens-plugin-ptp"];
-    build(Some("nightly"), "Cargo.toml", &target, &crates);
+    build(Some(SECOND_RUSTC), "Cargo.toml", &target, &crates);
     for (scheme, library, vnl) in [
         ("template", "libtemplate.so", "template://40310"),
         ("ptp", "libvdens_ptp.so", &*lab.vnl("ptp", "p")),
@@ -186,61 +182,79 @@ fn a_plugin_of_another_profile_works() {
     works(&lab, "-of-another-profile", "template", "template://40330");
 }
 
-/// A plugin of the day when ABI 1 was frozen, built with another toolchain where there is one.
+/// A plugin on ABI 1 as it was frozen, built by two compilers: it loads, carries traffic, and uses
+/// every service of its host but the panel.
 #[test]
 fn a_plugin_of_the_frozen_version_1_works() {
     need!("ping");
-    let manifest = "tests/frozen-v1/Cargo.toml";
-    if !Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("..")
-        .join(manifest)
-        .exists()
-    {
-        skip("ABI 1 is not frozen: tests/freeze-abi does it");
-        return;
-    }
-    let lab = Lab::new();
-    let nightly = has_toolchain("nightly").then_some("nightly");
-    let target = kept("e2e-frozen");
-    build(nightly, manifest, &target, &[]);
-    lab.drop_plugin(&target.join("debug/libfrozen.so"), "frozen");
-    let vnl = format!("frozen://{{{}}}", lab.vnl("ptp", "p"));
-    works(&lab, "", "frozen", &vnl);
-    // What it has kept is there for the process that takes its place.
-    let session = lab.vdens(["-v", &vnl, "sh"]).session();
-    session.ok(":");
-    for child in children(session.proc().pid()) {
-        let command = fs::read(format!("/proc/{child}/cmdline")).unwrap();
-        if !command.starts_with(b"sh\0") {
-            kill(Pid::from_raw(child), Signal::SIGKILL).unwrap();
+    for (rustc, target) in [
+        (None, kept("e2e-frozen")),
+        (Some(SECOND_RUSTC), kept("e2e-frozen-second")),
+    ] {
+        build(rustc, "tests/frozen-v1/Cargo.toml", &target, &[]);
+        let lab = Lab::new();
+        lab.drop_plugin(&target.join("debug/libfrozen.so"), "frozen");
+        let vnl = format!("frozen://{{{}}}", lab.vnl("ptp", "p"));
+        works(&lab, "", "frozen", &vnl);
+        // A worker's successor gets the descriptor that the worker stored.
+        let session = lab.vdens(["-v", &vnl, "sh"]).session();
+        session.ok(":");
+        for child in children(session.proc().pid()) {
+            let command = fs::read(format!("/proc/{child}/cmdline")).unwrap();
+            if !command.starts_with(b"sh\0") {
+                kill(Pid::from_raw(child), Signal::SIGKILL).unwrap();
+            }
         }
+        wait_until("another worker", PATIENCE, || {
+            session
+                .proc()
+                .stderr()
+                .contains("goes on where another stopped")
+        });
+        drop(session);
+        // Its log and its errors reach the user.
+        let vdens = lab.vdens(["-v", "--mtu", "1400", &vnl, "true"]).run();
+        assert!(
+            vdens.stderr.contains("frozen: vde0 has an MTU of 1400"),
+            "{vdens:#?}"
+        );
+        lab.vdens(["frozen://", "true"])
+            .refused(&["no VNL in braces", "write frozen://{VNL}"]);
+        lab.vdens(["frozen://x]", "true"])
+            .refused(&["no VNL in braces"]);
+        lab.vdens(["frozen://{nosuch://}", "true"])
+            .refused(&["libvdens_nosuch.so"]);
+        // It has no limit of nested VNLs, but its host has.
+        let nested = |levels: usize| {
+            let (open, close) = ("frozen://{".repeat(levels), "}".repeat(levels));
+            lab.vdens([&format!("{open}null://{close}"), "true"])
+        };
+        nested(8).ok();
+        nested(9).refused(&["more than 8 VNLs are nested"]);
     }
-    wait_until("another worker", PATIENCE, || {
-        session
-            .proc()
-            .stderr()
-            .contains("goes on where another stopped")
-    });
-    drop(session);
-    // What it says and what it refuses comes through as well.
-    let vdens = lab.vdens(["-v", "--mtu", "1400", &vnl, "true"]).run();
-    assert!(
-        vdens.stderr.contains("frozen: vde0 has an MTU of 1400"),
-        "{vdens:#?}"
-    );
-    lab.vdens(["frozen://", "true"])
-        .refused(&["no VNL in braces", "write frozen://{VNL}"]);
-    lab.vdens(["frozen://{nosuch://}", "true"])
-        .refused(&["libvdens_nosuch.so"]);
-    // It knows no limit of nested VNLs, but its host does.
-    let nested = |levels: usize| {
-        let (open, close) = ("frozen://{".repeat(levels), "}".repeat(levels));
-        lab.vdens([&format!("{open}null://{close}"), "true"])
+}
+
+/// A host finds a plugin by these two symbols, and needs no other.
+#[test]
+fn plugins_export_the_symbols_of_abi_1_alone() {
+    need!("nm");
+    let is_plugin = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy();
+        name.starts_with("libvdens_") && name.ends_with(".so")
     };
-    nested(8).ok();
-    nested(9).refused(&["more than 8 VNLs are nested"]);
-    // The kit that it was built with checks VNLs before they come to the plugin.
-    lab.vdens(["frozen://x]", "true"]).refused(&["character 2"]);
+    let files = fs::read_dir(target()).unwrap();
+    let mut plugins: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    plugins.retain(is_plugin);
+    assert!(plugins.len() > 10, "{plugins:?}");
+    for plugin in plugins {
+        let nm = Command::new("nm")
+            .args(["-D", "--defined-only", "--format=just-symbols"])
+            .arg(&plugin)
+            .output()
+            .unwrap();
+        let symbols = String::from_utf8(nm.stdout).unwrap();
+        assert_eq!(symbols, "vdens_plugin_abi\nvdens_plugin_v1\n", "{plugin:?}");
+    }
 }
 
 /// A hostile name is refused, and so is a place that another user controls. Existing files stay as

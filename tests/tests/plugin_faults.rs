@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vdens_tests::{Lab, PATIENCE, Session, need, wait_until};
+use vdens_tests::{Lab, PATIENCE, Session, need, stretched, wait_until};
 
 use crate::status::{link, status};
 
 /// How long until a plugin that hangs is found out, and its link is back.
-const MENDING: Duration = Duration::from_secs(40);
+const MENDING: Duration = Duration::from_secs(120);
 
 const PLACES: [&str; 3] = ["open", "recv", "send"];
 
@@ -59,7 +59,7 @@ fn fail(how: &str, prefix: &str, options: &str) {
         wait_until(&format!("{place} {how}: no carrier"), MENDING, || {
             !has_carrier(&session, &format!("vde{n}"))
         });
-        peer.ok("ping -c 1 -W 1 10.0.3.1");
+        peer.ok("ping -c 1 -W 10 10.0.3.1");
     }
     for place in PLACES {
         lab.write(place, "");
@@ -85,7 +85,7 @@ fn fail(how: &str, prefix: &str, options: &str) {
     session.ok("kill $(cat pinging)");
     assert_eq!(session.ok("echo $$"), shell, "the command is another one");
     session.ok("ip -o addr show vde2 | grep 10.0.2.1/24");
-    peer.ok("ping -c 1 -W 1 10.0.3.1");
+    peer.ok("ping -c 1 -W 10 10.0.3.1");
     assert_eq!(session.exit(7).code(), Some(7));
 }
 
@@ -158,7 +158,7 @@ fn a_plugin_that_never_opens_its_link_is_not_waited_for_for_ever() {
     let start = Instant::now();
     lab.vdens(["--multi", "null://", &vnl, "--", "true"])
         .refused(&["vde1", "within 10s"]);
-    assert!(start.elapsed() < Duration::from_secs(15));
+    assert!(start.elapsed() < stretched(Duration::from_secs(15)));
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn a_signal_ends_a_plug_whose_plugin_hangs() {
         }
         std::thread::sleep(Duration::from_millis(500));
         plug.signal(signalled);
-        let output = plug.wait(Duration::from_secs(4));
+        let output = plug.wait(stretched(Duration::from_secs(4)));
         let code = Some(128 + signalled as i32);
         assert_eq!(output.code(), code, "{how}: {output:?}");
         assert!(
@@ -268,7 +268,7 @@ fn a_daemon_that_is_not_open_yet_goes_with_its_command() {
     wait_until("the daemon", MENDING, || processes() > 1);
     std::thread::sleep(Duration::from_millis(500));
     command.signal(Signal::SIGINT);
-    command.wait(Duration::from_secs(4));
+    command.wait(stretched(Duration::from_secs(4)));
     wait_until("the end of the daemon", MENDING, || processes() == 0);
 }
 

@@ -107,6 +107,6 @@ s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.bind(sys.argv[1]); time.
     a.ok("ip neigh add 10.0.0.2 lladdr 02:00:00:00:00:02 dev vde0");
     a.run("ping -q -f -c 500 -w 1 -W 1 10.0.0.2");
     a.ping("10.0.1.2");
-    let text = a.ok("ping -q -c 20 -i 0.05 10.0.1.2");
+    let text = a.ok("ping -q -c 20 -i 0.05 -W 30 10.0.1.2");
     assert!(text.contains(" 0% packet loss"), "{text}");
 }

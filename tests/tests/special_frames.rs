@@ -100,7 +100,7 @@ fn loses(lab: &Lab, [a, b]: &[Session<'_>; 2], lost: &[&str], is_counted: bool) 
 /// The link has not broken and not stopped.
 #[track_caller]
 fn goes_on(ends: [&Session<'_>; 2]) {
-    ends[0].ok("ping -c 2 -W 5 10.0.0.2");
+    ends[0].ok("ping -c 2 -W 20 10.0.0.2");
     for end in ends {
         assert!(end.ok("ip link show vde0").contains("LOWER_UP"));
         let log = end.proc().stderr();

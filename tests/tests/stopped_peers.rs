@@ -60,7 +60,7 @@ fn press(session: &Session<'_>, address: &str) {
 /// Pings at a steady pace: a busy machine loses some, a pair that waits for others all.
 #[track_caller]
 fn check_pings(lab: &Lab, from: &Session<'_>, to: &str) {
-    let (_, text) = from.run(&format!("ping -q -c 100 -i 0.01 -W 2 {to}"));
+    let (_, text) = from.run(&format!("ping -q -c 100 -i 0.01 -W 10 {to}"));
     let status = || lab.vdectl(["status"]).ok();
     let received = text
         .split(", ")

@@ -45,7 +45,7 @@ fn ours_through_both_versions_of_ip_and_by_name() {
             for session in [&a, &b] {
                 session.ok(&format!("ip link set vde0 mtu {mtu}"));
             }
-            a.ok(&format!("ping -c 2 -W 2 -M do -s {payload} 10.0.0.2"));
+            a.ok(&format!("ping -c 2 -W 20 -M do -s {payload} 10.0.0.2"));
         }
         a.send_file(&b, "fd00::2", 8);
     }
@@ -67,7 +67,7 @@ fn ours_with_debians() {
         for session in [&a, &b] {
             session.ok("ip link set vde0 mtu 9000");
         }
-        a.ok("ping -c 2 -W 2 -M do -s 8972 10.0.0.2");
+        a.ok("ping -c 2 -W 20 -M do -s 8972 10.0.0.2");
     }
 }
 

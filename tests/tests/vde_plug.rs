@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use vdens_tests::{Lab, User, need};
+use vdens_tests::{Lab, User, need, stretched};
 
 /// Ends a daemon by its pid file, which it takes along.
 #[track_caller]
@@ -86,7 +86,7 @@ fn a_signal_between_the_ends_leaves_nothing_behind() {
             let plug = lab.vde_plug(["--wait=60", &vnl, &nobody]).spawn();
             lab.wait_for(path);
             plug.signal(signal);
-            let output = plug.wait(Duration::from_secs(2));
+            let output = plug.wait(stretched(Duration::from_secs(2)));
             assert_eq!(output.code(), Some(128 + signal as i32), "{output:?}");
             assert_eq!(output.stderr, "");
             let left: Vec<_> = std::fs::read_dir(lab.dir()).unwrap().flatten().collect();
@@ -138,12 +138,12 @@ fn a_pid_file_overwrites_nothing_else() {
         lab.expect(name);
     }
     for (name, why) in [
-        ("file", "something else than a process id"),
+        ("file", "its content is not a process id"),
         ("link", "link"),
         ("dangling", "link"),
         ("fifo", "fifo"),
         ("hard", "another name"),
-        ("/dev/null", "no regular file"),
+        ("/dev/null", "not a regular file"),
     ] {
         plug(name, lab.user()).refused(&[name, why]);
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use vdens_tests::{Cmd, Lab, Proc, Session, need, skip, wait_until};
+use vdens_tests::{Cmd, Lab, Proc, Session, need, skip, stretched, wait_until};
 
 /// A station without a VLAN that sends one ARP request for 10.0.0.1, with the tags given in hexadecimal, and prints of
 /// each answer the tag protocol and the tag (the kernel takes the outermost one off: packet(7), PACKET_AUXDATA).
@@ -71,7 +71,7 @@ fn tags_on_the_wire() {
         };
         // Only when it answers at all does silence mean something.
         for (tags, answer) in answered {
-            wait_until("an answer", Duration::from_secs(15), || {
+            wait_until("an answer", stretched(Duration::from_secs(15)), || {
                 !ask(tags).is_empty()
             });
             assert_eq!(ask(tags), *answer, "{vlan} asked with {tags}");
@@ -115,9 +115,11 @@ fn the_panel_does_not_lead_around_the_tag() {
     let a = ours(&lab, 1, &format!("vlan://5{{{cable}}}"));
     for other in [cable.clone(), format!("vlan://6{{{cable}}}")] {
         let b = ours(&lab, 2, &other);
-        wait_until("the cable is plugged", Duration::from_secs(10), || {
-            !a.ok("ip link show vde0").contains("NO-CARRIER")
-        });
+        wait_until(
+            "the cable is plugged",
+            stretched(Duration::from_secs(10)),
+            || !a.ok("ip link show vde0").contains("NO-CARRIER"),
+        );
         assert_ne!(b.run("ping -c 3 -i 0.2 -W 1 10.0.0.1").0, 0, "{other}");
     }
     let b = ours(&lab, 2, &format!("vlan://5{{{cable}}}"));
@@ -133,9 +135,11 @@ fn its_carrier_is_the_nested_links() {
     let vnl = format!("vlan://5{{{cable}}}");
     let a = lab.vdens(["--up", &vnl, "sh"]).session();
     let carrier = |up: bool| {
-        wait_until("the carrier follows", Duration::from_secs(10), || {
-            a.ok("ip link show vde0").contains("NO-CARRIER") != up
-        });
+        wait_until(
+            "the carrier follows",
+            stretched(Duration::from_secs(10)),
+            || a.ok("ip link show vde0").contains("NO-CARRIER") != up,
+        );
     };
     carrier(false);
     let b = lab.vdens([&cable, "sh"]).session();

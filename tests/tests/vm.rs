@@ -4,7 +4,7 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use vdens_tests::{GUEST, Lab, Session, need, wait_until};
+use vdens_tests::{GUEST, Lab, Session, need, stretched, wait_until};
 
 /// Boots the guest with its network card on a VNL; a root shell on its serial line.
 fn guest<'lab>(lab: &'lab Lab, vnl: &str) -> Session<'lab> {
@@ -28,7 +28,7 @@ fn guest_on<'lab>(lab: &'lab Lab, netdev: &str) -> Session<'lab> {
         .args(card)
         .session();
     let ready = || guest.proc().stdout().contains("guest ready");
-    wait_until("the guest boots", Duration::from_secs(90), ready);
+    wait_until("the guest boots", stretched(Duration::from_secs(90)), ready);
     guest
 }
 

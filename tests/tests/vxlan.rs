@@ -132,7 +132,7 @@ fn two_on_one_machine() {
     for session in [&a, &b] {
         session.ok("ip link set vde0 mtu 9000");
     }
-    a.ok("ping -c 2 -W 2 -M do -s 8972 192.168.0.2");
+    a.ok("ping -c 2 -W 20 -M do -s 8972 192.168.0.2");
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn debians() {
     theirs.ok("ip neigh replace 192.168.0.1 lladdr 33:33:00:00:00:01 dev vde0");
     ours.ok("ip neigh replace 192.168.0.2 lladdr 02:00:00:00:00:02 dev vde0");
     theirs.ping("192.168.0.1");
-    theirs.ok("ping -c 5 -i 0.2 -W 2 -s 1380 192.168.0.1");
+    theirs.ok("ping -c 5 -i 0.2 -W 20 -s 1380 192.168.0.1");
 }
 
 #[test]

@@ -4,12 +4,11 @@ use std::ffi::OsString;
 use std::process::exit;
 
 use vdens::cli::config::Config;
-use vdens::cli::login;
 use vdens::cli::{self, VdePlug};
 use vdens::error::Result;
-use vdens::logging::{self, Choice};
+use vdens::logging;
 use vdens::output::report;
-use vdens::plug;
+use vdens::plug::{self, login};
 use vdens::sys::privilege;
 use vdens::sys::process::fail_on_panic;
 
@@ -41,7 +40,7 @@ fn run(words: Vec<OsString>) -> Result<i32> {
         return login::refuse_terminal();
     }
     let config = Config::load(cli.common.config.as_deref())?;
-    logging::start(&Choice::new(&cli.common, &config))?;
+    logging::start(&cli.common.logging(&config))?;
     config.complain();
     plug::run(&cli, &config)
 }

@@ -6,9 +6,8 @@ use vdens::cli::config::Config;
 use vdens::cli::vdectl::{PluginTask, Task, Vdectl};
 use vdens::cli::{self, Common};
 use vdens::error::{EXIT_FAILURE, Result};
-use vdens::logging::{self, Choice};
+use vdens::logging;
 use vdens::output::report;
-use vdens::plugins::search::SearchPath;
 use vdens::plugins::{check, list, scaffold};
 use vdens::sys::privilege;
 use vdens::sys::process::fail_on_panic;
@@ -34,15 +33,16 @@ fn run(Vdectl { task, common }: &Vdectl) -> Result<i32> {
         return doctor::run(common, *json);
     }
     let config = Config::load(common.config.as_deref())?;
-    logging::start(&Choice::new(common, &config))?;
+    logging::start(&common.logging(&config))?;
     config.complain();
-    let path = SearchPath::new(&common.plugin_dir, &config)?;
+    let path = common.search_path(&config)?;
     match task {
         Task::Status { json } => show_status(common, *json)?,
         Task::Doctor { .. } => {}
         Task::Plugin { task } => match task {
             PluginTask::List { json } => list::run(&path, *json)?,
             PluginTask::Check { json, plugin, vnls } => {
+                let vnls = vnls.iter().map(cli::text).collect::<Result<_>>()?;
                 return check::run(plugin, vnls, &path, *json);
             }
             PluginTask::New { dir, api } => scaffold::run(dir, api.as_deref(), &path)?,

@@ -6,7 +6,7 @@ use vdens::cli::config::Config;
 use vdens::cli::plan::Session;
 use vdens::cli::{self, Vdens};
 use vdens::error::EXIT_FAILURE;
-use vdens::logging::{self, Choice};
+use vdens::logging;
 use vdens::output::report;
 use vdens::session::{self, Failure};
 use vdens::sys::privilege;
@@ -34,7 +34,7 @@ fn life() {
 
 fn run(cli: &Vdens) -> Result<i32, Failure> {
     let config = Config::load(cli.common.config.as_deref())?;
-    logging::start(&Choice::new(&cli.common, &config))?;
+    logging::start(&cli.common.logging(&config))?;
     config.complain();
     let session = Session::new(cli, &config)?;
     session::run(&session.plan, session.jobs)

@@ -20,6 +20,7 @@ use vdens_plugin_kit::vnl::{Keys, Spec, Vnl};
 use crate::cli::Vdens;
 use crate::error::{Error, Result};
 use crate::plugins::host_services::Plugins;
+use crate::plugins::search::similar;
 
 /// What `vdectl` does, as a user may look for it in another program, and its subcommand.
 const TASKS: [(&str, &str); 6] = [
@@ -183,17 +184,6 @@ fn clap_suggestion(error: &clap::Error) -> Option<String> {
     })
 }
 
-/// The `candidate` that `word` is most likely a misspelling of.
-pub fn similar(word: &str, candidates: impl IntoIterator<Item = String>) -> Option<String> {
-    // A third of the letters may differ, and at least one.
-    let limit = (word.chars().count() / 3).max(1);
-    let distance = |candidate: &String| strsim::damerau_levenshtein(word, candidate);
-    candidates
-        .into_iter()
-        .filter(|candidate| candidate.len() > limit && distance(candidate) <= limit)
-        .min_by_key(distance)
-}
-
 /// Whether `word` names a program, as execvp(3) looks for it.
 pub fn is_command(word: &OsStr) -> bool {
     if word.as_bytes().contains(&b'/') {
@@ -211,23 +201,11 @@ fn is_executable(path: &Path) -> bool {
 mod tests {
     use super::*;
     use crate::cli::VdePlug;
-    use crate::cli::config::Config;
-
-    #[test]
-    fn a_misspelling_is_near() {
-        let schemes = || ["ptp", "tap", "vde", "switch", "vxlan"].map(str::to_owned);
-        let near = |word| similar(word, schemes());
-        assert_eq!(near("pt").as_deref(), Some("ptp"));
-        assert_eq!(near("tpa").as_deref(), Some("tap"));
-        assert_eq!(near("swithc").as_deref(), Some("switch"));
-        for other in ["slirp", "x", "vxvde", "nosuch"] {
-            assert_eq!(near(other), None, "{other}");
-        }
-    }
+    use crate::plugins::search::SearchPath;
 
     #[test]
     fn what_exists_or_has_a_scheme_is_meant() {
-        let plugins = Plugins::new(&[], &Config::default()).unwrap();
+        let plugins = Plugins::from(SearchPath::system());
         let lines = [CommandLine::Vdens, CommandLine::Multi, CommandLine::VdePlug];
         for line in lines {
             for word in ["src", "Cargo.toml", "sh://x", "=sh", "", "x/sh", "nosuch"] {

@@ -4,7 +4,6 @@
 //! come from them. Everything from the first VNL on belongs to the user's command and is not looked at.
 
 pub mod config;
-pub mod login;
 pub mod mistakes;
 pub mod plan;
 pub mod values;
@@ -17,11 +16,15 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser};
 
+use crate::cli::config::{Config, Libvdeplug};
 use crate::cli::mistakes::{is_command, misplaced, suggestion};
 use crate::cli::values::{Cidr, MacAddress, Mtu, Numbered, numbered, octal, wait};
 use crate::error::{Error, Result};
+use crate::logging;
 use crate::output::report;
 use crate::output::written;
+use crate::plugins::host_services::Plugins;
+use crate::plugins::search::SearchPath;
 use crate::worker::reconnecting::Wait;
 
 /// Options of all programs.
@@ -46,6 +49,43 @@ pub struct Common {
     /// Append the log to this file
     #[arg(long, value_name = "FILE", global = true)]
     pub log_file: Option<PathBuf>,
+}
+
+impl Common {
+    /// The directories with plugins.
+    ///
+    /// # Errors
+    /// A `--plugin-dir` is not absolute.
+    pub fn search_path(&self, config: &Config) -> Result<SearchPath> {
+        SearchPath::new(&self.plugin_dir, config.plugin_dirs())
+    }
+
+    /// What opens VNLs.
+    ///
+    /// # Errors
+    /// As for [`Common::search_path`].
+    pub fn plugins(&self, config: &Config) -> Result<Plugins> {
+        let libvdeplug = config.plugins.libvdeplug.unwrap_or_default();
+        let path = self.search_path(config)?;
+        Ok(Plugins::new(path, libvdeplug == Libvdeplug::Fallback))
+    }
+
+    /// What is logged, and where to: the command line's choice, else the configuration's.
+    pub fn logging<'a>(&'a self, config: &'a Config) -> logging::Choice<'a> {
+        logging::Choice {
+            verbose: self.verbose,
+            quiet: self.quiet,
+            level: config.log.level,
+            file: self.log_file.as_deref().or(config.log.file.as_deref()),
+        }
+    }
+}
+
+impl Links {
+    /// Whether the kernel may carry frames between the user's namespaces.
+    pub fn uses_panel(&self, config: &Config) -> bool {
+        !self.no_panel && config.defaults.panel != Some(false)
+    }
 }
 
 /// Options of the programs that open links.

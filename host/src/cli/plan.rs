@@ -12,15 +12,14 @@ use vdens_plugin_kit::tap::{MAX_INTERFACE_NAME, check_interface_name};
 use crate::cli::config::Config;
 use crate::cli::mistakes::{self, CommandLine};
 use crate::cli::values::Numbered;
-use crate::cli::vnls::{self, End};
+use crate::cli::vnls;
 use crate::cli::{Vdens, text};
 use crate::error::{Error, Result};
 use crate::ipc::MAX_FDS;
 use crate::namespace::resolv::Resolv;
 use crate::namespace::{Interface, Plan};
-use crate::panel;
-use crate::plugins::host_services::Plugins;
 use crate::worker::Job;
+use crate::worker::end::End;
 
 /// The most links of a session: their taps, and one descriptor more, are handed over together.
 const MAX_LINKS: usize = MAX_FDS - 1;
@@ -49,7 +48,7 @@ impl Session {
     pub fn new(cli: &Vdens, config: &Config) -> Result<Self> {
         let defaults = &config.defaults;
         let (arguments, command) = cli.split_rest()?;
-        let plugins = Plugins::new(&cli.common.plugin_dir, config)?;
+        let plugins = cli.common.plugins(config)?;
         let line = match cli.multi {
             true => CommandLine::Multi,
             false => CommandLine::Vdens,
@@ -128,7 +127,7 @@ impl Session {
             hostname: cli.hostname.clone(),
             resolv: resolv(cli, config)?,
             sysadmin: cli.sysadm,
-            panel: panel::is_wanted(cli.links.no_panel, config),
+            panel: cli.links.uses_panel(config),
             big_tcp: cli.big_tcp || defaults.big_tcp == Some(true),
             welcome: (command.is_empty() && !cli.common.quiet).then(|| welcome(&interfaces, &ends)),
             command,

@@ -1,8 +1,8 @@
 //! A typed channel between two of our processes: a SEQPACKET socket pair.
 //!
 //! A message is one packet: a serde enum as JSON, and descriptors beside it. SEQPACKET keeps
-//! messages apart, and tells the receiver when the other end is closed. It cannot tell an empty
-//! packet from that (recv(2)), so nobody sends one: the shortest JSON has a byte.
+//! messages apart, and tells the receiver when the other end is closed. An empty packet would look
+//! the same (recv(2)), but none is sent: the shortest JSON has a byte.
 //!
 //! Both the length of a message and the number of its descriptors are bounded. A message that is
 //! longer, or that is not JSON of the expected type, is [`Received::Malformed`].
@@ -29,20 +29,20 @@ const MAX_MESSAGE: usize = 8192;
 /// The most descriptors a message carries: the kernel's limit (SCM_MAX_FD).
 pub const MAX_FDS: usize = 253;
 
-/// What has come over a channel.
+/// What was received from a channel.
 #[derive(Debug)]
 pub enum Received<T> {
     /// A message and its descriptors.
     Message(T, Vec<OwnedFd>),
     /// The other end is closed.
     Closed,
-    /// Something that is no message of this conversation, and why not. Its descriptors are closed.
+    /// A packet that is no message of this conversation, and why not. Its descriptors are closed.
     Malformed(String),
 }
 
 impl<T> Received<T> {
-    /// The message and its descriptors, or `None` if the other end is closed. For conversations
-    /// that fail with a malformed message.
+    /// The message and its descriptors, or `None` if the other end is closed. For conversations that
+    /// a malformed message ends.
     ///
     /// # Errors
     /// The message is malformed.
@@ -84,7 +84,7 @@ impl<S, R> Channel<S, R> {
         .map_err(system("make a socket pair"))
     }
 
-    /// Closes both ends: the other one receives nothing more.
+    /// Closes both ends: from then on the other end receives nothing.
     pub fn close(&self) {
         // It fails only if the other end is closed already.
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
@@ -92,8 +92,8 @@ impl<S, R> Channel<S, R> {
 }
 
 impl<S: Serialize, R> Channel<S, R> {
-    /// Sends a message with descriptors. A closed receiver is no error: whoever receives from it
-    /// notices.
+    /// Sends a message with descriptors. It is no error that the other end is closed: the next
+    /// receive reports that.
     ///
     /// # Errors
     /// The message is too long, there are too many descriptors, or the system has no memory.
@@ -114,7 +114,7 @@ impl<S: Serialize, R> Channel<S, R> {
         let flags = MsgFlags::MSG_NOSIGNAL;
         match sendmsg::<()>(self.socket.as_raw_fd(), &io, rights, flags, None) {
             Ok(_) | Err(Errno::EPIPE | Errno::ECONNRESET) => Ok(()),
-            Err(errno) => Err(system("talk to another process of vdens")(errno)),
+            Err(errno) => Err(system("send to another process of vdens")(errno)),
         }
     }
 }
@@ -123,15 +123,15 @@ impl<S, R: DeserializeOwned> Channel<S, R> {
     /// Waits for a message.
     ///
     /// # Errors
-    /// The receiving fails, or descriptors were lost for want of room.
+    /// recvmsg(2) fails, or descriptors were lost because there was no room for them.
     pub fn receive(&self) -> Result<Received<R>> {
         self.receive_with(&mut space_for(MAX_FDS))
     }
 
-    /// As [`Channel::receive`], but an error if nothing comes within `limit`.
+    /// Waits for a message for `limit` at most.
     ///
     /// # Errors
-    /// As for [`Channel::receive`], and that nothing came.
+    /// As for [`Channel::receive`], or no message has come.
     pub fn receive_within(&self, limit: Duration) -> Result<Received<R>> {
         let deadline = Instant::now() + limit;
         loop {
@@ -141,7 +141,7 @@ impl<S, R: DeserializeOwned> Channel<S, R> {
                 return self.receive();
             }
             if Instant::now() >= deadline {
-                let message = format!("another process of vdens is silent for {limit:?}");
+                let message = format!("another process of vdens has not answered for {limit:?}");
                 return Err(Error::new(ErrorKind::Busy, message));
             }
         }
@@ -155,7 +155,7 @@ impl<S, R: DeserializeOwned> Channel<S, R> {
                 Ok(packet) => break packet,
                 Err(Errno::EINTR) => {}
                 Err(Errno::ECONNRESET) => return Ok(Received::Closed),
-                Err(errno) => return Err(system("listen to another process of vdens")(errno)),
+                Err(errno) => return Err(system("receive from another process of vdens")(errno)),
             }
         };
         if packet.has_lost_fds {
@@ -219,9 +219,8 @@ fn space_for(count: usize) -> Vec<u64> {
     vec![0; space.div_ceil(size_of::<u64>())]
 }
 
-/// Receives a message and owns the descriptors that came with it, also when others were lost. In
-/// that case nix's `recvmsg` returns none of them, and those that did arrive would stay open for
-/// good.
+/// Receives a packet, and owns the descriptors that came with it even if others were lost. In that
+/// case nix's `recvmsg` returns none of them, and those that did arrive would never be closed.
 fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8], space: &mut [u64]) -> nix::Result<Packet> {
     let mut io = libc::iovec {
         iov_base: bytes.as_mut_ptr().cast(),

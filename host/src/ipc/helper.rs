@@ -1,5 +1,5 @@
-//! Work that a process has done by a child, because it changes the process that does it: the child
-//! enters or makes namespaces, and hands descriptors back.
+//! Work that a process leaves to a child, because the work changes the process that does it: the
+//! child enters or makes namespaces, and hands descriptors back.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -7,8 +7,8 @@ use super::{Channel, HelperReply, Nothing};
 use crate::error::{EXIT_FAILURE, Error, Result};
 use crate::sys::child::{Child, exit_child};
 
-/// Runs `work` in a child and returns the descriptors that it results in. For processes that no
-/// plugin has entered.
+/// Runs `work` in a child and returns the descriptors that it results in. For processes that have
+/// loaded no plugin.
 ///
 /// # Errors
 /// What `work` reports, or the child died.

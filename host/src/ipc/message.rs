@@ -1,8 +1,7 @@
-//! What the processes say to each other: one enum for each direction of each conversation.
+//! The messages between the processes: one enum for each direction of each conversation.
 //!
-//! A comment names the descriptors that accompany a message. Who is told something untrue by a
-//! process of this program is told it by a program that the user runs anyway: the receivers check
-//! what they use, not who has sent it.
+//! A comment names the descriptors that accompany a message. All senders are processes of the user
+//! who runs the receiver, so a receiver checks what it uses, not who has sent it.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -16,10 +15,10 @@ pub enum Nothing {}
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ToNamespace {
-    /// Configure the interfaces. For each in order, whether the child makes it, as a tap; the
-    /// others are there.
+    /// Make and configure the interfaces. For each in order, whether the child makes it, as a tap;
+    /// the others exist.
     MakeInterfaces(Vec<bool>),
-    /// Run the command.
+    /// Execute the command.
     Run,
 }
 
@@ -27,12 +26,12 @@ pub enum ToNamespace {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FromNamespace {
-    /// The namespace is there. Descriptor: the network namespace.
+    /// The namespace exists. Descriptor: the network namespace.
     NamespaceMade,
-    /// The interfaces are there. Descriptors: a watch over them, and each tap that the child has
-    /// made.
+    /// The interfaces exist and are configured. Descriptors: a watch over them, and each tap that
+    /// the child has made.
     InterfacesMade,
-    /// The command cannot be run.
+    /// The command cannot be executed.
     Failed {
         /// The exit status that this means.
         status: i32,
@@ -69,11 +68,11 @@ pub enum FromWorker {
     },
     /// The link and the interface know each other's state.
     Settled,
-    /// The worker is there.
+    /// The answer to [`ToWorker::Ping`].
     Pong,
     /// The report that was asked for. Descriptor: as for [`ReportReply`].
     Report(ReportReply),
-    /// The worker ends.
+    /// The link has failed, and the worker ends.
     Failed(#[serde(with = "ErrorFields")] Error),
 }
 
@@ -83,14 +82,14 @@ impl From<ReportReply> for FromWorker {
     }
 }
 
-/// A process that plugins have entered, to its supervisor or panel service.
+/// A process that has loaded plugins, to its supervisor or panel service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// Execute the order on the panel.
     Execute(Order),
-    /// Hold the descriptor that comes along for the worker's successor, in place of the one held
-    /// before; none comes to hold none.
+    /// Store the descriptor that comes along for the worker's successor, in place of the one stored
+    /// before. If none comes along, store none.
     StoreFd,
 }
 
@@ -103,18 +102,18 @@ pub enum Reply {
         /// The identity of the panel.
         panel: u64,
     },
-    /// The descriptor is held.
+    /// The descriptor is stored.
     Stored,
     /// The request failed.
     Failed(#[serde(with = "ErrorFields")] Error),
 }
 
-/// What is to be done on the panel. Ports and bridges are named by their places.
+/// A change of the panel. Ports and bridges are named by their places.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
-    /// Make a port, unplugged, and the member's interface. Hand over a watch over the panel's
-    /// interfaces.
+    /// Make a port that is on no bridge, and the member's interface. Hand over a watch over the
+    /// panel's interfaces.
     AddPort {
         /// The port.
         port: String,
@@ -123,14 +122,14 @@ pub enum Order {
         /// The name of the member's interface.
         interface: String,
     },
-    /// Plug a port into the cable whose other end is the other port.
+    /// Put a port on the bridge that it shares with one other port, as a cable.
     Plug {
         /// The port.
         port: String,
         /// The other port.
         peer: String,
     },
-    /// Plug a port into a bridge of its own with a tap, and hand the tap over.
+    /// Put a port on a bridge of its own together with a tap, and hand the tap over.
     Serve {
         /// The port.
         port: String,
@@ -142,14 +141,14 @@ pub enum Order {
         /// For how many seconds it remembers an address; 0 for none.
         ageing: u32,
     },
-    /// Plug a port into a learning bridge.
+    /// Put a port on a learning bridge.
     Attach {
         /// The port.
         port: String,
         /// The bridge.
         bridge: String,
     },
-    /// Unplug a port: it is down and on no bridge.
+    /// Set a port down and take it off its bridge.
     Unplug {
         /// The port.
         port: String,
@@ -186,11 +185,12 @@ pub enum ReportReply {
     None(#[serde(serialize_with = "reason")] String),
 }
 
-/// The longest text of an error or a reason as JSON, in bytes; what is longer is cut. Two such
-/// texts fit into a message.
+/// The longest text of an error or a reason as JSON, in bytes. A longer text is cut. Two such texts
+/// fit into a message.
 const MAX_TEXT: usize = 3584;
 
-/// How an [`Error`] travels: a kind that the receiver does not know becomes [`ErrorKind::Other`].
+/// The form of an [`Error`] in a message. A kind that the receiver does not know becomes
+/// [`ErrorKind::Other`].
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Error")]
 struct ErrorFields {

@@ -1,9 +1,9 @@
-//! The sockets between this program's own processes.
+//! The channels between this program's own processes.
 //!
 //! Each conversation has a [`Channel`] of its own: a SEQPACKET socket pair that carries one serde
 //! enum in each direction, and descriptors beside it.
 //!
-//! | Conversation | There | Back |
+//! | Conversation | The first sends | The second sends |
 //! |---|---|---|
 //! | supervisor, namespace child | [`ToNamespace`] | [`FromNamespace`] |
 //! | supervisor, worker | [`ToWorker`] | [`FromWorker`] |
@@ -12,12 +12,12 @@
 //! | a process, its helper ([`in_child`]) | [`Nothing`] | [`HelperReply`] |
 //! | `vdectl status`, any process | [`Nothing`] | [`ReportReply`] |
 //!
-//! A worker has two channels, so neither side mistakes a question for the answer to its own: on the
-//! first the supervisor asks, on the second the worker. Closing a child's first channel ends the
-//! child.
+//! A worker has two channels. On the first the supervisor asks, on the second the worker does, so
+//! that neither takes a question for the answer to its own. Closing a child's first channel tells
+//! the child to end.
 //!
 //! A malformed message is not a closed channel. The receiver logs it and carries on with the next
-//! one, unless the conversation has only one message; then it is that message's failure.
+//! one. Where only one message is expected, the receiver fails.
 //!
 //! A report can be long, so the sender puts it in a file in memory and sends the descriptor.
 //! Reading one neither blocks nor takes more memory than the reader allows, whatever the sender
@@ -27,6 +27,7 @@ mod channel;
 mod helper;
 mod message;
 mod report;
+pub mod status;
 
 pub use channel::{Channel, MAX_FDS, Received, malformed};
 pub use helper::in_child;

@@ -1,4 +1,5 @@
-//! Reports: JSON of any length in a file in memory, whose descriptor is sent.
+//! Reports: JSON of any length in a file in memory, whose descriptor is sent. Sending one takes a
+//! single call that does not block, however long the report is.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -11,7 +12,8 @@ use serde::Serialize;
 use super::{Channel, ReportReply};
 use crate::error::{Error, ErrorKind, Result, system};
 
-/// The longest report, in bytes. One of a switch that knows as many stations as it can has 8 MiB.
+/// The longest report, in bytes. The report of a switch that knows as many stations as it can has
+/// 8 MiB.
 pub const MAX_REPORT: u64 = 16 << 20;
 
 impl<S: Serialize + From<ReportReply>, R> Channel<S, R> {
@@ -40,13 +42,14 @@ fn write_report(report: &impl Serialize) -> Result<File> {
     Ok(file)
 }
 
-/// Reads a report that has come, of at most `limit` bytes.
+/// Reads a report that was received, of at most `limit` bytes.
 ///
 /// # Errors
 /// It cannot be read, is longer, or is no file in memory.
 pub fn read_report(fd: OwnedFd, limit: u64) -> Result<String> {
     let cannot = |error| Error::io("read a report", &error);
-    // Only a file in memory has seals (fcntl(2)). Reading another could block, or not end.
+    // Only a file in memory has seals (fcntl(2)). Reading another kind of file could block, or never
+    // end.
     fcntl(&fd, FcntlArg::F_GET_SEALS)
         .map_err(|_| Error::new(ErrorKind::Protocol, "a report is not in a file in memory"))?;
     let mut file = File::from(fd);

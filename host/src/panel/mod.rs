@@ -51,7 +51,6 @@ pub(crate) use plumbing::{interface_of, new_place, port_index};
 pub(crate) use port::PanelPort;
 pub(crate) use service::Service;
 
-use crate::cli::config::Config;
 use crate::error::{Error, Result};
 use crate::ipc::{Channel, Order, Reply, Request, in_child};
 use crate::sys::netlink::Netlink;
@@ -176,11 +175,6 @@ impl Drop for Panel {
             }
         }
     }
-}
-
-/// Whether the command line and the configuration allow the panel.
-pub(crate) fn is_wanted(no_panel: bool, config: &Config) -> bool {
-    !no_panel && config.defaults.panel != Some(false)
 }
 
 /// Executes an order for the process at the other end of `channel` and sends the reply.

@@ -1,23 +1,30 @@
-//! The life of `vde_plug`: a cable between two open ends.
+//! `vde_plug`: a cable between two ends.
 //!
-//! One end is a VNL; the other a second VNL, a command, or this process's own standard input and output. In the background
-//! (`-d`) the child opens the ends and tells the parent over a pipe, so that the parent's
-//! exit status is the truth. A VNL that breaks is opened again ([`Lasting`]). The plug ends when a stream does, or with a
-//! signal; either way its sockets, its command and its pid file are gone with it. Before an end is opened signals are blocked and a
-//! [`Service`] is started, for a switch with members on the panel. Should a plugin hang when a signal comes, the [`Guard`]
-//! ends the plug.
+//! The near end is a VNL. The far end is a second VNL, a command, or this process's own standard
+//! input and output. The plug opens both, moves frames between them, and ends when a stream ends or
+//! a signal comes. A VNL that breaks is opened again ([`reconnecting`](crate::worker::reconnecting)).
+//! With the plug go its sockets, its command and its pid file.
+//!
+//! In the background (`-d`) a child opens the ends and reports over a channel, so that the parent's
+//! exit status is true.
+//!
+//! No supervisor is above a plug, so it arranges three things before a plugin is loaded: it blocks
+//! signals, so that what it makes is removed at the end; it forks a panel [`Service`], for a switch
+//! with members on the panel; and it starts a [`Watchdog`], which ends the plug if a plugin hangs
+//! when a signal comes.
 
-pub mod pidfile;
+pub mod login;
+mod pidfile;
 
+use std::convert::Infallible;
 use std::env;
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::process::{self, Command};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
-use nix::poll::{PollFd, PollFlags};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
@@ -31,20 +38,20 @@ use crate::cli::mistakes::{self, CommandLine, misplaced};
 use crate::cli::vnls;
 use crate::cli::{EndOptions, VdePlug, is_option, text};
 use crate::error::{Error, ErrorKind, Result, system};
+use crate::ipc::status::server::Server;
+use crate::ipc::status::{self, Entry, LinkEntry, Process, Report, this_process};
 use crate::ipc::{Channel, Nothing, Startup};
 use crate::output::Line;
-use crate::panel::{self, Service};
+use crate::panel::Service;
 use crate::plug::pidfile::PidFile;
 use crate::plugins::host_services::{Opener, Plugins};
 use crate::sys::child::Child;
-use crate::sys::process::{detach, wait};
+use crate::sys::process::detach;
 use crate::sys::runtime;
 use crate::sys::signals::Signals;
-use crate::sys::watchdog::Guard;
-use crate::tools::status::server::Server;
-use crate::tools::status::{self, Entry, LinkEntry, Process, Report, this_process};
-use crate::worker::pump::{Pump, Stop};
-use crate::worker::reconnecting::Lasting;
+use crate::sys::watchdog::Watchdog;
+use crate::worker::driver::{self, Control, Driver, Stop};
+use crate::worker::pump::{Side, Sides};
 use crate::worker::tier::Watch;
 
 /// The exit status of `vde_plug` when it fails.
@@ -71,7 +78,7 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
                 .hint("give a second VNL, or leave -d out"),
         );
     }
-    let plugins = Plugins::new(&cli.common.plugin_dir, config)?;
+    let plugins = cli.common.plugins(config)?;
     let resolve = |vnl: &str| {
         let is_waiting = cli.links.wait.is_some();
         mistakes::check(vnl, CommandLine::VdePlug, &plugins, is_waiting)?;
@@ -88,7 +95,7 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
     let plug = Plug {
         cli,
         plugins,
-        panel: panel::is_wanted(cli.links.no_panel, config),
+        panel: cli.links.uses_panel(config),
         is_listed: true,
         near,
         far,
@@ -107,17 +114,17 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
     }
     drop(channel);
     setsid().map_err(system("start a session"))?;
-    // Until it is open it goes with the command that is to open it.
+    // Until both ends are open, the child ends with the process that the user started.
     set_pdeathsig(Signal::SIGTERM).map_err(system("ask for a signal at the parent's death"))?;
-    let mut told = false;
+    let mut is_announced = false;
     let outcome = plug.run(|| {
         detach()?;
         set_pdeathsig(None).map_err(system("leave the parent"))?;
-        told = true;
+        is_announced = true;
         theirs.send(&Startup::Open, &[])
     });
     if let Err(error) = outcome {
-        match told {
+        match is_announced {
             true => log::error!("{error}"),
             false => theirs.send(&Startup::Failed(error), &[])?,
         }
@@ -126,8 +133,8 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
     outcome
 }
 
-/// Runs a plug between a VNL, which is opened as it stands, and standard input and output. It makes
-/// no files but its link's sockets, so `vdectl status` does not list it.
+/// Runs a plug between a VNL, which is opened as it is given, and standard input and output. It
+/// makes no files but its link's sockets, so `vdectl status` does not list it.
 ///
 /// # Errors
 /// As for [`run`].
@@ -152,10 +159,10 @@ fn ends(rest: &[OsString]) -> Result<(String, Far)> {
     if let Some(at) = rest.iter().position(|word| word == "=") {
         let (vnls, command) = (&rest[..at], &rest[at + 1..]);
         return match (vnls, command) {
-            (_, []) => Err(Error::usage("no command stands after '='")),
+            (_, []) => Err(Error::usage("no command comes after '='")),
             ([], _) => Ok((String::new(), Far::Command(command.to_vec()))),
             ([vnl], _) => Ok((text(vnl)?, Far::Command(command.to_vec()))),
-            _ => Err(Error::usage("more than one VNL stands before '='")),
+            _ => Err(Error::usage("more than one VNL comes before '='")),
         };
     }
     match rest {
@@ -185,19 +192,34 @@ struct Plug<'a> {
     far: Far,
 }
 
-/// What an end is.
-struct About {
+/// An end of the cable.
+#[derive(Clone)]
+struct End {
     name: String,
     /// What opens it, if it is a VNL.
     opener: Option<Opener>,
 }
 
-/// An open end.
-type End = (About, Box<dyn Link>);
+/// An end and its open link.
+type OpenEnd = (End, Box<dyn Link>);
 
 impl Plug<'_> {
-    /// Opens both ends, says so through `ready`, and pumps until a stream ends or a signal comes.
+    /// Opens both ends, reports that through `ready`, and moves frames until a stream ends or a
+    /// signal comes.
     fn run(&self, ready: impl FnOnce() -> Result<()>) -> Result<i32> {
+        let Err(stop) = self.drive(ready);
+        match stop {
+            Stop::Exit(status) => Ok(status),
+            Stop::Broken(Side::Far, error)
+                if self.far == Far::Stdio && error.kind == ErrorKind::Closed =>
+            {
+                Ok(0)
+            }
+            Stop::Broken(_, error) | Stop::Failed(error) => Err(error),
+        }
+    }
+
+    fn drive(&self, ready: impl FnOnce() -> Result<()>) -> Result<Infallible, Stop> {
         let signals = Signals::block()?;
         runtime::complain();
         let service = self.panel.then(Service::start).transpose()?;
@@ -206,86 +228,51 @@ impl Plug<'_> {
                 .map_err(|error| Error::path("find the pid file", path, &error))
         });
         let pidfile = pidfile.transpose()?;
-        let guard = Guard::start(signals, {
+        let watchdog = Watchdog::start(signals, {
             let pidfile = pidfile.clone();
             move || drop(pidfile.map(PidFile::of))
         })?;
         // Dropped after the links, which may use the service.
-        let mut events = Events::new(guard, service)?;
-        let ends = self.open(&mut events);
-        if let Some(signal) = events.ending() {
-            return Ok(128 + signal as i32);
-        }
-        let [(near, mut near_link), (far, mut far_link)] = ends?;
+        let mut control = PlugControl::new(watchdog, service)?;
+        let opened = self.open(&mut control);
+        // A signal ends the plug, even if an end could not be opened meanwhile.
+        control.handle_signals()?;
+        let [(near, mut near_link), (far, mut far_link)] = opened?;
         if self.is_listed {
-            events.serve_status()?;
+            control.serve_status(&near, &far)?;
         }
         let _pidfile = pidfile.map(PidFile::write).transpose()?;
-        let _session = self
-            .cli
-            .log
-            .then(|| SystemLog::start(&near.name, &far.name));
+        let log = self.cli.log;
+        let _log = log.then(|| SystemLog::start(&near.name, &far.name));
         ready()?;
-        let pump = Pump::new(near_link.as_mut(), far_link.as_mut());
-        self.pump([&near, &far], pump, &mut events)
+        let watches = Sides {
+            near: Some(Watch::new(near.name.clone())),
+            far: Some(Watch::new(far.name.clone())),
+        };
+        let mut driver = Driver::settle(near_link.as_mut(), far_link.as_mut(), watches);
+        Err(match driver.run(&mut control) {
+            Stop::Broken(side, error) => {
+                let end = match side {
+                    Side::Near => near,
+                    Side::Far => far,
+                };
+                let message = format!("{}: {}", end.name, error.message);
+                Stop::Broken(side, Error { message, ..error })
+            }
+            stop => stop,
+        })
     }
 
-    fn open(&self, events: &mut Events) -> Result<[End; 2]> {
+    fn open(&self, control: &mut PlugControl) -> Result<[OpenEnd; 2], Stop> {
         let cli = self.cli;
         let end = &cli.end;
-        let near = self.vnl(&self.near, end.port, &end.group, end.mode, events)?;
+        let near = self.vnl(&self.near, end.port, &end.group, end.mode, control)?;
         let far = match &self.far {
-            Far::Vnl(vnl) => self.vnl(vnl, cli.port2, &cli.group2, cli.mode2, events)?,
+            Far::Vnl(vnl) => self.vnl(vnl, cli.port2, &cli.group2, cli.mode2, control)?,
             Far::Command(words) => command(words)?,
             Far::Stdio => stdio()?,
         };
         Ok([near, far])
-    }
-
-    fn pump(&self, ends: [&About; 2], mut pump: Pump<'_>, events: &mut Events) -> Result<i32> {
-        let mut watches = ends.map(|end| Watch::new(end.name.clone()));
-        let mut broken = pump.settle().err();
-        loop {
-            let due = watches.iter().filter_map(Watch::due).min();
-            let stop = match broken.take() {
-                Some((side, error)) => Stop::Broken(side, error),
-                None => pump.run(&events.ready.0, due)?,
-            };
-            let links = pump.links();
-            match stop {
-                Stop::Control => {
-                    if let Some(signal) = events.ending() {
-                        return Ok(128 + signal as i32);
-                    }
-                    events.answer(|| {
-                        let counters = pump.counters();
-                        [0, 1].map(|side| {
-                            let (received, sent) = (counters[side], counters[1 - side]);
-                            let report = Report::new(links[1 - side], links[side], received, sent);
-                            entry(ends[side], report)
-                        })
-                    });
-                }
-                Stop::Changed(side) => watches[side].look(links[1 - side], links[side], true),
-                Stop::Time => {
-                    let is_due = |watch: &Watch| watch.due().is_some_and(|d| d <= Instant::now());
-                    for side in [0, 1] {
-                        if is_due(&watches[side]) {
-                            watches[side].look(links[1 - side], links[side], false);
-                        }
-                    }
-                }
-                Stop::Broken(1, error)
-                    if self.far == Far::Stdio && error.kind == ErrorKind::Closed =>
-                {
-                    return Ok(0);
-                }
-                Stop::Broken(side, mut error) => {
-                    error.message = format!("{}: {}", ends[side].name, error.message);
-                    return Err(error);
-                }
-            }
-        }
     }
 
     fn vnl(
@@ -294,18 +281,14 @@ impl Plug<'_> {
         port: Option<u32>,
         group: &Option<String>,
         mode: Option<u32>,
-        events: &mut Events,
-    ) -> Result<End> {
+        control: &mut PlugControl,
+    ) -> Result<OpenEnd, Stop> {
         let vnl = vnl.to_owned();
-        // A plugin that is not there is not waited for.
+        // A plugin that is not installed is not waited for.
         self.plugins.check(Vnl::parse(&vnl)?.scheme)?;
+        let description = self.cli.end.descr.clone();
         let options = OpenOptions {
-            description: self
-                .cli
-                .end
-                .descr
-                .clone()
-                .unwrap_or_else(|| "vde_plug".into()),
+            description: description.unwrap_or_else(|| "vde_plug".into()),
             port,
             group: group.clone(),
             mode,
@@ -315,42 +298,39 @@ impl Plug<'_> {
             mtu: 0,
             panel_address: None,
         };
-        let orders = events.service.as_ref().map(Service::client);
+        let orders = control.service.as_ref().map(Service::client);
         let opener = Opener::new(self.plugins.clone(), no_interface, orders, None);
         let wait = self.cli.links.wait.unwrap_or_default();
         let name = vnl.clone();
         let open = Box::new(move || opener.open(&vnl, &options));
-        let link = Lasting::open(name.clone(), open, wait, |_, time| events.pause(time))?;
+        let link = driver::open(name.clone(), open, wait, control)?;
         let opener = Some(opener);
-        Ok((About { name, opener }, Box::new(link)))
+        Ok((End { name, opener }, Box::new(link)))
     }
 }
 
-/// What a plug waits for beside frames.
-struct Events {
-    /// Readable when the guard or the status are.
+/// What a plug serves beside frames: signals, the panel service's end, and `vdectl status`.
+struct PlugControl {
+    /// Readable when the watchdog or the status server are.
     ready: Epoll,
-    guard: Guard,
-    /// The signal that ends the plug.
-    ending: Option<Signal>,
+    watchdog: Watchdog,
     service: Option<Service>,
-    status: Option<Server>,
+    status: Option<(Server, Sides<End>)>,
     started: SystemTime,
 }
 
-impl Events {
-    fn new(guard: Guard, service: Option<Service>) -> Result<Self> {
+impl PlugControl {
+    fn new(watchdog: Watchdog, service: Option<Service>) -> Result<Self> {
         let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC);
-        let events = Self {
+        let control = Self {
             ready: ready.map_err(system("wait for signals"))?,
-            guard,
-            ending: None,
+            watchdog,
             service,
             status: None,
             started: SystemTime::now(),
         };
-        events.watch(&events.guard)?;
-        Ok(events)
+        control.watch(&control.watchdog)?;
+        Ok(control)
     }
 
     fn watch(&self, fd: impl AsFd) -> Result<()> {
@@ -359,52 +339,46 @@ impl Events {
         added.map_err(system("wait for signals"))
     }
 
-    /// Lets others see this process.
-    fn serve_status(&mut self) -> Result<()> {
-        self.status = Server::start();
-        self.status
-            .as_ref()
-            .map_or(Ok(()), |status| self.watch(status))
+    /// Has `vdectl status` list this process.
+    fn serve_status(&mut self, near: &End, far: &End) -> Result<()> {
+        let Some(server) = Server::start() else {
+            return Ok(());
+        };
+        self.watch(&server)?;
+        let (near, far) = (near.clone(), far.clone());
+        self.status = Some((server, Sides { near, far }));
+        Ok(())
     }
 
-    /// The signal that ends the plug, if it has come. Collects the service if that has ended.
-    fn ending(&mut self) -> Option<Signal> {
-        while let Some(signal) = self.guard.next() {
+    /// Reaps the panel service if it has ended.
+    ///
+    /// # Errors
+    /// [`Stop::Exit`]: a signal ends the plug.
+    fn handle_signals(&mut self) -> Result<(), Stop> {
+        while let Some(signal) = self.watchdog.next() {
             match signal {
                 Signal::SIGCHLD => self.service.iter_mut().for_each(Service::reap),
-                signal => self.ending = Some(signal),
+                signal => return Err(Stop::Exit(128 + signal as i32)),
             }
         }
-        self.ending
+        Ok(())
     }
 
-    /// Waits for `time`, or until a signal ends the plug: then `false`.
-    fn pause(&mut self, time: Duration) -> Result<bool> {
-        let until = Instant::now() + time;
-        while self.ending().is_none() {
-            if Instant::now() >= until {
-                return Ok(true);
-            }
-            let mut fds = [PollFd::new(self.guard.as_fd(), PollFlags::POLLIN)];
-            wait(&mut fds, Some(until))?;
-        }
-        Ok(false)
-    }
-
-    /// Answers who asks for the status.
-    fn answer(&mut self, links: impl FnOnce() -> [Entry<Report>; 2]) {
-        let Some(status) = &mut self.status else {
+    /// Answers status queries.
+    fn handle_status(&mut self, report: &dyn Fn(Side) -> Report) {
+        let Some((server, ends)) = &mut self.status else {
             return;
         };
-        match status.accept() {
+        match server.accept() {
             Ok(false) => {}
             Ok(true) => {
                 let words: Vec<OsString> = env::args_os().skip(1).collect();
+                let links = Side::BOTH.map(|side| entry(&ends[side], report(side)));
                 let process = Process {
-                    links: links().into(),
+                    links: links.into(),
                     ..this_process("vde_plug", &words, self.started, "")
                 };
-                status.answer(&process);
+                server.answer(&process);
             }
             Err(error) => {
                 log::info!("{error}");
@@ -415,7 +389,19 @@ impl Events {
     }
 }
 
-fn entry(end: &About, report: Report) -> Entry<Report> {
+impl Control for PlugControl {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.ready.0.as_fd()
+    }
+
+    fn handle(&mut self, report: &dyn Fn(Side) -> Report) -> Result<(), Stop> {
+        self.handle_signals()?;
+        self.handle_status(report);
+        Ok(())
+    }
+}
+
+fn entry(end: &End, report: Report) -> Entry<Report> {
     let report = match end.opener {
         Some(opener) => report.with_plugin(opener, &end.name),
         None => report,
@@ -433,27 +419,27 @@ fn entry(end: &About, report: Report) -> Entry<Report> {
     Entry { link, report }
 }
 
-fn command(words: &[OsString]) -> Result<End> {
+fn command(words: &[OsString]) -> Result<OpenEnd> {
     let (program, arguments) = words
         .split_first()
         .ok_or_else(|| Error::usage("there is no command"))?;
     let stream = CommandStream::start(Command::new(program).args(arguments))?;
     let name = program.to_string_lossy().into_owned();
     let opener = None;
-    Ok((About { name, opener }, Box::new(stream)))
+    Ok((End { name, opener }, Box::new(stream)))
 }
 
-fn stdio() -> Result<End> {
+fn stdio() -> Result<OpenEnd> {
     let duplicate = |fd: std::io::Result<OwnedFd>| {
         fd.map_err(|error| Error::io("use standard input and output", &error))
     };
     let input = duplicate(io::stdin().as_fd().try_clone_to_owned())?;
     let output = duplicate(io::stdout().as_fd().try_clone_to_owned())?;
-    let about = About {
+    let end = End {
         name: "standard input".into(),
         opener: None,
     };
-    Ok((about, Box::new(Stream::new(input, output)?)))
+    Ok((end, Box::new(Stream::new(input, output)?)))
 }
 
 /// A line in the system's log (syslog(3), facility daemon, priority info) at start and at end.
@@ -466,15 +452,15 @@ impl SystemLog {
         let log = Self {
             what: format!("{near} {far}"),
         };
-        log.say("START");
+        log.write("START");
         log
     }
 
-    fn say(&self, event: &str) {
+    fn write(&self, event: &str) {
         let what = Line(&self.what);
         let record = format!("<30>vde_plug[{}]: {event} {what}", process::id());
         let sent = UnixDatagram::unbound().and_then(|socket| {
-            // A system's log that is stuck stops nobody.
+            // A system's log that does not read must not stop the plug.
             socket.set_nonblocking(true)?;
             socket.send_to(record.as_bytes(), "/dev/log")
         });
@@ -486,7 +472,7 @@ impl SystemLog {
 
 impl Drop for SystemLog {
     fn drop(&mut self) {
-        self.say("STOP");
+        self.write("STOP");
     }
 }
 

@@ -1,9 +1,9 @@
 //! The pid file of `vde_plug -p`.
 //!
-//! A path on the command line may lead into a directory that others can write, `/tmp` say, and
-//! another user may have put something there first. So the file is opened without following a
-//! symbolic link and without truncating it, and is overwritten only if it is an empty or a stale
-//! pid file of this user.
+//! The path on the command line may lead into a directory that others can write, such as `/tmp`,
+//! where another user may have made a file of that name first. So the file is opened without
+//! following a symbolic link and without truncating it. It is overwritten only if it is empty or an
+//! old pid file of this user.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -16,19 +16,19 @@ use vdens_plugin_kit::trust;
 
 use crate::error::{Error, Result};
 
-/// More than a pid file has: the longest id (`u32`) and the end of the line, in bytes.
+/// More bytes than a pid file has: the longest id (`u32`) and the end of the line.
 const MAX_LENGTH: u64 = 16;
 
-/// A file with this process's id, removed at the end if it still has it.
+/// A file with this process's id, removed on drop if it still has that.
 #[derive(Debug)]
-pub struct PidFile(PathBuf);
+pub(crate) struct PidFile(PathBuf);
 
 impl PidFile {
-    /// Writes the process's id to the file at `path`, which is made if it is not there.
+    /// Writes the process's id to the file at `path`, which is made if it does not exist.
     ///
     /// # Errors
-    /// The file cannot be opened, or is something else than an old pid file of this user.
-    pub fn write(path: PathBuf) -> Result<Self> {
+    /// The file cannot be opened, or is not an old pid file of this user.
+    pub(crate) fn write(path: PathBuf) -> Result<Self> {
         let failed = |error: io::Error| match error.raw_os_error() {
             Some(libc::ELOOP) => refused(&path, "it is a symbolic link"),
             _ => Error::path("write the pid file", &path, &error),
@@ -41,8 +41,8 @@ impl PidFile {
         Ok(Self(path))
     }
 
-    /// The file at `path`, if this process has written it, or is about to.
-    pub fn of(path: PathBuf) -> Self {
+    /// The file at `path`, which this process has written or is about to write.
+    pub(crate) fn of(path: PathBuf) -> Self {
         Self(path)
     }
 }
@@ -59,7 +59,7 @@ impl Drop for PidFile {
     }
 }
 
-/// Opens the file itself, not what a link leads to, and without waiting for the other end of a
+/// Opens the file itself, not the target of a link, and without waiting for the other end of a
 /// FIFO.
 fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let options = options.read(true).append(true).mode(0o644);
@@ -73,13 +73,13 @@ fn check(path: &Path, file: &mut File) -> Result<()> {
         .metadata()
         .map_err(|error| Error::path("look at", path, &error))?;
     let why = if !meta.is_file() {
-        "it is no regular file".into()
+        "it is not a regular file".into()
     } else if meta.uid() != geteuid().as_raw() {
         format!("it belongs to {}", trust::user(meta.uid()))
     } else if meta.nlink() != 1 {
-        "it has another name elsewhere".into()
+        "it has another name (a hard link)".into()
     } else if id(file).is_none() {
-        "it has something else than a process id in it".into()
+        "its content is not a process id".into()
     } else {
         return Ok(());
     };

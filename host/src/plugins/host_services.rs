@@ -23,7 +23,6 @@ use vdens_plugin_kit::vnl::{MAX_NESTING, Vnl, too_deep};
 use vdens_plugin_kit::vnl_file::PLAIN_SCHEMES;
 use vdens_plugin_kit::{Bridge, HostPort, Link, Manifest, OpenOptions, PanelAddress};
 
-use crate::cli::config::{Config, Libvdeplug};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ipc::Order;
 use crate::panel::{self, Executed, PanelClient, no_successor};
@@ -37,19 +36,14 @@ const BRIDGE: &str = "libvdeplug";
 #[derive(Clone, Debug)]
 pub struct Plugins {
     path: SearchPath,
-    libvdeplug: Libvdeplug,
+    /// Whether a scheme without a plugin is tried with the bridge to libvdeplug.
+    libvdeplug: bool,
 }
 
 impl Plugins {
-    /// What the options `--plugin-dir`, the environment and the configuration say.
-    ///
-    /// # Errors
-    /// As for [`SearchPath::new`].
-    pub fn new(dirs: &[PathBuf], config: &Config) -> Result<Self> {
-        Ok(Self {
-            path: SearchPath::new(dirs, config)?,
-            libvdeplug: config.plugins.libvdeplug.unwrap_or_default(),
-        })
+    /// Those on the path, and with `libvdeplug` the C plugins for other schemes.
+    pub fn new(path: SearchPath, libvdeplug: bool) -> Self {
+        Self { path, libvdeplug }
     }
 
     /// Whether there is anybody to try a scheme with.
@@ -66,10 +60,7 @@ impl Plugins {
     /// Whether a scheme is for the bridge, for lack of a plugin of its own. A plain scheme never
     /// is: it must not load code of others.
     fn falls_back(&self, scheme: &str) -> bool {
-        self.libvdeplug == Libvdeplug::Fallback
-            && !PLAIN_SCHEMES.contains(&scheme)
-            && !self.has(scheme)
-            && self.has(BRIDGE)
+        self.libvdeplug && !PLAIN_SCHEMES.contains(&scheme) && !self.has(scheme) && self.has(BRIDGE)
     }
 
     /// Whether a scheme has a plugin of its own.
@@ -83,7 +74,7 @@ impl From<SearchPath> for Plugins {
     fn from(path: SearchPath) -> Self {
         Self {
             path,
-            libvdeplug: Libvdeplug::Off,
+            libvdeplug: false,
         }
     }
 }
@@ -290,7 +281,6 @@ fn no_panel() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::config::Config;
 
     #[test]
     fn nested_links_get_no_panel_address_however_deep() {
@@ -303,8 +293,8 @@ mod tests {
             mtu: 1500,
             panel_address: Some(panel_address.clone()),
         };
-        let path = SearchPath::new(&[], &Config::default()).unwrap();
-        let opener = Opener::new(path.into(), port.clone(), None, None);
+        let plugins = SearchPath::system().into();
+        let opener = Opener::new(plugins, port.clone(), None, None);
         assert_eq!(opener.0.port(), port);
         let nested = std::iter::successors(opener.0.nested, |services| services.nested);
         let mut levels = 0;

@@ -1,11 +1,9 @@
 //! `vdectl plugin list`: every plugin file on the search path, and what it is or why it is refused.
 //!
-//! The first file of a scheme is the one that is used, even if it is refused; the others are shadowed by it.
+//! The first file of a scheme is used, even if it is refused. It shadows the others.
 
-use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::io;
 
 use serde::Serialize;
 use vdens_plugin_kit::Capabilities;
@@ -34,7 +32,7 @@ struct Directory {
     path: String,
     #[serde(skip)]
     exists: bool,
-    /// Why there is nothing to be seen in it.
+    /// Why it cannot be read.
     unread: Option<String>,
     plugins: Vec<Entry>,
 }
@@ -42,11 +40,9 @@ struct Directory {
 /// Prints the listing.
 ///
 /// # Errors
-/// A child cannot be started, or standard output takes nothing.
+/// A child process cannot be started, or standard output cannot be written.
 pub fn run(path: &SearchPath, json: bool) -> Result<()> {
-    let mut first: HashMap<String, String> = HashMap::new();
-    let dirs = path.dirs().iter();
-    let dirs = dirs.map(|dir| directory(dir, &mut first));
+    let dirs = path.survey().into_iter().map(directory);
     let dirs = dirs.collect::<Result<Vec<_>>>()?;
     let text = match json {
         true => Text::json(&dirs)?,
@@ -55,41 +51,31 @@ pub fn run(path: &SearchPath, json: bool) -> Result<()> {
     text.print()
 }
 
-/// Looks at all plugins in a directory. `first` has the file that is used for each scheme so far.
-fn directory(dir: &Path, first: &mut HashMap<String, String>) -> Result<Directory> {
-    let mut files: Vec<PathBuf> = Vec::new();
-    let mut unread = None;
-    match fs::read_dir(dir) {
-        Ok(entries) => files.extend(entries.flatten().map(|entry| entry.path())),
-        Err(error) => unread = Some(Error::path("read", dir, &error).message),
-    }
-    files.sort();
-    let mut plugins = Vec::new();
-    for file in files.into_iter().filter(|file| file.is_file()) {
-        let Some(scheme) = search::scheme_of(&file).map(str::to_owned) else {
-            continue;
-        };
-        let found = Probe::start(&file, &scheme)?.finish();
-        let capability_names = match found {
-            Found::Plugin { capabilities, .. } => Capabilities(capabilities).names().collect(),
-            Found::Refused { .. } => Vec::new(),
-        };
-        let path = file.display().to_string();
-        let shadowed_by = first.get(&scheme).cloned();
-        first.entry(scheme.clone()).or_insert_with(|| path.clone());
-        plugins.push(Entry {
-            scheme,
-            path,
-            shadowed_by,
-            found,
-            capability_names,
-        });
-    }
+fn directory(dir: search::Directory) -> Result<Directory> {
+    let (plugins, unread) = match dir.plugins {
+        Ok(plugins) => (plugins, None),
+        Err(error) => (Vec::new(), Some(error)),
+    };
     Ok(Directory {
-        path: dir.display().to_string(),
-        exists: dir.exists(),
-        unread,
-        plugins,
+        path: dir.path.display().to_string(),
+        exists: unread.as_ref().map(io::Error::kind) != Some(io::ErrorKind::NotFound),
+        unread: unread.map(|error| Error::path("read", &dir.path, &error).message),
+        plugins: plugins.into_iter().map(entry).collect::<Result<_>>()?,
+    })
+}
+
+fn entry(plugin: search::PluginFile) -> Result<Entry> {
+    let found = Probe::start(&plugin.path, &plugin.scheme)?.finish();
+    let capability_names = match found {
+        Found::Plugin { capabilities, .. } => Capabilities(capabilities).names().collect(),
+        Found::Refused { .. } => Vec::new(),
+    };
+    Ok(Entry {
+        scheme: plugin.scheme,
+        path: plugin.path.display().to_string(),
+        shadowed_by: plugin.shadowed_by.map(|path| path.display().to_string()),
+        found,
+        capability_names,
     })
 }
 
@@ -99,7 +85,7 @@ fn render(dirs: &[Directory]) -> Text {
     let width = width.map(|entry| entry.scheme.len()).max().unwrap_or(0);
     for dir in dirs {
         let remark = match (&dir.unread, dir.plugins.is_empty()) {
-            (Some(_), _) if !dir.exists => ": is not there",
+            (Some(_), _) if !dir.exists => ": does not exist",
             (Some(why), _) => &format!(": {why}"),
             (None, true) => ": no plugins",
             (None, false) => "",

@@ -1,13 +1,13 @@
-//! Finding plugins.
+//! Finding plugins: the scheme `x` is served by the first `libvdens_x.so` on the [`SearchPath`].
 
+use std::collections::HashMap;
 use std::env;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use vdens_plugin_kit::vnl::Vnl;
 
-use crate::cli::config::Config;
-use crate::cli::mistakes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::environment::{absolute_variable, home};
 
@@ -15,14 +15,33 @@ use crate::sys::environment::{absolute_variable, home};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SearchPath(Vec<PathBuf>);
 
+/// A directory of the search path.
+#[derive(Debug)]
+pub struct Directory {
+    /// The directory.
+    pub path: PathBuf,
+    /// The plugins in it, in the order of their schemes, or why it cannot be read.
+    pub plugins: io::Result<Vec<PluginFile>>,
+}
+
+/// A plugin's file on the search path.
+#[derive(Debug)]
+pub struct PluginFile {
+    /// The scheme that its name promises.
+    pub scheme: String,
+    /// The file.
+    pub path: PathBuf,
+    /// The file that is used in its place, because it comes first.
+    pub shadowed_by: Option<PathBuf>,
+}
+
 impl SearchPath {
-    /// `--plugin-dir`, `$VDENS_PLUGIN_PATH`, the configuration's `plugins.path`, the user's drop-in directory, beside the
-    /// executable, and the system's places. Relative directories are refused on the command line and
-    /// ignored in the environment.
+    /// The directories of `--plugin-dir`, of `$VDENS_PLUGIN_PATH`, of the configuration, the user's
+    /// own, and those of [`SearchPath::system`]. A relative directory is ignored in the environment.
     ///
     /// # Errors
     /// A `--plugin-dir` is not absolute.
-    pub fn new(options: &[PathBuf], config: &Config) -> Result<Self> {
+    pub fn new(options: &[PathBuf], configured: impl Iterator<Item = PathBuf>) -> Result<Self> {
         if let Some(dir) = options.iter().find(|dir| !dir.is_absolute()) {
             return Err(Error::usage(format!(
                 "--plugin-dir {}: the directory must be absolute",
@@ -36,12 +55,12 @@ impl SearchPath {
             .iter()
             .cloned()
             .chain(env::split_paths(&variable).filter(|dir| dir.is_absolute()))
-            .chain(config.plugin_dirs())
+            .chain(configured)
             .chain(data.map(|dir| dir.join("vdens/plugins")));
         Ok(Self::with_system(dirs))
     }
 
-    /// Beside the executable and the system's places, whatever the user says.
+    /// The directory of this executable, `../lib/vdens/plugins` from there, and the system's.
     pub fn system() -> Self {
         Self::with_system([])
     }
@@ -104,14 +123,52 @@ impl SearchPath {
         places.find(|place| place.is_file())
     }
 
+    /// All plugins in the directories, best first.
+    pub fn survey(&self) -> Vec<Directory> {
+        let mut used: HashMap<String, PathBuf> = HashMap::new();
+        let mut plugin = |path: PathBuf| {
+            let scheme = scheme_of(&path)?.to_owned();
+            let shadowed_by = used.get(&scheme).cloned();
+            if shadowed_by.is_none() {
+                used.insert(scheme.clone(), path.clone());
+            }
+            Some(PluginFile {
+                scheme,
+                path,
+                shadowed_by,
+            })
+        };
+        let directory = |dir: &PathBuf| Directory {
+            path: dir.clone(),
+            plugins: files(dir).map(|files| files.into_iter().filter_map(&mut plugin).collect()),
+        };
+        self.0.iter().map(directory).collect()
+    }
+
     /// The scheme with a plugin that `scheme`, which has none, may be a misspelling of.
     pub fn similar(&self, scheme: &str) -> Option<String> {
-        let entries = self.0.iter().filter_map(|dir| fs::read_dir(dir).ok());
-        let files = entries.flatten().flatten().map(|entry| entry.path());
-        let plugins = files.filter(|file| file.is_file());
-        let schemes = plugins.filter_map(|file| scheme_of(&file).map(str::to_owned));
-        mistakes::similar(scheme, schemes)
+        let plugins = self.survey().into_iter().filter_map(|dir| dir.plugins.ok());
+        similar(scheme, plugins.flatten().map(|plugin| plugin.scheme))
     }
+}
+
+/// The regular files in a directory, in the order of their names.
+fn files(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(dir)?.flatten().map(|entry| entry.path());
+    let mut files: Vec<PathBuf> = entries.filter(|path| path.is_file()).collect();
+    files.sort();
+    Ok(files)
+}
+
+/// The `candidate` that `word` is most likely a misspelling of.
+pub fn similar(word: &str, candidates: impl IntoIterator<Item = String>) -> Option<String> {
+    // A third of the letters may differ, and at least one.
+    let limit = (word.chars().count() / 3).max(1);
+    let distance = |candidate: &String| strsim::damerau_levenshtein(word, candidate);
+    candidates
+        .into_iter()
+        .filter(|candidate| candidate.len() > limit && distance(candidate) <= limit)
+        .min_by_key(distance)
 }
 
 /// The name of the file that serves a scheme.
@@ -147,5 +204,50 @@ mod tests {
             path.find("x").unwrap(),
             dirs[0].path().join("libvdens_x.so")
         );
+    }
+
+    #[test]
+    fn a_misspelling_is_near() {
+        let schemes = || ["ptp", "tap", "vde", "switch", "vxlan"].map(str::to_owned);
+        let near = |word| similar(word, schemes());
+        assert_eq!(near("pt").as_deref(), Some("ptp"));
+        assert_eq!(near("tpa").as_deref(), Some("tap"));
+        assert_eq!(near("swithc").as_deref(), Some("switch"));
+        for other in ["slirp", "x", "vxvde", "nosuch"] {
+            assert_eq!(near(other), None, "{other}");
+        }
+    }
+
+    /// What loading would not look at is not listed, and the first file of a scheme is used.
+    #[test]
+    fn the_survey_has_what_loading_looks_at() {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        for (dir, name) in [
+            (0, "libvdens_x.so"),
+            (0, "libvdens_UPPER.so"),
+            (0, "libvdens_.so"),
+            (0, "x.so"),
+            (1, "libvdens_x.so"),
+            (1, "libvdens_a.so"),
+        ] {
+            fs::write(dirs[dir].path().join(name), "").unwrap();
+        }
+        fs::create_dir(dirs[1].path().join("libvdens_dir.so")).unwrap();
+        let nowhere = PathBuf::from("/nowhere");
+        let mut path = SearchPath(dirs.iter().map(|dir| dir.path().to_owned()).collect());
+        path.0.push(nowhere);
+        let survey = path.survey();
+        let found = |at: usize| {
+            let plugins = survey[at].plugins.as_ref().unwrap().iter();
+            let found = plugins.map(|p| (&*p.scheme, p.shadowed_by.is_some()));
+            found.collect::<Vec<_>>()
+        };
+        assert_eq!(found(0), [("x", false)]);
+        assert_eq!(found(1), [("a", false), ("x", true)]);
+        assert!(survey[2].plugins.is_err());
+        for plugin in survey.iter().flat_map(|dir| dir.plugins.iter().flatten()) {
+            let used = plugin.shadowed_by.as_ref().unwrap_or(&plugin.path);
+            assert_eq!(path.locate(&plugin.scheme).as_ref(), Some(used));
+        }
     }
 }

@@ -15,13 +15,13 @@ use serde_json::value::RawValue;
 
 use super::link::{Link, LinkAction, WorkerEvent};
 use crate::error::{Error, ErrorKind, Result};
+use crate::ipc::status::{Entry, LinkEntry, Report};
 use crate::ipc::{
     Channel, FromWorker, MAX_REPORT, Order, Reply, ReportReply, Request, ToWorker, read_report,
 };
 use crate::panel::{self, Panel, port_index};
 use crate::sys::child::Child;
-use crate::tools::status::interface;
-use crate::tools::status::{Entry, LinkEntry, Report};
+use crate::sys::interface;
 use crate::worker::Job;
 use crate::worker::carrier::{LinkWatch, WatchedTap};
 use crate::worker::reconnecting::Wait;
@@ -44,10 +44,11 @@ pub(super) struct Channels {
 /// A worker that is not reaped yet.
 pub(super) struct WorkerProcess {
     pub(super) child: Child,
-    /// None once the worker was killed or has closed one.
+    /// `None` once the worker was killed or has closed one.
     pub(super) channels: Option<Channels>,
 }
 
+/// One link's resources.
 pub(super) struct HeldLink {
     pub(super) job: Job,
     pub(super) process: Option<WorkerProcess>,
@@ -88,7 +89,7 @@ impl HeldLink {
             LinkAction::KillHanging => {
                 if let Some(WorkerProcess { child, .. }) = &self.process {
                     let (end, pid) = (&self.job.end, child.pid());
-                    log::warn!("{name} ({end}): process {pid} hangs, and is ended");
+                    log::warn!("{name} ({end}): process {pid} does not answer, killing it");
                 }
                 self.kill();
             }
@@ -112,7 +113,7 @@ impl HeldLink {
         Ok(())
     }
 
-    /// Kills the worker, and does not listen to it any more.
+    /// Kills the worker and closes its channels.
     fn kill(&mut self) {
         if let Some(process) = &mut self.process {
             process.channels = None;

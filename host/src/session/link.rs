@@ -11,9 +11,9 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::ipc::status::Service;
 use crate::ipc::{FromWorker, ToWorker};
 use crate::sys::child::Exit;
-use crate::tools::status::Service;
 use crate::worker;
 
 /// How long after its end a worker is started again, the first time: soon enough for connections
@@ -74,7 +74,7 @@ pub(super) enum LinkAction {
 
 /// How far a worker has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
     /// It opens its link.
     Opening,
     /// Its link is open.
@@ -156,26 +156,9 @@ impl Link {
         }
     }
 
-    fn stage(&self) -> Option<Stage> {
+    /// How far the worker has come, if there is one.
+    pub(super) fn stage(&self) -> Option<Stage> {
         self.worker().map(|worker| worker.stage)
-    }
-
-    pub(super) fn is_served(&self) -> bool {
-        self.worker().is_some()
-    }
-
-    /// Whether the worker has opened its link.
-    pub(super) fn is_open(&self) -> bool {
-        matches!(self.stage(), Some(Stage::Open { .. } | Stage::Settled))
-    }
-
-    pub(super) fn is_settled(&self) -> bool {
-        self.stage() == Some(Stage::Settled)
-    }
-
-    /// Whether the interface is to be a port of the panel.
-    pub(super) fn wants_panel(&self) -> bool {
-        self.stage() == Some(Stage::Open { wants_panel: true })
     }
 
     /// Whether the worker is still to send a report.

@@ -1,20 +1,23 @@
 //! The session as a state machine, without any I/O.
 //!
-//! [`Machine::step`] takes an event and the time, and returns the actions that follow from them. The
-//! loop in `run` polls, makes events of what it sees, and performs the actions.
+//! [`Machine::step`] takes an event and the time, and returns the actions that follow from them.
+//! The loop in `run` polls, makes events of what it sees, and performs the actions.
 //!
-//! | Phase | The supervisor waits for | What it does then |
+//! | Phase | The supervisor waits for | Then it |
 //! |---|---|---|
-//! | namespace pending | the namespace child to make its namespace; workers open their links meanwhile | |
-//! | opening | each worker to open its link | it makes a port of the panel for each link that wants one, and tells the namespace child to make and configure the other interfaces |
-//! | interfaces pending | the namespace child to do so | it gives each worker its side of the link |
-//! | settling | each worker to make link and interface know each other's state | it tells the namespace child to execute the command |
-//! | running | the command to end | it ends the workers |
-//! | ending | all children to end | it finishes, or starts over without the panel |
+//! | namespace pending | the namespace child to make its namespace | |
+//! | opening | each worker to open its link | makes ports of the panel, has the child make taps |
+//! | interfaces pending | the namespace child to do so | gives each worker its side of the link |
+//! | settling | each worker to make link and interface agree | has the child execute the command |
+//! | running | the command to end | has the workers end |
+//! | ending | all children to end | finishes, or starts over without the panel |
 //!
-//! Before the phase *running*, each failure and each limit that is exceeded ends the session. From
-//! then on nothing does but the end of the command: a worker that ends is started again (`link`).
-//! A session without a link starts in that phase, because its namespace child waits for nothing.
+//! Workers open their links from the start, also while the namespace is pending.
+//!
+//! Before the phase *running*, each failure ends the session, and so does a phase that takes longer
+//! than its limit. From then on only the end of the command does: a worker that ends is started
+//! again (`link`). A session without a link starts in that phase, because its namespace child waits
+//! for nothing.
 //!
 //! The system's limits may leave no room for both the panel and the namespace. The namespace child
 //! finds that out. Then the session ends all children, leaves the panel, which makes room, and
@@ -27,7 +30,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::Failure;
-use super::link::{BEAT, Link, LinkAction, MAX_UNANSWERED_AT_OPEN, WorkerEvent};
+use super::link::{BEAT, Link, LinkAction, MAX_UNANSWERED_AT_OPEN, Stage, WorkerEvent};
 use crate::error::{Error, ErrorKind};
 use crate::ipc::{FromNamespace, ToNamespace, malformed};
 use crate::sys::child::Exit;
@@ -37,8 +40,8 @@ use crate::sys::user_namespace::is_crowded;
 /// The kernel makes and removes network namespaces one after the other for the whole machine:
 /// beside hundreds of sessions that start or end, that takes seconds.
 const NAMESPACE_LIMIT: Duration = Duration::from_secs(30);
-/// How long all workers together may take to open their links, and again to settle. A worker that
-/// hangs from the start is killed no sooner once the command runs.
+/// How long the workers may take to open their links, and again to settle: as long as a worker that
+/// opens its link may leave a ping unanswered while the command runs.
 const OPENING_LIMIT: Duration = BEAT.saturating_mul(MAX_UNANSWERED_AT_OPEN);
 /// How long workers may take to report: `vdectl status` waits for a second.
 const REPORT_LIMIT: Duration = Duration::from_millis(500);
@@ -53,11 +56,11 @@ pub(super) enum Event {
     /// The command has ended, or the namespace child before it could execute the command. All that
     /// it has sent was an event before.
     CommandEnded(Exit),
-    /// The ports were made, but those that the panel has refused.
+    /// The ports were made, except those that the panel has refused.
     PortsMade { refused: Vec<(usize, Error)> },
     /// The worker of a link has done something.
     Worker(usize, WorkerEvent),
-    /// Something failed without which there is no session.
+    /// Something has failed that the session cannot do without.
     Failed(Error),
     /// A signal has come, other than SIGCHLD.
     Signal(Signal),
@@ -78,19 +81,19 @@ pub(super) enum Action {
     MakePorts(OwnedFd, Vec<usize>),
     /// Send a message to the namespace child.
     ToNamespace(ToNamespace),
-    /// Hold these descriptors: what came with [`FromNamespace::InterfacesMade`].
+    /// Hold the descriptors that came with [`FromNamespace::InterfacesMade`].
     TakeInterfaces(Vec<OwnedFd>),
     /// Do something for a link.
     Link(usize, LinkAction),
     /// Send a signal to the command.
     PassOn(Signal),
-    /// Answer all who ask for the status.
+    /// Answer the processes that ask for the status.
     AnswerStatus,
     /// Give memory back that only the start needed.
     GiveBackMemory,
     /// End all children; [`Event::ChildrenEnded`] follows.
     EndChildren,
-    /// Let go of the panel, for that reason.
+    /// Let go of the panel, because of that error.
     LeavePanel(Error),
     /// Return from the loop.
     Finish(Result<i32, Failure>),
@@ -104,25 +107,17 @@ enum Next {
     StartOver(Error),
 }
 
+/// What a session waits for.
 #[derive(Debug)]
 enum Phase {
-    NamespacePending {
-        deadline: Instant,
-    },
+    NamespacePending,
     Opening {
-        deadline: Option<Instant>,
         /// The network namespace.
         network: OwnedFd,
     },
-    InterfacesPending {
-        deadline: Instant,
-    },
-    Settling {
-        deadline: Option<Instant>,
-    },
-    Running {
-        next_beat: Instant,
-    },
+    InterfacesPending,
+    Settling,
+    Running,
     Ending(Next),
     Finished,
 }
@@ -130,6 +125,8 @@ enum Phase {
 #[derive(Debug)]
 pub(super) struct Machine {
     phase: Phase,
+    /// When the phase has lasted too long; while the command runs, the next beat.
+    due: Option<Instant>,
     links: Vec<Link>,
     /// Until when a status query waits for reports, if there is one.
     query: Option<Instant>,
@@ -149,12 +146,14 @@ impl Machine {
     ) -> (Self, Vec<Action>) {
         let mut machine = Self {
             phase: Phase::Finished,
+            due: None,
             links: names.map(|name| Link::new(name, now)).collect(),
             query: None,
             has_panel,
             opening_limit: OPENING_LIMIT.saturating_add(wait),
         };
-        let actions = machine.begin(now);
+        let mut actions = Vec::new();
+        machine.begin(now, &mut actions);
         (machine, actions)
     }
 
@@ -164,108 +163,134 @@ impl Machine {
 
     /// When [`Event::Time`] is due, if nothing else happens.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let is_served = self.links.iter().any(Link::is_served);
-        let phase = match self.phase {
-            Phase::NamespacePending { deadline } | Phase::InterfacesPending { deadline } => {
-                Some(deadline)
-            }
-            Phase::Opening { deadline, .. } | Phase::Settling { deadline } => deadline,
-            Phase::Running { next_beat } => is_served.then_some(next_beat),
-            Phase::Ending(_) | Phase::Finished => None,
-        };
+        let is_served = |link: &Link| link.stage().is_some();
+        let has_beats = !self.is_running() || self.links.iter().any(is_served);
+        let due = self.due.filter(|_| has_beats);
         let restarts = self.links.iter().filter_map(Link::restart);
-        restarts.chain(phase).chain(self.query).min()
+        restarts.chain(due).chain(self.query).min()
     }
 
     /// What is to be done about an event.
     pub(super) fn step(&mut self, event: Event, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
         match (&self.phase, event) {
-            (Phase::Ending(_), Event::ChildrenEnded) => self.leave(now),
-            (Phase::Ending(_) | Phase::Finished, _) => Vec::new(),
-            (_, event) => match self.handle(event, now) {
-                Ok(mut actions) => {
-                    self.advance(now, &mut actions);
-                    actions
-                }
-                Err(failure) => self.end(Next::Finish(Err(failure))),
+            (Phase::Ending(_), Event::ChildrenEnded) => self.leave(now, &mut actions),
+            (Phase::Ending(_) | Phase::Finished, _) => {}
+            (_, event) => match self.handle(event, now, &mut actions) {
+                Ok(()) => self.advance(now, &mut actions),
+                Err(failure) => actions = self.end(Next::Finish(Err(failure))),
             },
         }
+        actions
     }
 
     fn is_running(&self) -> bool {
-        matches!(self.phase, Phase::Running { .. })
+        matches!(self.phase, Phase::Running)
+    }
+
+    fn enter(&mut self, phase: Phase, now: Instant) {
+        let limit = match phase {
+            Phase::NamespacePending | Phase::InterfacesPending => Some(NAMESPACE_LIMIT),
+            Phase::Opening { .. } | Phase::Settling => Some(self.opening_limit),
+            Phase::Running => Some(BEAT),
+            Phase::Ending(_) | Phase::Finished => None,
+        };
+        self.phase = phase;
+        self.due = limit.and_then(|limit| now.checked_add(limit));
     }
 
     /// Starts the session, or starts it over.
-    fn begin(&mut self, now: Instant) -> Vec<Action> {
-        let mut actions = vec![Action::StartNamespace];
-        for (index, link) in self.links.iter_mut().enumerate() {
-            actions.push(Action::Link(index, link.start(now)));
+    fn begin(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        actions.push(Action::StartNamespace);
+        actions.extend(self.each_link(|link| Some(link.start(now))));
+        match self.links.is_empty() {
+            true => self.run(now, actions),
+            false => self.enter(Phase::NamespacePending, now),
         }
-        self.phase = match self.links.is_empty() {
-            true => running(now, &mut actions),
-            false => Phase::NamespacePending {
-                deadline: now + NAMESPACE_LIMIT,
-            },
-        };
-        actions
+    }
+
+    fn run(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        self.enter(Phase::Running, now);
+        actions.push(Action::GiveBackMemory);
     }
 
     fn end(&mut self, next: Next) -> Vec<Action> {
         self.phase = Phase::Ending(next);
+        self.due = None;
         self.query = None;
         vec![Action::EndChildren]
     }
 
     /// Leaves the phase *ending*.
-    fn leave(&mut self, now: Instant) -> Vec<Action> {
+    fn leave(&mut self, now: Instant, actions: &mut Vec<Action>) {
         match mem::replace(&mut self.phase, Phase::Finished) {
             Phase::Ending(Next::StartOver(error)) => {
                 self.has_panel = false;
-                let mut actions = vec![Action::LeavePanel(error)];
-                actions.extend(self.begin(now));
-                actions
+                actions.push(Action::LeavePanel(error));
+                self.begin(now, actions);
             }
-            Phase::Ending(Next::Finish(outcome)) => vec![Action::Finish(outcome)],
-            _ => Vec::new(),
+            Phase::Ending(Next::Finish(outcome)) => actions.push(Action::Finish(outcome)),
+            _ => {}
         }
     }
 
-    fn handle(&mut self, event: Event, now: Instant) -> Result<Vec<Action>, Failure> {
+    /// The actions for all links, in order.
+    fn each_link(
+        &mut self,
+        mut act: impl FnMut(&mut Link) -> Option<LinkAction>,
+    ) -> impl Iterator<Item = Action> {
+        let links = self.links.iter_mut().enumerate();
+        links.filter_map(move |(index, link)| Some(Action::Link(index, act(link)?)))
+    }
+
+    fn handle(
+        &mut self,
+        event: Event,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), Failure> {
+        let is_running = self.is_running();
         match event {
-            Event::Namespace(message, fds) => return self.namespace(message, fds, now),
-            Event::NamespaceClosed | Event::CommandEnded(_) if !self.is_running() => {
+            Event::Namespace(message, fds) => self.namespace(message, fds, now, actions)?,
+            Event::NamespaceClosed | Event::CommandEnded(_) if !is_running => {
                 let message = "cannot run the command: the process that prepares it has died";
                 return Err(Error::closed(message).into());
             }
             Event::NamespaceClosed => {}
-            Event::CommandEnded(exit) => return Ok(self.end(Next::Finish(Ok(exit.code())))),
-            Event::PortsMade { refused } => return self.make_interfaces(refused, now),
+            Event::CommandEnded(exit) => *actions = self.end(Next::Finish(Ok(exit.code()))),
+            Event::PortsMade { refused } => actions.push(self.make_interfaces(&refused, now)?),
             Event::Worker(index, event) => {
-                let is_running = self.is_running();
                 let action = self.links[index].step(event, is_running, now)?;
-                return Ok(Vec::from_iter(
-                    action.map(|action| Action::Link(index, action)),
-                ));
+                actions.extend(action.map(|action| Action::Link(index, action)));
             }
             Event::Failed(error) => return Err(error.into()),
-            Event::Signal(signal) if !self.is_running() => return Err(Failure::Signal(signal)),
+            Event::Signal(signal) if !is_running => return Err(Failure::Signal(signal)),
             Event::Signal(signal @ (Signal::SIGTERM | Signal::SIGHUP)) => {
-                return Ok(vec![Action::PassOn(signal)]);
+                actions.push(Action::PassOn(signal));
             }
             // The terminal has sent it to the command, too.
             Event::Signal(_) => {}
             Event::StatusQuery => {
                 self.query.get_or_insert(now + REPORT_LIMIT);
-                let links = self.links.iter_mut().enumerate();
-                let query =
-                    |(index, link): (usize, &mut Link)| Some(Action::Link(index, link.query()?));
-                return Ok(links.filter_map(query).collect());
+                actions.extend(self.each_link(Link::query));
             }
-            Event::Time => return self.time(now),
+            Event::Time => {
+                if self.due.is_some_and(|due| due <= now) {
+                    if !is_running {
+                        return Err(self.late());
+                    }
+                    self.enter(Phase::Running, now);
+                    let check = |link: &mut Link| link.stage().map(|_| LinkAction::CheckInterface);
+                    actions.extend(self.each_link(check));
+                    actions.extend(self.each_link(Link::beat));
+                }
+                let is_due = |link: &Link| link.restart().is_some_and(|at| at <= now);
+                let restart = |link: &mut Link| is_due(link).then(|| link.start(now));
+                actions.extend(self.each_link(restart));
+            }
             Event::ChildrenEnded => {}
         }
-        Ok(Vec::new())
+        Ok(())
     }
 
     /// Handles a message of the namespace child.
@@ -274,37 +299,32 @@ impl Machine {
         message: FromNamespace,
         mut fds: Vec<OwnedFd>,
         now: Instant,
-    ) -> Result<Vec<Action>, Failure> {
+        actions: &mut Vec<Action>,
+    ) -> Result<(), Failure> {
         match (message, &self.phase) {
-            (FromNamespace::NamespaceMade, Phase::NamespacePending { .. }) => {
-                let network = fds
-                    .pop()
-                    .ok_or_else(|| malformed("no namespace came along"))?;
-                self.phase = Phase::Opening {
-                    deadline: now.checked_add(self.opening_limit),
-                    network,
-                };
-                Ok(Vec::new())
+            (FromNamespace::NamespaceMade, Phase::NamespacePending) => {
+                let network = fds.pop();
+                let network = network.ok_or_else(|| malformed("no namespace came along"))?;
+                self.enter(Phase::Opening { network }, now);
             }
-            (FromNamespace::InterfacesMade, Phase::InterfacesPending { .. }) => {
-                self.phase = Phase::Settling {
-                    deadline: now.checked_add(self.opening_limit),
-                };
-                let mut actions = vec![Action::TakeInterfaces(fds)];
-                let give_side = |index| Action::Link(index, LinkAction::GiveSide);
-                actions.extend((0..self.links.len()).map(give_side));
-                Ok(actions)
+            (FromNamespace::InterfacesMade, Phase::InterfacesPending) => {
+                self.enter(Phase::Settling, now);
+                actions.push(Action::TakeInterfaces(fds));
+                actions.extend(self.each_link(|_| Some(LinkAction::GiveSide)));
             }
-            (FromNamespace::Failed { error, .. }, Phase::NamespacePending { .. })
+            (FromNamespace::Failed { error, .. }, Phase::NamespacePending)
                 if self.has_panel && is_crowded(&error) =>
             {
-                Ok(self.end(Next::StartOver(error)))
+                *actions = self.end(Next::StartOver(error));
             }
-            (FromNamespace::Failed { status, error }, _) => Err(Failure::Error(status, error)),
+            (FromNamespace::Failed { status, error }, _) => {
+                return Err(Failure::Error(status, error));
+            }
             (FromNamespace::NamespaceMade | FromNamespace::InterfacesMade, _) => {
-                Err(malformed("it is not its turn").into())
+                return Err(malformed("it is not its turn").into());
             }
         }
+        Ok(())
     }
 
     /// Has the namespace child make the interfaces of all links that are not on the panel. A tap
@@ -312,84 +332,58 @@ impl Machine {
     /// interface may exist, and a tap could not be made either.
     fn make_interfaces(
         &mut self,
-        refused: Vec<(usize, Error)>,
+        refused: &[(usize, Error)],
         now: Instant,
-    ) -> Result<Vec<Action>, Failure> {
-        let is_tap = |(index, link): (usize, &Link)| {
-            !link.wants_panel() || refused.iter().any(|(refused, _)| *refused == index)
-        };
-        let taps = self.links.iter().enumerate().map(is_tap).collect();
-        let mut refused = refused.into_iter().map(|(_, error)| error);
-        if let Some(error) = refused.find(|error| error.errno == libc::EMFILE) {
-            return Err(error.into());
+    ) -> Result<Action, Error> {
+        let mut errors = refused.iter().map(|(_, error)| error);
+        if let Some(error) = errors.find(|error| error.errno == libc::EMFILE) {
+            return Err(error.clone());
         }
-        self.phase = Phase::InterfacesPending {
-            deadline: now + NAMESPACE_LIMIT,
-        };
-        Ok(vec![Action::ToNamespace(ToNamespace::MakeInterfaces(taps))])
+        let is_refused = |index| refused.iter().any(|(refused, _)| *refused == index);
+        let links = self.links.iter().enumerate();
+        let taps = links.map(|(index, link)| !wants_panel(link) || is_refused(index));
+        let message = ToNamespace::MakeInterfaces(taps.collect());
+        self.enter(Phase::InterfacesPending, now);
+        Ok(Action::ToNamespace(message))
     }
 
-    /// Does what is due.
-    fn time(&mut self, now: Instant) -> Result<Vec<Action>, Failure> {
-        let mut actions = Vec::new();
-        match &mut self.phase {
-            Phase::NamespacePending { deadline } if *deadline <= now => {
-                return Err(late("the namespace was not made", NAMESPACE_LIMIT));
+    /// The failure of a phase that has lasted too long; it names the first link that is late.
+    fn late(&self) -> Failure {
+        let name = |is_enough: fn(&Link) -> bool| {
+            let late = self.links.iter().find(|link| !is_enough(link));
+            late.map_or("", Link::name)
+        };
+        let (complaint, limit) = match self.phase {
+            Phase::Opening { .. } => {
+                let complaint = format!("{}: the plugin has not opened the link", name(is_open));
+                (complaint, self.opening_limit)
             }
-            Phase::InterfacesPending { deadline } if *deadline <= now => {
-                return Err(late("the interfaces were not made", NAMESPACE_LIMIT));
+            Phase::Settling => {
+                let complaint = format!("{}: the link does not settle", name(is_settled));
+                (complaint, self.opening_limit)
             }
-            Phase::Opening { deadline, .. } if deadline.is_some_and(|deadline| deadline <= now) => {
-                return Err(self.late_link("the plugin has not opened the link", Link::is_open));
-            }
-            Phase::Settling { deadline } if deadline.is_some_and(|deadline| deadline <= now) => {
-                return Err(self.late_link("the link does not settle", Link::is_settled));
-            }
-            Phase::Running { next_beat } if *next_beat <= now => {
-                *next_beat = now + BEAT;
-                for (index, link) in self.links.iter_mut().enumerate() {
-                    if link.is_served() {
-                        actions.push(Action::Link(index, LinkAction::CheckInterface));
-                        actions.extend(link.beat().map(|action| Action::Link(index, action)));
-                    }
-                }
-            }
-            _ => {}
-        }
-        for (index, link) in self.links.iter_mut().enumerate() {
-            if link.restart().is_some_and(|at| at <= now) {
-                actions.push(Action::Link(index, link.start(now)));
-            }
-        }
-        Ok(actions)
-    }
-
-    /// The failure of the first link that has not come far enough.
-    fn late_link(&self, complaint: &str, is_enough: impl Fn(&Link) -> bool) -> Failure {
-        let mut links = self.links.iter();
-        let name = links.find(|link| !is_enough(link)).map_or("", Link::name);
-        late(&format!("{name}: {complaint}"), self.opening_limit)
+            Phase::InterfacesPending => ("the interfaces were not made".into(), NAMESPACE_LIMIT),
+            _ => ("the namespace was not made".into(), NAMESPACE_LIMIT),
+        };
+        let error = Error::new(ErrorKind::Busy, format!("{complaint} within {limit:?}"));
+        error.hint("-vv may tell what it waits for").into()
     }
 
     /// Goes on to the next phase if nothing is left to wait for, and answers a status query.
     fn advance(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let all = |is_enough: fn(&Link) -> bool| self.links.iter().all(is_enough);
-        let (are_open, are_settled) = (all(Link::is_open), all(Link::is_settled));
-        let wants_panel = |index: &usize| self.link(*index).wants_panel();
-        let ports = (0..self.links.len()).filter(wants_panel).collect();
-        self.phase = match mem::replace(&mut self.phase, Phase::Finished) {
-            Phase::Opening { network, .. } if are_open => {
+        match mem::replace(&mut self.phase, Phase::Finished) {
+            Phase::Opening { network } if self.links.iter().all(is_open) => {
+                let mut ports = Vec::from_iter(0..self.links.len());
+                ports.retain(|index| wants_panel(&self.links[*index]));
                 actions.push(Action::MakePorts(network, ports));
-                Phase::InterfacesPending {
-                    deadline: now + NAMESPACE_LIMIT,
-                }
+                self.enter(Phase::InterfacesPending, now);
             }
-            Phase::Settling { .. } if are_settled => {
+            Phase::Settling if self.links.iter().all(is_settled) => {
                 actions.push(Action::ToNamespace(ToNamespace::Run));
-                running(now, actions)
+                self.run(now, actions);
             }
-            phase => phase,
-        };
+            phase => self.phase = phase,
+        }
         let is_over = |until| until <= now || !self.links.iter().any(Link::owes_report);
         if self.query.is_some_and(is_over) {
             self.query = None;
@@ -398,18 +392,17 @@ impl Machine {
     }
 }
 
-/// Begins the phase *running*.
-fn running(now: Instant, actions: &mut Vec<Action>) -> Phase {
-    actions.push(Action::GiveBackMemory);
-    Phase::Running {
-        next_beat: now + BEAT,
-    }
+fn is_open(link: &Link) -> bool {
+    matches!(link.stage(), Some(Stage::Open { .. } | Stage::Settled))
 }
 
-/// The failure of what was not done in time.
-fn late(complaint: &str, limit: Duration) -> Failure {
-    let error = Error::new(ErrorKind::Busy, format!("{complaint} within {limit:?}"));
-    error.hint("-vv may tell what it waits for").into()
+fn is_settled(link: &Link) -> bool {
+    link.stage() == Some(Stage::Settled)
+}
+
+/// Whether the interface is to be a port of the panel.
+fn wants_panel(link: &Link) -> bool {
+    link.stage() == Some(Stage::Open { wants_panel: true })
 }
 
 #[cfg(test)]

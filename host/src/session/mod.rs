@@ -29,13 +29,13 @@ mod run;
 use nix::sys::signal::Signal;
 use vdens_plugin_kit::PanelAddress;
 
-use crate::cli::vnls;
 use crate::error::{EXIT_FAILURE, Error};
 use crate::namespace::Plan;
 use crate::panel::{Panel, new_place};
 use crate::sys::runtime;
 use crate::sys::signals::Signals;
 use crate::worker::Job;
+use crate::worker::end::End;
 use run::Supervisor;
 
 /// Why there is no exit status of the command to pass on.
@@ -78,7 +78,7 @@ fn panel_for(plan: &Plan, jobs: &[Job]) -> Result<Panel, String> {
     if !plan.panel {
         return Err("it is switched off".into());
     }
-    if !jobs.iter().any(|job| matches!(job.end, vnls::End::Vnl(_))) {
+    if !jobs.iter().any(|job| matches!(job.end, End::Vnl(_))) {
         return Err(String::new());
     }
     Panel::acquire().map_err(|error| without_panel(&error))

@@ -1,14 +1,14 @@
 //! The supervisor's loop: it polls, makes events of what it sees, and performs the machine's
 //! actions.
 //!
-//! A turn handles the signals last, although they are polled first. So a child that has ended has
-//! said everything before: what it has sent is read before its end is an event.
+//! Signals are polled first but handled last, so that the final messages of a child that has ended
+//! are events before its end is one.
 //!
-//! An action that fails is an event again. If a worker cannot be started, that is the event of one
-//! that has failed and ended.
+//! An action that fails is an event, too. A worker that cannot be started counts as one that has
+//! failed and ended.
 //!
-//! A worker's requests, on its second channel, depend on no state of the session and change none.
-//! The loop executes them without the machine.
+//! The requests on a worker's second channel neither depend on the session's state nor change it,
+//! so the loop executes them without the machine.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,6 +24,8 @@ use super::link::{LinkAction, WorkerEvent};
 use super::machine::{Action, Event, Machine};
 use super::{Failure, without_panel};
 use crate::error::{EXIT_FAILURE, Result};
+use crate::ipc::status::server::Server;
+use crate::ipc::status::{self, Process};
 use crate::ipc::{
     Channel, FromNamespace, FromWorker, Received, Reply, ReportReply, ToNamespace, malformed,
 };
@@ -32,13 +34,12 @@ use crate::panel::Panel;
 use crate::sys::child::{Child, Exit, end_all, exit_child, reap_strangers};
 use crate::sys::process::{give_back_memory, wait};
 use crate::sys::signals::Signals;
-use crate::tools::status::server::Server;
-use crate::tools::status::{self, Process};
 use crate::worker::carrier::LinkWatch;
 use crate::worker::reconnecting::Wait;
 use crate::worker::{self, Job};
 
-/// How long children may take to clean up at the end, before they are killed.
+/// How long children may take to clean up at the end, before they are killed. Plugins remove their
+/// sockets, which takes milliseconds unless the machine is busy.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(2);
 
 /// What a turn polls.
@@ -129,24 +130,13 @@ impl<'a> Supervisor<'a> {
     /// Waits until something happens, or until something is due, and handles it.
     fn turn(&mut self) -> Result<()> {
         let sources = self.sources();
-        let mut fds: Vec<PollFd<'_>> = sources
-            .iter()
-            .filter_map(|source| Some(PollFd::new(self.fd(*source)?, PollFlags::POLLIN)))
-            .collect();
+        let fds = sources.iter().filter_map(|source| self.fd(*source));
+        let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         wait(&mut fds, self.machine.deadline())?;
         let ready: Vec<bool> = fds.iter().map(|fd| fd.any() == Some(true)).collect();
-        drop(fds);
-        let ready = sources.into_iter().zip(ready);
-        let ready: Vec<Source> = ready
-            .filter_map(|(source, is_ready)| is_ready.then_some(source))
-            .collect();
-        for source in ready.into_iter().rev() {
-            match source {
-                Source::Signals => self.read_signals()?,
-                Source::Status => self.accept_query(),
-                _ => {
-                    self.receive(source)?;
-                }
+        for (source, is_ready) in sources.into_iter().zip(ready).rev() {
+            if is_ready {
+                self.receive(source)?;
             }
         }
         self.handle(Event::Time);
@@ -155,10 +145,9 @@ impl<'a> Supervisor<'a> {
 
     fn sources(&self) -> Vec<Source> {
         let mut sources = vec![Source::Signals, Source::Namespace];
-        sources.extend(
-            (0..self.links.len())
-                .flat_map(|index| [Source::Requests(index), Source::Control(index)]),
-        );
+        for index in 0..self.links.len() {
+            sources.extend([Source::Requests(index), Source::Control(index)]);
+        }
         sources.push(Source::Status);
         sources.retain(|source| self.fd(*source).is_some());
         sources
@@ -176,7 +165,7 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Receives one message, if there is one; whether there was.
+    /// Handles what a source has, if it has something; whether it had.
     fn receive(&mut self, source: Source) -> Result<bool> {
         // What was ready when it was polled may have been replaced since.
         let Some(fd) = self.fd(source) else {
@@ -191,7 +180,8 @@ impl<'a> Supervisor<'a> {
             Source::Namespace => self.receive_from_namespace(),
             Source::Control(index) => self.receive_from_worker(index),
             Source::Requests(index) => self.receive_request(index),
-            Source::Signals | Source::Status => {}
+            Source::Signals => self.read_signals()?,
+            Source::Status => self.accept_query(),
         }
         Ok(true)
     }
@@ -271,7 +261,7 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Accepts who asks for the status.
+    /// Accepts processes that ask for the status.
     fn accept_query(&mut self) {
         match self.status.as_mut().map(Server::accept) {
             Some(Ok(true)) => self.handle(Event::StatusQuery),
@@ -300,7 +290,7 @@ impl<'a> Supervisor<'a> {
         if self.command.as_mut().and_then(Child::reap).is_some() {
             while self.receive(Source::Namespace)? {}
         }
-        // By what it has sent, the session may have started over: then it is another child.
+        // What it has sent may have made the session start over. Then this is another child.
         if let Some(exit) = self.command.as_ref().and_then(Child::exit) {
             self.command = None;
             self.handle(Event::CommandEnded(exit));
@@ -437,7 +427,7 @@ impl<'a> Supervisor<'a> {
         links.try_for_each(|link| link.take_tap(&mut fds, &watch))
     }
 
-    /// Answers all who ask for the status.
+    /// Answers the processes that ask for the status.
     fn answer_status(&mut self) {
         let Some(server) = &mut self.status else {
             return;

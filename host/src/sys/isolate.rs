@@ -1,12 +1,14 @@
-//! Code that may crash, hang or leave something behind, run in a child: what it says comes back through a pipe.
+//! Runs code that may crash, hang or leave processes behind, in a child whose output comes back
+//! through a pipe.
 //!
-//! The child leads a process group of its own. The end of what it says is waited for until a deadline; then the whole
-//! group is killed, so that nothing it started outlives it. It dies with its parent, too.
+//! The child leads a process group of its own. Its parent reads the output until it ends or a
+//! deadline comes; then it kills the whole group, so that no process of it is left. The child dies
+//! with its parent, too.
 //!
-//! A process that the child started and that left the group (`setsid`) is killed, too. For that,
-//! this process adopts the orphans among its descendants (PR_SET_CHILD_SUBREAPER, prctl(2)). All
-//! this guards against mistakes, not against malice: the code in the child has the user's rights
-//! and can kill this process.
+//! A process that left the group (`setsid`) is killed, too. For that, this process adopts the
+//! orphans among its descendants (PR_SET_CHILD_SUBREAPER, prctl(2)). All this guards against
+//! mistakes, not against malice: the code in the child has the user's rights and can kill this
+//! process.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -29,13 +31,13 @@ use crate::error::{EXIT_FAILURE, Result, system};
 use crate::sys::child::{Child, Exit, exit_child};
 use crate::sys::process::wait;
 
-/// The most that a child may say: reports have a few kilobytes.
-const MOST_SAID: usize = 1 << 20;
+/// The most output of a child, in bytes. Reports have a few kilobytes.
+const MAX_OUTPUT: usize = 1 << 20;
 /// How long the processes that a child started may take to end after it.
-const FAREWELL: Duration = Duration::from_millis(500);
+const LINGERING: Duration = Duration::from_millis(500);
 /// The most rounds of killing orphans. Each round finds the children of those that the last one
 /// killed.
-const LOOKS: u32 = 100;
+const MAX_ROUNDS: u32 = 100;
 
 /// The children that are not finished yet.
 static LIVE: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
@@ -47,16 +49,16 @@ pub enum End {
     Exited(i32),
     /// By a signal.
     Killed(Signal),
-    /// Not before its time was over.
+    /// It did not end before the deadline.
     Hung,
-    /// It was killed because it wrote more than `MOST_SAID`.
+    /// It was killed because it wrote more than `MAX_OUTPUT`.
     Flooded,
 }
 
-/// What became of a child.
+/// What is known of a child that has ended.
 #[derive(Debug)]
 pub struct Fate {
-    /// What it said.
+    /// Its output.
     pub said: Vec<u8>,
     /// How it ended.
     pub end: End,
@@ -111,13 +113,13 @@ impl Isolated {
     pub fn finish(mut self, deadline: Instant) -> Fate {
         let mut said = Vec::new();
         let mut bytes = [0; 4096];
-        while said.len() <= MOST_SAID && self.has_output_by(deadline) {
+        while said.len() <= MAX_OUTPUT && self.has_output_by(deadline) {
             match self.pipe.read(&mut bytes) {
                 Ok(0) | Err(_) => break,
                 Ok(read) => said.extend_from_slice(&bytes[..read]),
             }
         }
-        let is_flood = said.len() > MOST_SAID;
+        let is_flood = said.len() > MAX_OUTPUT;
         let has_ended = !is_flood && self.child.has_ended_by(Some(deadline));
         let left = if has_ended { lingering() } else { None };
         // Not reaped yet, the child keeps the group's number from being given to another.
@@ -160,8 +162,8 @@ fn live() -> MutexGuard<'static, Vec<Pid>> {
 }
 
 /// The children of this process that it adopted: those that are neither in `LIVE` nor in this
-/// process's group, where everything else is that it starts. None if the kernel does not list
-/// children (CONFIG_PROC_CHILDREN).
+/// process's group, which all other processes that it starts are in. None if the kernel does not
+/// list children (CONFIG_PROC_CHILDREN).
 fn orphans() -> Vec<Pid> {
     let pid = getpid();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
@@ -175,9 +177,9 @@ fn orphans() -> Vec<Pid> {
     pids.filter(|pid| !is_ours(pid)).collect()
 }
 
-/// Waits for the orphans to end by themselves. Returns the name of one that does not.
+/// Waits for the orphans to end by themselves. Returns the name of one that goes on.
 fn lingering() -> Option<String> {
-    let deadline = Instant::now() + FAREWELL;
+    let deadline = Instant::now() + LINGERING;
     loop {
         let name = orphans().into_iter().find_map(running_name)?;
         if Instant::now() >= deadline {
@@ -197,9 +199,9 @@ fn running_name(pid: Pid) -> Option<String> {
     (!has_ended).then(|| name.escape_debug().to_string())
 }
 
-/// Kills and collects the orphans, and theirs.
+/// Kills and reaps the orphans, and theirs.
 fn end_orphans() {
-    for _ in 0..LOOKS {
+    for _ in 0..MAX_ROUNDS {
         let orphans = orphans();
         if orphans.is_empty() {
             return;
@@ -259,7 +261,7 @@ mod tests {
         let left = String::from_utf8(said.said).unwrap();
         let deadline = Instant::now() + Duration::from_secs(5);
         let state = || std::fs::read_to_string(format!("/proc/{left}/stat"));
-        // Whoever adopts it may not have collected it yet.
+        // The process that adopts it may not have reaped it yet.
         while state().is_ok_and(|state| !state.contains(" Z ")) {
             assert!(Instant::now() < deadline, "process {left} is still there");
             sleep(Duration::from_millis(10));
@@ -302,7 +304,7 @@ mod tests {
             while to.write_all(&[b'x'; 4096]).is_ok() {}
         });
         assert_eq!(fate.end, End::Flooded);
-        assert!(fate.said.len() <= MOST_SAID + 4096);
+        assert!(fate.said.len() <= MAX_OUTPUT + 4096);
         assert!(start.elapsed() < Duration::from_secs(300));
     }
 }

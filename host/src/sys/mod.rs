@@ -2,6 +2,7 @@
 
 pub mod child;
 pub mod environment;
+pub mod interface;
 pub mod isolate;
 pub mod netlink;
 pub mod privilege;

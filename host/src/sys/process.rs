@@ -1,4 +1,5 @@
-//! What concerns a process as a whole: a panic's exit status, the background, memory, and waiting.
+//! What concerns a process as a whole: its exit status after a panic, the background, memory, and
+//! waiting.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::exit;
@@ -13,8 +14,8 @@ use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 use crate::error::{Result, system};
 use crate::output::report_panics;
 
-/// Runs a program's life, which ends the process. A panic ends it with the status `failure`, and is
-/// told as a failure is.
+/// Runs a program's `life`, which ends the process. A panic is reported like an error, and ends the
+/// process with the status `failure`.
 pub fn fail_on_panic(program: &'static str, failure: i32, life: impl FnOnce()) {
     report_panics(program);
     if catch_unwind(AssertUnwindSafe(life)).is_err() {
@@ -22,27 +23,27 @@ pub fn fail_on_panic(program: &'static str, failure: i32, life: impl FnOnce()) {
     }
 }
 
-/// Lets go of the terminal: the standard streams become /dev/null.
+/// Detaches from the terminal: the standard streams become /dev/null.
 ///
 /// # Errors
-/// There is no /dev/null.
+/// /dev/null does not exist.
 pub fn detach() -> Result<()> {
     let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
         .map_err(system("open /dev/null"))?;
     dup2_stdin(&null)
         .and_then(|()| dup2_stdout(&null))
         .and_then(|()| dup2_stderr(&null))
-        .map_err(system("let go of the terminal"))
+        .map_err(system("detach from the terminal"))
 }
 
-/// From this size on the allocator has memory mapped for each allocation: so what a batch of frames
-/// never uses takes no memory, and what is freed goes back at once. It is the value that the GNU
-/// allocator begins with, in bytes; without being told to keep it, it raises it (mallopt(3)).
+/// From this size on, in bytes, the allocator maps memory for each allocation. So the part of a batch
+/// that is never used takes no memory, and freed memory returns to the kernel at once. It is the
+/// value that the GNU allocator starts with, and raises unless it is set (mallopt(3)).
 #[cfg(target_env = "gnu")]
 const MAPPED: libc::c_int = 128 << 10;
 
-/// Makes the allocator map large allocations for good. For processes that are going to load plugins,
-/// whose files and types raise the size from which the allocator does so.
+/// Makes the allocator map large allocations for good. For processes that will load plugins: that
+/// would raise the size from which the allocator does so.
 pub fn map_large_allocations() {
     // SAFETY: it sets a number of the allocator's, under its own lock.
     #[cfg(target_env = "gnu")]
@@ -51,8 +52,8 @@ pub fn map_large_allocations() {
     }
 }
 
-/// Gives memory that this process has freed, after loading a plugin, say, back to the kernel. The
-/// allocator would keep it as long as the process lives.
+/// Returns freed memory to the kernel, for example after a plugin is loaded. The allocator would keep
+/// it as long as the process lives.
 pub fn give_back_memory() {
     // SAFETY: it takes the allocator's own locks, and touches no memory that is in use.
     #[cfg(target_env = "gnu")]
@@ -64,7 +65,7 @@ pub fn give_back_memory() {
 /// Polls, until `deadline` if there is one. A signal may end the wait early.
 ///
 /// # Errors
-/// A descriptor is not one.
+/// A descriptor is invalid.
 pub fn wait(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> Result<()> {
     let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
         let left = deadline.saturating_duration_since(Instant::now());

@@ -1,13 +1,13 @@
-//! The user's runtime directory: where processes of one user find each other.
+//! The user's runtime directory, in which the processes of one user find each other.
 //!
 //! It is `vdens` in `$XDG_RUNTIME_DIR` or, without that, in the usual runtime directory of a login,
-//! `/run/user/UID`. Where neither is there it is `/tmp/vdens-UID`, and another user may have made
-//! that first: then this user's processes do not find each other, and [`complain`] says so. It must
-//! be the user's and closed to others. In it are the registry of the panel's holders and the
-//! sockets of `vdectl status`.
+//! `/run/user/UID`. Where neither exists it is `/tmp/vdens-UID`. Another user may have made that
+//! first. Then this user's processes do not find each other, and [`complain`] warns of it. The
+//! directory must belong to the user and be closed to others. It contains the registry of the
+//! panel's holders and the sockets of `vdectl status`.
 //!
-//! A directory is checked once, when it is opened as a [`Dir`]. What is in it is then reached
-//! through its descriptor, so it does not matter what the names on the way to it stand for later.
+//! A directory is checked once, when it is opened as a [`Dir`]. Its files are then reached through
+//! its descriptor, so a later change of the names on its path does no harm.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read};
@@ -21,8 +21,8 @@ use nix::unistd::geteuid;
 use super::environment::absolute_variable;
 use crate::error::{Error, ErrorKind, Result};
 
-/// At how many files [`Dir::sweep`] looks at least: a few hundredths of a millisecond each.
-const LOOK: usize = 8;
+/// How many files [`Dir::sweep`] checks at least: a few hundredths of a millisecond each.
+const MIN_CHECKED: usize = 8;
 
 /// The directory, which need not exist.
 pub fn base() -> PathBuf {
@@ -34,12 +34,12 @@ pub fn base() -> PathBuf {
     }
 }
 
-/// The place where there is no better one: anybody can make it.
+/// The directory where there is no better one. Any user can make it.
 fn in_tmp() -> PathBuf {
     PathBuf::from(format!("/tmp/vdens-{}", geteuid()))
 }
 
-/// Warns if the runtime directory that the environment names is not there: processes that were
+/// Warns if the runtime directory that the environment names does not exist: processes that were
 /// started with another one are not found.
 pub fn complain_of_environment() {
     const NAME: &str = "XDG_RUNTIME_DIR";
@@ -52,7 +52,7 @@ pub fn complain_of_environment() {
     }
 }
 
-/// Warns if the runtime directory cannot be used, and says what that costs.
+/// Warns if the runtime directory cannot be used, and of the consequence.
 pub fn complain() {
     if let Err(error) = Dir::open(base())
         && error.kind == ErrorKind::Permission
@@ -62,7 +62,7 @@ pub fn complain() {
     }
 }
 
-/// A directory of the user's that is closed to others, held by its descriptor.
+/// A directory that belongs to the user and is closed to others, held by its descriptor.
 #[derive(Debug)]
 pub struct Dir {
     file: File,
@@ -74,11 +74,13 @@ impl Dir {
     /// The runtime directory, which is made if need be.
     ///
     /// # Errors
-    /// It cannot be made or is not private. [`ErrorKind::NotFound`] is that another process has just removed it.
+    /// It cannot be made or is not private. [`ErrorKind::NotFound`]: another process has just
+    /// removed it.
     pub fn runtime() -> Result<Self> {
         let base = base();
         Self::make(&base, base.clone()).map_err(|error| match base.parent() {
-            // No process of ours removes and makes the directory above, so waiting is no use.
+            // No process of this program removes and makes the directory above, so waiting does not
+            // help.
             Some(above) if !above.exists() => Error {
                 kind: ErrorKind::Other,
                 ..error
@@ -87,8 +89,8 @@ impl Dir {
         })
     }
 
-    /// The directories in which this user's processes may be, for they need not all have been
-    /// started with the same environment.
+    /// The directories in which this user's processes may be: not all need have been started with
+    /// the same environment.
     pub fn all() -> Vec<Self> {
         let mut places = vec![base(), in_tmp()];
         places.dedup();
@@ -109,22 +111,22 @@ impl Dir {
     /// The directory `name` in it.
     ///
     /// # Errors
-    /// It is not there or not private.
+    /// It does not exist or is not private.
     pub fn dir(&self, name: &str) -> Result<Self> {
         Self::look(&self.at(name), self.path.join(name))
     }
 
-    /// The way to `name` in it: through its descriptor, wherever the directory is by now.
+    /// A path to `name` in it that leads through its descriptor, even if the directory was renamed.
     pub fn at(&self, name: &str) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}/{name}", self.file.as_raw_fd()))
     }
 
-    /// What a person calls `name` in it.
+    /// The path of `name` in it for messages.
     pub fn shown(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// The names of what is in it.
+    /// The names in it.
     ///
     /// # Errors
     /// It cannot be read.
@@ -135,49 +137,50 @@ impl Dir {
         Ok(names.filter_map(|name| name.into_string().ok()).collect())
     }
 
-    /// Removes what processes that are gone have left, which `lives` judges by the process id that is
-    /// a file's name and by its path. Returns whether a process is left.
+    /// Removes what dead processes have left. `lives` decides that from the process id that is a
+    /// file's name and from its path. Returns whether a process is left.
     ///
-    /// It looks at `LOOK` files, and at more only until it finds a process: so it takes as long
-    /// beside hundreds as beside some, and the last process removes everything. Each process begins
-    /// elsewhere. Where one in `LOOK` is stale each finds one, so there are never many more.
+    /// It checks `MIN_CHECKED` files, and more only until it finds a process. So it takes as long beside
+    /// hundreds of processes as beside a few, and the last process removes everything. Each process
+    /// starts at another file. If one file in `MIN_CHECKED` is stale, each process finds one, so there
+    /// are never many more.
     pub fn sweep(&self, lives: impl Fn(u32, &Path) -> bool) -> bool {
-        // If the directory cannot be read there is nothing to be done.
+        // A directory that cannot be read cannot be swept.
         let mut names = self.names().unwrap_or_default();
         let start = process::id() as usize % names.len().max(1);
         names.rotate_left(start);
         let files = names.iter().filter_map(|name| {
-            // A socket that is being made has a dot in front.
+            // The name of a socket that is being made starts with a dot.
             let pid = name.trim_start_matches('.').parse().ok()?;
             Some((pid, self.at(name)))
         });
         let mut is_used = false;
         for (looked, (pid, path)) in files.enumerate() {
-            if is_used && looked >= LOOK {
+            if is_used && looked >= MIN_CHECKED {
                 break;
             }
             match lives(pid, &path) {
                 true => is_used = true,
-                // Another may have been faster; then it is gone all the same.
+                // Another process may have removed it first.
                 false => drop(fs::remove_file(&path)),
             }
         }
         is_used
     }
 
-    /// Removes it, if it is empty, and then likewise the runtime directory that it is in. Whether
-    /// it was removed.
+    /// Removes it if it is empty, and then the runtime directory above it likewise. Returns whether it
+    /// was removed.
     pub fn remove(&self) -> bool {
         let (Some(base), Some(name)) = (self.path.parent(), self.path.file_name()) else {
             return false;
         };
-        // Opened first: from a directory that was removed no way leads up.
+        // Opened first: a removed directory has no parent.
         let Ok(above) = Self::look(&self.at(".."), base.to_owned()) else {
             return false;
         };
         let is_removed = fs::remove_dir(above.at("").join(name)).is_ok();
         if let Some(name) = base.file_name() {
-            // Fails while other processes have something there.
+            // It fails while other processes have files there.
             let _ = fs::remove_dir(above.at("..").join(name));
         }
         is_removed
@@ -187,8 +190,7 @@ impl Dir {
         Self::look(&path.clone(), path)
     }
 
-    /// Opens the directory at `at`, which is `path` to a person, after making it if it is not
-    /// there.
+    /// Opens the directory at `at`, which messages call `path`, and makes it if it does not exist.
     fn make(at: &Path, path: PathBuf) -> Result<Self> {
         match DirBuilder::new().mode(0o700).create(at) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -198,10 +200,10 @@ impl Dir {
         }
     }
 
-    /// Opens the directory at `at`, which is `path` to a person.
+    /// Opens the directory at `at`, which messages call `path`.
     fn look(at: &Path, path: PathBuf) -> Result<Self> {
         let cannot = |error: io::Error| Error::path("look at", &path, &error);
-        // What belongs to another user can be opened only to be looked at.
+        // With O_PATH, a directory of another user can be opened, too.
         let flags = libc::O_PATH | libc::O_NOFOLLOW;
         let file = OpenOptions::new().read(true).custom_flags(flags).open(at);
         let file = file.map_err(cannot)?;
@@ -219,16 +221,16 @@ impl Dir {
     }
 }
 
-/// Whether a directory is there, is this user's, and closed to others.
+/// Whether a directory exists, belongs to this user, and is closed to others.
 pub fn is_private(dir: &Path) -> bool {
     fs::symlink_metadata(dir).is_ok_and(|meta| fault(&meta).is_none())
 }
 
-/// Why something is not a private directory, to be read behind its name.
+/// Why a file is not a private directory, as a clause to follow its name.
 pub fn fault(meta: &Metadata) -> Option<String> {
     let uid = meta.uid();
     if !meta.is_dir() {
-        Some("which is no directory".into())
+        Some("which is not a directory".into())
     } else if uid != geteuid().as_raw() {
         Some(format!("which belongs to another user (uid {uid})"))
     } else if meta.mode() & 0o077 != 0 {
@@ -238,7 +240,7 @@ pub fn fault(meta: &Metadata) -> Option<String> {
     }
 }
 
-/// How something that has a fault becomes a private directory, or another serves.
+/// What to do about a fault of the directory at `path`.
 pub fn remedy(path: &Path, meta: &Metadata) -> String {
     let path = path.display();
     match meta.is_dir() && meta.uid() == geteuid().as_raw() {
@@ -250,7 +252,7 @@ pub fn remedy(path: &Path, meta: &Metadata) -> String {
 /// The number of this process's namespace of a kind (`user`, `pid`, …).
 ///
 /// # Errors
-/// There is no /proc.
+/// /proc is not mounted.
 pub fn namespace(kind: &str) -> Result<u64> {
     let path = PathBuf::from(format!("/proc/self/ns/{kind}"));
     let meta = fs::metadata(&path);
@@ -343,7 +345,7 @@ mod tests {
             true
         };
         assert!(dir.sweep(all_live));
-        assert_eq!(looked.get(), LOOK);
+        assert_eq!(looked.get(), MIN_CHECKED);
         // It goes on to the only one that lives.
         while dir.sweep(|pid, _| pid == 7) && dir.names().unwrap().len() > 1 {}
         assert_eq!(dir.names().unwrap(), ["7"]);

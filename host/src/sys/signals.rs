@@ -1,8 +1,8 @@
 //! Signals as events.
 //!
-//! A long-running process of ours blocks the signals it handles and reads them from a signalfd, so
-//! that nothing happens behind the back of its poll loop. What the process was started with is kept and
-//! given back to the command before it is executed.
+//! A long-running process of this program blocks the signals that it handles and reads them from a
+//! signalfd, so that its poll loop handles all events. The command gets the signal mask back that
+//! the process was started with.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -56,7 +56,7 @@ impl Signals {
         Signal::try_from(info.ssi_signo.cast_signed()).ok()
     }
 
-    /// Gives a forked child the signal mask that this process was started with.
+    /// Restores the signal mask that this process was started with, in a forked child.
     ///
     /// # Errors
     /// Never on Linux.
@@ -115,18 +115,18 @@ pub fn default(signal: Signal) {
     }
 }
 
-/// How long a child may take to clean up after its parent's death.
-const LAST_WORDS: u32 = 2;
+/// How long a child may take to clean up after its parent's death, in seconds.
+const CLEANUP: u32 = 2;
 
-/// Makes the kernel end this process should its parent die and it not notice by itself: at the parent's
-/// death an alarm is set, which kills a process that is still there when it rings.
+/// Makes the kernel end this process when its parent dies, even if a plugin hangs: at the parent's
+/// death a signal sets an alarm, which kills the process if it has not ended by then.
 ///
 /// # Errors
-/// The parent is gone already.
+/// The parent has exited already.
 pub fn follow_parent(parent: Pid) -> Result<()> {
     extern "C" fn set_alarm(_: libc::c_int) {
         // SAFETY: alarm is async-signal-safe and touches no memory.
-        unsafe { libc::alarm(LAST_WORDS) };
+        unsafe { libc::alarm(CLEANUP) };
     }
     let handler = SigHandler::Handler(set_alarm);
     let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());

@@ -36,16 +36,16 @@ use crate::error::{Error, ErrorKind, Result};
 /// The most symbolic links on a path: the kernel's own limit (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
-/// Opens a name itself, not what it links to, and only to look at it.
+/// Opens a name itself, not the target of a link, and only for its metadata.
 const LOOK: OFlag = OFlag::O_PATH
     .union(OFlag::O_NOFOLLOW)
     .union(OFlag::O_CLOEXEC);
 
-/// What a path leads to, where only trusted users can change that.
+/// A file or directory whose path only trusted users can change.
 #[derive(Debug)]
 pub struct Trusted(Step);
 
-/// Something on the way.
+/// A directory, link or file on the path.
 #[derive(Debug)]
 struct Step {
     /// Its path, without symbolic links.
@@ -112,7 +112,7 @@ impl Step {
         Self::new("/".into(), open("/", LOOK, Mode::empty()))
     }
 
-    /// What `name` is in this directory.
+    /// The entry `name` of this directory.
     fn enter(&self, name: &OsStr) -> Result<Self> {
         let path = match name == ".." {
             true => self.path.parent().unwrap_or(&self.path).to_owned(),
@@ -121,7 +121,7 @@ impl Step {
         Self::new(path, openat(&self.file, name, LOOK, Mode::empty()))
     }
 
-    /// Itself, if others can neither write it nor, where it is a directory, put files into it.
+    /// Checks that others can neither write it nor, if it is a directory, put files into it.
     fn closed(self) -> Result<Self> {
         match writable_by_others(&self.meta) {
             true => Err(self.is_writable()),

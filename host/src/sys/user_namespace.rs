@@ -1,4 +1,4 @@
-//! Making user namespaces with the caller's ids, and why the kernel refuses one.
+//! Makes user namespaces with the caller's ids, and explains why the kernel refuses one.
 //!
 //! A session's namespace and the panel's are both made here. An unprivileged process may map its
 //! own uid and gid alone, and only after it has denied itself setgroups(2) (user_namespaces(7)).
@@ -16,8 +16,8 @@ use nix::unistd::{getegid, geteuid};
 
 use crate::error::{Error, Result, system};
 
-/// How long the kernel may take to forget namespaces that nobody is in: it removes network
-/// namespaces one after the other for the whole machine.
+/// How long the kernel may take to remove namespaces without processes. It removes the network
+/// namespaces of the whole machine one after the other.
 const LEAVING: Duration = Duration::from_secs(2);
 
 /// Makes the namespaces of `flags`, a user namespace among them, with the caller's ids mapped to
@@ -33,8 +33,8 @@ pub fn unshare_mapped(flags: CloneFlags) -> Result<()> {
     write_map("gid_map", &format!("{0} {0} 1", ids.1))
 }
 
-/// As [`unshare_mapped`], and where there are too many namespaces, waits for room: for a moment the
-/// kernel goes on counting those of a panel that this process has left.
+/// As [`unshare_mapped`], but where there are too many namespaces it waits for room. The kernel still
+/// counts those of a panel that this process has left a moment ago.
 ///
 /// # Errors
 /// As for [`unshare_mapped`].
@@ -75,7 +75,7 @@ fn write_map(file: &str, text: &str) -> Result<()> {
     }
 }
 
-/// Adds what to do about AppArmor to a failure, if it restricts user namespaces.
+/// Adds a hint at AppArmor to an error, if it restricts user namespaces.
 pub fn blame_apparmor(error: Error) -> Error {
     match apparmor_restricts() {
         true => error.hint(APPARMOR_HINT),
@@ -117,7 +117,7 @@ fn forbidding_limit() -> Option<String> {
     Some(format!("user.max_{kind}_namespaces"))
 }
 
-/// Why there is no namespace, and the setting that decides it.
+/// The error when no namespace can be made, with the setting that decides it.
 fn no_namespace(errno: Errno) -> Error {
     let error = system("make a user and network namespace")(errno);
     if let Some(name) = forbidding_limit() {

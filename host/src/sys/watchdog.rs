@@ -1,11 +1,12 @@
-//! Signals for a process that plugins run in and that nobody stands above: a thread reads them.
+//! A watchdog over a process that loads plugins and has no supervisor: a thread reads its signals.
 //!
-//! The thread passes every signal on to the poll loop, which may not get there: a plugin may never come back from a call.
-//! So after a signal that ends the process the thread waits for that, and then ends it itself. What the
-//! plugins have made is left behind then, as no other thread can take it from them.
+//! The thread passes each signal on to the poll loop. A plugin that does not return from a call
+//! keeps the loop from handling it. So after a signal that ends the process, the thread waits for
+//! that for a while, and then ends the process itself. What the plugins have made stays behind then,
+//! because no other thread can take it from them.
 //!
-//! Signals are blocked before anything is made that has to be removed at the end ([`Signals::block`]), and the thread is started
-//! when the process has forked for the last time.
+//! Signals are blocked ([`Signals::block`]) before the process makes anything that it removes at its
+//! end. The thread starts when the process has forked for the last time.
 
 use std::fs::File;
 use std::io::Write;
@@ -22,28 +23,27 @@ use crate::error::{Error, Result, system};
 use crate::sys::process::wait;
 use crate::sys::signals::{self, Signals};
 
-/// How long the process may take to end, as long as a worker.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the process may take to end after a signal; a worker has as long.
+const ENDING: Duration = Duration::from_secs(2);
 
-/// How long the last words may take, in seconds: what they remove or write may be on a file system
-/// that hangs.
-const LAST_WORDS: u32 = 1;
+/// How long the cleanup may take, in seconds. What it removes may be on a file system that hangs.
+const CLEANUP: u32 = 1;
 
-/// Signals as they come from the thread.
+/// The poll loop's end of the pipe from the thread.
 #[derive(Debug)]
-pub struct Guard(OwnedFd);
+pub struct Watchdog(OwnedFd);
 
-impl Guard {
-    /// Starts the thread. If that has to end the process it calls `last_words` first.
+impl Watchdog {
+    /// Starts the thread, which calls `cleanup` before it ends the process.
     ///
     /// # Errors
     /// There are too many threads or descriptors.
-    pub fn start(signals: Signals, last_words: impl FnOnce() + Send + 'static) -> Result<Self> {
+    pub fn start(signals: Signals, cleanup: impl FnOnce() + Send + 'static) -> Result<Self> {
         let flags = OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
         let (from, to) = pipe2(flags).map_err(system("make a pipe"))?;
         thread::Builder::new()
             .name("signals".into())
-            .spawn(move || watch(&signals, to.into(), last_words))
+            .spawn(move || watch(&signals, to.into(), cleanup))
             .map_err(|error| Error::io("start a thread", &error))?;
         Ok(Self(from))
     }
@@ -56,14 +56,14 @@ impl Guard {
     }
 }
 
-impl AsFd for Guard {
+impl AsFd for Watchdog {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
 /// The life of the thread.
-fn watch(signals: &Signals, mut to: File, last_words: impl FnOnce()) {
+fn watch(signals: &Signals, mut to: File, cleanup: impl FnOnce()) {
     let ending = loop {
         let mut fds = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         if wait(&mut fds, None).is_err() {
@@ -72,18 +72,19 @@ fn watch(signals: &Signals, mut to: File, last_words: impl FnOnce()) {
         let Some(signal) = signals.next() else {
             continue;
         };
-        // A pipe that is full has more than enough to say.
+        // A full pipe has signals enough.
         let _ = to.write_all(&[signal as u8]);
         if signal != Signal::SIGCHLD {
             break signal;
         }
     };
-    sleep(PATIENCE);
+    sleep(ENDING);
     signals::default(Signal::SIGALRM);
-    alarm::set(LAST_WORDS);
-    last_words();
+    alarm::set(CLEANUP);
+    cleanup();
     log::error!(
-        "a plugin hangs, so this process ends as it is at {ending}; what it made, a switch's directory say, is left for the next one"
+        "a plugin hangs after signal {ending}: exiting without cleanup; the next process that opens \
+         the same VNL removes what is left, for example a switch's directory"
     );
     // SAFETY: _exit ends the process and touches no memory.
     unsafe { libc::_exit(128 + ending as i32) }

@@ -1,10 +1,10 @@
-//! Waiting for descriptors, awake for a moment if something is likely to come soon.
+//! Waiting for descriptors, awake for a moment when frames are likely to come soon.
 //!
-//! To put a process to sleep and wake it takes longer than to carry a frame through it, on virtual machines
-//! several times as long: a round trip of a frame is mostly that. So after a wait that was short the next
-//! one starts with looking again and again, for `SPIN` at most; after a long one it does not. Each look gives the
-//! processor to whoever else can use it (sched_yield(2)), so this takes time that nobody wanted, of a
-//! link that is being used; an idle link sleeps.
+//! To put a process to sleep and wake it takes longer than to move a frame through it, on virtual
+//! machines several times as long. It is most of a frame's round trip. So after a short wait the
+//! next one polls without sleeping, for `SPIN` at most; after a long wait it sleeps at once. Each
+//! such poll yields the processor to any process that can use it (sched_yield(2)), so a link in use
+//! takes only time that is left over. An idle link sleeps.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use nix::sched::sched_yield;
 use crate::error::Result;
 use crate::sys::process;
 
-/// How long to stay awake.
+/// How long to stay awake at most.
 const SPIN: Duration = Duration::from_micros(100);
 
 /// A wait this short is likely to be followed by another.
@@ -22,16 +22,16 @@ const SHORT: Duration = Duration::from_micros(300);
 
 /// What the last wait was like.
 #[derive(Debug, Default)]
-pub struct BusyPoll {
+pub(crate) struct BusyPoll {
     was_short: bool,
 }
 
 impl BusyPoll {
-    /// As [`process::wait`].
+    /// Waits as [`process::wait`] does.
     ///
     /// # Errors
-    /// As there.
-    pub fn wait(&mut self, fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> Result<()> {
+    /// As for [`process::wait`].
+    pub(crate) fn wait(&mut self, fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> Result<()> {
         let start = Instant::now();
         while self.was_short && start.elapsed() < SPIN {
             if poll(fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {

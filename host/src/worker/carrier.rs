@@ -1,10 +1,11 @@
-//! A namespace's tap, with a carrier whose changes take effect at once.
+//! A namespace's tap whose carrier changes take effect at once.
 //!
-//! The kernel acts on changes of carrier at most once a second (`net/core/link_watch.c`); one that is undone before
-//! then never happened, as far as the namespace's protocols can see. Then a far end that was replaced by another is
-//! still spoken to at the Ethernet address of the first, for as long as a neighbour's entry lasts. Since Linux 6.8 the
-//! kernel catches up when somebody asks for the interface's state (`ETHTOOL_GLINK`, `linux/ethtool.h`), so that is
-//! asked after every change, through a socket of the namespace.
+//! The kernel processes carrier changes at most once a second (`net/core/link_watch.c`). A change
+//! that is undone before then is lost, and the namespace's protocols never see it. Then stations
+//! that replaced others at the far end are sent frames for the others' Ethernet addresses, for as
+//! long as a neighbour's entry lasts. Since Linux 6.8 the kernel catches up when a process asks for
+//! the interface's state (`ETHTOOL_GLINK`, `linux/ethtool.h`). So the worker asks for it after every
+//! change, through a socket of the namespace.
 
 use std::ffi::c_char;
 use std::io;
@@ -32,32 +33,32 @@ mod ioctl {
     nix::ioctl_readwrite_bad!(index, libc::SIOCGIFINDEX, libc::ifreq);
 }
 
-/// Has the kernel catch up with the carrier of the interfaces of one namespace, and says whether an
-/// interface is there.
+/// Makes the kernel catch up with the carrier of interfaces in one network namespace, and tells
+/// whether an interface exists there.
 #[derive(Debug)]
-pub struct LinkWatch(OwnedFd);
+pub(crate) struct LinkWatch(OwnedFd);
 
 impl LinkWatch {
     /// For the calling process's network namespace.
     ///
     /// # Errors
     /// There are no descriptors left.
-    pub fn open() -> Result<Self> {
+    pub(crate) fn open() -> Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC;
         socket(AddressFamily::Unix, SockType::Datagram, flags, None)
             .map(Self)
             .map_err(system("make a socket in the namespace"))
     }
 
-    /// Another hold on the same.
+    /// A second descriptor for the same socket.
     ///
     /// # Errors
     /// There are no descriptors left.
-    pub fn try_clone(&self) -> io::Result<Self> {
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
         self.0.try_clone().map(Self)
     }
 
-    /// The interface may have been renamed or deleted: that is no failure.
+    /// Makes the kernel catch up. The interface may be renamed or deleted, so a failure is expected.
     fn catch_up(&self, interface: &str) {
         let mut state = EthtoolValue {
             command: ETHTOOL_GLINK,
@@ -65,15 +66,15 @@ impl LinkWatch {
         };
         let mut request = request(interface);
         request.ifr_ifru.ifru_data = (&raw mut state).cast();
-        // SAFETY: the request is complete, its name ends with a NUL, and what it points to is the structure that
-        // the command asks for; both outlive the call.
+        // SAFETY: the request is complete, its name ends with a NUL, and it points to the structure
+        // that the command asks for; both outlive the call.
         if let Err(errno) = unsafe { ioctl::ethtool(self.0.as_raw_fd(), &raw mut request) } {
             log::debug!("{interface}: cannot ask for its state: {errno}");
         }
     }
 
-    /// Whether there is an interface of that name. The kernel looks it up without a lock.
-    pub fn has(&self, interface: &str) -> bool {
+    /// Whether an interface of that name exists. The kernel looks it up without a lock.
+    pub(crate) fn has(&self, interface: &str) -> bool {
         let mut request = request(interface);
         // SAFETY: the request is complete, its name ends with a NUL, and it outlives the call.
         let found = unsafe { ioctl::index(self.0.as_raw_fd(), &raw mut request) };
@@ -111,17 +112,17 @@ impl AsFd for LinkWatch {
     }
 }
 
-/// The tap and the watch over it.
+/// A tap, and the socket through which the kernel is asked for its state.
 #[derive(Debug)]
-pub struct WatchedTap {
+pub(crate) struct WatchedTap {
     tap: Tap,
     watch: LinkWatch,
     carrier: bool,
 }
 
 impl WatchedTap {
-    /// Takes over the interface `name`, which has no carrier from here on.
-    pub fn resume(tap: OwnedFd, watch: LinkWatch, name: String) -> Self {
+    /// Takes over the interface `name`, and takes its carrier away.
+    pub(crate) fn resume(tap: OwnedFd, watch: LinkWatch, name: String) -> Self {
         let tap = Tap::resume(tap, name, State::DOWN);
         watch.catch_up(tap.name());
         Self {

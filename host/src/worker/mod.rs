@@ -1,58 +1,49 @@
-//! A link worker: the process in which one VNL's plugin lives.
+//! A link worker: the process that serves one interface, and in which one VNL's plugin lives.
 //!
-//! It opens the VNL, says so over its channel to the supervisor, is told what its own side of the
-//! link is (a tap in the namespace, or a port of the panel), and pumps frames until the channel
-//! closes. A link that breaks, or that cannot be opened yet and is to be waited for, costs the
-//! interface its carrier until it is back ([`Lasting`]). Whatever else happens ends the process,
-//! and the supervisor starts another.
+//! The worker opens the VNL and reports that to the supervisor. The supervisor answers with the near
+//! side of the link: a tap in the namespace, or a port of the panel. Then the worker moves frames
+//! between the two until its channel closes. While the VNL is broken or not open yet, the interface
+//! has no carrier ([`reconnecting`]). Any other failure ends the process, and the supervisor starts
+//! another.
 //!
-//! Between frames it answers the supervisor, which asks now and then whether it is still there: a
-//! plugin that never comes back from a call is found out by its silence.
+//! Between frames the worker answers the supervisor, which pings it once a second. A plugin that
+//! does not return from a call is found by the missing answers.
+//!
+//! The modules: [`driver`] runs the pump and serves the supervisor, [`pump`] moves frames,
+//! [`busy_poll`] waits for them, [`carrier`] is the tap, [`tier`] finds which way frames take.
 
-pub mod busy_poll;
-pub mod carrier;
+pub(crate) mod busy_poll;
+pub(crate) mod carrier;
+pub(crate) mod driver;
+pub mod end;
 pub mod pump;
 pub mod reconnecting;
-pub mod tier;
+mod report;
+pub(crate) mod tier;
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::convert::Infallible;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::poll::{PollFd, PollFlags};
 use nix::unistd::{Pid, setsid};
 use vdens_plugin_kit::stream::CommandStream;
 use vdens_plugin_kit::{HostPort, Link, OpenOptions, PanelAddress};
 
-use crate::cli::vnls::End;
-use crate::error::{EXIT_FAILURE, Error, Result};
+use crate::error::{EXIT_FAILURE, Result};
+use crate::ipc::status::Report;
 use crate::ipc::{Channel, FromWorker, Received, Reply, Request, ToWorker, malformed};
 use crate::panel::{PanelClient, PanelPort};
 use crate::plugins::host_services::{Opener, Plugins};
-use crate::sys::process::{give_back_memory, map_large_allocations, wait};
+use crate::sys::process::{give_back_memory, map_large_allocations};
 use crate::sys::signals::{self, Signals};
-use crate::tools::status::Report;
 use crate::worker::carrier::{LinkWatch, WatchedTap};
-use crate::worker::pump::{Pump, Stop};
-use crate::worker::reconnecting::{Lasting, Wait};
+use crate::worker::driver::{Control, Driver, Stop};
+use crate::worker::end::End;
+use crate::worker::pump::{Side, Sides};
+use crate::worker::reconnecting::Wait;
 use crate::worker::tier::Watch;
 
-/// The exit status of a worker whose interface was deleted: starting another is of no use.
+/// The exit status of a worker whose interface was deleted: another worker would be of no use.
 pub const EXIT_NO_INTERFACE: i32 = 3;
-
-/// A worker's own side of its link.
-enum Side {
-    Tap(WatchedTap),
-    Port(PanelPort),
-}
-
-impl Side {
-    fn as_link(&mut self) -> &mut dyn Link {
-        match self {
-            Self::Tap(tap) => tap,
-            Self::Port(port) => port,
-        }
-    }
-}
 
 /// What a worker is to do.
 #[derive(Clone, Debug)]
@@ -74,26 +65,39 @@ pub struct Job {
 /// A worker's ends of its two channels.
 #[derive(Debug)]
 pub struct Channels {
-    /// Where it answers.
+    /// The supervisor asks, the worker answers.
     pub control: Channel<FromWorker, ToWorker>,
-    /// Where it asks.
+    /// The worker asks, the supervisor answers.
     pub orders: Channel<Request, Reply>,
 }
 
-/// The life of a worker, which its predecessor has left `kept`; returns its exit status.
+/// The near side of a worker's link.
+enum Near {
+    Tap(WatchedTap),
+    Port(PanelPort),
+}
+
+impl Near {
+    fn as_link(&mut self) -> &mut dyn Link {
+        match self {
+            Self::Tap(tap) => tap,
+            Self::Port(port) => port,
+        }
+    }
+}
+
+/// The life of a worker; `stored` is the descriptor that the worker before it had stored. Returns
+/// the exit status.
 pub fn run(
     job: &Job,
     channels: Channels,
-    kept: Option<OwnedFd>,
+    stored: Option<OwnedFd>,
     signals: &Signals,
     supervisor: Pid,
 ) -> i32 {
     map_large_allocations();
     // The terminal's signals are for the command: a session of its own keeps them away.
     let _ = setsid();
-    let ready = signals
-        .restore()
-        .and_then(|()| signals::follow_parent(supervisor));
     let Channels { control, orders } = channels;
     let orders = PanelClient::to_supervisor(orders);
     let port = HostPort {
@@ -101,34 +105,42 @@ pub fn run(
         mtu: job.mtu,
         panel_address: job.panel_address.clone(),
     };
-    let opener = Opener::new(job.plugins.clone(), port, Some(orders), kept);
-    let worker = Worker {
+    let mut worker = Worker {
         job,
-        opener,
-        control,
+        opener: Opener::new(job.plugins.clone(), port, Some(orders), stored),
+        orders,
+        channel: control,
     };
-    let outcome = ready.and_then(|()| {
-        let link = worker.open()?;
-        match worker.side(&link, orders)? {
-            Some(side) => worker.serve(link, side),
-            None => Ok(0),
+    let ready = signals
+        .restore()
+        .and_then(|()| signals::follow_parent(supervisor));
+    let Err(stop) = ready.map_err(Stop::from).and_then(|()| worker.serve());
+    match stop {
+        Stop::Exit(status) => status,
+        // The far side reopens its transport instead, so it is the interface that broke.
+        Stop::Broken(_, error) => {
+            log::warn!("{}: {error}", job.interface);
+            EXIT_NO_INTERFACE
         }
-    });
-    outcome.unwrap_or_else(|error| {
-        // If the supervisor is gone there is nobody to tell.
-        let _ = worker.control.send(&FromWorker::Failed(error), &[]);
-        EXIT_FAILURE
-    })
+        Stop::Failed(error) => {
+            // It fails if the supervisor has exited, which then needs no answer.
+            let _ = worker.channel.send(&FromWorker::Failed(error), &[]);
+            EXIT_FAILURE
+        }
+    }
 }
 
 struct Worker<'a> {
     job: &'a Job,
     opener: Opener,
-    control: Channel<FromWorker, ToWorker>,
+    orders: PanelClient,
+    /// Where the supervisor asks.
+    channel: Channel<FromWorker, ToWorker>,
 }
 
 impl Worker<'_> {
-    fn open(&self) -> Result<Lasting> {
+    /// Opens the link and serves the interface.
+    fn serve(&mut self) -> Result<Infallible, Stop> {
         let (job, opener) = (self.job.clone(), self.opener);
         let name = format!("{} ({})", job.interface, job.end);
         let options = OpenOptions {
@@ -139,126 +151,90 @@ impl Worker<'_> {
             End::Vnl(vnl) => opener.open(vnl, &options),
             End::Command(command) => Ok(Box::new(CommandStream::shell(command)?) as Box<dyn Link>),
         };
-        Lasting::open(name, Box::new(open), self.job.wait, |error, time| {
-            self.pause(error, time)
-        })
-    }
-
-    /// Waits for `time`, or until the supervisor closes the channel: then `false`.
-    fn pause(&self, error: &Error, time: Duration) -> Result<bool> {
-        let until = Instant::now() + time;
-        while Instant::now() < until {
-            let mut fds = [PollFd::new(self.control.as_fd(), PollFlags::POLLIN)];
-            wait(&mut fds, Some(until))?;
-            if fds[0].any() == Some(true) {
-                let report = || Report {
-                    reason: error.to_string(),
-                    ..Report::default()
-                };
-                match self.control.receive()? {
-                    Received::Message(message, _) => self.answer(&message, report)?,
-                    Received::Malformed(why) => self.ignore(&why),
-                    Received::Closed => return Ok(false),
-                }
-            }
-        }
-        Ok(true)
-    }
-
-    /// Logs a malformed message. The next one may be well formed.
-    fn ignore(&self, why: &str) {
-        let interface = &self.job.interface;
-        log::warn!("{interface}: the supervisor sent a malformed message: {why}");
-    }
-
-    /// Answers the supervisor.
-    fn answer(&self, message: &ToWorker, report: impl FnOnce() -> Report) -> Result<()> {
-        match message {
-            ToWorker::Ping => self.control.send(&FromWorker::Pong, &[]),
-            ToWorker::SendReport => {
-                let report = match &self.job.end {
-                    End::Vnl(vnl) => report().with_plugin(self.opener, vnl),
-                    End::Command(_) => report(),
-                };
-                if let Err(error) = self.control.send_report(&report) {
-                    log::info!(
-                        "{}: vdectl status is not answered: {error}",
-                        self.job.interface
-                    );
-                }
-                Ok(())
-            }
-            // The side is given once. A worker that does not serve the interface yet learns from
-            // the next beat that it is deleted.
-            ToWorker::UseTap | ToWorker::UsePort | ToWorker::InterfaceDeleted => Ok(()),
-        }
-    }
-
-    /// Asks the supervisor for this side of the link; `None` if the session is over.
-    fn side(&self, link: &dyn Link, orders: PanelClient) -> Result<Option<Side>> {
-        let job = self.job;
-        let wants_panel = job.panel_address.is_some() && link.wants_panel();
-        self.control.send(&FromWorker::Open { wants_panel }, &[])?;
-        // A worker that replaces another gets what the interface is, whatever its link would like
-        // best.
-        loop {
-            match self.control.receive()? {
-                Received::Message(ToWorker::UsePort, _) => {
-                    let panel_address = job.panel_address.as_ref();
-                    let panel_address =
-                        panel_address.ok_or_else(|| malformed("there is no port"))?;
-                    return PanelPort::new(panel_address, orders)
-                        .map(|port| Some(Side::Port(port)));
-                }
-                Received::Message(ToWorker::UseTap, fds) => {
-                    let [tap, watch] =
-                        fds.try_into().map_err(|_| malformed("no tap came along"))?;
-                    let name = job.interface.clone();
-                    let tap = WatchedTap::resume(tap, LinkWatch::from(watch), name);
-                    return Ok(Some(Side::Tap(tap)));
-                }
-                Received::Message(message, _) => self.answer(&message, Report::default)?,
-                Received::Malformed(why) => self.ignore(&why),
-                Received::Closed => return Ok(None),
-            }
-        }
-    }
-
-    /// Serves the interface until the channel closes or the interface is gone.
-    fn serve(&self, mut link: Lasting, mut side: Side) -> Result<i32> {
-        let mut watch = Watch::new(self.job.interface.clone()).with_mtu(self.job.mtu);
-        let mut pump = Pump::new(side.as_link(), &mut link);
-        let mut broken = pump.settle().err();
-        self.control.send(&FromWorker::Settled, &[])?;
-        // Now, because nobody waits for this worker any more.
+        let mut far = driver::open(name, Box::new(open), self.job.wait, self)?;
+        let mut near = self.near(&far)?;
+        let watches = Sides {
+            near: None,
+            far: Some(Watch::new(self.job.interface.clone()).with_mtu(self.job.mtu)),
+        };
+        let mut driver = Driver::settle(near.as_link(), &mut far, watches);
+        self.channel.send(&FromWorker::Settled, &[])?;
+        // Now, because the supervisor does not wait for this worker any more.
         give_back_memory();
+        Err(driver.run(self))
+    }
+
+    /// Asks the supervisor for the near side of the link. A worker that replaces another gets the
+    /// interface as it is, whatever its own link prefers.
+    fn near(&mut self, far: &dyn Link) -> Result<Near, Stop> {
+        let job = self.job;
+        let wants_panel = job.panel_address.is_some() && far.wants_panel();
+        let open = FromWorker::Open { wants_panel };
+        self.channel.send(&open, &[])?;
         loop {
-            let stop = match broken.take() {
-                Some((side, error)) => Stop::Broken(side, error),
-                None => pump.run(&self.control, watch.due())?,
-            };
-            let [near, far] = pump.links();
-            match stop {
-                Stop::Control => match self.control.receive()? {
-                    Received::Message(ToWorker::InterfaceDeleted, _) => {
-                        return Ok(EXIT_NO_INTERFACE);
-                    }
-                    Received::Message(message, _) => {
-                        let [sent, received] = pump.counters();
-                        self.answer(&message, || Report::new(near, far, received, sent))?;
-                    }
-                    Received::Malformed(why) => self.ignore(&why),
-                    Received::Closed => return Ok(0),
-                },
-                Stop::Changed(0) => {}
-                Stop::Changed(_) => watch.look(near, far, true),
-                Stop::Time => watch.look(near, far, false),
-                // A link that lasts does not break, so it is the interface.
-                Stop::Broken(_, error) => {
-                    log::warn!("{}: {error}", self.job.interface);
-                    return Ok(EXIT_NO_INTERFACE);
+            match self.receive()? {
+                Some((ToWorker::UsePort, _)) => {
+                    let address = job.panel_address.as_ref();
+                    let address = address.ok_or_else(|| malformed("there is no port"))?;
+                    return Ok(Near::Port(PanelPort::new(address, self.orders)?));
+                }
+                Some((ToWorker::UseTap, fds)) => {
+                    let fds: Result<[OwnedFd; 2], _> = fds.try_into();
+                    let [tap, watch] = fds.map_err(|_| malformed("it has no tap"))?;
+                    let (watch, name) = (LinkWatch::from(watch), job.interface.clone());
+                    return Ok(Near::Tap(WatchedTap::resume(tap, watch, name)));
+                }
+                Some((message, _)) => self.answer(&message, &|_| Report::default())?,
+                None => {}
+            }
+        }
+    }
+
+    /// Receives from the supervisor. Logs a malformed message, because the next one may be well
+    /// formed, and returns `None`. A closed channel ends the worker.
+    fn receive(&self) -> Result<Option<(ToWorker, Vec<OwnedFd>)>, Stop> {
+        match self.channel.receive()? {
+            Received::Message(message, fds) => Ok(Some((message, fds))),
+            Received::Malformed(why) => {
+                let interface = &self.job.interface;
+                log::warn!("{interface}: the supervisor sent a malformed message: {why}");
+                Ok(None)
+            }
+            Received::Closed => Err(Stop::Exit(0)),
+        }
+    }
+
+    fn answer(&self, message: &ToWorker, report: &dyn Fn(Side) -> Report) -> Result<(), Stop> {
+        match message {
+            ToWorker::Ping => self.channel.send(&FromWorker::Pong, &[])?,
+            ToWorker::SendReport => {
+                let report = report(Side::Far);
+                let report = match &self.job.end {
+                    End::Vnl(vnl) => report.with_plugin(self.opener, vnl),
+                    End::Command(_) => report,
+                };
+                if let Err(error) = self.channel.send_report(&report) {
+                    let interface = &self.job.interface;
+                    log::info!("{interface}: vdectl status gets no report: {error}");
                 }
             }
+            ToWorker::InterfaceDeleted => return Err(Stop::Exit(EXIT_NO_INTERFACE)),
+            // The near side is given once.
+            ToWorker::UseTap | ToWorker::UsePort => {}
+        }
+        Ok(())
+    }
+}
+
+impl Control for Worker<'_> {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+
+    fn handle(&mut self, report: &dyn Fn(Side) -> Report) -> Result<(), Stop> {
+        match self.receive()? {
+            Some((message, _)) => self.answer(&message, report),
+            None => Ok(()),
         }
     }
 }

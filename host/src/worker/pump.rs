@@ -1,76 +1,98 @@
 //! The data plane of a worker: frames between two links, in both directions.
 //!
 //! Each direction owns a batch. It receives when the batch is empty and the source is readable, and
-//! sends until the batch is empty again; when the sink's queue is full it waits for the sink alone, so
-//! the source's own queue fills and its senders slow down, as on a cable. A shared source, a switch, is
-//! never made to wait: what the sink does not take is dropped and counted.
+//! sends until the batch is empty again. When the sink's queue is full, it waits for the sink alone:
+//! the source's own queue fills and its senders slow down, as on a cable. A shared source, a switch,
+//! is never made to wait: what the sink does not take is dropped and counted.
 //!
-//! Links are told that the other side takes all offloads, whether it does or not: each direction's batch
-//! is in a [`Stage`], which does in user space what the sink needs done.
+//! Each link is told that the link at the other side takes all offloads, whether it does or not. The
+//! batch of each direction is in an offload [`Stage`], which does in user space what the sink needs
+//! done.
 //!
-//! After every call the state of the link that was called is compared with what its opposite was last
-//! told, and passed on when it has changed. The loop stops when a state has changed, when the control descriptor
-//! becomes readable, which is its owner's to interpret, at a time that its owner sets, or when a link breaks; after all
-//! but the last it can be run again, and nothing is lost.
+//! After each call of a link, the pump compares the link's state with the one that the opposite link
+//! was told last, and passes it on when it has changed. The loop stops with an [`Event`]: a state
+//! has changed, the control descriptor is readable, it is the time that the caller set, or a link
+//! broke. After all but the last it can be run again, and nothing is lost.
 //!
-//! While frames follow each other closely the pump stays awake between them (`busy_poll`).
-//! Frames and bytes are counted on the way, in plain numbers.
+//! While frames follow each other closely, the pump stays awake between them (`busy_poll`). It
+//! counts frames and bytes in plain numbers.
 
+use std::ops::{Index, IndexMut};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags};
-use serde::{Deserialize, Serialize};
 use vdens_plugin_kit::offload::Stage;
 use vdens_plugin_kit::wire::hello::is_message;
 use vdens_plugin_kit::{FrameAction, Link, Offloads, State};
 
 use crate::error::{Error, Result};
+use crate::ipc::status::Counters;
 use crate::worker::busy_poll::BusyPoll;
 
-/// Why a pump stopped without a failure of its own.
+/// A side of a pump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// A worker's interface; the first end of a `vde_plug`.
+    Near,
+    /// A worker's transport; the second end of a `vde_plug`.
+    Far,
+}
+
+impl Side {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::Near, Self::Far];
+
+    /// The opposite side.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::Near => Self::Far,
+            Self::Far => Self::Near,
+        }
+    }
+}
+
+/// One thing for each side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sides<T> {
+    /// That of the near side.
+    pub near: T,
+    /// That of the far side.
+    pub far: T,
+}
+
+impl<T> Index<Side> for Sides<T> {
+    type Output = T;
+
+    fn index(&self, side: Side) -> &T {
+        match side {
+            Side::Near => &self.near,
+            Side::Far => &self.far,
+        }
+    }
+}
+
+impl<T> IndexMut<Side> for Sides<T> {
+    fn index_mut(&mut self, side: Side) -> &mut T {
+        match side {
+            Side::Near => &mut self.near,
+            Side::Far => &mut self.far,
+        }
+    }
+}
+
+/// What a pump's owner has to see to.
 #[derive(Debug)]
-pub enum Stop {
+pub enum Event {
     /// The control descriptor is readable.
     Control,
-    /// The state of a link has changed: 0 for the first, 1 for the second.
-    Changed(usize),
+    /// The state of the link at this side has changed.
+    Changed(Side),
     /// It is time.
     Time,
-    /// A link broke: 0 for the first, 1 for the second, and how.
-    Broken(usize, Error),
-}
-
-/// What a pump has moved in one direction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Counters {
-    /// Frames taken by the sink; a super-frame is one.
-    pub frames: u64,
-    /// Bytes in these frames.
-    pub bytes: u64,
-    /// Frames lost on the way.
-    pub dropped: Dropped,
-}
-
-/// Frames lost, by cause.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Dropped {
-    /// The source could not make a frame of them, because they were too short or too long, or made no sense.
-    pub malformed: u64,
-    /// The sink's queue was full, and the source serves others and cannot wait.
-    pub queue_full: u64,
-    /// The sink could not send them: its far end is not there or does not take them, or the interface is down.
-    pub undeliverable: u64,
-}
-
-impl Dropped {
-    /// All of them.
-    pub fn total(&self) -> u64 {
-        let causes = [self.malformed, self.queue_full, self.undeliverable];
-        causes.into_iter().fold(0, u64::saturating_add)
-    }
+    /// The link at this side broke.
+    Broken(Side, Error),
 }
 
 /// One direction.
@@ -85,8 +107,8 @@ impl Flow {
         !self.stage.is_empty()
     }
 
-    /// Receives what the source has, less what would be a message at the sink: a link takes its own
-    /// out, so what is left was sent by somebody behind it, who is to speak in nobody else's name.
+    /// Receives what the source has, less what would be a message at the sink. A link takes its
+    /// peer's messages out, so one that is left was forged by a station behind it.
     fn receive(&mut self, source: &mut dyn Link) -> Result<()> {
         let mut batch = self.stage.rx();
         let received = source.recv(&mut batch);
@@ -107,7 +129,7 @@ impl Flow {
             let bytes: usize = frames.frames().take(taken).map(|f| f.bytes().len()).sum();
             self.stage.taken(taken);
             self.counters.dropped.undeliverable += self.stage.take_lost();
-            // What a sink takes and drops is lost: usually all of a batch or nothing.
+            // A sink may take frames and drop them: usually all of a batch or none.
             let lost = self.stage.take_dropped();
             self.counters.dropped.undeliverable += lost;
             if let Some(sent @ 1..) = (taken as u64).checked_sub(lost) {
@@ -126,84 +148,88 @@ impl Flow {
     }
 }
 
-/// Two links and what is on its way between them. Flow 0 goes from link 0 to link 1.
+/// Two links and the frames on their way between them.
 pub struct Pump<'a> {
-    links: [&'a mut dyn Link; 2],
-    told: [Option<State>; 2],
-    /// Links whose change of state has not been reported.
-    changed: [bool; 2],
-    flows: [Flow; 2],
+    links: Sides<&'a mut dyn Link>,
+    /// The state of the link at this side that the opposite link was told last.
+    announced: Sides<Option<State>>,
+    /// Whether a change of this link's state is still to be reported to the owner.
+    changed: Sides<bool>,
+    /// The direction that starts at this side.
+    flows: Sides<Flow>,
     waiting: BusyPoll,
 }
 
 impl<'a> Pump<'a> {
     /// A pump between two open links.
-    pub fn new(a: &'a mut dyn Link, b: &'a mut dyn Link) -> Self {
+    pub fn new(near: &'a mut dyn Link, far: &'a mut dyn Link) -> Self {
         Self {
-            links: [a, b],
-            told: [None; 2],
-            changed: [false; 2],
-            flows: Default::default(),
+            links: Sides { near, far },
+            announced: Sides::default(),
+            changed: Sides::default(),
+            flows: Sides::default(),
             waiting: BusyPoll::default(),
         }
     }
 
-    /// Lets each side know of the other, and each link do what it has to do at once. To be called first.
+    /// Tells each link the other's state, and lets each do what it has to do at once. Call it first.
     ///
     /// # Errors
-    /// A link broke: which, and how.
-    pub fn settle(&mut self) -> Result<(), (usize, Error)> {
-        let ready = Ready {
-            readable: [true, true],
-            writable: [false, false],
-            control: false,
+    /// A link broke: its side, and why.
+    pub fn settle(&mut self) -> Result<(), (Side, Error)> {
+        let readable = Sides {
+            near: true,
+            far: true,
         };
-        self.tell(0);
-        self.tell(1);
-        self.step(1, &ready)?;
-        self.step(0, &ready)
+        let ready = Ready {
+            readable,
+            ..Ready::default()
+        };
+        self.announce(Side::Near);
+        self.announce(Side::Far);
+        self.step(Side::Far, &ready)?;
+        self.step(Side::Near, &ready)
     }
 
-    /// The links.
-    pub fn links(&self) -> [&dyn Link; 2] {
-        let [a, b] = &self.links;
-        [&**a, &**b]
+    /// The link at a side.
+    pub fn link(&self, side: Side) -> &dyn Link {
+        &*self.links[side]
     }
 
-    /// Moves frames until there is a reason to stop, at `until` at the latest.
+    /// Moves frames until there is an event, at `until` at the latest.
     ///
     /// # Errors
     /// The waiting itself fails.
-    pub fn run(&mut self, control: impl AsFd, until: Option<Instant>) -> Result<Stop> {
+    pub fn run(&mut self, control: impl AsFd, until: Option<Instant>) -> Result<Event> {
         loop {
-            for side in [0, 1] {
+            for side in Side::BOTH {
                 if std::mem::take(&mut self.changed[side]) {
-                    return Ok(Stop::Changed(side));
+                    return Ok(Event::Changed(side));
                 }
             }
             if until.is_some_and(|until| until <= Instant::now()) {
-                return Ok(Stop::Time);
+                return Ok(Event::Time);
             }
             let ready = self.wait(control.as_fd(), until)?;
             if ready.control {
-                return Ok(Stop::Control);
+                return Ok(Event::Control);
             }
-            for source in [0, 1] {
+            for source in Side::BOTH {
                 if let Err((side, error)) = self.step(source, &ready) {
-                    return Ok(Stop::Broken(side, error));
+                    return Ok(Event::Broken(side, error));
                 }
             }
         }
     }
 
-    /// What was moved from link 0 to link 1, and from link 1 to link 0.
-    pub fn counters(&self) -> [Counters; 2] {
-        [self.flows[0].counters, self.flows[1].counters]
+    /// What was moved from the link at `source` to the other.
+    pub fn counters(&self, source: Side) -> Counters {
+        self.flows[source].counters
     }
 
     /// One direction's turn. An error names the side that broke.
-    fn step(&mut self, source: usize, ready: &Ready) -> Result<(), (usize, Error)> {
-        let sink = 1 - source;
+    fn step(&mut self, source: Side, ready: &Ready) -> Result<(), (Side, Error)> {
+        let sink = source.other();
         let flow = &mut self.flows[source];
         if ready.readable[source] {
             let received = flow.receive(self.links[source]);
@@ -213,36 +239,38 @@ impl<'a> Pump<'a> {
             let source_waits = !self.links[source].is_shared();
             let offered = flow.offer(source_waits, self.links[sink]);
             offered.map_err(|error| (sink, error))?;
-            self.tell(sink);
+            self.announce(sink);
         }
         if ready.readable[source] {
-            self.tell(source);
+            self.announce(source);
         }
         Ok(())
     }
 
-    /// Tells the opposite of link `side` that link's state, if it has changed.
-    fn tell(&mut self, side: usize) {
+    /// Tells the opposite link the state of the one at `side`, if it has changed.
+    fn announce(&mut self, side: Side) {
         let state = State {
             offloads: Offloads::ALL,
             ..self.links[side].state()
         };
-        if self.told[side] != Some(state) {
-            self.told[side] = Some(state);
+        if self.announced[side] != Some(state) {
+            self.announced[side] = Some(state);
             self.changed[side] = true;
-            self.links[1 - side].other_side(state);
+            self.links[side.other()].other_side(state);
         }
     }
 
-    /// Waits until there is something to do, and says what.
+    /// Waits until there is something to do, and returns what.
     fn wait(&mut self, control: BorrowedFd<'_>, until: Option<Instant>) -> Result<Ready> {
-        let [a, b] = &self.links;
-        let blocked = [self.flows[0].is_blocked(), self.flows[1].is_blocked()];
+        let Sides { near, far } = &self.links;
+        // The flow that starts at this side has frames that the opposite link has not taken.
+        let near_is_blocked = self.flows.near.is_blocked();
+        let far_is_blocked = self.flows.far.is_blocked();
         let wanted = [
-            (a.fd(), PollFlags::POLLIN, !blocked[0]),
-            (b.fd(), PollFlags::POLLIN, !blocked[1]),
-            (a.send_fd(), PollFlags::POLLOUT, blocked[1]),
-            (b.send_fd(), PollFlags::POLLOUT, blocked[0]),
+            (near.fd(), PollFlags::POLLIN, !near_is_blocked),
+            (far.fd(), PollFlags::POLLIN, !far_is_blocked),
+            (near.send_fd(), PollFlags::POLLOUT, far_is_blocked),
+            (far.send_fd(), PollFlags::POLLOUT, near_is_blocked),
             (control, PollFlags::POLLIN, true),
         ];
         // A descriptor that nothing is wanted of would still report a hang-up, again and again; the
@@ -254,23 +282,31 @@ impl<'a> Pump<'a> {
         self.waiting.wait(&mut fds, until)?;
         let ready = |i: usize| wanted[i].2 && fds[i].any() == Some(true);
         Ok(Ready {
-            readable: [ready(0), ready(1)],
-            writable: [ready(2), ready(3)],
+            readable: Sides {
+                near: ready(0),
+                far: ready(1),
+            },
+            writable: Sides {
+                near: ready(2),
+                far: ready(3),
+            },
             control: ready(4),
         })
     }
 }
 
 /// What can be done without waiting, by link.
+#[derive(Default)]
 struct Ready {
-    readable: [bool; 2],
-    writable: [bool; 2],
+    readable: Sides<bool>,
+    writable: Sides<bool>,
     control: bool,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ipc::status::Dropped;
     use std::os::unix::net::{UnixDatagram, UnixStream};
     use std::thread;
     use vdens_plugin_kit::{RxBatch, TxBatch};
@@ -323,8 +359,8 @@ mod tests {
         let pump = thread::spawn(move || {
             let mut pump = Pump::new(&mut a, &mut b);
             pump.settle().unwrap();
-            while let Stop::Changed(_) = pump.run(&control, None).unwrap() {}
-            let counters = pump.counters();
+            while let Event::Changed(_) = pump.run(&control, None).unwrap() {}
+            let counters = Side::BOTH.map(|side| pump.counters(side));
             let told = b.other_side.unwrap();
             assert_eq!((told.carrier, told.offloads), (true, Offloads::ALL));
             counters
@@ -386,7 +422,7 @@ mod tests {
         for far in [&far_a, &far_b] {
             assert_eq!(far.recv(&mut [0; 100]).unwrap(), 60);
         }
-        for counters in pump.counters() {
+        for counters in Side::BOTH.map(|side| pump.counters(side)) {
             assert_eq!((counters.frames, counters.dropped.malformed), (1, 2));
         }
     }

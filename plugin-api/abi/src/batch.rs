@@ -1,10 +1,11 @@
 //! The batch of frames: an arena of bytes, and slots that say where in it each frame lies.
 //!
-//! The caller allocates both and lends them for one call of `recv` or `send`. Each slot describes one
-//! entry: [`VNET_HEADER_LEN`] bytes of virtio network header, and an Ethernet frame of [`MIN_FRAME`]
-//! to [`MAX_FRAME`] bytes without preamble and checksum. The header is that of the virtio
-//! specification 1.2, section 5.1.6 (struct virtio_net_hdr), in host byte order. It is all zero for a
-//! complete frame, and says otherwise what is left to be done: a checksum, or segmentation.
+//! The caller allocates both and lends them for one call of `recv` or `send`. Each slot describes
+//! one entry: [`VNET_HEADER_LEN`] bytes of virtio network header, and an Ethernet frame of
+//! [`MIN_FRAME`] to [`MAX_FRAME`] bytes without preamble and checksum. The header is that of the
+//! virtio specification 1.2, section 5.1.6 (struct virtio_net_hdr), in host byte order. It is all
+//! zero for a complete frame, and says otherwise what is left to be done: a checksum, or
+//! segmentation.
 
 use abi_stable::StableAbi;
 
@@ -32,8 +33,9 @@ pub struct RawSlot {
 
 /// A batch as it crosses the boundary.
 ///
-/// `recv` writes entries from `arena + used` on, describes them in the slots from number `len` on, and
-/// raises `used` and `len`. `send` reads the slots from its argument `start` on, and changes none.
+/// `recv` writes entries from `arena + used` on, describes them in the slots from number `len` on,
+/// and raises `used` and `len`. `send` reads the slots from its argument `start` on, and changes
+/// none.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct RawBatch {
@@ -49,6 +51,7 @@ pub struct RawBatch {
     pub slot_capacity: u32,
     /// Number of slots in use.
     pub len: u32,
-    /// Frames that links have lost since the host last read and reset the number; a link adds to it.
+    /// Frames that links have lost since the host last read and reset the number; a link adds to
+    /// it.
     pub dropped: u64,
 }

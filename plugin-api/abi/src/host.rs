@@ -38,7 +38,8 @@ pub struct HubV1 {
 #[derive(StableAbi)]
 #[sabi(kind(Prefix(prefix_ref = HostCallsV1Ref)))]
 pub struct HostCallsV1 {
-    /// Logs a record: level (1 error, 2 warn, 3 info, 4 debug, 5 trace), target, message of one line.
+    /// Logs a record: level (1 error, 2 warn, 3 info, 4 debug, 5 trace), target, message of one
+    /// line.
     pub log: extern "C" fn(u32, RStr<'_>, RStr<'_>),
     /// Returns the highest level that the host shows; 0 for none.
     pub log_level: extern "C" fn() -> u32,
@@ -54,7 +55,8 @@ pub struct HostCallsV1 {
     pub hub: unsafe extern "C" fn(*const (), u64) -> Outcome<HubV1>,
     /// Stores a copy of a descriptor for the next process that serves the link; negative: none.
     pub keep: unsafe extern "C" fn(*const (), i32) -> Outcome<()>,
-    /// Returns the descriptor that the last process stored, which the caller then owns; negative: none.
+    /// Returns the descriptor that the last process stored, which the caller then owns; negative:
+    /// none.
     #[sabi(last_prefix_field)]
     pub kept: unsafe extern "C" fn(*const ()) -> i32,
 }
@@ -76,8 +78,8 @@ impl HostV1 {
     /// A host that the functions of `calls` serve.
     ///
     /// # Safety
-    /// Each function of `calls` may be called with `services` on any thread, by several threads at a
-    /// time, for the life of the process.
+    /// Each function of `calls` may be called with `services` on any thread, by several threads at
+    /// a time, for the life of the process.
     pub const unsafe fn new(services: *const (), calls: HostCallsV1Ref) -> Self {
         Self { services, calls }
     }
@@ -91,4 +93,13 @@ impl HostV1 {
     pub fn calls(&self) -> HostCallsV1Ref {
         self.calls
     }
+}
+
+#[cfg(test)]
+impl HostV1 {
+    /// The offsets of the fields, which are private.
+    pub(crate) const OFFSETS: [usize; 2] = [
+        std::mem::offset_of!(Self, services),
+        std::mem::offset_of!(Self, calls),
+    ];
 }

@@ -55,6 +55,8 @@
 
 mod batch;
 mod host;
+#[cfg(all(test, target_pointer_width = "64"))]
+mod layout;
 mod link;
 mod module;
 

@@ -111,13 +111,14 @@ impl LinkV1 {
     /// A link that the functions of `calls` serve.
     ///
     /// # Safety
-    /// Each function of `calls` may be called with `link` on any thread, by one thread at a time, until
-    /// `close` has been called.
+    /// Each function of `calls` may be called with `link` on any thread, by one thread at a time,
+    /// until `close` has been called.
     pub unsafe fn new(link: *mut (), calls: LinkCallsV1Ref) -> Self {
         Self { link, calls }
     }
 
-    /// The pointer to pass to the functions of [`LinkV1::calls`]; valid until this value is dropped.
+    /// The pointer to pass to the functions of [`LinkV1::calls`]; valid until this value is
+    /// dropped.
     pub fn pointer(&self) -> *mut () {
         self.link
     }
@@ -133,4 +134,13 @@ impl Drop for LinkV1 {
         // SAFETY: per the contract of `new`; the pointer is not used after this.
         unsafe { (self.calls.close())(self.link) }
     }
+}
+
+#[cfg(test)]
+impl LinkV1 {
+    /// The offsets of the fields, which are private.
+    pub(crate) const OFFSETS: [usize; 2] = [
+        std::mem::offset_of!(Self, link),
+        std::mem::offset_of!(Self, calls),
+    ];
 }

@@ -1,16 +1,16 @@
 //! The adapters on both sides of ABI 1, whose types are in the crate [`vdens_plugin_api`].
 //!
-//! On the plugin's side an `extern "C"` shim turns each call into one of the [`Link`] trait's, and
-//! catches panics. On the caller's side a `Remote` implements [`Link`] again. It also checks what
-//! `recv` leaves in a batch: it drops and counts entries that are no frames, so no caller meets
-//! them. A nested link crosses the boundary twice, from its plugin to the host and from the host to
-//! the plugin that nests it, so it costs two more calls a batch.
+//! On the plugin's side, an `extern "C"` shim turns each call into one of the [`Link`] trait's, and
+//! catches panics. On the caller's side, a `Remote` implements [`Link`] again. It also checks what
+//! `recv` leaves in a batch: it drops and counts entries that are no frames. A nested link crosses
+//! the boundary twice, from its plugin to the host and from the host to the plugin that nests it,
+//! so it costs two more calls per batch.
 //!
-//! One call of `state` stands for three of [`Link`]'s methods, and one of `fds` for two. A link
-//! that nests another answers each of them with the nested link's answer, so the number of calls
-//! would grow as a power of the depth. Therefore a `Remote` keeps an answer until the outermost
-//! caller has its own: that time is a `question`. The number of calls then grows with the depth,
-//! also where a plugin was built with an older kit.
+//! One call of `state` answers three of [`Link`]'s methods, and one of `fds` answers two. A link
+//! that nests another passes each on to the nested link, so the number of calls would grow as a
+//! power of the depth. Therefore a `Remote` keeps an answer until the outermost caller has its own:
+//! that time is a `question`. The number of calls then grows with the depth, also for a plugin that
+//! was built with an older kit.
 
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
@@ -146,7 +146,7 @@ mod shim {
 
     /// A panic where no error can be returned ends the process, which is one link's worker.
     fn give_up(what: &str) -> ! {
-        log::error!("the plugin panicked while {what}");
+        log::error!("the plugin panicked in {what}");
         std::process::abort();
     }
 
@@ -159,10 +159,7 @@ mod shim {
             recv: link.fd().as_raw_fd(),
             send: link.send_fd().as_raw_fd(),
         };
-        question::ask(|_| {
-            catch_unwind(AssertUnwindSafe(fds))
-                .unwrap_or_else(|_| give_up("naming its descriptors"))
-        })
+        question::ask(|_| catch_unwind(AssertUnwindSafe(fds)).unwrap_or_else(|_| give_up("fd")))
     }
 
     /// # Safety
@@ -194,7 +191,7 @@ mod shim {
         // SAFETY: per this function's contract.
         let link = unsafe { &mut *link.cast::<Box<dyn Link>>() };
         if catch_unwind(AssertUnwindSafe(|| link.other_side(state.into()))).is_err() {
-            log::error!("the plugin panicked while told of the other side");
+            log::error!("the plugin panicked in other_side");
         }
     }
 
@@ -210,7 +207,7 @@ mod shim {
             state
         };
         question::ask(|_| {
-            catch_unwind(AssertUnwindSafe(state)).unwrap_or_else(|_| give_up("telling its state"))
+            catch_unwind(AssertUnwindSafe(state)).unwrap_or_else(|_| give_up("state"))
         })
     }
 
@@ -220,7 +217,7 @@ mod shim {
         // SAFETY: per this function's contract.
         let link = unsafe { &*link.cast::<Box<dyn Link>>() };
         catch_unwind(AssertUnwindSafe(|| link.status().to_json().into())).unwrap_or_else(|_| {
-            log::error!("the plugin panicked while telling its status");
+            log::error!("the plugin panicked in status");
             RString::new()
         })
     }
@@ -231,7 +228,7 @@ mod shim {
         // SAFETY: per this function's contract this is the one owner of the box.
         let link = unsafe { Box::from_raw(link.cast::<Box<dyn Link>>()) };
         if catch_unwind(AssertUnwindSafe(|| drop(link))).is_err() {
-            log::error!("the plugin panicked while closing a link");
+            log::error!("the plugin panicked while its link was closed");
         }
     }
 }
@@ -604,7 +601,7 @@ pub struct LoadedPlugin {
     module: ModuleV1Ref,
 }
 
-/// Why a shared object is no plugin that this host can use.
+/// Why the host cannot use a shared object as a plugin.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// The layout of the interface differs.
@@ -624,13 +621,13 @@ pub enum BindError {
 }
 
 impl LoadedPlugin {
-    /// Binds the library header that the symbol `vdens_plugin_v1` stands at.
+    /// Binds the library header at the symbol `vdens_plugin_v1`.
     ///
     /// # Safety
     /// `symbol` is the address of that symbol in a library that is never unloaded.
     ///
     /// # Errors
-    /// Why the plugin cannot be used.
+    /// The header or the types in it are not those of ABI 1, or the plugin does not initialise.
     pub unsafe fn bind(symbol: *const ()) -> Result<Self, BindError> {
         // SAFETY: the symbol is a LibHeader, whose first field is an AbiHeader; AbiHeaderRef is a
         // transparent reference to that, and `upgrade` compares it before anything else is read.
@@ -651,7 +648,7 @@ impl LoadedPlugin {
         Ok(Self { module })
     }
 
-    /// What the plugin says of itself.
+    /// The plugin's description of itself.
     pub fn manifest(&self) -> Manifest {
         let manifest = (self.module.manifest())();
         Manifest {
@@ -665,7 +662,7 @@ impl LoadedPlugin {
     /// Opens a link through the plugin.
     ///
     /// # Errors
-    /// What the plugin reports.
+    /// The plugin reports an error.
     pub fn open(
         &self,
         vnl: &str,

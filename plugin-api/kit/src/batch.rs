@@ -1,18 +1,18 @@
-//! Batches of frames: the only thing that crosses the plugin boundary while traffic flows.
+//! Batches of frames, the only thing that crosses the plugin boundary while traffic flows.
 //!
-//! A [`Batch`] is one arena of bytes and an array of slots that say where in it each frame lies,
-//! both allocated once by the host. The host hands a batch to the receiving link, which fills it,
-//! and then to the sending link, which empties it: two calls move up to [`BATCH_FRAMES`] frames,
-//! and nothing is allocated or copied on the way.
+//! A [`Batch`] is an arena of bytes, and slots that say where in it each frame lies. The host
+//! allocates both once. It hands a batch to the receiving link, which fills it, and then to the
+//! sending link, which empties it. So two calls move up to [`BATCH_FRAMES`] frames, and nothing is
+//! allocated or copied.
 //!
-//! In front of every frame stand [`VNET_HEADER_LEN`] bytes, a virtio network header (see
-//! [`VnetHeader`]). It is all zero for an ordinary frame. A link whose far end understands offloads
-//! says so ([`crate::State::offloads`]) and may then be given, and give, super-frames of up to 64
-//! KiB and frames whose checksum is still to be completed. Header and frame are contiguous, so that
-//! a tap or a socket takes both in one piece.
+//! In front of each frame are [`VNET_HEADER_LEN`] bytes of virtio network header ([`VnetHeader`]),
+//! all zero for a complete frame. A link whose far end takes offloads reports that
+//! ([`crate::State::offloads`]). Then it may receive and send super-frames of up to 64 KiB, and
+//! frames with incomplete checksums. Header and frame are contiguous, so that a tap or a socket
+//! takes both in one piece.
 //!
-//! [`RxBatch`] and [`TxBatch`] are the two views a link gets. Every access is checked against the
-//! arena, so a wrong slot costs a frame, never memory.
+//! A link sees a batch as [`RxBatch`] or [`TxBatch`]. They check every access against the arena, so
+//! a wrong slot costs a frame, never memory.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -172,7 +172,7 @@ impl Batch {
         self.raw.0.len == 0
     }
 
-    /// Forgets the frames.
+    /// Removes all frames.
     pub fn clear(&mut self) {
         self.raw.0.len = 0;
         self.raw.0.used = 0;
@@ -191,7 +191,7 @@ impl Batch {
         }
     }
 
-    /// Takes the count of frames that links have reported lost, which starts again at 0.
+    /// Returns and resets the count of dropped frames.
     pub fn take_dropped(&mut self) -> u64 {
         std::mem::take(&mut self.raw.0.dropped)
     }
@@ -287,9 +287,12 @@ impl RxBatch<'_> {
         true
     }
 
-    /// Lets `read` write one ordinary frame of up to `max_frame` bytes straight into the batch and
-    /// return its length. `Ok(false)` if there is no room and `read` was not called. A length below
-    /// [`MIN_FRAME`] is dropped and counted.
+    /// Lets `read` write one complete frame of up to `max_frame` bytes into the batch, and return
+    /// its length. Returns `Ok(false)` if there is no room, so that `read` was not called. A length
+    /// below [`MIN_FRAME`] is dropped and counted.
+    ///
+    /// # Errors
+    /// The error of `read`.
     pub fn fill<E>(
         &mut self,
         max_frame: usize,
@@ -301,8 +304,11 @@ impl RxBatch<'_> {
         })
     }
 
-    /// As [`RxBatch::fill`], but `read` writes the virtio header too, in front of the frame, and
-    /// returns the length of both.
+    /// As [`RxBatch::fill`], but `read` writes virtio header and frame, and returns the length of
+    /// both.
+    ///
+    /// # Errors
+    /// The error of `read`.
     pub fn fill_with_header<E>(
         &mut self,
         max_frame: usize,
@@ -321,13 +327,13 @@ impl RxBatch<'_> {
         Ok(true)
     }
 
-    /// Receives as many datagrams as are waiting on `socket` and fit, one ordinary frame each, with
-    /// one system call (recvmmsg). Datagrams shorter than [`MIN_FRAME`] or longer than `max_frame`
-    /// bytes are dropped and counted. Returns how many datagrams were taken off the socket, 0 if
-    /// none was waiting.
+    /// Receives the datagrams that wait on `socket`, as many as fit, with one system call
+    /// (recvmmsg). Each is a complete frame. Datagrams shorter than [`MIN_FRAME`] or longer than
+    /// `max_frame` bytes are dropped and counted. Returns how many datagrams were taken off the
+    /// socket, 0 if none was waiting.
     ///
     /// # Errors
-    /// What recvmmsg reports, except that nothing is waiting.
+    /// recvmmsg fails. That no datagram waits is no error.
     pub fn receive_datagrams(&mut self, socket: impl AsFd, max_frame: usize) -> io::Result<usize> {
         let stride = VNET_HEADER_LEN + max_frame;
         let free = self.raw.0.arena_len.saturating_sub(self.raw.0.used) as usize;
@@ -407,7 +413,7 @@ impl RxBatch<'_> {
         self.raw.commit(VNET_HEADER_LEN + len, stride);
     }
 
-    /// Counts frames that were lost on the way in.
+    /// Counts received frames that are dropped.
     pub fn count_dropped(&mut self, frames: u64) {
         self.raw.0.dropped = self.raw.0.dropped.saturating_add(frames);
     }
@@ -469,7 +475,7 @@ impl TxBatch<'_> {
         datagram::send_datagrams(socket, frames)
     }
 
-    /// Counts frames that were lost on the way out.
+    /// Counts frames that are dropped instead of sent.
     pub fn count_dropped(&mut self, frames: u64) {
         self.raw.0.dropped = self.raw.0.dropped.saturating_add(frames);
     }

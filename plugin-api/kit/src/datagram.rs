@@ -1,10 +1,11 @@
-//! Many datagrams a system call: recvmmsg and sendmmsg over slices.
+//! Many datagrams per system call: recvmmsg and sendmmsg over slices.
 //!
-//! The message headers live on the stack and point into the caller's buffers; nothing is allocated.
-//! All calls are non-blocking whatever the socket's mode.
+//! The message headers are on the stack and point into the caller's buffers, so nothing is
+//! allocated. No call blocks, whatever the socket's mode is.
 //!
-//! On UDP a message may be several datagrams of one length, joined, the last of which may be shorter: a control
-//! message has that length (`UDP_SEGMENT` on the way out, `UDP_GRO` on the way in, `linux/udp.h`).
+//! A UDP message may be several joined datagrams of one length, the last of which may be shorter. A
+//! control message has that length (`UDP_SEGMENT` for sending, `UDP_GRO` for receiving,
+//! `linux/udp.h`).
 
 use std::io;
 use std::mem::size_of;
@@ -27,13 +28,14 @@ const EMPTY_IOVEC: libc::iovec = libc::iovec {
 };
 
 fn headers() -> [libc::mmsghdr; BATCH_FRAMES] {
-    // SAFETY: mmsghdr is plain data for which all bits zero is a valid value: no name, no data, no control.
+    // SAFETY: mmsghdr is plain data for which all bits zero is a valid value: no name, no data, no
+    // control.
     unsafe { std::mem::zeroed() }
 }
 
-/// Receives up to `lengths.len()` datagrams, number i at `room[i * stride + front..(i + 1) * stride]`, and
-/// stores their true lengths, which may exceed the place they had. Returns how many came, 0 if none
-/// was waiting.
+/// Receives up to `lengths.len()` datagrams, number i at `room[i * stride + front..(i + 1) *
+/// stride]`, and stores their true lengths, which may exceed their places. Returns how many it
+/// received, 0 if none was waiting.
 pub(crate) fn receive(
     socket: BorrowedFd<'_>,
     room: &mut [u8],
@@ -60,7 +62,8 @@ pub(crate) fn receive(
     if count == 0 {
         return Ok(0);
     }
-    // SAFETY: the first `count` messages point to iovecs that point into `room`; all outlive the call.
+    // SAFETY: the first `count` messages point to iovecs that point into `room`; all outlive the
+    // call.
     let taken = unsafe {
         libc::recvmmsg(
             socket.as_raw_fd(),
@@ -80,12 +83,13 @@ pub(crate) fn receive(
     Ok(taken)
 }
 
-/// Sends up to [`BATCH_FRAMES`] datagrams on a connected socket with one system call (sendmmsg). Each has two parts,
-/// the first of which may be empty (see [`Frame::wrapped`](crate::Frame::wrapped)). Returns how many the socket took;
-/// fewer than all, or 0, when its queue is full.
+/// Sends up to [`BATCH_FRAMES`] datagrams on a connected socket with one system call (sendmmsg).
+/// Each has two parts, the first of which may be empty (see
+/// [`Frame::wrapped`](crate::Frame::wrapped)). Returns how many the socket took, which is fewer
+/// than all, or 0, if its queue is full.
 ///
 /// # Errors
-/// What sendmmsg reports of the first datagram, except that the queue is full.
+/// sendmmsg refuses the first datagram. A full queue is no error.
 pub fn send_datagrams<'a>(
     socket: impl AsFd,
     datagrams: impl Iterator<Item = [&'a [u8]; 2]>,
@@ -111,7 +115,8 @@ pub fn send_datagrams<'a>(
     if count == 0 {
         return Ok(0);
     }
-    // SAFETY: the first `count` messages point to iovecs that point to live datagrams, which the kernel only reads.
+    // SAFETY: the first `count` messages point to iovecs that point to live datagrams, which the
+    // kernel only reads.
     let sent = unsafe {
         libc::sendmmsg(
             socket.as_fd().as_raw_fd(),
@@ -134,19 +139,19 @@ fn none_if_would_block() -> io::Result<usize> {
     }
 }
 
-/// A datagram to be sent.
+/// A datagram to send.
 pub(crate) struct Datagram<'a> {
-    /// Where to; `None` on a connected socket.
+    /// Its destination; `None` on a connected socket.
     pub(crate) to: Option<SocketAddr>,
-    /// What, in two parts, the first of which may be empty.
+    /// Its bytes, in two parts, the first of which may be empty.
     pub(crate) parts: [&'a [u8]; 2],
 }
 
-/// What [`send_joined`] could not send.
+/// A message that [`send_joined`] could not send.
 #[derive(Debug)]
 pub(crate) struct Unsent {
     pub(crate) error: io::Error,
-    /// How many datagrams, from the first on, the kernel refused.
+    /// How many datagrams the message has.
     pub(crate) datagrams: usize,
     /// The length of each but the last, in bytes.
     pub(crate) size: usize,
@@ -187,7 +192,7 @@ impl SizeMessage {
     }
 }
 
-/// Datagrams of one message in the making.
+/// The datagrams of a message that is being made.
 #[derive(Clone, Copy, Default)]
 struct Run {
     to: Option<SocketAddr>,
@@ -201,7 +206,8 @@ struct Run {
 }
 
 impl Run {
-    /// Whether a datagram can be joined to those in the run, of which none may be longer than `longest`.
+    /// Whether a datagram can be joined to those in the run, of which none may be longer than
+    /// `longest`.
     fn takes(&self, to: Option<SocketAddr>, len: usize, longest: usize) -> bool {
         self.to == to
             && !self.is_closed
@@ -218,11 +224,12 @@ impl Run {
     }
 }
 
-/// Sends up to [`BATCH_FRAMES`] datagrams with one system call. Neighbours with one destination and one length of
-/// at most `longest` bytes are joined. Returns how many datagrams the socket took, 0 if its queue is full.
+/// Sends up to [`BATCH_FRAMES`] datagrams with one system call. Neighbours with one destination and
+/// one length of at most `longest` bytes are joined. Returns how many datagrams the socket took, 0
+/// if its queue is full.
 ///
 /// # Errors
-/// What the kernel has against the first message.
+/// The kernel refuses the first message.
 pub(crate) fn send_joined<'a>(
     socket: BorrowedFd<'_>,
     datagrams: impl Iterator<Item = Datagram<'a>>,
@@ -272,8 +279,8 @@ pub(crate) fn send_joined<'a>(
             message.msg_controllen = size_of::<SizeMessage>() as _;
         }
     }
-    // SAFETY: the first `messages` headers point to iovecs, which point to live datagrams, to names and to control
-    // messages, which all outlive the call; the kernel only reads them.
+    // SAFETY: the first `messages` headers point to iovecs, which point to live datagrams, to names
+    // and to control messages, which all outlive the call; the kernel only reads them.
     let sent = unsafe {
         libc::sendmmsg(
             socket.as_raw_fd(),
@@ -293,10 +300,10 @@ pub(crate) fn send_joined<'a>(
     Ok(runs[..sent].iter().map(|run| run.count).sum())
 }
 
-/// What was received in one message.
+/// A received message.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Joined {
-    /// Who sent it, if that is an internet address.
+    /// Its sender, if that is an internet address.
     pub(crate) from: Option<SocketAddr>,
     /// Bytes of the message.
     pub(crate) len: usize,
@@ -304,8 +311,9 @@ pub(crate) struct Joined {
     pub(crate) size: usize,
 }
 
-/// Receives up to `received.len()` messages, at most [`BATCH_FRAMES`], with one system call, number i to the start
-/// of `room[i * stride..(i + 1) * stride]`. Returns how many came, 0 if none was waiting.
+/// Receives up to `received.len()` messages, at most [`BATCH_FRAMES`], with one system call, number
+/// i to the start of `room[i * stride..(i + 1) * stride]`. Returns how many it received, 0 if none
+/// was waiting.
 pub(crate) fn receive_joined(
     socket: BorrowedFd<'_>,
     room: &mut [u8],
@@ -338,8 +346,8 @@ pub(crate) fn receive_joined(
     if count == 0 {
         return Ok(0);
     }
-    // SAFETY: the first `count` messages point to iovecs that point into `room`, to names and to control
-    // messages; all outlive the call and are used for nothing else during it.
+    // SAFETY: the first `count` messages point to iovecs that point into `room`, to names and to
+    // control messages; all outlive the call and are used for nothing else during it.
     let taken = unsafe {
         libc::recvmmsg(
             socket.as_raw_fd(),

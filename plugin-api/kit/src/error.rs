@@ -1,9 +1,9 @@
 //! Errors that can cross the plugin boundary.
 //!
-//! A plugin's failure reaches a person as one line, so an [`Error`] carries what that line needs: a
-//! kind for programs, the operating system's error number if there was one, a message that says what
-//! failed on what, and a hint that says what to do next. It is plain data; across the boundary it
-//! travels as the same four fields, and a kind the receiver does not know becomes [`ErrorKind::Other`].
+//! The user sees a plugin's failure as one line. So an [`Error`] has a message that says what
+//! failed, on what and why, and a hint that says what to do next. For programs it has a kind, and
+//! the operating system's error number. The same four fields cross the boundary. A kind that the
+//! receiver does not know becomes [`ErrorKind::Other`].
 
 use std::fmt;
 use std::io;
@@ -24,20 +24,21 @@ pub enum ErrorKind {
     NotFound = 2,
     /// The caller may not use the thing named.
     Permission = 3,
-    /// The thing named is in use by somebody else.
+    /// The thing named is in use.
     Busy = 4,
-    /// The far end is gone and this link will not come back by itself: open it again.
+    /// The far end is gone, and the link does not recover by itself: open it again.
     Closed = 5,
     /// This machine, kernel or peer cannot do it.
     Unsupported = 6,
-    /// The far end said something that the protocol does not allow.
+    /// The far end violated the protocol.
     Protocol = 7,
-    /// The plugin itself failed: it panicked.
+    /// The plugin panicked.
     Panic = 8,
 }
 
 impl ErrorKind {
-    /// The kind for a number that came across the boundary; unknown numbers are [`ErrorKind::Other`].
+    /// The kind for a number that came across the boundary; unknown numbers are
+    /// [`ErrorKind::Other`].
     pub fn from_code(code: u32) -> Self {
         match code {
             1 => Self::Usage,
@@ -53,7 +54,7 @@ impl ErrorKind {
     }
 }
 
-/// A failure, with what a person needs to mend it.
+/// A failure, and what the user can do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     /// What went wrong, for programs.
@@ -62,7 +63,7 @@ pub struct Error {
     pub errno: i32,
     /// What failed, on what, and why. One line, no full stop.
     pub message: String,
-    /// What to do next; empty if there is nothing to say. One line, no full stop.
+    /// What to do next; may be empty. One line, no full stop.
     pub hint: String,
 }
 
@@ -119,7 +120,7 @@ impl Error {
     }
 }
 
-/// The system's words for an error, without Rust's "(os error N)".
+/// The system's description of an error, without Rust's "(os error N)".
 fn describe(source: &io::Error) -> String {
     match source.raw_os_error() {
         Some(code) => nix::errno::Errno::from_raw(code).desc().to_owned(),
@@ -127,8 +128,7 @@ fn describe(source: &io::Error) -> String {
     }
 }
 
-/// What to do about a failure that has nothing to do with what was tried: no file at all can be
-/// opened.
+/// The hint for a failure that concerns every file: none can be opened.
 fn advice(source: &io::Error) -> String {
     match source.raw_os_error() {
         Some(libc::EMFILE) => match getrlimit(Resource::RLIMIT_NOFILE) {
@@ -152,7 +152,7 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// The result of anything a plugin can be asked to do.
+/// The result of a function that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 #[cfg(test)]

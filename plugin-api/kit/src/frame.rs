@@ -1,4 +1,4 @@
-//! A frame as it lies in a batch, and the virtio network header in front of it.
+//! A frame in a batch, and the virtio network header in front of it.
 
 use vdens_plugin_api::{MIN_FRAME, VNET_HEADER_LEN};
 
@@ -9,20 +9,22 @@ pub const MAX_LEGACY_FRAME: usize = 9234;
 pub const MAX_LEGACY_MTU: u32 = 9216;
 
 /// The virtio network header (struct virtio_net_hdr of the virtio specification 1.2, section 5.1.6,
-/// as `linux/virtio_net.h` has it): what is left to be done to a frame. Fields are in host byte order.
+/// and of `linux/virtio_net.h`): the work on a frame that is left to its receiver. Fields are in
+/// host byte order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VnetHeader {
-    /// Bit 0: the checksum from `csum_start` is to be completed; bit 1: checksums are known to be good.
+    /// Bit 0: the checksum from `csum_start` is to be completed; bit 1: checksums are known to be
+    /// good.
     pub flags: u8,
     /// 0: no segmentation; 1: TCP over IPv4; 4: TCP over IPv6; 5: UDP; plus 0x80 with ECN.
     pub gso_type: u8,
-    /// Bytes of headers in front of the payload that is to be cut.
+    /// Bytes of headers in front of the payload that is cut.
     pub hdr_len: u16,
-    /// Bytes of payload a segment.
+    /// Bytes of payload per segment.
     pub gso_size: u16,
-    /// Where the checksummed part starts, in bytes from the start of the frame.
+    /// The first byte that the checksum covers, from the start of the frame.
     pub csum_start: u16,
-    /// Where the checksum stands, in bytes from `csum_start`.
+    /// Where the checksum is, in bytes from `csum_start`.
     pub csum_offset: u16,
 }
 
@@ -56,8 +58,8 @@ impl VnetHeader {
         })
     }
 
-    /// The header for the same frame when what its offsets point to stands `bytes` further back, or further to
-    /// the front if that is negative.
+    /// The header for the same frame when what its offsets point to stands `bytes` further back, or
+    /// further to the front if that is negative.
     #[must_use]
     pub fn shifted(mut self, bytes: i16) -> Self {
         if self.flags & 1 != 0 {
@@ -69,7 +71,7 @@ impl VnetHeader {
         self
     }
 
-    /// Whether the frame is an ordinary one with nothing left to be done.
+    /// Whether the frame is complete, and no super-frame.
     pub fn is_plain(self) -> bool {
         self.flags & 1 == 0 && self.gso_type == 0
     }
@@ -83,7 +85,8 @@ pub struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
-    /// The frame in an entry of a batch: virtio header and frame. `None` if it is too short for both.
+    /// The frame in an entry of a batch: virtio header and frame. `None` if it is too short for
+    /// both.
     pub(crate) fn from_entry(bytes: &'a [u8]) -> Option<Self> {
         (bytes.len() >= VNET_HEADER_LEN + MIN_FRAME).then_some(Self { bytes })
     }
@@ -93,7 +96,7 @@ impl<'a> Frame<'a> {
         &self.bytes[VNET_HEADER_LEN..]
     }
 
-    /// The virtio header as it stands in front of the frame.
+    /// The virtio header in front of the frame.
     pub fn header(self) -> VnetHeader {
         VnetHeader::from_bytes(self.bytes).unwrap_or_default()
     }
@@ -103,8 +106,9 @@ impl<'a> Frame<'a> {
         self.bytes
     }
 
-    /// The frame as a datagram between two ends of ours, in two parts: nothing and the frame or, if it has something
-    /// left to be done or is longer than a legacy peer takes, `prefix` and [`Frame::with_header`].
+    /// The frame as a datagram between two ends of ours, in two parts: nothing and the frame or, if
+    /// it has something left to be done or is longer than a legacy peer takes, `prefix` and
+    /// [`Frame::with_header`].
     pub fn wrapped(self, prefix: &'a [u8]) -> [&'a [u8]; 2] {
         match self.header().is_plain() && self.bytes().len() <= MAX_LEGACY_FRAME {
             true => [&[], self.bytes()],

@@ -1,30 +1,43 @@
-//! The contract between vdens and its transports, and the kit to write one in safe Rust.
+//! The kit for authors of transports: the contract with vdens in safe Rust, and helpers.
 //!
-//! A transport is a shared library, `libvdens_SCHEME.so`, that opens Virtual Network Locators of
-//! one scheme. Its author writes an `open` function that returns a [`Link`], and calls
-//! [`export_plugin!`]. `vdectl plugin new DIR` writes a complete crate to start from, `vdectl
-//! plugin check` tries out what came of it; docs/plugin-author.md tells the whole story.
-//! Everything else is here to help:
+//! A transport is a shared library, `libvdens_SCHEME.so`, that opens Virtual Network Locators
+//! (VNLs) of one scheme. Its author writes an `open` function that returns a [`Link`], and calls
+//! [`export_plugin!`]. `vdectl plugin new DIR` writes a complete crate to start from, and `vdectl
+//! plugin check` tests the result. docs/plugin-author.md leads from nothing to a ping, and lists
+//! what a link promises.
 //!
-//! * [`OpenRequest`] says what is to be opened, [`vnl`] parses it, [`Host`] offers the host's
-//!   services;
-//! * [`vnl_file`] finds what a path stands for, [`trust`] says whether another user can have made a
-//!   file;
-//! * [`RxBatch`] and [`TxBatch`] move the frames, 32 a call, without copying or allocating;
-//! * [`offload`] cuts, completes and puts together frames for far ends that take less, or more,
-//!   than their source;
-//! * [`State`] says whether the far end is there, and what may be left undone in frames;
-//! * [`Error`] carries what a person needs to know, [`mod@log`] records reach the host's log;
-//! * [`stream`], [`tap`] and [`udp`] are links, or most of one, over what they are called after;
-//! * [`negotiation`] finds out whether a far end is one of ours, and agrees with it on a better
-//!   way;
-//! * [`wire`] has the codecs of the protocols that existing peers speak.
+//! # The contract
+//!
+//! | item | what it is for |
+//! |---|---|
+//! | [`export_plugin!`] | makes the crate a plugin, with its [`Capabilities`] |
+//! | [`OpenRequest`], [`OpenOptions`] | what to open; [`vnl`] parses the VNL |
+//! | [`Link`] | the open link, and its [`State`]: carrier and [`Offloads`] |
+//! | [`RxBatch`], [`TxBatch`], [`Frame`] | up to 32 frames per call, without a copy |
+//! | [`Host`] | its services: the [port](HostPort), nested VNLs, the panel |
+//! | [`Error`], [`mod@log`], [`Status`] | what the user sees |
+//!
+//! # Helpers
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`bound_socket`] | a Unix socket at a path: claimed, probed, reclaimed, removed |
+//! | [`udp`], [`stream`], [`tap`] | frames in UDP datagrams, on byte streams, on a tap |
+//! | [`DatagramLink`], [`FarEnd`] | the panel and super-frames for sockets of datagrams |
+//! | [`negotiation`] | the messages by which two ends of ours agree on these |
+//! | [`fdb`] | a forwarding database: the place of each station |
+//! | [`offload`] | cuts, completes and joins frames for sinks that differ from their source |
+//! | [`wire`] | the codecs of the protocols that existing peers use |
+//! | [`trust`], [`user`] | whether another user can have made a file, or may be at the far end |
+//! | [`vnl_file`] | the meaning of a path, and the default switch |
+//! | [`AlwaysReady`] | the descriptor of a link that holds frames |
+//! | [`send_datagrams`] | many datagrams per system call |
 //!
 //! # Example
 //!
-//! A loop: frames come back to the interface that sent them. Its manifest has `crate-type =
-//! ["cdylib"]` and the library's name `vdens_loop`. A test needs no host: it opens a link as the
-//! host would, and serves it.
+//! A loop sends each frame back to the interface that sent it. Its manifest has `crate-type =
+//! ["cdylib"]`, and the library's name is `vdens_loop`. A test needs no host: it opens a link as
+//! the host would, and calls it.
 //!
 //! ```
 //! use std::os::fd::{AsFd, BorrowedFd};
@@ -91,8 +104,8 @@
 //! # Ok::<(), Error>(())
 //! ```
 //!
-//! The stable ABI itself is the crate [`vdens_plugin_api`], and [`adapters`] translates between
-//! both; authors do not meet them.
+//! The stable ABI is the crate [`vdens_plugin_api`], and [`adapters`] translates between both.
+//! Authors meet neither.
 
 /// The version of this crate.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -102,6 +115,8 @@ mod batch;
 pub mod bound_socket;
 mod datagram;
 mod error;
+mod far_end;
+pub mod fdb;
 mod frame;
 mod link;
 mod logging;
@@ -122,6 +137,7 @@ pub mod wire;
 pub use batch::{Batch, FrameAction, RxBatch, TxBatch};
 pub use datagram::send_datagrams;
 pub use error::{Error, ErrorKind, Result};
+pub use far_end::{DatagramLink, FarEnd};
 pub use frame::{Frame, MAX_LEGACY_FRAME, MAX_LEGACY_MTU, VnetHeader};
 pub use link::{Link, Offloads, State};
 pub use log;

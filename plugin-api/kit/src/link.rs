@@ -1,20 +1,20 @@
-//! What a transport is: an open link that receives and sends batches of frames.
+//! The contract of a transport: an open link that receives and sends batches of frames.
 //!
-//! The host polls a link's descriptors and calls it when there is something to do; a link never blocks
-//! and needs no thread of its own. A link that has several sockets or timers puts them into an epoll
-//! instance and gives that as its descriptor.
+//! The host polls a link's descriptors, and calls the link when there is something to do. A link
+//! never blocks and needs no thread. A link with several sockets or timers puts them into an epoll
+//! instance, and returns that as its descriptor.
 
 use std::os::fd::BorrowedFd;
 
 use crate::{Result, RxBatch, Status, TxBatch};
 
-/// Offloads that the far end of a link understands: bits of the kernel's `TUN_F_*` (`linux/if_tun.h`).
-/// Bits that the receiver does not know are ignored.
+/// Work on a frame that may be left to its receiver: bits of the kernel's `TUN_F_*`
+/// (`linux/if_tun.h`). Unknown bits are ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offloads(pub u32);
 
 impl Offloads {
-    /// None: frames are complete and no longer than the interface's MTU asks.
+    /// None: frames are complete, and fit the interface's MTU.
     pub const NONE: Self = Self(0);
     /// Checksums may be left to be completed (`TUN_F_CSUM`).
     pub const CSUM: Self = Self(0x01);
@@ -36,7 +36,7 @@ impl Offloads {
         self.0 & other.0 == other.0
     }
 
-    /// What both sets have.
+    /// The offloads that are in both sets.
     #[must_use]
     pub fn intersection(self, other: Self) -> Self {
         Self(self.0 & other.0)
@@ -46,16 +46,17 @@ impl Offloads {
 /// The state of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State {
-    /// Whether the far end is there: an interface on a link without carrier says NO-CARRIER.
+    /// Whether the far end is there. If not, the interface shows NO-CARRIER.
     pub carrier: bool,
-    /// What may be left undone in the frames given to [`Link::send`].
+    /// The offloads that frames given to [`Link::send`] may use.
     pub offloads: Offloads,
-    /// Whether the kernel carries the frames, since [`crate::Host::plug`]: none go through the link.
+    /// Whether the kernel carries the frames, after [`crate::Host::plug`] or
+    /// [`crate::Host::attach`]. Then none go through the link.
     pub plugged: bool,
 }
 
 impl State {
-    /// Carrier, no offloads: what most links always are.
+    /// Carrier, no offloads: the constant state of most links.
     pub const UP: Self = Self {
         carrier: true,
         offloads: Offloads::NONE,
@@ -67,7 +68,7 @@ impl State {
         offloads: Offloads::NONE,
         plugged: false,
     };
-    /// Carrier, through the kernel.
+    /// Carrier; the kernel carries the frames.
     pub const PLUGGED: Self = Self {
         carrier: true,
         offloads: Offloads::NONE,
@@ -82,57 +83,58 @@ impl State {
 
 /// An open link. Dropping it closes it and removes what it made in the file system.
 pub trait Link: Send {
-    /// The descriptor that is readable when [`Link::recv`] has something to do: a frame to receive, or
-    /// work of the link's own. Asked for before every wait, so it may change.
+    /// The descriptor that is readable while [`Link::recv`] has something to do: a frame to
+    /// receive, or work of the link's own. The host asks before every wait, so it may change.
     fn fd(&self) -> BorrowedFd<'_>;
 
-    /// The descriptor that is writable when [`Link::send`] can go on after it did not take everything.
+    /// The descriptor that becomes writable when [`Link::send`], which has not taken everything,
+    /// can take more.
     fn send_fd(&self) -> BorrowedFd<'_> {
         self.fd()
     }
 
-    /// Receives the frames that are waiting, as many as fit; none is fine. Never blocks. A link may use
-    /// the call for work of its own.
+    /// Receives the frames that are waiting, as many as fit into the batch. Never blocks. A link
+    /// may do work of its own in this call, and receive no frame.
     ///
     /// # Errors
-    /// The link is broken and of no more use; the host closes it, and may open it again.
+    /// The link is broken. The host closes it, and may open the VNL again.
     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()>;
 
-    /// Takes frames to send, and returns how many, in order from the first. A link that cannot take a
-    /// frame now, because a queue is full, leaves it; the host offers it again when [`Link::send_fd`]
-    /// is writable. A frame that can never be sent is taken, dropped and counted
-    /// ([`TxBatch::count_dropped`]). Never blocks.
+    /// Sends frames in order from the first, and returns how many it took. Never blocks.
+    ///
+    /// If a queue is full, the link leaves the frame, and the host offers it again when
+    /// [`Link::send_fd`] is writable. A frame that can never be sent is taken, dropped and counted
+    /// ([`TxBatch::count_dropped`]).
     ///
     /// # Errors
     /// As for [`Link::recv`].
     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize>;
 
-    /// Tells the link the state of the host's other side, at the start and whenever it changes: which
-    /// offloads it takes, so how much [`Link::recv`] may leave undone in what it receives, and whether
-    /// it has carrier, for links that can show that.
+    /// The state of the host's other side, at the start and after each change: the offloads that
+    /// received frames may use, and the carrier, for a link that can pass it on.
     fn other_side(&mut self, state: State) {
         let _ = state;
     }
 
-    /// The link's state, asked for after every call.
+    /// The link's state. The host asks after every call.
     fn state(&self) -> State {
         State::UP
     }
 
-    /// What a person may want to know of the link, for `vdectl status`. Asked for now and then, when somebody
-    /// looks or the state has changed; it need not be cheap, but must not block.
+    /// A report for the user, as `vdectl status` shows it. The host asks when a user does, and
+    /// after a change of state. It need not be cheap, but must not block.
     fn status(&self) -> Status {
         Status::default()
     }
 
-    /// Whether the link serves others beside this host, as a switch does. Such a link is never made to
-    /// wait: what the other side of the host cannot take at once is dropped.
+    /// Whether the link serves others beside this host, as a switch does. The host never makes such
+    /// a link wait: it drops what its other side cannot take at once.
     fn is_shared(&self) -> bool {
         false
     }
 
-    /// Whether the link may ask for the interface to be plugged into its peer's ([`crate::Host::plug`]). An
-    /// interface of another link is made in the way that suits user space best.
+    /// Whether the link may plug the interface ([`crate::Host::plug`], [`crate::Host::attach`]). If
+    /// not, the host makes an interface that suits user space best.
     fn wants_panel(&self) -> bool {
         false
     }

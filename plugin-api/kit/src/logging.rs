@@ -1,8 +1,8 @@
 //! Log records across the boundary.
 //!
-//! The `log` crate's state is per shared object, so a plugin's records would go nowhere. At open the
-//! kit installs a logger in the plugin that hands each record to the host's sink, and a panic hook that
-//! does the same with the panic's message and place.
+//! Each shared object has its own state of the `log` crate, so a plugin's records would be lost. At
+//! open, the kit installs a logger in the plugin that passes each record to the host, and a panic
+//! hook that does the same with the panic's message and place.
 
 use std::sync::{Once, OnceLock};
 
@@ -38,10 +38,10 @@ impl Log for Forwarder {
     fn flush(&self) {}
 }
 
-/// Makes this shared object's records go to `host`. The first host given stays.
+/// Passes this shared object's records to `host`. Only the first call sets the host.
 pub(crate) fn forward_to(host: HostV1, level: LevelFilter) {
     INSTALL.call_once(|| {
-        // A host whose sink is this object's own logger (a unit test, say) already has one: nothing to do.
+        // In a unit test the host's logger is this object's own, and set already.
         if HOST.set(host).is_ok() && log::set_logger(&Forwarder).is_ok() {
             std::panic::set_hook(Box::new(|panic| {
                 // A record is one line.

@@ -1,4 +1,4 @@
-//! What a plugin author sees at open: the request, and the host's services behind it.
+//! Opening a link: the request, the host's services, and the plugin that answers.
 
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -8,32 +8,32 @@ use crate::tap::Tap;
 use crate::vnl::Vnl;
 use crate::{Error, ErrorKind, Link, Result};
 
-/// What the host tells a plugin when a link is to be opened.
+/// A request to open a link.
 #[derive(Debug)]
 pub struct OpenRequest<'a> {
     /// The whole VNL, as the user wrote it after resolution: `scheme://argument`.
     pub vnl: &'a str,
-    /// Options from the command line; a key in the VNL wins over them.
+    /// Options of the command line. A key in the VNL takes precedence.
     pub options: OpenOptions,
     /// The host's services.
     pub host: Host,
 }
 
 impl<'a> OpenRequest<'a> {
-    /// The VNL without its scheme: what the plugin parses with [`crate::vnl::Spec`].
+    /// The VNL without its scheme, for [`crate::vnl::Spec`] to parse.
     pub fn argument(&self) -> &'a str {
         Vnl::parse(self.vnl).map_or(self.vnl, |vnl| vnl.argument)
     }
 }
 
-/// Options that every transport may be given beside its VNL (those of `vde_plug`).
+/// The options of `vde_plug` that a transport gets beside its VNL.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OpenOptions {
     /// What the far end may show for this link; empty for none.
     pub description: String,
-    /// The port of a switch to be plugged into.
+    /// The port of the switch to plug into.
     pub port: Option<u32>,
-    /// The group that sockets are to belong to.
+    /// The group of sockets.
     pub group: Option<String>,
     /// The permission bits of sockets.
     pub mode: Option<u32>,
@@ -240,16 +240,16 @@ impl fmt::Debug for Host {
     }
 }
 
-/// What a plugin says of itself.
+/// The description of a plugin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
     /// The scheme it serves; the file is named `libvdens_SCHEME.so`.
     pub scheme: String,
-    /// One line for a person.
+    /// One line for the user.
     pub description: String,
     /// The plugin's own version.
     pub version: String,
-    /// What its links are like.
+    /// The properties of its links.
     pub capabilities: Capabilities,
 }
 
@@ -303,57 +303,34 @@ impl Capabilities {
 pub trait Plugin: 'static {
     /// The scheme it serves: lower-case letters, digits and underscores.
     const SCHEME: &'static str;
-    /// One line for a person.
+    /// One line for the user.
     const DESCRIPTION: &'static str;
     /// The plugin's own version.
     const VERSION: &'static str;
-    /// What its links are like.
+    /// The properties of its links.
     const CAPABILITIES: Capabilities = Capabilities::NONE;
 
     /// Opens a link.
     ///
     /// # Errors
-    /// Why it cannot be opened, in words for the person who wrote the VNL.
+    /// The link cannot be opened. The message is for the user who wrote the VNL.
     fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>>;
 }
 
-/// Makes the crate, a `cdylib`, a plugin.
+/// Makes the crate, a `cdylib`, a plugin. The [front page](crate) has a complete example.
 ///
 /// ```
-/// use vdens_plugin_kit::{Link, OpenRequest, Result, RxBatch, TxBatch};
-/// use std::os::fd::{AsFd, BorrowedFd};
-/// use std::os::unix::net::UnixDatagram;
-///
-/// /// Sends every frame back to where it came from.
-/// struct Echo(UnixDatagram, UnixDatagram);
-///
-/// impl Link for Echo {
-///     fn fd(&self) -> BorrowedFd<'_> {
-///         self.1.as_fd()
-///     }
-///     fn send_fd(&self) -> BorrowedFd<'_> {
-///         self.0.as_fd()
-///     }
-///     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
-///         batch.receive_datagrams(&self.1, 1518).map_err(|e| vdens_plugin_kit::Error::io("receive", &e))?;
-///         Ok(())
-///     }
-///     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
-///         batch.send_datagrams(&self.0, 0).map_err(|e| vdens_plugin_kit::Error::io("send", &e))
-///     }
-/// }
-///
-/// fn open(_request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
-///     let (a, b) = UnixDatagram::pair().map_err(|e| vdens_plugin_kit::Error::io("make a socket pair", &e))?;
-///     Ok(Box::new(Echo(a, b)))
+/// # use vdens_plugin_kit::{Capabilities, Error, Link, OpenRequest, Result};
+/// fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
+///     Err(Error::usage(format!("'{}' is no cable", request.argument())))
 /// }
 ///
 /// vdens_plugin_kit::export_plugin! {
-///     scheme: "echo",
-///     description: "sends every frame back",
+///     scheme: "mycable",
+///     description: "a cable between two processes",
+///     capabilities: Capabilities::NONE, // may be left out
 ///     open: open,
 /// }
-/// # fn main() {}
 /// ```
 #[macro_export]
 macro_rules! export_plugin {

@@ -1,8 +1,8 @@
-//! Being readable without anything to read.
+//! A descriptor that is always readable.
 //!
-//! The host calls a link when its descriptor is readable. A link that has taken more off a socket than
-//! fitted into a batch holds frames that the socket knows nothing of; until these are gone it gives an
-//! [`AlwaysReady`] as its descriptor.
+//! The host calls a link when its descriptor is readable. A link may take more off a socket than a
+//! batch has room for. Then it holds frames that the socket no longer has. Until they are gone, it
+//! returns an [`AlwaysReady`] as its descriptor.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -10,12 +10,12 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::{Error, Result};
 
-/// A descriptor that is readable at all times.
+/// A descriptor that is always readable.
 #[derive(Debug)]
 pub struct AlwaysReady(EventFd);
 
 impl AlwaysReady {
-    /// An eventfd(2) that nobody ever resets.
+    /// An eventfd(2) that is never reset.
     ///
     /// # Errors
     /// There are no descriptors left.

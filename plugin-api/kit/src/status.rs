@@ -1,8 +1,8 @@
-//! What a link tells a person of itself ([`crate::Link::status`]), as `vdectl status` shows it.
+//! The report of a link for the user ([`crate::Link::status`]), which `vdectl status` shows.
 //!
-//! Nothing in the data plane depends on it. Across the boundary it travels as JSON, so that it can grow: a
-//! field that one side does not know is ignored, one that is missing has its default, and what cannot be
-//! understood at all is the empty status.
+//! Nothing in the data plane depends on it. It crosses the boundary as JSON, so that it can grow.
+//! An unknown field is ignored, a missing one has its default, and a malformed report is an empty
+//! one.
 
 use std::collections::BTreeMap;
 
@@ -12,56 +12,56 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tier {
-    /// The kernel carries them, on the panel.
+    /// The kernel forwards them, on the panel.
     Kernel,
-    /// From one tap to another, with everything left undone that can be.
+    /// From one tap to another, with all offloads.
     Taps,
-    /// As super-frames, with checksums left undone.
+    /// As super-frames, with incomplete checksums.
     SuperFrames,
-    /// One by one: they are cut and completed here for the far end.
+    /// One by one: this process cuts and completes them for the far end.
     Segmented,
-    /// In a way that the reader of this status has no name for.
+    /// In a way that this version does not know.
     #[serde(other)]
     Other,
 }
 
-/// What is known of a link.
+/// The report of a link.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Status {
-    /// Who is at the far end, if somebody is.
+    /// The peer at the far end, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peer: Option<Peer>,
-    /// How frames go. If the link does not say, its [`crate::State`] does. A link that is a tap says
-    /// [`Tier::Taps`], which counts if both sides do.
+    /// How frames get to the far end. By default, the link's [`crate::State`] decides. A tap
+    /// reports [`Tier::Taps`], which counts if both sides are taps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tier: Option<Tier>,
-    /// Why there is no better tier, in words that follow a colon; empty if there is nothing to say.
+    /// Why there is no better tier, in words that follow a colon; may be empty.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
-    /// The largest MTU whose frames the link carries, in bytes, while the kernel does not carry
-    /// them. A link that carries every frame, or does not know, says nothing.
+    /// The largest MTU whose frames the link carries, in bytes, while the kernel does not forward
+    /// them; `None` if it carries every frame or does not know.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_mtu: Option<u32>,
     /// The ports and the forwarding database of a switch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub switch: Option<SwitchStatus>,
-    /// Whatever else is worth knowing, by name.
+    /// Other facts, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub extra: BTreeMap<String, String>,
 }
 
-/// Who is at the far end of a link.
+/// The peer at the far end of a link.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Peer {
-    /// What it says of itself, or what is known of it; empty if nothing is.
+    /// Its description of itself, or what is known of it; may be empty.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub description: String,
-    /// Its user id, if the kernel tells.
+    /// Its user id, if known from the kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
-    /// Its process id, if the kernel tells.
+    /// Its process id, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
 }
@@ -72,7 +72,7 @@ pub struct Peer {
 pub struct SwitchStatus {
     /// Its ports, by number.
     pub ports: Vec<PortStatus>,
-    /// Its forwarding database, sorted: the stations that were heard of lately.
+    /// Its forwarding database, sorted.
     pub fdb: Vec<StationStatus>,
 }
 
@@ -82,21 +82,21 @@ pub struct SwitchStatus {
 pub struct PortStatus {
     /// Its number.
     pub number: u32,
-    /// Who is plugged in.
+    /// The client of the port.
     pub client: Peer,
-    /// How frames go.
+    /// How frames get to the client.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tier: Option<Tier>,
-    /// Frames that came from the client through the switch's own process.
+    /// Frames from the client through the switch's own process.
     pub received: u64,
-    /// Frames that went to it likewise.
+    /// Frames to the client through it.
     pub sent: u64,
     /// Frames lost, by cause.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub dropped: BTreeMap<String, u64>,
 }
 
-/// A station that a switch has heard of.
+/// A station in the forwarding database of a switch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StationStatus {
@@ -104,9 +104,10 @@ pub struct StationStatus {
     pub mac: String,
     /// Its VLAN, 0 if its frames are untagged.
     pub vlan: u16,
-    /// What it is behind: a port's number, `local` for the host's own side, `panel` for the bridge on the panel.
+    /// The port that leads to it: a number, `local` for the host's own side, `panel` for the bridge
+    /// on the panel.
     pub port: String,
-    /// How long ago it was last heard of, in seconds.
+    /// Seconds since its last frame.
     pub age: u64,
 }
 
@@ -114,15 +115,15 @@ impl Status {
     /// The status as it crosses the boundary.
     pub(crate) fn to_json(&self) -> String {
         serde_json::to_string(self).unwrap_or_else(|error| {
-            log::error!("a status cannot be told: {error}");
+            log::error!("cannot encode the link's status: {error}");
             String::new()
         })
     }
 
-    /// Reads what came across the boundary.
+    /// The status that crossed the boundary.
     pub(crate) fn from_json(json: &str) -> Self {
         serde_json::from_str(json).unwrap_or_else(|error| {
-            log::debug!("a status is not understood: {error}");
+            log::debug!("cannot decode the link's status: {error}");
             Self::default()
         })
     }

@@ -1,9 +1,12 @@
-//! A vdestream as a link: frames over a pair of byte streams, usually somebody's standard input and output.
+//! A vdestream as a link: frames over a pair of byte streams, such as a command's standard input
+//! and output.
 //!
-//! What the stream does not take is kept in the encoder, within its bound; beyond that the link makes
-//! the other side wait. One read may bring more frames than a batch has room for: as long as some are left in
-//! the decoder the link is readable, whatever the input is. The end of the input closes the link. A command
-//! at the other end is ended with the link: its streams are closed, then it is asked to stop.
+//! The encoder keeps what the stream does not take, up to its limit. Beyond that the link makes the
+//! other side wait. One read may bring more frames than a batch has room for. While the decoder
+//! holds frames, the link is readable, whatever the input is.
+//!
+//! The end of the input closes the link. When a link with a command is dropped, it closes the
+//! command's streams and then asks the command to stop.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,7 +24,7 @@ use crate::ready::AlwaysReady;
 use crate::wire::vdestream::{Decoder, Encoder, MAX_FRAME};
 use crate::{Error, ErrorKind, Link, MAX_LEGACY_MTU, Result, RxBatch, Status, TxBatch};
 
-/// How long a command may take to end after its streams were closed, before it is asked to with a signal.
+/// How long a command may take to end after its streams were closed, and after each signal.
 const GRACE: Duration = Duration::from_millis(200);
 
 /// A vdestream over two descriptors.
@@ -143,7 +146,7 @@ pub struct CommandStream {
 }
 
 impl CommandStream {
-    /// Starts `sh -c COMMAND` and speaks vdestream with it.
+    /// Starts `sh -c COMMAND`, and exchanges frames with it.
     ///
     /// # Errors
     /// The shell cannot be started.
@@ -151,7 +154,7 @@ impl CommandStream {
         Self::start(Command::new("/bin/sh").arg("-c").arg(command))
     }
 
-    /// Starts `command` and speaks vdestream with it.
+    /// Starts `command`, and exchanges frames with it.
     ///
     /// # Errors
     /// The command cannot be started.
@@ -174,7 +177,7 @@ impl CommandStream {
 }
 
 impl CommandStream {
-    /// Says how the command ended, if that is why the stream did.
+    /// Adds how the command ended, if the stream ended for that reason.
     fn explain(&mut self, error: Error) -> Error {
         if error.kind != ErrorKind::Closed || !ended(&mut self.child, GRACE) {
             return error;
@@ -297,7 +300,8 @@ mod tests {
         let link = CommandStream::shell("trap '' TERM; while :; do sleep 1; done").unwrap();
         let group = Pid::from_raw(link.child.id().cast_signed());
         drop(link);
-        // A member that was killed counts until its parent, here the system's first process, takes note.
+        // A member that was killed counts until its parent, here the system's first process, takes
+        // note.
         let deadline = Instant::now() + Duration::from_secs(5);
         while killpg(group, None) != Err(Errno::ESRCH) {
             assert!(Instant::now() < deadline, "the command goes on");

@@ -1,12 +1,12 @@
-//! A tap device as a link: what the host gives a namespace for an interface, and what `tap://` opens.
+//! A tap device as a link: an interface of a namespace, and `tap://`.
 //!
-//! Follows `linux/if_tun.h`. The device is always opened with a virtio header in front of each frame
-//! (`IFF_VNET_HDR`), so what the kernel may leave undone in frames that it hands over is a matter of
-//! `TUNSETOFFLOAD`, set to what the other side of the host takes; written frames may always be
+//! Based on `linux/if_tun.h`. The device always has a virtio header in front of each frame
+//! (`IFF_VNET_HDR`). `TUNSETOFFLOAD` says which offloads the kernel may use in the frames that it
+//! hands over: those that the other side of the host takes. Written frames may always be
 //! super-frames. `TUNSETCARRIER` shows the other side's carrier on the interface.
 //!
-//! An interface that is down refuses frames (EIO): they are dropped and counted. An interface that was
-//! deleted (EBADFD) ends the link.
+//! An interface that is down refuses frames (EIO). The link drops and counts them. An interface
+//! that was deleted (EBADFD) ends the link.
 
 use std::ffi::CStr;
 use std::io;
@@ -36,7 +36,7 @@ mod ioctl {
     nix::ioctl_write_ptr_bad!(set_carrier, libc::TUNSETCARRIER, libc::c_int);
 }
 
-/// An open tap device; one reader.
+/// An open tap device.
 #[derive(Debug)]
 pub struct Tap {
     fd: OwnedFd,
@@ -45,11 +45,12 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Attaches to the tap `name`, which is made if it does not exist and the caller may
-    /// (CAP_NET_ADMIN in the network namespace); an empty name lets the kernel pick one.
+    /// Attaches to the tap `name`. If there is none, makes it, which needs CAP_NET_ADMIN in the
+    /// network namespace. The kernel chooses a name in place of an empty one.
     ///
     /// # Errors
-    /// The name is not one, /dev/net/tun is missing or closed, or the tap is in use or another user's.
+    /// The name is malformed, /dev/net/tun is missing or not accessible, or the tap is in use or
+    /// another user's.
     pub fn open(name: &str) -> Result<Self> {
         check_interface_name(name)?;
         let fd = open_device()?;
@@ -63,17 +64,18 @@ impl Tap {
         // SAFETY: the descriptor is open and `request` is a complete ifreq that outlives the call.
         unsafe { ioctl::set_interface(fd.as_raw_fd(), &request) }
             .map_err(|errno| attach_error(name, errno))?;
-        // SAFETY: the kernel leaves a NUL-terminated name of at most IFNAMSIZ bytes, and only reads it here.
+        // SAFETY: the kernel leaves a NUL-terminated name of at most IFNAMSIZ bytes, and only reads
+        // it here.
         let name = unsafe { CStr::from_ptr(request.ifr_name.as_ptr()) };
         Ok(Self::from_fd(fd, name.to_string_lossy().into_owned()))
     }
 
-    /// Takes over the descriptor of a tap that [`Tap::open`] attached, in this process or another.
+    /// Takes the descriptor of a tap that [`Tap::open`] attached, in this process or another.
     pub fn from_fd(fd: OwnedFd, name: String) -> Self {
         Self::resume(fd, name, State::UP)
     }
 
-    /// As [`Tap::from_fd`], for an interface whose other side is in another state than up.
+    /// As [`Tap::from_fd`], with the present state of the other side.
     pub fn resume(fd: OwnedFd, name: String, other_side: State) -> Self {
         let mut tap = Self {
             fd,
@@ -98,7 +100,8 @@ impl Tap {
         }
     }
 
-    /// Writes one frame; `false` if the interface did not take it, because it is down or memory is short.
+    /// Writes one frame. Returns `false` if the interface did not take it, because it is down or
+    /// memory is short.
     ///
     /// # Errors
     /// The interface is gone.
@@ -118,7 +121,7 @@ impl Tap {
         self.other_side = state;
     }
 
-    /// Lets the kernel leave `offloads` undone, or as much of them as it knows.
+    /// Lets the kernel use `offloads`, or those of them that it knows.
     fn set_offloads(&self, offloads: Offloads) {
         let without_uso = offloads.0 & !(Offloads::USO4.0 | Offloads::USO6.0);
         let tried = [offloads.0, without_uso, 0].map(Offloads);
@@ -131,8 +134,8 @@ impl Tap {
         );
     }
 
-    /// Lets the kernel leave exactly `offloads` undone in frames that are read from here on; `false` if it does not
-    /// know them all, and then nothing is changed.
+    /// Lets the kernel leave exactly `offloads` undone in frames that are read from here on;
+    /// `false` if it does not know them all, and then nothing is changed.
     pub fn leaves(&self, offloads: Offloads) -> bool {
         // SAFETY: the descriptor is open; the argument is a plain number.
         unsafe { ioctl::set_offload(self.fd.as_raw_fd(), offloads.0 as libc::c_int) }.is_ok()
@@ -196,20 +199,20 @@ impl Link for Tap {
     }
 }
 
-/// Opens the device that taps are made with, attached to none.
+/// Opens the device /dev/net/tun, attached to no tap.
 ///
 /// # Errors
-/// /dev/net/tun is missing or closed.
+/// The device is missing or not accessible.
 pub fn open_device() -> Result<OwnedFd> {
     let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     open(DEVICE, flags, Mode::empty()).map_err(device_error)
 }
 
-/// Whether `name` can be an interface's: not longer than the kernel takes, and of characters it takes.
-/// The empty name is fine here: the kernel picks one.
+/// Checks the length and the characters of an interface's name. It may be empty: then the kernel
+/// chooses one.
 ///
 /// # Errors
-/// What is wrong with the name.
+/// The name is too long, or has a character that the kernel refuses.
 pub fn check_interface_name(name: &str) -> Result<()> {
     if name.len() > MAX_INTERFACE_NAME {
         return Err(Error::usage(format!(

@@ -1,8 +1,8 @@
-//! Whose a file is. What another user made, or can change, must not decide what this user runs or
-//! joins.
+//! Whether another user can have made or changed a file. Such a file must not decide what this user
+//! runs or joins.
 //!
-//! Trusted are root and the user that this process runs as. A check looks at [`Metadata`] of an
-//! open file, so that what is checked is what is read afterwards.
+//! Root and the user of this process are trusted. A check takes the [`Metadata`] of an open file,
+//! so that the file that is checked is the file that is read.
 
 use std::fmt;
 use std::fs::Metadata;
@@ -28,19 +28,20 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What is wrong with the owner or the permission bits of a file or directory, if anything is.
+/// Why a file or directory is not trusted, by its owner and its permission bits; `None` if it is.
 pub fn fault(meta: &Metadata) -> Option<Fault> {
     foreign(meta).or_else(|| writable_by_others(meta).then_some(Fault::Writable))
 }
 
-/// What is wrong with the owner of a symbolic link, whose permission bits mean nothing.
+/// Why a symbolic link is not trusted, by its owner; its permission bits have no meaning.
 pub fn foreign(meta: &Metadata) -> Option<Fault> {
     let is_trusted = [0, geteuid().as_raw()].contains(&meta.uid());
     (!is_trusted).then(|| Fault::Foreign(meta.uid()))
 }
 
-/// World-writable, or writable by a group that is not the owner's private one. A private group has
-/// its user's name and is that user's primary group, the usual set-up where the umask is 002.
+/// Whether a file is writable by all users, or by a group that is not its owner's private one. A
+/// private group has its user's name and is the user's primary group, as usual where the umask is
+/// 002.
 pub fn writable_by_others(meta: &Metadata) -> bool {
     let private_group = || {
         let user = User::from_uid(Uid::from_raw(meta.uid())).ok().flatten();

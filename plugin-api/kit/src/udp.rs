@@ -1,22 +1,24 @@
-//! Frames in UDP datagrams, one a datagram, for transports over IP: `udp://`, `vxlan://`.
+//! Frames in UDP datagrams, one per datagram, for transports over IP: `udp://`, `vxlan://`.
 //!
 //! # Theory of operation
 //!
-//! A [`Socket`] moves batches of frames with as few trips through the kernel's network stack as there can be. On the
-//! way out, frames of one length to one destination, as the segments of a TCP stream are, leave as one message
-//! that the kernel or the network card cuts (`UDP_SEGMENT`, Linux 4.18). On the way in the kernel may hand over
-//! datagrams of one length from one sender in one message (`UDP_GRO`, Linux 5.0), which is cut here. Between two
-//! such sockets on one machine nobody cuts anything on the way.
+//! A [`Socket`] moves batches of frames with few passes through the kernel's network stack. Frames
+//! of one length to one destination, such as the segments of a TCP stream, leave as one message,
+//! which the kernel or the network card cuts (`UDP_SEGMENT`, Linux 4.18). The kernel may hand over
+//! received datagrams of one length from one sender as one message (`UDP_GRO`, Linux 5.0), which
+//! this module cuts. Between two such sockets on one machine, nothing is cut on the way.
 //!
-//! What the kernel can do is found out when a socket is opened and when messages are refused: a message whose
-//! datagrams are longer than the interface's MTU takes cannot be cut for it, so datagrams of that length go one
-//! by one from then on, as fragments; and one that cannot do checksums (EIO) gets no joined datagrams at all.
+//! The socket learns what the kernel can do when it is opened, and from refused messages:
 //!
-//! A message may have more frames than a batch has room for. What is left waits here, and [`Socket::fd`] is readable
-//! until it is gone.
+//! * The kernel does not cut a message whose datagrams exceed the interface's MTU. From then on,
+//!   datagrams of that length go one by one, as fragments.
+//! * An interface that cannot do checksums (EIO) gets no joined datagrams at all.
 //!
-//! Nobody answers to a datagram, so errors that come back from the network (ICMP) mean nothing for the link: such a
-//! frame is lost, as others are.
+//! A message may have more frames than a batch has room for. The rest waits in the socket, and
+//! [`Socket::fd`] is readable until it is gone.
+//!
+//! UDP has no acknowledgement. So errors from the network (ICMP) do not break the link: the frame
+//! is lost, as others are.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
@@ -29,23 +31,24 @@ use crate::datagram::{self, Datagram, Joined};
 use crate::ready::AlwaysReady;
 use crate::{Error, ErrorKind, Frame, Result, RxBatch, TxBatch};
 
-/// What is asked for each queue, in bytes; the kernel gives at most net.core.rmem_max and wmem_max.
+/// The wanted length of each queue, in bytes; the kernel gives at most net.core.rmem_max and
+/// wmem_max.
 const QUEUE: usize = 4 << 20;
 
-/// Messages that are received with one system call.
+/// Messages per receiving system call.
 const MESSAGES: usize = 8;
 
-/// Bytes of room for each: none is longer.
+/// Bytes of room per message; none is longer.
 const MESSAGE: usize = 1 << 16;
 
-/// How many errors from the network in a row are passed over before the host is given its turn.
+/// How many errors from the network one call of `recv` ignores.
 const MAX_ERRORS: u32 = 16;
 
-/// The addresses that a name, a literal, or an IPv6 literal in brackets stands for, with a port. Asks the resolver
-/// (getaddrinfo) and so may take time.
+/// The addresses of a host, with a port. `host` is a name, an IPv4 address, or an IPv6 address in
+/// brackets. May block, because it asks the resolver (getaddrinfo).
 ///
 /// # Errors
-/// There are none, or the resolver fails.
+/// `host` is malformed, has no address, or the resolver fails.
 pub fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>> {
     let literal = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
     let name = literal.unwrap_or(host);
@@ -83,16 +86,16 @@ pub struct Socket {
     always: AlwaysReady,
 }
 
-/// What was received and found no room in a batch yet.
+/// Received messages that had no room in a batch yet.
 #[derive(Debug)]
 struct Waiting {
     room: Box<[u8]>,
     messages: [Joined; MESSAGES],
-    /// How many messages there are.
+    /// The number of messages.
     count: usize,
-    /// The first that is not used up.
+    /// The first message that is not used up.
     next: usize,
-    /// Bytes of it that are.
+    /// The bytes of it that are used up.
     used: usize,
 }
 
@@ -103,10 +106,10 @@ impl Waiting {
 }
 
 impl Socket {
-    /// Takes over a socket, bound and perhaps connected, and gives it long queues.
+    /// Takes a bound socket, which may be connected, and gives it long queues.
     ///
     /// # Errors
-    /// The socket cannot be used so.
+    /// The socket cannot be made non-blocking, or no descriptor is left.
     pub fn new(socket: UdpSocket) -> Result<Self> {
         socket
             .set_nonblocking(true)
@@ -144,11 +147,11 @@ impl Socket {
         self.socket.as_fd()
     }
 
-    /// For [`crate::Link::recv`]. Shows `frame` each datagram with its sender; what it returns is the frame in it, if
-    /// there is one for this link.
+    /// For [`crate::Link::recv`]. Calls `frame` with each datagram and its sender. It returns the
+    /// frame in the datagram, or `None` to drop it.
     ///
     /// # Errors
-    /// The socket is of no more use.
+    /// The socket fails, for a reason that is not the network's.
     pub fn recv(
         &mut self,
         batch: &mut RxBatch<'_>,
@@ -170,7 +173,7 @@ impl Socket {
         Ok(())
     }
 
-    /// Moves what waits into the batch. `false` if there was no room for everything.
+    /// Moves what waits into the batch; `false` if not all had room.
     fn hand_over(
         &mut self,
         batch: &mut RxBatch<'_>,
@@ -200,11 +203,11 @@ impl Socket {
         true
     }
 
-    /// For [`crate::Link::send`]. Sends each frame behind `header`, which may be empty, to where `to` says; `None` if
-    /// the socket is connected.
+    /// For [`crate::Link::send`]. Sends each frame behind `header`, which may be empty, to the
+    /// destination that `to` returns; `None` on a connected socket.
     ///
     /// # Errors
-    /// The socket is of no more use.
+    /// The socket fails, for a reason that is not the network's.
     pub fn send(
         &mut self,
         batch: &mut TxBatch<'_>,
@@ -224,7 +227,7 @@ impl Socket {
                     is_second_try = false;
                 }
                 Err(unsent) if unsent.datagrams > 1 && self.demote(&unsent.error, unsent.size) => {}
-                // The network's word on an earlier datagram, which this one need not suffer for.
+                // The error is about an earlier datagram, so this one is tried again.
                 Err(unsent) if is_from_network(&unsent.error) && !is_second_try => {
                     is_second_try = true;
                 }
@@ -242,7 +245,7 @@ impl Socket {
         Ok(sent)
     }
 
-    /// Joins less, if that is what an error about joined datagrams of `size` bytes calls for.
+    /// Joins less, if the error about joined datagrams of `size` bytes calls for it.
     fn demote(&mut self, error: &io::Error, size: usize) -> bool {
         let longest = match error.raw_os_error() {
             Some(libc::EINVAL | libc::EMSGSIZE) => size - 1,
@@ -255,7 +258,7 @@ impl Socket {
     }
 }
 
-/// Whether an error tells of the network and not of the socket.
+/// Whether an error is about the network, not about the socket.
 fn is_from_network(error: &io::Error) -> bool {
     let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));
     matches!(
@@ -274,7 +277,7 @@ fn is_from_network(error: &io::Error) -> bool {
     )
 }
 
-/// Whether an error says that the socket is none.
+/// Whether an error says that the descriptor is no usable socket.
 fn is_broken(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

@@ -1,4 +1,4 @@
-//! Whose process is at the far end of a link, and whether another user's may take its place.
+//! Which user's process may be at the far end of a link.
 //!
 //! # Theory of operation
 //!
@@ -8,10 +8,10 @@
 //! [`FarUser::remember`] once the link is open.
 //!
 //! A VNL without the key `user` joins any user's far end at the first open, because the author of
-//! the VNL chose the path. Later it joins three users' only: the first one's, root's, and the
-//! session's own. Root can do anything anyway, and vdens does not defend a user from himself. The
-//! first user stays the first, so that a switch may change to root and back. The key names the only
-//! user instead, or allows `any`.
+//! the VNL chose the path. Later it joins only the first user, root, and the session's own user.
+//! Root can do anything anyway, and vdens does not protect users from themselves. The first user
+//! stays the first, so that a switch may change to root and back. The key names the only user
+//! instead, or allows `any`.
 //!
 //! The process remembers the first user of each VNL. The supervisor holds a note of it
 //! ([`Host::store_fd`]) for the worker that replaces a dead one. A nested link has no note, because
@@ -39,7 +39,7 @@ static FIRST: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
 /// Which user's process may be at the far end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AllowedUser {
-    /// At the first open any user; later that user, root, and the session's own user.
+    /// Any user at the first open; later that user, root, and the session's own user.
     #[default]
     First,
     /// This user only.
@@ -49,7 +49,7 @@ pub enum AllowedUser {
 }
 
 impl AllowedUser {
-    /// From the value of a VNL's key `user`: a name, a number or `any`.
+    /// The rule in the value of a VNL's key `user`: a name, a number or `any`.
     ///
     /// # Errors
     /// There is no such user.
@@ -62,7 +62,7 @@ impl AllowedUser {
     }
 }
 
-/// Which user may be at the far end of a link, and which was the first.
+/// The rule for the user at the far end of a link, and the first user that was there.
 #[derive(Clone, Debug)]
 pub struct FarUser {
     allowed: AllowedUser,
@@ -71,7 +71,7 @@ pub struct FarUser {
 }
 
 impl FarUser {
-    /// For the link of `vnl`, which is opened with the services of `host`.
+    /// A rule for the link of `vnl`, which is opened with the services of `host`.
     pub fn new(allowed: AllowedUser, vnl: &str, host: Host) -> Self {
         Self {
             allowed,
@@ -80,11 +80,10 @@ impl FarUser {
         }
     }
 
-    /// Checks that the far end, which is called `what` in the error and belongs to user `uid`, may
-    /// be joined.
+    /// Checks that the link may join a far end of user `uid`. The error calls the far end `what`.
     ///
     /// # Errors
-    /// It may not.
+    /// The rule does not allow this user.
     pub fn check(&self, what: impl fmt::Display, uid: u32) -> Result<()> {
         let why = match (self.allowed, self.first()) {
             (AllowedUser::Only(only), _) if uid != only => {
@@ -105,15 +104,15 @@ impl FarUser {
         Err(Error::new(ErrorKind::Permission, message).hint(hint))
     }
 
-    /// Remembers the user of a far end that was joined, unless there was one before.
+    /// Remembers the user of a joined far end, unless there is a first user already.
     pub fn remember(&self, uid: u32) {
         if self.allowed != AllowedUser::First || self.first().is_some() {
             return;
         }
-        let kept = note(uid)
+        let stored = note(uid)
             .map_err(|error| Error::io("make a note of the far end's user", &error))
             .and_then(|note| self.host.store_fd(Some(note.as_fd())));
-        if let Err(error) = kept {
+        if let Err(error) = stored {
             log::debug!("{}: no note of the far end's user: {error}", self.vnl);
         }
         remembered().insert(self.vnl.clone(), uid);
@@ -140,12 +139,12 @@ fn remembered() -> MutexGuard<'static, BTreeMap<String, u32>> {
     FIRST.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether the far end may become user `now`'s after it was user `first`'s.
+/// Whether the far end may belong to user `now` after it belonged to user `first`.
 pub fn may_follow(first: u32, now: u32) -> bool {
     now == first || now == 0 || now == Uid::effective().as_raw()
 }
 
-/// A user's name, or the number of one who has none.
+/// Shows a user's name, or the number of a user without a name.
 #[derive(Clone, Copy, Debug)]
 pub struct Name(pub u32);
 

@@ -2,27 +2,32 @@
 //!
 //! # Theory of operation
 //!
-//! [`Vnl::parse`] splits at the first `://`; the scheme picks the plugin, and the plugin picks the
-//! grammar of its argument:
+//! [`Vnl::parse`] splits at the first `://`. The scheme selects the plugin, and the plugin selects
+//! the grammar of its argument:
 //!
 //! - [`Spec::path_grammar`]: `PATH[key=value/key]{nested}`, where the path keeps its slashes;
-//! - [`Spec::address_grammar`]: `ADDRESS/key=value/key{nested}`, where square brackets mean nothing
-//!   and an IPv6 literal can stand in its own.
+//! - [`Spec::address_grammar`]: `ADDRESS/key=value/key{nested}`, where square brackets have no
+//!   meaning, so that an IPv6 address may have its own.
 //!
-//! Both are one pass of a lexer followed by cuts. The lexer strips quotes (`'…'`, `"…"`: all inside is
-//! literal) and backslashes (outside quotes: the next byte is literal) and remembers of each byte
-//! whether it was bare. Only bare bytes can be structure, so the cuts cannot be fooled by quoting:
-//! first the braces (first bare `{` to last bare `}`, which must be the end), then the brackets in the
-//! same way, then items at `/`, then key and value at the first `=`. Bare `%XX` is decoded last of
-//! all, so `%2F` never splits. The text in the braces is a VNL of its own and is handed on untouched.
+//! Both grammars run a lexer, and then split its output. The lexer removes quotes (`'…'`, `"…"`:
+//! all inside is literal) and backslashes (outside quotes: the next byte is literal). It notes of
+//! each byte whether it was bare, that is neither quoted nor escaped. Only bare bytes split:
 //!
-//! A nested VNL may have another one nested in it. [`Vnl::parse`] refuses more than [`MAX_NESTING`]
-//! levels, whatever the schemes are, because all frames pass through a link for each level. It
-//! finds nested VNLs as the grammars do. Braces that are malformed, or that enclose no `scheme://`,
-//! do not count: the scheme's plugin judges them.
+//! 1. braces: from the first bare `{` to the last bare `}`, which must be the end;
+//! 2. brackets, in the same way;
+//! 3. items, at `/`;
+//! 4. key and value, at the first `=`.
 //!
-//! Nothing malformed is swallowed: each error names the thing, its place (counted in characters
-//! from 1) and the keys that the scheme knows.
+//! A bare `%XX` is decoded last, so `%2F` never splits. The text in the braces is a VNL of its own,
+//! and stays as it is.
+//!
+//! A nested VNL may nest another. [`Vnl::parse`] refuses more than [`MAX_NESTING`] levels, whatever
+//! the schemes are, because all frames pass through a link for each level. It finds nested VNLs as
+//! the grammars do. Braces that are malformed, or that enclose no `scheme://`, do not count: the
+//! scheme's plugin judges them.
+//!
+//! Each error names the thing, its place (in characters, from 1) and the keys that the scheme
+//! knows.
 
 use std::ffi::OsString;
 use std::fmt::{self, Display};
@@ -45,13 +50,15 @@ pub const MAX_NESTING: usize = 8;
 pub struct Vnl<'a> {
     /// The transport, `[a-z0-9_]+`.
     pub scheme: &'a str,
-    /// What the transport is to open, in a grammar of its choice.
+    /// What the transport opens, in a grammar of its choice.
     pub argument: &'a str,
 }
 
 impl<'a> Vnl<'a> {
-    /// Splits `vnl`; without a `://` it is the argument of `vde`. At most [`MAX_NESTING`] VNLs may
-    /// be nested in it.
+    /// Splits `vnl`. Without a `://` it is the argument of `vde`.
+    ///
+    /// # Errors
+    /// The scheme has other characters, or more than [`MAX_NESTING`] VNLs are nested in `vnl`.
     pub fn parse(vnl: &'a str) -> Result<Self> {
         let (scheme, argument) = vnl.split_once("://").unwrap_or(("vde", vnl));
         if !Self::is_scheme(scheme) {
@@ -76,8 +83,8 @@ impl<'a> Vnl<'a> {
     }
 }
 
-/// The argument of the VNL that is nested in `argument`. `None` if no VNL with a scheme is: a path
-/// has nothing nested in it, and the braces of a shell command (`cmd://`) are not about VNLs.
+/// The argument of the VNL that is nested in `argument`. `None` if there is no VNL with a scheme: a
+/// path nests nothing, and the braces of a shell command (`cmd://`) enclose no VNL.
 fn nested_argument(argument: &str) -> Option<&str> {
     const NO_KEYS: Keys = Keys::new(&[]);
     let parser = Parser {
@@ -90,7 +97,7 @@ fn nested_argument(argument: &str) -> Option<&str> {
     Vnl::is_scheme(scheme).then_some(inner)
 }
 
-/// The error for a VNL that is part of more than [`MAX_NESTING`] levels.
+/// The error for a VNL on a level beyond [`MAX_NESTING`].
 pub fn too_deep(vnl: &str) -> Error {
     Error::usage(format!(
         "cannot open {}: more than {MAX_NESTING} VNLs are nested in each other",
@@ -107,7 +114,7 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Exactly these keys, and no default key.
+    /// These keys, and no default key.
     pub const fn new(names: &'static [&'static str]) -> Self {
         Self {
             names,
@@ -115,7 +122,7 @@ impl Keys {
         }
     }
 
-    /// A bare word that is no key becomes the value of `name`, which is one of the keys.
+    /// Makes a word that is no key the value of `name`, which is one of the keys.
     #[must_use]
     pub const fn default_key(mut self, name: &'static str) -> Self {
         self.default = Some(name);
@@ -135,7 +142,7 @@ impl Keys {
     }
 }
 
-/// The argument of a VNL, taken apart.
+/// The parsed argument of a VNL: a target, options, and a nested VNL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spec {
     argument: String,
@@ -146,6 +153,9 @@ pub struct Spec {
 
 impl Spec {
     /// Parses `PATH[key=value/key]{nested}`.
+    ///
+    /// # Errors
+    /// The argument is malformed, or has an unknown key.
     pub fn path_grammar(argument: &str, keys: &Keys) -> Result<Self> {
         let parser = Parser { argument, keys };
         let chars = parser.lex()?;
@@ -158,6 +168,9 @@ impl Spec {
     }
 
     /// Parses `ADDRESS/key=value/key{nested}`.
+    ///
+    /// # Errors
+    /// The argument is malformed, or has an unknown key.
     pub fn address_grammar(argument: &str, keys: &Keys) -> Result<Self> {
         let parser = Parser { argument, keys };
         let chars = parser.lex()?;
@@ -166,12 +179,15 @@ impl Spec {
         parser.spec(target, items.unwrap_or_default(), nested)
     }
 
-    /// The path or address, decoded: any bytes but NUL, possibly none.
+    /// The path or address, decoded. It has no NUL byte, and may be empty.
     pub fn target(&self) -> &Path {
         Path::new(&self.target)
     }
 
-    /// [`Spec::target`] for schemes to which it is text.
+    /// [`Spec::target`] as text.
+    ///
+    /// # Errors
+    /// It is not UTF-8.
     pub fn target_str(&self) -> Result<&str> {
         self.target.to_str().ok_or_else(|| {
             Error::usage(format!(
@@ -181,7 +197,10 @@ impl Spec {
         })
     }
 
-    /// [`Spec::target`] from the root directory on; symbolic links stay as they are.
+    /// [`Spec::target`] as an absolute path. Symbolic links stay as they are.
+    ///
+    /// # Errors
+    /// It is empty, or the working directory does not exist.
     pub fn absolute_path(&self) -> Result<PathBuf> {
         if self.target.is_empty() {
             return Err(
@@ -193,7 +212,7 @@ impl Spec {
             .map_err(|e| Error::path("make an absolute path of", self.target(), &e))
     }
 
-    /// The value of `key`: empty for a flag, `None` if it was not given.
+    /// The value of `key`. It is empty for a key without a value, and `None` for an absent key.
     pub fn get(&self, key: &str) -> Option<&str> {
         let mut latest_first = self.options.iter().rev();
         latest_first
@@ -201,12 +220,15 @@ impl Spec {
             .map(|(_, value)| value.as_str())
     }
 
-    /// Whether `key` was given, with a value or without.
+    /// Whether `key` is there, with a value or without.
     pub fn has(&self, key: &str) -> bool {
         self.get(key).is_some()
     }
 
-    /// The value of `key` as a `T`, in the decimal or other notation that `T` parses.
+    /// The value of `key`, parsed as a `T`.
+    ///
+    /// # Errors
+    /// There is a value, and `T` cannot parse it.
     pub fn number<T>(&self, key: &str) -> Result<Option<T>>
     where
         T: FromStr,
@@ -218,6 +240,9 @@ impl Spec {
     }
 
     /// The value of `key` as octal permission bits, 0 to 0o7777.
+    ///
+    /// # Errors
+    /// There is a value, and it is something else.
     pub fn mode(&self, key: &str) -> Result<Option<u32>> {
         let parse = |value: &str| {
             // from_str_radix would let a sign pass.
@@ -230,12 +255,15 @@ impl Spec {
         self.get(key).map(parse).transpose()
     }
 
-    /// The VNL in the braces, with its quoting intact.
+    /// The VNL in the braces, with its quotes.
     pub fn nested(&self) -> Option<&str> {
         self.nested.as_deref()
     }
 
-    /// Refuses a nested VNL, for the schemes that have no use for one.
+    /// Refuses a nested VNL, for a scheme that nests none.
+    ///
+    /// # Errors
+    /// There is a nested VNL.
     pub fn no_nested(&self) -> Result<()> {
         match &self.nested {
             None => Ok(()),
@@ -257,7 +285,7 @@ impl Spec {
     }
 }
 
-/// The id of a group that is given by its name or its number.
+/// The id of a group, from its name or its number.
 ///
 /// # Errors
 /// There is no such group.
@@ -271,7 +299,7 @@ pub fn group_id(name: &str) -> Result<u32> {
     })
 }
 
-/// The id of a user who is given by name or number.
+/// The id of a user, from the name or the number.
 ///
 /// # Errors
 /// There is no such user.
@@ -285,7 +313,10 @@ pub fn user_id(name: &str) -> Result<u32> {
     })
 }
 
-/// Checks that `path` fits the address of a UNIX socket with its terminating NUL.
+/// Checks that `path` and a terminating NUL fit into the address of a UNIX socket.
+///
+/// # Errors
+/// `path` is longer than [`MAX_SOCKET_PATH`].
 pub fn check_socket_path(path: &Path) -> Result<()> {
     let length = path.as_os_str().len();
     if length <= MAX_SOCKET_PATH {
@@ -327,7 +358,7 @@ fn split_at_bare(chars: &[Char], separator: u8) -> (&[Char], Option<&[Char]>) {
     }
 }
 
-/// What both grammars share, and all that an error message needs.
+/// The parts of both grammars, and what an error message needs.
 struct Parser<'a> {
     argument: &'a str,
     keys: &'a Keys,
@@ -393,7 +424,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Cuts the nested VNL off the end.
+    /// Splits the nested VNL off the end.
     fn nested<'c>(&self, chars: &'c [Char]) -> Result<(&'c [Char], Option<&'a str>)> {
         Ok(match self.enclosed(chars, b'{', b'}')? {
             None => (chars, None),
@@ -484,7 +515,7 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// Shows text that a stranger chose on one line: control characters escaped.
+/// Shows foreign text on one line, with control characters escaped.
 struct OneLine<'a>(&'a str);
 
 impl Display for OneLine<'_> {

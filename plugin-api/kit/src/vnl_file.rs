@@ -1,18 +1,17 @@
-//! What a path stands for: the directory of a switch, or a VNL in the first line of a file; and the
-//! default switch.
+//! The meaning of a path: the directory of a switch, or a file with a VNL; and the default switch.
 //!
 //! # Theory of operation
 //!
-//! A VNL can run a command (`cmd://…`), so a file that holds one is a script, and is read only if
-//! nobody but root and the user can have written it. The file is opened with `O_PATH`, which has no
-//! effect on a FIFO or a device and follows no link; its metadata is checked on that descriptor,
-//! and the line is read from the same file through `/proc/self/fd`. A symbolic link is followed by
-//! hand, if root or the user made it.
+//! A VNL can run a command (`cmd://…`), so a file with a VNL is a script. It is read only if nobody
+//! but root and the user can have written it. The file is opened with `O_PATH`, which has no effect
+//! on a FIFO or a device and follows no link. Its metadata is checked on that descriptor, and the
+//! line is read from the same file through `/proc/self/fd`. A symbolic link is followed only if
+//! root or the user made it.
 //!
-//! A directory that is named may belong to anybody: to plug into another user's switch is what the
-//! switch's modes are for. A default one was not chosen by the user, and in `/tmp` anybody can make
-//! it. So a directory there must be root's or the user's, unless a link of theirs leads to it; and
-//! a file in a place that all users share may only hold a VNL of [`PLAIN_SCHEMES`].
+//! A directory that the user names may belong to anybody, because the switch's mode decides who may
+//! plug in. The user did not choose a default directory, and in `/tmp` anybody can make one. So a
+//! default directory must be root's or the user's, unless a link of theirs leads to it. A file in a
+//! place that all users share may only hold a VNL of [`PLAIN_SCHEMES`].
 
 use std::env;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -27,7 +26,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::trust::{self, Fault};
 use crate::vnl::Vnl;
 
-/// The schemes that run no command, load no code of others and nest no VNL.
+/// The schemes that run no command, load no foreign code and nest no VNL.
 pub const PLAIN_SCHEMES: [&str; 6] = ["vde", "ptp", "tap", "udp", "vxlan", "null"];
 
 /// The default places below the home directory, best first.
@@ -36,25 +35,25 @@ const HOME_PLACES: [&str; 2] = [".vdeplug/default", ".vde2/default.switch"];
 /// The default places that all users share, best first; after those below the home directory.
 const SHARED_PLACES: [&str; 2] = ["/var/run/vde.ctl", "/tmp/vde.ctl"];
 
-/// The longest VNL that is read from a file, in bytes.
+/// The longest VNL in a file, in bytes.
 const MAX_VNL: u64 = 64 * 1024;
 
 /// The most symbolic links that are followed, as in path_resolution(7).
 const MAX_LINKS: usize = 40;
 
-/// What a path stands for.
+/// The meaning of a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// The directory of a switch. Where there is no directory, the scheme `vde` reports it.
+    /// The directory of a switch. If it does not exist, the scheme `vde` reports that.
     Directory(PathBuf),
-    /// A VNL, which was in a file.
+    /// A VNL from a file.
     Vnl(String),
 }
 
-/// What the path that a user named stands for.
+/// The meaning of a path that the user has named.
 ///
 /// # Errors
-/// A file is there that cannot be read, has no VNL, or is not trusted.
+/// There is a file that cannot be read, has no VNL, or is not trusted.
 pub fn named(path: &Path) -> Result<Place> {
     let is_other = fs::metadata(path).is_ok_and(|meta| !meta.is_dir());
     let directory = Place::Directory(path.to_owned());
@@ -69,7 +68,7 @@ pub fn named(path: &Path) -> Result<Place> {
     }
 }
 
-/// The default switch: the first of the default places where something is.
+/// The default switch: the first of the default places that exists.
 ///
 /// # Errors
 /// There is none, or it is not trusted.
@@ -95,9 +94,9 @@ pub fn default_switch() -> Result<Place> {
         .hint("name a VNL, or set defaults.vnl in the configuration"))
 }
 
-/// Checks that a VNL has one of `schemes` and nests none. An error is what is wrong with it.
+/// Checks that a VNL has one of `schemes` and nests no other.
 ///
-/// Braces that belong to a name are refused too: they can be written as `%7B` and `%7D`.
+/// Braces that belong to a name are refused too. They can be written as `%7B` and `%7D`.
 ///
 /// # Errors
 /// It has another scheme, or braces.
@@ -119,7 +118,7 @@ pub fn check_plain<S: AsRef<str>>(vnl: &str, schemes: &[S]) -> Result<()> {
     }
 }
 
-/// What one of the default places stands for; `None` if nothing is there.
+/// The meaning of a default place; `None` if nothing is there.
 fn default_place(path: &Path, is_shared: bool) -> Result<Option<Place>> {
     let found = match open(path) {
         Ok(found) => found,
@@ -154,22 +153,21 @@ fn default_place(path: &Path, is_shared: bool) -> Result<Option<Place>> {
 
 /// Why a path cannot be opened.
 enum Trouble {
-    /// This symbolic link on the way is another user's.
+    /// A symbolic link on the way is another user's.
     Link(PathBuf, Fault),
     Io(io::Error),
 }
 
-/// What is at a path.
+/// The file at a path.
 struct Found {
     /// Opened with `O_PATH`.
     file: File,
     meta: Metadata,
-    /// Whether a symbolic link was followed, which is root's or the user's.
+    /// Whether a symbolic link, of root or the user, led to it.
     is_behind_link: bool,
 }
 
-/// Opens what is at `path` without any effect on it. Symbolic links there are followed if they are
-/// trusted.
+/// Opens the file at `path` without any effect on it. Follows trusted symbolic links.
 fn open(path: &Path) -> Result<Found, Trouble> {
     let mut path = path.to_owned();
     for links in 0..=MAX_LINKS {
@@ -225,7 +223,8 @@ impl Found {
         BufReader::new(reader.take(MAX_VNL))
             .read_line(&mut line)
             .map_err(|error| cannot_read(path, &error))?;
-        // The error quotes nothing unless a scheme comes first: a file without a VNL may hold a secret.
+        // The error quotes nothing unless a scheme comes first: a file without a VNL may hold a
+        // secret.
         let has_scheme = |vnl: &str| {
             let scheme = vnl.split_once("://").map(|(scheme, _)| scheme);
             scheme.is_some_and(Vnl::is_scheme)

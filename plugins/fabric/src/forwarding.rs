@@ -18,12 +18,12 @@
 
 use std::time::Instant;
 
+use vdens_plugin_kit::fdb::Fdb;
 use vdens_plugin_kit::offload::{Changed, Progress, examine};
 use vdens_plugin_kit::wire::hello::is_message;
 use vdens_plugin_kit::{Bridge, Frame, MAX_LEGACY_FRAME, Offloads, RxBatch, TxBatch};
 
-use crate::fdb::Fdb;
-use crate::frame::Addresses;
+use crate::frame::{Addresses, Station};
 use crate::memory::Memory;
 use crate::port::{BRIDGE, LOCAL, Port, PortId, Selection};
 
@@ -129,7 +129,7 @@ pub(crate) struct Fabric {
     pub(crate) ports: Ports,
     /// What all their queues together may take.
     pub(crate) memory: Memory,
-    pub(crate) fdb: Fdb,
+    pub(crate) fdb: Fdb<Station, PortId>,
     pub(crate) bridge: Option<Bridge>,
     /// Whether the host's interface is on the bridge.
     pub(crate) host_is_plugged: bool,
@@ -144,7 +144,7 @@ pub(crate) struct Fabric {
 }
 
 impl Fabric {
-    pub(crate) fn new(fdb: Fdb, memory: Memory) -> Self {
+    pub(crate) fn new(fdb: Fdb<Station, PortId>, memory: Memory) -> Self {
         Self {
             ports: Ports::default(),
             memory,
@@ -221,7 +221,8 @@ impl Fabric {
         if !flooded.is_empty() {
             decision.local = decision.local.union(flooded);
             decision.bridged = decision.bridged.union(flooded);
-            let others = |(id, port): &(PortId, &mut Port)| *id != source && !port.is_plugged;
+            let others =
+                |(id, port): &(PortId, &mut Port)| *id != source && !port.far_end.is_plugged();
             for (id, port) in self.ports.iter_mut().filter(others) {
                 choose(&mut self.chosen, id, port);
                 port.selected = port.selected.union(flooded);
@@ -242,7 +243,7 @@ impl Fabric {
         if wanted.is_empty() {
             return;
         }
-        let is_legacy = |port: &mut Port| port.negotiation.is_none();
+        let is_legacy = |port: &mut Port| !port.far_end.negotiates();
         let is_changed = self.ports.get_mut(source).is_some_and(is_legacy)
             && self
                 .changed
@@ -315,7 +316,7 @@ impl Fabric {
         let mut all = Selection::default();
         for id in &self.chosen {
             if let Some(port) = self.ports.get_mut(*id)
-                && port.takes_super_frames == takes_super_frames
+                && port.takes_super_frames() == takes_super_frames
             {
                 all = all.union(port.selected);
             }
@@ -347,7 +348,8 @@ impl Outlet<'_> {
     fn send(&mut self, frames: &TxBatch<'_>, among: impl Fn(Selection) -> Selection) {
         for id in self.chosen {
             let port = self.ports.get_mut(*id);
-            let Some(port) = port.filter(|port| port.takes_super_frames == self.takes_super_frames)
+            let Some(port) =
+                port.filter(|port| port.takes_super_frames() == self.takes_super_frames)
             else {
                 continue;
             };

@@ -3,7 +3,7 @@
 //! A station is a MAC address on a VLAN: the same address on two VLANs is two stations. The VLAN is that of
 //! an IEEE 802.1Q tag; frames without one, and priority-tagged ones (VLAN id 0), are on VLAN 0.
 
-use vdens_plugin_kit::MIN_FRAME;
+use vdens_plugin_kit::{MIN_FRAME, fdb};
 
 const TPID_8021Q: [u8; 2] = [0x81, 0x00];
 const VLAN_BITS: u32 = 12;
@@ -30,9 +30,10 @@ impl Station {
     pub(crate) fn vlan(self) -> u16 {
         (self.0 & ((1 << VLAN_BITS) - 1)) as u16
     }
+}
 
-    /// Whether this is a group of stations, the broadcast address among them.
-    pub(crate) fn is_multicast(self) -> bool {
+impl fdb::Station for Station {
+    fn is_group(&self) -> bool {
         (self.0 >> VLAN_BITS) & MULTICAST != 0
     }
 }
@@ -63,6 +64,7 @@ impl Addresses {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vdens_plugin_kit::fdb::Station as _;
 
     fn tagged(tci: u16) -> Vec<u8> {
         let mut frame = b"\x02\0\0\0\0\x01\x02\0\0\0\0\x02\x81\0".to_vec();
@@ -142,7 +144,7 @@ mod tests {
                     .iter()
                     .fold(0, |mac, byte| mac * 256 + u64::from(*byte));
                 assert_eq!(station.0, mac * 4096 + vlan, "{frame:?}");
-                assert_eq!(station.is_multicast(), frame[at] % 2 == 1, "{frame:?}");
+                assert_eq!(station.is_group(), frame[at] % 2 == 1, "{frame:?}");
             }
             frame.truncate(16);
             assert_eq!(Addresses::of(&frame), Some(addresses));
@@ -153,10 +155,10 @@ mod tests {
     #[test]
     fn multicast() {
         let station = |first| Station::new(&[first, 0xff, 0xff, 0xff, 0xff, 0xff], 0xfff);
-        assert!(station(0xff).is_multicast());
-        assert!(station(0x01).is_multicast());
-        assert!(station(0x33).is_multicast());
-        assert!(!station(0x02).is_multicast());
-        assert!(!station(0xfe).is_multicast());
+        assert!(station(0xff).is_group());
+        assert!(station(0x01).is_group());
+        assert!(station(0x33).is_group());
+        assert!(!station(0x02).is_group());
+        assert!(!station(0xfe).is_group());
     }
 }

@@ -40,7 +40,6 @@
 mod config;
 mod control;
 mod directory;
-mod fdb;
 mod forwarding;
 mod frame;
 mod memory;

@@ -5,24 +5,19 @@
 //! A client that never reads thus costs a bounded amount of memory, and no time. All queues
 //! together have one bound (`memory`).
 //!
-//! A client of ours says that it takes super-frames. From then on it is sent frames as they are, wrapped where
-//! something is left to be done to them (see `wire::hello`); every other is sent complete frames only.
+//! A client of ours may announce that it takes super-frames, and is sent these from then on; every
+//! other is sent complete frames only.
 
 use std::io::{self, Read};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 
 use nix::errno::Errno;
-use nix::sys::socket::{getsockopt, setsockopt, sockopt};
-use vdens_plugin_kit::negotiation::Negotiation;
-use vdens_plugin_kit::wire::hello::SUPER_PREFIX;
-use vdens_plugin_kit::{BATCH_FRAMES, Frame, MAX_LEGACY_FRAME, Offloads, TxBatch, send_datagrams};
+use nix::sys::socket::{getsockopt, sockopt};
+use vdens_plugin_kit::{BATCH_FRAMES, FarEnd, Frame, Offloads, TxBatch, send_datagrams};
 
 use crate::directory::Entry;
 use crate::memory::Memory;
 use crate::queue::Queue;
-
-/// The send buffer asked for where super-frames are sent, in bytes; the usual one holds four of them.
-const SEND_BUFFER: usize = 4 << 20;
 
 /// Names a port within the switch. Port numbers, which clients see, are something else: they can be any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -116,13 +111,8 @@ pub(crate) struct Port {
     /// The data socket's place in the directory; removed with the port.
     _entry: Entry,
     pub(crate) queue: Queue,
-    /// The conversation with a client of ours, which may send messages and super-frames among its
-    /// frames; `None` for a legacy one.
-    pub(crate) negotiation: Option<Negotiation>,
-    /// Whether it takes super-frames, with everything left undone.
-    pub(crate) takes_super_frames: bool,
-    /// Whether its interface is on the bridge: then no frames pass here.
-    pub(crate) is_plugged: bool,
+    /// What the client is and takes. No frames pass here once its interface is on the bridge.
+    pub(crate) far_end: FarEnd,
     /// Frames of the batch at hand that are for this port.
     pub(crate) selected: Selection,
     /// Whether epoll watches for room in the socket.
@@ -139,6 +129,7 @@ impl Port {
         control: UnixStream,
         data: UnixDatagram,
         entry: Entry,
+        far_end: FarEnd,
     ) -> Self {
         let user =
             getsockopt(&control, sockopt::PeerCredentials).map_or(u32::MAX, |peer| peer.uid());
@@ -149,9 +140,7 @@ impl Port {
             data,
             _entry: entry,
             queue: Queue::new(user),
-            negotiation: None,
-            takes_super_frames: false,
-            is_plugged: false,
+            far_end,
             selected: Selection::default(),
             is_watched_for_room: false,
             counters: Counters::default(),
@@ -159,27 +148,16 @@ impl Port {
         }
     }
 
-    /// Learns what the client takes. One that does not take everything is sent complete frames.
-    pub(crate) fn accept(&mut self, offloads: Offloads) {
-        self.takes_super_frames = offloads.contains(Offloads::ALL);
-        if self.takes_super_frames {
-            // A small one is slower, nothing else.
-            let _ = setsockopt(&self.data, sockopt::SndBuf, &SEND_BUFFER);
-        }
-    }
-
-    /// The longest datagram that the client may send, in bytes.
-    pub(crate) fn max_datagram(&self) -> usize {
-        let negotiation = self.negotiation.as_ref();
-        negotiation.map_or(MAX_LEGACY_FRAME, Negotiation::max_datagram)
+    /// Whether the client takes super-frames, with everything left undone.
+    pub(crate) fn takes_super_frames(&self) -> bool {
+        self.far_end.offloads().contains(Offloads::ALL)
     }
 
     /// A frame as it is sent to the client.
     fn datagram<'a>(&self, frame: Frame<'a>) -> [&'a [u8]; 2] {
-        match self.takes_super_frames {
-            true => frame.wrapped(&SUPER_PREFIX),
-            false => [&[], frame.bytes()],
-        }
+        // Of what the fabric forwards, nothing is too long.
+        let bare = [&[][..], frame.bytes()];
+        self.far_end.datagram(frame).unwrap_or(bare)
     }
 
     /// Sends the selected frames of `batch`, or keeps them until there is room. Whoever takes no super-frames is to

@@ -61,11 +61,13 @@ fn of_port(port: &Port) -> PortStatus {
             uid: credentials.map(|peer| peer.uid()),
             pid: credentials.and_then(|peer| u32::try_from(peer.pid()).ok()),
         },
-        tier: Some(match (port.is_plugged, port.takes_super_frames) {
-            (true, _) => Tier::Kernel,
-            (false, true) => Tier::SuperFrames,
-            (false, false) => Tier::Segmented,
-        }),
+        tier: Some(
+            match (port.far_end.is_plugged(), port.takes_super_frames()) {
+                (true, _) => Tier::Kernel,
+                (false, true) => Tier::SuperFrames,
+                (false, false) => Tier::Segmented,
+            },
+        ),
         received: counters.received,
         sent: counters.sent,
         dropped: causes

@@ -19,23 +19,24 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::socket::{MsgFlags, send};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use vdens_plugin_kit::negotiation::{Event, Negotiation, Received};
+use vdens_plugin_kit::fdb::Fdb;
 use vdens_plugin_kit::wire::control::{Mark, Reply, Request};
-use vdens_plugin_kit::wire::hello::Nonce;
 use vdens_plugin_kit::{
-    Batch, Bridge, Error, Host, Link, Offloads, PanelAddress, Result, RxBatch, State, Status,
-    TxBatch, log,
+    Batch, Bridge, Error, FarEnd, Host, Link, Offloads, PanelAddress, Result, RxBatch, State,
+    Status, TxBatch, log,
 };
 
 use crate::Kind;
 use crate::config::Config;
 use crate::control::{self, Applicant, Applicants, Peer, Refusal};
 use crate::directory::{Directory, Entry};
-use crate::fdb::{self, Fdb};
 use crate::forwarding::Fabric;
 use crate::memory::Memory;
 use crate::port::{BRIDGE, LOCAL, Port, PortId};
 use crate::status;
+
+/// The most stations that are known.
+const CAPACITY: usize = 131_072;
 
 /// Events taken from epoll at a time.
 const EVENTS: usize = 64;
@@ -193,7 +194,7 @@ impl Switch {
             ready: VecDeque::with_capacity(EVENTS),
             timer,
             fabric: Fabric::new(
-                Fdb::new(fdb::CAPACITY, config.expiry),
+                Fdb::new(CAPACITY, config.expiry),
                 Memory::new(config.memory),
             ),
             user_ports: config.user_ports,
@@ -253,17 +254,20 @@ impl Switch {
             return;
         }
         self.ingress.clear();
-        let outcome = self
-            .ingress
-            .rx()
-            .receive_datagrams(&port.data, port.max_datagram());
-        match outcome {
+        let was_plugged = port.far_end.is_plugged();
+        match port.far_end.receive(&port.data, &mut self.ingress.rx()) {
             Ok(0) => return,
             Ok(_) => {}
             Err(e) => return port.close(format!("its data socket fails: {e}")),
         }
-        if hear(port, &mut self.ingress) {
-            self.fabric.fdb.forget(id);
+        if port.far_end.is_plugged() {
+            // What the client sends comes by the bridge. Only frames sent before can come here.
+            self.ingress.clear();
+            if !was_plugged {
+                let Port { number, client, .. } = port;
+                log::debug!("port {number}: the kernel carries the frames of {client}");
+                self.fabric.fdb.forget(id);
+            }
         }
         port.counters.malformed += self.ingress.take_dropped();
         port.counters.received += self.ingress.len() as u64;
@@ -326,7 +330,12 @@ impl Switch {
         }
         self.fabric.fdb.forget(BRIDGE);
         self.fabric.host_is_plugged = false;
-        for (_, port) in self.fabric.ports.iter_mut().filter(|(_, p)| p.is_plugged) {
+        for (_, port) in self
+            .fabric
+            .ports
+            .iter_mut()
+            .filter(|(_, p)| p.far_end.is_plugged())
+        {
             port.close("the bridge on the panel is lost");
         }
     }
@@ -379,21 +388,20 @@ impl Switch {
         let entry = self.directory.bind_data(&data, number).map_err(|error| {
             Refusal::System("bind the port's socket", Errno::from_raw(error.errno))
         })?;
-        let negotiation = self.introduce(&request.description, applicant.peer, &data);
+        // The mark is for the switch alone.
+        let (description, mark) = match Mark::split(&request.description) {
+            Some((text, mark)) => (text.into(), Some(mark)),
+            None => (String::from_utf8_lossy(&request.description), None),
+        };
+        let far_end = self.greet(mark, applicant.peer, &data);
         let reply = Reply {
             socket: entry.path().to_owned(),
         };
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         // An empty queue takes so little whole; a client that is gone is found out by its stream's end.
         let _ = send(applicant.stream.as_raw_fd(), &reply.encode()?, flags);
-        // The mark is for the switch alone.
-        let description = match Mark::split(&request.description) {
-            Some((text, _)) => text.into(),
-            None => String::from_utf8_lossy(&request.description),
-        };
         let client = format!("{description}, {}", applicant.peer);
-        let mut port = Port::new(number, client, applicant.stream, data, entry);
-        port.negotiation = negotiation;
+        let port = Port::new(number, client, applicant.stream, data, entry, far_end);
         log::debug!("port {number} opened for {}", port.client);
         let id = self.fabric.ports.insert(port);
         let Some(port) = self.fabric.ports.get_mut(id) else {
@@ -414,27 +422,14 @@ impl Switch {
         Ok(())
     }
 
-    /// Introduces the switch to a client of ours: to one of this user, with its bridge.
-    fn introduce(
-        &mut self,
-        description: &[u8],
-        peer: Peer,
-        data: &UnixDatagram,
-    ) -> Option<Negotiation> {
-        let (_, mark) = Mark::split(description)?;
-        let can_plug = mark.panel != 0 && peer.is_same_user();
-        let panel_address = can_plug.then(|| self.bridge()).flatten();
-        let nonce = Nonce::new()
-            .inspect_err(|error| log::warn!("a client is served as a legacy one: {error}"))
-            .ok()?;
-        let mut negotiation = Negotiation::as_switch(nonce, panel_address, mark.nonce);
-        negotiation.set_host_offloads(TAKES_ALL.offloads);
-        while let Some(message) = negotiation.next_message() {
-            // A client that is not told is served all the same.
-            let _ = data.send(&message);
-            negotiation.message_sent();
-        }
-        Some(negotiation)
+    /// Greets a client of ours: one of this user is offered the bridge.
+    fn greet(&mut self, mark: Option<Mark>, peer: Peer, data: &UnixDatagram) -> FarEnd {
+        let can_plug = mark.is_some_and(|mark| mark.panel != 0) && peer.is_same_user();
+        let bridge = can_plug.then(|| self.bridge()).flatten();
+        let mut client = FarEnd::client(mark, bridge);
+        client.set_host_offloads(TAKES_ALL.offloads);
+        client.announce(data);
+        client
     }
 
     /// Checks that a user may have one port more.
@@ -586,41 +581,6 @@ fn set_up_epoll(listener: &UnixListener) -> nix::Result<(Epoll, Timer)> {
     epoll.add(&timer.fd, Source::Timer.event(EpollFlags::EPOLLIN))?;
     epoll.add(listener, Source::Listener.event(EpollFlags::EPOLLIN))?;
     Ok((epoll, timer))
-}
-
-/// Takes the messages of a client of ours out of what was received by its port, and unwraps
-/// super-frames. Once it is plugged nothing is left: what it sends comes by the bridge, and only
-/// what was on its way before can come here. Returns whether it has been plugged now.
-fn hear(port: &mut Port, received: &mut Batch) -> bool {
-    let Some(negotiation) = &mut port.negotiation else {
-        return false;
-    };
-    let was_plugged = port.is_plugged;
-    let mut takes = None;
-    received.rx().filter(0, |frame| {
-        let seen = negotiation.receive(frame.bytes());
-        match seen {
-            // Only who was told of the bridge can be plugged into it.
-            Received::Message(Some(Event::Plugged)) if negotiation.panel_address().is_some() => {
-                port.is_plugged = true;
-            }
-            Received::Message(Some(Event::Offloads)) => takes = Some(negotiation.peer_offloads()),
-            _ => {}
-        }
-        seen.action()
-    });
-    if let Some(offloads) = takes {
-        port.accept(offloads);
-    }
-    if port.is_plugged {
-        received.clear();
-    }
-    let is_new = port.is_plugged && !was_plugged;
-    if is_new {
-        let Port { number, client, .. } = port;
-        log::debug!("port {number}: the kernel carries the frames of {client}");
-    }
-    is_new
 }
 
 /// Has epoll watch for room in a port's socket exactly while frames wait for it.

@@ -10,8 +10,8 @@
 //! path was taken, is dropped, and `Ptp` joins again as at the start. So whoever leaves, whoever
 //! returns, and in whatever order, two ends find each other.
 //!
-//! When a far end appears the two find out whether it is one of ours, and then whether the kernel can
-//! carry the frames, or super-frames can be sent (see `peer`).
+//! When a far end appears, the two find out whether it is one of ours, and then whether the kernel can
+//! carry the frames, or super-frames can be sent ([`FarEnd`]).
 //!
 //! Much of this cannot be waited for: a killed process leaves its path behind, and nothing tells when a path
 //! appears. So there is a tick, `TICK` long, of a few cheap system calls. The descriptor that the
@@ -20,13 +20,12 @@
 //! sent straight to the socket; while nobody is there they are dropped and counted.
 
 mod dgram;
-mod peer;
 mod seqpacket;
 mod sockets;
 #[cfg(test)]
 mod tests;
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::thread::sleep;
@@ -35,7 +34,6 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::socket::{MsgFlags, send};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::unistd::geteuid;
@@ -43,14 +41,13 @@ use vdens_plugin_kit::bound_socket::{Access, Occupant, remove_stale};
 use vdens_plugin_kit::log::{debug, warn};
 use vdens_plugin_kit::user::{self, Name};
 use vdens_plugin_kit::vnl::{self, Keys, Spec};
-use vdens_plugin_kit::wire::hello::{Cable, SUPER_PREFIX};
+use vdens_plugin_kit::wire::hello::Cable;
 use vdens_plugin_kit::{
-    Batch, Capabilities, Error, ErrorKind, Host, Link, OpenOptions, OpenRequest,
+    Batch, Capabilities, Error, ErrorKind, FarEnd, Host, Link, OpenOptions, OpenRequest,
     Peer as Credentials, Result, RxBatch, State, Status, TxBatch,
 };
 
 use dgram::Dgram;
-use peer::Peer;
 use seqpacket::{Connector, Listener};
 
 const KEYS: Keys = Keys::new(&["seqpacket", "mode", "group"]);
@@ -58,13 +55,6 @@ const KEYS: Keys = Keys::new(&["seqpacket", "mode", "group"]);
 /// How often an end looks whether things are as they were: often enough for an interface to lose its carrier within 200 ms,
 /// and so seldom that an idle end takes less than a thousandth of a processor.
 const TICK: Duration = Duration::from_millis(120);
-
-/// How long to wait at open for the answer of a far end that may be one of ours.
-const ACQUAINTANCE: Duration = Duration::from_millis(60);
-
-/// How long to wait at open for a far end of ours to have its interface plugged: on a busy machine that
-/// takes longer than an answer.
-const PLUGGING: Duration = Duration::from_millis(300);
 
 /// How long to let an end that was killed leave: its process lives for a moment longer than what it was started for.
 const LEAVING: Duration = Duration::from_millis(500);
@@ -177,9 +167,7 @@ struct Ptp {
     host: Host,
     /// Whether the session holds a socket of this end.
     is_kept: bool,
-    peer: Peer,
-    /// Whether the far end was there when last looked at.
-    carrier: bool,
+    far_end: FarEnd,
     /// The far end's first user and its last.
     users: Option<[u32; 2]>,
     /// When to try to join again.
@@ -216,8 +204,7 @@ impl Ptp {
             end: None,
             host,
             is_kept: false,
-            peer: Peer::new(host),
-            carrier: false,
+            far_end: FarEnd::on_cable(host),
             users: None,
             retry: Instant::now(),
             complaint: None,
@@ -232,21 +219,19 @@ impl Ptp {
         });
         link.keep();
         link.notice();
-        link.speak();
-        link.get_acquainted();
+        link.announce();
+        link.settle();
         Ok(link)
     }
 
-    /// Gives a far end that is there already a moment to answer, so that the interface need not change
-    /// right after it was made.
-    fn get_acquainted(&mut self) {
+    /// Gives a far end that is there already a moment to answer, so that the interface need not
+    /// change right after it was made.
+    fn settle(&mut self) {
         let start = Instant::now();
         let mut batch = Batch::new();
-        while self.carrier && !self.peer.is_settled() {
-            let limit = match self.peer.is_known() {
-                true => PLUGGING,
-                false => ACQUAINTANCE,
-            };
+        while self.far_end.is_present()
+            && let Some(limit) = self.far_end.settling_time()
+        {
             let left = limit.saturating_sub(start.elapsed());
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
             let mut fds = [PollFd::new(self.fd(), PollFlags::POLLIN)];
@@ -255,7 +240,7 @@ impl Ptp {
             }
             batch.clear();
             self.serve(&mut batch.rx());
-            self.speak();
+            self.announce();
         }
     }
 
@@ -279,15 +264,13 @@ impl Ptp {
 
     /// Notices whether a far end has come or gone.
     fn notice(&mut self) {
-        let carrier = self.socket().is_some();
-        if carrier != std::mem::replace(&mut self.carrier, carrier) {
-            match carrier {
-                true => {
-                    self.notice_user();
-                    self.peer.greet(self.cable(), self.is_foreign());
-                }
-                false => self.peer.forget(),
+        match (self.far_end.is_present(), self.socket().is_some()) {
+            (false, true) => {
+                self.notice_user();
+                self.far_end.appear(self.cable(), self.is_foreign());
             }
+            (true, false) => self.far_end.disappear(),
+            _ => {}
         }
     }
 
@@ -305,27 +288,19 @@ impl Ptp {
         }
     }
 
-    /// Sends what is to be said.
-    fn speak(&mut self) {
-        while let (Some(message), Some(socket)) = (self.peer.next_message(), self.socket()) {
-            // A queue that is full has room at one of the next ticks; a far end that is gone is missed there.
-            if send(
-                socket.as_raw_fd(),
-                &message,
-                MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
-            )
-            .is_err()
-            {
-                return;
-            }
-            self.peer.message_sent();
+    /// Sends the far end the messages that are due.
+    fn announce(&mut self) {
+        // A queue that is full has room at one of the next ticks; a far end that is gone is missed there.
+        if let Some(socket) = self.end.as_ref().and_then(|end| end.peer()) {
+            self.far_end.announce(socket);
         }
     }
 
-    /// Does what the conversation with the far end has come to.
-    fn act(&mut self) {
-        self.peer.act();
-        self.speak();
+    /// Does what the messages of the far end have made possible.
+    fn update(&mut self) {
+        if let Some(socket) = self.end.as_ref().and_then(|end| end.peer()) {
+            self.far_end.update(socket);
+        }
     }
 
     /// Receives what is waiting, and looks after things if it is time to.
@@ -362,11 +337,11 @@ impl Ptp {
             return false;
         };
         let first = batch.len();
-        end.receive(events, self.peer.max_datagram(), batch);
+        end.receive(events, self.far_end.max_datagram(), batch);
         let received = batch.len() > first;
-        // Before the far end's first message is heard.
+        // A far end that has come must be known before its first message is handled.
         self.notice();
-        batch.filter(first, |frame| self.peer.receive(frame));
+        self.far_end.filter(first, batch);
         received
     }
 
@@ -515,45 +490,32 @@ impl Link for Ptp {
 
     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
         self.serve(batch);
-        self.act();
+        self.update();
         Ok(())
     }
 
     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
-        let mut taken = 0;
-        while taken < batch.len() {
-            let Some(socket) = self.socket() else {
-                batch.count_dropped((batch.len() - taken) as u64);
-                return Ok(batch.len());
-            };
-            match batch.send_datagrams_wrapped(socket, taken, &SUPER_PREFIX) {
-                Ok(0) => break,
-                Ok(sent) => taken += sent,
-                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
-                    batch.count_dropped(1);
-                    taken += 1;
-                }
-                Err(_) => {
-                    if let Some(end) = &mut self.end {
-                        end.peer_lost();
-                    }
-                }
+        if let Some(end) = &mut self.end
+            && let Some(socket) = end.peer()
+        {
+            match self.far_end.send(socket, batch) {
+                Ok(taken) => return Ok(taken),
+                Err(_) => end.peer_lost(),
             }
         }
-        Ok(taken)
+        batch.count_dropped(batch.len() as u64);
+        Ok(batch.len())
     }
 
     fn state(&self) -> State {
-        match self.carrier {
-            true => self.peer.state(),
-            false => State::DOWN,
-        }
+        self.far_end.state()
     }
 
     fn status(&self) -> Status {
-        let end = self.end.as_ref().filter(|_| self.carrier);
-        let mut status =
-            end.map_or_else(Status::default, |end| self.peer.status(end.credentials()));
+        let end = self.end.as_ref().filter(|_| self.far_end.is_present());
+        let mut status = end.map_or_else(Status::default, |end| {
+            self.far_end.status(end.credentials())
+        });
         let generation = match self.place.generation {
             Generation::Dgram => "dgram",
             Generation::Seqpacket => "seqpacket",
@@ -566,12 +528,12 @@ impl Link for Ptp {
     }
 
     fn other_side(&mut self, state: State) {
-        self.peer.host_takes(state.offloads);
-        self.act();
+        self.far_end.set_host_offloads(state.offloads);
+        self.update();
     }
 
     fn wants_panel(&self) -> bool {
-        true
+        self.far_end.wants_panel()
     }
 }
 

@@ -1,7 +1,9 @@
-//! `template://PORT`: a cable between two processes of this machine, made of UDP datagrams on the loopback interface.
+//! `template://PORT`: a cable between two processes of this machine, made of UDP datagrams on the
+//! loopback interface.
 //!
-//! The first end takes the port PORT, the second PORT + 1, and each sends to the other's. UDP does not tell whether the
-//! far end is there, so the link always has carrier; what is sent while nobody is there is lost.
+//! The first end binds the port PORT, the second PORT + 1, and each sends to the other's. UDP does
+//! not reveal whether the far end is there, so the link always has carrier. What is sent while the
+//! far end is not there is lost.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -21,7 +23,7 @@ impl Link for End {
 
     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
         match batch.receive_datagrams(&self.0, MAX_LEGACY_FRAME) {
-            // Nobody was there for a frame sent earlier.
+            // The far end was not there for an earlier frame.
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
             result => result.map(drop).map_err(|e| Error::io("receive", &e)),
         }
@@ -29,7 +31,7 @@ impl Link for End {
 
     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
         batch.send_datagrams(&self.0, 0).or_else(|_| {
-            // Nobody is there, or the first frame is too long for UDP: it is lost.
+            // The far end is not there, or the first frame is too long for UDP: drop the frame.
             batch.count_dropped(1);
             Ok(1)
         })

@@ -2,30 +2,27 @@
 //!
 //! # Theory of operation
 //!
-//! A switch is a directory with a stream socket `ctl` in it. Opening a link goes through four steps, one
-//! module each where it is more than a call:
+//! A switch is a directory with a stream socket `ctl` in it. Opening a link takes four steps:
 //!
-//! 1. `target`: the VNL and the command line's options become a `target::Target`;
-//! 2. `control`: connect to the switch's stream socket, see whose switch it is and whether it may
-//!    be joined ([`vdens_plugin_kit::user`]), ask for a port, wait (not for ever) for the address
-//!    of the datagram socket that serves it;
-//! 3. `endpoint`: the client's own datagram socket, which has a path only for as long as the switch
-//!    needs to find it, and permissions that let the switch and nobody else do so;
-//! 4. `link`: the two connected sockets as a link. Frames are datagrams; the end of the control
-//!    stream, or any byte on it, says that the port is gone. Such a link reports that it is closed and
-//!    does not come back: the host opens the VNL again.
+//! 1. `target` parses the VNL and the command line's options.
+//! 2. `control` connects to the switch's stream socket, checks whose switch it is
+//!    ([`vdens_plugin_kit::user`]), asks for a port, and waits, for two seconds at most, for the
+//!    address of the port's datagram socket.
+//! 3. `endpoint` makes the client's own datagram socket. It has a path only until the switch has
+//!    found it, and permissions that let in the switch and no more.
+//! 4. `link` serves the two connected sockets. Frames are datagrams. When the control stream ends,
+//!    or a byte comes on it, the port is gone; the link then reports that it is closed, and the
+//!    host opens the VNL again.
 //!
-//! A switch of ours has said hello on the data socket before the reply came. If it is this user's
-//! too, that offers a bridge on the panel: then the interface is plugged into it as soon as the
-//! link is used, the switch is told, and the kernel carries the frames. Otherwise the two exchange
-//! super-frames (`hub`). A legacy switch says nothing, and is sent complete frames, one in a
-//! datagram.
+//! A switch of ours sends its greetings on the data socket before its reply: see
+//! [`vdens_plugin_kit::FarEnd`] for what follows. They carry the nonce of the request's
+//! [`Mark`](vdens_plugin_kit::wire::control::Mark), which no other client of a legacy switch knows,
+//! so no client can pose as the switch. A legacy switch sends no greetings. It is sent no messages
+//! and no super-frames.
 
 mod control;
 mod endpoint;
-mod hub;
 mod link;
-mod status;
 mod target;
 #[cfg(test)]
 mod tests;

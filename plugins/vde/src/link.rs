@@ -1,34 +1,31 @@
-//! The open link: a connected datagram socket for the frames, and the control stream beside it.
+//! The open link: a [`DatagramLink`] for the frames, and the control stream beside it.
 
 use std::io::{self, Read};
-use std::iter;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::Uid;
 use vdens_plugin_kit::user::FarUser;
 use vdens_plugin_kit::{
-    Error, Host, Link, Result, RxBatch, State, Status, TxBatch, log, send_datagrams,
+    DatagramLink, Error, FarEnd, Host, Link, Peer, Result, RxBatch, State, Status, TxBatch, log,
 };
 
 use crate::control::Control;
 use crate::endpoint::Endpoint;
-use crate::hub::Switch;
-use crate::status;
 use crate::target::Target;
 
 /// A port of a switch.
 #[derive(Debug)]
 pub(crate) struct Vde {
-    data: UnixDatagram,
+    data: DatagramLink<UnixDatagram>,
     control: UnixStream,
     /// Readable when either socket is.
     ready: Epoll,
     directory: PathBuf,
-    switch: Switch,
     is_open: bool,
 }
 
@@ -41,73 +38,48 @@ impl Vde {
         let far_user = FarUser::new(target.user, vnl, host);
         far_user.check(format_args!("the switch {}", directory.display()), user)?;
         let endpoint = Endpoint::bind(&directory, &control.owner, target.group, target.mode)?;
-        let trusted = user == Uid::effective().as_raw();
-        let (mut switch, mark) = Switch::new(host)?;
+        let (mut switch, mark) = FarEnd::switch(host, user != Uid::effective().as_raw())?;
         let description = [&target.description[..], mark.to_string().as_bytes()].concat();
         let (peer, control) = control.negotiate(endpoint.path(), &description)?;
         let data = endpoint.connect(&peer)?;
-        switch.meet(&data, trusted);
+        switch.receive_greetings(&data);
         let ready = watch(&data, &control)
             .map_err(|errno| Error::io("watch the switch's sockets", &errno.into()))?;
         far_user.remember(user);
         log::debug!("port {} of {}", peer.display(), directory.display());
         Ok(Self {
-            data,
+            data: DatagramLink::with(data, switch),
             control,
             ready,
             directory,
-            switch,
             is_open: true,
         })
     }
 
-    /// Looks whether the switch has hung up; it says nothing else.
+    /// Checks that the switch has not closed the control stream, on which it sends nothing.
     fn check_control(&mut self) -> Result<()> {
-        let mut byte = [0];
-        match self.control.read(&mut byte) {
-            Err(e)
+        match self.control.read(&mut [0]) {
+            Err(error)
                 if matches!(
-                    e.kind(),
+                    error.kind(),
                     io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
                 ) =>
             {
                 Ok(())
             }
             Ok(_) => Err(self.closed("it closed the port")),
-            Err(e) => Err(self.broken(&e)),
+            Err(error) => Err(self.broken(error.raw_os_error().unwrap_or(0))),
         }
     }
 
     fn closed(&mut self, why: &str) -> Error {
         self.is_open = false;
-        Error::closed(format!(
-            "the switch {} is gone: {why}",
-            self.directory.display()
-        ))
+        let directory = self.directory.display();
+        Error::closed(format!("the switch {directory} is gone: {why}"))
     }
 
-    fn broken(&mut self, error: &io::Error) -> Error {
-        match error.raw_os_error() {
-            Some(code) => self.closed(Errno::from_raw(code).desc()),
-            None => self.closed(&error.to_string()),
-        }
-    }
-
-    /// Sends frame number `index` alone. `false` if the queue is full.
-    fn send_one(&mut self, batch: &mut TxBatch<'_>, index: usize) -> Result<bool> {
-        let frame = batch.frame(index);
-        let Some(datagram) = frame.and_then(|frame| self.switch.datagram(frame)) else {
-            batch.count_dropped(1);
-            return Ok(true);
-        };
-        match send_datagrams(&self.data, iter::once(datagram)) {
-            Ok(sent) => Ok(sent > 0),
-            Err(e) if e.raw_os_error() == Some(Errno::EMSGSIZE as i32) => {
-                batch.count_dropped(1);
-                Ok(true)
-            }
-            Err(e) => Err(self.broken(&e)),
-        }
+    fn broken(&mut self, errno: i32) -> Error {
+        self.closed(Errno::from_raw(errno).desc())
     }
 }
 
@@ -125,56 +97,45 @@ impl Link for Vde {
     }
 
     fn send_fd(&self) -> BorrowedFd<'_> {
-        self.data.as_fd()
+        self.data.fd()
     }
 
     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
         let first = batch.len();
-        match batch.receive_datagrams(&self.data, self.switch.max_datagram()) {
-            // Awake without a frame: then it is the control stream.
-            Ok(0) => self.check_control()?,
-            Ok(_) => batch.filter(first, |frame| self.switch.receive(frame, &self.data)),
-            Err(e) => return Err(self.broken(&e)),
+        match self.data.recv(batch) {
+            // Awake without a frame: it may be the control stream.
+            Ok(()) if batch.len() == first => self.check_control(),
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.broken(error.errno)),
         }
-        self.switch.speak(&self.data);
-        Ok(())
     }
 
     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
-        let datagrams = || batch.frames().map(|frame| self.switch.datagram(frame));
-        if datagrams().all(|datagram| datagram.is_some()) {
-            match send_datagrams(&self.data, datagrams().flatten()) {
-                Err(e) if e.raw_os_error() == Some(Errno::EMSGSIZE as i32) => {}
-                Err(e) => return Err(self.broken(&e)),
-                Ok(sent) => return Ok(sent),
-            }
-        }
-        for index in 0..batch.len() {
-            if !self.send_one(batch, index)? {
-                return Ok(index);
-            }
-        }
-        Ok(batch.len())
+        let sent = self.data.send(batch);
+        sent.map_err(|error| self.broken(error.errno))
     }
 
     fn other_side(&mut self, state: State) {
-        self.switch.plug(&self.data);
-        self.switch.host_takes(state.offloads);
-        self.switch.speak(&self.data);
+        self.data.other_side(state);
     }
 
     fn state(&self) -> State {
         match self.is_open {
-            true => self.switch.state(),
+            true => self.data.state(),
             false => State::DOWN,
         }
     }
 
     fn status(&self) -> Status {
-        status::of(&self.switch, &self.control)
+        let peer = getsockopt(&self.control, sockopt::PeerCredentials).ok();
+        self.data.far_end().status(Peer {
+            uid: peer.map(|peer| peer.uid()),
+            pid: peer.and_then(|peer| u32::try_from(peer.pid()).ok()),
+            ..Peer::default()
+        })
     }
 
     fn wants_panel(&self) -> bool {
-        self.switch.has_bridge()
+        self.data.wants_panel()
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! A frame travels behind a `header` that names its network, in a UDP datagram to the same port everywhere.
 //! With a multicast group, frames for all or for a station that is not known go to the group; whoever sends a
-//! frame is known from then on (`fdb`), and what is for that station goes to its address alone. With a peer
+//! frame is known from then on ([`Fdb`]), and what is for that station goes to its address alone. With a peer
 //! everything goes to the peer, and only what comes from it is heard.
 //!
 //! Senders choose their ports freely, for the sake of routers with several ways, so the socket is not connected
@@ -12,7 +12,6 @@
 //! what the kernel does of them are [`Socket`]'s. There is always carrier: nobody can tell who is there.
 
 mod config;
-mod fdb;
 mod header;
 mod socket;
 
@@ -20,11 +19,17 @@ use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
+use vdens_plugin_kit::fdb::Fdb;
 use vdens_plugin_kit::udp::Socket;
 use vdens_plugin_kit::{Frame, Link, OpenRequest, Result, RxBatch, TxBatch, export_plugin, log};
 
 use config::Config;
-use fdb::{Fdb, Mac};
+
+/// An Ethernet address.
+type Mac = [u8; 6];
+
+/// The most stations that are known.
+const CAPACITY: usize = 16_384;
 
 /// A port of the network.
 struct Vxlan {
@@ -32,7 +37,7 @@ struct Vxlan {
     vni: u32,
     far: SocketAddr,
     /// Stations that are known; `None` if there is only one place where they can be.
-    fdb: Option<Fdb>,
+    fdb: Option<Fdb<Mac, SocketAddr>>,
 }
 
 impl Vxlan {
@@ -49,7 +54,7 @@ impl Vxlan {
             socket,
             vni: config.vni,
             far: config.far,
-            fdb: is_group.then(|| Fdb::new(config.expiry)),
+            fdb: is_group.then(|| Fdb::new(CAPACITY, config.expiry)),
         })
     }
 }
@@ -75,7 +80,7 @@ impl Link for Vxlan {
             let frame = header::decode(datagram, vni)?;
             match fdb {
                 Some(fdb) => {
-                    // Wherever it was sent from, it listens where all do.
+                    // Whatever port it was sent from, the station receives at the common one.
                     let mut at = from;
                     at.set_port(far.port());
                     fdb.learn(mac(frame, 6)?, at, now);

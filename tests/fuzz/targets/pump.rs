@@ -11,7 +11,8 @@ use fastrand::Rng;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use vdens::worker::pump::{Counters, Pump, Stop};
+use vdens::ipc::status::Counters;
+use vdens::worker::pump::{Event, Pump, Side};
 use vdens_plugin_kit::negotiation::{Negotiation, Received};
 use vdens_plugin_kit::wire::hello::{Body, Cable, Message, Nonce, SUPER_PREFIX, is_message};
 use vdens_plugin_kit::{
@@ -309,11 +310,11 @@ impl Target for Pumped {
 fn pump(fds: &Pumped, source: &mut Source<'_>, sink: &mut Sink<'_>) -> Result<Counters, String> {
     let mut pump = Pump::new(source, sink);
     pump.settle()
-        .map_err(|(side, error)| format!("{side} broke: {error}"))?;
+        .map_err(|(side, error)| format!("{side:?} broke: {error}"))?;
     let stopped = loop {
         match pump.run(&fds.stop, None) {
-            Ok(Stop::Changed(_)) => {}
-            Ok(Stop::Control) => break Ok(pump.counters()[0]),
+            Ok(Event::Changed(_)) => {}
+            Ok(Event::Control) => break Ok(pump.counters(Side::Near)),
             stop => break Err(format!("{stop:?}")),
         }
     };

@@ -15,7 +15,6 @@ pub mod frames;
 pub mod trials;
 pub mod watchdog;
 
-use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -24,7 +23,6 @@ use serde::{Deserialize, Serialize};
 use vdens_plugin_kit::Capabilities;
 use vdens_plugin_kit::vnl::Vnl;
 
-use crate::cli;
 use crate::error::{Error, Result};
 use crate::output::Text;
 use crate::plugins::loader::Stage;
@@ -166,7 +164,7 @@ impl Report {
 /// # Errors
 /// There is no such plugin, what is given is no VNL of its scheme, or standard output cannot be
 /// written.
-pub fn run(plugin: &Path, vnls: &[OsString], path: &SearchPath, json: bool) -> Result<i32> {
+pub fn run(plugin: &Path, vnls: Vec<String>, path: &SearchPath, json: bool) -> Result<i32> {
     let (file, scheme) = locate(plugin, path)?;
     let vnls = ends(vnls, &scheme)?;
     let mut report = Report::start(&file, &scheme, json)?;
@@ -229,8 +227,7 @@ fn locate(plugin: &Path, path: &SearchPath) -> Result<(PathBuf, String)> {
 }
 
 /// The VNLs of the two ends, if any.
-fn ends(words: &[OsString], scheme: &str) -> Result<Option<[String; 2]>> {
-    let vnls: Vec<String> = words.iter().map(cli::text).collect::<Result<_>>()?;
+fn ends(vnls: Vec<String>, scheme: &str) -> Result<Option<[String; 2]>> {
     if let Some(other) = vnls
         .iter()
         .find(|vnl| Vnl::parse(vnl).is_ok_and(|v| v.scheme != scheme))

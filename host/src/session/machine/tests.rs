@@ -4,8 +4,8 @@ use std::fs::File;
 
 use super::*;
 use crate::error::EXIT_FAILURE;
+use crate::ipc::status::Service;
 use crate::ipc::{FromWorker, ReportReply};
-use crate::tools::status::Service;
 use crate::worker::EXIT_NO_INTERFACE;
 
 /// The phases in which something is waited for, in order.

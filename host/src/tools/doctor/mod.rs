@@ -23,7 +23,6 @@ use serde::{Deserialize, Serialize};
 use crate::cli::Common;
 use crate::error::{Error, Result};
 use crate::output::Text;
-use crate::plugins::search::SearchPath;
 
 /// How long the kernel may take. It makes and removes network namespaces one at a time for the whole machine, so on a
 /// busy one it is not the child's fault.
@@ -132,15 +131,16 @@ pub fn run(options: &Common, json: bool) -> Result<i32> {
 
 fn examine(options: &Common) -> Result<Vec<Finding>> {
     let (config, configuration) = files::configuration(options.config.as_deref());
-    let path = SearchPath::new(&options.plugin_dir, &config)?;
+    let path = options.search_path(&config)?;
     let machine = machine::start()?;
-    let plugins = plugins::start(&path)?;
+    let survey = path.survey();
+    let plugins = plugins::start(&survey)?;
     let start = Instant::now();
     let plugins = plugins.finish();
     let mut findings = machine.finish(start + PATIENCE);
     findings.extend(files::runtime_dir());
     findings.extend(configuration);
-    findings.extend(plugins::directories(&path));
+    findings.extend(plugins::directories(&survey));
     findings.extend(plugins);
     findings.extend(limits::all());
     Ok(findings)

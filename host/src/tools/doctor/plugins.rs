@@ -1,120 +1,77 @@
-//! The directories that plugins are looked for in, and the plugins: each that would be used is loaded, in a child of its own.
+//! The directories on the search path, and the plugins in them. Each plugin that would be used is
+//! loaded in a child process of its own.
 
-use std::collections::HashMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::io;
 
 use super::Finding;
 use crate::error::Result;
 use crate::plugins::probe::{Found, Probe};
-use crate::plugins::search::SearchPath;
+use crate::plugins::search::{Directory, PluginFile};
 use crate::sys::trusted_path::Trusted;
 
-/// A plugin's file.
-struct Plugin {
-    scheme: String,
-    file: PathBuf,
+/// Examines the directories.
+pub(super) fn directories(survey: &[Directory]) -> Vec<Finding> {
+    survey.iter().map(directory).collect()
 }
 
-/// The examination of all plugins, under way.
-pub(super) struct Plugins {
-    loading: Vec<(Plugin, Probe)>,
-    /// Those that are not used, and the file that is used instead.
-    hidden: Vec<(Plugin, PathBuf)>,
-}
-
-/// Looks at the directories.
-pub(super) fn directories(path: &SearchPath) -> Vec<Finding> {
-    path.dirs().iter().map(|dir| directory(dir)).collect()
-}
-
-fn directory(dir: &Path) -> Finding {
-    let check = format!("plugin directory {}", dir.display());
-    if dir.symlink_metadata().is_err() {
-        return Finding::note(check, "it is not there");
-    }
-    if let Err(error) = Trusted::directory(dir) {
+fn directory(dir: &Directory) -> Finding {
+    let check = format!("plugin directory {}", dir.path.display());
+    let plugins = match &dir.plugins {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Finding::note(check, "it does not exist");
+        }
+        plugins => plugins,
+    };
+    if let Err(error) = Trusted::directory(&dir.path) {
         let message = format!("plugins in it are refused: {}", error.message);
         return Finding::wrong(check, message).remedy(error.hint);
     }
-    match fs::read_dir(dir) {
-        Ok(_) => Finding::ok(check, format!("plugins in it: {}", plugins_in(dir).len())),
+    match plugins {
+        Ok(plugins) => Finding::ok(check, format!("plugins in it: {}", plugins.len())),
         Err(error) => Finding::wrong(check, format!("cannot be read: {error}"))
-            .remedy(format!("chmod a+rx {}", dir.display())),
+            .remedy(format!("chmod a+rx {}", dir.path.display())),
     }
 }
 
-/// Starts loading the plugins.
-pub(super) fn start(path: &SearchPath) -> Result<Plugins> {
-    let mut plugins = Plugins {
-        loading: Vec::new(),
-        hidden: Vec::new(),
-    };
-    let mut used: HashMap<String, PathBuf> = HashMap::new();
-    for plugin in path.dirs().iter().flat_map(|dir| plugins_in(dir)) {
-        if let Some(first) = used.get(&plugin.scheme) {
-            plugins.hidden.push((plugin, first.clone()));
-            continue;
-        }
-        used.insert(plugin.scheme.clone(), plugin.file.clone());
-        let probe = Probe::start(&plugin.file, &plugin.scheme)?;
-        plugins.loading.push((plugin, probe));
-    }
-    Ok(plugins)
+/// The examination of all plugins, under way.
+pub(super) struct Examination<'a>(Vec<(&'a PluginFile, Option<Probe>)>);
+
+/// Starts to load all plugins that are used.
+pub(super) fn start(survey: &[Directory]) -> Result<Examination<'_>> {
+    let plugins = survey.iter().flat_map(|dir| dir.plugins.iter().flatten());
+    let probed = plugins.map(|plugin| {
+        let is_used = plugin.shadowed_by.is_none();
+        let probe = is_used.then(|| Probe::start(&plugin.path, &plugin.scheme));
+        Ok((plugin, probe.transpose()?))
+    });
+    probed.collect::<Result<_>>().map(Examination)
 }
 
-impl Plugins {
-    /// What was found.
+impl Examination<'_> {
+    /// The findings.
     pub(super) fn finish(self) -> Vec<Finding> {
-        if self.loading.is_empty() {
+        if self.0.is_empty() {
             let remedy = "put the libvdens_*.so into /usr/local/lib/vdens/plugins";
             return vec![Finding::wrong("plugins", "there are none").remedy(remedy)];
         }
-        let loaded = self
-            .loading
-            .into_iter()
-            .map(|(plugin, probe)| match probe.finish() {
-                Found::Plugin { version, .. } => {
-                    let file = plugin.file.display();
-                    Finding::ok(plugin.check(), format!("{version}, {file}"))
-                }
-                Found::Refused { why, hint, .. } => {
-                    Finding::wrong(plugin.check(), why).remedy(hint)
-                }
-            });
-        let mut findings: Vec<Finding> = loaded.collect();
-        findings.extend(self.hidden.iter().map(|(plugin, first)| {
-            let message = format!(
-                "{} is not used, {} is",
-                plugin.file.display(),
-                first.display()
-            );
-            Finding::note(plugin.check(), message)
-        }));
-        findings
+        let (used, shadowed): (Vec<_>, _) =
+            self.0.into_iter().partition(|(_, probe)| probe.is_some());
+        let all = used.into_iter().chain(shadowed);
+        all.map(|(plugin, probe)| finding(plugin, probe)).collect()
     }
 }
 
-impl Plugin {
-    fn check(&self) -> String {
-        format!("plugin {}", self.scheme)
+fn finding(plugin: &PluginFile, probe: Option<Probe>) -> Finding {
+    let check = format!("plugin {}", plugin.scheme);
+    let file = plugin.path.display();
+    match (probe.map(Probe::finish), &plugin.shadowed_by) {
+        (Some(Found::Plugin { version, .. }), _) => {
+            Finding::ok(check, format!("{version}, {file}"))
+        }
+        (Some(Found::Refused { why, hint, .. }), _) => Finding::wrong(check, why).remedy(hint),
+        (None, first) => {
+            let first = first.as_deref().unwrap_or(&plugin.path).display();
+            Finding::note(check, format!("{file} is not used, {first} is"))
+        }
     }
-}
-
-/// The plugins in a directory, in the order of their schemes.
-fn plugins_in(dir: &Path) -> Vec<Plugin> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let plugin = |name: &str| {
-        let scheme = name.strip_prefix("libvdens_")?.strip_suffix(".so")?;
-        let file = dir.join(name);
-        file.is_file().then(|| Plugin {
-            scheme: scheme.to_owned(),
-            file,
-        })
-    };
-    let mut plugins: Vec<Plugin> = entries
-        .filter_map(|entry| plugin(entry.file_name().to_str()?))
-        .collect();
-    plugins.sort_by(|a, b| a.scheme.cmp(&b.scheme));
-    plugins
 }

@@ -12,8 +12,8 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt,
 };
 
-use super::{Process, Report, directory};
 use crate::error::{Error, ErrorKind, Result};
+use crate::ipc::status::{Process, Report, directory};
 use crate::ipc::{Channel, MAX_REPORT, Nothing, Received, ReportReply, read_report};
 use crate::sys::process::wait;
 use crate::sys::runtime::{self, Dir};

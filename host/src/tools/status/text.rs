@@ -10,8 +10,8 @@ use serde::Serialize;
 use vdens_plugin_kit::{Peer, SwitchStatus, Tier};
 
 use super::client::Answer;
-use super::{Entry, LinkEntry, Report, Service};
 use crate::error::Result;
+use crate::ipc::status::{Entry, LinkEntry, Report, Service};
 use crate::output::Text;
 
 /// How much is read of the command line of a process that does not answer, in bytes.
@@ -364,9 +364,8 @@ fn line(text: &mut Text, indent: usize, line: fmt::Arguments<'_>) {
 mod tests {
     use super::*;
     use crate::error::Error;
-    use crate::tools::status::Process;
-    use crate::tools::status::interface::Traffic;
-    use crate::worker::pump::{Counters, Dropped};
+    use crate::ipc::status::{Counters, Dropped, Process};
+    use crate::sys::interface::Traffic;
     use serde_json::{Value, json};
     use std::time::Duration;
     use vdens_plugin_kit::{PortStatus, StationStatus};

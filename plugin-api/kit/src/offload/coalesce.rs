@@ -1,15 +1,16 @@
-//! Putting consecutive segments of a TCP connection together to super-frames, which the kernel at the
-//! other end handles as one packet: what Linux does in its own receive path (GRO).
+//! Putting consecutive segments of a TCP connection together to super-frames, which the kernel at
+//! the other end handles as one packet: what Linux does in its own receive path (GRO).
 //!
-//! A [`Plan`] is made for a batch of complete frames. It strings those that belong together into chains
-//! and leaves all others alone; what comes out stands in the order of the chains' first frames. Frames
-//! belong together if cutting the super-frame gives back what went in: all headers are
-//! equal but for what [`super::segment`] makes different, the payloads follow each other without a gap, all
-//! but the last are of one size, and every checksum is right. IPv4 options, IPv6 extension headers,
-//! fragments and all that is not plain data (SYN, RST, URG, no payload) stay alone and untouched.
+//! A [`Plan`] is made for a batch of complete frames. It strings those that belong together into
+//! chains and leaves all others alone; what comes out stands in the order of the chains' first
+//! frames. Frames belong together if cutting the super-frame gives back what went in: all headers
+//! are equal but for what [`super::segment`] makes different, the payloads follow each other
+//! without a gap, all but the last are of one size, and every checksum is right. IPv4 options, IPv6
+//! extension headers, fragments and all that is not plain data (SYN, RST, URG, no payload) stay
+//! alone and untouched.
 //!
-//! One liberty is taken, because the numbers mean nothing there (RFC 6864): packets that must not be
-//! fragmented may also all have one identification.
+//! One liberty is taken, because the numbers mean nothing there (RFC 6864): packets that must not
+//! be fragmented may also all have one identification.
 //!
 //! The order within a connection is kept: a frame is only strung behind the one whose payload it
 //! continues, and any other frame of the connection ends the chain.
@@ -41,8 +42,8 @@ pub(super) struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// Looks at the frames of a batch whose numbers are wanted, all of which must be complete, for a sink that
-    /// takes `offloads`.
+    /// Looks at the frames of a batch whose numbers are wanted, all of which must be complete, for
+    /// a sink that takes `offloads`.
     pub(super) fn new(
         frames: &'a TxBatch<'_>,
         offloads: Offloads,
@@ -91,8 +92,8 @@ impl<'a> Plan<'a> {
         self.followers == 0
     }
 
-    /// Writes what comes out for frame `number` of those that the plan was made for: the frame, the super-frame that
-    /// starts with it, or nothing if it is behind another.
+    /// Writes what comes out for frame `number` of those that the plan was made for: the frame, the
+    /// super-frame that starts with it, or nothing if it is behind another.
     pub(super) fn write(&self, frames: &TxBatch<'_>, number: usize, out: &mut RxBatch<'_>) {
         if self.followers >> number & 1 != 0 {
             return;
@@ -108,7 +109,8 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Writes the super-frame of the chain that starts with frame `number`. `false` if there is no room.
+    /// Writes the super-frame of the chain that starts with frame `number`. `false` if there is no
+    /// room.
     fn write_chain(
         &self,
         chain: &Chain<'_>,
@@ -248,7 +250,8 @@ impl<'a> Chain<'a> {
         }
     }
 
-    /// Gives the headers in front of the whole payload their final values; `flags` are the last frame's.
+    /// Gives the headers in front of the whole payload their final values; `flags` are the last
+    /// frame's.
     fn finish(&self, frame: &mut [u8], flags: u8) {
         let Packet { ip, transport, .. } = self.head;
         let (headers, rest) = frame.split_at_mut(transport);
@@ -310,7 +313,8 @@ fn same_connection(a: &Packet<'_>, b: &Packet<'_>) -> bool {
         && a.addresses() == b.addresses()
 }
 
-/// Whether two packets of a connection have the same headers, but for what differs from segment to segment.
+/// Whether two packets of a connection have the same headers, but for what differs from segment to
+/// segment.
 fn same_headers(head: &Packet<'_>, packet: &Packet<'_>) -> bool {
     let ([ip_a, ip_b], [a, b]) = (
         [head.ip_header(), packet.ip_header()],

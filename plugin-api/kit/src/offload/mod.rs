@@ -1,25 +1,26 @@
-//! Offloads in user space, for links whose far ends take none and kernels that give and take them.
+//! Offloads in user space, between a kernel that uses them and a peer that knows none.
 //!
-//! A kernel is fastest with super-frames: TCP data of up to 64 KiB behind one set of headers, checksums left
-//! to be completed. A legacy peer knows nothing of this. So frames that one link gives are changed for another
-//! that takes them, with as much done at once as possible:
+//! A kernel is fastest with super-frames: TCP data of up to 64 KiB behind one set of headers, with
+//! incomplete checksums. A legacy peer takes none of this. So frames are changed on their way from
+//! a source to a sink:
 //!
-//! * what the sink does not take is done here: super-frames are cut (`segment`), checksums completed;
-//! * complete frames on their way to a sink that takes super-frames are put together (`coalesce`).
+//! * super-frames that the sink does not take are cut (`segment`), and checksums are completed;
+//! * complete frames to a sink that takes super-frames are joined (`coalesce`).
 //!
-//! The source therefore need not know what the sink takes: it may always leave everything undone. What a header asks
-//! for is checked against the frame before it is done, so frames may come from anybody; [`examine`] only checks.
+//! So a source need not know what its sink takes, and may always use all offloads. Each virtio
+//! header is checked against its frame, because frames may come from anybody. [`examine`] does only
+//! that.
 //!
-//! Two types do the work; nothing is allocated after the start, and no frame waits for another to come.
+//! Two types do the work. Nothing is allocated after the start, and no frame waits for a later one.
 //!
-//! * A [`Stage`] stands between one source and one sink; the host has one for each direction of its pump. It owns the
-//!   batch that the source fills, and looks at what is to be offered in the light of what the sink takes at that
-//!   moment. Frames that suit as they are, the rule between two kernels, are offered from where they lie.
-//! * A [`Changed`] holds the frames of a batch in another form and knows where each comes from, for a link with
-//!   several sinks: a switch. It can do the work once for all of them.
+//! * A [`Stage`] is between one source and one sink. The host's pump has one per direction. It owns
+//!   the batch that the source fills. Frames that suit the sink, as between two kernels, are
+//!   offered from where they are.
+//! * A [`Changed`] holds the frames of a batch in another form, and the origin of each. A switch,
+//!   which has several sinks, does the work once for all of them.
 //!
-//! A super-frame may be cut into more segments than a batch has slots, so changing a batch may take several
-//! steps; [`Progress`] says how far it has come.
+//! A super-frame may have more segments than a batch has slots, so changing a batch may take
+//! several steps. [`Progress`] is how far it has come.
 
 mod checksum;
 mod coalesce;
@@ -48,8 +49,8 @@ const ECN: u8 = 0x80;
 const TCPV4_ECN: u8 = GSO_TCPV4 | ECN;
 const TCPV6_ECN: u8 = GSO_TCPV6 | ECN;
 
-/// Whether a sink that takes `offloads` takes a frame with this header as it is. One with a type that
-/// nobody knows, or that ECN makes no sense with, is taken by no sink.
+/// Whether a sink that takes `offloads` takes a frame with this header as it is. One with a type
+/// that nobody knows, or that ECN makes no sense with, is taken by no sink.
 fn suits(header: VnetHeader, offloads: Offloads) -> bool {
     let segments = match header.gso_type {
         GSO_NONE => Offloads::NONE,
@@ -63,17 +64,17 @@ fn suits(header: VnetHeader, offloads: Offloads) -> bool {
     offloads.contains(segments) && (header.is_plain() || offloads.contains(Offloads::CSUM))
 }
 
-/// What a frame is cut into where nothing may be left undone.
+/// The segments of a frame for a sink without offloads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segments {
-    /// How many there are; 1 unless the frame is a super-frame.
+    /// Their number; 1 unless the frame is a super-frame.
     pub count: usize,
-    /// Bytes of the longest.
+    /// The bytes of the longest.
     pub longest: usize,
 }
 
-/// Looks at a frame that may come from anybody: what it would be cut into, or `None` if what its header asks for
-/// makes no sense for it.
+/// Checks a frame from anybody. Returns what it would be cut into, or `None` if its virtio header
+/// does not fit it.
 pub fn examine(frame: Frame<'_>) -> Option<Segments> {
     let (header, bytes) = (frame.header(), frame.bytes());
     if header.gso_type == GSO_NONE {
@@ -108,9 +109,9 @@ pub struct Changed {
 }
 
 impl Changed {
-    /// Replaces what is here by the frames of a batch from `at` on as a sink needs them that takes `offloads`: as
-    /// many as fit, and only those whose number `is_wanted`. Moves `at` on. Frames that make no sense are dropped and
-    /// counted.
+    /// Replaces what is here by the frames of a batch from `at` on as a sink needs them that takes
+    /// `offloads`: as many as fit, and only those whose number `is_wanted`. Moves `at` on. Frames
+    /// that make no sense are dropped and counted.
     pub fn resolve(
         &mut self,
         frames: &TxBatch<'_>,
@@ -142,9 +143,9 @@ impl Changed {
         }
     }
 
-    /// Replaces what is here by those frames of a batch whose number `is_wanted`, put together for a sink that
-    /// takes `offloads`. `false` if there is nothing to put together, or not all of them are complete; then there is
-    /// nothing here.
+    /// Replaces what is here by those frames of a batch whose number `is_wanted`, put together for
+    /// a sink that takes `offloads`. `false` if there is nothing to put together, or not all of
+    /// them are complete; then there is nothing here.
     pub fn coalesce(
         &mut self,
         frames: &TxBatch<'_>,
@@ -174,8 +175,8 @@ impl Changed {
         self.batch.is_empty()
     }
 
-    /// The frames, and for each the number that it has in the batch it was changed from. What was put together
-    /// has its first frame's.
+    /// The frames, and for each the number that it has in the batch it was changed from. What was
+    /// put together has its first frame's.
     pub fn tx(&mut self) -> (TxBatch<'_>, &[u8]) {
         let origins = &self.origins[..self.batch.len()];
         (self.batch.tx(0), origins)
@@ -187,7 +188,7 @@ impl Changed {
     }
 }
 
-/// What is on its way from a source to a sink.
+/// The frames on their way from a source to a sink.
 #[derive(Debug, Default)]
 pub struct Stage {
     /// What the source gave.
@@ -208,7 +209,8 @@ impl Stage {
         self.at.frame >= self.received.len() && self.sent >= self.changed.batch.len()
     }
 
-    /// The batch for the source to fill. To be called on an empty stage; anything else in it is lost.
+    /// The batch for the source to fill. To be called on an empty stage; anything else in it is
+    /// lost.
     pub fn rx(&mut self) -> RxBatch<'_> {
         self.clear();
         self.received.rx()
@@ -243,7 +245,8 @@ impl Stage {
         }
     }
 
-    /// Forgets all frames, and returns how many there were. One that was not changed completely is one.
+    /// Forgets all frames, and returns how many there were. One that was not changed completely is
+    /// one.
     pub fn discard(&mut self) -> u64 {
         let left = (self.received.len() - self.at.frame) + (self.changed.batch.len() - self.sent);
         self.clear();
@@ -267,8 +270,8 @@ impl Stage {
         (self.at, self.sent) = (Progress::default(), 0);
     }
 
-    /// Changes what is left in the first batch as the sink needs it, as much as fits into the second one, of
-    /// which nothing is needed any more. `false` if it may stay as it is.
+    /// Changes what is left in the first batch as the sink needs it, as much as fits into the
+    /// second one, of which nothing is needed any more. `false` if it may stay as it is.
     fn change(&mut self, offloads: Offloads) -> bool {
         let left = self.received.tx(self.at.frame);
         if self.at.segments > 0 || !all_suit(&left, offloads) {
@@ -290,9 +293,9 @@ fn all_suit(frames: &TxBatch<'_>, offloads: Offloads) -> bool {
     frames.frames().all(|frame| suits(frame.header(), offloads))
 }
 
-/// Does what a sink that takes `offloads` needs done to a frame, the first `segments` segments of which
-/// are on their way. `false` if there was no room for everything. A frame that makes no sense is dropped and
-/// counted.
+/// Does what a sink that takes `offloads` needs done to a frame, the first `segments` segments of
+/// which are on their way. `false` if there was no room for everything. A frame that makes no sense
+/// is dropped and counted.
 fn resolve(
     frame: Frame<'_>,
     offloads: Offloads,

@@ -1,10 +1,10 @@
 //! Where in an Ethernet frame the headers of an IP packet stand.
 //!
-//! Nothing is copied: a [`Packet`] is a frame's bytes and a few offsets into them, each checked against
-//! the frame's end before it is used. Up to two VLAN tags (IEEE 802.1Q) stand before the IP header. Of IPv6's
-//! extension headers (RFC 8200, section 4) those that may stand in every segment of a cut packet are
-//! skipped: hop-by-hop options, routing and destination options. Anything else, and every fragment,
-//! is none of this module's.
+//! Nothing is copied: a [`Packet`] is a frame's bytes and a few offsets into them, each checked
+//! against the frame's end before it is used. Up to two VLAN tags (IEEE 802.1Q) stand before the IP
+//! header. Of IPv6's extension headers (RFC 8200, section 4) those that may stand in every segment
+//! of a cut packet are skipped: hop-by-hop options, routing and destination options. Anything else,
+//! and every fragment, is none of this module's.
 
 use super::checksum::Sum;
 
@@ -134,7 +134,8 @@ impl<'a> Packet<'a> {
         self.bytes[self.transport + TCP_FLAGS]
     }
 
-    /// The sum of the pseudo-header (RFC 9293, section 3.1; RFC 8200, section 8.1) but for the length.
+    /// The sum of the pseudo-header (RFC 9293, section 3.1; RFC 8200, section 8.1) but for the
+    /// length.
     pub(super) fn pseudo_header(&self) -> Sum {
         Sum::default()
             .bytes(self.addresses())

@@ -32,7 +32,8 @@ pub(super) struct Connection {
     pub(super) is_v6: bool,
     /// VLAN tags, four bytes each.
     pub(super) tags: Vec<u8>,
-    /// IPv4 options, or IPv6 extension headers that TCP or UDP follows, the first one's type in front.
+    /// IPv4 options, or IPv6 extension headers that TCP or UDP follows, the first one's type in
+    /// front.
     pub(super) ip_options: Vec<u8>,
     pub(super) is_udp: bool,
     pub(super) tcp_options: Vec<u8>,
@@ -170,7 +171,8 @@ impl Connection {
         (addresses, ip)
     }
 
-    /// The packets that `payload` is cut into; `flags` are the last one's. The connection goes on behind them.
+    /// The packets that `payload` is cut into; `flags` are the last one's. The connection goes on
+    /// behind them.
     pub(super) fn packets(&mut self, flags: u8, payload: &[u8], size: usize) -> Vec<Vec<u8>> {
         let count = payload.len().div_ceil(size);
         let mut frames = Vec::new();

@@ -1,18 +1,19 @@
-//! Doing what a frame's virtio header says is left to be done: cutting super-frames into segments, and
-//! completing checksums.
+//! Doing what a frame's virtio header says is left to be done: cutting super-frames into segments,
+//! and completing checksums.
 //!
-//! A [`Cut`] is a super-frame that has been looked at and found sound; it writes any of its segments
-//! to a place that the caller provides, so the caller can stop and go on where it likes. A segment is the
-//! super-frame's headers, changed as a network card would change them, and a piece of its payload:
+//! A [`Cut`] is a super-frame that has been looked at and found sound; it writes any of its
+//! segments to a place that the caller provides, so the caller can stop and go on where it likes. A
+//! segment is the super-frame's headers, changed as a network card would change them, and a piece
+//! of its payload:
 //!
 //! * the lengths are the segment's, an IPv4 identification counts up, checksums are complete;
 //! * TCP: sequence numbers count up, FIN and PSH are on the last segment only, and CWR on the first
 //!   only (RFC 3168, section 6.1.2);
 //! * everything else, options, extension headers and VLAN tags included, is repeated.
 //!
-//! Where the headers are is found by looking at them: the header's `hdr_len` is a hint that Linux fills
-//! with other numbers. Its other fields must agree with what is found. A super-frame comes from a
-//! peer that may be anybody, so what does not agree makes no segments at all.
+//! Where the headers are is found by looking at them: the header's `hdr_len` is a hint that Linux
+//! fills with other numbers. Its other fields must agree with what is found. A super-frame comes
+//! from a peer that may be anybody, so what does not agree makes no segments at all.
 
 use crate::{MIN_FRAME, VnetHeader};
 
@@ -63,8 +64,8 @@ impl<'a> Cut<'a> {
         self.packet.payload + self.size.min(self.packet.payload_len())
     }
 
-    /// Writes segment number `index` to the start of `room`, which has [`Cut::longest`] bytes, and returns
-    /// its length; 0 if there is no such segment.
+    /// Writes segment number `index` to the start of `room`, which has [`Cut::longest`] bytes, and
+    /// returns its length; 0 if there is no such segment.
     pub(super) fn write(&self, index: usize, room: &mut [u8]) -> usize {
         let Packet { ip, transport, .. } = self.packet;
         let headers = self.packet.payload;
@@ -107,9 +108,9 @@ impl<'a> Cut<'a> {
     }
 }
 
-/// The pseudo-header's sum but for the length: the one left in the checksum's place, which knows the
-/// final destination of a routing header, or if none was left that of the addresses. `None` if the
-/// header points elsewhere.
+/// The pseudo-header's sum but for the length: the one left in the checksum's place, which knows
+/// the final destination of a routing header, or if none was left that of the addresses. `None` if
+/// the header points elsewhere.
 fn pseudo_header(header: VnetHeader, packet: &Packet<'_>) -> Option<Sum> {
     if header.flags & NEEDS_CSUM == 0 {
         return Some(packet.pseudo_header());

@@ -12,8 +12,8 @@ const CWR: u8 = 0x80;
 
 type Framed = (VnetHeader, Vec<u8>);
 
-/// Puts frames through a stage, as many at a time as it takes. A sink takes `chunk` at a time. Returns what
-/// came out and how many were lost.
+/// Puts frames through a stage, as many at a time as it takes. A sink takes `chunk` at a time.
+/// Returns what came out and how many were lost.
 fn pass(frames: &[Framed], offloads: Offloads, chunk: usize) -> (Vec<Framed>, u64) {
     let mut stage = Stage::default();
     let (mut out, mut lost) = (Vec::new(), 0);

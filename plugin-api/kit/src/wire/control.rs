@@ -3,9 +3,9 @@
 //! # Theory of operation
 //!
 //! A client connects to the switch's stream socket and writes one [`Request`]: the path of a
-//! datagram socket it has bound, the port it would like, and who it is. The switch answers with one
-//! [`Reply`]: the path of the datagram socket that serves that port. From then on the stream is
-//! silent and its end means that the port is gone.
+//! datagram socket that it has bound, the port that it wants, and a description of itself. The
+//! switch answers with one [`Reply`]: the path of the datagram socket that serves the port. From
+//! then on the stream carries nothing. When it ends, the port is gone.
 //!
 //! Both ends are on one machine, so everything is packed and in host byte order:
 //!
@@ -17,14 +17,15 @@
 //! | 12..122 | `sockaddr_un` of the client's datagram socket |
 //! | 122.. | description, at most 128 bytes, ended by the end of the message |
 //!
-//! A reply is a lone `sockaddr_un`: the family (2 bytes) and 108 bytes of path, ended by a NUL
-//! unless the path fills them. The description has no length of its own: a request is what one
-//! `read` into [`MAX_REQUEST_LEN`]` + 1` bytes returns (the extra byte shows one that is too long).
+//! A reply is a `sockaddr_un`: the family (2 bytes) and 108 bytes of path, which ends at a NUL
+//! unless it fills them. A request has no length: it is what one `read` into [`MAX_REQUEST_LEN`]` +
+//! 1` bytes returns. The extra byte reveals a request that is too long.
 //!
 //! A client of ours ends its description with a [`Mark`]. A switch of ours then sends a hello (see
-//! [`hello`](super::hello)) as the first datagram on the data socket, before the reply, so that it
-//! is there when the client looks. Its panel address is that of the bridge that the client may plug
-//! into. The switch says what it takes next; a client that says so too is sent super-frames.
+//! [`hello`](super::hello)) as the first datagram on the data socket. It sends the hello before the
+//! reply, so that the client finds it. The hello has the panel address of a bridge that the client
+//! may plug into. Next the switch announces the offloads that it takes. It sends super-frames to a
+//! client that announces the same.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -51,11 +52,11 @@ const FAMILY: u16 = libc::AF_UNIX as u16;
 const PATH_LEN: usize = 108;
 const ADDRESS_LEN: usize = 2 + PATH_LEN;
 
-/// What a description of a client of ours ends with: ` vdens=PANEL:NONCE`.
+/// The end of the description of a client of ours: ` vdens=PANEL:NONCE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
-    /// The panel on which the client's interface can be plugged: a
-    /// [`PanelAddress`](crate::PanelAddress)'s, 0 for none.
+    /// The panel on which the client's interface can be plugged
+    /// ([`PanelAddress::panel`](crate::PanelAddress::panel)); 0 for none.
     pub panel: u64,
     /// The client's nonce, which each message of the switch must carry.
     pub nonce: Nonce,
@@ -67,7 +68,7 @@ impl Mark {
     /// The bytes of the longest mark.
     pub const MAX_LEN: usize = Self::NAME.len() + 20 + 1 + 16;
 
-    /// A description's text and the mark behind it; `None` if there is no mark.
+    /// Splits a description into its text and its mark; `None` if it has no mark.
     pub fn split(description: &[u8]) -> Option<(&str, Self)> {
         let text = std::str::from_utf8(description).ok()?;
         let (text, mark) = text.rsplit_once(Self::NAME)?;
@@ -94,31 +95,31 @@ pub enum RequestKind {
     Management = 1,
 }
 
-/// What a client sends first.
+/// The message of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// What it wants.
+    /// What the client wants.
     pub kind: RequestKind,
-    /// The port number it wants, at most [`MAX_PORT`]; 0 is any.
+    /// The port number that the client wants, at most [`MAX_PORT`]; 0 for any.
     pub port: u32,
-    /// The datagram socket it has bound.
+    /// The datagram socket that the client has bound.
     pub socket: PathBuf,
-    /// Who it is, for people; at most [`MAX_DESCRIPTION_LEN`] bytes, no NUL.
+    /// The description of the client, for users; at most [`MAX_DESCRIPTION_LEN`] bytes, no NUL.
     pub description: Vec<u8>,
 }
 
-/// What the switch answers.
+/// The answer of a switch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
     /// The switch's datagram socket for this port.
     pub socket: PathBuf,
 }
 
-/// Why a message is not one of these.
+/// Why a message is malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ControlError {
-    /// Ended early.
+    /// It ends early.
     #[error("control message of {got} bytes is too short, {need} are needed")]
     TooShort {
         /// Bytes that are there.
@@ -126,7 +127,7 @@ pub enum ControlError {
         /// Bytes that are needed.
         need: usize,
     },
-    /// Does not begin as a request does.
+    /// It does not begin with the magic number.
     #[error("not a VDE control request: it begins with {0:#010x}")]
     WrongMagic(u32),
     /// A version of the protocol other than 3.
@@ -156,7 +157,10 @@ impl From<ControlError> for Error {
 }
 
 impl Request {
-    /// The bytes to send, in one `write`; fails if a field exceeds its limit.
+    /// The bytes to send, in one `write`.
+    ///
+    /// # Errors
+    /// A field exceeds its limit.
     pub fn encode(&self) -> Result<Vec<u8>, ControlError> {
         if self.port > MAX_PORT {
             return Err(ControlError::PortOutOfRange(self.port));
@@ -172,7 +176,10 @@ impl Request {
         Ok(bytes)
     }
 
-    /// Reads one whole request. A description ends at its first NUL, if it has one.
+    /// Decodes one whole request. The description ends at its first NUL, if it has one.
+    ///
+    /// # Errors
+    /// The request is malformed.
     pub fn decode(bytes: &[u8]) -> Result<Self, ControlError> {
         let too_short = ControlError::TooShort {
             got: bytes.len(),
@@ -206,12 +213,18 @@ impl Request {
 }
 
 impl Reply {
-    /// The bytes to send; fails if the path does not fit.
+    /// The bytes to send.
+    ///
+    /// # Errors
+    /// The path is empty, too long, or has a NUL.
     pub fn encode(&self) -> Result<[u8; REPLY_LEN], ControlError> {
         encode_address(&self.socket)
     }
 
-    /// Reads a reply from the first [`REPLY_LEN`] bytes.
+    /// Decodes a reply from the first [`REPLY_LEN`] bytes.
+    ///
+    /// # Errors
+    /// The reply is malformed.
     pub fn decode(bytes: &[u8]) -> Result<Self, ControlError> {
         let address = bytes.first_chunk().ok_or(ControlError::TooShort {
             got: bytes.len(),

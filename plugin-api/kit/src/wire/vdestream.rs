@@ -2,21 +2,21 @@
 //!
 //! # Theory of operation
 //!
-//! A record is a 2-byte big-endian length and as many bytes of Ethernet frame. Length 0 is padding; a
-//! length above [`MAX_FRAME`] is a protocol error for good, since nothing after it can be trusted to
-//! be a length.
+//! A record is a 2-byte big-endian length, and an Ethernet frame of that length. Length 0 is
+//! padding. A length above [`MAX_FRAME`] ends the stream with an error, because nothing behind it
+//! can be trusted to be a length.
 //!
-//! A stream cuts where it likes, so both directions keep what is unfinished in a buffer of their own,
-//! and neither allocates for a frame:
+//! A stream is cut anywhere, so each direction keeps unfinished bytes in a buffer. Neither
+//! allocates per frame:
 //!
-//! - [`Decoder`]: read into [`space`](Decoder::space), say how much with [`filled`](Decoder::filled),
-//!   take frames with [`next_frame`](Decoder::next_frame) until there is none. The frames are views
-//!   of the buffer.
-//! - [`Encoder`]: [`push`](Encoder::push) frames, write [`pending`](Encoder::pending), say how much
-//!   went with [`consume`](Encoder::consume).
+//! - [`Decoder`]: read into [`space`](Decoder::space), pass the count to
+//!   [`filled`](Decoder::filled), and take frames from [`next_frame`](Decoder::next_frame) until
+//!   there is none. The frames are views of the buffer.
+//! - [`Encoder`]: [`push`](Encoder::push) frames, write [`pending`](Encoder::pending), and pass the
+//!   count to [`consume`](Encoder::consume).
 //!
-//! Both move their unfinished bytes to the front only when the back is full, and the sizes are such
-//! that by then more bytes have gone than are left: the copying costs less than a copy a byte.
+//! Both move unfinished bytes to the front only when the back is full. By then, more bytes have
+//! gone than are left, so the copying costs less than one copy a byte.
 
 use crate::error::{Error, ErrorKind};
 
@@ -24,7 +24,7 @@ use crate::error::{Error, ErrorKind};
 pub const MAX_FRAME: usize = 9216 + 14 + 4;
 /// Bytes of the length before each frame.
 pub const HEADER_LEN: usize = 2;
-/// The most bytes that an [`Encoder`] keeps for a slow reader.
+/// The most bytes that an [`Encoder`] buffers for a slow reader.
 pub const ENCODER_LIMIT: usize = 256 * 1024;
 
 const MAX_RECORD: usize = HEADER_LEN + MAX_FRAME;
@@ -45,7 +45,10 @@ impl From<StreamError> for Error {
     }
 }
 
-/// What goes before a frame of `len` bytes.
+/// The bytes before a frame of `len` bytes.
+///
+/// # Errors
+/// `len` exceeds [`MAX_FRAME`].
 pub fn header(len: usize) -> Result<[u8; HEADER_LEN], StreamError> {
     match u16::try_from(len) {
         Ok(short) if len <= MAX_FRAME => Ok(short.to_be_bytes()),
@@ -53,7 +56,7 @@ pub fn header(len: usize) -> Result<[u8; HEADER_LEN], StreamError> {
     }
 }
 
-/// Frames out of a stream that is read in arbitrary pieces.
+/// Takes frames out of a stream that is read in arbitrary pieces.
 #[derive(Debug)]
 pub struct Decoder {
     buffer: Box<[u8]>,
@@ -68,7 +71,7 @@ impl Default for Decoder {
 }
 
 impl Decoder {
-    /// At the beginning of a stream.
+    /// A decoder at the beginning of a stream.
     pub fn new() -> Self {
         Self {
             buffer: vec![0; DECODER_LEN].into_boxed_slice(),
@@ -77,9 +80,9 @@ impl Decoder {
         }
     }
 
-    /// Where to read the stream's next bytes into. At least a whole record's worth, provided that
-    /// [`next_frame`](Self::next_frame) has said that there is none left; empty only when the
-    /// buffer is full of frames that nobody took.
+    /// Where to read the stream's next bytes into. After [`next_frame`](Self::next_frame) has
+    /// returned `None`, it has room for a whole record. It is empty only if the buffer is full of
+    /// frames that have not been taken.
     pub fn space(&mut self) -> &mut [u8] {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
@@ -90,13 +93,16 @@ impl Decoder {
         &mut self.buffer[self.end..]
     }
 
-    /// The first `n` bytes of the last [`space`](Self::space) now hold the stream's next bytes.
+    /// Accounts for `n` bytes that were read into [`space`](Self::space).
     pub fn filled(&mut self, n: usize) {
         debug_assert!(n <= self.buffer.len() - self.end);
         self.end = self.end.saturating_add(n).min(self.buffer.len());
     }
 
-    /// The next whole frame, never empty; `None` if it is not all there yet. An error is for good.
+    /// The next frame, which is never empty; `None` if it is not complete yet.
+    ///
+    /// # Errors
+    /// The next record is too long. The stream is of no more use.
     pub fn next_frame(&mut self) -> Result<Option<&[u8]>, StreamError> {
         loop {
             let Some((length, rest)) = self.buffer[self.start..self.end].split_first_chunk() else {
@@ -118,7 +124,7 @@ impl Decoder {
     }
 }
 
-/// Frames into a stream that takes them in arbitrary pieces.
+/// Puts frames into a stream that is written in arbitrary pieces.
 #[derive(Debug, Default)]
 pub struct Encoder {
     buffer: Vec<u8>,
@@ -126,13 +132,16 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// With nothing to write.
+    /// An encoder with nothing to write.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Appends `frame`, whole; `false` if the reader is too far behind and the frame is to be dropped.
-    /// An empty frame is nothing to send.
+    /// Appends `frame`; `false` if the reader is too far behind, so that the caller must drop the
+    /// frame. An empty frame adds nothing.
+    ///
+    /// # Errors
+    /// The frame is longer than [`MAX_FRAME`].
     pub fn push(&mut self, frame: &[u8]) -> Result<bool, StreamError> {
         let header = header(frame.len())?;
         if frame.is_empty() {
@@ -151,12 +160,12 @@ impl Encoder {
         Ok(true)
     }
 
-    /// What is to be written next, at most [`ENCODER_LIMIT`] bytes.
+    /// The bytes to write next, at most [`ENCODER_LIMIT`].
     pub fn pending(&self) -> &[u8] {
         &self.buffer[self.start..]
     }
 
-    /// The first `n` bytes of [`pending`](Self::pending) are written.
+    /// Accounts for `n` bytes of [`pending`](Self::pending) that were written.
     pub fn consume(&mut self, n: usize) {
         debug_assert!(n <= self.pending().len());
         self.start = self.start.saturating_add(n);

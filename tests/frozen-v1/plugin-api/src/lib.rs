@@ -1,120 +1,72 @@
-//! The contract between vdens and its transports, and the kit to write one in safe Rust.
+//! ABI 1 of vdens: every type that crosses the boundary between the host and a plugin, and nothing
+//! else.
 //!
-//! A transport is a shared library, `libvdens_SCHEME.so`, that opens Virtual Network Locators of one
-//! scheme. Its author writes an `open` function that returns a [`Link`], and calls [`export_plugin!`].
-//! `vdens --new-plugin DIR` writes a complete crate to start from, `vdens --check-plugin` tries out what came
-//! of it; docs/plugin-author.md tells the whole story. Everything else is here to help:
+//! A plugin author uses the crate `vdens-plugin-kit`, which turns this ABI into a safe trait. This
+//! crate is for the kit itself, for a host, and for a plugin that is written by hand, as
+//! `tests/frozen-v1` is. ABI 1 is frozen: no item here changes, or a plugin that was built earlier
+//! no longer loads. docs/abi.md states the rules for versions.
 //!
-//! * [`OpenRequest`] says what is to be opened, [`vnl`] parses it, [`Host`] offers the host's services;
-//! * [`RxBatch`] and [`TxBatch`] move the frames, 32 a call, without copying or allocating;
-//! * [`offload`] cuts, completes and puts together frames for far ends that take less, or more, than their source;
-//! * [`State`] says whether the far end is there, and what may be left undone in frames;
-//! * [`Error`] carries what a person needs to know, [`mod@log`] records reach the host's log;
-//! * [`stream`], [`tap`] and [`udp`] are links, or most of one, over what they are called after;
-//! * [`wire`] has the codecs of the protocols that existing peers speak.
+//! # What a plugin exports
 //!
-//! # Example
-//!
-//! A loop: frames come back to the interface that sent them. Its manifest has `crate-type =
-//! ["cdylib"]` and the library's name `vdens_loop`. A test needs no host: it opens a link as the host would, and
-//! serves it.
+//! | symbol | type | content |
+//! |---|---|---|
+//! | [`ABI_SYMBOL`] | `u32` | the newest ABI version that the plugin speaks |
+//! | [`V1_SYMBOL`] | [`LibHeader`] | the header from which the host gets the [`ModuleV1`] |
 //!
 //! ```
-//! use std::os::fd::{AsFd, BorrowedFd};
-//! use std::os::unix::net::UnixDatagram;
-//! use vdens_plugin_api::vnl::{Keys, Spec};
-//! use vdens_plugin_api::{
-//!     Batch, Error, Host, Link, OpenOptions, OpenRequest, Result, RxBatch, TxBatch, export_plugin,
-//! };
-//!
-//! /// What is sent into one socket comes out of the other.
-//! struct Loop(UnixDatagram, UnixDatagram);
-//!
-//! impl Link for Loop {
-//!     fn fd(&self) -> BorrowedFd<'_> {
-//!         self.1.as_fd()
-//!     }
-//!
-//!     fn send_fd(&self) -> BorrowedFd<'_> {
-//!         self.0.as_fd()
-//!     }
-//!
-//!     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
-//!         let received = batch.receive_datagrams(&self.1, 9234);
-//!         received.map(drop).map_err(|e| Error::io("receive", &e))
-//!     }
-//!
-//!     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
-//!         let sent = batch.send_datagrams(&self.0, 0);
-//!         sent.map_err(|e| Error::io("send", &e))
-//!     }
+//! # use vdens_plugin_api as abi;
+//! # use abi::{ManifestV1, Outcome, LinkV1, RequestV1, ModuleV1, RootModuleResult, LibHeader};
+//! extern "C" fn manifest() -> ManifestV1 {
+//! #   unimplemented!()
+//!     // …
+//! }
+//! extern "C" fn open(request: &RequestV1) -> Outcome<LinkV1> {
+//! #   unimplemented!()
+//!     // …
+//! }
+//! extern "C" fn root() -> RootModuleResult {
+//!     ModuleV1 { manifest, open }.into_root()
 //! }
 //!
-//! fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
-//!     let spec = Spec::path_grammar(request.argument(), &Keys::new(&[]))?;
-//!     spec.no_nested()?;
-//!     if !spec.target_str()?.is_empty() {
-//!         return Err(Error::usage("a loop has no name").hint("write loop://"));
-//!     }
-//!     let (near, far) = UnixDatagram::pair().map_err(|e| Error::io("make sockets", &e))?;
-//!     Ok(Box::new(Loop(near, far)))
-//! }
+//! #[unsafe(export_name = "vdens_plugin_abi")]
+//! static ABI: u32 = abi::VERSION;
 //!
-//! export_plugin! {
-//!     scheme: "loop",
-//!     description: "sends every frame back",
-//!     open: open,
-//! }
-//!
-//! let request = |vnl| OpenRequest {
-//!     vnl,
-//!     options: OpenOptions::default(),
-//!     host: Host::without_services(),
-//! };
-//! let mut link = open(&request("loop://"))?;
-//! let mut batch = Batch::new();
-//! batch.rx().push(&[7; 60]);
-//! assert_eq!(link.send(&mut batch.tx(0))?, 1);
-//! batch.clear();
-//! link.recv(&mut batch.rx())?;
-//! assert_eq!(batch.tx(0).frame(0).unwrap().bytes(), [7; 60]);
-//!
-//! let refused = open(&request("loop://name")).err().unwrap();
-//! assert_eq!(refused.to_string(), "a loop has no name; write loop://");
-//! # Ok::<(), Error>(())
+//! // SAFETY: `root` returns what `ModuleV1::into_root` made.
+//! #[unsafe(export_name = "vdens_plugin_v1")]
+//! static HEADER: LibHeader = unsafe { abi::header(root) };
 //! ```
 //!
-//! The stable ABI itself is in [`abi`]; authors do not meet it.
+//! # What happens then
+//!
+//! 1. The host compares the layout of [`ModuleV1`], and of all types in it, with its own, and
+//!    refuses the plugin if they differ.
+//! 2. It reads the [`ManifestV1`], and calls [`ModuleV1::open`] with a [`RequestV1`] for each link.
+//! 3. It polls the link's descriptors ([`LinkCallsV1::fds`]), and calls [`LinkCallsV1::recv`] and
+//!    [`LinkCallsV1::send`] with a [`RawBatch`] of up to [`BATCH_FRAMES`] frames.
+//! 4. The plugin may call the host's services ([`HostCallsV1`]) at any time, from any thread.
+//!
+//! # Rules
+//!
+//! - A panic must not unwind into a caller on the other side of the boundary.
+//! - No function blocks. Of one link, the host calls one function at a time, on any thread.
+//! - A [`LinkV1`] belongs to its holder, who closes it once. A [`RawBatch`] is lent for the call.
+//! - Strings are abi_stable's, which carry their own deallocator.
+//! - A receiver ignores flag bits that it does not know, and treats an unknown error code as 0.
 
-/// The version of this crate.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-
-pub mod abi;
 mod batch;
-mod datagram;
-mod error;
+mod host;
+#[cfg(all(test, target_pointer_width = "64"))]
+mod layout;
 mod link;
-mod logging;
-pub mod offload;
-mod plugin;
-mod ready;
-mod status;
-pub mod stream;
-pub mod tap;
-pub mod udp;
-pub mod vnl;
-pub mod wire;
+mod module;
 
-pub use batch::{
-    BATCH_FRAMES, Batch, Frame, MAX_FRAME, MAX_LEGACY_FRAME, MIN_FRAME, RxBatch, Sift, TxBatch,
-    VNET_HEADER_LEN, VnetHeader,
+pub use abi_stable;
+pub use batch::{BATCH_FRAMES, MAX_FRAME, MIN_FRAME, RawBatch, RawSlot, VNET_HEADER_LEN};
+pub use host::{HostCallsV1, HostCallsV1Ref, HostV1, HubV1, PortV1};
+pub use link::{
+    ErrorV1, FdsV1, LinkCallsV1, LinkCallsV1Ref, LinkV1, Outcome, StateV1, error_code, link_flag,
 };
-pub use datagram::send_datagrams;
-pub use error::{Error, ErrorKind, Result};
-pub use link::{Link, Offloads, State};
-pub use log;
-pub use plugin::{
-    Capabilities, Host, Hub, Manifest, OpenOptions, OpenRequest, Plugin, Port, Ticket,
+pub use module::{
+    ABI_SYMBOL, CRATE_VERSION, LibHeader, ManifestV1, ModuleV1, ModuleV1Ref, RequestV1,
+    RootModuleResult, V1_SYMBOL, VERSION, capability, header,
 };
-pub use ready::AlwaysReady;
-pub use status::{Peer, PortStatus, StationStatus, Status, SwitchStatus, Tier};

@@ -1,139 +1,146 @@
-//! What a transport is: an open link that receives and sends batches of frames.
-//!
-//! The host polls a link's descriptors and calls it when there is something to do; a link never blocks
-//! and needs no thread of its own. A link that has several sockets or timers puts them into an epoll
-//! instance and gives that as its descriptor.
+//! An open link: an opaque pointer, and a table of functions on it.
 
-use std::os::fd::BorrowedFd;
+use abi_stable::StableAbi;
+use abi_stable::std_types::{RResult, RString};
 
-use crate::{Result, RxBatch, Status, TxBatch};
-
-/// Offloads that the far end of a link understands: bits of the kernel's `TUN_F_*` (`linux/if_tun.h`).
-/// Bits that the receiver does not know are ignored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Offloads(pub u32);
-
-impl Offloads {
-    /// None: frames are complete and no longer than the interface's MTU asks.
-    pub const NONE: Self = Self(0);
-    /// Checksums may be left to be completed (`TUN_F_CSUM`).
-    pub const CSUM: Self = Self(0x01);
-    /// TCP super-frames over IPv4 (`TUN_F_TSO4`).
-    pub const TSO4: Self = Self(0x02);
-    /// TCP super-frames over IPv6 (`TUN_F_TSO6`).
-    pub const TSO6: Self = Self(0x04);
-    /// TCP super-frames with ECN (`TUN_F_TSO_ECN`).
-    pub const TSO_ECN: Self = Self(0x08);
-    /// UDP super-frames over IPv4 (`TUN_F_USO4`); kernels from 6.2 on.
-    pub const USO4: Self = Self(0x20);
-    /// UDP super-frames over IPv6 (`TUN_F_USO6`); kernels from 6.2 on.
-    pub const USO6: Self = Self(0x40);
-    /// All of the above.
-    pub const ALL: Self = Self(0x6f);
-
-    /// Whether every offload in `other` is in this set too.
-    pub fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// What both sets have.
-    #[must_use]
-    pub fn intersection(self, other: Self) -> Self {
-        Self(self.0 & other.0)
-    }
+/// Values of [`ErrorV1::code`].
+pub mod error_code {
+    /// None of the others; also what a receiver takes an unknown code for.
+    pub const OTHER: u32 = 0;
+    /// The VNL or an option is malformed.
+    pub const USAGE: u32 = 1;
+    /// The thing named does not exist.
+    pub const NOT_FOUND: u32 = 2;
+    /// The caller may not use the thing named.
+    pub const PERMISSION: u32 = 3;
+    /// The thing named is in use.
+    pub const BUSY: u32 = 4;
+    /// The far end is gone, and the link does not recover by itself.
+    pub const CLOSED: u32 = 5;
+    /// This machine, kernel or peer cannot do it.
+    pub const UNSUPPORTED: u32 = 6;
+    /// The far end violated the protocol.
+    pub const PROTOCOL: u32 = 7;
+    /// The plugin panicked.
+    pub const PANIC: u32 = 8;
 }
 
-/// The state of a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct State {
-    /// Whether the far end is there: an interface on a link without carrier says NO-CARRIER.
-    pub carrier: bool,
-    /// What may be left undone in the frames given to [`Link::send`].
-    pub offloads: Offloads,
-    /// Whether the kernel carries the frames, since [`crate::Host::plug`]: none go through the link.
-    pub plugged: bool,
+/// Why a function failed.
+#[repr(C)]
+#[derive(Debug, StableAbi)]
+pub struct ErrorV1 {
+    /// One of [`error_code`].
+    pub code: u32,
+    /// The operating system's error number, 0 for none.
+    pub errno: i32,
+    /// What failed, on what, and why. UTF-8, one line, no full stop.
+    pub message: RString,
+    /// What the user can do about it, in the same form; empty for nothing.
+    pub hint: RString,
 }
 
-impl State {
-    /// Carrier, no offloads: what most links always are.
-    pub const UP: Self = Self {
-        carrier: true,
-        offloads: Offloads::NONE,
-        plugged: false,
-    };
-    /// No carrier.
-    pub const DOWN: Self = Self {
-        carrier: false,
-        offloads: Offloads::NONE,
-        plugged: false,
-    };
-    /// Carrier, through the kernel.
-    pub const PLUGGED: Self = Self {
-        carrier: true,
-        offloads: Offloads::NONE,
-        plugged: true,
-    };
+/// The result of a function that can fail.
+pub type Outcome<T> = RResult<T, ErrorV1>;
 
-    /// [`State::UP`] or [`State::DOWN`].
-    pub fn carrier(up: bool) -> Self {
-        if up { Self::UP } else { Self::DOWN }
-    }
+/// A link's descriptors. They stay the link's own; the caller only polls them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, StableAbi)]
+pub struct FdsV1 {
+    /// The descriptor that is readable when `recv` has something to do.
+    pub recv: i32,
+    /// The descriptor that is writable when `send` can continue. It may be the same.
+    pub send: i32,
 }
 
-/// An open link. Dropping it closes it and removes what it made in the file system.
-pub trait Link: Send {
-    /// The descriptor that is readable when [`Link::recv`] has something to do: a frame to receive, or
-    /// work of the link's own. Asked for before every wait, so it may change.
-    fn fd(&self) -> BorrowedFd<'_>;
+/// Bits of [`StateV1::flags`].
+pub mod link_flag {
+    /// The far end is there.
+    pub const CARRIER: u32 = 1;
+    /// The link serves others beside this host, as a switch does, so it must never be made to wait.
+    pub const SHARED: u32 = 2;
+    /// The kernel carries the frames; none go through the link.
+    pub const PLUGGED: u32 = 4;
+    /// The link may ask for the interface to be plugged on the panel.
+    pub const WANTS_PANEL: u32 = 8;
+}
 
-    /// The descriptor that is writable when [`Link::send`] can go on after it did not take everything.
-    fn send_fd(&self) -> BorrowedFd<'_> {
-        self.fd()
-    }
+/// A link's state.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, StableAbi)]
+pub struct StateV1 {
+    /// Bits of [`link_flag`].
+    pub flags: u32,
+    /// What may be left undone in the frames for `send`: bits of `TUN_F_*` (`linux/if_tun.h`).
+    pub offloads: u32,
+}
 
-    /// Receives the frames that are waiting, as many as fit; none is fine. Never blocks. A link may use
-    /// the call for work of its own.
+/// The functions of a link. The first argument is the pointer of the [`LinkV1`].
+#[repr(C)]
+#[derive(StableAbi)]
+#[sabi(kind(Prefix(prefix_ref = LinkCallsV1Ref)))]
+pub struct LinkCallsV1 {
+    /// Returns the descriptors to poll. The host asks before every wait.
+    pub fds: unsafe extern "C" fn(*const ()) -> FdsV1,
+    /// Receives the frames that are waiting, as many as fit into the batch.
+    pub recv: unsafe extern "C" fn(*mut (), *mut crate::RawBatch) -> Outcome<()>,
+    /// Sends the frames of the batch from the number given on, and returns how many it took.
+    pub send: unsafe extern "C" fn(*mut (), *mut crate::RawBatch, u32) -> Outcome<u32>,
+    /// Tells the link the state of the host's other side, at the start and after each change.
+    pub other_side: unsafe extern "C" fn(*mut (), StateV1),
+    /// Returns the link's state. The host asks after every call.
+    pub state: unsafe extern "C" fn(*const ()) -> StateV1,
+    /// Returns a report for the user as a JSON object, which may grow: `vdens_plugin_kit::Status`.
+    pub status: unsafe extern "C" fn(*const ()) -> RString,
+    /// Closes the link and frees what the pointer points to.
+    #[sabi(last_prefix_field)]
+    pub close: unsafe extern "C" fn(*mut ()),
+}
+
+/// An open link, owned. Dropping it closes it.
+#[repr(C)]
+#[derive(StableAbi)]
+pub struct LinkV1 {
+    link: *mut (),
+    calls: LinkCallsV1Ref,
+}
+
+// SAFETY: per the contract of `new` the functions may be called on any thread.
+unsafe impl Send for LinkV1 {}
+
+impl LinkV1 {
+    /// A link that the functions of `calls` serve.
     ///
-    /// # Errors
-    /// The link is broken and of no more use; the host closes it, and may open it again.
-    fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()>;
-
-    /// Takes frames to send, and returns how many, in order from the first. A link that cannot take a
-    /// frame now, because a queue is full, leaves it; the host offers it again when [`Link::send_fd`]
-    /// is writable. A frame that can never be sent is taken, dropped and counted
-    /// ([`TxBatch::count_dropped`]). Never blocks.
-    ///
-    /// # Errors
-    /// As for [`Link::recv`].
-    fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize>;
-
-    /// Tells the link the state of the host's other side, at the start and whenever it changes: which
-    /// offloads it takes, so how much [`Link::recv`] may leave undone in what it receives, and whether
-    /// it has carrier, for links that can show that.
-    fn other_side(&mut self, state: State) {
-        let _ = state;
+    /// # Safety
+    /// Each function of `calls` may be called with `link` on any thread, by one thread at a time,
+    /// until `close` has been called.
+    pub unsafe fn new(link: *mut (), calls: LinkCallsV1Ref) -> Self {
+        Self { link, calls }
     }
 
-    /// The link's state, asked for after every call.
-    fn state(&self) -> State {
-        State::UP
+    /// The pointer to pass to the functions of [`LinkV1::calls`]; valid until this value is
+    /// dropped.
+    pub fn pointer(&self) -> *mut () {
+        self.link
     }
 
-    /// What a person may want to know of the link, for `vdens --status`. Asked for now and then, when somebody
-    /// looks or the state has changed; it need not be cheap, but must not block.
-    fn status(&self) -> Status {
-        Status::default()
+    /// The link's functions.
+    pub fn calls(&self) -> LinkCallsV1Ref {
+        self.calls
     }
+}
 
-    /// Whether the link serves others beside this host, as a switch does. Such a link is never made to
-    /// wait: what the other side of the host cannot take at once is dropped.
-    fn is_shared(&self) -> bool {
-        false
+impl Drop for LinkV1 {
+    fn drop(&mut self) {
+        // SAFETY: per the contract of `new`; the pointer is not used after this.
+        unsafe { (self.calls.close())(self.link) }
     }
+}
 
-    /// Whether the link may ask for the interface to be plugged into its peer's ([`crate::Host::plug`]). An
-    /// interface of another link is made in the way that suits user space best.
-    fn wants_panel(&self) -> bool {
-        false
-    }
+#[cfg(test)]
+impl LinkV1 {
+    /// The offsets of the fields, which are private.
+    pub(crate) const OFFSETS: [usize; 2] = [
+        std::mem::offset_of!(Self, link),
+        std::mem::offset_of!(Self, calls),
+    ];
 }

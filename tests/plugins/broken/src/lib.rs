@@ -1,7 +1,7 @@
 //! `broken://FAULT{VNL}`: the link of another VNL, with a fault; `none` has none.
 //!
-//! The conformance checks must find each fault. If the environment has `VDENS_BROKEN=panic`, the library
-//! panics while it is loaded.
+//! The conformance checks must find each fault. If the environment has `VDENS_BROKEN=panic`, the
+//! library panics while it is loaded.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,7 +16,7 @@ use vdens_plugin_kit::{
 
 const KEYS: Keys = Keys::new(&[]);
 
-/// Every link's faults, at most one of which is set.
+/// The faults. A link has one of them.
 const FAULTS: [&str; 22] = [
     "none", "loses", "reorders", "repeats", "changes", "busy", "deaf", "leaks", "inherits",
     "blocks", "panics", "aborts", "silent", "swallows", "spins", "lingers", "closes", "exits",
@@ -79,7 +79,7 @@ impl Link for Broken {
     }
 
     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
-        let mut kept = Batch::new();
+        let mut passed = Batch::new();
         for frame in batch.frames() {
             self.sent += 1;
             let copies = match self.fault {
@@ -89,7 +89,7 @@ impl Link for Broken {
                 _ => 1,
             };
             for _ in 0..copies {
-                kept.rx().push(frame.bytes());
+                passed.rx().push(frame.bytes());
             }
         }
         match self.fault {
@@ -101,7 +101,7 @@ impl Link for Broken {
         if self.has("spins") && self.sent > 1000 {
             return Ok(0);
         }
-        let (taken, all) = (self.inner.send(&mut kept.tx(0))?, kept.len());
+        let (taken, all) = (self.inner.send(&mut passed.tx(0))?, passed.len());
         if self.has("boasts") {
             return Ok(usize::MAX);
         }
@@ -120,7 +120,7 @@ impl Link for Broken {
     }
 }
 
-/// Ignores every signal that can be ignored, and does not return.
+/// Ignores every signal that can be ignored, and never returns.
 fn refuse_to_end() {
     for number in 1..32 {
         // SAFETY: ignoring a signal runs no code; for those that cannot be ignored it fails.
@@ -131,20 +131,20 @@ fn refuse_to_end() {
     }
 }
 
-/// Writes without end to each descriptor that this process has, whatever it is, but standard error.
+/// Writes without end to all descriptors of this process but the standard streams.
 fn write_everywhere() {
     let bytes = [b'x'; 4096];
     loop {
         for fd in 3..64 {
-            // SAFETY: the bytes are there; writing to what is not its own is the fault.
+            // SAFETY: the bytes are valid. Writing to foreign descriptors is the fault.
             unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
         }
     }
 }
 
-/// Starts a process that is in nobody's group, knows no hang-up and holds all descriptors open.
+/// Starts a process that leaves the session and its group, and holds all descriptors open.
 fn leave_a_process() {
-    // SAFETY: the child calls only what may be called after a fork, and never returns.
+    // SAFETY: the child calls only functions that are allowed after a fork, and never returns.
     unsafe {
         if libc::fork() == 0 {
             libc::setsid();
@@ -171,7 +171,7 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     }
     match fault {
         "lingers" => leave_a_process(),
-        // SAFETY: none; closing what is not its own is the fault.
+        // SAFETY: none; closing foreign descriptors is the fault.
         "closes" => drop(unsafe { libc::close_range(3, u32::MAX, 0) }),
         _ => {}
     }
@@ -203,7 +203,7 @@ extern "C" fn at_load() {
     }
 }
 
-// SAFETY: the section holds functions of this type, which the linker's loader calls before anything else.
+// SAFETY: the section holds functions of this type. The loader calls them first.
 #[unsafe(link_section = ".init_array")]
 #[used]
 static AT_LOAD: extern "C" fn() = at_load;

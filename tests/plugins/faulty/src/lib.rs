@@ -1,9 +1,10 @@
-//! `test_faulty://FILE`: a link that fails as the file says, for the tests of what a plugin's failure costs.
+//! `test_faulty://FILE`: a link that fails as the file says, to test what a plugin's failure costs.
 //!
-//! The file holds two words, where and how: `recv abort`. It is read at every call, so a link goes wrong and
-//! becomes good again while it is in use. An empty file, or none, lets it be good: it has carrier, and swallows
-//! what is sent. Where is `open`, `recv`, `send` or `status`; a link that is to fail in `open` is closed, so that it is
-//! opened again. A timer calls for `recv` every `TICK`.
+//! The file holds two words, a function and a fault: `recv abort`. The link reads it at each call,
+//! so it can break and recover while it is in use. With an empty file, or none, the link works: it
+//! has carrier, and drops what is sent. The function is `open`, `recv`, `send` or `status`. A link
+//! that is to fail in `open` closes, so that the host opens it again. A timer makes the host call
+//! `recv` every `TICK`.
 
 use std::fs;
 use std::hint::black_box;
@@ -19,7 +20,7 @@ use vdens_plugin_kit::{Error, Link, OpenRequest, Result, RxBatch, Status, TxBatc
 
 const KEYS: Keys = Keys::new(&[]);
 
-/// How often `recv` has something to do.
+/// The time between two calls of `recv`.
 const TICK: Duration = Duration::from_millis(50);
 
 struct Faulty {
@@ -28,7 +29,7 @@ struct Faulty {
 }
 
 impl Faulty {
-    /// Fails if it is time to.
+    /// Fails if the file names `place`.
     fn at(mood: &PathBuf, place: &str) -> Result<()> {
         let text = fs::read_to_string(mood).unwrap_or_default();
         let mut words = text.split_whitespace();
@@ -40,14 +41,14 @@ impl Faulty {
     }
 }
 
-/// Fails.
+/// Fails in the way that the file names.
 fn fail(how: &str) -> Result<()> {
     match how {
         "panic" => panic!("it is told to"),
         "abort" => std::process::abort(),
         "segfault" => {
             let nowhere = black_box(std::ptr::dangling::<u64>());
-            // SAFETY: none; the process is to die of it.
+            // SAFETY: none; the process must die of it.
             black_box(unsafe { nowhere.read_volatile() });
         }
         "loop" => loop {
@@ -70,7 +71,7 @@ impl Link for Faulty {
     }
 
     fn recv(&mut self, _batch: &mut RxBatch<'_>) -> Result<()> {
-        // That it has rung is all that matters.
+        // The count of expirations does not matter.
         let _ = self.timer.wait();
         Self::at(&self.mood, "recv")
     }

@@ -1,6 +1,6 @@
-//! Exports, where the root of ABI 1 is expected, one whose layout differs: a host must see that and refuse it.
+//! A plugin whose root has another layout than that of ABI 1. A host must refuse it.
 
-#![expect(dead_code, reason = "nobody calls a plugin that is refused")]
+#![expect(dead_code, reason = "no host calls a refused plugin")]
 
 use abi_stable::StableAbi;
 use abi_stable::library::{CheckTypeLayout, LibHeader, RootModule, RootModuleResult};

@@ -24,17 +24,17 @@ use std::path::Path;
 use vdens_plugin_kit::vnl::Vnl;
 use vdens_plugin_kit::vnl_file::check_plain;
 
+use super::EXIT_FAILURE;
 use crate::cli::config::Config;
 use crate::cli::{self, LoginPlug};
 use crate::error::{Error, Result};
 use crate::logging::{self, Choice};
-use crate::plug::{self, EXIT_FAILURE};
 use crate::plugins::search::SearchPath;
 
 /// The schemes that can be opened unless the configuration names others.
 const SCHEMES: [&str; 2] = ["vde", "ptp"];
 
-/// Runs what a login shell was given with `-c`. Returns the exit status, as [`plug::run`] does.
+/// Runs what a login shell was given with `-c`. Returns the exit status, as [`super::run`] does.
 ///
 /// # Errors
 /// It is not allowed, or cannot be done.
@@ -49,7 +49,7 @@ pub fn run(program: &str, command: &str) -> Result<i32> {
         ..Choice::default()
     })?;
     let vnl = allowed(&login.vnl, &config)?;
-    plug::run_stdio(vnl, login.end, SearchPath::system().into())
+    super::run_stdio(vnl, login.end, SearchPath::system().into())
 }
 
 /// Refuses a login without a command, which is for a person at a terminal.

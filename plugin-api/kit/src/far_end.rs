@@ -1,0 +1,571 @@
+//! The far end of a link: what it is, what it can take, and the best way for frames to reach it.
+//!
+//! # Theory of operation
+//!
+//! A [`FarEnd`] acts on the messages of a [`Negotiation`], and remembers what came of them. If the
+//! far end is a legacy program, it gets ordinary frames, one a datagram. If it is one of ours,
+//!
+//! * the interface is plugged into the far end's, where both are on one panel. From then on the
+//!   kernel carries the frames;
+//! * otherwise it is sent super-frames, as far as its host takes them.
+//!
+//! A far end has one of three roles. On a **cable**, both ends plug in their own interface and
+//! announce whether that worked; if either failed, neither counts as plugged. A **switch** offers
+//! its client a bridge, and the client plugs itself in. A **client** of this switch does the same;
+//! the switch only notes it. What a plugged client and its switch still send each other is dropped,
+//! so a lost message costs some work and no frame.
+//!
+//! Only a far end of the same user can be on the user's panel. Another user's is told no panel
+//! address, and what it offers is ignored.
+//!
+//! A message never breaks a link: one that finds no room in the socket is sent later, and one that
+//! finds no far end is lost. An interface can be plugged only once the host uses the link, so that
+//! waits for [`FarEnd::update`].
+//!
+//! # How to use it
+//!
+//! A transport whose socket is connected to the far end gives it to a [`DatagramLink`], and has
+//! nothing else to do. One that needs more keeps a [`FarEnd`] beside its socket, and calls
+//! [`FarEnd::receive`] and [`FarEnd::send`] from the link's functions of these names, and
+//! [`FarEnd::update`] from [`Link::recv`] and [`Link::other_side`].
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::process::parent_id;
+use std::time::{Duration, Instant};
+
+use log::{debug, info, warn};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, recv, send, setsockopt, sockopt};
+use nix::unistd::geteuid;
+
+use crate::datagram::send_datagrams;
+use crate::negotiation::{Event, Negotiation, Received};
+use crate::wire::control::Mark;
+use crate::wire::hello::{Body, Cable, Nonce, SUPER_PREFIX, is_message};
+use crate::{
+    Error, Frame, FrameAction, Host, Link, MAX_LEGACY_FRAME, MAX_LEGACY_MTU, Offloads,
+    PanelAddress, Peer, Result, RxBatch, State, Status, TxBatch,
+};
+
+/// How long a far end that has introduced itself may take for its proof. There is no carrier until
+/// then: the interface would be served through user space for a moment, and be plugged right after.
+const PROOF: Duration = Duration::from_millis(150);
+
+/// How long a far end that may be one of ours may take to answer.
+const ANSWER: Duration = Duration::from_millis(60);
+
+/// How long a far end of ours may take to plug in its interface: longer, on a busy machine.
+const PLUGGING: Duration = Duration::from_millis(300);
+
+/// The longest message, in bytes: a header, an envelope, and a place with its length in one byte.
+const MAX_MESSAGE: usize = 400;
+
+/// The most messages that a switch sends before its reply.
+const MAX_GREETINGS: usize = 4;
+
+/// The send buffer asked for where super-frames are sent, in bytes; the usual one holds four.
+const SEND_BUFFER: usize = 4 << 20;
+
+/// What the far end is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// The other end of a cable.
+    Cable,
+    /// The switch that this end is a client of.
+    Switch,
+    /// A client of this switch.
+    Client,
+}
+
+/// Whether the kernel carries the frames.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Plugging {
+    /// No.
+    No,
+    /// Not yet: [`FarEnd::update`] plugs the interface in.
+    Due,
+    /// Yes.
+    Done,
+    /// No, though both ends are on one panel, for this reason.
+    Failed(String),
+}
+
+/// The far end of a link.
+#[derive(Debug)]
+pub struct FarEnd {
+    role: Role,
+    host: Host,
+    host_offloads: Offloads,
+    is_present: bool,
+    is_foreign: bool,
+    /// The negotiation with it; `None` if there can be none.
+    negotiation: Option<Negotiation>,
+    plugging: Plugging,
+    /// Whether it has announced if its interface could be plugged.
+    has_announced: bool,
+    /// When it introduced itself, if its proof is still to come.
+    introduced: Option<Instant>,
+}
+
+impl FarEnd {
+    /// The other end of a cable, which is not there yet.
+    pub fn on_cable(host: Host) -> Self {
+        Self::new(Role::Cable, host, None)
+    }
+
+    /// The switch that this end asks for a port, and the mark for the request's description. It is
+    /// `foreign` if it is not the own user's.
+    ///
+    /// # Errors
+    /// The kernel has no random numbers.
+    pub fn switch(host: Host, is_foreign: bool) -> Result<(Self, Mark)> {
+        let nonce = Nonce::new()?;
+        let panel = host.port().panel_address.map_or(0, |own| own.panel);
+        let mut switch = Self::new(Role::Switch, host, Some(Negotiation::as_client(nonce)));
+        switch.is_present = true;
+        switch.is_foreign = is_foreign;
+        Ok((switch, Mark { panel, nonce }))
+    }
+
+    /// A client of this switch, whose request carried `mark`: a legacy client's carries none. It
+    /// may plug into the bridge at `bridge`.
+    pub fn client(mark: Option<Mark>, bridge: Option<PanelAddress>) -> Self {
+        let negotiation = mark.and_then(|mark| {
+            let own = Nonce::new()
+                .inspect_err(|error| warn!("a client is served as a legacy one: {error}"))
+                .ok()?;
+            Some(Negotiation::as_switch(own, bridge, mark.nonce))
+        });
+        let mut client = Self::new(Role::Client, Host::without_services(), negotiation);
+        client.is_present = true;
+        client
+    }
+
+    fn new(role: Role, host: Host, negotiation: Option<Negotiation>) -> Self {
+        Self {
+            role,
+            host,
+            host_offloads: Offloads::NONE,
+            is_present: false,
+            is_foreign: false,
+            negotiation,
+            plugging: Plugging::No,
+            has_announced: false,
+            introduced: None,
+        }
+    }
+
+    /// The far end appears on `cable`. It is `foreign` if it is not known to be the own user's.
+    pub fn appear(&mut self, cable: Cable, is_foreign: bool) {
+        self.disappear();
+        self.is_present = true;
+        self.is_foreign = is_foreign;
+        let port = self.host.port();
+        // Where there is an interface, this process is a worker: users know its parent, vdens.
+        let process = match port.interface.is_empty() {
+            true => std::process::id(),
+            false => parent_id(),
+        };
+        let address = port.panel_address.filter(|_| !is_foreign);
+        self.negotiation = Nonce::new()
+            .inspect_err(|error| warn!("the far end is treated as a legacy one: {error}"))
+            .ok()
+            .map(|own| Negotiation::on_cable(cable, own, address, process));
+        self.set_host_offloads(self.host_offloads);
+    }
+
+    /// The far end is gone.
+    pub fn disappear(&mut self) {
+        *self = Self {
+            host_offloads: self.host_offloads,
+            ..Self::new(self.role, self.host, None)
+        };
+    }
+
+    /// Whether the far end is there.
+    pub fn is_present(&self) -> bool {
+        self.is_present
+    }
+
+    /// Whether there is a negotiation with the far end. There is none with a legacy client.
+    pub fn negotiates(&self) -> bool {
+        self.negotiation.is_some()
+    }
+
+    /// Whether the far end has proven that it is one of ours.
+    pub fn is_proven(&self) -> bool {
+        self.negotiation
+            .as_ref()
+            .is_some_and(Negotiation::is_proven)
+    }
+
+    /// Whether the kernel carries the frames.
+    pub fn is_plugged(&self) -> bool {
+        self.plugging == Plugging::Done
+    }
+
+    /// Whether the interface may be plugged in: for [`Link::wants_panel`]. A switch has said so by
+    /// the time that the link is open.
+    pub fn wants_panel(&self) -> bool {
+        self.role == Role::Cable || self.plugging == Plugging::Due
+    }
+
+    /// What frames sent to the far end may leave undone.
+    pub fn offloads(&self) -> Offloads {
+        self.negotiation
+            .as_ref()
+            .map_or(Offloads::NONE, Negotiation::peer_offloads)
+    }
+
+    /// How long after its appearance the far end may still change the link's state by itself;
+    /// `None` if everything is agreed.
+    pub fn settling_time(&self) -> Option<Duration> {
+        match (self.is_proven(), self.has_common_panel()) {
+            (false, _) => Some(ANSWER),
+            (true, true) if !self.has_announced => Some(PLUGGING),
+            (true, _) => None,
+        }
+    }
+
+    fn has_common_panel(&self) -> bool {
+        let own = self.host.port().panel_address;
+        let peer = self
+            .negotiation
+            .as_ref()
+            .and_then(Negotiation::peer_panel_address);
+        !self.is_foreign
+            && own
+                .zip(peer)
+                .is_some_and(|(own, peer)| own.panel == peer.panel)
+    }
+
+    /// Receives the messages that a switch has sent before its reply, and leaves all frames.
+    pub fn receive_greetings(&mut self, socket: impl AsFd) {
+        let fd = socket.as_fd().as_raw_fd();
+        let mut bytes = [0; MAX_MESSAGE];
+        for _ in 0..MAX_GREETINGS {
+            let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+            let length = recv(fd, &mut bytes, peek).unwrap_or(0);
+            let message = &bytes[..length];
+            if !is_message(message) || message.starts_with(&SUPER_PREFIX) {
+                break;
+            }
+            self.handle(message);
+            let _ = recv(fd, &mut [0; 1], MsgFlags::MSG_DONTWAIT);
+        }
+        self.enlarge(socket);
+    }
+
+    /// Receives what waits on `socket`, and leaves the frames for the network in `batch`. Returns
+    /// how many datagrams came.
+    ///
+    /// # Errors
+    /// What recvmmsg reports, except that nothing is waiting.
+    pub fn receive(&mut self, socket: impl AsFd, batch: &mut RxBatch<'_>) -> io::Result<usize> {
+        let first = batch.len();
+        let received = batch.receive_datagrams(&socket, self.max_datagram())?;
+        if received > 0 {
+            let before = self.offloads();
+            self.filter(first, batch);
+            if self.offloads() != before {
+                self.enlarge(socket);
+            }
+        }
+        Ok(received)
+    }
+
+    /// Takes the messages out of the frames from number `first` on, and unwraps super-frames.
+    pub fn filter(&mut self, first: usize, batch: &mut RxBatch<'_>) {
+        batch.filter(first, |frame| self.handle(frame.bytes()));
+    }
+
+    /// The longest datagram to expect, in bytes.
+    pub fn max_datagram(&self) -> usize {
+        self.negotiation
+            .as_ref()
+            .map_or(MAX_LEGACY_FRAME, Negotiation::max_datagram)
+    }
+
+    /// Handles the bytes of a received frame.
+    fn handle(&mut self, bytes: &[u8]) -> FrameAction {
+        if self.role != Role::Cable && self.is_plugged() {
+            return FrameAction::Consume;
+        }
+        let Some(negotiation) = &mut self.negotiation else {
+            return FrameAction::Keep;
+        };
+        let received = negotiation.receive(bytes);
+        let offers_bridge = negotiation.panel_address().is_some();
+        self.introduced = match self.role == Role::Cable && negotiation.is_introduced() {
+            true => self.introduced.or_else(|| Some(Instant::now())),
+            false => None,
+        };
+        if let Received::Message(Some(event)) = received {
+            match (event, self.role) {
+                (Event::Proven, _) if self.has_common_panel() => self.plugging = Plugging::Due,
+                (Event::Restarted, _) => {
+                    self.plugging = Plugging::No;
+                    self.has_announced = false;
+                }
+                // Only a client that was offered the bridge can be plugged into it.
+                (Event::Plugged, Role::Client) if offers_bridge => self.plugging = Plugging::Done,
+                (Event::Plugged, Role::Cable) => self.has_announced = true,
+                (Event::Declined, Role::Cable) => {
+                    self.has_announced = true;
+                    self.plugging = Plugging::Failed("the peer cannot be plugged in".into());
+                }
+                _ => {}
+            }
+        }
+        received.action()
+    }
+
+    /// Sends the frames of `batch`, as the far end takes them, with one system call if possible.
+    /// Drops and counts those that are too long. Returns how many frames were taken.
+    ///
+    /// # Errors
+    /// What sendmmsg reports of the first frame, except that the queue is full.
+    pub fn send(&self, socket: impl AsFd, batch: &mut TxBatch<'_>) -> io::Result<usize> {
+        let mut taken = 0;
+        while taken < batch.len() {
+            let mut offered = 0;
+            let frames = batch.frames().skip(taken);
+            let datagrams = frames.map_while(|frame| self.datagram(frame));
+            let sent = send_datagrams(&socket, datagrams.inspect(|_| offered += 1));
+            match sent {
+                Ok(sent) if offered > 0 => {
+                    taken += sent;
+                    if sent < offered {
+                        break;
+                    }
+                }
+                Err(error) if error.raw_os_error() != Some(libc::EMSGSIZE) => match taken {
+                    0 => return Err(error),
+                    // The next call reports it.
+                    _ => break,
+                },
+                _ => {
+                    batch.count_dropped(1);
+                    taken += 1;
+                }
+            }
+        }
+        Ok(taken)
+    }
+
+    /// A frame as the far end takes it, in two parts; `None` if it is too long.
+    pub fn datagram<'a>(&self, frame: Frame<'a>) -> Option<[&'a [u8]; 2]> {
+        let is_long = frame.bytes().len() > MAX_LEGACY_FRAME;
+        if !self.is_proven() {
+            return (!is_long).then_some([&[], frame.bytes()]);
+        }
+        // A switch forwards super-frames, but no longer frames than its legacy clients take.
+        let takes_long = self.role == Role::Cable && self.offloads() != Offloads::NONE;
+        let is_super = frame.header().gso_type != 0;
+        (!is_long || is_super || takes_long).then(|| frame.wrapped(&SUPER_PREFIX))
+    }
+
+    /// Does what has become possible, and sends the messages that are due. To be called when the
+    /// link is used: from [`Link::recv`] and [`Link::other_side`].
+    pub fn update(&mut self, socket: impl AsFd) {
+        self.plug();
+        self.announce(socket);
+    }
+
+    /// Plugs the interface in, if that is due.
+    fn plug(&mut self) {
+        let Some(negotiation) = self
+            .negotiation
+            .as_mut()
+            .filter(|_| self.plugging == Plugging::Due)
+        else {
+            return;
+        };
+        let peer = negotiation.peer_panel_address();
+        let plugged = match (self.role, peer) {
+            (_, None) => return,
+            (Role::Cable, Some(peer)) => self.host.plug(&peer.place),
+            (_, Some(bridge)) => self.host.attach(bridge),
+        };
+        match plugged {
+            Ok(()) => {
+                let interface = self.host.port().interface;
+                info!("{interface}: the kernel carries the frames");
+                self.plugging = Plugging::Done;
+                negotiation.announce(Body::Plugged);
+            }
+            Err(error) => {
+                debug!("not plugged: {error}");
+                self.plugging = Plugging::Failed(error.to_string());
+                negotiation.announce(Body::Declined);
+            }
+        }
+    }
+
+    /// Sets what the host takes. The far end is told with the next message.
+    pub fn set_host_offloads(&mut self, offloads: Offloads) {
+        self.host_offloads = offloads;
+        if let Some(negotiation) = &mut self.negotiation {
+            negotiation.set_host_offloads(offloads);
+        }
+    }
+
+    /// Sends the messages that are due, as far as there is room.
+    pub fn announce(&mut self, socket: impl AsFd) {
+        let Some(negotiation) = &mut self.negotiation else {
+            return;
+        };
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        while let Some(message) = negotiation.next_message() {
+            if let Err(errno) = send(socket.as_fd().as_raw_fd(), &message, flags) {
+                debug!("a message to the far end has to wait: {errno}");
+                return;
+            }
+            negotiation.message_sent();
+        }
+    }
+
+    /// Makes room for super-frames, if they can be sent.
+    fn enlarge(&self, socket: impl AsFd) {
+        if self.offloads() != Offloads::NONE {
+            // With a smaller buffer the link is slower, nothing else.
+            let _ = setsockopt(&socket, sockopt::SndBuf, &SEND_BUFFER);
+        }
+    }
+
+    /// The link's state.
+    pub fn state(&self) -> State {
+        let waits_for_proof = self.introduced.is_some_and(|at| at.elapsed() < PROOF);
+        match self.is_present && !waits_for_proof {
+            false => State::DOWN,
+            true if self.is_plugged() => State::PLUGGED,
+            true => State {
+                offloads: self.offloads(),
+                ..State::UP
+            },
+        }
+    }
+
+    /// What a user may want to know of the far end. `credentials` is what the kernel tells of it.
+    pub fn status(&self, credentials: Peer) -> Status {
+        let negotiation = self.negotiation.as_ref();
+        let own = self.host.port().panel_address;
+        let peer = negotiation.and_then(Negotiation::peer_panel_address);
+        let is_switch = self.role != Role::Cable;
+        let reason = match (&self.plugging, own, peer) {
+            (Plugging::Done, ..) => "",
+            _ if !self.is_proven() && is_switch => "the switch is a legacy one",
+            _ if !self.is_proven() => "the peer is a legacy one",
+            (Plugging::Failed(why), ..) => why,
+            _ if is_switch => "this end and the switch have no panel in common",
+            _ if self.is_foreign => "the peer belongs to another user",
+            (_, None, _) => "this end is not on the panel",
+            (_, _, None) => "the peer is not on the panel",
+            _ if !self.has_common_panel() => "the peer is on another panel",
+            _ => "",
+        };
+        let description = match (self.is_proven(), is_switch) {
+            (true, _) => "vdens",
+            (false, true) => "a legacy switch",
+            (false, false) => "a legacy program",
+        };
+        let is_limited = is_switch || self.offloads() == Offloads::NONE;
+        Status {
+            peer: Some(Peer {
+                description: description.into(),
+                pid: credentials
+                    .pid
+                    .or_else(|| negotiation.and_then(Negotiation::peer_process)),
+                ..credentials
+            }),
+            reason: reason.into(),
+            max_mtu: is_limited.then_some(MAX_LEGACY_MTU),
+            ..Status::default()
+        }
+    }
+}
+
+/// A link over a socket that is connected to the far end and keeps datagrams apart. It gets the
+/// panel and super-frames where the far end is such a link, too; any other is sent ordinary frames.
+/// The socket's datagrams must be as long as super-frames: a UDP socket's cannot.
+#[derive(Debug)]
+pub struct DatagramLink<S> {
+    socket: S,
+    far_end: FarEnd,
+}
+
+impl<S: AsFd + Send> DatagramLink<S> {
+    /// A cable over `socket`, which is non-blocking. Both ends give the same `cable`; the far end's
+    /// user is `user`, if that is known.
+    pub fn new(socket: S, cable: Cable, user: Option<u32>, host: Host) -> Self {
+        let mut far_end = FarEnd::on_cable(host);
+        far_end.appear(cable, user != Some(geteuid().as_raw()));
+        far_end.announce(&socket);
+        Self::with(socket, far_end)
+    }
+
+    /// A link to `far_end`, which is present.
+    pub fn with(socket: S, far_end: FarEnd) -> Self {
+        Self { socket, far_end }
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &S {
+        &self.socket
+    }
+
+    /// The far end.
+    pub fn far_end(&self) -> &FarEnd {
+        &self.far_end
+    }
+
+    /// Whether the far end has closed a socket that tells, as SOCK_SEQPACKET does.
+    fn is_hung_up(&self) -> bool {
+        // poll(2) reports POLLHUP unasked.
+        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::empty())];
+        let is_hang_up = |state: PollFlags| state.contains(PollFlags::POLLHUP);
+        poll(&mut fds, PollTimeout::ZERO).is_ok() && fds[0].revents().is_some_and(is_hang_up)
+    }
+}
+
+impl<S: AsFd + Send> Link for DatagramLink<S> {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
+        let first = batch.len();
+        self.far_end
+            .receive(&self.socket, batch)
+            .map_err(|error| Error::io("receive", &error))?;
+        if batch.len() == first && self.is_hung_up() {
+            return Err(Error::closed("the far end is gone"));
+        }
+        self.far_end.update(&self.socket);
+        Ok(())
+    }
+
+    fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
+        self.far_end
+            .send(&self.socket, batch)
+            .map_err(|error| Error::io("send", &error))
+    }
+
+    fn other_side(&mut self, state: State) {
+        self.far_end.set_host_offloads(state.offloads);
+        self.far_end.update(&self.socket);
+    }
+
+    fn state(&self) -> State {
+        self.far_end.state()
+    }
+
+    fn status(&self) -> Status {
+        self.far_end.status(Peer::default())
+    }
+
+    fn wants_panel(&self) -> bool {
+        self.far_end.wants_panel()
+    }
+}

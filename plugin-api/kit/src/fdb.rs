@@ -1,0 +1,252 @@
+//! A forwarding database: the place of each station that was heard from, for transports that
+//! forward frames to one of several places.
+//!
+//! It is a hash table with a keyed hash, so that no sender can make stations collide. An entry is
+//! only ever replaced by newer knowledge of the same station. It is not believed once it has not
+//! been confirmed for the expiry time, and removed by a later sweep. The table is bounded: when it
+//! is full of entries that have not expired, new stations are not learned. Their traffic is then
+//! flooded, and no other traffic suffers. With an expiry time of zero nothing is learned.
+//!
+//! The caller passes the time in.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::time::{Duration, Instant};
+
+/// Four sweeps fit into an expiry time, but they are no closer and no further apart than this.
+const SWEEP_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// What names a station: its Ethernet address, and its VLAN where that counts.
+pub trait Station: Copy + Eq + Hash {
+    /// Whether it is a group of stations, the broadcast address among them.
+    fn is_group(&self) -> bool;
+}
+
+impl Station for [u8; 6] {
+    fn is_group(&self) -> bool {
+        self[0] & 1 != 0
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry<P> {
+    place: P,
+    seen: Instant,
+}
+
+/// The places `P` of stations `S`.
+#[derive(Debug)]
+pub struct Fdb<S, P> {
+    stations: HashMap<S, Entry<P>>,
+    capacity: usize,
+    expiry: Duration,
+    next_sweep: Option<Instant>,
+    refused: u64,
+}
+
+impl<S: Station, P: Copy + PartialEq> Fdb<S, P> {
+    /// A table of up to `capacity` stations, each of which is remembered for `expiry`.
+    pub fn new(capacity: usize, expiry: Duration) -> Self {
+        Self {
+            stations: HashMap::new(),
+            capacity,
+            expiry,
+            next_sweep: None,
+            refused: 0,
+        }
+    }
+
+    /// Learns that a frame of `station` came from `place`. Groups have no place.
+    pub fn learn(&mut self, station: S, place: P, now: Instant) {
+        if station.is_group() || self.expiry.is_zero() {
+            return;
+        }
+        let entry = Entry { place, seen: now };
+        if let Some(known) = self.stations.get_mut(&station) {
+            *known = entry;
+            return;
+        }
+        let is_full = self.stations.len() >= self.capacity;
+        if is_full && self.next_sweep.is_some_and(|due| due <= now) {
+            self.sweep(now);
+        }
+        if self.stations.len() < self.capacity {
+            self.stations.insert(station, entry);
+            self.next_sweep.get_or_insert(now + self.interval());
+        } else {
+            self.refused += 1;
+        }
+    }
+
+    /// The place of `station`, if it is known.
+    pub fn lookup(&self, station: S, now: Instant) -> Option<P> {
+        let entry = self.stations.get(&station)?;
+        self.is_fresh(entry, now).then_some(entry.place)
+    }
+
+    /// Removes all stations at a place that is gone.
+    pub fn forget(&mut self, place: P) {
+        self.stations.retain(|_, entry| entry.place != place);
+        self.shrink();
+    }
+
+    /// Removes the entries that have expired.
+    pub fn sweep(&mut self, now: Instant) {
+        let expiry = self.expiry;
+        self.stations
+            .retain(|_, entry| now.saturating_duration_since(entry.seen) < expiry);
+        self.next_sweep = Some(now + self.interval());
+        self.shrink();
+    }
+
+    /// When the next sweep is due; `None` while the table is empty.
+    pub fn next_sweep(&self) -> Option<Instant> {
+        self.next_sweep
+    }
+
+    /// The stations that are known, with their places and the time since they were heard from.
+    pub fn stations(&self, now: Instant) -> impl Iterator<Item = (S, P, Duration)> {
+        let fresh = self.stations.iter();
+        let fresh = fresh.filter(move |(_, entry)| self.is_fresh(entry, now));
+        fresh.map(move |(station, entry)| {
+            let age = now.saturating_duration_since(entry.seen);
+            (*station, entry.place, age)
+        })
+    }
+
+    /// How many stations there are.
+    pub fn len(&self) -> usize {
+        self.stations.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.stations.is_empty()
+    }
+
+    /// How many frames had a source that could not be learned because the table was full.
+    pub fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    fn is_fresh(&self, entry: &Entry<P>, now: Instant) -> bool {
+        now.saturating_duration_since(entry.seen) < self.expiry
+    }
+
+    fn interval(&self) -> Duration {
+        (self.expiry / 4).clamp(SWEEP_EVERY.0, SWEEP_EVERY.1)
+    }
+
+    /// Frees the memory of an empty table.
+    fn shrink(&mut self) {
+        if self.stations.is_empty() {
+            self.stations = HashMap::new();
+            self.next_sweep = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXPIRY: Duration = Duration::from_secs(120);
+    const A: u8 = 1;
+    const B: u8 = 2;
+
+    fn station(n: u32) -> [u8; 6] {
+        let [a, b, c, d] = n.to_be_bytes();
+        [2, 0, a, b, c, d]
+    }
+
+    fn after(start: Instant, secs: u64) -> Instant {
+        start + Duration::from_secs(secs)
+    }
+
+    #[test]
+    fn learns_moves_and_forgets() {
+        let now = Instant::now();
+        let mut fdb = Fdb::new(9, EXPIRY);
+        assert_eq!(fdb.lookup(station(1), now), None);
+        fdb.learn(station(1), A, now);
+        fdb.learn(station(2), A, now);
+        assert_eq!(fdb.lookup(station(1), now), Some(A));
+        fdb.learn(station(1), B, now);
+        assert_eq!(fdb.lookup(station(1), now), Some(B));
+        fdb.forget(A);
+        assert_eq!(fdb.lookup(station(2), now), None);
+        assert_eq!(fdb.lookup(station(1), now), Some(B));
+        fdb.forget(B);
+        assert_eq!((fdb.len(), fdb.next_sweep()), (0, None));
+    }
+
+    #[test]
+    fn a_hundred_thousand_stations_evict_nobody() {
+        let now = Instant::now();
+        let mut fdb = Fdb::new(131_072, EXPIRY);
+        for n in 0..100_000_u32 {
+            fdb.learn(station(n), n % 7, now);
+        }
+        assert!((0..100_000).all(|n| fdb.lookup(station(n), now) == Some(n % 7)));
+    }
+
+    #[test]
+    fn ages() {
+        let start = Instant::now();
+        let mut fdb = Fdb::new(9, EXPIRY);
+        let (quiet, busy) = (station(1), station(2));
+        fdb.learn(quiet, A, start);
+        fdb.learn(busy, A, start);
+        assert_eq!(fdb.next_sweep(), Some(after(start, 30)));
+        fdb.learn(busy, A, after(start, 100));
+        assert_eq!(fdb.lookup(quiet, after(start, 119)), Some(A));
+        assert_eq!(fdb.lookup(quiet, after(start, 120)), None);
+        assert_eq!(fdb.lookup(busy, after(start, 219)), Some(A));
+        fdb.sweep(after(start, 120));
+        assert_eq!(fdb.len(), 1);
+        assert_eq!(fdb.next_sweep(), Some(after(start, 150)));
+        fdb.sweep(after(start, 220));
+        assert_eq!((fdb.len(), fdb.next_sweep()), (0, None));
+    }
+
+    #[test]
+    fn a_full_table_keeps_what_it_has_until_that_expires() {
+        let start = Instant::now();
+        let mut fdb = Fdb::new(2, EXPIRY);
+        for n in 0..5 {
+            fdb.learn(station(n), A, start);
+        }
+        assert_eq!((fdb.len(), fdb.refused()), (2, 3));
+        fdb.learn(station(0), B, after(start, 60));
+        assert_eq!(fdb.lookup(station(0), after(start, 60)), Some(B));
+        fdb.learn(station(4), A, after(start, 119));
+        assert_eq!(fdb.lookup(station(4), after(start, 119)), None);
+        fdb.learn(station(4), A, after(start, 150));
+        assert_eq!(
+            fdb.lookup(station(4), after(start, 150)),
+            Some(A),
+            "1 has expired"
+        );
+        assert_eq!(fdb.lookup(station(0), after(start, 150)), Some(B));
+    }
+
+    #[test]
+    fn groups_are_not_learned() {
+        let now = Instant::now();
+        let mut fdb = Fdb::new(9, EXPIRY);
+        for group in [[0xff; 6], [1, 0, 0x5e, 0, 0, 1]] {
+            fdb.learn(group, A, now);
+            assert_eq!(fdb.lookup(group, now), None);
+        }
+        assert!(fdb.is_empty() && fdb.next_sweep().is_none());
+    }
+
+    #[test]
+    fn without_an_expiry_time_nothing_is_learned() {
+        let now = Instant::now();
+        let mut fdb = Fdb::new(9, Duration::ZERO);
+        fdb.learn(station(1), A, now);
+        assert_eq!(fdb.lookup(station(1), now), None);
+        assert_eq!((fdb.len(), fdb.refused(), fdb.next_sweep()), (0, 0, None));
+    }
+}
