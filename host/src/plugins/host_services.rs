@@ -87,13 +87,8 @@ pub struct Opener(&'static Services);
 struct Services {
     library: &'static Library,
     port: HostPort,
-<<<<<<< HEAD
     panel: Option<PanelClient>,
-    /// What the process had kept that served the link before.
-=======
-    panel: Option<Orders>,
     /// The descriptor that the link's previous worker stored.
->>>>>>> main
     kept: Mutex<Option<OwnedFd>>,
     /// How many links this one is nested in.
     level: usize,
@@ -108,17 +103,10 @@ struct Library {
 }
 
 impl Opener {
-<<<<<<< HEAD
-    /// An opener of what `plugins` serve; `port` is the host's side of the link, `panel` the way to
-    /// somebody who carries out orders on the panel, `kept` what the last process to serve the link
-    /// had kept. One a link, for the life of the process.
-    pub(crate) fn new(
-=======
     /// An opener for one link. `port` is the host's side of the link. `panel` sends orders to the
     /// process that executes them on the panel. `kept` is the descriptor that the link's previous
     /// worker stored.
-    pub fn new(
->>>>>>> main
+    pub(crate) fn new(
         plugins: Plugins,
         port: HostPort,
         panel: Option<PanelClient>,
