@@ -456,6 +456,87 @@ fn every_scheme_has_a_page_with_its_keys() {
     }
 }
 
+/// Rows whose words are the kernel's or a library's, or of which too few stand together in the
+/// source.
+const OTHER_MESSAGES: &[&str] = &[
+    "cannot open /dev/net/tun",
+    "cannot write … to /proc/self/…",
+    "FILE:LINE:COLUMN: unknown field `X`",
+    "libvdeplug cannot open VNL: …",
+    "no '->' in …",
+    "the VNL file PATH is refused, the link PATH is refused",
+    "the switch DIR refused port N",
+    "the plugin FILE is refused, whatever for",
+    "'X' stands where a VNL should, or where the command should",
+];
+
+/// All source of the programs and plugins, with string literals on one line.
+fn source() -> String {
+    let mut text = String::new();
+    let mut directories: Vec<_> = ["host/src", "plugins", "plugin-api"]
+        .map(|directory| repository().join(directory))
+        .into();
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|end| end == "rs") {
+                text += &fs::read_to_string(path).unwrap_or_default();
+            }
+        }
+    }
+    let lines: Vec<&str> = text.lines().map(str::trim_start).collect();
+    let text = lines.join("\n").replace("\\\n", "");
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Three words that stand together in a message of a page stand so in the source.
+#[test]
+fn messages_in_the_pages_are_the_programs() {
+    let source = source();
+    let mut number = 0;
+    for page in pages() {
+        let text = read(&page);
+        let Some((_, table)) = text.split_once("| Message | Remedy |\n") else {
+            continue;
+        };
+        let rows = table.lines().skip(1).map_while(|l| l.strip_prefix("| "));
+        for message in rows.filter_map(|row| row.split(" |").next()) {
+            let own = message.replace("cannot ", "");
+            let runs = own.split(|c: char| !(c.is_ascii_alphabetic() || " -".contains(c)));
+            let found = runs
+                .map(|run| run.split_whitespace().collect::<Vec<_>>())
+                .any(|words| {
+                    let mut together = words.windows(words.len().clamp(1, 3));
+                    together.any(|words| {
+                        let words = words.join(" ");
+                        words.len() >= 6 && source.contains(&words)
+                    })
+                });
+            let is_other = OTHER_MESSAGES
+                .iter()
+                .any(|other| message.starts_with(other));
+            assert!(found || is_other, "{page}: '{message}'");
+            number += 1;
+        }
+    }
+    assert!(number > 80, "only {number} messages found");
+}
+
+/// The code that the tutorial shows for a socket of datagrams is that of a plugin of the tests.
+#[test]
+fn the_tutorial_shows_code_that_is_built() {
+    let page = read(TUTORIAL);
+    let part = section(&page, "## The panel and super-frames").unwrap();
+    let code = read("tests/plugins/packets/src/lib.rs");
+    let lines: Vec<_> = part.lines().filter(|l| l.starts_with("    ")).collect();
+    assert!(!lines.is_empty());
+    for line in lines {
+        assert!(code.contains(line), "{line}");
+    }
+}
+
 /// What GitHub makes of a heading for links to it.
 fn anchor(heading: &str) -> String {
     let text = heading.trim_start_matches('#').trim().to_lowercase();

@@ -1,7 +1,7 @@
 //! Nothing survives, however it ends; and what a killed process had to leave blocks nobody.
 
 use nix::sys::signal::Signal;
-use vdens_tests::{Lab, PATIENCE, becomes_true, wait_until};
+use vdens_tests::{Lab, PATIENCE, Session, becomes_true, wait_until};
 
 #[test]
 fn terminated() {
@@ -67,6 +67,36 @@ fn a_killed_switch_is_replaced() {
     b.ping("10.0.0.1");
 }
 
+/// Sends a signal to the workers of a session.
+fn signal_workers(lab: &Lab, session: &Session<'_>, signal: &str) {
+    // The supervisor's children are the shell's side and the worker; the shell is where we are.
+    let supervisor = session.proc().pid();
+    let children = lab.sh(&format!("pgrep -P {supervisor}")).ok();
+    let shell = session.ok("echo $$ $PPID");
+    let workers: Vec<_> = children
+        .split_whitespace()
+        .filter(|pid| !shell.split_whitespace().any(|own| own == *pid))
+        .collect();
+    assert!(!workers.is_empty(), "no worker among {children}");
+    for worker in workers {
+        lab.command("kill", [signal, worker]).ok();
+    }
+}
+
+/// Whether the worker was killed and not replaced yet, or hangs and is killed at the end.
+#[test]
+fn a_dead_workers_socket_goes_with_the_session() {
+    let lab = Lab::new();
+    for signal in ["-KILL", "-STOP"] {
+        let session = lab.vdens([&lab.vnl("ptp", "p"), "sh"]).session();
+        session.ok(":");
+        lab.wait_for("p");
+        signal_workers(&lab, &session, signal);
+        session.exit(0);
+        assert!(!lab.dir().join("p").exists(), "{signal}");
+    }
+}
+
 #[test]
 fn a_dead_worker_is_replaced() {
     let lab = Lab::new();
@@ -74,18 +104,7 @@ fn a_dead_worker_is_replaced() {
     let a = lab.vdens(["--addr", "10.0.0.1/24", &vnl, "sh"]).session();
     let b = lab.vdens(["--addr", "10.0.0.2/24", &vnl, "sh"]).session();
     a.ping("10.0.0.2");
-    // The supervisor's children are the shell's side and the worker; the shell is where we are.
-    let supervisor = a.proc().pid();
-    let children = lab.sh(&format!("pgrep -P {supervisor}")).ok();
-    let shell = a.ok("echo $$ $PPID");
-    let workers: Vec<_> = children
-        .split_whitespace()
-        .filter(|pid| !shell.split_whitespace().any(|own| own == *pid))
-        .collect();
-    assert!(!workers.is_empty(), "no worker among {children}");
-    for worker in workers {
-        lab.command("kill", ["-9", worker]).ok();
-    }
+    signal_workers(&lab, &a, "-KILL");
     a.ping("10.0.0.2");
     b.ping("10.0.0.1");
     assert!(a.ok("ip -o addr show vde0").contains("10.0.0.1/24"));

@@ -12,6 +12,7 @@ use std::rc::Rc;
 
 use nix::unistd::Pid;
 use serde_json::value::RawValue;
+use vdens_plugin_kit::bound_socket::close_and_reclaim;
 
 use super::link::{Link, LinkAction, WorkerEvent};
 use crate::error::{Error, ErrorKind, Result};
@@ -106,7 +107,7 @@ impl HeldLink {
             }
             LinkAction::Close => {
                 log::warn!("{name}: the interface was deleted, its link is closed");
-                self.stored = None;
+                self.close_stored();
             }
             LinkAction::Warn(error) => log::warn!("{name}: {error}"),
         }
@@ -139,12 +140,18 @@ impl HeldLink {
         Some(WorkerEvent::Ended { exit, is_deleted })
     }
 
-    /// Lets go of everything but the job, and returns the worker. Closing its channels asks it to
-    /// end.
+    /// Lets go of everything but the job and what was stored, and returns the worker. Closing its
+    /// channels asks it to end.
     pub(super) fn release(&mut self) -> Option<Child> {
         self.side = None;
-        self.stored = None;
         self.process.take().map(|process| process.child)
+    }
+
+    /// Closes what the worker stored. A socket that a killed worker has left loses its path.
+    pub(super) fn close_stored(&mut self) {
+        if let Some(stored) = self.stored.take() {
+            close_and_reclaim(stored);
+        }
     }
 
     /// Sends the worker a message.

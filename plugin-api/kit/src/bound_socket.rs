@@ -20,7 +20,7 @@
 
 use std::fs::{self, File, Metadata, Permissions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -89,6 +89,20 @@ pub fn remove_stale(path: &Path) -> Result<()> {
                 .hint("remove it as its owner or use another path"))
         }
         _ => Ok(()),
+    }
+}
+
+/// Closes a socket that another process bound to a path. Removes the path if no process has the
+/// socket open any more: a process that was killed could not.
+pub fn close_and_reclaim(socket: OwnedFd) {
+    let address = getsockname::<UnixAddr>(socket.as_raw_fd()).ok();
+    let path = address.and_then(|address| address.path().map(Path::to_owned));
+    drop(socket);
+    if let Some(path) = path
+        && probe(&path).is_ok_and(|found| found == Occupant::Stale)
+    {
+        // If it cannot be removed, the next process that binds the path finds it stale.
+        let _ = remove_stale(&path);
     }
 }
 
@@ -344,5 +358,18 @@ mod tests {
         assert!(BoundSocket::adopt(&socket, &dir.at("other")).is_none());
         drop(BoundSocket::adopt(&socket, &path).unwrap());
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_path_goes_with_the_last_descriptor_of_its_socket() {
+        let dir = Dir::new();
+        let path = dir.at("s");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        close_and_reclaim(socket.try_clone().unwrap().into());
+        assert!(path.exists());
+        close_and_reclaim(socket.into());
+        assert!(!path.exists());
+        close_and_reclaim(unbound().into());
+        close_and_reclaim(File::open("/dev/null").unwrap().into());
     }
 }

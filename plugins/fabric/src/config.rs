@@ -50,7 +50,7 @@ impl Config {
     pub(crate) fn new(kind: Kind, argument: &str, options: &OpenOptions) -> Result<Self> {
         let spec = Spec::path_grammar(argument, &KEYS)?;
         spec.no_nested()?;
-        // The FDB needs no tuning, and a hub has none; what others need is checked and not used.
+        // VDE's switches have these keys. The forwarding database here needs no tuning.
         positive(&spec, "hashsize")?;
         spec.number::<u64>("hashseed")?;
         let expiry = positive(&spec, "expiretime")?.unwrap_or(DEFAULT_EXPIRY);
@@ -84,7 +84,7 @@ impl Config {
     }
 }
 
-/// The directory's permission bits when they are not given: whoever may use the sockets may reach them.
+/// The directory's default permission bits: users who may use the sockets can reach them.
 fn searchable(mode: u32) -> u32 {
     let group = if mode & 0o060 != 0 { 0o010 } else { 0 };
     let others = if mode & 0o006 != 0 { 0o001 } else { 0 };

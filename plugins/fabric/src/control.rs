@@ -1,13 +1,12 @@
-//! Clients that have connected to the control socket and are yet to say what they want.
+//! Clients that have connected to the control socket and have not asked for a port yet.
 //!
-//! A request should come in one piece and at once, but a stream promises neither, so its bytes are
-//! collected until they are a request, cannot become one, or have taken too long. Only so many clients
-//! may dawdle at a time; then the oldest makes room for the next.
+//! A request usually comes at once and in one piece, but a stream promises neither. So its bytes
+//! are collected until they are a request, cannot become one, or have taken too long. Only so many
+//! clients may be incomplete at a time; then the oldest makes room for the next.
 //!
-//! A client names a socket that the switch is to connect to, and could name any: the switch runs as
-//! somebody else, perhaps with access to sockets that the client has no business with. So the socket
-//! must belong to the user who asks, and it is held open while that is checked, so that nothing else can
-//! take its place in between.
+//! A client names a socket that the switch is to connect to. It could name one that it may not use
+//! itself, since the switch runs as another user. So the socket must belong to the client's user.
+//! It is held open while that is checked, so that no other can take its place.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -27,8 +26,8 @@ use nix::unistd::Uid;
 use vdens_plugin_kit::wire::control::{ControlError, MAX_REQUEST_LEN, Request, RequestKind};
 
 /// How long a client may take for its request.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Clients that may dawdle at a time.
+const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+/// How many clients may have sent no complete request yet.
 const MAX_APPLICANTS: usize = 64;
 
 /// Why a client gets no port.
@@ -55,13 +54,13 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    /// Whether it is somebody's fault, rather than a client that came and went.
+    /// Whether it is worth a warning. A client that only came and went is not.
     pub(crate) fn is_notable(&self) -> bool {
         !matches!(self, Self::Left)
     }
 }
 
-/// Who is at the other end of a control stream, as the kernel knows.
+/// The process at the other end of a control stream, as the kernel knows it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(UnixCredentials);
 
@@ -71,7 +70,7 @@ impl Peer {
         self.0.uid()
     }
 
-    /// Whether it may do with the switch what it likes: it could end it as well.
+    /// Whether it is not limited: it could end the switch as well.
     pub(crate) fn is_trusted(self) -> bool {
         self.is_same_user() || self.uid() == 0
     }
@@ -105,11 +104,11 @@ impl Applicant {
             peer,
             bytes: [0; MAX_REQUEST_LEN + 1],
             len: 0,
-            deadline: now + PATIENCE,
+            deadline: now + REQUEST_LIMIT,
         })
     }
 
-    /// Reads on. `None` if the request is not complete yet.
+    /// Reads more of the request. `None` if it is not complete yet.
     pub(crate) fn read(&mut self) -> Result<Option<Request>, Refusal> {
         match self.stream.read(&mut self.bytes[self.len..]) {
             Ok(0) => return Err(Refusal::Left),
@@ -135,7 +134,7 @@ impl Applicant {
 pub(crate) struct Applicants(Vec<Option<Box<Applicant>>>);
 
 impl Applicants {
-    /// Adds a client. Returns its slot, and who had to go for it.
+    /// Adds a client. Returns its slot, and the client that had to make room for it.
     pub(crate) fn insert(&mut self, applicant: Applicant) -> (u32, Option<Box<Applicant>>) {
         let applicant = Some(Box::new(applicant));
         if let Some(free) = self.0.iter().position(Option::is_none) {
@@ -161,14 +160,14 @@ impl Applicants {
         self.0.get_mut(slot as usize)?.take()
     }
 
-    /// Takes out those whose time is over.
+    /// Removes the clients that have taken too long.
     pub(crate) fn take_late(&mut self, now: Instant) -> impl Iterator<Item = Box<Applicant>> {
         self.0
             .iter_mut()
             .filter_map(move |slot| slot.take_if(|applicant| applicant.deadline <= now))
     }
 
-    /// When the first client's time is over.
+    /// When the first client will have taken too long.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.0.iter().flatten().map(|a| a.deadline).min()
     }
@@ -194,7 +193,7 @@ pub(crate) fn reach(path: &Path, peer: Peer) -> Result<UnixDatagram, Refusal> {
     }
     let uid = peer.0.uid();
     if uid != 0 && uid != found.st_uid {
-        return Err(refuse("belongs to somebody else"));
+        return Err(refuse("belongs to another user"));
     }
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)
@@ -291,9 +290,9 @@ mod tests {
         assert!(overtaken.is_some());
         assert_eq!(
             applicants.next_deadline(),
-            Some(start + PATIENCE + Duration::from_millis(1))
+            Some(start + REQUEST_LIMIT + Duration::from_millis(1))
         );
-        let later = start + PATIENCE + Duration::from_millis(100);
+        let later = start + REQUEST_LIMIT + Duration::from_millis(100);
         assert_eq!(applicants.take_late(later).count(), MAX_APPLICANTS - 1);
         assert!(applicants.get_mut(0).is_some());
     }
@@ -313,7 +312,7 @@ mod tests {
             Refusal::Socket(_, why) => why,
             other => panic!("{name}: {other}"),
         };
-        assert_eq!(why("good", me + 12345), "belongs to somebody else");
+        assert_eq!(why("good", me + 12345), "belongs to another user");
         assert_eq!(why("missing", me), "cannot be found");
         std::fs::write(path("file"), "").unwrap();
         assert_eq!(why("file", me), "is not a socket");

@@ -1,12 +1,12 @@
 //! The switch's directory and the sockets in it.
 //!
-//! A lock on the directory, held while the switch lives, tells its switch from one that was killed and
-//! settles who wins when two start at once; a switch of another make, which knows no such lock, is
-//! recognised because its control socket answers. What a dead switch has left, sockets to which nobody
-//! listens, is cleared away; a directory with anything else in it is not touched.
+//! The switch locks the directory while it lives. The lock distinguishes a live switch from a
+//! killed one, and decides which of two wins that start at once. Other programs' switches use no
+//! such lock; their control socket answers. Stale sockets of a dead switch are removed. A directory
+//! with anything but sockets in it is left alone.
 //!
-//! Everything made here removes itself when it is dropped: an [`Entry`] its socket, and the directory,
-//! which every entry keeps alive, itself. Nothing is removed that is not the very inode that was made.
+//! An [`Entry`] removes its socket when it is dropped. The directory, which every entry keeps
+//! alive, removes itself. Nothing is removed that is not the very inode that was made here.
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
@@ -30,13 +30,13 @@ use crate::config::Config;
 /// The control socket's name.
 const CONTROL: &str = "ctl";
 
-/// Clients that may wait to be accepted.
+/// How many clients may wait to be accepted.
 const BACKLOG: i32 = 1024;
 
-/// How long a switch that is ending may hold its directory.
-const LETTING_GO: Duration = Duration::from_millis(300);
+/// How long a switch that is ending may hold the lock.
+const LOCK_LIMIT: Duration = Duration::from_millis(300);
 
-/// Attempts at a directory that others make and remove at the same time.
+/// How often to try to make a directory that others make and remove at the same time.
 const ATTEMPTS: usize = 20;
 
 type Identity = (u64, u64);
@@ -45,21 +45,21 @@ fn identity(stat: &FileStat) -> Identity {
     (stat.st_dev, stat.st_ino)
 }
 
-/// A switch directory that is this switch's own.
+/// The directory of this switch.
 #[derive(Debug)]
 pub(crate) struct Directory {
     path: PathBuf,
     locked: Flock<OwnedFd>,
     identity: Identity,
-    /// Of the sockets in it.
+    /// Who may use the sockets in it.
     access: Access,
 }
 
 impl Directory {
-    /// Makes the directory, or takes over one that a dead switch has left.
+    /// Makes the directory, or takes over that of a dead switch.
     pub(crate) fn open(config: &Config) -> Result<Arc<Self>> {
         let path = &config.directory;
-        // The longest name that is bound in it, for any reasonable number of ports.
+        // The longest name of a socket in it, for any reasonable number of ports.
         check_socket_path(&path.join("fd99999"))?;
         for _ in 0..ATTEMPTS {
             if let Some(directory) = Self::try_open(config)? {
@@ -73,7 +73,7 @@ impl Directory {
         .hint("others start and end there; name another directory"))
     }
 
-    /// `None` if somebody removed the directory on the way.
+    /// `None` if another process removed the directory meanwhile.
     fn try_open(config: &Config) -> Result<Option<Self>> {
         let path = &config.directory;
         match mkdir(path, Mode::S_IRWXU) {
@@ -164,7 +164,7 @@ impl Directory {
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        // Clients that were killed while they plugged in have left their sockets.
+        // Clients that were killed while they asked for a port have left their sockets.
         let removed = clear(&self.path, &*self.locked).and_then(|()| {
             let is_same = lstat(&self.path).is_ok_and(|now| identity(&now) == self.identity);
             if is_same {
@@ -191,9 +191,9 @@ impl Entry {
     }
 }
 
-/// Locks a directory, and gives a switch that is just ending a moment to let go of it.
+/// Locks a directory. Gives a switch that is ending a moment to release it.
 fn lock(mut handle: OwnedFd) -> Result<Flock<OwnedFd>, Errno> {
-    let deadline = Instant::now() + LETTING_GO;
+    let deadline = Instant::now() + LOCK_LIMIT;
     loop {
         handle = match Flock::lock(handle, FlockArg::LockExclusiveNonblock) {
             Ok(locked) => return Ok(locked),
@@ -226,8 +226,8 @@ fn foreign(path: &Path, why: &str) -> Error {
     .hint("switches and hubs make their directory; name one that does not exist")
 }
 
-/// Removes the sockets of the dead from the directory. Fails, and removes nothing, if a switch is alive
-/// in it or there are other things than sockets.
+/// Removes stale sockets from the directory. Fails, and removes nothing, if a switch is alive in it
+/// or it holds anything but sockets.
 fn clear(path: &Path, handle: impl AsFd) -> Result<()> {
     let control = path.join(CONTROL);
     if matches!(

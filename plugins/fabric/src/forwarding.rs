@@ -1,20 +1,22 @@
-//! From one port's batch of frames to the others.
+//! From one port's batch of frames to the other ports.
 //!
-//! A frame for a station whose port is known goes there and nowhere else, not even back; any other
-//! goes to all ports but its own. Decisions are made for a whole batch first, as one [`Selection`]
-//! of its frames per port, and then carried out with one system call a port. The local port and
-//! those of clients take no part while their interfaces are on the bridge.
+//! # Theory of operation
 //!
-//! Frames may be super-frames, or have their checksum still to be completed. The bridge and our own
-//! clients get them as they came, or put together if they came from a legacy client; everybody else
-//! gets them complete. So all that a port gets of a batch has one form and keeps its order, and
-//! what is to be done is done once for all ports. A batch that is cut may need several rounds, with
-//! one system call a port in each. Frames are copied for that only, or when a port is congested, or
-//! for the host.
+//! A frame for a station whose port is known goes to that port only, and nowhere if it came from
+//! there. Any other frame goes to all ports but its own. The decisions are made for a whole batch
+//! first, as one [`Selection`] of its frames per port, and then executed with one system call per
+//! port. The local port and the clients' take no part while their interfaces are on the bridge.
 //!
-//! Nothing is forwarded whose header makes no sense, or that would be cut into longer pieces than legacy clients
-//! take, or into so many that one client could keep the switch from serving others. Messages between ends of ours
-//! are not for the network either: nobody can speak to a client in the switch's name.
+//! Frames may be super-frames, or have incomplete checksums. The bridge and clients of ours get
+//! them as they came, or joined if they came from a legacy client. All others get complete frames.
+//! So all frames for a port have one form and keep their order, and the work is done once for all
+//! ports. A batch that is cut may need several rounds, with one system call per port in each.
+//! Frames are copied only to change their form, for a congested port, and for the host.
+//!
+//! A frame is not forwarded if its header is invalid. Nor is it if it would be cut into longer
+//! pieces than legacy clients take, or into so many that one client could keep the switch from
+//! serving others. Messages between ends of ours are not forwarded either, so no client can send
+//! one in the switch's name.
 
 use std::time::Instant;
 
@@ -30,14 +32,14 @@ use crate::port::{BRIDGE, LOCAL, Port, PortId, Selection};
 /// The most segments that a frame is cut into: enough for 64 KiB and any sensible segment size.
 const MAX_SEGMENTS: usize = 2048;
 
-/// Where the frames of a batch go, beside the clients' ports.
+/// Where the frames of a batch go, apart from the clients' ports.
 #[derive(Debug, Default)]
 struct Decision {
     local: Selection,
     bridged: Selection,
-    /// Frames with something left to be done.
+    /// Frames with offloads left to be done.
     unfinished: Selection,
-    /// How many go nowhere because nobody could use them.
+    /// How many are invalid and go nowhere.
     refused: u64,
 }
 
@@ -79,16 +81,16 @@ impl Ports {
         ports.filter_map(|(index, slot)| Some((PortId(index as u32), slot.as_ref()?)))
     }
 
-    /// Takes out the ports that are to be closed; their queues give `memory` back.
-    pub(crate) fn take_ended(
+    /// Removes the ports that are closing; their queues give `memory` back.
+    pub(crate) fn take_closing(
         &mut self,
         memory: &mut Memory,
     ) -> impl Iterator<Item = (PortId, Port)> {
         let ports = self.0.iter_mut().enumerate();
         ports.filter_map(|(index, slot)| {
-            let mut ended = slot.take_if(|port| port.end.is_some())?;
-            ended.cut(0, memory);
-            Some((PortId(index as u32), ended))
+            let mut port = slot.take_if(|port| port.closing.is_some())?;
+            port.cut(0, memory);
+            Some((PortId(index as u32), port))
         })
     }
 
@@ -123,17 +125,17 @@ impl Ports {
     }
 }
 
-/// The ports, and what is known of the stations behind them.
+/// The ports, and the stations behind them.
 #[derive(Debug)]
 pub(crate) struct Fabric {
     pub(crate) ports: Ports,
-    /// What all their queues together may take.
+    /// The memory of all their queues.
     pub(crate) memory: Memory,
     pub(crate) fdb: Fdb<Station, PortId>,
     pub(crate) bridge: Option<Bridge>,
     /// Whether the host's interface is on the bridge.
     pub(crate) host_is_plugged: bool,
-    /// Whether the host takes super-frames, with everything left undone.
+    /// Whether the host takes super-frames with all offloads.
     pub(crate) host_takes_super_frames: bool,
     /// Ports with frames selected.
     chosen: Vec<PortId>,
@@ -170,7 +172,7 @@ impl Fabric {
         let decision = self.decide(source, batch, now);
         self.pass_on(source, batch, decision.bridged);
         match host {
-            // It has a stage of its own, which puts frames together.
+            // The host's pump joins frames itself.
             Some(host) if self.host_takes_super_frames => {
                 give(host, batch, decision.local);
                 self.complete(batch, &decision, None);
@@ -237,7 +239,7 @@ impl Fabric {
         decision
     }
 
-    /// Sends those who take super-frames what is for them, and the bridge `bridged`.
+    /// Sends their frames to the ports that take super-frames, and `bridged` to the bridge.
     fn pass_on(&mut self, source: PortId, batch: &TxBatch<'_>, bridged: Selection) {
         let wanted = self.selected(true).union(bridged);
         if wanted.is_empty() {
@@ -269,7 +271,8 @@ impl Fabric {
         }
     }
 
-    /// Sends those who take complete frames only what is for them, among them the host if that is given.
+    /// Sends their frames to the ports that take complete frames only, and to the host if it is
+    /// given.
     fn complete(
         &mut self,
         batch: &TxBatch<'_>,
@@ -311,7 +314,7 @@ impl Fabric {
         }
     }
 
-    /// What is selected for any of the ports that take super-frames, or for any of those that do not.
+    /// All frames selected for the ports that take super-frames, or for those that do not.
     fn selected(&mut self, takes_super_frames: bool) -> Selection {
         let mut all = Selection::default();
         for id in &self.chosen {
@@ -324,7 +327,7 @@ impl Fabric {
         all
     }
 
-    /// Ports that are congested and may not be watched for room yet.
+    /// Calls `each` for the ports that have become congested since the last call.
     pub(crate) fn drain_congested(&mut self, mut each: impl FnMut(PortId, &mut Port)) {
         for id in self.congested.drain(..) {
             if let Some(port) = self.ports.get_mut(id) {
@@ -334,7 +337,7 @@ impl Fabric {
     }
 }
 
-/// Those of the chosen ports that get frames in the same form.
+/// The chosen ports that get frames in the same form.
 struct Outlet<'a> {
     takes_super_frames: bool,
     chosen: &'a [PortId],
@@ -376,7 +379,7 @@ fn choose(chosen: &mut Vec<PortId>, id: PortId, port: &Port) {
     }
 }
 
-/// Whether a frame can be forwarded to anybody.
+/// Whether a frame can be forwarded at all.
 fn is_sound(frame: Frame<'_>) -> bool {
     examine(frame).is_some_and(|segments| {
         segments.count <= MAX_SEGMENTS && segments.longest <= MAX_LEGACY_FRAME
@@ -396,7 +399,7 @@ fn give(host: &mut RxBatch<'_>, frames: &TxBatch<'_>, selection: Selection) {
 fn send_to_bridge(bridge: Option<&Bridge>, frames: &TxBatch<'_>, selection: Selection) {
     for frame in selection.of(frames) {
         if let Some(bridge) = bridge {
-            // A tap that fails for good is found out when it is read.
+            // If the tap has failed for good, reading it says so.
             let _ = bridge.tap.write(frame);
         }
     }

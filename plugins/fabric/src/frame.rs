@@ -1,7 +1,8 @@
-//! What a switch reads of a frame: the stations it is from and for.
+//! What a switch reads of a frame: its source and destination.
 //!
-//! A station is a MAC address on a VLAN: the same address on two VLANs is two stations. The VLAN is that of
-//! an IEEE 802.1Q tag; frames without one, and priority-tagged ones (VLAN id 0), are on VLAN 0.
+//! A station is a MAC address on a VLAN: the same address on two VLANs is two stations. The VLAN is
+//! that of an IEEE 802.1Q tag. Frames without one, and priority-tagged ones (VLAN id 0), are on
+//! VLAN 0.
 
 use vdens_plugin_kit::{MIN_FRAME, fdb};
 

@@ -1,13 +1,14 @@
-//! Switches and hubs whose ports are the processes that plug into a directory: what `switch://DIR` and `hub://DIR` are
-//! made of.
+//! What `switch://DIR` and `hub://DIR` have in common: a fabric whose ports are the processes that
+//! plug into a directory.
 //!
 //! # Theory of operation
 //!
-//! A switch sends a frame where it belongs; a hub sends every frame to all others. A hub is a switch that remembers
-//! stations for no time at all, and that is the only difference. All the rest, here and below, is said of switches.
+//! A switch forwards a frame to the port that its destination is behind. A hub forwards every frame
+//! to all other ports: it is a switch that forgets stations at once, and differs in nothing else.
+//! What follows is said of switches.
 //!
 //! The switch lives in the thread of the host that opened it, in one epoll instance, which is the
-//! link's descriptor; nothing in it ever blocks. The host's own side of the link is the local port.
+//! link's descriptor. Nothing in it blocks. The host's own side of the link is the local port.
 //!
 //! ```text
 //!   clients ──ctl──► control ──► ports ◄──► forwarding ◄──► local port ──► host
@@ -16,26 +17,26 @@
 //! ```
 //!
 //! - `config`: the VNL's keys;
-//! - `directory`: the directory, its lock, the sockets in it; everything made is removed;
-//! - `control`: clients that have connected and not yet said what they want;
+//! - `directory`: the directory, its lock, and the sockets in it;
+//! - `control`: clients that have connected and not asked for a port yet;
 //! - `port`: a client's data socket, with a bounded `queue` for what it does not take at once;
-//! - `memory`: what all queues together may take, and each port's share of it;
-//! - `frame` and `fdb`: who a frame is from and for, and where that is; pure code;
-//! - `forwarding`: from one port's batch of frames to the other ports, one system call each;
-//! - `status`: what a person may want to know;
+//! - `memory`: the memory of all queues, and each port's share of it;
+//! - `frame`: the source and destination of a frame;
+//! - `forwarding`: from one port's batch of frames to the other ports, with one system call each;
+//! - `status`: what a user may want to know;
 //! - `switch`: the events that drive it all, and the link.
 //!
-//! Clients of the switch's own user whose interfaces are on the panel are offered a bridge there,
-//! of the kernel, made when the first of them comes. One that has plugged in says so in its first
-//! frame: the kernel then carries what goes between such clients, and its port here is idle. The
-//! bridge has a tap that is to the fabric one port more, behind which all stations on the bridge
-//! are. So both kinds of clients are on one network. The bridge remembers stations for as long as
-//! the switch does, so that of a `hub://` floods as well. The host's interface is plugged in like a
+//! Clients of the switch's own user whose interfaces are on the panel are offered a bridge there.
+//! It is made when the first of them comes. A client that has plugged in announces that in its
+//! first frame. The kernel then carries the frames between such clients, and their ports here are
+//! idle. The bridge's tap is one more port of the fabric, behind which all stations on the bridge
+//! are. So both kinds of clients are on one network. The bridge remembers stations as long as the
+//! switch does, so that of a `hub://` floods as well. The host's interface is plugged in like a
 //! client's.
 //!
-//! What a client does never fails the link: it loses its port, or its frames, and the others notice
-//! nothing. An idle switch does not wake up: its only timer runs while there are addresses to forget
-//! or requests to wait for.
+//! No client can make the link fail. A client that misbehaves loses its port, or its frames, and
+//! the others notice nothing. An idle switch does not wake up: its only timer runs while there are
+//! stations to forget or requests to wait for.
 
 mod config;
 mod control;
@@ -59,10 +60,10 @@ pub const CAPABILITIES: Capabilities = Capabilities::ONE_END
     .and(Capabilities::SHARED)
     .and(Capabilities::PANEL);
 
-/// What the fabric does with a frame for one station.
+/// What the fabric does with a frame for a known station.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// It goes to the port that the station is behind, and to all others while that is not known.
+    /// It goes to the port that the station is behind.
     Switch,
     /// It goes to all other ports.
     Hub,

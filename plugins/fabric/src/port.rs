@@ -1,11 +1,11 @@
-//! Ports: a client's data socket, and what waits for it.
+//! Ports: a client's data socket, and the frames that wait for it.
 //!
-//! Frames for a port go straight to its socket. What that does not take waits in the port's queue
-//! until epoll says that there is room; when the queue is full too, frames are dropped and counted.
-//! A client that never reads thus costs a bounded amount of memory, and no time. All queues
+//! Frames for a port go straight to its socket. Frames that the socket does not take wait in the
+//! port's queue until epoll reports room. When the queue is full too, frames are dropped and
+//! counted. So a client that never reads costs a bounded amount of memory, and no time. All queues
 //! together have one bound (`memory`).
 //!
-//! A client of ours may announce that it takes super-frames, and is sent these from then on; every
+//! A client of ours may announce that it takes super-frames, and is sent these from then on. Every
 //! other is sent complete frames only.
 
 use std::io::{self, Read};
@@ -19,7 +19,7 @@ use crate::directory::Entry;
 use crate::memory::Memory;
 use crate::queue::Queue;
 
-/// Names a port within the switch. Port numbers, which clients see, are something else: they can be any.
+/// A port's id within the switch. Port numbers are what clients see, and can be any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PortId(pub(crate) u32);
 
@@ -29,7 +29,7 @@ pub(crate) const LOCAL: PortId = PortId(0);
 /// The bridge on the panel, seen through its tap.
 pub(crate) const BRIDGE: PortId = PortId(u32::MAX);
 
-/// Frames of a batch: bit i stands for number i.
+/// A set of frames of a batch: bit i is for frame i.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Selection(u32);
 
@@ -56,8 +56,8 @@ impl Selection {
         Self(self.0 | other.0)
     }
 
-    /// What is selected in a batch that was made from the one that this is about; `origins` has for each frame
-    /// the number of the one it comes from.
+    /// The same selection in a batch that was made from this one's. `origins` has for each frame the
+    /// number of the frame that it was made from.
     pub(crate) fn among(self, origins: &[u8]) -> Self {
         let mut selection = Self::default();
         for (index, origin) in origins.iter().enumerate() {
@@ -89,22 +89,22 @@ impl Selection {
     }
 }
 
-/// What a port has seen.
+/// Counters of a port.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) received: u64,
     pub(crate) sent: u64,
-    /// Frames from the client that were no frames, or too long, or with a header that makes no sense.
+    /// Datagrams from the client that were no frames, or too long, or had an invalid header.
     pub(crate) malformed: u64,
-    /// Frames for the client that it did not take in time.
+    /// Frames for the client that found no room.
     pub(crate) dropped: u64,
 }
 
 #[derive(Debug)]
 pub(crate) struct Port {
-    /// What the client may have asked for.
+    /// The number, which the client may have asked for.
     pub(crate) number: u32,
-    /// Who the client says it is, and its process id, for people.
+    /// What the client says of itself, and its process id, for users.
     pub(crate) client: String,
     pub(crate) control: UnixStream,
     pub(crate) data: UnixDatagram,
@@ -118,8 +118,8 @@ pub(crate) struct Port {
     /// Whether epoll watches for room in the socket.
     pub(crate) is_watched_for_room: bool,
     pub(crate) counters: Counters,
-    /// Why the port is to be closed.
-    pub(crate) end: Option<String>,
+    /// Why the port is closing.
+    pub(crate) closing: Option<String>,
 }
 
 impl Port {
@@ -144,7 +144,7 @@ impl Port {
             selected: Selection::default(),
             is_watched_for_room: false,
             counters: Counters::default(),
-            end: None,
+            closing: None,
         }
     }
 
@@ -155,15 +155,15 @@ impl Port {
 
     /// A frame as it is sent to the client.
     fn datagram<'a>(&self, frame: Frame<'a>) -> [&'a [u8]; 2] {
-        // Of what the fabric forwards, nothing is too long.
+        // The fabric forwards no frame that is too long.
         let bare = [&[][..], frame.bytes()];
         self.far_end.datagram(frame).unwrap_or(bare)
     }
 
-    /// Sends the selected frames of `batch`, or keeps them until there is room. Whoever takes no super-frames is to
-    /// be given none.
+    /// Sends the selected frames of `batch`, or queues them until there is room. The caller gives
+    /// super-frames only to a port that takes them.
     pub(crate) fn send(&mut self, batch: &TxBatch<'_>, selection: Selection, memory: &mut Memory) {
-        if self.end.is_some() {
+        if self.closing.is_some() {
             return;
         }
         let mut left = selection;
@@ -184,7 +184,7 @@ impl Port {
         }
     }
 
-    /// Sends what waits, as far as there is room.
+    /// Sends the queued frames, as far as there is room.
     pub(crate) fn flush(&mut self, memory: &mut Memory) {
         while !self.queue.is_empty() {
             let offered = self.queue.len().min(BATCH_FRAMES);
@@ -200,7 +200,7 @@ impl Port {
                 Err(e) => {
                     self.queue.pop(1, memory);
                     self.failed(&e, 1);
-                    if self.end.is_some() {
+                    if self.closing.is_some() {
                         return;
                     }
                 }
@@ -208,17 +208,17 @@ impl Port {
         }
     }
 
-    /// Drops the newest frames that wait until these have at most `bytes` of memory.
+    /// Drops the newest queued frames until the queue has at most `bytes` of memory.
     pub(crate) fn cut(&mut self, bytes: usize, memory: &mut Memory) {
         self.counters.dropped += self.queue.cut(bytes, memory) as u64;
     }
 
     /// Whether frames wait for room.
     pub(crate) fn is_congested(&self) -> bool {
-        !self.queue.is_empty() && self.end.is_none()
+        !self.queue.is_empty() && self.closing.is_none()
     }
 
-    /// Reads the control stream, on which only its end says something.
+    /// Reads the control stream. Only its end has a meaning.
     pub(crate) fn read_control(&mut self) {
         match self.control.read(&mut [0; 256]) {
             Ok(0) => self.close("the client has gone"),
@@ -230,12 +230,12 @@ impl Port {
         }
     }
 
-    /// Closes the port when the switch gets around to it.
+    /// Marks the port as closing. The switch removes it after the event at hand.
     pub(crate) fn close(&mut self, why: impl Into<String>) {
-        self.end.get_or_insert_with(|| why.into());
+        self.closing.get_or_insert_with(|| why.into());
     }
 
-    /// The socket refused `frames`: the first is too long for it, or the client is gone.
+    /// Sending `frames` failed: the first is too long for the socket, or the client is gone.
     fn failed(&mut self, error: &io::Error, frames: u64) {
         self.counters.dropped += frames;
         if error.raw_os_error() != Some(Errno::EMSGSIZE as i32) {

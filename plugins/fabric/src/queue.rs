@@ -1,16 +1,16 @@
 //! A bounded queue of datagrams, each a frame, in blocks of the [`Memory`] of all queues.
 //!
-//! Each lies in one piece, so that it can be sent from where it is; one that does not fit
-//! behind the last one starts the next block. A block goes back when its last datagram has gone.
+//! A datagram lies in one piece, so that it can be sent from where it is. If it does not fit behind
+//! the last one, it starts a new block. A block is given back when its last datagram has gone.
 
 use std::collections::VecDeque;
 
 use crate::memory::{Block, Memory};
 
-/// The most bytes in blocks: what a TCP stream has on its way at most where systems
-/// are set up as usual, in some 60 super-frames or 2,700 frames of 1,514 bytes.
+/// The most bytes in blocks: as much as a TCP stream has in flight at most with the usual settings,
+/// in some 60 super-frames or 2,700 frames of 1,514 bytes.
 pub(crate) const MAX_BYTES: usize = 4 << 20;
-/// The most datagrams waiting. With half of both bounds a TCP stream lost some hundred frames a second.
+/// The most datagrams. With half of both bounds, a TCP stream lost some hundred frames a second.
 pub(crate) const MAX_FRAMES: usize = 1024;
 
 #[derive(Debug)]

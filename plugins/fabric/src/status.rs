@@ -1,4 +1,4 @@
-//! What a person may want to know of the switch: its ports and its forwarding database.
+//! What a user may want to know of the switch: its ports and its forwarding database.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -33,7 +33,7 @@ pub(crate) fn of(fabric: &Fabric, now: Instant) -> Status {
     let mut fdb: Vec<StationStatus> = stations.collect();
     fdb.sort_unstable();
     let refused = fabric.fdb.refused();
-    let refused = (refused > 0).then_some(("frames of stations that found no place", refused));
+    let refused = (refused > 0).then_some(("frames of stations not learned", refused));
     let extra = refused.map(|(name, count)| (name.to_owned(), count.to_string()));
     Status {
         switch: Some(SwitchStatus { ports, fdb }),
@@ -45,7 +45,7 @@ pub(crate) fn of(fabric: &Fabric, now: Instant) -> Status {
 
 fn of_port(port: &Port) -> PortStatus {
     let credentials = getsockopt(&port.control, sockopt::PeerCredentials).ok();
-    // What the kernel tells stands behind what the client says.
+    // The client's own words come first, the kernel's behind them.
     let said = port.client.rsplit_once(", process ");
     let description = said.map_or(port.client.as_str(), |(said, _)| said);
     let counters = &port.counters;

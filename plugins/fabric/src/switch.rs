@@ -1,10 +1,10 @@
 //! The events that drive the switch, and the link that the host sees.
 //!
-//! One call of [`Link::recv`] serves the descriptors that are ready, each to the extent of one batch. It
-//! ends early when there is something for the host: its batch always has room for all that one port
-//! can have received, so the switch needs no queue for the local port. Descriptors that were reported
-//! and not served stay first in line, so that no port can keep another waiting; events are only hints,
-//! and one that comes too late, or for another port than it meant, does nothing.
+//! One call of [`Link::recv`] serves the descriptors that are ready, each for one batch. It ends as
+//! soon as there is a frame for the host. The host's batch always has room for all frames that one
+//! port can have received, so the switch needs no queue for the local port. Descriptors that were
+//! reported and not served come first at the next call, so no port can keep another waiting. Events
+//! are only hints: one that comes too late, or for the successor of a port, does nothing.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -38,20 +38,21 @@ use crate::status;
 /// The most stations that are known.
 const CAPACITY: usize = 131_072;
 
-/// Events taken from epoll at a time.
+/// How many events are taken from epoll at a time.
 const EVENTS: usize = 64;
-/// Clients accepted at a time.
+/// How many clients are accepted at a time.
 const ACCEPTS: usize = 16;
-/// How long no client is accepted when there are no descriptors for them.
+/// How long no client is accepted after the descriptors have run out.
 const OVERLOAD_PAUSE: Duration = Duration::from_secs(1);
 
-/// What the switch is to its ports: it takes everything, and does itself what theirs do not take.
+/// The state of the switch, seen from its ports: it takes all offloads, and does itself what other
+/// ports do not take.
 const TAKES_ALL: State = State {
     offloads: Offloads::ALL,
     ..State::UP
 };
 
-/// What a descriptor in the epoll instance is: its data there.
+/// What a descriptor in the epoll instance is for: its data there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     Timer,
@@ -88,7 +89,7 @@ impl Source {
     }
 }
 
-/// The one timer, armed for what comes first.
+/// The one timer, armed for the earliest deadline.
 #[derive(Debug)]
 struct Timer {
     fd: TimerFd,
@@ -119,34 +120,34 @@ impl Timer {
             .set(Expiration::OneShot(left), TimerSetTimeFlags::empty())
     }
 
-    /// To be called when the descriptor is readable: it can be armed again.
+    /// To be called when the descriptor is readable. It can then be armed again.
     fn acknowledge(&mut self) {
-        // How often it has expired is of no interest, only that it was read.
+        // It must be read; how often it has expired does not matter.
         let _ = nix::unistd::read(&self.fd, &mut [0; 8]);
         self.armed = None;
     }
 }
 
-/// Complaints about clients, at most a few a second: a hostile one must not fill the log.
+/// Warnings about clients, at most a few a second: a hostile one must not fill the log.
 #[derive(Debug)]
-struct Complaints {
+struct ClientWarnings {
     window: Instant,
-    made: u32,
+    count: u32,
 }
 
-impl Complaints {
+impl ClientWarnings {
     const A_SECOND: u32 = 5;
 
-    fn warn(&mut self, now: Instant, complaint: fmt::Arguments<'_>) {
+    fn warn(&mut self, now: Instant, warning: fmt::Arguments<'_>) {
         if now.saturating_duration_since(self.window) >= Duration::from_secs(1) {
-            if let Some(hidden @ 1..) = self.made.checked_sub(Self::A_SECOND) {
+            if let Some(hidden @ 1..) = self.count.checked_sub(Self::A_SECOND) {
                 log::warn!("{hidden} more clients were refused");
             }
-            (self.window, self.made) = (now, 0);
+            (self.window, self.count) = (now, 0);
         }
-        self.made += 1;
-        if self.made <= Self::A_SECOND {
-            log::warn!("{complaint}");
+        self.count += 1;
+        if self.count <= Self::A_SECOND {
+            log::warn!("{warning}");
         }
     }
 }
@@ -158,7 +159,7 @@ pub(crate) struct Switch {
     host: Host,
     /// How long a station is remembered.
     expiry: Duration,
-    /// Whether the host has begun to use the link: only then can its interface be plugged.
+    /// Whether the host uses the link: only then can its interface be plugged.
     is_used: bool,
     epoll: Epoll,
     ready: VecDeque<EpollEvent>,
@@ -169,11 +170,11 @@ pub(crate) struct Switch {
     ingress: Batch,
     applicants: Applicants,
     listener: UnixListener,
-    /// A descriptor to give up when there are no others, so that a client can be told.
+    /// A descriptor to give up when there are no others, so that a client can be turned away.
     spare: Option<File>,
-    /// Until when no client is accepted.
+    /// Until when no client is accepted, after the descriptors have run out.
     paused: Option<Instant>,
-    complaints: Complaints,
+    warnings: ClientWarnings,
     _control: Entry,
     directory: Arc<Directory>,
 }
@@ -203,16 +204,16 @@ impl Switch {
             listener,
             spare: File::open("/dev/null").ok(),
             paused: None,
-            complaints: Complaints {
+            warnings: ClientWarnings {
                 window: Instant::now(),
-                made: 0,
+                count: 0,
             },
             _control: control,
             directory,
         })
     }
 
-    /// Asks epoll what is ready, unless some of the last answer is left.
+    /// Asks epoll for events, unless some of the last ones are left.
     fn poll(&mut self) -> Result<()> {
         if !self.ready.is_empty() {
             return Ok(());
@@ -234,7 +235,7 @@ impl Switch {
                     port.read_control();
                 }
             }
-            Source::Applicant(slot) => self.hear(slot, now),
+            Source::Applicant(slot) => self.read_request(slot, now),
             Source::Listener => self.accept(now),
             Source::Timer => self.tick(now),
             Source::Bridge => self.serve_bridge(host, now),
@@ -261,7 +262,7 @@ impl Switch {
             Err(e) => return port.close(format!("its data socket fails: {e}")),
         }
         if port.far_end.is_plugged() {
-            // What the client sends comes by the bridge. Only frames sent before can come here.
+            // The client sends through the bridge now. Only frames sent before can come here.
             self.ingress.clear();
             if !was_plugged {
                 let Port { number, client, .. } = port;
@@ -312,7 +313,7 @@ impl Switch {
             .map(|bridge| bridge.panel_address.clone())
     }
 
-    /// Takes part in a bridge, with everything left undone in frames from there.
+    /// Joins a bridge, and takes all offloads from there.
     fn watch_bridge(&self, mut bridge: Bridge) -> Result<Bridge> {
         bridge.tap.other_side(TAKES_ALL);
         let event = Source::Bridge.event(EpollFlags::EPOLLIN);
@@ -321,7 +322,8 @@ impl Switch {
         Ok(bridge)
     }
 
-    /// Who was plugged into the bridge has to come again; the host's interface is served here.
+    /// Closes the ports of the clients that were plugged into the bridge, so that they come again.
+    /// The host's interface is served here from now on.
     fn lose_bridge(&mut self, error: &Error) {
         log::warn!("the bridge on the panel is lost: {error}");
         if let Some(bridge) = self.fabric.bridge.take() {
@@ -340,7 +342,7 @@ impl Switch {
         }
     }
 
-    /// Has the host's interface plugged into the bridge, if it can be.
+    /// Plugs the host's interface into the bridge, if that is possible.
     fn plug_host(&mut self) {
         let port = self.host.port();
         let Some(bridge) = port.panel_address.and_then(|_| self.bridge()) else {
@@ -355,8 +357,8 @@ impl Switch {
         }
     }
 
-    /// Reads what a client wants, and gives it a port if that is complete.
-    fn hear(&mut self, slot: u32, now: Instant) {
+    /// Reads a client's request, and gives the client a port if the request is complete.
+    fn read_request(&mut self, slot: u32, now: Instant) {
         let Some(applicant) = self.applicants.get_mut(slot) else {
             return;
         };
@@ -388,7 +390,7 @@ impl Switch {
         let entry = self.directory.bind_data(&data, number).map_err(|error| {
             Refusal::System("bind the port's socket", Errno::from_raw(error.errno))
         })?;
-        // The mark is for the switch alone.
+        // The mark is not part of what users see.
         let (description, mark) = match Mark::split(&request.description) {
             Some((text, mark)) => (text.into(), Some(mark)),
             None => (String::from_utf8_lossy(&request.description), None),
@@ -398,7 +400,7 @@ impl Switch {
             socket: entry.path().to_owned(),
         };
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        // An empty queue takes so little whole; a client that is gone is found out by its stream's end.
+        // An empty queue has room for so little. If the client is gone, its stream's end says so.
         let _ = send(applicant.stream.as_raw_fd(), &reply.encode()?, flags);
         let client = format!("{description}, {}", applicant.peer);
         let port = Port::new(number, client, applicant.stream, data, entry, far_end);
@@ -443,7 +445,7 @@ impl Switch {
 
     fn refuse(&mut self, peer: Peer, refusal: &Refusal, now: Instant) {
         if refusal.is_notable() {
-            self.complaints
+            self.warnings
                 .warn(now, format_args!("refused {peer}: {refusal}"));
         } else {
             log::debug!("refused {peer}: {refusal}");
@@ -486,14 +488,14 @@ impl Switch {
             self.refuse(peer, &Refusal::System("watch a client", errno), now);
             return;
         }
-        // The request is mostly there already.
-        self.hear(slot, now);
+        // The request is usually there already.
+        self.read_request(slot, now);
     }
 
-    /// A client cannot be accepted. It is turned away with the spare descriptor; without one, accepting
-    /// pauses, because the listener stays ready.
+    /// A client cannot be accepted. It is turned away with the spare descriptor. Without one,
+    /// accepting pauses, because the listener stays ready.
     fn overloaded(&mut self, error: &std::io::Error, now: Instant) {
-        self.complaints
+        self.warnings
             .warn(now, format_args!("a client cannot be accepted: {error}"));
         if self.spare.take().is_some() {
             let turned_away = self.listener.accept().is_ok();
@@ -536,20 +538,20 @@ impl Switch {
         }
     }
 
-    /// What is to be done after every call: watch for room where frames wait, close what has ended, arm
-    /// the timer.
+    /// To be called after every event: watches for room where frames wait, removes the ports that
+    /// are closing, and arms the timer.
     fn settle(&mut self) -> Result<()> {
         let Self { fabric, epoll, .. } = self;
         fabric.drain_congested(|id, port| watch_for_room(epoll, id, port));
-        let ended: Vec<(PortId, Port)> = fabric.ports.take_ended(&mut fabric.memory).collect();
-        for (id, port) in ended {
+        let closed: Vec<(PortId, Port)> = fabric.ports.take_closing(&mut fabric.memory).collect();
+        for (id, port) in closed {
             if port.counters.received > 0 {
                 fabric.fdb.forget(id);
             }
             log::debug!(
                 "port {} closed, {}: {} ({:?})",
                 port.number,
-                port.end.as_deref().unwrap_or_default(),
+                port.closing.as_deref().unwrap_or_default(),
                 port.client,
                 port.counters
             );
@@ -583,7 +585,7 @@ fn set_up_epoll(listener: &UnixListener) -> nix::Result<(Epoll, Timer)> {
     Ok((epoll, timer))
 }
 
-/// Has epoll watch for room in a port's socket exactly while frames wait for it.
+/// Makes epoll watch for room in a port's socket while frames wait for it, and only then.
 fn watch_for_room(epoll: &Epoll, id: PortId, port: &mut Port) {
     let is_wanted = port.is_congested();
     if is_wanted == port.is_watched_for_room {
@@ -604,7 +606,7 @@ fn watch_for_room(epoll: &Epoll, id: PortId, port: &mut Port) {
 impl Drop for Switch {
     fn drop(&mut self) {
         log::info!(
-            "{} in {} closed, {} stations known, {} frames of stations that found no place",
+            "{} in {} closed, {} stations known, {} frames of stations not learned",
             self.kind,
             self.directory.path().display(),
             self.fabric.fdb.len(),

@@ -1,5 +1,5 @@
-//! `hub://DIR`: an Ethernet hub whose ports are the processes that plug into its directory. It is the fabric of
-//! `vdens-fabric`, which sends every frame to all ports but the one that it came from.
+//! `hub://DIR`: an Ethernet hub whose ports are the processes that plug into its directory. It is
+//! the fabric of `vdens-fabric`, which here forwards every frame to all other ports.
 
 use vdens_fabric::{CAPABILITIES, Kind};
 use vdens_plugin_kit::{Link, OpenRequest, Result};

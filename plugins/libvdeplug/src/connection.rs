@@ -1,6 +1,6 @@
-//! An open connection of libvdeplug: the six functions of its interface, and what their results mean.
+//! An open connection of libvdeplug: the six functions of its interface, and their results.
 //!
-//! A connection stays in the thread that opened it: C plugins need not be safe to call from several.
+//! A connection stays in the thread that opened it: C plugins need not be thread-safe.
 
 use std::ffi::{CString, c_int};
 use std::os::fd::BorrowedFd;
@@ -11,13 +11,14 @@ use vdens_plugin_kit::{Error, ErrorKind, OpenOptions, Result};
 
 use crate::library::{Conn, INTERFACE_VERSION, Library, OpenArgs};
 
-/// Debian's packages of plugins that libvdeplug2 does not bring itself.
+/// The plugins that Debian ships in packages other than libvdeplug2.
 const PACKAGED: [&str; 5] = ["agno", "pcap", "slirp", "vdesl", "vlan"];
 
-/// The mode that is handed over beside a port or group: VDE's programs' own. Plugins take it as it is.
+/// The mode that goes with a port or a group: the default of VDE's programs. Plugins use it as it
+/// is.
 const DEFAULT_MODE: libc::mode_t = 0o700;
 
-/// An open connection. Dropping it closes it, which may block.
+/// An open connection. Dropping it closes it, and may block.
 pub(crate) struct Connection {
     library: Library,
     conn: Conn,
@@ -25,12 +26,12 @@ pub(crate) struct Connection {
     control: c_int,
 }
 
-/// What a call of `vde_recv` brought.
+/// The result of a call of `vde_recv`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Received {
     /// A frame of so many bytes.
     Frame(usize),
-    /// Something that the plugin dealt with itself.
+    /// No frame: the plugin handled a message itself.
     Nothing,
     /// An empty frame, or the end of a stream.
     Empty,
@@ -39,11 +40,11 @@ pub(crate) enum Received {
 }
 
 impl Connection {
-    /// Opens a VNL, which may block.
+    /// Opens a VNL. May block.
     ///
     /// # Errors
-    /// The VNL cannot be handed over, or what the plugin reports. Its number is `EPROTONOSUPPORT` if there is
-    /// no plugin.
+    /// The VNL cannot be passed to C, or the plugin reports an error. The error's number is
+    /// `EPROTONOSUPPORT` if there is no plugin.
     pub(crate) fn open(library: Library, vnl: &str, options: &OpenOptions) -> Result<Self> {
         let text = |what: &str, text: &str| {
             CString::new(text)
@@ -69,8 +70,8 @@ impl Connection {
             &raw mut args
         };
         Errno::clear();
-        // SAFETY: the strings end in NUL and are, like what `args` points to if it is not null, this function's
-        // own until the call is over, which is how long the plugin may use them.
+        // SAFETY: the strings end in NUL. They, and what `args` points to if it is not null, belong
+        // to this function until the call returns, and the plugin uses them no longer.
         let conn = unsafe {
             (library.open)(
                 name.as_mut_ptr().cast(),
@@ -101,8 +102,8 @@ impl Connection {
 
     /// The descriptor that is readable when [`Connection::recv`] has something to do.
     pub(crate) fn data(&self) -> BorrowedFd<'_> {
-        // SAFETY: not -1, and the plugin's as long as the connection is open. It is polled only: were
-        // it closed, poll would say so.
+        // SAFETY: it is not -1, and the plugin's as long as the connection is open. It is only
+        // polled: if it were closed, poll would report that.
         unsafe { BorrowedFd::borrow_raw(self.data) }
     }
 
@@ -138,12 +139,12 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // SAFETY: the connection is open and not used again. What a failure would mean is not defined.
+        // SAFETY: the connection is open and not used again. The interface defines no failure.
         unsafe { (self.library.close)(self.conn) };
     }
 }
 
-/// Why `vde_open` returned nothing.
+/// The error for a `vde_open` that returned null with `errno`.
 fn refusal(vnl: &str, errno: Errno) -> Error {
     let scheme = vnl.split_once("://").map_or("vde", |(scheme, _)| scheme);
     match errno {

@@ -1,22 +1,24 @@
 //! `libvdeplug://VNL`: every transport that libvdeplug, VDE's library, has a C plugin for.
 //!
-//! The VNL behind the scheme goes to the library as it is. The host also brings VNLs here for whose scheme
-//! there is no plugin of vdens; those go to the library whole.
+//! The VNL behind the scheme goes to the library unchanged. If vdens has no plugin for a scheme,
+//! the host brings the whole VNL here.
 //!
-//! The library reads a VNL from any file that a path without a scheme names, whoever wrote the
-//! file. So such paths are looked up here, as the host does it ([`vnl_file`]), and are refused in
-//! the braces of other VNLs.
+//! For a path without a scheme, the library reads a VNL from the file at the path, whoever wrote
+//! it. So such paths are resolved here, by the host's rules ([`vnl_file`]). They are refused in the
+//! braces of other VNLs.
 //!
-//! Theory of operation. The library is no dependency: `library` loads it when a link is opened. C
-//! plugins may block in any call, so a `connection` lives in a thread of its own, which `ferry` is the loop of,
-//! and a socket pair joins it to the `link` that the host polls. What a plugin does to the process
-//! itself is dealt with in `process`; a crash ends the worker, and the supervisor starts another.
+//! # Theory of operation
+//!
+//! vdens does not depend on the library: `library` loads it when a link is opened. C plugins may
+//! block in any call. So each `connection` has a thread of its own, which runs the loop in `relay`.
+//! A socket pair joins the thread to the `link` that the host polls. `process` limits what a plugin
+//! can do to this process. A crash ends the worker, and the supervisor starts another.
 
 mod connection;
-mod ferry;
 mod library;
 mod link;
 mod process;
+mod relay;
 
 use std::path::Path;
 
@@ -26,8 +28,7 @@ use vdens_plugin_kit::{Error, Link, OpenRequest, Result, export_plugin};
 
 const SCHEME: &str = "libvdeplug";
 
-/// The VNL that the library is given for `vnl`: it always has a scheme, also where it nests
-/// another.
+/// The VNL to give the library for `vnl`. It has a scheme, and so have all VNLs nested in it.
 fn with_scheme(vnl: &str) -> Result<String> {
     let Vnl { scheme, argument } = Vnl::parse(vnl)?;
     let place = match (scheme, argument) {
@@ -62,7 +63,7 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     };
     let vnl = with_scheme(vnl)?;
     let library = library::get()?;
-    Ok(Box::new(link::Bridge::open(
+    Ok(Box::new(link::CLink::open(
         library,
         &vnl,
         &request.options,

@@ -1,4 +1,5 @@
-//! The C library: what it exports (libvdeplug.h, interface version 1), found in the system's library path.
+//! The C library: its functions (libvdeplug.h, interface version 1), which are loaded from the
+//! system's library path.
 
 use std::error::Error as _;
 use std::ffi::{c_char, c_int, c_void};
@@ -11,7 +12,7 @@ use vdens_plugin_kit::{Error, ErrorKind, Result};
 /// The library's name for the dynamic linker.
 const SONAME: &str = "libvdeplug.so.2";
 
-/// What `vde_open_real` is told the caller was made for (`LIBVDEPLUG_INTERFACE_VERSION`).
+/// The interface version of the caller (`LIBVDEPLUG_INTERFACE_VERSION`), for `vde_open_real`.
 pub(crate) const INTERFACE_VERSION: c_int = 1;
 
 /// `struct vde_open_args`.
@@ -41,11 +42,11 @@ pub(crate) struct Library {
 
 static LIBRARY: OnceLock<Library> = OnceLock::new();
 
-/// The library, loaded when first asked for and never unloaded.
+/// The library. The first call loads it, and it is never unloaded.
 ///
 /// # Errors
-/// It is not installed, or is no libvdeplug. The error's number is `EPROTONOSUPPORT`: nobody there who
-/// knows any scheme.
+/// It is not installed, or lacks a function. The error's number is `EPROTONOSUPPORT`, as for a
+/// scheme without a plugin.
 pub(crate) fn get() -> Result<Library> {
     if let Some(library) = LIBRARY.get() {
         return Ok(*library);
@@ -57,21 +58,21 @@ pub(crate) fn get() -> Result<Library> {
 
 fn load() -> Result<Library> {
     // Global, because plugins that nest others (agno) find the library's functions in this process.
-    // SAFETY: loading runs the library's constructors. It comes from the system's library path, and is
-    // trusted like any other library there.
+    // SAFETY: loading runs the library's constructors. It comes from the system's library path, and
+    // is trusted as any library there.
     let object = unsafe { Object::open(Some(SONAME), RTLD_NOW | RTLD_GLOBAL) };
     let object = object.map_err(|error| {
         let linker = error
             .source()
             .map_or_else(|| error.to_string(), ToString::to_string);
-        // The linker's words are all that there is to tell the one from the other.
+        // Only the linker's text tells the two cases apart.
         let why = match linker.contains("No such file") {
             true => "is not installed".to_owned(),
             false => format!("cannot be loaded: {linker}"),
         };
         unavailable(why).hint("install libvdeplug (Debian and Ubuntu: libvdeplug2)")
     })?;
-    // SAFETY: the types are those that libvdeplug.h declares for these names; the object is never unloaded.
+    // SAFETY: libvdeplug.h declares these types for these names, and the object is never unloaded.
     unsafe {
         let library = Library {
             open: symbol(&object, "vde_open_real")?,
@@ -89,7 +90,8 @@ fn load() -> Result<Library> {
 /// A function of the library.
 ///
 /// # Safety
-/// `F` is the type of the function pointer by this name, and the object is not unloaded while it is used.
+/// `F` is the type of the function pointer by this name. The object is not unloaded while it is
+/// used.
 unsafe fn symbol<F: Copy>(object: &Object, name: &str) -> Result<F> {
     // SAFETY: per this function's contract.
     match unsafe { object.get::<F>(name.as_bytes()) } {

@@ -1,7 +1,8 @@
-//! The link that the host sees: one end of a socket pair, behind whose other end the connection's thread is.
+//! The link that the host polls: one end of a socket pair. The connection's thread has the other.
 //!
-//! Nothing here waits for the thread without bound. A plugin that hangs in a call costs its link: frames to it
-//! queue up until the pair is full, and at the end the thread is left to itself and ends with the process.
+//! Nothing here waits for the thread without a limit. If a plugin hangs in a call, its link fails:
+//! frames queue up until the pair is full. On closing, a thread that hangs is abandoned, and ends
+//! with the process.
 
 use std::io;
 use std::net::Shutdown;
@@ -21,47 +22,49 @@ use vdens_plugin_kit::{
 };
 
 use crate::connection::Connection;
-use crate::ferry::{End, Ferry};
 use crate::library::Library;
 use crate::process::block_signals;
+use crate::relay::{Relay, Stop};
 
 /// How long a plugin may take to open a VNL.
 const OPENING: Duration = Duration::from_secs(10);
 
-/// How long a plugin may take to close a connection before it is left to itself. The host waits 2 s for its worker.
+/// How long a plugin may take to close a connection before its thread is abandoned. The host waits
+/// 2 s for its worker.
 const CLOSING: Duration = Duration::from_secs(1);
 
-/// The thread's stack in bytes: what a C program's first thread usually has.
+/// The thread's stack in bytes: as large as the usual one of a C program's first thread.
 const STACK: usize = 8 << 20;
 
 /// A connection of libvdeplug as a link.
 #[derive(Debug)]
-pub(crate) struct Bridge {
+pub(crate) struct CLink {
     /// This end of the socket pair, non-blocking.
     pair: UnixDatagram,
-    /// First that the connection is open, later why it broke; disconnected when the thread ends.
-    news: Receiver<Result<()>>,
+    /// Brings first that the connection is open, and later why it broke. It is disconnected when
+    /// the thread ends.
+    events: Receiver<Result<()>>,
     /// Frames that the plugin did not take.
     lost: Arc<AtomicU64>,
     vnl: String,
 }
 
-impl Bridge {
+impl CLink {
     /// Opens a VNL through the library.
     ///
     /// # Errors
-    /// What the plugin reports, or that it does not come back.
+    /// The plugin reports an error, or does not return in time.
     pub(crate) fn open(library: Library, vnl: &str, options: &OpenOptions) -> Result<Self> {
         let (pair, theirs) = pair().map_err(|error| Error::io("make a socket pair", &error))?;
-        let (tell, news) = channel();
+        let (sender, events) = channel();
         let lost = Arc::new(AtomicU64::new(0));
         let (name, options, count) = (vnl.to_owned(), options.clone(), lost.clone());
         thread::Builder::new()
             .name("libvdeplug".into())
             .stack_size(STACK)
-            .spawn(move || live(library, &name, &options, theirs, &count, &tell))
+            .spawn(move || run(library, &name, &options, theirs, &count, &sender))
             .map_err(|error| Error::io("start a thread", &error))?;
-        match news.recv_timeout(OPENING) {
+        match events.recv_timeout(OPENING) {
             Ok(opened) => opened?,
             Err(RecvTimeoutError::Timeout) => {
                 return Err(Error::closed(format!(
@@ -74,20 +77,20 @@ impl Bridge {
         log::info!("{vnl} is opened through libvdeplug");
         Ok(Self {
             pair,
-            news,
+            events,
             lost,
             vnl: vnl.to_owned(),
         })
     }
 
-    /// Why the thread hung up.
+    /// Why the thread closed its end of the pair.
     fn broken(&self) -> Error {
-        let news = self.news.try_recv().ok();
-        news.and_then(Result::err).unwrap_or_else(died)
+        let event = self.events.try_recv().ok();
+        event.and_then(Result::err).unwrap_or_else(died)
     }
 }
 
-impl Link for Bridge {
+impl Link for CLink {
     fn fd(&self) -> BorrowedFd<'_> {
         self.pair.as_fd()
     }
@@ -102,7 +105,7 @@ impl Link for Bridge {
             match filled {
                 Ok(true) | Err(io::ErrorKind::Interrupted) => {}
                 Ok(false) | Err(io::ErrorKind::WouldBlock) => return Ok(()),
-                // What came before the end is not lost: the next call finds the end again.
+                // First the frames that came before the end. The next call finds the end again.
                 Err(_) if !batch.is_empty() => return Ok(()),
                 Err(_) => return Err(self.broken()),
             }
@@ -133,47 +136,50 @@ impl Link for Bridge {
     }
 }
 
-impl Drop for Bridge {
+impl Drop for CLink {
     fn drop(&mut self) {
         // The thread sees the end of its input.
         let _ = self.pair.shutdown(Shutdown::Both);
         let deadline = Instant::now() + CLOSING;
         let left = || deadline.saturating_duration_since(Instant::now());
         let end = loop {
-            if let Err(end) = self.news.recv_timeout(left()) {
+            if let Err(end) = self.events.recv_timeout(left()) {
                 break end;
             }
         };
         if end == RecvTimeoutError::Timeout {
-            log::warn!("the C plugin for {} hangs; left to itself", self.vnl);
+            log::warn!(
+                "the C plugin for {} does not close the connection; its thread is abandoned",
+                self.vnl
+            );
         }
     }
 }
 
-/// The thread: opens the connection, serves it, says why it broke, closes it.
-fn live(
+/// The thread: opens the connection, serves it, reports why it broke, and closes it.
+fn run(
     library: Library,
     vnl: &str,
     options: &OpenOptions,
     pair: UnixDatagram,
     lost: &AtomicU64,
-    tell: &Sender<Result<()>>,
+    events: &Sender<Result<()>>,
 ) {
     block_signals();
-    // An opener that has stopped waiting is not told; it has closed its end of the pair.
+    // Sending fails if the opener has stopped waiting. It has then closed its end of the pair.
     let connection = match Connection::open(library, vnl, options) {
         Ok(connection) => connection,
-        Err(error) => return drop(tell.send(Err(error))),
+        Err(error) => return drop(events.send(Err(error))),
     };
-    let _ = tell.send(Ok(()));
-    let mut ferry = Ferry::new(connection, pair, lost);
-    if let End::Broken(error) = ferry.run() {
-        let _ = tell.send(Err(error));
+    let _ = events.send(Ok(()));
+    let mut relay = Relay::new(connection, pair, lost);
+    if let Stop::Broken(error) = relay.run() {
+        let _ = events.send(Err(error));
     }
 }
 
 fn pair() -> io::Result<(UnixDatagram, UnixDatagram)> {
-    // Of packets, because that kind tells when the other end is closed.
+    // SOCK_SEQPACKET, because its ends see when the other is closed.
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
     Ok((ours.into(), theirs.into()))

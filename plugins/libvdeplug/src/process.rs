@@ -1,16 +1,16 @@
-//! What a C plugin would do to the process that it is a guest in.
+//! What a C plugin can do to this process, and what is done about it.
 //!
-//! * Signals are the host's to handle, so the thread in which the plugin is called blocks them, and with it
-//!   the threads that the plugin starts. A program that it starts gets them back.
-//! * A plugin that calls exit(3) has failed: the process aborts instead, so that its status is not taken for
-//!   the host's word.
+//! * Signals are the host's. The thread that calls the plugin blocks them, and so do the threads
+//!   that the plugin starts. A program that it starts gets the usual signals.
+//! * A plugin that calls exit(3) has failed. The process then aborts, so that the plugin's status
+//!   is not taken for the host's.
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::unistd::{getpid, gettid};
 use vdens_plugin_kit::log;
 
-/// The signals by which hosts are told to end, or that a child has ended.
-const HOSTS: [Signal; 5] = [
+/// The signals that the host handles: to end, and a child's end.
+const HOST_SIGNALS: [Signal; 5] = [
     Signal::SIGTERM,
     Signal::SIGHUP,
     Signal::SIGINT,
@@ -18,24 +18,24 @@ const HOSTS: [Signal; 5] = [
     Signal::SIGCHLD,
 ];
 
-/// Prepares the process; to be called once, before the first plugin is.
+/// Prepares the process. To be called once, before the first plugin runs.
 pub(crate) fn prepare() {
-    // SAFETY: both functions stay loaded as long as the process lives, as this library does.
+    // SAFETY: this library, and so both functions, stay loaded as long as the process lives.
     unsafe {
         libc::pthread_atfork(None, None, Some(in_child));
         libc::atexit(at_exit);
     }
 }
 
-/// Leaves the host's signals to the host's own thread.
+/// Blocks the host's signals in this thread.
 pub(crate) fn block_signals() {
     let mut set = SigSet::empty();
-    HOSTS.into_iter().for_each(|signal| set.add(signal));
-    // It fails for an unknown operation only.
+    HOST_SIGNALS.into_iter().for_each(|signal| set.add(signal));
+    // It fails only for an unknown operation.
     let _ = pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), None);
 }
 
-/// A child of fork(2) is to become another program: it starts with the usual signals.
+/// A child of fork(2) becomes another program, which starts with the usual signals.
 extern "C" fn in_child() {
     let none = SigSet::empty();
     let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&none), None);

@@ -2,26 +2,27 @@
 //!
 //! # Theory of operation
 //!
-//! Each end is bound to one path and connected to the other. Being connected is what makes a full queue
-//! visible to poll; and between two ends that are connected to each other the send buffer is the only
-//! limit, while the ten datagrams of `net.unix.max_dgram_qlen` bound the queue of one that is not.
+//! Each end is bound to one path and connected to the other. Poll can see a full queue only of a
+//! connected socket. Between two ends that are connected to each other, the send buffer is the only
+//! limit. The queue of one that is not has room for the ten datagrams of
+//! `net.unix.max_dgram_qlen`.
 //!
-//! There is no handshake and no hang-up, so the end connects anew at every tick. That one system call
-//! follows the peer wherever it goes: nothing changes while the same socket is there, a new one replaces
-//! the old, and an error says that nobody is there. EPERM means a socket that is connected to somebody
-//! else: mostly to the socket that this end's predecessor had. An end like this one lets go at
-//! its next tick, a legacy one when it sends next; until then nothing can reach it, so there is no carrier.
-//! Without a peer the socket is disconnected, because a connected one refuses everybody else: a legacy
-//! end that finds it so does not start. That must be quick if the peer is run twice in a row, so an
-//! inotify watch on the peer's socket calls for a tick when that is unlinked. One that is killed unlinks
-//! nothing and is missed by the timer's tick.
+//! There is no handshake and no hang-up, so each tick connects again. This one system call follows
+//! the peer. If the same socket is there, nothing changes; a new one replaces the old; an error
+//! says that none is there. EPERM means that the peer's socket is connected to another one, mostly
+//! to that of this end's predecessor. An end of ours disconnects at its next tick, a legacy one
+//! when it sends next. Nothing can reach it until then, so there is no carrier.
 //!
-//! So the session holds the socket as well ([`vdens_plugin_kit::Host::store_fd`]): a worker that
-//! takes the place of one that died goes on with it, and a legacy end that is connected to it is
-//! served on.
+//! Without a peer the socket is disconnected. A connected one refuses all others, and a legacy end
+//! that finds it so does not start. This must be quick if the peer is run twice in a row. So an
+//! inotify watch on the peer's socket calls for a tick when it is unlinked. A killed peer unlinks
+//! nothing; the timer's tick finds it gone.
 //!
-//! An end whose own path is gone or leads to another socket, or that finds a socket of the other
-//! generation where its peer should be, gives up ([`End::tick`]) and joins from the start.
+//! The session stores the socket ([`vdens_plugin_kit::Host::store_fd`]). A worker that replaces a
+//! dead one goes on with it, and a legacy end that is connected to it is served on.
+//!
+//! An end gives up ([`End::tick`]) if its own path is gone or leads to another socket, or if the
+//! peer's path leads to a socket of the other generation.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -39,7 +40,7 @@ use crate::{DATA, End, Place, TICKS, watch};
 
 #[derive(Debug)]
 pub(crate) struct Dgram {
-    /// Whom this end admits.
+    /// Which users' sockets this end joins.
     access: Access,
     own: BoundSocket,
     socket: OwnedFd,
@@ -49,21 +50,21 @@ pub(crate) struct Dgram {
     carrier: bool,
     /// More frames may be waiting than fitted into the last batch.
     behind: bool,
-    /// What connecting said last.
+    /// Why the last attempt to connect failed.
     last: Option<Errno>,
     /// The peer's socket file.
     peer_file: Option<Held>,
 }
 
 impl Dgram {
-    /// Takes `PATH`; `None` if somebody else was faster.
+    /// Binds `PATH`; `None` if another process was faster.
     pub(crate) fn first(place: &Place, epoll: &Epoll) -> Result<Option<Self>> {
         let end = sockets::bind(SockType::Datagram, &place.path, place.access)?;
         end.map(|(own, socket)| Self::new(place, own, socket, place.plus.clone(), epoll))
             .transpose()
     }
 
-    /// Takes `PATH+`; `None` if somebody else was faster.
+    /// Binds `PATH+`; `None` if another process was faster.
     pub(crate) fn second(place: &Place, epoll: &Epoll) -> Result<Option<Self>> {
         match sockets::probe(&place.plus)? {
             Occupant::Datagram | Occupant::Connected => return Err(sockets::busy(&place.path)),
@@ -75,8 +76,8 @@ impl Dgram {
             .transpose()
     }
 
-    /// Takes over the socket that a process which served this end before was bound with, to either path; `None` if it is
-    /// none. A peer that is connected to it stays so.
+    /// Takes over a socket that this process's predecessor bound to either path; `None` if it is
+    /// another socket. A peer that is connected to it stays connected.
     pub(crate) fn resume(place: &Place, socket: OwnedFd, epoll: &Epoll) -> Result<Option<Self>> {
         if getsockopt(&socket, sockopt::SockType) != Ok(SockType::Datagram) {
             return Ok(None);
@@ -99,7 +100,7 @@ impl Dgram {
         epoll: &Epoll,
     ) -> Result<Self> {
         watch(epoll, &socket, DATA)?;
-        // Without it, as when the system's limit of instances is reached, the timer's ticks must do.
+        // If there is none, because the system's limit is reached, the timer's ticks must do.
         let departures = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
         if let Some(departures) = &departures {
             watch(epoll, departures, TICKS)?;
@@ -124,7 +125,7 @@ impl Dgram {
         let id = |file: &Held| file.id;
         let known = self.peer_file.as_ref().map(id);
         let replaced = self.carrier && file.as_ref().ok().map(id) != known;
-        // A peer that was replaced is shown to be gone first, until the next tick.
+        // A peer that was replaced counts as gone until the next tick.
         let result = match &file {
             Ok(_) if replaced => Err(Errno::ENOENT),
             Ok(file) if !admits(self.access, file.owner) => Err(Errno::EACCES),
@@ -174,11 +175,11 @@ impl End for Dgram {
         true
     }
 
-    fn lasting(&self) -> Option<BorrowedFd<'_>> {
+    fn persistent_socket(&self) -> Option<BorrowedFd<'_>> {
         Some(self.socket.as_fd())
     }
 
-    /// The kernel does not tell a datagram socket's process.
+    /// The kernel does not know a datagram socket's process.
     fn credentials(&self) -> Credentials {
         Credentials {
             uid: self.peer_file.as_ref().map(|file| file.owner),
@@ -195,23 +196,23 @@ impl End for Dgram {
         let came = batch
             .receive_datagrams(&self.socket, max_frame)
             .unwrap_or_else(|error| {
-                // ECONNRESET: the peer has let go of this end. The tick sees to it.
+                // ECONNRESET: the peer has disconnected. The next tick handles that.
                 debug!("{}: receive: {error}", self.own.path().display());
                 0
             });
         self.behind = !batch.has_room(max_frame);
         if came > 0 && !self.carrier && !self.behind {
-            // Somebody is there, and will want an answer before the next tick.
+            // A peer is there, and may want an answer before the next tick.
             self.follow_peer();
         }
     }
 
     fn tick(&mut self, _epoll: &Epoll) -> bool {
         if let Some(departures) = &self.departures {
-            // That there was an event is all that matters.
+            // Which event it was does not matter.
             let _ = departures.read_events();
         }
-        // A change of peer makes the kernel throw away what the last one sent.
+        // When the socket is connected to another peer, the kernel drops what the last one sent.
         if !std::mem::take(&mut self.behind) {
             self.follow_peer();
         }

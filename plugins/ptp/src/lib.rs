@@ -2,22 +2,23 @@
 //!
 //! # Theory of operation
 //!
-//! Two generations of the protocol are in the field, `dgram` and `seqpacket`. An end looks at what
-//! stands at the path (see `sockets`) and joins it, whichever it is. If nobody is there it comes first,
-//! and speaks what it spoke last: to begin with seqpacket if the VNL says so, else dgram.
+//! Two generations of the protocol are in use, `dgram` and `seqpacket`. A new end probes the path
+//! and joins the end that it finds there, of either generation. If there is none, it comes first.
+//! It then uses the generation that it used last; at the start seqpacket if the VNL says so, else
+//! dgram.
 //!
-//! The ends of both generations are an `End`. One that cannot go on, because its peer hung up or its
-//! path was taken, is dropped, and `Ptp` joins again as at the start. So whoever leaves, whoever
-//! returns, and in whatever order, two ends find each other.
+//! An end of either generation is an [`End`]. If it cannot go on, because its peer hung up or its
+//! path was taken, it is dropped, and [`Ptp`] joins again as at the start. So two ends find each
+//! other in whatever order they leave and return.
 //!
-//! When a far end appears, the two find out whether it is one of ours, and then whether the kernel can
-//! carry the frames, or super-frames can be sent ([`FarEnd`]).
+//! When a peer appears, the two ends find out whether the kernel can carry the frames, or
+//! super-frames can be sent ([`FarEnd`]).
 //!
-//! Much of this cannot be waited for: a killed process leaves its path behind, and nothing tells when a path
-//! appears. So there is a tick, `TICK` long, of a few cheap system calls. The descriptor that the
-//! host waits for is an epoll instance over the timer and the socket that frames come from. A dgram end's socket is
-//! read at once; what else there is to do is asked for when it is empty, and now and then. Frames are
-//! sent straight to the socket; while nobody is there they are dropped and counted.
+//! Not all changes can be waited for. A killed process leaves its path behind, and no event tells
+//! when a path appears. So a timer ticks every [`TICK`], and a tick costs a few cheap system calls.
+//! The host waits for an epoll instance over the timer and the socket that frames come from. A
+//! dgram end's socket is read without asking epoll first; epoll is asked when it is empty, and now
+//! and then. Frames are sent straight to the socket. Without a peer they are dropped and counted.
 
 mod dgram;
 mod seqpacket;
@@ -52,28 +53,28 @@ use seqpacket::{Connector, Listener};
 
 const KEYS: Keys = Keys::new(&["seqpacket", "mode", "group"]);
 
-/// How often an end looks whether things are as they were: often enough for an interface to lose its carrier within 200 ms,
-/// and so seldom that an idle end takes less than a thousandth of a processor.
+/// How often an end checks its peer: often enough for an interface to lose its carrier within
+/// 200 ms, and so seldom that an idle end takes less than a thousandth of a processor.
 const TICK: Duration = Duration::from_millis(120);
 
-/// How long to let an end that was killed leave: its process lives for a moment longer than what it was started for.
-const LEAVING: Duration = Duration::from_millis(500);
+/// How long a killed end may take to leave: its process outlives the command for a moment.
+const LEAVE_LIMIT: Duration = Duration::from_millis(500);
 
-/// How long to wait after joining has failed.
+/// How long to wait before joining again after it failed.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// How often to look again when somebody else changes the path at the same time.
+/// How often to try again when another process changes the path at the same time.
 const RACES: usize = 8;
 
-/// How long to let somebody else finish.
-const RACE: Duration = Duration::from_millis(1);
+/// How long to wait for the other process then.
+const RACE_PAUSE: Duration = Duration::from_millis(1);
 
-/// How many times in a row to look for frames alone, while there are some.
+/// How many times in a row to read a dgram end's socket without asking epoll, while frames come.
 const FRAMES_ONLY: u32 = 16;
 
-/// What a descriptor in the epoll instance is for: frames to receive.
+/// A descriptor's data in the epoll instance: it brings frames.
 const DATA: u64 = 0;
-/// As above: it is time to look after things.
+/// It calls for a tick.
 const TICKS: u64 = 1;
 
 /// The generations of the protocol.
@@ -91,7 +92,7 @@ struct Place {
     /// The second comer's, in the dgram generation.
     plus: PathBuf,
     access: Access,
-    /// What to speak when nobody is there.
+    /// What to use when no other end is there.
     generation: Generation,
 }
 
@@ -124,34 +125,33 @@ impl Place {
 
 /// One end, of either generation.
 trait End: Send {
-    /// The socket to the far end, if that is there.
+    /// The socket to the peer, if there is one.
     fn peer(&self) -> Option<BorrowedFd<'_>>;
 
-    /// Whether frames can be received without asking epoll for events first.
+    /// Whether [`End::receive`] works without events from epoll.
     fn needs_no_events(&self) -> bool {
         false
     }
 
-    /// The socket that a far end can go on with when this process has died, if there is one.
-    fn lasting(&self) -> Option<BorrowedFd<'_>> {
+    /// The socket that a successor of this process can go on with, if there is one.
+    fn persistent_socket(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 
-    /// What the kernel tells of the far end.
+    /// What the kernel knows of the peer.
     fn credentials(&self) -> Credentials;
 
-    /// Sending to the far end has failed: there is no [`End::peer`] until it is found again.
+    /// Sending to the peer failed: there is no [`End::peer`] until it is found again.
     fn peer_lost(&mut self);
 
     /// Receives datagrams of up to `max_frame` bytes, after `events` on the socket.
     fn receive(&mut self, events: EpollFlags, max_frame: usize, batch: &mut RxBatch<'_>);
 
-    /// Looks after things; `false` if this end cannot go on and is to be replaced.
+    /// Checks the path and the peer. Returns `false` if this end cannot go on and must be replaced.
     fn tick(&mut self, epoll: &Epoll) -> bool;
 }
 
-/// Makes `epoll` watch a descriptor: for [`DATA`] the socket that frames come from, for [`TICKS`] what
-/// calls for a tick.
+/// Makes `epoll` watch a descriptor that is for [`DATA`] or [`TICKS`].
 fn watch(epoll: &Epoll, fd: impl AsFd, purpose: u64) -> Result<()> {
     let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
     epoll
@@ -162,23 +162,23 @@ fn watch(epoll: &Epoll, fd: impl AsFd, purpose: u64) -> Result<()> {
 /// The link.
 struct Ptp {
     place: Place,
-    /// `None` while it cannot join.
+    /// `None` while joining fails.
     end: Option<Box<dyn End>>,
     host: Host,
-    /// Whether the session holds a socket of this end.
-    is_kept: bool,
+    /// Whether the session stores a socket of this end.
+    is_stored: bool,
     far_end: FarEnd,
-    /// The far end's first user and its last.
+    /// The peer's first user and its last.
     users: Option<[u32; 2]>,
-    /// When to try to join again.
+    /// When to join again.
     retry: Instant,
     /// Why joining failed last.
     complaint: Option<Error>,
     epoll: Epoll,
     timer: TimerFd,
-    /// How often in a row frames were looked for and nothing else.
+    /// How often in a row the socket was read without asking epoll.
     frames_only: u32,
-    /// Always writable: what to wait for when there is nobody to send to.
+    /// Always writable: to wait for while there is no peer.
     writable: EventFd,
 }
 
@@ -203,7 +203,7 @@ impl Ptp {
             place,
             end: None,
             host,
-            is_kept: false,
+            is_stored: false,
             far_end: FarEnd::on_cable(host),
             users: None,
             retry: Instant::now(),
@@ -217,15 +217,15 @@ impl Ptp {
             Some(end) => end,
             None => link.join_when_there_is_room()?,
         });
-        link.keep();
-        link.notice();
+        link.store();
+        link.check_peer();
         link.announce();
         link.settle();
         Ok(link)
     }
 
-    /// Gives a far end that is there already a moment to answer, so that the interface need not
-    /// change right after it was made.
+    /// Gives a peer that is there already a moment to answer, so that the interface need not change
+    /// right after it was made.
     fn settle(&mut self) {
         let start = Instant::now();
         let mut batch = Batch::new();
@@ -256,17 +256,17 @@ impl Ptp {
         )
     }
 
-    /// Whether the far end is another user's.
+    /// Whether the peer is another user's.
     fn is_foreign(&self) -> bool {
         let credentials = self.end.as_ref().map(|end| end.credentials());
         credentials.and_then(|peer| peer.uid) != Some(geteuid().as_raw())
     }
 
-    /// Notices whether a far end has come or gone.
-    fn notice(&mut self) {
+    /// Checks whether a peer has come or gone.
+    fn check_peer(&mut self) {
         match (self.far_end.is_present(), self.socket().is_some()) {
             (false, true) => {
-                self.notice_user();
+                self.check_user();
                 self.far_end.appear(self.cable(), self.is_foreign());
             }
             (true, false) => self.far_end.disappear(),
@@ -274,9 +274,9 @@ impl Ptp {
         }
     }
 
-    /// Warns when the far end has become another user's. It is served all the same: a cable has no
+    /// Warns when the peer has become another user's. It is served all the same: a cable has no
     /// owner, and the mode of this end's socket says which users may join it.
-    fn notice_user(&mut self) {
+    fn check_user(&mut self) {
         let Some(now) = self.end.as_ref().and_then(|end| end.credentials().uid) else {
             return;
         };
@@ -288,22 +288,22 @@ impl Ptp {
         }
     }
 
-    /// Sends the far end the messages that are due.
+    /// Sends the peer the messages that are due.
     fn announce(&mut self) {
-        // A queue that is full has room at one of the next ticks; a far end that is gone is missed there.
+        // If the queue is full, a later tick finds room. If the peer is gone, a tick finds that out.
         if let Some(socket) = self.end.as_ref().and_then(|end| end.peer()) {
             self.far_end.announce(socket);
         }
     }
 
-    /// Does what the messages of the far end have made possible.
+    /// Does what the peer's messages have made possible.
     fn update(&mut self) {
         if let Some(socket) = self.end.as_ref().and_then(|end| end.peer()) {
             self.far_end.update(socket);
         }
     }
 
-    /// Receives what is waiting, and looks after things if it is time to.
+    /// Receives what is waiting, and ticks if that is due.
     fn serve(&mut self, batch: &mut RxBatch<'_>) {
         if self.end.as_ref().is_some_and(|end| end.needs_no_events())
             && self.receive(EpollFlags::EPOLLIN, batch)
@@ -314,24 +314,25 @@ impl Ptp {
         }
         self.frames_only = 0;
         let mut events = [EpollEvent::empty(); 3];
-        // It fails only if a signal came first.
+        // It fails only if a signal interrupts it.
         let ready = self
             .epoll
             .wait(&mut events, EpollTimeout::ZERO)
             .unwrap_or(0);
         let ready = &events[..ready];
-        // Frames come first: what a peer sent before it left is received before the tick finds it gone.
+        // Frames come first: what a peer sent before it left is received before a tick finds it
+        // gone.
         if let Some(data) = ready.iter().find(|event| event.data() == DATA) {
             self.receive(data.events(), batch);
         }
         if ready.iter().any(|event| event.data() == TICKS) {
             let _ = self.timer.wait();
             self.tick();
-            self.notice();
+            self.check_peer();
         }
     }
 
-    /// Receives what is waiting, after `events` on the socket. Returns whether there was anything.
+    /// Receives what is waiting, after `events` on the socket. Returns whether frames came.
     fn receive(&mut self, events: EpollFlags, batch: &mut RxBatch<'_>) -> bool {
         let Some(end) = &mut self.end else {
             return false;
@@ -339,21 +340,21 @@ impl Ptp {
         let first = batch.len();
         end.receive(events, self.far_end.max_datagram(), batch);
         let received = batch.len() > first;
-        // A far end that has come must be known before its first message is handled.
-        self.notice();
+        // A new peer must be known before its first message is handled.
+        self.check_peer();
         self.far_end.filter(first, batch);
         received
     }
 
-    /// Goes on with the socket that another process has served this end with, if there is one of use.
+    /// Goes on with the socket that this process's predecessor has stored, if that is of use.
     fn resume(&mut self) -> Result<Option<Box<dyn End>>> {
         let Some(socket) = self.host.take_fd() else {
             return Ok(None);
         };
-        self.is_kept = true;
+        self.is_stored = true;
         let end = Dgram::resume(&self.place, socket, &self.epoll)?;
         if end.is_none() {
-            self.keep();
+            self.store();
         }
         Ok(end.map(|end| {
             self.place.generation = Generation::Dgram;
@@ -361,21 +362,24 @@ impl Ptp {
         }))
     }
 
-    /// Has the session hold what the end is reached by, for whoever serves it when this process has died, or nothing if
-    /// there is none.
-    fn keep(&mut self) {
-        let socket = self.end.as_ref().and_then(|end| end.lasting());
-        let was_kept = std::mem::replace(&mut self.is_kept, socket.is_some());
-        if (socket.is_some() || was_kept)
+    /// Has the session store the end's socket for this process's successor, or nothing if there is
+    /// none.
+    fn store(&mut self) {
+        let socket = self.end.as_ref().and_then(|end| end.persistent_socket());
+        let was_stored = std::mem::replace(&mut self.is_stored, socket.is_some());
+        if (socket.is_some() || was_stored)
             && let Err(error) = self.host.store_fd(socket)
         {
-            debug!("{}: not kept: {error}", self.place.path.display());
+            debug!(
+                "{}: the socket is not stored: {error}",
+                self.place.path.display()
+            );
         }
     }
 
-    /// Joins at open. Where there are two ends already, one of them may be about to leave, or leaves while it is joined.
+    /// Joins at open. If there are two ends already, one of them may be about to leave.
     fn join_when_there_is_room(&mut self) -> Result<Box<dyn End>> {
-        let deadline = Instant::now() + LEAVING;
+        let deadline = Instant::now() + LEAVE_LIMIT;
         let busy = sockets::busy(&self.place.path);
         let may_pass = |error: &Error| *error == busy || error.kind == ErrorKind::Closed;
         loop {
@@ -386,19 +390,19 @@ impl Ptp {
         }
     }
 
-    /// Joins who is there, or comes first. `wait`: until the far end has agreed.
+    /// Joins the end that is there, or comes first. With `wait`, waits until a listener has agreed.
     fn join(&mut self, wait: bool) -> Result<Box<dyn End>> {
         for _ in 0..RACES {
             if let Some((generation, end)) = self.try_to_join(wait)? {
                 self.place.generation = generation;
                 return Ok(end);
             }
-            sleep(RACE);
+            sleep(RACE_PAUSE);
         }
         Err(sockets::contended(&self.place.path))
     }
 
-    /// As [`Ptp::join`]; `None` if somebody else changed the path meanwhile.
+    /// As [`Ptp::join`]; `None` if another process changed the path meanwhile.
     fn try_to_join(&self, wait: bool) -> Result<Option<(Generation, Box<dyn End>)>> {
         let (place, epoll) = (&self.place, &self.epoll);
         let generation = match sockets::probe(&place.path)? {
@@ -429,7 +433,7 @@ impl Ptp {
         Ok(end.map(|end| (generation, end)))
     }
 
-    /// What to speak when nobody is at `PATH`: that of a second comer who is still there, if any.
+    /// What to use when no end is at `PATH`: the generation of an end still at `PATH+`, if any.
     fn generation_alone(&self) -> Result<Generation> {
         match (sockets::probe(&self.place.plus), self.place.generation) {
             (Ok(Occupant::Datagram), _) => Ok(Generation::Dgram),
@@ -442,9 +446,9 @@ impl Ptp {
 
     fn tick(&mut self) {
         if self.end.as_mut().is_some_and(|end| !end.tick(&self.epoll)) {
-            // This gives up its path before joining looks there, at the next tick.
+            // It gives up its path before the next tick probes it.
             self.end = None;
-            self.keep();
+            self.store();
             return;
         }
         if self.end.is_some() || Instant::now() < self.retry {
@@ -454,7 +458,7 @@ impl Ptp {
             Ok(end) => {
                 self.end = Some(end);
                 self.complaint = None;
-                self.keep();
+                self.store();
             }
             Err(error) => {
                 self.retry = Instant::now() + RETRY;
@@ -466,7 +470,7 @@ impl Ptp {
         }
     }
 
-    /// The socket to the far end, if that is there.
+    /// The socket to the peer, if there is one.
     fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.end.as_ref()?.peer()
     }
@@ -475,7 +479,7 @@ impl Ptp {
 impl Drop for Ptp {
     fn drop(&mut self) {
         self.end = None;
-        self.keep();
+        self.store();
     }
 }
 

@@ -2,14 +2,15 @@
 //!
 //! # Theory of operation
 //!
-//! The first comer is a [`Listener`], the second a [`Connector`]. A newcomer is answered with one byte: 0,
-//! and the connection is the link; or EISCONN if the listener has a peer, and it is hung up. A
-//! hang-up says that the peer is gone. The listener then waits for the next one; the connector gives up and
-//! joins from the start, and so becomes the listener if nobody else has.
+//! The first end is a [`Listener`], the second a [`Connector`]. The listener answers a newcomer
+//! with one byte: 0 if the connection is the link, or EISCONN if the listener has a peer already;
+//! then it closes the connection. A hang-up means that the peer is gone. The listener then waits
+//! for the next one. The connector gives up and joins from the start, and becomes the listener if
+//! no other end has.
 //!
-//! Once greeted, both hold a [`Session`], whose packets are frames. A hang-up makes the socket readable
-//! and every read return nothing, like an empty packet; so the two are told apart by epoll's flags
-//! before reading, and what a peer sent before it hung up is read packet by packet.
+//! After the byte, both hold a [`Connection`], whose packets are frames. A hang-up makes the socket
+//! readable, and every read return nothing, as an empty packet does. So the flags of epoll are
+//! checked before reading, and what a peer sent before it hung up is read packet by packet.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -27,22 +28,22 @@ use crate::sockets::{self, admits};
 use crate::{DATA, End, Place, watch};
 
 /// How long a connector waits for the listener's byte.
-const GREETING: Duration = Duration::from_secs(2);
+const GREETING_LIMIT: Duration = Duration::from_secs(2);
 
-/// What epoll says of a socket whose peer has hung up.
+/// What epoll reports for a socket whose peer has hung up.
 const HANG_UP: EpollFlags = EpollFlags::EPOLLRDHUP
     .union(EpollFlags::EPOLLHUP)
     .union(EpollFlags::EPOLLERR);
 
 /// An established connection.
 #[derive(Debug)]
-struct Session {
+struct Connection {
     socket: OwnedFd,
-    /// Nothing more can be sent; there may be something left to receive.
+    /// Whether nothing can be sent any more. There may be packets left to receive.
     closing: bool,
 }
 
-impl Session {
+impl Connection {
     fn new(socket: OwnedFd) -> Self {
         Self {
             socket,
@@ -63,13 +64,13 @@ impl Session {
         }
     }
 
-    /// Hangs up; what has been received can still be read.
+    /// Hangs up. What has been received can still be read.
     fn close(&mut self) {
         self.closing = true;
         let _ = socket::shutdown(self.socket.as_raw_fd(), Shutdown::Both);
     }
 
-    /// Receives what fits. Returns whether the connection is still of use.
+    /// Receives what fits. Returns `false` if the connection is over.
     fn receive(&mut self, events: EpollFlags, max_frame: usize, batch: &mut RxBatch<'_>) -> bool {
         if !events.intersects(HANG_UP) {
             // An error here is the first sign of a hang-up, whose flags come with the next call.
@@ -82,7 +83,7 @@ impl Session {
             if length == 0 {
                 return Err(Errno::ENOTCONN);
             }
-            // Too long a packet is dropped as one of no length is.
+            // A packet that is too long is dropped, as an empty one is.
             Ok(if length > room.len() { 0 } else { length })
         };
         loop {
@@ -104,16 +105,16 @@ fn receive(socket: &OwnedFd, room: &mut [u8]) -> nix::Result<usize> {
     )
 }
 
-/// The first comer. It looks for newcomers at each tick: a legacy one waits two seconds for its byte.
+/// The first end. It accepts newcomers at each tick: a legacy one waits two seconds for its byte.
 #[derive(Debug)]
 pub(crate) struct Listener {
     own: BoundSocket,
     socket: OwnedFd,
-    session: Option<Session>,
+    connection: Option<Connection>,
 }
 
 impl Listener {
-    /// Takes `PATH`; `None` if somebody else was faster.
+    /// Binds `PATH`; `None` if another process was faster.
     pub(crate) fn bind(place: &Place) -> Result<Option<Self>> {
         let Some((own, socket)) = sockets::bind(SockType::SeqPacket, &place.path, place.access)?
         else {
@@ -125,7 +126,7 @@ impl Listener {
         Ok(Some(Self {
             own,
             socket,
-            session: None,
+            connection: None,
         }))
     }
 
@@ -135,15 +136,15 @@ impl Listener {
         let newcomer = socket::accept4(self.socket.as_raw_fd(), flags)?;
         // SAFETY: accept4 returned this descriptor just now, and nothing else owns it.
         let newcomer = unsafe { OwnedFd::from_raw_fd(newcomer) };
-        let answer = match self.session {
+        let answer = match self.connection {
             None => 0,
             Some(_) => Errno::EISCONN as u8,
         };
         socket::send(newcomer.as_raw_fd(), &[answer], MsgFlags::MSG_NOSIGNAL)?;
-        if self.session.is_none() {
+        if self.connection.is_none() {
             sockets::enlarge(&newcomer);
             watch(epoll, &newcomer, DATA).map_err(|error| Errno::from_raw(error.errno))?;
-            self.session = Some(Session::new(newcomer));
+            self.connection = Some(Connection::new(newcomer));
             debug!("{}: carrier true", self.own.path().display());
         }
         Ok(())
@@ -152,56 +153,59 @@ impl Listener {
 
 impl End for Listener {
     fn peer(&self) -> Option<BorrowedFd<'_>> {
-        self.session.as_ref()?.peer()
+        self.connection.as_ref()?.peer()
     }
 
     fn credentials(&self) -> Credentials {
-        self.session
+        self.connection
             .as_ref()
-            .map(Session::credentials)
+            .map(Connection::credentials)
             .unwrap_or_default()
     }
 
     fn peer_lost(&mut self) {
-        if let Some(session) = &mut self.session {
-            session.close();
+        if let Some(connection) = &mut self.connection {
+            connection.close();
         }
     }
 
     fn receive(&mut self, events: EpollFlags, max_frame: usize, batch: &mut RxBatch<'_>) {
-        if let Some(session) = &mut self.session
-            && !session.receive(events, max_frame, batch)
+        if let Some(connection) = &mut self.connection
+            && !connection.receive(events, max_frame, batch)
         {
-            self.session = None;
+            self.connection = None;
             debug!("{}: carrier false", self.own.path().display());
         }
     }
 
     fn tick(&mut self, epoll: &Epoll) -> bool {
-        // Whoever comes while the last peer's frames are being read is its successor, and waits.
-        if self.session.as_ref().is_none_or(|session| !session.closing)
+        // A newcomer waits while the last frames of its predecessor are being read.
+        if self
+            .connection
+            .as_ref()
+            .is_none_or(|connection| !connection.closing)
             && let Err(errno) = self.accept(epoll)
             && errno != Errno::EAGAIN
         {
             debug!("{}: accept: {errno}", self.own.path().display());
         }
-        self.session.is_some() || self.own.is_intact()
+        self.connection.is_some() || self.own.is_intact()
     }
 }
 
-/// The second comer.
+/// The second end.
 #[derive(Debug)]
 pub(crate) struct Connector {
-    session: Option<Session>,
+    connection: Option<Connection>,
     /// Until when to wait for the listener's byte; `None` once it has come.
     deadline: Option<Instant>,
-    /// Why the listener would not have it.
+    /// Why the listener refused.
     refusal: Option<Error>,
     path: PathBuf,
 }
 
 impl Connector {
-    /// Connects to the listener at `PATH`; `None` if it is not listening yet, or any more.
+    /// Connects to the listener at `PATH`; `None` if it does not listen yet, or no longer.
     pub(crate) fn connect(place: &Place, epoll: &Epoll) -> Result<Option<Self>> {
         let socket = sockets::new(SockType::SeqPacket)?;
         match sockets::connect(&socket, &place.path) {
@@ -211,27 +215,27 @@ impl Connector {
             Err(Errno::EPROTOTYPE) => return Err(sockets::foreign(&place.path)),
             Err(errno) => return Err(sockets::cannot_connect(&place.path, errno)),
         }
-        let session = Session::new(socket);
-        if let Some(user) = session.credentials().uid
+        let connection = Connection::new(socket);
+        if let Some(user) = connection.credentials().uid
             && !admits(place.access, user)
         {
             return Err(sockets::not_admitted(&place.path, user));
         }
-        watch(epoll, &session.socket, DATA)?;
+        watch(epoll, &connection.socket, DATA)?;
         Ok(Some(Self {
-            session: Some(session),
-            deadline: Some(Instant::now() + GREETING),
+            connection: Some(connection),
+            deadline: Some(Instant::now() + GREETING_LIMIT),
             refusal: None,
             path: place.path.clone(),
         }))
     }
 
-    /// Waits for the listener's answer and returns its refusal if that is what it is.
+    /// Waits for the listener's answer. Returns an error if it refuses.
     pub(crate) fn wait_for_greeting(&mut self) -> Result<()> {
-        while let (Some(deadline), Some(session)) = (self.deadline, &self.session) {
+        while let (Some(deadline), Some(connection)) = (self.deadline, &self.connection) {
             let left = deadline.saturating_duration_since(Instant::now());
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
-            let mut fds = [PollFd::new(session.socket.as_fd(), PollFlags::POLLIN)];
+            let mut fds = [PollFd::new(connection.socket.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, timeout) {
                 Ok(0) => return Err(silent(&self.path)),
                 Ok(_) => self.greet(),
@@ -244,10 +248,12 @@ impl Connector {
 
     /// Reads the listener's byte.
     fn greet(&mut self) {
-        let Some(session) = &self.session else { return };
+        let Some(connection) = &self.connection else {
+            return;
+        };
         let mut byte = [0];
         let path = &self.path;
-        let refusal = match receive(&session.socket, &mut byte) {
+        let refusal = match receive(&connection.socket, &mut byte) {
             Ok(1) if byte == [0] => {
                 self.deadline = None;
                 debug!("{}: carrier true", path.display());
@@ -268,7 +274,7 @@ impl Connector {
             ),
         };
         self.refusal = Some(refusal);
-        self.session = None;
+        self.connection = None;
     }
 }
 
@@ -281,31 +287,31 @@ fn silent(path: &Path) -> Error {
 impl End for Connector {
     fn peer(&self) -> Option<BorrowedFd<'_>> {
         match self.deadline {
-            None => self.session.as_ref()?.peer(),
+            None => self.connection.as_ref()?.peer(),
             Some(_) => None,
         }
     }
 
     fn credentials(&self) -> Credentials {
-        self.session
+        self.connection
             .as_ref()
-            .map(Session::credentials)
+            .map(Connection::credentials)
             .unwrap_or_default()
     }
 
     fn peer_lost(&mut self) {
-        if let Some(session) = &mut self.session {
-            session.close();
+        if let Some(connection) = &mut self.connection {
+            connection.close();
         }
     }
 
     fn receive(&mut self, events: EpollFlags, max_frame: usize, batch: &mut RxBatch<'_>) {
         if self.deadline.is_some() {
             self.greet();
-        } else if let Some(session) = &mut self.session
-            && !session.receive(events, max_frame, batch)
+        } else if let Some(connection) = &mut self.connection
+            && !connection.receive(events, max_frame, batch)
         {
-            self.session = None;
+            self.connection = None;
             debug!("{}: carrier false", self.path.display());
         }
     }
@@ -314,7 +320,7 @@ impl End for Connector {
         if let Some(refusal) = self.refusal.take() {
             warn!("{refusal}");
         }
-        self.session.is_some()
+        self.connection.is_some()
             && self
                 .deadline
                 .is_none_or(|deadline| Instant::now() < deadline)

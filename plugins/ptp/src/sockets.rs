@@ -23,7 +23,7 @@ pub(crate) fn admits(access: Access, user: u32) -> bool {
     user == 0 || user == geteuid().as_raw() || access.mode & 0o022 != 0
 }
 
-/// The error for a far end at `path` that belongs to a user whom this end does not admit.
+/// The error for a peer at `path` that belongs to a user whom this end does not admit.
 pub(crate) fn not_admitted(path: &Path, user: u32) -> Error {
     let (path, name) = (path.display(), Name(user));
     let message = format!("cannot join the far end at {path}: it belongs to user {name}");
@@ -69,16 +69,16 @@ pub(crate) fn new(kind: SockType) -> Result<OwnedFd> {
 
 /// Asks for a large send buffer.
 pub(crate) fn enlarge(socket: &OwnedFd) {
-    // A small one is slower, nothing else.
+    // With a smaller one the link is slower, nothing else.
     let _ = socket::setsockopt(socket, sockopt::SndBuf, &SEND_BUFFER);
 }
 
-/// A socket's file, held open, so that what is learned of it and what is connected to are the same.
+/// A socket's file, held open, so that the file that is checked is the one that is connected to.
 #[derive(Debug)]
 pub(crate) struct Held {
     file: OwnedFd,
-    /// What tells the file from a later one: device, inode, and the time it was made, since inodes are
-    /// used again.
+    /// What distinguishes the file from a later one: device, inode, and the time when it was made,
+    /// since inodes are used again.
     pub(crate) id: (u64, u64, i64, i64),
     /// The user who has bound the socket.
     pub(crate) owner: u32,
@@ -97,30 +97,30 @@ impl Held {
         })
     }
 
-    /// Connects `socket` to whoever is bound to the file.
+    /// Connects `socket` to the socket that is bound to the file.
     pub(crate) fn connect(&self, socket: &OwnedFd) -> nix::Result<()> {
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         socket::connect(socket.as_raw_fd(), &UnixAddr::new(path.as_str())?)
     }
 }
 
-/// Connects `socket` to whoever is bound to `path`.
+/// Connects `socket` to the socket that is bound to `path`.
 pub(crate) fn connect(socket: &OwnedFd, path: &Path) -> nix::Result<()> {
     socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)
 }
 
-/// Makes a datagram socket forget its peer, so that it takes frames from anybody.
+/// Disconnects a datagram socket, so that it receives from any socket.
 pub(crate) fn disconnect(socket: impl AsFd) {
-    let nobody = libc::sockaddr {
+    let none = libc::sockaddr {
         sa_family: libc::AF_UNSPEC as libc::sa_family_t,
         sa_data: [0; 14],
     };
-    // SAFETY: `nobody` is a sockaddr of the length given, which the kernel only reads.
+    // SAFETY: `none` is a sockaddr of the length given, which the kernel only reads.
     let result = unsafe {
         libc::connect(
             socket.as_fd().as_raw_fd(),
-            &raw const nobody,
-            size_of_val(&nobody) as libc::socklen_t,
+            &raw const none,
+            size_of_val(&none) as libc::socklen_t,
         )
     };
     debug_assert_eq!(result, 0, "disconnecting a datagram socket cannot fail");
@@ -140,13 +140,13 @@ pub(crate) fn bind(
     }
 }
 
-/// The error for a third comer at `path`.
+/// The error for a third end at `path`.
 pub(crate) fn busy(path: &Path) -> Error {
     let message = format!("{} has two ends already", path.display());
     Error::new(ErrorKind::Busy, message).hint("close one of them or use another path")
 }
 
-/// The error for a path that never stays as it was found.
+/// The error for a path that others keep changing.
 pub(crate) fn contended(path: &Path) -> Error {
     let message = format!("others keep changing {}", path.display());
     Error::new(ErrorKind::Busy, message).hint("try again")

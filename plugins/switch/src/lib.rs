@@ -1,5 +1,5 @@
-//! `switch://DIR`: an Ethernet switch whose ports are the processes that plug into its directory. It is the fabric
-//! of `vdens-fabric`, which learns behind which port each station is.
+//! `switch://DIR`: an Ethernet switch whose ports are the processes that plug into its directory.
+//! It is the fabric of `vdens-fabric`, which here learns behind which port each station is.
 
 use vdens_fabric::{CAPABILITIES, Kind};
 use vdens_plugin_kit::{Link, OpenRequest, Result};

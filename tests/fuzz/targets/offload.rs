@@ -1,8 +1,9 @@
-//! Offloads done in user space: cutting super-frames and completing checksums (`Cut`), putting segments together
-//! (`Join`). What comes out is judged by `packets`, which knows nothing of the code that made it.
+//! Offloads done in user space: cutting super-frames and completing checksums (`Cut`), putting
+//! segments together (`Join`). What comes out is judged by `packets`, which knows nothing of the
+//! code that made it.
 
 use fastrand::Rng;
-use vdens_plugin_kit::offload::Stage;
+use vdens_plugin_kit::offload::Converter;
 use vdens_plugin_kit::{BATCH_FRAMES, MAX_FRAME, MIN_FRAME, Offloads, VNET_HEADER_LEN, VnetHeader};
 
 use super::packets::{ACK, CWR, FIN, Flow, PSH, RST, SYN, Seen, URG, sum};
@@ -50,24 +51,24 @@ impl Frames {
     }
 }
 
-/// Puts a batch of frames, none of which is too short or too long, through a stage, and appends what comes out to `out`. A sink takes
-/// `chunk` at a time. Returns how many frames were lost.
+/// Puts a batch of frames, none of which is too short or too long, through a converter, and appends
+/// what comes out to `out`. A sink takes `chunk` at a time. Returns how many frames were lost.
 fn pass<'a>(
-    stage: &mut Stage,
+    converter: &mut Converter,
     frames: impl IntoIterator<Item = (VnetHeader, &'a [u8])>,
     sink: Offloads,
     chunk: usize,
     out: &mut Frames,
 ) -> Result<u64, String> {
     // What an input before left behind when it failed.
-    stage.discard();
-    let mut rx = stage.rx();
+    converter.discard();
+    let mut rx = converter.rx();
     for (header, frame) in frames {
         ensure(rx.push_offloaded(header, frame), || {
             "there is no room for it".into()
         })?;
     }
-    while let Some(tx) = stage.tx(sink) {
+    while let Some(tx) = converter.tx(sink) {
         let taken = tx.len().min(chunk);
         ensure(taken > 0, || "nothing is offered".into())?;
         for frame in tx.frames().take(taken) {
@@ -77,10 +78,10 @@ fn pass<'a>(
             })?;
             out.push(header, frame.bytes());
         }
-        stage.taken(taken);
+        converter.taken(taken);
     }
-    ensure(stage.is_empty(), || "something stays behind".into())?;
-    Ok(stage.take_dropped())
+    ensure(converter.is_empty(), || "something stays behind".into())?;
+    Ok(converter.take_dropped())
 }
 
 /// Whether a frame with this header is one for a sink.
@@ -98,10 +99,11 @@ fn suits(header: VnetHeader, sink: Offloads) -> bool {
     sink.contains(Offloads(wanted)) && sink.contains(Offloads::CSUM)
 }
 
-/// A frame with a virtio header. An input is a byte for the sink, one for how much it takes at a time, the virtio header and the frame.
+/// A frame with a virtio header. An input is a byte for the sink, one for how much it takes at a
+/// time, the virtio header and the frame.
 #[derive(Default)]
 pub(crate) struct Cut {
-    stage: Stage,
+    converter: Converter,
     out: Frames,
     joined: Frames,
 }
@@ -164,7 +166,7 @@ impl Target for Cut {
         }
         self.out.clear();
         let lost = pass(
-            &mut self.stage,
+            &mut self.converter,
             [(header, frame)],
             sink,
             chunk,
@@ -290,7 +292,7 @@ impl Cut {
         self.joined.clear();
         let segments = self.out.iter();
         let lost = pass(
-            &mut self.stage,
+            &mut self.converter,
             segments,
             Offloads::ALL,
             BATCH_FRAMES,
@@ -307,10 +309,11 @@ impl Cut {
     }
 }
 
-/// A batch of frames without anything left undone. An input is a byte for the sink, and each frame behind its length.
+/// A batch of frames without anything left undone. An input is a byte for the sink, and each frame
+/// behind its length.
 #[derive(Default)]
 pub(crate) struct Join {
-    stage: Stage,
+    converter: Converter,
     joined: Frames,
     cut: Frames,
 }
@@ -373,8 +376,14 @@ impl Target for Join {
         }
         self.joined.clear();
         self.cut.clear();
-        let (stage, joined, cut) = (&mut self.stage, &mut self.joined, &mut self.cut);
-        let lost = pass(stage, frames.iter().copied(), sink, BATCH_FRAMES, joined)?;
+        let (converter, joined, cut) = (&mut self.converter, &mut self.joined, &mut self.cut);
+        let lost = pass(
+            converter,
+            frames.iter().copied(),
+            sink,
+            BATCH_FRAMES,
+            joined,
+        )?;
         ensure(lost == 0, || format!("{lost} lost"))?;
         for (header, bytes) in joined.iter() {
             if header.is_plain() {
@@ -382,7 +391,13 @@ impl Target for Join {
                 continue;
             }
             super_frame(header, bytes)?;
-            let lost = pass(stage, [(header, bytes)], Offloads::NONE, BATCH_FRAMES, cut)?;
+            let lost = pass(
+                converter,
+                [(header, bytes)],
+                Offloads::NONE,
+                BATCH_FRAMES,
+                cut,
+            )?;
             ensure(lost == 0, || format!("{lost} lost when it is cut again"))?;
         }
         let mut before: Vec<_> = frames.iter().map(|(_, frame)| normal(frame)).collect();
@@ -396,7 +411,8 @@ impl Target for Join {
     }
 }
 
-/// A super-frame is what a kernel takes: headers that agree with the virtio header, and the sum of the pseudo-header.
+/// A super-frame is what a kernel takes: headers that agree with the virtio header, and the sum of
+/// the pseudo-header.
 fn super_frame(header: VnetHeader, bytes: &[u8]) -> Result<(), String> {
     let seen = Seen::read(bytes).ok_or("a super-frame is no packet")?;
     let field = &bytes[seen.checksum_place()..seen.checksum_place() + 2];
@@ -411,8 +427,8 @@ fn super_frame(header: VnetHeader, bytes: &[u8]) -> Result<(), String> {
     })
 }
 
-/// A frame's flow, and the frame without what may differ: padding, the two ways to write a checksum of zero, and the
-/// identification of packets that must not be fragmented (RFC 6864).
+/// A frame's flow, and the frame without what may differ: padding, the two ways to write a checksum
+/// of zero, and the identification of packets that must not be fragmented (RFC 6864).
 fn normal(frame: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let Some(seen) = Seen::read(frame).filter(|seen| seen.is_tcp) else {
         return (Vec::new(), frame.to_vec());

@@ -1,11 +1,17 @@
-//! The loop of a connection's thread: frames between the C plugin and the link's socket pair.
+//! The loop of a connection's thread: it moves frames between the C plugin and the link's socket
+//! pair.
 //!
-//! The plugin is called when its data descriptor is readable, once after each look at it, as the next call might block; and
-//! for every frame that comes from the link. Frames that the link has no room for wait here, and the plugin meanwhile. The loop
-//! ends when the link closes its end, when the control descriptor is readable (the far end is
-//! gone), or when the plugin fails. `vde_recv` does not tell an empty datagram from the end of a stream, nor a
-//! transient error from a lasting one. Poll does: a hang-up ends the connection at once; a descriptor with nothing
-//! left to read was a passing trouble; one that stays readable, call after call, has failed.
+//! # Theory of operation
+//!
+//! `vde_recv` may block. So it is called once each time that poll reports the data descriptor
+//! readable. `vde_send` is called for each frame from the link. If the link has no room for a
+//! frame, the frame waits here, and the plugin is not read meanwhile.
+//!
+//! The loop ends when the link closes its end of the pair, when the control descriptor is readable
+//! (the far end is gone), or when the plugin fails. `vde_recv` does not distinguish an empty
+//! datagram from the end of a stream, nor a passing error from a lasting one. Poll does: after a
+//! hang-up the connection is broken; a descriptor that is not readable any more had a passing
+//! error; one that stays readable call after call has failed.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -18,37 +24,38 @@ use vdens_plugin_kit::{Error, MAX_LEGACY_FRAME};
 
 use crate::connection::{Connection, Received};
 
-/// Frames from the link in a row while none come from the plugin.
+/// The most frames from the link in a row, while the plugin has none.
 const TURN: usize = 32;
 
-/// Fruitless calls of `vde_recv` in a row that make a broken connection.
+/// After so many calls of `vde_recv` in a row without a frame, the connection is broken.
 const STRIKES: u32 = 32;
 
-/// What poll says of a descriptor that nothing will come from any more.
+/// What poll reports for a descriptor that will never have data again.
 const HANG_UP: PollFlags = PollFlags::POLLHUP.union(PollFlags::POLLNVAL);
 
-/// Why a loop ended.
-pub(crate) enum End {
-    /// The link closed its end.
+/// Why the loop ended.
+pub(crate) enum Stop {
+    /// The link closed its end of the pair.
     Closed,
-    /// The connection is of no more use.
+    /// The connection broke.
     Broken(Error),
 }
 
-/// What the loop works on.
-pub(crate) struct Ferry<'a> {
-    /// This end of the socket pair, non-blocking. Closed before the connection, which may take its time.
+/// A connection, and the pair that its frames go to and come from.
+pub(crate) struct Relay<'a> {
+    /// This end of the socket pair, non-blocking. It is closed before the connection, which may
+    /// take long to close.
     pair: UnixDatagram,
     connection: Connection,
     /// Frames that were lost on the way to the plugin.
     lost: &'a AtomicU64,
-    /// A frame that the link had no room for: its first bytes in `room`.
+    /// The length of a frame in `room` that the link had no room for.
     waiting: Option<usize>,
     room: Box<[u8; MAX_LEGACY_FRAME]>,
     strikes: u32,
 }
 
-impl<'a> Ferry<'a> {
+impl<'a> Relay<'a> {
     pub(crate) fn new(connection: Connection, pair: UnixDatagram, lost: &'a AtomicU64) -> Self {
         Self {
             pair,
@@ -60,35 +67,35 @@ impl<'a> Ferry<'a> {
         }
     }
 
-    /// Moves frames until something ends that. Both ends are still open then.
-    pub(crate) fn run(&mut self) -> End {
+    /// Moves frames until the loop has to stop. Leaves both ends open.
+    pub(crate) fn run(&mut self) -> Stop {
         loop {
-            if let Err(end) = self.turn() {
-                return end;
+            if let Err(stop) = self.turn() {
+                return stop;
             }
         }
     }
 
-    fn turn(&mut self) -> Result<(), End> {
+    fn turn(&mut self) -> Result<(), Stop> {
         let ready = self.wait()?;
         if ready.control {
             return Err(broken(Error::closed("the far end is gone")));
         }
         if ready.pair {
             // One for one, if both have some.
-            self.put_out(if ready.data.is_empty() { TURN } else { 1 })?;
+            self.send_frames(if ready.data.is_empty() { TURN } else { 1 })?;
         }
         if ready.room {
-            self.land()?;
+            self.deliver()?;
         }
         if !ready.data.is_empty() {
-            self.take_in(ready.data)?;
+            self.receive_frame(ready.data)?;
         }
         Ok(())
     }
 
     /// Waits until there is something to do.
-    fn wait(&self) -> Result<Ready, End> {
+    fn wait(&self) -> Result<Ready, Stop> {
         let pair = self.pair.as_fd();
         let full = self.waiting.is_some();
         let wanted = [
@@ -97,7 +104,7 @@ impl<'a> Ferry<'a> {
             full.then_some((pair, PollFlags::POLLOUT)),
             self.connection.control().map(|fd| (fd, PollFlags::POLLIN)),
         ];
-        // A descriptor that nothing is wanted of would still report a hang-up, again and again.
+        // An unwanted descriptor must not be polled: it would report a hang-up again and again.
         let mut fds = wanted.map(|wanted| {
             let (fd, flags) = wanted.unwrap_or((pair, PollFlags::empty()));
             PollFd::new(fd, flags)
@@ -119,12 +126,12 @@ impl<'a> Ferry<'a> {
         })
     }
 
-    /// From the link to the plugin.
-    fn put_out(&mut self, at_most: usize) -> Result<(), End> {
+    /// Sends frames from the link to the plugin.
+    fn send_frames(&mut self, at_most: usize) -> Result<(), Stop> {
         let mut frame = [0; MAX_LEGACY_FRAME];
         for _ in 0..at_most {
             match self.pair.recv(&mut frame) {
-                Ok(0) => return Err(End::Closed),
+                Ok(0) => return Err(Stop::Closed),
                 Ok(len) if self.connection.send(&frame[..len]) => {}
                 Ok(_) => {
                     self.lost.fetch_add(1, Ordering::Relaxed);
@@ -135,12 +142,13 @@ impl<'a> Ferry<'a> {
         Ok(())
     }
 
-    /// A frame from the plugin to the link. `state` is what poll said of the data descriptor.
-    fn take_in(&mut self, state: PollFlags) -> Result<(), End> {
+    /// Receives a frame from the plugin for the link. `state` is what poll reported for the data
+    /// descriptor.
+    fn receive_frame(&mut self, state: PollFlags) -> Result<(), Stop> {
         let failure = match self.connection.recv(&mut self.room[..]) {
             Received::Frame(len) => {
                 self.waiting = Some(len);
-                self.land()?;
+                self.deliver()?;
                 None
             }
             Received::Nothing => None,
@@ -156,8 +164,8 @@ impl<'a> Ferry<'a> {
         }
     }
 
-    /// What a fruitless call means, by the states before and after it.
-    fn judge(&mut self, why: &str, before: PollFlags, after: PollFlags) -> Result<(), End> {
+    /// Handles a call that brought no frame, by what poll reported before and after it.
+    fn judge(&mut self, why: &str, before: PollFlags, after: PollFlags) -> Result<(), Stop> {
         if before.union(after).intersects(HANG_UP) {
             return Err(broken(Error::closed("the far end is gone")));
         }
@@ -169,12 +177,12 @@ impl<'a> Ferry<'a> {
         if self.strikes < STRIKES {
             return Ok(());
         }
-        let message = format!("the C plugin receives nothing, again and again: {why}");
+        let message = format!("the C plugin receives no frames: {why}");
         Err(broken(Error::closed(message)))
     }
 
-    /// Gives the frame that waits to the link, if there is room.
-    fn land(&mut self) -> Result<(), End> {
+    /// Delivers the waiting frame to the link, if there is room.
+    fn deliver(&mut self) -> Result<(), Stop> {
         if let Some(len) = self.waiting {
             match self.pair.send(&self.room[..len]) {
                 Ok(_) => self.waiting = None,
@@ -187,25 +195,25 @@ impl<'a> Ferry<'a> {
 
 struct Ready {
     pair: bool,
-    /// What is the matter with the data descriptor.
+    /// What poll reports for the data descriptor.
     data: PollFlags,
     room: bool,
     control: bool,
 }
 
-fn broken(error: Error) -> End {
-    End::Broken(error)
+fn broken(error: Error) -> Stop {
+    Stop::Broken(error)
 }
 
-/// A full or empty queue is no failure; any other means that the link has closed its end.
-fn not_now(error: &io::Error) -> Result<(), End> {
+/// A full or empty queue is not an error. Any other error means that the link closed its end.
+fn not_now(error: &io::Error) -> Result<(), Stop> {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(()),
-        _ => Err(End::Closed),
+        _ => Err(Stop::Closed),
     }
 }
 
-/// What poll says of a descriptor at once.
+/// What poll reports for a descriptor now.
 fn look(fd: BorrowedFd<'_>) -> PollFlags {
     let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
     match poll(&mut fds, PollTimeout::ZERO) {
