@@ -1,7 +1,9 @@
 #!/bin/bash
-# Makes a virtual machine for the tests out of Debian's packages (no image is downloaded): DIR/vmlinuz and DIR/initrd.gz.
+# Makes a virtual machine for the tests out of Debian's packages (no image is downloaded):
+# DIR/vmlinuz and DIR/initrd.gz.
 # usage: guest.sh DIR     (needs apt-get with up-to-date lists, dpkg, cpio, gzip)
-# The guest has one virtio network card, eth0, and a root shell on the serial line that does not echo. It says "guest ready".
+# The guest has one virtio network card, eth0, and a root shell on the serial line that does not
+# echo. It prints "guest ready".
 set -euo pipefail
 [ $# = 1 ] || { echo "usage: guest.sh DIR" >&2; exit 2; }
 mkdir -p "$1"

@@ -1,11 +1,13 @@
 #!/bin/bash
 # Prepares a Debian or Ubuntu machine for the tests: packages, a second Rust compiler, two ordinary
-# users, /dev/net/tun, a virtual machine. Needs root. Changes nothing that is in order already, so it may run before every test.
+# users, /dev/net/tun, a virtual machine. Needs root. Changes nothing that is in order already, so
+# it may run before every test.
 set -euo pipefail
 cd "$(dirname "$0")"
 [ "$(id -u)" = 0 ] || { echo "tests/setup.sh: needs root" >&2; exit 1; }
 
-# Foreign peers (vdens, vdeplug, vde-switch, qemu), C plugins of libvdeplug, and tools that the tests drive them with.
+# Foreign peers (vdens, vdeplug, vde-switch, qemu), C plugins of libvdeplug, and tools that the
+# tests drive them with.
 packages="gcc g++ libc6-dev iproute2 iputils-ping ethtool util-linux procps passwd tmux socat tcpdump iperf3 iptables nftables python3
           vdens vdeplug vde-switch vde-wirefilter qemu-system-x86 cpio gzip busybox-static bubblewrap libcap2-bin
           libvdeplug2 libvdeplug-slirp libvdeplug-agno libvdeplug-vlan"
@@ -32,7 +34,8 @@ setpriv --reuid vdens-test --regid vdens-test --clear-groups unshare -Urn true |
     exit 1
 }
 
-# The virtual machine, made anew when the way it is made has changed. Its test is skipped if there is none.
+# The virtual machine, made anew when the way it is made has changed. Its test is skipped if there
+# is none.
 guest=/var/cache/vdens-tests/guest
 if ! sha256sum --status -c "$guest/made-by" 2>/dev/null; then
     rm -rf "$guest"

@@ -1,8 +1,9 @@
 //! The run: rounds, turns and what goes wrong in them.
 //!
-//! Theory of operation. A round visits every row of every group; the next round starts with the next row, so
-//! that no contender is always the first, or always behind the same other. What fails is told at once and kept, and the rest
-//! goes on. Only a signal ends the run early; what has been measured until then is reported.
+//! Theory of operation. A round visits every row of every group. The next round starts with the
+//! next row, so that no contender is always the first, or always behind the same other. A failure
+//! is printed at once and kept, and the run goes on. Only a signal ends the run early, and then what
+//! has been measured is reported.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;

@@ -1,12 +1,13 @@
 //! The groups `start-up` and `memory`: what a namespace costs before any frame.
 //!
-//! Theory of operation. Start-up is the time from the moment at which a process executes a program, which runs `true`, to its end as
-//! its parent sees it. Forking that process and making it the user's come before. The contenders take turns: one start of each, [`STARTS`]
-//! times in a round, of which the median counts. A start that does not end within [`HUNG`] is ended and counted apart.
+//! Theory of operation. Start-up is the time from the moment at which a process executes a program,
+//! which runs `true`, to its end as its parent sees it. The fork and the change of user are not
+//! part of it. The contenders take turns: each is started [`STARTS`] times in a round, and the
+//! median counts. A start that does not end within [`HUNG`] is ended and counted apart.
 //!
-//! Memory is what is resident of every process that a namespace needs, but not of the command inside. What several of
-//! them share counts once, and in full, though the rest of the machine may use it too (so the sum of `Pss`
-//! would be less). It is user memory; what the kernel needs for a network namespace comes on top for all.
+//! Memory is the resident memory of all processes of a namespace but the command. Pages that
+//! several of them share count once, and in full, although other programs may share them too (the
+//! sum of `Pss` would be less). What the kernel needs for a network namespace is not in it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -301,7 +302,8 @@ pub(crate) fn visit_memory(bench: &mut Bench<'_>, row: &str, probes: &[String]) 
 pub(crate) struct Memory {
     /// What one process alone has, in KiB.
     private: f64,
-    /// What it shares, for each mapping; by file and offset or, in what was inherited by a fork, by address.
+    /// What it shares, for each mapping; by file and offset or, in what was inherited by a fork, by
+    /// address.
     shared: BTreeMap<String, f64>,
 }
 

@@ -1,10 +1,11 @@
 //! The group `crowd`: what one more namespace costs beside many.
 //!
-//! Theory of operation. On a switch the same start, `vdens vde://… true`, is timed alone and beside [`MANY`]
-//! others. These are started one after another, each when the command of the one before runs, which it says
-//! through a FIFO. A chain is made likewise: each of its namespaces has two interfaces, and shares a `ptp://` with
-//! the one before and the one behind. Debian's programs have no such chain that starts, so its column compares with
-//! theirs on their switch. Memory is counted as in [`costs`](crate::costs).
+//! Theory of operation. On a switch the same start, `vdens vde://… true`, is timed alone and beside
+//! [`MANY`] other sessions. These start one after another, each as soon as the command of the one
+//! before has written to a FIFO. A chain starts likewise: each of its namespaces has two interfaces,
+//! and shares a `ptp://` with the one before and the one behind. Debian's programs cannot start such
+//! a chain, so its column compares with theirs on their switch. Memory is counted as in
+//! [`costs`](crate::costs).
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -35,8 +36,8 @@ const MANY: usize = 200;
 const SOME: usize = 20;
 /// How often the start is timed, alone and again beside the others.
 const STARTS: usize = 20;
-/// How long those that have just started are left alone: for some seconds the kernel floods what IPv6
-/// says on each of 200 interfaces to the others.
+/// How long those that have just started are left alone: for some seconds the kernel floods what
+/// IPv6 says on each of 200 interfaces to the others.
 const SETTLING: Duration = Duration::from_secs(10);
 
 /// The group's rows and measures.

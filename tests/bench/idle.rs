@@ -1,8 +1,9 @@
 //! The group `idle`: the processor time that links take on which nothing happens.
 //!
-//! Theory of operation. Some seconds after two namespaces were plugged together, and eight into a switch, the kernel is asked twice how
-//! long each of their processes has been on a processor (`/proc/PID/task/TID/schedstat`, in nanoseconds).
-//! The commands inside do not count. What the kernel does by itself for interfaces that have just come up, IPv6 above all, does.
+//! Theory of operation. Two namespaces share a cable, and eight a switch. Some seconds later the
+//! benchmark reads twice how long each of their processes has been on a processor
+//! (`/proc/PID/task/TID/schedstat`, in nanoseconds). The commands inside do not count. What the
+//! kernel does by itself for new interfaces, IPv6 above all, does.
 
 use std::fs;
 use std::time::Duration;
@@ -106,7 +107,8 @@ fn measure(lab: &Lab, cable: &Contender, switch: &Contender, quick: bool) -> Res
     Ok(values.collect())
 }
 
-/// How long some processes and all below them but the commands have been on a processor, in seconds.
+/// How long some processes and all below them but the commands have been on a processor, in
+/// seconds.
 fn busy(ids: &[i32]) -> Result<f64> {
     let all = ids.iter().flat_map(|id| family(*id));
     let mut nanoseconds = 0.0;

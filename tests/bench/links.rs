@@ -1,7 +1,8 @@
 //! The group `links`: two namespaces and what is between them.
 //!
-//! Theory of operation. In each round each contender is wired anew and measured from its second end with all probes in turn. One probe that fails does not keep the next from running,
-//! unless something of the link has ended.
+//! Theory of operation. Each round wires each contender anew, and runs all probes in turn from its
+//! second end. A probe that fails does not keep the next from running, unless a process of the link
+//! has ended.
 
 use crate::bench::{Bench, Plan, Values};
 use crate::lab::{Lab, Maker};

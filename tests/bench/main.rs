@@ -70,7 +70,8 @@ struct Options {
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     out: PathBuf,
 
-    /// Measure nothing, and draw the pages from this results file; the tables of further ones follow
+    /// Measure nothing, and draw the pages from this results file; the tables of further ones
+    /// follow
     #[arg(long, value_name = "FILE", conflicts_with_all = ["rounds", "seconds", "quick", "only", "bin"])]
     from: Vec<PathBuf>,
 

@@ -1,9 +1,10 @@
 //! The contenders, and how they are wired.
 //!
-//! Theory of operation. A [`Contender`] is data: who made the two ends, what is between them, whose they are. [`Contender::wire`]
-//! makes as many namespaces as asked for, plugs them together, gives them addresses and waits until they
-//! reach each other. Dropping the [`Network`] ends everything. Nothing is ever added to the caller's own network
-//! namespace: veth pairs, bridges and taps are made inside namespaces that exist for this.
+//! Theory of operation. A [`Contender`] is data: who made the two ends, what is between them, and
+//! which user owns them. [`Contender::wire`] makes the namespaces, plugs them together, gives them
+//! addresses and waits until they reach each other. Dropping the [`Network`] ends everything. The
+//! caller's own network namespace stays as it is: veth pairs, bridges and taps are made inside
+//! namespaces that exist for this.
 
 use std::path::Path;
 
@@ -382,8 +383,9 @@ pub(crate) fn wait_for_port(proc: &Proc<'_>, protocol: &str, port: u16) -> Resul
     })
 }
 
-/// Makes two nodes send everything to a group of stations, and take what comes for it as if it were for them alone.
-/// Debian's `vxlan://` loses what it sends to a single station, and TCP ignores what came for a group.
+/// Makes two nodes send everything to a group of stations, and take what comes for it as if it were
+/// for them alone. Debian's `vxlan://` loses what it sends to a single station, and TCP ignores
+/// what came for a group.
 fn use_group_address(lab: &Lab, network: &Network<'_>) -> Result<()> {
     let [first, second] = &network.nodes[..] else {
         return Err("not two namespaces".into());
@@ -401,8 +403,8 @@ fn use_group_address(lab: &Lab, network: &Network<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Another bare namespace beside one: for an ordinary user in the same user namespace, so that a veth pair
-/// may connect them.
+/// Another bare namespace beside one: for an ordinary user in the same user namespace, so that a
+/// veth pair may connect them.
 fn bare_sibling<'lab>(lab: &'lab Lab, node: &Node, number: usize) -> Result<(Proc<'lab>, Node)> {
     if is_root() {
         return lab.bare_node(number);

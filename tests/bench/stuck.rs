@@ -1,13 +1,14 @@
 //! The group `stuck`: what a client that takes nothing costs the others on a switch.
 //!
-//! Theory of operation. Four namespaces are on a switch. The first two talk TCP all the time; the fourth sends broadcasts, of which a
-//! process in the third receives each. That and the third's vdens are stopped (SIGSTOP) every other [`SLICE`]. What
-//! the pair gets in a slice is compared with what it gets in its neighbour, which had the same pace of the machine, and the median
-//! of [`PAIRS`] such ratios counts: running, stopped, stopped, running, …
+//! Theory of operation. Four namespaces are on a switch. The first two carry TCP all the time. The
+//! fourth sends broadcasts, and a process in the third receives them. That process and the third's
+//! vdens are stopped (SIGSTOP) in every other [`SLICE`]. The rate of the pair in a slice is compared
+//! with the rate in the neighbouring one, because the machine's pace changes. The median of
+//! [`PAIRS`] such ratios counts: running, stopped, stopped, running, …
 //!
-//! A flood before each slice fills the queues towards the third. During the slice broadcasts are few, [`LOAD`] a second: enough to keep
-//! them full, so that the switch meets a full queue again and again, but so few that who is stopped
-//! leaves no processor time worth mentioning to the pair.
+//! A flood before each slice fills the queues towards the third. During the slice there are
+//! [`LOAD`] broadcasts a second. That keeps the queues full, so that the switch meets a full queue
+//! again and again, but leaves the pair no more processor time while the third is stopped.
 
 use std::time::{Duration, Instant};
 
@@ -149,8 +150,8 @@ fn turns(lab: &Lab, net: &Network<'_>) -> Result<Values> {
 struct Stopped(Vec<Pid>);
 
 impl Stopped {
-    /// Stops processes, supervisors before their workers, whose silence they would not put up with. A command of
-    /// vdens goes on: Debian's takes one that stops for one that has ended.
+    /// Stops processes, supervisors before their workers, whose silence they would not put up with.
+    /// A command of vdens goes on: Debian's takes one that stops for one that has ended.
     fn new(ids: impl Iterator<Item = i32>) -> Self {
         let ids = ids.filter(|id| name(*id).as_deref() != Some("sleep"));
         let stopped = Self(ids.map(Pid::from_raw).collect());

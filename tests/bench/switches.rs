@@ -1,13 +1,14 @@
 //! The group `switches`: many namespaces on one switch.
 //!
-//! Theory of operation. Each contender is wired with 2, 8, 32 and 128 ports. On each, one pair talks TCP while the
-//! others are idle, then up to [`PAIRS`] pairs at once, then the first node floods the broadcast address. The
-//! interface counters of the others, as the kernel keeps them, say what arrived. Beside the contender with most ports
-//! there is the same one with 2, and their pairs take turns: the machine may change its pace from minute to minute.
+//! Theory of operation. Each contender is wired with 2, 8, 32 and 128 ports. On each, one pair
+//! carries TCP while the others are idle, then up to [`PAIRS`] pairs at once, then the first node
+//! floods the broadcast address. The kernel's interface counters of the others count what arrived.
+//! Beside the contender with most ports there is the same one with 2, and their pairs take turns,
+//! because the machine's pace changes from minute to minute.
 //!
-//! For the table of addresses three ports suffice: the first makes itself known under many addresses by
-//! sending from them, the second sends to these in random order. What arrives at the third should not have: the
-//! switch did not know (or forgot) where the address is.
+//! For the table of addresses three ports suffice. The first sends from many addresses, so that the
+//! switch learns them, and the second sends to these in random order. What arrives at the third went
+//! astray: the switch did not know, or forgot, where the address is.
 
 use std::fs;
 use std::time::Duration;
@@ -200,7 +201,8 @@ fn pair(lab: &Lab, plan: &Plan, net: &Network<'_>) -> Result<Values> {
     Ok(vec![(format!("pair-{}", net.nodes.len()), rate)])
 }
 
-/// A pair among many and a pair alone, in an order that makes up for a machine that gets steadily slower or faster.
+/// A pair among many and a pair alone, in an order that makes up for a machine that gets steadily
+/// slower or faster.
 fn pair_beside(lab: &Lab, plan: &Plan, net: &Network<'_>, few: &Network<'_>) -> Result<Values> {
     let rate = |net| throughput(lab, plan, net, 1);
     let [alone, among, again, last] = [rate(few)?, rate(net)?, rate(net)?, rate(few)?];

@@ -1,10 +1,10 @@
 //! What runs inside the namespaces: hidden subcommands of the benchmark's own binary.
 //!
-//! Theory of operation. `enter` joins the namespaces of a process and becomes another command; the rest
-//! are senders and receivers of one purpose each. A tool ends by itself and prints one line of JSON, or
-//! is a server and is ended by its owner. Datagrams and ICMP echo requests are stamped, so that nothing else on the
-//! link is counted. Pacing wakes every 100 µs and sends what is due, at most [`BURST`] at once: a sender that was not
-//! scheduled does not make up for it with a flood.
+//! Theory of operation. `enter` joins the namespaces of a process and executes another command. The
+//! rest are senders and receivers of one purpose each. A tool ends by itself and prints one line of
+//! JSON, or is a server that its owner ends. Datagrams and ICMP echo requests carry a stamp, so that
+//! nothing else on the link is counted. A paced sender wakes every 100 µs and sends what is due, at
+//! most [`BURST`] at once: after a pause it does not catch up with a flood.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -35,7 +35,7 @@ const PAYLOAD: usize = 64;
 const STAMP: [u8; 8] = *b"vdensbm1";
 /// How many frames a paced sender sends at once, at most.
 const BURST: usize = 64;
-/// How long who has nothing to do sleeps.
+/// How long a tool that has nothing to do sleeps.
 const NAP: Duration = Duration::from_micros(100);
 /// Enough of a pause to mean that the sender is done.
 const SILENCE: Duration = Duration::from_millis(400);
@@ -179,8 +179,8 @@ impl Tool {
     }
 }
 
-/// Becomes a command in the namespaces of a process. An ordinary user has all capabilities right after
-/// joining a user namespace, and would lose them by executing a program: they are made ambient.
+/// Becomes a command in the namespaces of a process. An ordinary user has all capabilities right
+/// after joining a user namespace. They are made ambient, so that executing a program keeps them.
 fn enter(
     pid: u32,
     user: bool,
@@ -232,10 +232,12 @@ fn echo(port: u16) -> Result<()> {
     }
 }
 
-/// Numbered questions to an echo server, or by ICMP to a kernel, each asked when the one before is answered.
+/// Numbered questions to an echo server, or by ICMP to a kernel, each asked when the one before is
+/// answered.
 struct Rounds {
     socket: UdpSocket,
-    /// What goes before the stamp and the number: the header of an ICMP echo request, its checksum left out; or nothing.
+    /// What goes before the stamp and the number: the header of an ICMP echo request, its checksum
+    /// left out; or nothing.
     header: &'static [u8],
     number: u64,
 }
@@ -244,7 +246,8 @@ struct Rounds {
 const ECHO_REQUEST: &[u8] = &[8, 0, 0, 0, 0, 0, 0, 0];
 
 impl Rounds {
-    /// `port` is that of an echo server; without one the kernel is asked. An answer may take as long as `patience`.
+    /// `port` is that of an echo server; without one the kernel is asked. An answer may take as
+    /// long as `patience`.
     fn new(to: Ipv4Addr, port: Option<u16>, patience: Duration) -> Result<Self> {
         let (socket, header) = match port {
             Some(_) => (bind(0)?, &[][..]),
@@ -348,7 +351,8 @@ fn rtt(rounds: &mut Rounds, limit: Duration, count: usize, gap: Duration) -> Res
     Ok(())
 }
 
-/// Counts datagrams. It takes them by the batch and naps in between, so that the sender is not busy with waking it up.
+/// Counts datagrams. It takes them by the batch and naps in between, so that the sender is not busy
+/// with waking it up.
 fn sink(port: u16, limit: Duration) -> Result<()> {
     let socket = bind(port)?;
     let deadline = Instant::now() + limit;
@@ -383,7 +387,8 @@ fn drain(port: u16) -> Result<()> {
     }
 }
 
-/// Takes what has arrived, a datagram for each buffer at most; how many of them are the benchmark's.
+/// Takes what has arrived, a datagram for each buffer at most; how many of them are the
+/// benchmark's.
 fn receive(socket: &UdpSocket, buffers: &mut [[u8; 2 * PAYLOAD]]) -> Result<u64> {
     let mut headers = MultiHeaders::<()>::preallocate(buffers.len(), None);
     let mut slices: Vec<_> = buffers
@@ -402,9 +407,9 @@ fn receive(socket: &UdpSocket, buffers: &mut [[u8; 2 * PAYLOAD]]) -> Result<u64>
     Ok(stamped.count() as u64)
 }
 
-/// Calls `send` with how many to send and how many were before, as often as possible or, if `rate` is not 0, so that it is
-/// asked for so many a second, until `done`. It returns how many were taken. How many were sent, how many
-/// of these were refused, and for how long.
+/// Calls `send` with how many to send and how many were sent before, until `done`. `send` returns
+/// how many the kernel took. A `rate` is a number a second; 0 is as many as possible. Returns how
+/// many were sent, how many of these were refused, and the time.
 fn paced(
     rate: u64,
     done: impl Fn(u64, Duration) -> bool,
@@ -484,7 +489,8 @@ fn raw(interface: &str) -> Result<OwnedFd> {
         sll_halen: 0,
         sll_addr: [0; 8],
     };
-    // SAFETY: the address is a whole sockaddr_ll and outlives the call, and its own length is passed.
+    // SAFETY: the address is a whole sockaddr_ll and outlives the call, and its own length is
+    // passed.
     let result = unsafe {
         libc::bind(
             socket.as_fd().as_raw_fd(),

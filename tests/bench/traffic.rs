@@ -1,10 +1,10 @@
 //! Measurements of traffic between two nodes.
 //!
-//! Theory of operation. Receivers are started first and waited for by looking for their socket in the namespace.
-//! TCP is measured with iperf3, a server for each run; everything else with the benchmark's own tools, since iperf3's UDP
-//! sender is too slow to overload a link. Processor time is what all processors of the machine were busy
-//! during a run: it includes softirqs, the kernel's work for both ends and iperf3 itself, and whatever else
-//! the machine did.
+//! Theory of operation. Receivers start first, and senders when the receiver's socket is in the
+//! namespace. iperf3 measures TCP, with a server for each run. The benchmark's own tools measure
+//! everything else, because iperf3's UDP sender is too slow to overload a link. Processor time is
+//! what all processors of the machine were busy during a run: it includes softirqs, the kernel's
+//! work for both ends, iperf3 itself, and other programs.
 
 use std::fs;
 use std::path::Path;
@@ -139,8 +139,8 @@ pub(crate) enum Offer {
     Paced(u64),
     /// As many as one sender can send.
     OneSender,
-    /// As many as one sender for each processor can send. What works in the sender's time, as a veth pair does, would
-    /// never be offered more than it takes by a single one.
+    /// As many as one sender for each processor can send. What works in the sender's time, as a
+    /// veth pair does, would never be offered more than it takes by a single one.
     Overload,
 }
 
@@ -179,7 +179,8 @@ pub(crate) fn udp(lab: &Lab, from: &Node, to: &Node, offer: Offer, millis: u64) 
     })
 }
 
-/// Times round trips of ICMP echo, which the other kernel answers: the middle one and the 99th of 100, in µs.
+/// Times round trips of ICMP echo, which the other kernel answers: the middle one and the 99th of
+/// 100, in µs.
 pub(crate) fn rtt(
     lab: &Lab,
     from: &Node,

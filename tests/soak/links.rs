@@ -16,7 +16,8 @@ enum Maker {
     Debian,
 }
 
-/// A link's name, what it is plugged into, and who makes the receiver's end; the sender's is always ours.
+/// A link's name, what it is plugged into, and who makes the receiver's end; the sender's is always
+/// ours.
 const LINKS: [(&str, &str, Maker); 6] = [
     ("ptp", "ptp://ptp", Maker::Ours),
     ("ptp-no-panel", "ptp://user", Maker::NoPanel),

@@ -1,10 +1,12 @@
-//! `vdens-soak`: links that carry TCP for hours while everything they depend on is killed and stopped.
+//! `vdens-soak`: links that carry TCP for hours while everything they depend on is killed and
+//! stopped.
 //!
-//! Theory of operation. Each link has two namespaces; in one a `stream` tool sends consecutive numbers through TCP, in
-//! the other one receives and compares them, so a byte that is lost, doubled or changed is found at once. Meanwhile,
-//! every few seconds, something fails: workers, supervisors, switches, the panel's service, sessions that come and
-//! go. Samples of memory, descriptors and processes are printed on the way. All is as it should be if every stream moved to the end,
-//! nothing was wrong in any, no process grew, and nothing is left behind, which the kit's [`Lab`] sees to.
+//! Theory of operation. Each link has two namespaces. In one, `stream` sends consecutive numbers
+//! through TCP; in the other it receives and compares them, so a byte that is lost, doubled or
+//! changed is found at once. Meanwhile, every few seconds, something fails: a worker, a supervisor,
+//! a switch, the panel's service, or a session that comes and goes. Samples of memory, descriptors
+//! and processes are printed on the way. The soak passes if every stream moved to the end, no byte
+//! was wrong, no process grew, and nothing is left behind, which the kit's [`Lab`] checks.
 //! docs/reliability.md has the outcome.
 
 mod faults;

@@ -27,7 +27,8 @@ impl Sample {
         Self(uses.collect())
     }
 
-    /// Which processes use more than before: memory by `growth` KiB, or any descriptor but those of a status being asked.
+    /// Which processes use more than before: memory by `growth` KiB, or any descriptor but those of
+    /// a status being asked.
     pub(crate) fn grown_since(&self, before: &Self, growth: u64) -> Vec<String> {
         let pairs = self.0.iter().zip(&before.0);
         pairs

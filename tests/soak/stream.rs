@@ -1,4 +1,5 @@
-//! What runs in the namespaces: consecutive 64-bit numbers, sent through TCP and compared where they arrive.
+//! What runs in the namespaces: consecutive 64-bit numbers, sent through TCP and compared where
+//! they arrive.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -26,7 +27,8 @@ pub(crate) enum Tool {
         /// To whom
         address: Ipv4Addr,
     },
-    /// Receive and compare numbers, and print how many bytes came and the longest pause in milliseconds
+    /// Receive and compare numbers, and print how many bytes came and the longest pause in
+    /// milliseconds
     #[command(hide = true)]
     Receive,
 }

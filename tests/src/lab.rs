@@ -60,10 +60,10 @@ impl Lab {
     /// # Panics
     /// When they are not there.
     pub fn with_programs(programs: &Path) -> Self {
-        // Tests that run in the background are deaf to these, and what they start would be too.
-        for deaf in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
+        // A shell starts background jobs with these ignored, and their children would inherit it.
+        for ignored in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
             // SAFETY: the default disposition runs no code of this process.
-            let _ = unsafe { signal(deaf, SigHandler::SigDfl) };
+            let _ = unsafe { signal(ignored, SigHandler::SigDfl) };
         }
         let mut builder = tempfile::Builder::new();
         builder.prefix("vt-").rand_bytes(6);
@@ -334,7 +334,8 @@ fn interfaces() -> BTreeSet<String> {
         .collect()
 }
 
-/// Where this program was built: `target/<profile>/deps/<test>` or `target/<profile>/<program>` runs.
+/// Where this program was built: `target/<profile>/deps/<test>` or `target/<profile>/<program>`
+/// runs.
 pub fn target() -> PathBuf {
     let program = std::env::current_exe().unwrap();
     let target = program.ancestors().skip(1).take(2);

@@ -1,18 +1,19 @@
 //! The kit that the end-to-end tests are written with.
 //!
 //! Theory of operation. A test makes a [`Lab`]: a directory of its own below `/tmp`, with a copy of
-//! the built programs and plugins in it and a home for an ordinary [`User`]. Everything a test starts
-//! is a [`Cmd`] of the lab, runs as that user and becomes a [`Proc`], or a [`Session`]: a shell behind a
-//! pipe, inside a namespace or a virtual machine, that runs one script after the other.
-//! [`Tmux`] is a terminal with somebody typing, [`Netns`] a network namespace standing in for the host.
+//! the built programs and plugins in it and a home for an ordinary [`User`]. Everything a test
+//! starts is a [`Cmd`] of the lab, runs as that user and becomes a [`Proc`], or a [`Session`]: a
+//! shell behind a pipe, inside a namespace or a virtual machine, that runs one script after the
+//! other. [`Tmux`] is a terminal with somebody typing, [`Netns`] a network namespace standing in
+//! for the host.
 //!
 //! `cargo test` may run as root or not. As root every command drops to the user `vdens-test` unless
-//! it says otherwise; as anybody else that user is the one who runs the tests, and a test that needs
-//! root is skipped, with a line on standard error ([`need!`]).
+//! it says otherwise; as anybody else that user is the one who runs the tests, and a test that
+//! needs root is skipped, with a line on standard error ([`need!`]).
 //!
 //! Every wait is bounded. Processes end with the value that stands for them, also when a test
-//! panics. A lab's end is a test in itself: it fails if anything that was started in it, any
-//! path or any interface is still there. Commands carry `VDENS_LAB=<lab>` in their environment, by which
+//! panics. A lab's end is a test in itself: it fails if anything that was started in it, any path
+//! or any interface is still there. Commands carry `VDENS_LAB=<lab>` in their environment, by which
 //! their descendants are found.
 
 #![allow(

@@ -141,8 +141,9 @@ impl<'lab> Cmd<'lab> {
         output.stdout
     }
 
-    /// Runs the command, which must refuse to work as the product refuses: with a status of its own, one
-    /// line on standard error that starts with its name and contains all of `words`, and nothing else.
+    /// Runs the command, which must refuse to work as the product refuses: with a status of its
+    /// own, one line on standard error that starts with its name and contains all of `words`, and
+    /// nothing else.
     #[track_caller]
     pub fn refused(self, words: &[&str]) -> Output {
         let label = self.label();

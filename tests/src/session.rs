@@ -1,8 +1,8 @@
 //! A shell in a namespace, or in a virtual machine, to run one script after the other in.
 //!
-//! Scripts go to the shell's standard input. Behind each one a line with a number and the
-//! script's status is printed, which tells its output from the next one's. Nothing depends on how the
-//! shell was started, so this works through vdens, through Debian's, and over a serial line.
+//! Scripts go to the shell's standard input. Behind each one a line with a number and the script's
+//! status is printed, which tells its output from the next one's. Nothing depends on how the shell
+//! was started, so this works through vdens, through Debian's, and over a serial line.
 
 use std::cell::Cell;
 use std::io::Write;
@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use crate::{Output, PATIENCE, Proc, becomes_true, stretched};
 
-/// A shell behind a pipe. Dropping it ends the shell, by the end of its input, and so what started it.
+/// A shell behind a pipe. Dropping it closes the shell's input, which ends the shell and the program
+/// that started it.
 #[derive(Debug)]
 pub struct Session<'lab> {
     proc: Proc<'lab>,
@@ -107,8 +108,8 @@ impl<'lab> Session<'lab> {
         ));
     }
 
-    /// Sends a file of random bytes through TCP to another session, at the address, and compares what
-    /// arrives with what was sent.
+    /// Sends a file of random bytes through TCP to another session, at the address, and compares
+    /// what arrives with what was sent.
     #[track_caller]
     pub fn send_file(&self, to: &Session<'_>, address: &str, mebibytes: u32) {
         let limit = stretched(Duration::from_secs(120));

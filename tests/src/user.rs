@@ -14,8 +14,8 @@ pub struct User {
 }
 
 impl User {
-    /// The ordinary user whom the product serves: `vdens-test` when the tests run as root, otherwise
-    /// whoever runs them.
+    /// The ordinary user whom the product serves: `vdens-test` when the tests run as root,
+    /// otherwise whoever runs them.
     ///
     /// # Panics
     /// When there is no such account.

@@ -1,5 +1,5 @@
-//! Bad input: one line that names the thing and the remedy, a status, and no trace. That there is no trace
-//! is checked at the end of each lab.
+//! Bad input: one line that names the thing and the remedy, a status, and no trace. That there is
+//! no trace is checked at the end of each lab.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

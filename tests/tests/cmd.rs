@@ -34,7 +34,8 @@ fn ours_and_debians_carry_each_others_streams() {
         b.address("vde0", "10.0.0.2/24");
         a.ping("10.0.0.2");
         if by_debian {
-            // Its reader takes what one read brings for a frame, and is lost when the pipe was full: small amounts only.
+            // Its reader takes what one read brings for a frame, and is lost when the pipe was
+            // full: small amounts only.
             a.ok("ping -c 5 -i 0.2 -W 20 -s 1400 10.0.0.2");
             continue;
         }

@@ -456,7 +456,8 @@ fn every_scheme_has_a_page_with_its_keys() {
     }
 }
 
-/// Rows whose words are the kernel's or a library's, or of which too few stand together in the source.
+/// Rows whose words are the kernel's or a library's, or of which too few stand together in the
+/// source.
 const OTHER_MESSAGES: &[&str] = &[
     "cannot open /dev/net/tun",
     "cannot write … to /proc/self/…",
@@ -521,6 +522,19 @@ fn messages_in_the_pages_are_the_programs() {
         }
     }
     assert!(number > 80, "only {number} messages found");
+}
+
+/// The code that the tutorial shows for a socket of datagrams is that of a plugin of the tests.
+#[test]
+fn the_tutorial_shows_code_that_is_built() {
+    let page = read(TUTORIAL);
+    let part = section(&page, "## The panel and super-frames").unwrap();
+    let code = read("tests/plugins/packets/src/lib.rs");
+    let lines: Vec<_> = part.lines().filter(|l| l.starts_with("    ")).collect();
+    assert!(!lines.is_empty());
+    for line in lines {
+        assert!(code.contains(line), "{line}");
+    }
 }
 
 /// What GitHub makes of a heading for links to it.

@@ -1,5 +1,6 @@
-//! `vdectl doctor`: it finds nothing wrong here, and on a machine that lacks something it names that and the
-//! command that mends it. Where the command can be run here it is run, and must mend it.
+//! `vdectl doctor`: it finds nothing wrong here, and on a machine that lacks something it names
+//! that and the command that mends it. Where the command can be run here it is run, and must mend
+//! it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -16,7 +17,8 @@ struct Findings {
 }
 
 impl Findings {
-    /// Runs a command that ends in `vdectl doctor --json`, and checks what must be true of all findings.
+    /// Runs a command that ends in `vdectl doctor --json`, and checks what must be true of all
+    /// findings.
     #[track_caller]
     fn of(doctor: Cmd<'_>) -> Self {
         let output = doctor.run();
@@ -42,7 +44,8 @@ impl Findings {
             .collect()
     }
 
-    /// The remedy of the finding that has this verdict about `check`, and all of `words` in its message.
+    /// The remedy of the finding that has this verdict about `check`, and all of `words` in its
+    /// message.
     #[track_caller]
     fn remedy(&self, verdict: &str, check: &str, words: &[&str]) -> &str {
         let says = |finding: &&Value| {
@@ -324,9 +327,13 @@ fn plugins_that_cannot_be_loaded() {
     )
     .unwrap();
     lab.give(Path::new(&format!("{dir}/libvdens_text.so")));
+    // Loading ignores this name, and so does the doctor.
+    fs::write(format!("{dir}/libvdens_Ignored.so"), "not a library").unwrap();
     let findings = Findings::of(lab.vdectl(["--plugin-dir", &dir, "doctor", "--json"]));
     let remedy = findings.remedy("wrong", "plugin text", &["libvdens_text.so", "refused"]);
     assert!(remedy.contains("build"), "{remedy}");
+    let all = format!("{:?}", findings.findings);
+    assert!(!all.contains("Ignored"), "{all}");
 
     let (findings, _) = library(&lab, "other", "int x;");
     findings.remedy("wrong", "plugin other", &["no vdens plugin"]);

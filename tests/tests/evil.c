@@ -1,5 +1,6 @@
-/* evil://: a C plugin for libvdeplug that sends every frame back, and does what frames of the ethertype 0x88b5
- * tell it: S crash while receiving, E call exit while receiving, B block while sending, F fail from now on. */
+/* evil://: a C plugin for libvdeplug that sends every frame back. Frames of the ethertype 0x88b5 are
+ * orders: S crash while receiving, E call exit while receiving, B block while sending, F fail from
+ * now on. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,7 +1,8 @@
-//! Forged messages: nobody can have a victim's interface plugged where it does not belong, or unplugged.
+//! Forged messages: nobody can have a victim's interface plugged where it does not belong, or
+//! unplugged.
 //!
-//! The attacker knows more than one could: the test tells it the panel's number and the names of the
-//! places there, which it reads as root.
+//! The attacker knows more than one could: the test tells it the panel's number and the names of
+//! the places there, which it reads as root.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -96,7 +97,8 @@ fn a_forged_place_joins_no_networks() {
     let panel = Panel::of(&lab, &c);
     let places = panel.places('p');
     assert_eq!(places.len(), 2, "{places:?}");
-    // Another user on a cable open to all, and one who got at the far end of the user's own, a guest say.
+    // Another user on a cable open to all, and one who got at the far end of the user's own, a
+    // guest say.
     for by in [User::other(), lab.user().clone()] {
         for place in &places {
             let name = format!("b{}", by.uid);
@@ -178,8 +180,8 @@ fn a_client_of_a_legacy_switch_cannot_pose_as_the_switch() {
     }
 }
 
-/// Attack: another user is first at the path beside the victim's, or at the path itself, with a socket
-/// that is open to all, and reads what the victim sends.
+/// Attack: another user is first at the path beside the victim's, or at the path itself, with a
+/// socket that is open to all, and reads what the victim sends.
 const EAVESDROPPER: &str = r#"
 import os, socket, sys
 path, kind = sys.argv[1:]

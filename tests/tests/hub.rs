@@ -1,4 +1,4 @@
-//! `hub://`: whoever plugs in hears everybody, whichever way the frames go.
+//! `hub://`: each client receives the frames of all others, on the panel and in user space.
 
 use std::fs;
 use std::path::Path;
@@ -14,10 +14,11 @@ fn start<'lab>(lab: &'lab Lab, scheme: &str) -> Proc<'lab> {
     plug
 }
 
-/// What the log says of who carries a session's frames.
+/// The log line of a session on the panel.
 const CARRIED: &str = "frames go through the kernel (panel)";
 
-/// Two whose frames the kernel carries, one in user space and Debian's, with the addresses 10.0.0.1 to 10.0.0.4.
+/// Two members on the panel, one in user space and Debian's, with the addresses 10.0.0.1 to
+/// 10.0.0.4.
 fn members(lab: &Lab) -> [Session<'_>; 4] {
     let vnl = lab.vnl("vde", "sw");
     let args = [&vnl, "sh"];
@@ -42,8 +43,8 @@ fn members(lab: &Lab) -> [Session<'_>; 4] {
 /// How long to listen.
 const HEARING: Duration = Duration::from_secs(3);
 
-/// Pings of one station to another, while a third listens without asking its interface for more than it gets. What
-/// that heard, in the words of tcpdump: two pings and their answers, or what came in `time`.
+/// Has one station ping another while a third listens, not promiscuously. Returns tcpdump's output:
+/// two pings and their answers, or what came within `time`.
 #[track_caller]
 fn overheard(
     listener: &Session<'_>,

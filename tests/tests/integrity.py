@@ -69,7 +69,8 @@ def packet_socket(interface):
     plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
     plug.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
     plug.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-    # Only the test's own frames, tagged or not (filter.h): load half-word 12; equal?; is there a tag?; half-word 16; equal?
+    # Only the test's own frames, tagged or not (filter.h): load half-word 12; equal?; is there a
+    # tag?; half-word 16; equal?
     code = [(0x28, 0, 0, 12), (0x15, 3, 0, 0x88B6), (0x15, 0, 3, 0x8100), (0x28, 0, 0, 16), (0x15, 0, 1, 0x88B6)]
     code += [(0x06, 0, 0, 1 << 18), (0x06, 0, 0, 0)]
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in code))

@@ -378,8 +378,8 @@ fn tap<'lab>(lab: &'lab Lab) -> Netns<'lab> {
     host
 }
 
-/// While the tap is used, frames carry virtio headers. Afterwards it is as it was, and a program that
-/// does not know these headers can open it.
+/// While the tap is used, frames carry virtio headers. Afterwards it is as it was, and a program
+/// that does not know these headers can open it.
 #[test]
 fn a_tap_is_given_back_as_it_was() {
     need!("root", "ethtool", "python3");
@@ -403,7 +403,8 @@ fn a_tap_is_given_back_as_it_was() {
     assert!(during.contains("tcp-segmentation-offload: on"), "{during}");
     assert_eq!(a.exit(0).code(), Some(0));
     assert_eq!(look(), before);
-    // IFF_TAP and IFF_NO_PI alone; the host asks for 10.0.0.1, and the first bytes must be an Ethernet header.
+    // IFF_TAP and IFF_NO_PI alone; the host asks for 10.0.0.1, and the first bytes must be an
+    // Ethernet header.
     let legacy = "import fcntl, os, select, struct, subprocess
 tap = os.open('/dev/net/tun', os.O_RDWR)
 fcntl.ioctl(tap, 0x400454ca, struct.pack('16sH22x', b'tap0', 0x1002))

@@ -53,7 +53,8 @@ fn cable_with_jumbo_frames() {
     let lab = Lab::new();
     let args = [&lab.vnl("ptp", "p"), "sh"];
     let (a, b) = connect(lab.vdens(args), lab.debian("vdens", args));
-    // 9216 bytes of payload is the most that libvdeplug takes; Linux allows a tap no more than it asks for.
+    // 9216 bytes of payload is the most that libvdeplug takes; Linux allows a tap no more than it
+    // asks for.
     for (mtu, payload) in [(9000, 8972), (9216, 9188)] {
         for session in [&a, &b] {
             session.ok(&format!("ip link set vde0 mtu {mtu}"));

@@ -201,8 +201,9 @@ fn vxlan() {
         .inside(&host)
         .session();
     session.address("vde0", "10.0.0.1/24");
-    // The C plugin of Debian 12 floods, and receives, but what it sends to one station alone gets nowhere: not in
-    // Debian's own vdens either. So a question and its answer are all that can be asked for.
+    // The C plugin of Debian 12 floods, and receives, but what it sends to one station alone gets
+    // nowhere: not in Debian's own vdens either. So a question and its answer are all that can be
+    // asked for.
     let resolved = || {
         session.run("ping -c 1 -W 1 10.0.0.2");
         session.ok("ip neigh show 10.0.0.2").contains("lladdr")
@@ -219,7 +220,8 @@ fn a_command() {
     let (a, b) = connect(lab.vdens([&cable, "sh"]), lab.vdens([&command, "sh"]));
     a.send_file(&b, "10.0.0.2", 4);
     drop(b);
-    // The command is started with the signals that it would have from a shell, and its end is the link's.
+    // The command is started with the signals that it would have from a shell, and its end is the
+    // link's.
     let status = lab.path("status");
     let command = format!("libvdeplug://cmd://cp /proc/self/status {status}");
     let plug = lab.vde_plug(["null://", &command]).spawn();

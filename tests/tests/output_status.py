@@ -1,5 +1,6 @@
-"""A process of the user whose answers to vdectl status are nonsense, for output.rs: HOW [PID]. It listens on the socket of
-process PID, its own by default, says "ready" and answers until its standard input ends."""
+"""A process of the user whose answers to vdectl status are nonsense, for output.rs: HOW
+[PID]. It listens on the socket of process PID, its own by default, prints "ready" and answers
+until its standard input ends."""
 import array
 import json
 import os

@@ -1,4 +1,5 @@
-//! The panel: the kernel carries frames between one user's namespaces, and nobody else gets at them.
+//! The panel: the kernel carries frames between one user's namespaces, and nobody else gets at
+//! them.
 
 use std::fs;
 use std::path::PathBuf;
@@ -330,8 +331,9 @@ fn our_switch_serves_its_users_namespaces_by_the_kernel_and_others_too() {
     lab.expect("sw");
 }
 
-/// Sends a frame of each kind and prints those that arrive: what a bridge keeps to itself by the standard (IEEE 802.1D, table
-/// 7-10) but for pause frames, and what is no IP packet although it says so, which a bridge's packet filter takes out.
+/// Sends a frame of each kind and prints those that arrive: what a bridge keeps to itself by the
+/// standard (IEEE 802.1D, table 7-10) but for pause frames, and what is no IP packet although it
+/// says so, which a bridge's packet filter takes out.
 const PASS: &str = r#"
 import socket, sys, time
 s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))

@@ -21,7 +21,8 @@ fn has_carrier(session: &Session<'_>, interface: &str) -> bool {
     !link.contains("NO-CARRIER")
 }
 
-/// A session with three faulty links, one for each place to fail in, and one that is sound; and a peer of that.
+/// A session with three faulty links, one for each place to fail in, and one that is sound; and a
+/// peer of that.
 fn session<'lab>(lab: &'lab Lab, prefix: &str, options: &str) -> (Session<'lab>, Session<'lab>) {
     let sound = lab.vnl("ptp", "p");
     let peer = lab.vdens(["--addr", "10.0.3.2/24", &sound, "sh"]).session();

@@ -1,4 +1,5 @@
-//! Files that are no plugin for this vdens: each is refused in one line that says why, when it is used, listed and checked.
+//! Files that are no plugin for this vdens: each is refused in one line that says why, when it is
+//! used, listed and checked.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

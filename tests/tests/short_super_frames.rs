@@ -61,11 +61,11 @@ fn member<'lab>(lab: &'lab Lab, number: u8, vnl: &str) -> Session<'lab> {
 /// A process that goes round in its poll loop has all of a processor, as far as there is one for
 /// it: far more than it needs for being asked something now and then.
 #[track_caller]
-fn is_idle(process: &Proc<'_>) {
-    // The next second may be another's, so one quiet second is enough.
+pub(crate) fn is_idle(process: &Proc<'_>) {
+    // The next ones may be another's, so two quiet seconds are enough.
     wait_until("the process is idle", PATIENCE, || {
         let before = ticks(process);
-        std::thread::sleep(Duration::from_secs(1));
+        std::thread::sleep(Duration::from_secs(2));
         ticks(process) - before < 20
     });
 }

@@ -138,7 +138,8 @@ fn frames_and_bytes_through_user_space_are_counted() {
     wait_until("the log says so", PATIENCE, || {
         a.proc().stderr().contains(line)
     });
-    // Nobody is there: what is sent is dropped, and counted. Without carrier the kernel sends nothing.
+    // Nobody is there: what is sent is dropped, and counted. Without carrier the kernel sends
+    // nothing.
     assert_eq!(link["sent"]["dropped"]["queue_full"], 0, "{link:#}");
 }
 
@@ -229,7 +230,8 @@ fn another_user_sees_nothing() {
     let a = lab.vdens(["null://", "sh"]).session();
     a.ok(":");
     assert_eq!(lab.vdectl(["status"]).by(User::other()).ok(), "");
-    // Even one who gets at the socket is not answered: root is let in by the directory, not by the process.
+    // Even one who gets at the socket is not answered: root is let in by the directory, not by the
+    // process.
     let run = lab.dir().with_file_name("run").join("vdens");
     let find = format!("find {} -path '*status-*' -type s", run.display());
     let socket = lab.sh(&find).ok();

@@ -1,4 +1,5 @@
-//! Nobody waits for one who is stuck: neither another link of the same namespace, nor another pair on the same switch.
+//! A peer that is stopped delays no other: neither another link of the same namespace, nor another
+//! pair on the same switch.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -31,8 +32,8 @@ impl Drop for Stopped {
     }
 }
 
-/// A session's process, and its workers, which lead groups of their own. Its command goes on: Debian's vdens takes a
-/// child that stops for one that has ended, and closes its link.
+/// A session's process, and its workers, which lead groups of their own. Its command goes on:
+/// Debian's vdens takes a child that stops for one that has ended, and closes its link.
 fn family(session: &Session<'_>) -> Vec<i32> {
     let pid = session.proc().pid();
     let workers = children(pid).into_iter();
@@ -49,7 +50,7 @@ fn member<'lab>(command: Cmd<'lab>, addresses: &[(&str, &str)]) -> Session<'lab>
     session
 }
 
-/// Keeps frames coming for somebody who takes none, whose queue is full from then on.
+/// Keeps sending to a peer that takes no frames, so that its queue is full from then on.
 fn press(session: &Session<'_>, address: &str) {
     session.ok(&format!(
         "socat -u OPEN:/dev/zero UDP-SENDTO:{address}:9 >/dev/null 2>&1 & z=$!; sleep 0.5; kill $z; wait $z

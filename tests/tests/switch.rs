@@ -2,6 +2,8 @@
 
 use vdens_tests::{Lab, PATIENCE, Proc, Session, need, wait_until};
 
+use crate::short_super_frames::is_idle;
+
 fn switch<'lab>(lab: &'lab Lab) -> Proc<'lab> {
     let switch = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
     lab.wait_for("sw/ctl");
@@ -89,8 +91,8 @@ fn a_switch_within_vdens() {
     assert_eq!(a.exit(0).code(), Some(0));
 }
 
-/// Whoever can plug in: the kernel carries some's frames, some exchange super-frames with the switch, some know of
-/// neither; and the switch's own side.
+/// Whoever can plug in: the kernel carries some's frames, some exchange super-frames with the
+/// switch, some know of neither; and the switch's own side.
 #[test]
 fn files_between_every_kind_of_member() {
     need!("vdens", "socat");
@@ -126,7 +128,8 @@ fn files_between_every_kind_of_member() {
     lab.expect("sw");
 }
 
-/// Super-frames cross the switch whole: it receives far fewer frames than there are segments in the file.
+/// Super-frames cross the switch whole: it receives far fewer frames than there are segments in the
+/// file.
 #[test]
 fn super_frames_between_two_without_the_panel() {
     need!("socat");
@@ -198,18 +201,5 @@ for i in range(2000):
     let open = std::fs::read_dir(open).unwrap().count();
     assert!(open < 100, "{open} descriptors are open");
     drop((a, b));
-    // Idle means idle.
-    let ticks = || {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", switch.pid())).unwrap();
-        let fields: Vec<_> = stat.rsplit(") ").next().unwrap().split(' ').collect();
-        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-    };
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    let before = ticks();
-    std::thread::sleep(std::time::Duration::from_secs(2));
-    let used = ticks() - before;
-    assert!(
-        used < 20,
-        "{used} ticks of processor time in two idle seconds"
-    );
+    is_idle(&switch);
 }

@@ -1,5 +1,5 @@
-//! Stations on a switch that end, are replaced, or move to another port: frames reach the new one at
-//! once.
+//! Stations on a switch that end, are replaced, or move to another port: frames reach the new one
+//! at once.
 
 use vdens_tests::{Lab, Session};
 

@@ -7,7 +7,8 @@ use vdens_tests::{Lab, skip};
 /// A fresh sysfs, as an ordinary user mounts it.
 const FRESH: &str = "unshare -Urnm mount -t sysfs sysfs /sys";
 
-/// Where vdens makes a mount namespace, the session's own interfaces, and the rest of /sys as it is.
+/// Where vdens makes a mount namespace, the session's own interfaces, and the rest of /sys as it
+/// is.
 #[test]
 fn sys_shows_the_sessions_interfaces() {
     let lab = Lab::new();

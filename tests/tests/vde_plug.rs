@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use vdens_tests::{Lab, User, need, stretched};
+use vdens_tests::{Lab, PATIENCE, User, need, stretched, wait_until};
 
 /// Ends a daemon by its pid file, which it takes along.
 #[track_caller]
@@ -115,7 +115,8 @@ fn mode_and_group() {
         .vde_plug(options)
         .args([&lab.vnl("vde", "sw"), "null://"])
         .spawn();
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    let description = || lab.vdectl(["status", "--json"]).ok().contains("a plug");
+    wait_until("the switch has the plug", PATIENCE, description);
     assert_eq!(plug.stderr(), "");
     drop(plug);
     let bad = lab.vde_plug(["-g", "nosuchgroup", &lab.vnl("vde", "sw"), "null://"]);
@@ -165,8 +166,8 @@ fn a_pid_file_overwrites_nothing_else() {
 fn a_stream_on_standard_input_and_output() {
     need!("python3");
     let lab = Lab::new();
-    // Frames put into a stream at one end of a cable come out of the stream at its other end: the shortest one,
-    // one with a length of more than a byte, and the longest.
+    // Frames put into a stream at one end of a cable come out of the stream at its other end: the
+    // shortest one, one with a length of more than a byte, and the longest.
     let script = "
 import os, subprocess, sys
 plug = lambda: subprocess.Popen(['vde_plug', sys.argv[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

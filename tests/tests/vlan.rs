@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use vdens_tests::{Cmd, Lab, Proc, Session, need, skip, stretched, wait_until};
 
-/// A station without a VLAN that sends one ARP request for 10.0.0.1, with the tags given in hexadecimal, and prints of
-/// each answer the tag protocol and the tag (the kernel takes the outermost one off: packet(7), PACKET_AUXDATA).
+/// A station without a VLAN that sends one ARP request for 10.0.0.1, with the tags given in
+/// hexadecimal, and prints of each answer the tag protocol and the tag (the kernel takes the
+/// outermost one off: packet(7), PACKET_AUXDATA).
 const ASK: &str = r#"
 import socket, struct, sys, time
 s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
@@ -87,7 +88,8 @@ fn files_over_all_kinds_of_networks() {
     need!("socat", "vde_plug");
     let lab = Lab::new();
     let _switch = switch(&lab);
-    // Debian's switch takes complete frames only. (vde_switch drops frames of VLANs that it was not told of.)
+    // Debian's switch takes complete frames only. (vde_switch drops frames of VLANs that it was not
+    // told of.)
     let legacy = ["null://", &lab.vnl("switch", "legacy")];
     let _legacy = lab.debian("vde_plug", legacy).spawn();
     lab.wait_for("legacy/ctl");

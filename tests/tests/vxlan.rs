@@ -1,14 +1,15 @@
 //! `vxlan://` with the kernel's own VXLAN device, with itself and with Debian's.
 //!
-//! The machines that the network spans are namespaces of the user's on a cable or a switch; there a kernel's device
-//! can be made, and a second vdens started.
+//! The machines that the network spans are namespaces of the user's on a cable or a switch; there a
+//! kernel's device can be made, and a second vdens started.
 
 use vdens_tests::{Lab, Session, need};
 
 /// What fits through a cable with an MTU of 1500 (50 bytes of headers; 70 with IPv6).
 const MTU: &str = "1430";
 
-/// A machine with a kernel's VXLAN device, number 42, at 10.0.0.1; its address in the VXLAN is 192.168.0.1.
+/// A machine with a kernel's VXLAN device, number 42, at 10.0.0.1; its address in the VXLAN is
+/// 192.168.0.1.
 fn kernel<'lab>(lab: &'lab Lab, link: &str, options: &str) -> Session<'lab> {
     let args = [
         "--addr",
@@ -19,7 +20,8 @@ fn kernel<'lab>(lab: &'lab Lab, link: &str, options: &str) -> Session<'lab> {
         "sh",
     ];
     let session = lab.vdens(args).session();
-    // Packets between namespaces never meet a network card, so nobody would complete the inner checksums.
+    // Packets between namespaces never meet a network card, so nobody would complete the inner
+    // checksums.
     session.ok(&format!(
         "ip link add vx0 mtu {MTU} type vxlan id 42 dstport 4789 {options} dev vde0 && ethtool -K vx0 tx off"
     ));
@@ -143,8 +145,9 @@ fn debians() {
     let vxlan = "vxlan://239.1.1.1/vni=42/if=vde0";
     let ours = member(&lab, 1, &link, "vdens", vxlan);
     let theirs = member(&lab, 2, &link, "/usr/bin/vdens", vxlan);
-    // libvdeplug 4.0.1 never learns an address (it receives with a msg_namelen of 0), and what it then sends to one
-    // station alone is lost. Frames to a group of stations leave, so to it our station is one.
+    // libvdeplug 4.0.1 never learns an address (it receives with a msg_namelen of 0), and what it
+    // then sends to one station alone is lost. Frames to a group of stations leave, so to it our
+    // station is one.
     theirs.ok("ip link set vde0 address 02:00:00:00:00:02");
     theirs.ok("ip neigh replace 192.168.0.1 lladdr 33:33:00:00:00:01 dev vde0");
     ours.ok("ip neigh replace 192.168.0.2 lladdr 02:00:00:00:00:02 dev vde0");

@@ -42,6 +42,12 @@ use crate::worker::{self, Job};
 /// sockets, which takes milliseconds unless the machine is busy.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(2);
 
+/// The end of a worker that could not be started.
+const NOT_STARTED: WorkerEvent = WorkerEvent::Ended {
+    exit: Exit::Status(EXIT_FAILURE),
+    is_deleted: false,
+};
+
 /// What a turn polls.
 #[derive(Clone, Copy)]
 enum Source {
@@ -343,21 +349,13 @@ impl<'a> Supervisor<'a> {
 
     /// Performs an action for a link. If that fails, so has the worker.
     fn perform_for_link(&mut self, index: usize, action: LinkAction, events: &mut Vec<Event>) {
+        let panel = self.panel.as_ref().ok();
         let (outcome, end) = match action {
-            LinkAction::Start => {
-                let (exit, is_deleted) = (Exit::Status(EXIT_FAILURE), false);
-                (
-                    self.start_worker(index),
-                    WorkerEvent::Ended { exit, is_deleted },
-                )
-            }
-            action => {
-                let panel = self.panel.as_ref().ok();
-                (
-                    self.links[index].perform(action, panel),
-                    WorkerEvent::Closed,
-                )
-            }
+            LinkAction::Start => (self.start_worker(index), NOT_STARTED),
+            action => (
+                self.links[index].perform(action, panel),
+                WorkerEvent::Closed,
+            ),
         };
         if let Err(error) = outcome {
             let failure = WorkerEvent::Message(FromWorker::Failed(error));

@@ -1,5 +1,6 @@
-//! Offloads done in user space: cutting super-frames and completing checksums (`Cut`), putting segments together
-//! (`Join`). What comes out is judged by `packets`, which knows nothing of the code that made it.
+//! Offloads done in user space: cutting super-frames and completing checksums (`Cut`), putting
+//! segments together (`Join`). What comes out is judged by `packets`, which knows nothing of the
+//! code that made it.
 
 use fastrand::Rng;
 use vdens_plugin_kit::offload::Stage;
@@ -50,8 +51,8 @@ impl Frames {
     }
 }
 
-/// Puts a batch of frames, none of which is too short or too long, through a stage, and appends what comes out to `out`. A sink takes
-/// `chunk` at a time. Returns how many frames were lost.
+/// Puts a batch of frames, none of which is too short or too long, through a stage, and appends
+/// what comes out to `out`. A sink takes `chunk` at a time. Returns how many frames were lost.
 fn pass<'a>(
     stage: &mut Stage,
     frames: impl IntoIterator<Item = (VnetHeader, &'a [u8])>,
@@ -98,7 +99,8 @@ fn suits(header: VnetHeader, sink: Offloads) -> bool {
     sink.contains(Offloads(wanted)) && sink.contains(Offloads::CSUM)
 }
 
-/// A frame with a virtio header. An input is a byte for the sink, one for how much it takes at a time, the virtio header and the frame.
+/// A frame with a virtio header. An input is a byte for the sink, one for how much it takes at a
+/// time, the virtio header and the frame.
 #[derive(Default)]
 pub(crate) struct Cut {
     stage: Stage,
@@ -307,7 +309,8 @@ impl Cut {
     }
 }
 
-/// A batch of frames without anything left undone. An input is a byte for the sink, and each frame behind its length.
+/// A batch of frames without anything left undone. An input is a byte for the sink, and each frame
+/// behind its length.
 #[derive(Default)]
 pub(crate) struct Join {
     stage: Stage,
@@ -396,7 +399,8 @@ impl Target for Join {
     }
 }
 
-/// A super-frame is what a kernel takes: headers that agree with the virtio header, and the sum of the pseudo-header.
+/// A super-frame is what a kernel takes: headers that agree with the virtio header, and the sum of
+/// the pseudo-header.
 fn super_frame(header: VnetHeader, bytes: &[u8]) -> Result<(), String> {
     let seen = Seen::read(bytes).ok_or("a super-frame is no packet")?;
     let field = &bytes[seen.checksum_place()..seen.checksum_place() + 2];
@@ -411,8 +415,8 @@ fn super_frame(header: VnetHeader, bytes: &[u8]) -> Result<(), String> {
     })
 }
 
-/// A frame's flow, and the frame without what may differ: padding, the two ways to write a checksum of zero, and the
-/// identification of packets that must not be fragmented (RFC 6864).
+/// A frame's flow, and the frame without what may differ: padding, the two ways to write a checksum
+/// of zero, and the identification of packets that must not be fragmented (RFC 6864).
 fn normal(frame: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let Some(seen) = Seen::read(frame).filter(|seen| seen.is_tcp) else {
         return (Vec::new(), frame.to_vec());

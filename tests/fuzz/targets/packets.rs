@@ -1,4 +1,5 @@
-//! IP packets as this file reads and writes them: written without a look at the code that is fuzzed, the slow way.
+//! IP packets as this file reads and writes them: written without a look at the code that is
+//! fuzzed, the slow way.
 
 use super::pick;
 use fastrand::Rng;
@@ -24,7 +25,8 @@ pub(crate) fn sum(parts: &[&[u8]]) -> u16 {
     sum as u16
 }
 
-/// A TCP or UDP packet that is not a fragment, seen in a frame. Offsets are bytes from the frame's start.
+/// A TCP or UDP packet that is not a fragment, seen in a frame. Offsets are bytes from the frame's
+/// start.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen<'a> {
     pub(crate) frame: &'a [u8],
@@ -289,7 +291,8 @@ impl Flow {
         }
     }
 
-    /// The virtio header of a super-frame of the flow: the type, and the offsets of transport and payload.
+    /// The virtio header of a super-frame of the flow: the type, and the offsets of transport and
+    /// payload.
     pub(crate) fn gso_type(&self) -> u8 {
         match (self.is_tcp, self.is_v6) {
             (true, false) => 1,

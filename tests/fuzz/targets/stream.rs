@@ -123,7 +123,8 @@ fn decode(
 }
 
 impl Stream {
-    /// Encodes frames and takes them away in pieces: it must be the stream without what is not needed.
+    /// Encodes frames and takes them away in pieces: it must be the stream without what is not
+    /// needed.
     fn encode(&mut self, frames: &[&[u8]], random: &mut Rng) -> Result<(), String> {
         self.written.clear();
         self.canonical.clear();
