@@ -7,8 +7,8 @@
 //! because the machine's pace changes from minute to minute.
 //!
 //! For the table of addresses three ports suffice. The first sends from many addresses, so that the
-//! switch learns them, and the second sends to these in random order. What arrives at the third went
-//! astray: the switch did not know, or forgot, where the address is.
+//! switch learns them, and the second sends to these in random order. What arrives at the third
+//! went astray: the switch did not know, or forgot, where the address is.
 
 use std::fs;
 use std::time::Duration;
