@@ -170,7 +170,7 @@ impl Bench<'_> {
         }
     }
 
-    /// Tells what is going to be measured.
+    /// Prints what is going to be measured.
     pub(crate) fn announce(&self, name: &str) {
         tell(&format!(
             "{:>5} s  round {} of {}  {name}",

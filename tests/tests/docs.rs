@@ -437,7 +437,7 @@ fn every_scheme_has_a_page_with_its_keys() {
         let scheme = name.strip_prefix("libvdens_")?.strip_suffix(".so")?;
         Some(scheme.to_owned())
     });
-    // Those in tests/plugins are nobody else's business.
+    // The plugins in tests/plugins have no page.
     let schemes: BTreeSet<_> = plugins.filter(|s| !s.starts_with("test_")).collect();
     let documented: BTreeSet<_> = files("docs/schemes", ".md")
         .iter()
