@@ -4,8 +4,8 @@
 //! through the plugin kit. On standard error a record is one short line, in a file it has the time,
 //! the process and the source as well.
 //!
-//! Text and target of a record are escaped before simplelog makes a line of them, so a record is one
-//! line whoever wrote it.
+//! Text and target of a record are escaped before simplelog makes a line of them, so a record is
+//! one line whoever wrote it.
 //!
 //! The log never stops the program. A line that cannot be written at once, because nobody reads the
 //! pipe or the disk is full, is lost. Lost lines are counted, and the next line that can be written

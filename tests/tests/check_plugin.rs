@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use vdens_tests::{Lab, Output, becomes_true, need, target};
 
 /// How long a report may take on a busy machine.
@@ -133,7 +134,7 @@ fn faults_of_readiness_are_found() {
         &lab,
         "spins",
         "full queue",
-        "send_fd() is writable all the same",
+        "although send_fd() is writable",
     );
     finds(
         &lab,
@@ -221,4 +222,31 @@ fn a_library_that_leaves_a_process_as_it_is_loaded() {
     assert!(!lab.is_running("sleep"), "{:?}", lab.processes());
     assert_eq!(check(&lab, &["x"]).code(), Some(1));
     assert!(!lab.is_running("sleep"), "{:?}", lab.processes());
+}
+
+/// As JSON the report has the same lines, and nothing else is printed.
+#[test]
+fn the_report_is_json_too() {
+    let lab = lab_with_broken_plugin();
+    let vnl = format!("broken://panics{{{}}}", lab.vnl("ptp", "p"));
+    let output = check(&lab, &["--json", "broken", &vnl]);
+    assert_eq!(output.code(), Some(1), "{output:#?}");
+    let report: Value = serde_json::from_str(&output.stdout).unwrap();
+    assert_eq!(report["scheme"], "broken");
+    let checks = report["checks"].as_array().unwrap();
+    let verdicts = |verdict: &str| -> Vec<_> {
+        let with_it = checks.iter().filter(|check| check["verdict"] == verdict);
+        with_it.collect()
+    };
+    for verdict in ["ok", "failed", "skipped"] {
+        assert_eq!(report[verdict], verdicts(verdict).len(), "{report:#}");
+    }
+    let failed = verdicts("failed");
+    assert!(
+        failed.iter().any(|check| check["check"] == "frames"),
+        "{report:#}"
+    );
+    for check in failed {
+        assert_ne!(check["remedy"], "", "{check:#}");
+    }
 }

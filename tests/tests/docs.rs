@@ -524,6 +524,19 @@ fn messages_in_the_pages_are_the_programs() {
     assert!(number > 80, "only {number} messages found");
 }
 
+/// The code that the tutorial shows for a socket of datagrams is that of a plugin of the tests.
+#[test]
+fn the_tutorial_shows_code_that_is_built() {
+    let page = read(TUTORIAL);
+    let part = section(&page, "## The panel and super-frames").unwrap();
+    let code = read("tests/plugins/packets/src/lib.rs");
+    let lines: Vec<_> = part.lines().filter(|l| l.starts_with("    ")).collect();
+    assert!(!lines.is_empty());
+    for line in lines {
+        assert!(code.contains(line), "{line}");
+    }
+}
+
 /// What GitHub makes of a heading for links to it.
 fn anchor(heading: &str) -> String {
     let text = heading.trim_start_matches('#').trim().to_lowercase();

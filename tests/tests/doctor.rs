@@ -327,9 +327,13 @@ fn plugins_that_cannot_be_loaded() {
     )
     .unwrap();
     lab.give(Path::new(&format!("{dir}/libvdens_text.so")));
+    // Loading ignores this name, and so does the doctor.
+    fs::write(format!("{dir}/libvdens_Ignored.so"), "not a library").unwrap();
     let findings = Findings::of(lab.vdectl(["--plugin-dir", &dir, "doctor", "--json"]));
     let remedy = findings.remedy("wrong", "plugin text", &["libvdens_text.so", "refused"]);
     assert!(remedy.contains("build"), "{remedy}");
+    let all = format!("{:?}", findings.findings);
+    assert!(!all.contains("Ignored"), "{all}");
 
     let (findings, _) = library(&lab, "other", "int x;");
     findings.remedy("wrong", "plugin other", &["no vdens plugin"]);

@@ -170,7 +170,7 @@ fn in_a_sandbox() {
     let script = format!(
         "vdens --addr 10.0.0.1/24 {vnl} sleep 30 & p=$!
          vdens --addr 10.0.0.2/24 {vnl} sh -ec 'ping -c 1 -w 50 10.0.0.1; vdens null:// true'
-         kill $p"
+         kill $p; wait $p || :"
     );
     for options in [[].as_slice(), &["--no-panel"], &["-s"]] {
         let words = [options, &["null://", "sh", "-ec", &script]].concat();

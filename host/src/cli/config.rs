@@ -1,8 +1,9 @@
-//! The configuration: TOML, `/etc/vdens/vdens.toml` and on top of it `$XDG_CONFIG_HOME/vdens/vdens.toml`, or
-//! the one file that `--config` names. A key in a later file replaces the same key of an earlier one.
+//! The configuration, in TOML: `/etc/vdens/vdens.toml` and then
+//! `$XDG_CONFIG_HOME/vdens/vdens.toml`, or the one file that `--config` names. A key of a later
+//! file replaces that of an earlier one.
 //!
-//! docs/vdens.toml is a commented example. An unknown key, a wrong type or a path that is not absolute
-//! is an error that names the file, the line and the column.
+//! docs/vdens.toml is a commented example. An unknown key, a wrong type or a relative path is an
+//! error that names the file, the line and the column.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
@@ -26,7 +27,7 @@ pub const SYSTEM_FILE: &str = "/etc/vdens/vdens.toml";
 pub struct Config {
     /// Where plugins are found.
     #[serde(default)]
-    pub plugins: Plugins,
+    pub plugins: PluginSettings,
     /// What is logged, and where to.
     #[serde(default)]
     pub log: Log,
@@ -44,7 +45,7 @@ pub struct Config {
 /// The table `plugins`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
-pub struct Plugins {
+pub struct PluginSettings {
     /// Directories to search, absolute, or below the home directory with `~/`.
     #[serde(default)]
     pub path: Option<Vec<Spanned<PathBuf>>>,
@@ -132,7 +133,7 @@ fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<LevelFilte
 }
 
 impl Config {
-    /// Reads the configuration: `file` if one is named, else the two usual places, either of which may be
+    /// Reads the configuration: `file` if one is named, else the two usual files. Either may be
     /// missing.
     ///
     /// # Errors

@@ -1,9 +1,9 @@
-//! What a user may have meant: advice for a command line that is legal and hardly intended.
+//! What a user may have meant: advice for a command line that is legal but hardly intended.
 //!
 //! A word without `://` is the path of a switch, so almost every word is a legal VNL. A word is
-//! suspected only if nothing exists at that path and it reads like something else: a command, an
+//! suspect only if nothing exists at that path and it looks like something else: a command, an
 //! option's name, a VNL without its slashes. To open it would fail anyway. With `--wait` it may
-//! succeed later, so then the suspicion is a warning and no error.
+//! succeed later, so the suspicion is only a warning then.
 
 use std::env;
 use std::ffi::OsStr;
@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::plugins::host_services::Plugins;
 use crate::plugins::search::similar;
 
-/// What `vdectl` does, as a user may look for it in another program, and its subcommand.
+/// Words that users may try with other programs, and the subcommand of `vdectl` that they mean.
 const TASKS: [(&str, &str); 6] = [
     ("status", "status"),
     ("doctor", "doctor"),
@@ -32,7 +32,7 @@ const TASKS: [(&str, &str); 6] = [
     ("new-plugin", "plugin new"),
 ];
 
-/// The command line that a word is on.
+/// The kind of command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommandLine {
     /// `vdens VNL COMMAND`.
@@ -43,10 +43,10 @@ pub enum CommandLine {
     VdePlug,
 }
 
-/// Judges a word that stands for a network on `line`. A session that waits for its links is warned.
+/// Checks a word in place of a VNL. With `--wait` a suspicion is logged.
 ///
 /// # Errors
-/// The word is no VNL that can be opened now, and reads like something else.
+/// The word cannot be opened now, and looks like something else.
 pub fn check(word: &str, line: CommandLine, plugins: &Plugins, is_waiting: bool) -> Result<()> {
     match suspicion(word, line, plugins) {
         Some(error) if is_waiting => log::warn!("{error}"),
@@ -61,7 +61,7 @@ fn suspicion(word: &str, line: CommandLine, plugins: &Plugins) -> Option<Error> 
     if word.contains("://") || is_interface && matches!(word, "-" | "no") || word.starts_with('=') {
         return None;
     }
-    // Whatever is there may be meant, even if it cannot be opened.
+    // An existing path may be meant, even if it cannot be opened.
     if word.is_empty() || fs::symlink_metadata(word).is_ok() {
         return None;
     }
@@ -80,7 +80,9 @@ fn suspicion(word: &str, line: CommandLine, plugins: &Plugins) -> Option<Error> 
             CommandLine::Multi => {
                 format!("put -- before the command: vdens --multi VNL … -- {word} …")
             }
-            CommandLine::VdePlug => format!("a command stands after '=': vde_plug VNL = {word} …"),
+            CommandLine::VdePlug => {
+                format!("put '=' before the command: vde_plug VNL = {word} …")
+            }
         };
         return Some(taken_for_a_network(word).hint(advice));
     }
@@ -104,7 +106,7 @@ fn taken_for_a_network(word: &str) -> Error {
 pub fn check_cable(near: &str, far: &str) -> Result<()> {
     let cable = |vnl| {
         let vnl = Vnl::parse(vnl).ok().filter(|vnl| vnl.scheme == "ptp")?;
-        // Whatever the options are. A quoted bracket cuts its quotes apart, and is let pass.
+        // Options do not matter. A path with a quoted bracket is not compared.
         let path = vnl.argument.split('[').next()?;
         let spec = Spec::path_grammar(path, &Keys::new(&[])).ok()?;
         spec.absolute_path().ok()
@@ -112,8 +114,7 @@ pub fn check_cable(near: &str, far: &str) -> Result<()> {
     match (cable(near), cable(far)) {
         (Some(near), Some(far)) if near == far => {
             let message = format!("both ends are the cable ptp://{}", near.display());
-            Err(Error::usage(format!("{message}, which then leads nowhere"))
-                .hint("name two networks"))
+            Err(Error::usage(message).hint("name two networks"))
         }
         _ => Ok(()),
     }
@@ -127,14 +128,14 @@ pub fn explain(word: &str, error: Error) -> Error {
     }
 }
 
-/// The error for an option in the place of a VNL or of a command; `place` says which.
+/// The error for an option in place of a VNL or a command, which `place` names.
 pub fn misplaced<Program: CommandFactory>(option: &str, place: impl fmt::Display) -> Error {
     let mut command = Program::command();
     let program = command.get_name().to_owned();
     command = command.mut_arg("rest", |rest| {
         rest.allow_hyphen_values(false).trailing_var_arg(false)
     });
-    // The option alone, so that clap says what it knows of it.
+    // The option alone, so that clap tells whether it exists.
     let Err(error) = command.try_get_matches_from([&*program, option]) else {
         return out_of_place(option, place, &program);
     };
@@ -146,19 +147,19 @@ pub fn misplaced<Program: CommandFactory>(option: &str, place: impl fmt::Display
 }
 
 fn out_of_place(option: &str, place: impl fmt::Display, program: &str) -> Error {
-    Error::usage(format!("'{option}' stands where {place} should")).hint(format!(
+    Error::usage(format!("unexpected option '{option}' in place of {place}")).hint(format!(
         "options come before the first VNL; see {program} --help"
     ))
 }
 
-/// The advice for a word that is, or names, what `vdectl` does.
+/// The advice for a word that names a task of `vdectl`.
 fn task(word: &str) -> Option<String> {
     let (_, subcommand) = TASKS.iter().find(|(task, _)| *task == word)?;
     Some(format!("did you mean vdectl {subcommand}?"))
 }
 
-/// What an unknown word may be: what `vdectl` does, else what clap takes it for, else a misspelling
-/// of what `vdectl` does.
+/// What an unknown option may mean: a task of `vdectl`, else what clap suggests, else a misspelt
+/// task of `vdectl`.
 pub fn suggestion(error: &clap::Error) -> Option<String> {
     let option = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(option)) => option.strip_prefix("--"),
@@ -184,7 +185,7 @@ fn clap_suggestion(error: &clap::Error) -> Option<String> {
     })
 }
 
-/// Whether `word` names a program, as execvp(3) looks for it.
+/// Whether execvp(3) would find a program of this name.
 pub fn is_command(word: &OsStr) -> bool {
     if word.as_bytes().contains(&b'/') {
         return is_executable(Path::new(word));

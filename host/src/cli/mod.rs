@@ -1,7 +1,7 @@
 //! The command lines of `vdens`, `vde_plug` and `vdectl`.
 //!
-//! These tables are the only place where options are defined: the parser, `--help` and docs/commands.md
-//! come from them. Everything from the first VNL on belongs to the user's command and is not looked at.
+//! These tables are the only place that defines options: the parser, `--help` and docs/commands.md
+//! come from them. The words after the first VNL belong to the user's command, and are not parsed.
 
 pub mod config;
 pub mod mistakes;
@@ -60,7 +60,7 @@ impl Common {
         SearchPath::new(&self.plugin_dir, config.plugin_dirs())
     }
 
-    /// What opens VNLs.
+    /// The plugins that open VNLs.
     ///
     /// # Errors
     /// As for [`Common::search_path`].
@@ -70,7 +70,7 @@ impl Common {
         Ok(Plugins::new(path, libvdeplug == Libvdeplug::Fallback))
     }
 
-    /// What is logged, and where to: the command line's choice, else the configuration's.
+    /// What is logged, and where: the command line's choice, else the configuration's.
     pub fn logging<'a>(&'a self, config: &'a Config) -> logging::Choice<'a> {
         logging::Choice {
             verbose: self.verbose,
@@ -82,7 +82,7 @@ impl Common {
 }
 
 impl Links {
-    /// Whether the kernel may carry frames between the user's namespaces.
+    /// Whether the kernel may forward frames between the user's namespaces.
     pub fn uses_panel(&self, config: &Config) -> bool {
         !self.no_panel && config.defaults.panel != Some(false)
     }
@@ -198,7 +198,7 @@ pub struct VdePlug {
     #[arg(short, long, value_name = "FILE")]
     pub pidfile: Option<PathBuf>,
 
-    /// Tell the system's log when the plug starts and stops
+    /// Report start and stop to the system's log
     #[arg(short, long)]
     pub log: bool,
 
@@ -206,15 +206,15 @@ pub struct VdePlug {
     #[allow(missing_docs)]
     pub end: EndOptions,
 
-    /// The group of the sockets at the second end
+    /// Set the group of the second end's sockets
     #[arg(short = 'G', long, value_name = "GROUP")]
     pub group2: Option<String>,
 
-    /// The permission bits of the sockets at the second end, octal
+    /// Set the permission bits of the second end's sockets
     #[arg(short = 'M', long = "mod2", value_name = "MODE", value_parser = octal)]
     pub mode2: Option<u32>,
 
-    /// The switch's port at the second end
+    /// Use this port of the second end's switch
     #[arg(long, value_name = "NUMBER")]
     pub port2: Option<u32>,
 
@@ -235,30 +235,30 @@ pub struct VdePlug {
     pub rest: Vec<OsString>,
 }
 
-/// Options of `vde_plug` for its first end. They change nothing outside that end's sockets.
+/// Options of `vde_plug` for its first end. They affect only that end's sockets.
 #[derive(Args, Clone, Debug, Default)]
 pub struct EndOptions {
-    /// The group of the sockets at the first end
+    /// Set the group of the first end's sockets
     #[arg(short, long, value_name = "GROUP")]
     pub group: Option<String>,
 
-    /// The permission bits of the sockets at the first end, octal
+    /// Set the permission bits of the first end's sockets
     #[arg(short, long = "mod", value_name = "MODE", value_parser = octal)]
     pub mode: Option<u32>,
 
-    /// The switch's port at the first end
+    /// Use this port of the first end's switch
     #[arg(long, value_name = "NUMBER")]
     pub port: Option<u32>,
 
-    /// What switches show for this plug
+    /// Set what switches show for this plug
     #[arg(short = 'D', long, value_name = "TEXT")]
     pub descr: Option<String>,
 }
 
 /// Plug a virtual network of this machine into standard input and output
 ///
-/// vde_plug is the login shell of this account, which can do nothing else. Without a VNL, the
-/// default switch is meant.
+/// vde_plug is the login shell of this account, which can do nothing else. Without a VNL, it uses
+/// the default switch.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vde_plug", version, disable_help_subcommand = true)]
 #[command(override_usage = "vde_plug [OPTIONS] [VNL]")]
@@ -267,7 +267,7 @@ pub struct LoginPlug {
     #[allow(missing_docs)]
     pub end: EndOptions,
 
-    /// Say nothing but errors
+    /// Print errors only
     #[arg(short, long)]
     pub quiet: bool,
 
@@ -277,11 +277,11 @@ pub struct LoginPlug {
 }
 
 impl Vdens {
-    /// The VNLs and the command among the trailing arguments. Without `--multi` there is exactly one VNL,
-    /// perhaps the empty one.
+    /// The VNLs and the command among the trailing arguments. Without `--multi` there is exactly
+    /// one VNL, which may be empty.
     ///
     /// # Errors
-    /// A VNL is not UTF-8, or an option stands among the VNLs or in the place of the command.
+    /// A VNL is not UTF-8, or there is an option among the VNLs or in place of the command.
     pub fn split_rest(&self) -> Result<(Vec<String>, Vec<OsString>)> {
         if !self.multi {
             let (vnl, command) = match self.rest.split_first() {
@@ -291,7 +291,7 @@ impl Vdens {
             if is_option(&vnl) {
                 return Err(misplaced::<Self>(&vnl, "a VNL"));
             }
-            // As with --multi, '--' may stand before the command.
+            // As with --multi, '--' may precede the command.
             let command = match command {
                 [dashes, command @ ..] if dashes == "--" => command,
                 command => command,
@@ -311,12 +311,12 @@ impl Vdens {
     }
 }
 
-/// Whether a word in the place of a VNL is an option.
+/// Whether a word in place of a VNL is an option.
 pub fn is_option(word: &str) -> bool {
     word.starts_with('-') && word != "-"
 }
 
-/// Refuses an option in the place of the command, unless there is a program of that name.
+/// Refuses an option in place of the command, unless a program has that name.
 fn check_command(command: &[OsString]) -> Result<()> {
     match command.first() {
         Some(word) if word.as_encoded_bytes().starts_with(b"-") && !is_command(word) => {
@@ -337,7 +337,7 @@ pub fn text(word: &OsString) -> Result<String> {
     })
 }
 
-/// Parses a command line; prints help or a one-line error and exits if it is not to be run.
+/// Parses a command line. Prints help or a one-line error and exits if there is nothing to run.
 pub fn parse<T: Parser>(program: &str, failure: i32, words: impl Iterator<Item = OsString>) -> T {
     T::try_parse_from(words).unwrap_or_else(|error| {
         if !error.use_stderr() {
@@ -351,7 +351,7 @@ pub fn parse<T: Parser>(program: &str, failure: i32, words: impl Iterator<Item =
             });
         }
         let text = error.to_string();
-        // What is missing stands on lines of its own.
+        // clap lists missing arguments on lines of their own.
         let lines: Vec<_> = text
             .lines()
             .take_while(|line| !line.is_empty())

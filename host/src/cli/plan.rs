@@ -1,5 +1,5 @@
-//! From the command line and the configuration to what is to be done: the namespace's [`Plan`] and a
-//! [`Job`] for each link. Whatever can be found wrong without making anything is found here.
+//! Plans a session from the command line and the configuration: the namespace's [`Plan`] and a
+//! [`Job`] for each link. Every mistake that can be found without making anything is found here.
 
 use std::collections::HashSet;
 use std::env;
@@ -21,16 +21,16 @@ use crate::namespace::{Interface, Plan};
 use crate::worker::Job;
 use crate::worker::end::End;
 
-/// The most links of a session: their taps, and one descriptor more, are handed over together.
+/// The most links of a session: one message carries their taps and one descriptor more.
 const MAX_LINKS: usize = MAX_FDS - 1;
 
 /// The longest host name, in bytes (`__NEW_UTS_LEN` in <linux/utsname.h>).
 const MAX_HOSTNAME: usize = 64;
 
-/// The MTU that an interface has unless another is asked for, in bytes.
+/// The default MTU of an interface, in bytes.
 const DEFAULT_MTU: u32 = 1500;
 
-/// A namespace and its links, planned.
+/// The plan of a session.
 #[derive(Debug)]
 pub struct Session {
     /// The namespace.
@@ -40,11 +40,11 @@ pub struct Session {
 }
 
 impl Session {
-    /// Plans what the command line asks for.
+    /// Plans the session that the command line asks for.
     ///
     /// # Errors
-    /// Something in it, or in the configuration, cannot be done: a bad name, address or VNL, or a scheme
-    /// without a plugin.
+    /// The command line or the configuration asks for something impossible: a bad name, address or
+    /// VNL, or a scheme without a plugin.
     pub fn new(cli: &Vdens, config: &Config) -> Result<Self> {
         let defaults = &config.defaults;
         let (arguments, command) = cli.split_rest()?;
@@ -137,7 +137,7 @@ impl Session {
     }
 }
 
-/// The resolv.conf: what the command line says, else the environment, else the configuration.
+/// The resolv.conf that the command line asks for, else the environment, else the configuration.
 fn resolv(cli: &Vdens, config: &Config) -> Result<Option<Resolv>> {
     let variable = |name| env::var_os(name).filter(|value| !value.is_empty());
     let choices = [
@@ -160,7 +160,7 @@ fn resolv(cli: &Vdens, config: &Config) -> Result<Option<Resolv>> {
 
 fn name_interfaces(prefix: &str, count: usize) -> Result<Vec<Interface>> {
     if prefix.is_empty() {
-        return Err(Error::usage("the interface prefix is empty"));
+        return Err(Error::usage("the interface prefix is empty").hint("give one with -i"));
     }
     let name = |number| {
         let name = format!("{prefix}{number}");
@@ -178,12 +178,12 @@ fn name_interfaces(prefix: &str, count: usize) -> Result<Vec<Interface>> {
         };
         Ok(interface)
     };
-    // A prefix is looked at even if no interface is to be made.
+    // A bad prefix is an error even if there are no interfaces.
     name(count.saturating_sub(1))?;
     (0..count).map(name).collect()
 }
 
-/// Calls `set` for each value with the interface it is meant for.
+/// Calls `set` for each value with the number of its interface.
 fn for_each<T: Copy>(
     values: &[Numbered<T>],
     count: usize,
@@ -240,13 +240,13 @@ fn gateways(gateways: &[IpAddr]) -> Result<Vec<IpAddr>> {
         .find(|gateway| !families.insert(gateway.is_ipv4()))
     {
         Some(second) => Err(Error::usage(format!(
-            "--gateway {second} is the second of its family"
+            "--gateway {second} is the second of its IP version"
         ))),
         None => Ok(gateways.to_vec()),
     }
 }
 
-/// What the user's shell says first: what is plugged in, and how to leave.
+/// The line before the user's shell: what is plugged in, and how to leave.
 fn welcome(interfaces: &[Interface], ends: &[End]) -> String {
     let pairs = interfaces.iter().zip(ends);
     let words: Vec<String> = pairs

@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use crate::sys::netlink::Mac;
 use crate::worker::reconnecting::Wait;
 
-/// A value that may be for one interface: `N:VALUE`. An IPv6 address can be read both ways (`1:fd00::1/64`);
-/// then it is interface N if there is one.
+/// A value that may be for one interface: `N:VALUE`. An IPv6 address can have both forms
+/// (`1:fd00::1/64`). Then N is the interface's number if there is such an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Numbered<T> {
     whole: Option<T>,
@@ -18,7 +18,7 @@ pub struct Numbered<T> {
 }
 
 impl<T: Copy> Numbered<T> {
-    /// The interface's number, if one is meant, and the value, where there are `count` interfaces.
+    /// The value and the interface's number, if it has one. There are `count` interfaces.
     ///
     /// # Errors
     /// There is no interface of that number; the error is the number.
@@ -45,7 +45,7 @@ pub(super) fn numbered<T: FromStr>(text: &str) -> Result<Numbered<T>, T::Err> {
     }
 }
 
-/// An address with the length of its network's prefix.
+/// An address with the prefix length of its network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cidr(pub IpNet);
 

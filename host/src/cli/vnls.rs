@@ -1,10 +1,12 @@
-//! From what a user types to the VNL that is opened.
+//! From the words of a command line to the VNL that is opened.
 //!
-//! * `scheme://…` is taken as it is, a plain path is `vde://PATH`;
+//! * `scheme://…` is used as it is, a plain path is `vde://PATH`;
 //! * an empty VNL (`vde://` for `vdens`) is the configuration's `defaults.vnl`, else the default
 //!   switch ([`vnl_file`]);
-//! * a path, given or default, that is a regular file stands for the VNL in its first line, one level deep;
-//! * for `vdens`, nothing, `''`, `-` and `no` mean no interface, and `=COMMAND` a vdestream to a command.
+//! * a path of a regular file, given or default, means the VNL in the file's first line, one level
+//!   deep;
+//! * for `vdens`, nothing, `''`, `-` and `no` mean no interface, and `=COMMAND` a vdestream to a
+//!   command.
 
 use std::path::Path;
 
@@ -14,7 +16,7 @@ use vdens_plugin_kit::vnl_file::{self, Place};
 use crate::error::{Error, Result};
 use crate::worker::end::End;
 
-/// An argument of `vdens`; `None` if it asks for no interface.
+/// The end that an argument of `vdens` names. `None` if it asks for no interface.
 ///
 /// # Errors
 /// As for [`resolve`].
@@ -29,10 +31,10 @@ pub fn interface(argument: &str, default: Option<&str>) -> Result<Option<End>> {
     }
 }
 
-/// The VNL that `argument` stands for; `default` is the configuration's.
+/// The VNL that `argument` means. `default` is the configuration's.
 ///
 /// # Errors
-/// The scheme is malformed, there is no default, or a file that should hold a VNL does not or is
+/// The scheme is malformed, there is no default, or a file that should hold a VNL holds none or is
 /// not trusted.
 pub fn resolve(argument: &str, default: Option<&str>) -> Result<String> {
     let vnl = Vnl::parse(argument)?;

@@ -298,7 +298,7 @@ impl Plug<'_> {
             mtu: 0,
             panel_address: None,
         };
-        let orders = control.service.as_ref().map(Service::orders);
+        let orders = control.service.as_ref().map(Service::client);
         let opener = Opener::new(self.plugins.clone(), no_interface, orders, None);
         let wait = self.cli.links.wait.unwrap_or_default();
         let name = vnl.clone();

@@ -1,13 +1,13 @@
 //! Opening VNLs through plugins, for the host and for plugins that nest other VNLs.
 //!
-//! An [`Opener`] belongs to one link and lives as long as the process: it is the host's services as the
-//! plugin sees them. A plugin is loaded when its scheme is first opened, and only once. A scheme that has none
-//! is tried with the bridge to libvdeplug, unless the configuration says otherwise.
+//! An [`Opener`] belongs to one link and lives as long as the process. It provides the host's
+//! services to the plugin. A plugin is loaded when its scheme is first opened, and only once. A
+//! scheme without a plugin is opened through libvdeplug, unless the configuration forbids it.
 //!
-//! A nested link gets services of its own that have no panel address: were the interface plugged
-//! into the nested link's peer, the kernel would carry the frames past the link around it. Each
-//! level has services of its own, and those of the innermost level open nothing: so no plugin,
-//! whatever it asks for, nests more than [`MAX_NESTING`] links.
+//! A nested link gets services without a panel address. Otherwise the interface could be plugged
+//! into the nested link's peer, and the kernel would forward frames past the outer link. Each level
+//! has services of its own, and those of the innermost level open nothing. So no plugin can nest
+//! more than [`MAX_NESTING`] links.
 
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -25,28 +25,28 @@ use vdens_plugin_kit::{Bridge, HostPort, Link, Manifest, OpenOptions, PanelAddre
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ipc::Order;
-use crate::panel::{self, Executed, Orders, nobody_keeps};
+use crate::panel::{self, Executed, PanelClient, no_successor};
 use crate::plugins::loader;
 use crate::plugins::search::SearchPath;
 
-/// The scheme of the bridge to libvdeplug.
+/// The scheme whose plugin opens C plugins of libvdeplug.
 const BRIDGE: &str = "libvdeplug";
 
 /// Where the plugins for schemes are.
 #[derive(Clone, Debug)]
 pub struct Plugins {
     path: SearchPath,
-    /// Whether a scheme without a plugin is tried with the bridge to libvdeplug.
+    /// Whether a scheme without a plugin is opened through libvdeplug.
     libvdeplug: bool,
 }
 
 impl Plugins {
-    /// Those on the path, and with `libvdeplug` the C plugins for other schemes.
+    /// The plugins on the path, and with `libvdeplug` its C plugins for other schemes.
     pub fn new(path: SearchPath, libvdeplug: bool) -> Self {
         Self { path, libvdeplug }
     }
 
-    /// Whether there is anybody to try a scheme with.
+    /// Checks that a scheme can be tried.
     ///
     /// # Errors
     /// As for [`SearchPath::find`].
@@ -57,8 +57,8 @@ impl Plugins {
         }
     }
 
-    /// Whether a scheme is for the bridge, for lack of a plugin of its own. A plain scheme never
-    /// is: it must not load code of others.
+    /// Whether libvdeplug serves a scheme, for lack of a plugin. It never serves a plain scheme,
+    /// which must not load other code.
     fn falls_back(&self, scheme: &str) -> bool {
         self.libvdeplug && !PLAIN_SCHEMES.contains(&scheme) && !self.has(scheme) && self.has(BRIDGE)
     }
@@ -83,33 +83,33 @@ impl From<SearchPath> for Plugins {
 #[derive(Clone, Copy)]
 pub struct Opener(&'static Services);
 
-/// What plugins see. Leaked, because a plugin may use its host's services as long as the process lives.
+/// The host's services. Leaked, because a plugin may use them as long as the process lives.
 struct Services {
     library: &'static Library,
     port: HostPort,
-    panel: Option<Orders>,
-    /// What the process had kept that served the link before.
+    panel: Option<PanelClient>,
+    /// The descriptor that the link's previous worker stored.
     kept: Mutex<Option<OwnedFd>>,
-    /// How many links are around this one.
+    /// How many links this one is nested in.
     level: usize,
-    /// Those of the link that is nested in this one, unless there are too many around it.
+    /// The services of a link nested in this one. `None` at the innermost level.
     nested: Option<&'static Services>,
 }
 
-/// Where plugins are found, and those that were.
+/// Where plugins are found, and the loaded ones.
 struct Library {
     plugins: Plugins,
     loaded: Mutex<HashMap<String, (LoadedPlugin, PathBuf)>>,
 }
 
 impl Opener {
-    /// An opener of what `plugins` serve; `port` is the host's side of the link, `panel` the way to
-    /// somebody who carries out orders on the panel, `kept` what the last process to serve the link
-    /// had kept. One a link, for the life of the process.
-    pub fn new(
+    /// An opener for one link. `port` is the host's side of the link. `panel` sends orders to the
+    /// process that executes them on the panel. `kept` is the descriptor that the link's previous
+    /// worker stored.
+    pub(crate) fn new(
         plugins: Plugins,
         port: HostPort,
-        panel: Option<Orders>,
+        panel: Option<PanelClient>,
         kept: Option<OwnedFd>,
     ) -> Self {
         let library = Box::leak(Box::new(Library {
@@ -143,7 +143,7 @@ impl Opener {
     /// Opens a VNL.
     ///
     /// # Errors
-    /// There is no plugin for its scheme, the plugin is refused, or what the plugin reports.
+    /// There is no plugin for the scheme, the plugin is refused, or it cannot open the VNL.
     pub fn open(self, vnl: &str, options: &OpenOptions) -> Result<Box<dyn Link>> {
         let scheme = Vnl::parse(vnl)?.scheme;
         let library = self.0.library;
@@ -186,7 +186,7 @@ impl Library {
 
 impl Services {
     fn order(&self, order: Order) -> Result<Executed> {
-        self.panel.ok_or_else(no_panel)?.give(order)
+        self.panel.ok_or_else(no_panel)?.execute(order)
     }
 }
 
@@ -246,10 +246,10 @@ impl HostServices for Services {
     }
 
     fn store_fd(&self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
-        // There is one place, and it is the outermost link's.
+        // One descriptor can be stored, and it is the outermost link's.
         match (self.panel, self.level) {
             (Some(orders), 0) => orders.store_fd(fd),
-            _ => Err(nobody_keeps()),
+            _ => Err(no_successor()),
         }
     }
 
@@ -259,8 +259,8 @@ impl HostServices for Services {
     }
 }
 
-/// The error if neither vdens nor libvdeplug has a plugin; else the bridge's. That of a misspelt
-/// scheme says what is meant, and needs no more.
+/// The error if neither vdens nor libvdeplug has a plugin, else libvdeplug's. For a misspelt scheme
+/// `none` already suggests the right one.
 fn neither(none: Error, error: Error, is_misspelt: bool) -> Error {
     match Errno::from_raw(error.errno) {
         Errno::EPROTONOSUPPORT if is_misspelt => none,

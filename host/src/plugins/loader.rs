@@ -38,7 +38,7 @@ pub struct Loaded {
 /// The stages of loading, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Stage {
+pub enum LoadStage {
     /// Only trusted users can write the file.
     Trust,
     /// The linker loads it.
@@ -55,7 +55,7 @@ pub enum Stage {
 #[derive(Debug)]
 pub struct Refusal {
     /// The stage that it did not pass.
-    pub stage: Stage,
+    pub stage: LoadStage,
     /// Why not.
     pub error: Error,
 }
@@ -106,7 +106,7 @@ pub fn load(file: &Path, scheme: &str) -> Result<LoadedPlugin> {
 /// # Errors
 /// Why the file is refused, and at which stage.
 pub fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
-    let refuse = |stage: Stage, why: String, hint: String| Refusal {
+    let refuse = |stage: LoadStage, why: String, hint: String| Refusal {
         stage,
         error: Error::new(
             ErrorKind::Unsupported,
@@ -116,16 +116,16 @@ pub fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
     };
     let distrust = |error: Error| match lack_of_descriptors(file, error.errno) {
         Some(error) => Refusal {
-            stage: Stage::Trust,
+            stage: LoadStage::Trust,
             error,
         },
-        None => refuse(Stage::Trust, error.message, error.hint),
+        None => refuse(LoadStage::Trust, error.message, error.hint),
     };
     let trusted = Trusted::file(file).map_err(distrust)?;
     let real = trusted.path();
     trusted.check_unchanged().map_err(distrust)?;
-    // SAFETY: loading runs the library's constructors. The file passed the trust check: it is code that
-    // the user, root or the owner of this program put there to be run.
+    // SAFETY: loading runs the library's constructors. The file passed the trust check: the user,
+    // root or the owner of this program put it there to be run.
     let library = unsafe { Library::open(Some(real), RTLD_NOW | RTLD_LOCAL) };
     let library = library.map_err(|error| {
         // The linker tells only in words why it failed, so it is tried whether any file can be
@@ -133,20 +133,20 @@ pub fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
         let errno =
             File::open("/proc/self/exe").map_or_else(|error| error.raw_os_error(), |_| None);
         if let Some(error) = lack_of_descriptors(file, errno.unwrap_or(0)) {
-            let stage = Stage::Library;
+            let stage = LoadStage::Library;
             return Refusal { stage, error };
         }
         let linker = error
             .source()
             .map_or_else(|| error.to_string(), ToString::to_string);
         let hint = "build or fetch it again, with what it needs";
-        refuse(Stage::Library, reason(&linker, real), hint.into())
+        refuse(LoadStage::Library, reason(&linker, real), hint.into())
     })?;
     trusted.check_unchanged().map_err(distrust)?;
     // SAFETY: the symbol, if it is there, is the u32 that every plugin exports under this name.
     let newest = unsafe { library.get::<*const u32>(b"vdens_plugin_abi\0") }.map_err(|_| {
         let why = "it is a shared library, but no vdens plugin";
-        refuse(Stage::Version, why.into(), String::new())
+        refuse(LoadStage::Version, why.into(), String::new())
     })?;
     // SAFETY: as above; the symbol's address is aligned for its type by the plugin's linker.
     let newest = unsafe { **newest };
@@ -169,7 +169,7 @@ pub fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
             ),
         };
         let hint = "get a plugin built for this vdens, or another vdens";
-        return Err(refuse(Stage::Version, why, hint.into()));
+        return Err(refuse(LoadStage::Version, why, hint.into()));
     };
     // The library stays loaded for the life of the process.
     std::mem::forget(library);
@@ -181,20 +181,21 @@ pub fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
             }
         }
         let hint = "build it again with the plugin-api of this vdens";
-        refuse(Stage::Layout, error.to_string(), hint.into())
+        refuse(LoadStage::Layout, error.to_string(), hint.into())
     })?;
     let served = plugin.manifest().scheme;
     if served != scheme {
         let why = format!("it serves the scheme '{served}', not '{scheme}'");
         let hint = format!("rename it to {}", file_name(&served));
-        return Err(refuse(Stage::Scheme, why, hint));
+        return Err(refuse(LoadStage::Scheme, why, hint));
     }
     let abi = spoken.version;
     Ok(Loaded { plugin, abi })
 }
 
-/// Why the linker does not take the file: its own words, without the file's name, which the message has already; or
-/// ours, where it speaks of a file that cannot be found and means one for another machine.
+/// Why the linker refuses the file: its own words, without the file's name, which the message
+/// contains already. For a library of another architecture the linker says that the file does not
+/// exist, so that case has words of ours.
 fn reason(linker: &str, file: &Path) -> String {
     match (elf_kind(Path::new("/proc/self/exe")), elf_kind(file)) {
         (Some(own), Some(other)) if own != other => {
@@ -207,7 +208,7 @@ fn reason(linker: &str, file: &Path) -> String {
     }
 }
 
-/// What an ELF file is for: its class, byte order and machine (`e_ident`, `e_machine`); `None` if it is none.
+/// The class, byte order and machine of an ELF file (`e_ident`, `e_machine`).
 fn elf_kind(file: &Path) -> Option<[u8; 4]> {
     let mut header = [0; 20];
     File::open(file).ok()?.read_exact(&mut header).ok()?;

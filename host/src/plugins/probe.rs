@@ -1,5 +1,5 @@
-//! What a plugin file is. Looking at a plugin means running it, so it is loaded in a child (`isolate`): one that crashes
-//! or hangs is found to do that.
+//! What a plugin file is. Loading a plugin runs its code, so a child process does it (`isolate`).
+//! There a crash or a hang is a finding like others.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,13 @@ use nix::sys::prctl::set_dumpable;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
-use crate::plugins::loader::{self, Stage};
+use crate::plugins::loader::{self, LoadStage};
 use crate::sys::isolate::{End, Fate, Isolated};
 
 /// How long a library may take to load.
 pub const LIMIT: Duration = Duration::from_secs(2);
 
-/// What a file was found to be.
+/// What a file is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Found {
@@ -30,13 +30,13 @@ pub enum Found {
         /// Its capability bits.
         capabilities: u64,
     },
-    /// Nothing that can be used.
+    /// A file that cannot be used.
     Refused {
         /// The stage of loading that it did not pass.
-        stage: Stage,
+        stage: LoadStage,
         /// Why, in one line.
         why: String,
-        /// What to do about it; empty if there is nothing to say.
+        /// What to do; may be empty.
         hint: String,
     },
 }
@@ -56,10 +56,10 @@ impl Probe {
     /// There are too many processes or descriptors.
     pub fn start(file: &Path, scheme: &str) -> Result<Self> {
         let child = Isolated::start(|mut to| {
-            // If it crashes, nobody wants the core file.
+            // A crash is expected here and needs no core file.
             let _ = set_dumpable(false);
             let text = serde_json::to_vec(&load(file, scheme));
-            // If nobody listens there is nobody to tell.
+            // If the parent is gone, nothing needs the result.
             let _ = to.write_all(&text.unwrap_or_default());
         })?;
         Ok(Self {
@@ -69,7 +69,7 @@ impl Probe {
         })
     }
 
-    /// What it is.
+    /// Waits for the result.
     pub fn finish(self) -> Found {
         let fate = self.child.finish(self.deadline);
         judge(&fate, &self.file)
@@ -101,12 +101,12 @@ fn judge(fate: &Fate, file: &Path) -> Found {
     }
     let how = match fate.end {
         End::Hung => format!("it does not load within {} s", LIMIT.as_secs()),
-        End::Flooded => "it writes into descriptors of the host while it is loaded".to_owned(),
+        End::Flooded => "it writes to descriptors of the host while it is loaded".to_owned(),
         End::Killed(signal) => format!("it crashes while it is loaded ({signal})"),
         End::Exited(status) => format!("it ends the process while it is loaded (status {status})"),
     };
     Found::Refused {
-        stage: Stage::Library,
+        stage: LoadStage::Library,
         why: format!("the plugin {} is refused: {how}", file.display()),
         hint: format!("rm {}", file.display()),
     }

@@ -1,7 +1,8 @@
-//! `vdectl plugin new DIR`: the source of a plugin that works, for its author to change.
+//! `vdectl plugin new DIR`: writes the source of a working plugin, for its author to change.
 //!
-//! It is plugins/template, compiled into this program, with the scheme's name in the place of the template's and
-//! a manifest of its own: a crate that belongs to no workspace. Nothing that exists is overwritten.
+//! The source is plugins/template, compiled into this program. The scheme's name replaces the
+//! template's, and the crate gets a manifest of its own and belongs to no workspace. No file is
+//! overwritten.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -17,7 +18,7 @@ use crate::sys::trusted_path::Trusted;
 /// The longest scheme: crates.io accepts package names of up to 64 characters.
 const LONGEST: usize = 64 - "vdens-plugin-".len();
 
-/// The template's scheme, which stands for nothing else in its files.
+/// The template's scheme. In its files the word has no other meaning.
 const NAME: &str = "template";
 
 const FILES: [(&str, &str); 4] = [
@@ -39,8 +40,8 @@ const FILES: [(&str, &str); 4] = [
 /// The kit that this program was built with.
 const BUILT_WITH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../plugin-api/kit");
 
-/// Writes the crate and says what to do next. `api` is the directory or the version of the kit to
-/// depend on; without it, the directory that this program was built from, if it still exists.
+/// Writes the crate and prints what to do next. `api` is the directory or the version of the kit.
+/// By default it is the directory that this program was built from, if that still exists.
 ///
 /// # Errors
 /// The directory's name is no scheme, it is not empty, or it or standard output cannot be written.
@@ -48,7 +49,7 @@ pub fn run(dir: &Path, api: Option<&str>, path: &SearchPath) -> Result<()> {
     let scheme = scheme(dir)?;
     if let Ok(other) = path.find(scheme) {
         log::warn!(
-            "there is a plugin for {scheme}:// already, {}",
+            "there is already a plugin for {scheme}://: {}",
             other.display()
         );
     }
@@ -58,12 +59,14 @@ pub fn run(dir: &Path, api: Option<&str>, path: &SearchPath) -> Result<()> {
     // The author compiles and runs what is in this directory, so no other user may be able to write
     // it. It is checked after it was made: another user may have made it first.
     Trusted::directory(dir).map_err(|error| match is_there {
-        true => error.hint("name one that does not exist"),
+        true => error.hint("choose a directory that does not exist"),
         false => error,
     })?;
     if fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
         let message = format!("the directory {} is not empty", dir.display());
-        return Err(Error::new(ErrorKind::Busy, message).hint("name one that does not exist"));
+        return Err(
+            Error::new(ErrorKind::Busy, message).hint("choose a directory that does not exist")
+        );
     }
     let manifest = manifest(scheme, &api);
     let files = FILES.map(|(name, text)| (name, text.replace(NAME, scheme)));
@@ -140,7 +143,7 @@ crate-type = ["cdylib", "rlib"]
 [dependencies]
 vdens-plugin-kit = {api}
 
-# It belongs to no workspace, wherever it is.
+# The crate belongs to no workspace, wherever it is.
 [workspace]
 "#
     )

@@ -37,7 +37,8 @@ pub struct PluginFile {
 
 impl SearchPath {
     /// The directories of `--plugin-dir`, of `$VDENS_PLUGIN_PATH`, of the configuration, the user's
-    /// own, and those of [`SearchPath::system`]. A relative directory is ignored in the environment.
+    /// own, and those of [`SearchPath::system`]. A relative directory is ignored in the
+    /// environment.
     ///
     /// # Errors
     /// A `--plugin-dir` is not absolute.

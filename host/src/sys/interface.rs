@@ -1,4 +1,4 @@
-//! What an interface has seen, as the kernel counts it: whoever carries its frames, it knows.
+//! The kernel's counters of an interface. They count every frame, whichever tier carries it.
 
 use std::fs;
 
@@ -27,15 +27,16 @@ pub struct Count {
     pub dropped: u64,
 }
 
-/// The counters of the interface `name` in the network namespace of `process`; `None` if it is not there.
+/// The counters of the interface `name` in the network namespace of `process`. `None` if there is
+/// none.
 pub fn traffic(process: Pid, name: &str) -> Option<Traffic> {
     let table = fs::read(format!("/proc/{process}/net/dev")).ok()?;
     // Others in the namespace may have any name.
     parse(&String::from_utf8_lossy(&table), name)
 }
 
-/// Reads /proc/net/dev (proc(5)): eight numbers of what was received, of which the first, second and fourth are
-/// bytes, frames and drops, then eight of what was sent in the same order.
+/// Reads /proc/net/dev (proc(5)): eight numbers for what was received, of which the first, second
+/// and fourth are bytes, frames and drops, then eight for what was sent, in the same order.
 fn parse(text: &str, name: &str) -> Option<Traffic> {
     let mut lines = text.lines().filter_map(|line| line.split_once(':'));
     let (_, numbers) = lines.find(|(interface, _)| interface.trim() == name)?;

@@ -31,7 +31,7 @@ use vdens_plugin_kit::{HostPort, Link, OpenOptions, PanelAddress};
 use crate::error::{EXIT_FAILURE, Result};
 use crate::ipc::status::Report;
 use crate::ipc::{Channel, FromWorker, Received, Reply, Request, ToWorker, malformed};
-use crate::panel::{Orders, PanelPort};
+use crate::panel::{PanelClient, PanelPort};
 use crate::plugins::host_services::{Opener, Plugins};
 use crate::sys::process::{give_back_memory, map_large_allocations};
 use crate::sys::signals::{self, Signals};
@@ -99,7 +99,7 @@ pub fn run(
     // The terminal's signals are for the command: a session of its own keeps them away.
     let _ = setsid();
     let Channels { control, orders } = channels;
-    let orders = Orders::to_supervisor(orders);
+    let orders = PanelClient::to_supervisor(orders);
     let port = HostPort {
         interface: job.interface.clone(),
         mtu: job.mtu,
@@ -133,7 +133,7 @@ pub fn run(
 struct Worker<'a> {
     job: &'a Job,
     opener: Opener,
-    orders: Orders,
+    orders: PanelClient,
     /// Where the supervisor asks.
     channel: Channel<FromWorker, ToWorker>,
 }

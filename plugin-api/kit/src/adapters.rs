@@ -390,6 +390,15 @@ mod host_shim {
     use super::{HostServices, HubV1, LinkV1, Outcome, PortV1, RStr, contain, export};
     use crate::{PanelAddress, logging};
 
+    /// The services behind the pointer of the host.
+    ///
+    /// # Safety
+    /// `services` came from `export_services`, which leaked the reference.
+    unsafe fn leaked(services: *const ()) -> &'static dyn HostServices {
+        // SAFETY: per this function's contract.
+        unsafe { *services.cast::<&'static dyn HostServices>() }
+    }
+
     pub(super) extern "C" fn log(level: u32, target: RStr<'_>, message: RStr<'_>) {
         let level = logging::level_from_code(level);
         log::log!(target: target.as_str(), level, "{message}");
@@ -402,8 +411,8 @@ mod host_shim {
     /// # Safety
     /// `services` came from `export_services`.
     pub(super) unsafe extern "C" fn open(services: *const (), vnl: RStr<'_>) -> Outcome<LinkV1> {
-        // SAFETY: per this function's contract; the reference was leaked.
-        let services = unsafe { *services.cast::<&'static dyn HostServices>() };
+        // SAFETY: per this function's contract.
+        let services = unsafe { leaked(services) };
         contain("open", || Ok(export(services.open(vnl.as_str())?)))
     }
 
@@ -411,7 +420,7 @@ mod host_shim {
     /// As for `open`.
     pub(super) unsafe extern "C" fn port(services: *const ()) -> PortV1 {
         // SAFETY: per this function's contract.
-        let services = unsafe { *services.cast::<&'static dyn HostServices>() };
+        let services = unsafe { leaked(services) };
         let port = services.port();
         PortV1 {
             interface: port.interface.into(),
@@ -432,7 +441,7 @@ mod host_shim {
     /// As for `open`.
     pub(super) unsafe extern "C" fn plug(services: *const (), peer: RStr<'_>) -> Outcome<()> {
         // SAFETY: per this function's contract.
-        let services = unsafe { *services.cast::<&'static dyn HostServices>() };
+        let services = unsafe { leaked(services) };
         contain("plug", || services.plug(peer.as_str()))
     }
 
@@ -444,7 +453,7 @@ mod host_shim {
         place: RStr<'_>,
     ) -> Outcome<()> {
         // SAFETY: per this function's contract.
-        let services = unsafe { *services.cast::<&'static dyn HostServices>() };
+        let services = unsafe { leaked(services) };
         let place = place.to_string();
         contain("attach", || services.attach(&PanelAddress { panel, place }))
     }
@@ -453,7 +462,7 @@ mod host_shim {
     /// As for `open`.
     pub(super) unsafe extern "C" fn bridge(services: *const (), expiry: u64) -> Outcome<HubV1> {
         // SAFETY: per this function's contract.
-        let services = unsafe { *services.cast::<&'static dyn HostServices>() };
+        let services = unsafe { leaked(services) };
         let expiry = Duration::from_millis(expiry);
         contain("bridge", || services.bridge(expiry).map(HubV1::from))
     }
@@ -462,7 +471,7 @@ mod host_shim {
     /// As for `open`; `fd` is negative or stays open for the call.
     pub(super) unsafe extern "C" fn store_fd(services: *const (), fd: i32) -> Outcome<()> {
         // SAFETY: per this function's contract.
-        let services = unsafe { *services.cast::<&'static dyn HostServices>() };
+        let services = unsafe { leaked(services) };
         // SAFETY: per this function's contract.
         let fd = (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) });
         contain("store_fd", || services.store_fd(fd))
@@ -472,7 +481,7 @@ mod host_shim {
     /// As for `open`.
     pub(super) unsafe extern "C" fn take_fd(services: *const ()) -> i32 {
         // SAFETY: per this function's contract.
-        let services = unsafe { *services.cast::<&'static dyn HostServices>() };
+        let services = unsafe { leaked(services) };
         services.take_fd().map_or(-1, IntoRawFd::into_raw_fd)
     }
 }

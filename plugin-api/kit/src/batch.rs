@@ -45,18 +45,31 @@ impl Storage {
     pub(crate) fn lend(&mut self) -> *mut RawBatch {
         &raw mut self.0
     }
+
     fn arena(&self) -> &[u8] {
-        // SAFETY: `arena` points to `arena_len` initialised bytes owned by the Batch this view
-        // borrows.
+        // SAFETY: `arena` points to `arena_len` initialised bytes, which this view borrows.
         unsafe { std::slice::from_raw_parts(self.0.arena, self.0.arena_len as usize) }
     }
 
-    fn free(&mut self) -> &mut [u8] {
+    fn arena_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `arena`; `&mut self` makes the access exclusive.
-        let arena =
-            unsafe { std::slice::from_raw_parts_mut(self.0.arena, self.0.arena_len as usize) };
-        let used = (self.0.used as usize).min(arena.len());
-        &mut arena[used..]
+        unsafe { std::slice::from_raw_parts_mut(self.0.arena, self.0.arena_len as usize) }
+    }
+
+    /// Bytes of the arena behind those in use.
+    fn room(&self) -> usize {
+        self.0.arena_len.saturating_sub(self.0.used) as usize
+    }
+
+    fn free(&mut self) -> &mut [u8] {
+        let start = self.arena().len() - self.room();
+        &mut self.arena_mut()[start..]
+    }
+
+    /// All slots, those in use first.
+    fn all_slots(&mut self) -> &mut [RawSlot] {
+        // SAFETY: `slots` points to `slot_capacity` initialised slots, which this view borrows.
+        unsafe { std::slice::from_raw_parts_mut(self.0.slots, self.0.slot_capacity as usize) }
     }
 
     fn slots(&self) -> &[RawSlot] {
@@ -76,49 +89,38 @@ impl Storage {
         self.0.len.min(self.0.slot_capacity) as usize
     }
 
-    /// Makes `len` bytes at the start of the free space the next frame and moves the free space on
+    /// Makes `len` bytes at the start of the free space the next frame, and moves the free space on
     /// by `stride`.
     fn commit(&mut self, len: usize, stride: usize) {
-        let free = self.0.arena_len.saturating_sub(self.0.used);
-        if !self.has_slot() || stride > free as usize || len > stride {
+        if !self.has_slot() || stride > self.room() || len > stride {
             return;
         }
-        // SAFETY: `len < slot_capacity`, so the slot lies in the array owned by the Batch.
-        unsafe {
-            *self.0.slots.add(self.0.len as usize) = RawSlot {
-                offset: self.0.used,
-                len: len as u32,
-            };
-        }
+        let (index, offset) = (self.count(), self.0.used);
+        self.all_slots()[index] = RawSlot {
+            offset,
+            len: len as u32,
+        };
         self.0.len += 1;
         self.0.used += stride as u32;
     }
 
-    /// Makes slot `to` say what slot `from` says, less `cut` bytes at its start.
+    /// Copies slot `from` to slot `to`, without `cut` bytes at its start.
     pub(crate) fn move_slot(&mut self, from: usize, to: usize, cut: u32) {
-        let slots = self.0.slot_capacity as usize;
-        if from < slots && to < slots {
-            // SAFETY: both slots lie in the array owned by the Batch this view borrows.
-            unsafe {
-                let slot = *self.0.slots.add(from);
-                *self.0.slots.add(to) = RawSlot {
-                    offset: slot.offset.saturating_add(cut),
-                    len: slot.len.saturating_sub(cut),
-                };
-            }
+        let slots = self.all_slots();
+        if from < slots.len() && to < slots.len() {
+            slots[to] = RawSlot {
+                offset: slots[from].offset.saturating_add(cut),
+                len: slots[from].len.saturating_sub(cut),
+            };
         }
     }
 
-    /// Takes the bytes `at..at + len` out of a frame, of which there are as many: what stands in
-    /// front moves.
+    /// Removes the bytes `at..at + len` of a frame that has them: the bytes in front move.
     fn cut(&mut self, index: usize, at: usize, len: usize) {
         let slot = self.slots().get(index).copied().unwrap_or_default();
-        // SAFETY: `arena` points to `arena_len` initialised bytes owned by the Batch this view
-        // borrows; `&mut self` makes the access exclusive.
-        let arena =
-            unsafe { std::slice::from_raw_parts_mut(self.0.arena, self.0.arena_len as usize) };
         let start = slot.offset as usize;
-        if let Some(front) = arena.get_mut(start..start + VNET_HEADER_LEN + at + len) {
+        let front = start..start + VNET_HEADER_LEN + at + len;
+        if let Some(front) = self.arena_mut().get_mut(front) {
             let header = VnetHeader::from_bytes(front).unwrap_or_default();
             let shifted = header.shifted(-i16::try_from(len).unwrap_or(i16::MAX));
             front[..VNET_HEADER_LEN].copy_from_slice(&shifted.to_bytes());
@@ -259,18 +261,17 @@ impl RxBatch<'_> {
 
     /// Whether another frame of up to `max_frame` bytes would fit.
     pub fn has_room(&self, max_frame: usize) -> bool {
-        let free = self.raw.0.arena_len.saturating_sub(self.raw.0.used) as usize;
-        self.raw.has_slot() && free >= VNET_HEADER_LEN + max_frame
+        self.raw.has_slot() && self.raw.room() >= VNET_HEADER_LEN + max_frame
     }
 
-    /// Copies an ordinary frame in; `false` if it does not fit. Anything shorter than [`MIN_FRAME`]
-    /// is dropped and counted.
+    /// Copies a complete frame in. Returns `false` if it does not fit. Anything shorter than
+    /// [`MIN_FRAME`] is dropped and counted.
     pub fn push(&mut self, frame: &[u8]) -> bool {
         self.push_offloaded(VnetHeader::default(), frame)
     }
 
-    /// Copies a frame in whose `header` says what is left to be done to it; `false` if it does not
-    /// fit.
+    /// Copies a frame with a virtio header in. Returns `false` if it does not fit. Anything shorter
+    /// than [`MIN_FRAME`] is dropped and counted.
     pub fn push_offloaded(&mut self, header: VnetHeader, frame: &[u8]) -> bool {
         if frame.len() < MIN_FRAME {
             self.count_dropped(1);
@@ -336,10 +337,8 @@ impl RxBatch<'_> {
     /// recvmmsg fails. That no datagram waits is no error.
     pub fn receive_datagrams(&mut self, socket: impl AsFd, max_frame: usize) -> io::Result<usize> {
         let stride = VNET_HEADER_LEN + max_frame;
-        let free = self.raw.0.arena_len.saturating_sub(self.raw.0.used) as usize;
-        let slots =
-            (self.raw.0.slot_capacity - self.raw.0.len.min(self.raw.0.slot_capacity)) as usize;
-        let want = slots.min(free / stride).min(BATCH_FRAMES);
+        let slots = self.raw.0.slot_capacity as usize - self.raw.count();
+        let want = slots.min(self.raw.room() / stride).min(BATCH_FRAMES);
         let mut lengths = [0_usize; BATCH_FRAMES];
         let room = &mut self.raw.free()[..want * stride];
         let taken = datagram::receive(
@@ -395,14 +394,14 @@ impl RxBatch<'_> {
     }
 
     /// Drops and counts the entries from number `from` on that are no frames. A plugin that was
-    /// built with an older kit may leave such entries. [`TxBatch::len`] would count them and
-    /// [`TxBatch::frames`] would not give them, so a sink could never take them.
+    /// built with an older kit may leave such entries. [`TxBatch::len`] counts them, but
+    /// [`TxBatch::frames`] does not return them, so a sink could never take them.
     pub(crate) fn drop_undecodable(&mut self, from: usize) {
         self.filter(from, |_| FrameAction::Keep);
     }
 
-    /// Accounts for one received datagram of `len` bytes, 0 if it is to be dropped, whose place is
-    /// `stride` bytes long and starts where the free space does.
+    /// Adds a received datagram of `len` bytes, 0 to drop it, whose place of `stride` bytes is at
+    /// the start of the free space.
     fn commit_received(&mut self, len: usize, stride: usize) {
         if len == 0 {
             self.count_dropped(1);
@@ -452,7 +451,7 @@ impl TxBatch<'_> {
     /// than all, or 0, when its queue is full.
     ///
     /// # Errors
-    /// What sendmmsg reports of the first datagram, except that the queue is full.
+    /// sendmmsg refuses the first datagram. A full queue is no error.
     pub fn send_datagrams(&self, socket: impl AsFd, skip: usize) -> io::Result<usize> {
         let frames = self
             .frames()

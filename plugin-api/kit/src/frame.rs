@@ -13,8 +13,7 @@ pub const MAX_LEGACY_MTU: u32 = 9216;
 /// host byte order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VnetHeader {
-    /// Bit 0: the checksum from `csum_start` is to be completed; bit 1: checksums are known to be
-    /// good.
+    /// Bit 0: the checksum is incomplete; bit 1: checksums are known to be right.
     pub flags: u8,
     /// 0: no segmentation; 1: TCP over IPv4; 4: TCP over IPv6; 5: UDP; plus 0x80 with ECN.
     pub gso_type: u8,
@@ -58,8 +57,7 @@ impl VnetHeader {
         })
     }
 
-    /// The header for the same frame when what its offsets point to stands `bytes` further back, or
-    /// further to the front if that is negative.
+    /// The header for the same frame after `bytes` were put in front of it, or removed if negative.
     #[must_use]
     pub fn shifted(mut self, bytes: i16) -> Self {
         if self.flags & 1 != 0 {
@@ -106,9 +104,8 @@ impl<'a> Frame<'a> {
         self.bytes
     }
 
-    /// The frame as a datagram between two ends of ours, in two parts: nothing and the frame or, if
-    /// it has something left to be done or is longer than a legacy peer takes, `prefix` and
-    /// [`Frame::with_header`].
+    /// The frame as a datagram between two ends of ours, in two parts. A complete frame of a length
+    /// that a legacy peer takes is itself. Any other is `prefix` and [`Frame::with_header`].
     pub fn wrapped(self, prefix: &'a [u8]) -> [&'a [u8]; 2] {
         match self.header().is_plain() && self.bytes().len() <= MAX_LEGACY_FRAME {
             true => [&[], self.bytes()],

@@ -23,7 +23,7 @@
 //! |---|---|
 //! | [`bound_socket`] | a Unix socket at a path: claimed, probed, reclaimed, removed |
 //! | [`udp`], [`stream`], [`tap`] | frames in UDP datagrams, on byte streams, on a tap |
-//! | [`DatagramLink`], [`FarEnd`] | the panel and super-frames for sockets of datagrams |
+//! | [`far_end`] | the panel and super-frames for sockets of datagrams |
 //! | [`negotiation`] | the messages by which two ends of ours agree on these |
 //! | [`fdb`] | a forwarding database: the place of each station |
 //! | [`offload`] | cuts, completes and joins frames for sinks that differ from their source |
@@ -104,6 +104,40 @@
 //! # Ok::<(), Error>(())
 //! ```
 //!
+//! # A datagram transport
+//!
+//! A transport whose frames are datagrams on a connected socket needs no link of its own. A
+//! [`DatagramLink`] moves the frames, and [negotiates](negotiation) with the far end. A far end
+//! that does the same is plugged in on the panel, or gets super-frames. Any other gets plain
+//! frames.
+//!
+//! ```
+//! use std::os::unix::net::UnixDatagram;
+//! use vdens_plugin_kit::wire::hello::Cable;
+//! use vdens_plugin_kit::{Batch, DatagramLink, Error, Host, Link, Offloads, State};
+//!
+//! let (near, far) = UnixDatagram::pair().map_err(|e| Error::io("make sockets", &e))?;
+//! // What both ends know, and no other cable has: of a socket at a path, its device and inode.
+//! let cable = Cable { device: 8, inode: 4711 };
+//! let [mut near, mut far] = [near, far].map(|socket| {
+//!     // The far end's user is not known, so it is not plugged in.
+//!     DatagramLink::new(socket, cable, None, Host::without_services())
+//! });
+//!
+//! // The host announces the state of its side, and calls a link whose descriptor is readable.
+//! let host = State { offloads: Offloads::ALL, ..State::UP };
+//! near.other_side(host);
+//! far.other_side(host);
+//! let mut batch = Batch::new();
+//! for _ in 0..3 {
+//!     near.recv(&mut batch.rx())?;
+//!     far.recv(&mut batch.rx())?;
+//! }
+//! assert!(batch.is_empty(), "the messages are no frames");
+//! assert_eq!(near.state().offloads, Offloads::ALL, "the far end takes super-frames");
+//! # Ok::<(), Error>(())
+//! ```
+//!
 //! The stable ABI is the crate [`vdens_plugin_api`], and [`adapters`] translates between both.
 //! Authors meet neither.
 
@@ -115,7 +149,7 @@ mod batch;
 pub mod bound_socket;
 mod datagram;
 mod error;
-mod far_end;
+pub mod far_end;
 pub mod fdb;
 mod frame;
 mod link;

@@ -29,7 +29,7 @@ impl<'a> OpenRequest<'a> {
 /// The options of `vde_plug` that a transport gets beside its VNL.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OpenOptions {
-    /// What the far end may show for this link; empty for none.
+    /// A description of this link that the far end may show; may be empty.
     pub description: String,
     /// The port of the switch to plug into.
     pub port: Option<u32>,
@@ -193,7 +193,7 @@ pub trait HostServices: Send + Sync {
     fn take_fd(&self) -> Option<OwnedFd>;
 }
 
-/// What [`Host::without_services`] offers.
+/// The services of [`Host::without_services`]: none.
 struct NoServices;
 
 impl HostServices for NoServices {
@@ -253,9 +253,8 @@ pub struct Manifest {
     pub capabilities: Capabilities,
 }
 
-/// What a plugin's links are like, for listings and for the conformance checks: what a link really
-/// does, it says when it is open ([`crate::State`]). Bits that the reader does not know are
-/// ignored.
+/// The properties of a plugin's links, for listings and for the conformance checks. The properties
+/// of an open link are in its [`crate::State`]. Unknown bits are ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities(pub u64);
 

@@ -59,7 +59,7 @@ impl Stream {
         })
     }
 
-    /// Writes what the output takes of the frames encoded so far.
+    /// Writes encoded frames until the output takes no more.
     fn flush(&mut self) -> Result<()> {
         while !self.encoder.pending().is_empty() {
             match self.output.write(self.encoder.pending()) {

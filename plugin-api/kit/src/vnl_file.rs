@@ -194,8 +194,8 @@ fn open(path: &Path) -> Result<Found, Trouble> {
 }
 
 impl Found {
-    /// What is wrong with a directory at a default place. Nothing is if root or the user chose it:
-    /// by a link, or by making it where nobody else can.
+    /// Why a directory at a default place is not trusted. It is trusted if root or the user chose
+    /// it, by a link or by making it where nobody else can.
     fn directory_fault(&self, path: &Path) -> Option<Fault> {
         let parent = path.parent().and_then(|parent| fs::metadata(parent).ok());
         let is_private = parent.is_some_and(|meta| trust::fault(&meta).is_none());

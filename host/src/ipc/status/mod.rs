@@ -26,7 +26,7 @@ use crate::error::Result;
 use crate::sys::interface::Traffic;
 use crate::sys::runtime;
 
-/// A process; `R` is a link's report, read or unread.
+/// A process. `R` is a link's report, read or unread.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Process<R> {
     /// Its id.
@@ -48,7 +48,7 @@ pub struct Process<R> {
     pub links: Vec<Entry<R>>,
 }
 
-/// A link, and what its worker reports, if it does.
+/// A link, and its worker's report, if there is one.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Entry<R> {
     /// The link.
@@ -58,25 +58,25 @@ pub struct Entry<R> {
     pub report: Option<R>,
 }
 
-/// A link, as the one who supervises it sees it.
+/// A link, as its supervisor sees it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LinkEntry {
     /// The interface's name; empty for an end of a plug.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub interface: String,
-    /// What it is plugged into.
+    /// The VNL that it is plugged into.
     pub vnl: String,
     /// How it is served.
     pub service: Service,
-    /// The process that serves it, if there is one of its own.
+    /// Its worker, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<u32>,
-    /// How often that was started again.
+    /// How often the worker was restarted.
     pub restarts: u32,
-    /// How it ended last; empty if it has not.
+    /// How the worker ended last; empty if it never did.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub last_end: String,
-    /// What the interface itself has seen, whoever carried it.
+    /// The kernel's counters of the interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface_traffic: Option<Traffic>,
 }
@@ -85,33 +85,33 @@ pub struct LinkEntry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Service {
-    /// As it should be.
+    /// A worker serves it.
     Served,
-    /// Its worker is there, and did not answer in time.
+    /// Its worker runs, but did not answer in time.
     Silent,
-    /// Its worker has ended and is to be started again.
+    /// Its worker ended and will be restarted.
     Restarting,
-    /// Not any more: its interface was deleted.
+    /// Its interface was deleted.
     Closed,
 }
 
-/// What the one who serves a link reports.
+/// What the process that serves a link reports.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Report {
-    /// Whether the far end is there.
+    /// Whether the far end is present.
     pub carrier: bool,
-    /// How frames go, if it is.
+    /// The tier of the data plane, if there is carrier.
     pub tier: Option<Tier>,
-    /// Why not in a better way, or why the far end is not there; empty if there is nothing to say.
+    /// Why there is no better tier, or no carrier. May be empty.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
-    /// Who is at the far end.
+    /// The peer at the far end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peer: Option<Peer>,
-    /// What came from the far end and went through this process.
+    /// Frames from the far end that went through this process.
     pub received: Counters,
-    /// What went there likewise.
+    /// Frames to the far end that went through this process.
     pub sent: Counters,
     /// The plugin that serves the link, if one does.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -119,7 +119,7 @@ pub struct Report {
     /// The ports and the forwarding database, if the link is a switch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub switch: Option<SwitchStatus>,
-    /// What else the transport tells.
+    /// What else the transport reports.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub extra: BTreeMap<String, String>,
 }
@@ -152,11 +152,12 @@ pub struct Counters {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Dropped {
-    /// The source could not make a frame of them, because they were too short or too long, or made no sense.
+    /// Too short, too long or malformed at the source.
     pub malformed: u64,
     /// The sink's queue was full, and the source serves others and cannot wait.
     pub queue_full: u64,
-    /// The sink could not send them: its far end is not there or does not take them, or the interface is down.
+    /// The sink could not send them: its far end is absent or refuses them, or the interface is
+    /// down.
     pub undeliverable: u64,
 }
 
@@ -168,7 +169,7 @@ impl Dropped {
     }
 }
 
-/// The calling process, still without links; `command` is what it runs or was called with.
+/// The calling process, without links. `command` is what it runs or was called with.
 pub fn this_process<R>(
     program: &str,
     command: &[OsString],

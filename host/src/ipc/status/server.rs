@@ -1,8 +1,8 @@
 //! A process's side of `vdectl status`: a socket that its poll loop serves.
 //!
-//! The socket gets its name when it already listens, so whoever finds one that refuses a connection knows that its
-//! process is gone, and removes it. Only this user is answered. A process that cannot have a socket, because the
-//! directory is full or read-only, goes on without.
+//! The socket listens before it gets its name. So if a socket refuses connections, its process is
+//! gone, and whoever finds it removes it. Only this user is answered. A process that cannot make a
+//! socket, because the directory is full or read-only, runs without one.
 
 use std::fs::File;
 use std::io;
@@ -20,10 +20,10 @@ use crate::error::{Error, ErrorKind, Result, system};
 use crate::ipc::{Channel, Nothing, ReportReply};
 use crate::sys::runtime::{self, Dir};
 
-/// Askers that wait to be answered at a time; more are turned away.
+/// How many connections can wait for an answer. More are refused.
 const MAX_ASKERS: usize = 32;
 
-/// How often to try again when others remove the directory that is being made.
+/// How often making the directory is tried again when another process removes it.
 const RACES: usize = 20;
 
 /// The socket of this process.
@@ -35,7 +35,7 @@ pub struct Server {
     dir: Dir,
     pid: u32,
     askers: Vec<Channel<ReportReply, Nothing>>,
-    /// A descriptor to give up when there are no others, so that an asker can be turned away.
+    /// A descriptor to give up when there are no others, so that a connection can be refused.
     spare: Option<File>,
 }
 
@@ -55,7 +55,7 @@ impl Server {
                 .and_then(|base| base.make_dir(&name))
                 .and_then(Self::listen_in)
             {
-                // Whoever finds the directory empty removes it.
+                // Another process may remove the empty directory.
                 Err(error) if error.kind == ErrorKind::NotFound && races < RACES => races += 1,
                 outcome => return outcome,
             }
@@ -88,7 +88,7 @@ impl Server {
         })
     }
 
-    /// Takes in who has come; whether there is somebody to answer.
+    /// Accepts connections. Returns whether there is one to answer.
     ///
     /// # Errors
     /// The socket is of no more use.
@@ -108,7 +108,7 @@ impl Server {
                 Err(Errno::EAGAIN) => return Ok(!self.askers.is_empty()),
                 Err(Errno::EINTR | Errno::ECONNABORTED) => {}
                 Err(errno) => {
-                    // Out of descriptors. The socket would stay readable, so the asker is turned away.
+                    // Out of descriptors. The socket would stay readable, so refuse the connection.
                     let turned_away = self.spare.take().and_then(|_| {
                         let fd = accept4(self.listener.as_raw_fd(), flags).ok()?;
                         // SAFETY: as above.
@@ -124,7 +124,7 @@ impl Server {
         }
     }
 
-    /// Answers everybody who asks with a process.
+    /// Answers all connections with a process.
     pub fn answer(&mut self, process: &impl Serialize) {
         for asker in self.askers.drain(..) {
             if let Err(error) = asker.send_report(process) {
@@ -141,13 +141,13 @@ impl AsFd for Server {
 }
 
 impl Drop for Server {
-    /// In the process that made it; forked children only close their copy.
+    /// Only the process that made the socket removes it. A forked child closes its copy.
     fn drop(&mut self) {
         if self.pid != process::id() {
             return;
         }
         self.path = None;
-        // Fails while others are in there, or something that one of them has left.
+        // Fails while the directory has other sockets, or stale ones.
         if !self.dir.remove() {
             sweep(&self.dir);
             self.dir.remove();
@@ -155,7 +155,7 @@ impl Drop for Server {
     }
 }
 
-/// Removes sockets of processes that are gone, without asking the others.
+/// Removes the sockets of processes that are gone.
 fn sweep(dir: &Dir) {
     dir.sweep(|pid, _| runtime::start_time(pid).is_some());
 }

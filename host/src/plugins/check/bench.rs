@@ -1,8 +1,8 @@
-//! A test bench: one or two open links of the plugin, served as the host's pump serves them.
+//! A test bench: one or two open links of the plugin, driven as the host's pump drives them.
 //!
-//! Links are called only when their descriptors say so, so a missed wake-up shows as a frame that does not come.
-//! Both are in one process and one thread; only while one end is being opened is the other served
-//! beside it, since opening may wait for an answer of the far end.
+//! The bench calls a link only when its descriptor is ready. So a missed wake-up shows as a frame
+//! that does not arrive. Both links are in one process and one thread. Only while one end is being
+//! opened does another thread serve the other, since opening may wait for an answer of the far end.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -20,17 +20,17 @@ use crate::error::system;
 use crate::plugins::host_services::Opener;
 use crate::plugins::search::SearchPath;
 
-/// How long a frame may take before it counts as lost.
+/// After this time a frame counts as lost.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What the host's side of a checked link is.
+/// The state of the host's side of a checked link.
 const HOST_SIDE: State = State {
     carrier: true,
     offloads: Offloads::NONE,
     plugged: false,
 };
 
-/// The bench: number 0 and 1 are the ends, and what has arrived at each.
+/// The bench. The ends have the numbers 0 and 1.
 pub struct Bench {
     opener: Opener,
     vnls: [String; 2],
@@ -59,15 +59,15 @@ impl Bench {
         }
     }
 
-    /// Opens an end, and serves the other meanwhile.
+    /// Opens an end, and serves the other one meanwhile.
     ///
     /// # Errors
-    /// What opening reports, or that the other end broke.
+    /// The plugin cannot open it, or the other end broke.
     pub fn open(&mut self, end: usize) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match self.try_open(end) {
-                // The far end may not have noticed yet that the last link was closed.
+                // The far end may not have noticed yet that the previous link was closed.
                 Err(error) if error.kind == ErrorKind::Busy && Instant::now() < deadline => {
                     self.serve(Duration::from_millis(20))?;
                 }
@@ -96,17 +96,17 @@ impl Bench {
         self.receive(end)
     }
 
-    /// Opens both ends and waits until they have carrier; whether they do.
+    /// Opens both ends and waits for carrier. Returns whether both have it.
     ///
     /// # Errors
-    /// What opening reports, or that an end broke.
+    /// The plugin cannot open one, or an end broke.
     pub fn open_both(&mut self) -> Result<bool> {
         self.open(0)?;
         self.open(1)?;
         self.await_carrier()
     }
 
-    /// Waits until both ends have carrier; whether they do.
+    /// Waits until both ends have carrier. Returns whether they do.
     ///
     /// # Errors
     /// An end broke.
@@ -136,7 +136,7 @@ impl Bench {
         link.is_some_and(|link| call("state", || link.state()).carrier)
     }
 
-    /// What has arrived at an end since it was last asked for, from the other end.
+    /// The frames of the other end that arrived at this one since the last call.
     pub fn take(&mut self, end: usize) -> Vec<Vec<u8>> {
         std::mem::take(&mut self.got[end])
     }
@@ -158,7 +158,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Waits until an end is readable, at most for `time`, and lets it receive; whether one was.
+    /// Waits until an end is readable, `time` at most, and receives. Returns whether one was.
     ///
     /// # Errors
     /// An end broke.
@@ -173,7 +173,7 @@ impl Bench {
         Ok(ready.contains(&true))
     }
 
-    /// Serves the ends until `done`, at most for `time`; whether it is.
+    /// Serves the ends until `done`, `time` at most. Returns whether it is done.
     ///
     /// # Errors
     /// An end broke.
@@ -191,7 +191,7 @@ impl Bench {
         }
     }
 
-    /// Waits until an end is readable, or one is writable; which are readable.
+    /// Waits until an end is readable, or `writable` is. Returns which are readable.
     fn wait(&self, time: Duration, writable: Option<usize>) -> Result<[bool; 2]> {
         let open: Vec<usize> = (0..2).filter(|end| self.ends[*end].is_some()).collect();
         let links = open.iter().filter_map(|end| self.ends[*end].as_ref());
@@ -233,7 +233,7 @@ impl Bench {
         Ok(poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0))
     }
 
-    /// Offers up to a batch of frames to an end once; how many it took.
+    /// Offers up to a batch of frames to an end. Returns how many it accepted.
     ///
     /// # Errors
     /// The end broke.
@@ -256,10 +256,11 @@ impl Bench {
         Ok(taken)
     }
 
-    /// Sends frames from an end in batches of `size`, each when the one before has arrived, and returns what arrived.
+    /// Sends frames from an end in batches of `size`. Each batch waits until the one before
+    /// arrived. Returns what arrived.
     ///
     /// # Errors
-    /// An end broke, or one takes no frames although the other receives.
+    /// An end broke, or one accepts no frames although the other receives.
     pub fn pass(&mut self, from: usize, frames: &[Vec<u8>], size: usize) -> Result<Vec<Vec<u8>>> {
         let to = 1 - from;
         let mut due = 0;
@@ -269,9 +270,9 @@ impl Bench {
             while taken < batch.len() {
                 taken += self.offer(from, &batch[taken..])?;
                 if taken < batch.len() && Instant::now() > deadline {
-                    let message = "send() takes nothing although the far end receives";
+                    let message = "send() accepts nothing although the far end receives";
                     return Err(Error::closed(message).hint(
-                        "it must go on when send_fd() is writable, and that when there is room",
+                        "send_fd() must be writable, and send() accept frames, when there is room",
                     ));
                 }
                 if taken < batch.len() {
@@ -288,7 +289,7 @@ impl Bench {
                 break;
             }
         }
-        // A frame too many would be there by now, or soon.
+        // A superfluous frame would have arrived by now, or arrives soon.
         self.serve(Duration::from_millis(1))?;
         Ok(self.take(to))
     }

@@ -1,7 +1,7 @@
-//! The frames that the checks send, and what can be said about those that arrive.
+//! The frames that the checks send, and the comparison with those that arrive.
 //!
-//! They carry IEEE's second local experimental ethertype, 0x88B6, between two unicast addresses of their own, so that switches
-//! on the way learn and forward them, and nobody else takes them for his.
+//! They have the IEEE's second local experimental ethertype, 0x88B6, and two unicast addresses of
+//! their own. So switches on the way learn and forward them, and no other host accepts them.
 
 use vdens_plugin_kit::MIN_FRAME;
 
@@ -10,7 +10,8 @@ const ETHERTYPE: [u8; 2] = [0x88, 0xb6];
 /// The addresses of the two ends.
 const MACS: [[u8; 6]; 2] = [[2, 0x76, 0x63, 0, 0, 1], [2, 0x76, 0x63, 0, 0, 2]];
 
-/// A frame of `len` bytes from one end to the other. The payload begins with `number`, as much of it as has room.
+/// A frame of `len` bytes from one end to the other. The payload begins with as much of `number` as
+/// fits.
 pub fn frame(from: usize, number: u32, len: usize) -> Vec<u8> {
     let mut frame = Vec::with_capacity(len);
     frame.extend(MACS[1 - from]);
@@ -23,19 +24,19 @@ pub fn frame(from: usize, number: u32, len: usize) -> Vec<u8> {
     frame
 }
 
-/// Whether a frame that arrived came from the end `from`, and not from somebody else on the network.
+/// Whether a frame came from the end `from`, and not from another host of the network.
 pub fn is_from(from: usize, frame: &[u8]) -> bool {
     frame.len() >= MIN_FRAME && frame[6..12] == MACS[from]
 }
 
-/// What is wrong with what arrived, if anything.
+/// What is wrong with the frames that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw {
-    /// A frame is missing: its place among those sent.
+    /// A frame is missing: its index among those sent.
     Lost(usize),
-    /// A frame came that was not sent, or was changed: its place among those that arrived.
+    /// A frame was changed, or never sent: its index among those that arrived.
     Changed(usize),
-    /// A frame came in the place of another.
+    /// A frame came after one that was sent later.
     Reordered(usize),
     /// A frame came more than once.
     Repeated(usize),

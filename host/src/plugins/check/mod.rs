@@ -1,18 +1,22 @@
-//! `vdectl plugin check`: whether a plugin keeps its side of the contract, in a report that its author can act on.
+//! `vdectl plugin check`: does a plugin keep its side of the contract? The report tells its author
+//! what to do.
 //!
 //! # Theory of operation
 //!
-//! Each check is a function of [`trials`] over a [`bench::Bench`], which opens one or two links through the plugin as the
-//! host does, and moves frames between them. It runs in a child of its own with a fresh copy of the plugin, so one
-//! that crashes costs its line in the report only, and no check suffers from the one before. In the child a
-//! [`watchdog`] knows which function of the plugin is running, and ends the check when it takes too long: a link that
-//! blocks is told from one that is slow. The checks are those of plugin-api's documentation of `Link`, seen from outside.
+//! Each check is a function in [`cases`]. It works on a [`bench::Bench`], which opens one or two
+//! links through the plugin as the host does, and moves frames between them. Each check runs in a
+//! child process with a fresh copy of the plugin. So a crash costs one line of the report, and no
+//! check suffers from an earlier one. In the child a [`watchdog`] knows which function of the
+//! plugin is running, and ends the check if that takes too long. So the report distinguishes a link
+//! that blocks from a slow one. The cases test, from outside, what the kit's documentation of
+//! `Link` asks for.
 //!
-//! A [`Verdict`] is a line: `ok`, `FAILED` with the reason and what to do, or `skipped` with the reason.
+//! A [`Verdict`] is one line: `ok`, `FAILED` with the reason and a remedy, or `skipped` with the
+//! reason.
 
 pub mod bench;
+pub mod cases;
 pub mod frames;
-pub mod trials;
 pub mod watchdog;
 
 use std::fmt;
@@ -25,7 +29,7 @@ use vdens_plugin_kit::vnl::Vnl;
 
 use crate::error::{Error, Result};
 use crate::output::Text;
-use crate::plugins::loader::Stage;
+use crate::plugins::loader::LoadStage;
 use crate::plugins::probe::{Found, Probe};
 use crate::plugins::search::{self, SearchPath};
 use crate::sys::isolate::{End, Isolated};
@@ -33,35 +37,35 @@ use crate::sys::isolate::{End, Isolated};
 /// How long a check may take.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What a check has found.
+/// The result of a check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
-    /// The plugin does what it should; a remark.
+    /// The plugin does what it should. The text is a remark.
     Ok(String),
-    /// It does not.
+    /// The plugin does not do what it should.
     Failed {
         /// What happened.
         why: String,
-        /// What its author should do.
+        /// What the author should do.
         remedy: String,
     },
-    /// That could not be found out, and why.
+    /// The check does not apply, and why.
     Skipped(String),
 }
 
 impl Verdict {
-    /// Without a remark.
+    /// `Ok` without a remark.
     pub fn ok() -> Self {
         Self::Ok(String::new())
     }
 
-    /// Something is wrong.
+    /// A failure.
     pub fn failed(why: impl Into<String>, remedy: impl Into<String>) -> Self {
         let (why, remedy) = (why.into(), remedy.into());
         Self::Failed { why, remedy }
     }
 
-    /// It could not be found out.
+    /// A check that does not apply.
     pub fn skipped(why: impl Into<String>) -> Self {
         Self::Skipped(why.into())
     }
@@ -87,9 +91,9 @@ struct Line {
     remedy: String,
 }
 
-/// What was found. As text, lines go out as they come; as JSON, all together at the end.
+/// The report. Text is printed line by line, JSON at the end.
 #[derive(Debug, Serialize)]
-struct Report {
+struct Results {
     file: String,
     scheme: String,
     #[serde(skip)]
@@ -100,9 +104,9 @@ struct Report {
     checks: Vec<Line>,
 }
 
-impl Report {
+impl Results {
     fn start(file: &Path, scheme: &str, json: bool) -> Result<Self> {
-        let report = Self {
+        let results = Self {
             file: file.display().to_string(),
             scheme: scheme.to_owned(),
             json,
@@ -111,8 +115,8 @@ impl Report {
             skipped: 0,
             checks: Vec::new(),
         };
-        report.say(&format!("{}, which serves {scheme}://", report.file))?;
-        Ok(report)
+        results.say(&format!("{}, which serves {scheme}://", results.file))?;
+        Ok(results)
     }
 
     fn line(&mut self, check: &'static str, verdict: Verdict) -> Result<()> {
@@ -145,7 +149,7 @@ impl Report {
         }
     }
 
-    /// Prints the rest; the exit status: 0 if nothing is wrong, else 1.
+    /// Prints the rest. Returns the exit status: 0 if nothing failed, else 1.
     fn finish(&self) -> Result<i32> {
         self.say(&format!(
             "{} ok, {} failed, {} skipped",
@@ -158,16 +162,15 @@ impl Report {
     }
 }
 
-/// Checks the plugin in a file, or the one that serves a scheme, and prints the report; 0 if nothing is wrong, else 1.
-/// `vnls` are none, one for both ends, or two.
+/// Checks a plugin, given as a file or a scheme, and prints the report. `vnls` are none, one for
+/// both ends, or two. Returns the exit status: 0 if nothing failed, else 1.
 ///
 /// # Errors
-/// There is no such plugin, what is given is no VNL of its scheme, or standard output cannot be
-/// written.
+/// There is no such plugin, a VNL is not of its scheme, or standard output cannot be written.
 pub fn run(plugin: &Path, vnls: Vec<String>, path: &SearchPath, json: bool) -> Result<i32> {
     let (file, scheme) = locate(plugin, path)?;
     let vnls = ends(vnls, &scheme)?;
-    let mut report = Report::start(&file, &scheme, json)?;
+    let mut results = Results::start(&file, &scheme, json)?;
     let capabilities = match Probe::start(&file, &scheme)?.finish() {
         Found::Plugin {
             description,
@@ -176,36 +179,36 @@ pub fn run(plugin: &Path, vnls: Vec<String>, path: &SearchPath, json: bool) -> R
             capabilities,
         } => {
             for stage in ["trust", "load"] {
-                report.line(stage, Verdict::ok())?;
+                results.line(stage, Verdict::ok())?;
             }
-            report.line("ABI", Verdict::Ok(format!("version {abi}")))?;
+            results.line("ABI", Verdict::Ok(format!("version {abi}")))?;
             for stage in ["layout", "scheme"] {
-                report.line(stage, Verdict::ok())?;
+                results.line(stage, Verdict::ok())?;
             }
-            report.line("manifest", trials::manifest(&description, &version))?;
+            results.line("manifest", cases::manifest(&description, &version))?;
             Some(Capabilities(capabilities))
         }
         Found::Refused { stage, why, hint } => {
-            refused(&mut report, stage, &why, &hint)?;
+            refused(&mut results, stage, &why, &hint)?;
             None
         }
     };
     if let Some(capabilities) = capabilities {
         let dir = file.parent().unwrap_or(Path::new("/")).to_owned();
-        let subject = trials::Subject {
+        let subject = cases::Subject {
             scheme,
             vnls,
             capabilities,
             path: path.with_first(dir),
         };
-        for (name, check) in trials::ALL {
-            report.line(name, tried(*check, &subject)?)?;
+        for (name, check) in cases::ALL {
+            results.line(name, run_case(*check, &subject)?)?;
         }
     }
-    report.finish()
+    results.finish()
 }
 
-/// The file that is meant, and the scheme that its name promises.
+/// The plugin's file, and the scheme that its name promises.
 fn locate(plugin: &Path, path: &SearchPath) -> Result<(PathBuf, String)> {
     if let Some(scheme) = plugin.to_str().filter(|name| Vnl::is_scheme(name)) {
         return Ok((path.find(scheme)?, scheme.to_owned()));
@@ -226,7 +229,7 @@ fn locate(plugin: &Path, path: &SearchPath) -> Result<(PathBuf, String)> {
     }
 }
 
-/// The VNLs of the two ends, if any.
+/// The VNLs of the two ends, if any were given.
 fn ends(vnls: Vec<String>, scheme: &str) -> Result<Option<[String; 2]>> {
     if let Some(other) = vnls
         .iter()
@@ -252,31 +255,31 @@ fn ends(vnls: Vec<String>, scheme: &str) -> Result<Option<[String; 2]>> {
     }
 }
 
-/// The lines of a file that does not load.
-fn refused(report: &mut Report, stage: Stage, why: &str, hint: &str) -> Result<()> {
+/// Reports the stages of a file that does not load.
+fn refused(results: &mut Results, stage: LoadStage, why: &str, hint: &str) -> Result<()> {
     let why = why.split_once("is refused: ").map_or(why, |(_, why)| why);
     let stages = [
-        (Stage::Trust, "trust"),
-        (Stage::Library, "load"),
-        (Stage::Version, "ABI"),
-        (Stage::Layout, "layout"),
-        (Stage::Scheme, "scheme"),
+        (LoadStage::Trust, "trust"),
+        (LoadStage::Library, "load"),
+        (LoadStage::Version, "ABI"),
+        (LoadStage::Layout, "layout"),
+        (LoadStage::Scheme, "scheme"),
     ];
     for (at, name) in stages {
         if at < stage {
-            report.line(name, Verdict::ok())?;
+            results.line(name, Verdict::ok())?;
         } else if at == stage {
-            report.line(name, Verdict::failed(why, hint))?;
+            results.line(name, Verdict::failed(why, hint))?;
         }
     }
     Ok(())
 }
 
-/// Runs a check in a child.
-fn tried(check: trials::Check, subject: &trials::Subject) -> Result<Verdict> {
+/// Runs a check in a child process.
+fn run_case(check: cases::Check, subject: &cases::Subject) -> Result<Verdict> {
     let child = Isolated::start(|to| {
         let watchdog = watchdog::Watchdog::start(to);
-        let verdict = check(subject).unwrap_or_else(trials::broken);
+        let verdict = check(subject).unwrap_or_else(cases::broken);
         watchdog.finish(&verdict);
     })?;
     let fate = child.finish(Instant::now() + LIMIT);
@@ -291,12 +294,12 @@ fn tried(check: trials::Check, subject: &trials::Subject) -> Result<Verdict> {
     }
     let how = match fate.end {
         End::Killed(signal) => format!("the plugin crashed ({signal})"),
-        End::Hung => format!("the check was not over after {} s", LIMIT.as_secs()),
-        End::Flooded => "the plugin wrote into descriptors of the host".to_owned(),
+        End::Hung => format!("the check did not end within {} s", LIMIT.as_secs()),
+        End::Flooded => "the plugin wrote to descriptors of the host".to_owned(),
         End::Exited(status) => format!(
             "the plugin ended the process (status {status}), or closed descriptors of the host"
         ),
     };
-    let remedy = "look at what it said above, or run the check in a debugger";
+    let remedy = "read its messages above, or run the check in a debugger";
     Ok(Verdict::failed(how, remedy))
 }

@@ -1,4 +1,4 @@
-//! Knows which of the plugin's functions is running, and since when, and ends a check whose plugin blocks.
+//! Knows which function of the plugin is running, and since when. Ends a check whose plugin blocks.
 
 use std::fs::File;
 use std::io::Write;
@@ -12,33 +12,33 @@ use super::Verdict;
 
 /// How long opening a link may take.
 const OPEN: Duration = Duration::from_secs(10);
-/// How long any other call may take. A link does not block; a busy machine may let it wait for its turn.
+/// How long any other call may take. A link must not block, but a busy machine can delay it.
 const CALL: Duration = Duration::from_secs(2);
 
-/// The calls that are running: opening goes on beside others.
+/// The calls that are running. `open` runs beside others.
 static CALLS: Mutex<Vec<(&'static str, Instant)>> = Mutex::new(Vec::new());
-/// Where the verdict goes, once.
+/// Where the verdict is written, once.
 static REPORT: Mutex<Option<File>> = Mutex::new(None);
 
-/// A watchdog. One a process.
+/// A watchdog. A process has one at most.
 #[derive(Debug)]
 pub struct Watchdog(());
 
 impl Watchdog {
-    /// Starts to watch; the verdict will go to `to`.
+    /// Starts to watch. The verdict is written to `to`.
     pub fn start(to: File) -> Self {
         *REPORT.lock().unwrap_or_else(PoisonError::into_inner) = Some(to);
         thread::spawn(watch);
         Self(())
     }
 
-    /// Tells the verdict.
+    /// Writes the verdict.
     pub fn finish(self, verdict: &Verdict) {
-        tell(verdict);
+        write(verdict);
     }
 }
 
-/// Makes a call into the plugin, watched.
+/// Calls the plugin, watched.
 pub fn call<T>(name: &'static str, code: impl FnOnce() -> T) -> T {
     let running = || CALLS.lock().unwrap_or_else(PoisonError::into_inner);
     running().push((name, Instant::now()));
@@ -50,10 +50,10 @@ pub fn call<T>(name: &'static str, code: impl FnOnce() -> T) -> T {
     result
 }
 
-fn tell(verdict: &Verdict) {
+fn write(verdict: &Verdict) {
     let file = REPORT.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(mut file) = file {
-        // If nobody listens there is nobody to tell.
+        // If the parent is gone, nothing needs the verdict.
         let _ = file.write_all(&serde_json::to_vec(verdict).unwrap_or_default());
     }
 }
@@ -71,15 +71,11 @@ fn watch() {
         };
         let why = format!("{name}() did not return within {} s", limit(name).as_secs());
         let remedy = match *name {
-            "open" => {
-                "give up waiting for what does not come, with an error that says what is missing"
-            }
-            _ => {
-                "a link never blocks: use non-blocking descriptors, and return when they have nothing to offer"
-            }
+            "open" => "open() must give up after a while, with an error that says what is missing",
+            _ => "a link must not block: use non-blocking descriptors, and return on EAGAIN",
         };
-        tell(&Verdict::failed(why, remedy));
-        // The plugin is in the middle of something: nothing can be closed in good order.
+        write(&Verdict::failed(why, remedy));
+        // The plugin did not return, so nothing can be closed in order.
         let _ = raise(Signal::SIGKILL);
     }
 }

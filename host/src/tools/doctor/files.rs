@@ -1,4 +1,4 @@
-//! The configuration files, and the directory in which this user's processes find each other.
+//! The configuration files, and the runtime directory, where the user's processes find each other.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -16,10 +16,10 @@ use crate::sys::runtime::{self, is_private};
 const RUNTIME: &str = "runtime directory";
 const CONFIGURATION: &str = "configuration";
 
-/// What is written to see whether there is room, in bytes: a page.
+/// What is written to find out whether there is room: a page.
 const SAMPLE: [u8; 4096] = [0; 4096];
 
-/// Reads the configuration; what cannot be read counts as empty.
+/// Reads the configuration. A file that cannot be read counts as empty.
 pub(super) fn configuration(named: Option<&Path>) -> (Config, Vec<Finding>) {
     let files: Vec<PathBuf> = match named {
         Some(file) => vec![file.to_owned()],
@@ -38,7 +38,7 @@ pub(super) fn configuration(named: Option<&Path>) -> (Config, Vec<Finding>) {
     if findings.is_empty() {
         findings.push(Finding::ok(
             CONFIGURATION,
-            "there is none, all settings are the defaults",
+            "there is none, so all settings are the defaults",
         ));
     }
     (Config::load(named).unwrap_or_default(), findings)
@@ -52,7 +52,7 @@ fn read(file: &Path, named: Option<&Path>) -> Result<Config, Error> {
     }
 }
 
-/// Looks at the runtime directory.
+/// Examines the runtime directory.
 pub(super) fn runtime_dir() -> Vec<Finding> {
     let dir = runtime::base();
     let mut findings = Vec::new();
@@ -80,7 +80,7 @@ fn check_place(dir: &Path) -> Result<(), Error> {
             let message = format!("{} is there, {fault}", dir.display());
             return Err(Error::usage(message).hint(remedy));
         }
-        // It is made when there is something to be put there.
+        // A session makes the directory.
         Err(_) => dir.parent().unwrap_or(dir),
     };
     write_sample(place).map_err(|error| {
@@ -97,8 +97,8 @@ fn check_place(dir: &Path) -> Result<(), Error> {
     })
 }
 
-/// Writes to a file without a name (O_TMPFILE), so that nothing is left. A file system that cannot do that is
-/// given the benefit of the doubt.
+/// Writes to a file without a name (O_TMPFILE), so that nothing is left. A file system without
+/// such files passes.
 fn write_sample(dir: &Path) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options

@@ -1,11 +1,11 @@
-//! Limits that make vdens slower or smaller, and do not stop it.
+//! Limits that make vdens slower or smaller, but do not stop it.
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use super::Finding;
 use crate::sys::user_namespace::sysctl;
 
-/// Kernel settings: the name, how much is wanted, and what less of it means.
+/// Kernel settings: the name, the least that is wanted, and what a lower value means.
 const SETTINGS: [(&str, u64, &str); 3] = [
     (
         "net.core.wmem_max",
@@ -20,7 +20,8 @@ const SETTINGS: [(&str, u64, &str); 3] = [
     ),
 ];
 
-/// Limits of this process: what it is of, its letter for ulimit, how much is wanted, and what for.
+/// Limits of this process: the resource, its name, its letter for ulimit, the least that is wanted,
+/// and what for.
 const RESOURCES: [(Resource, &str, &str, u64, &str); 2] = [
     (
         Resource::RLIMIT_NOFILE,
@@ -38,7 +39,7 @@ const RESOURCES: [(Resource, &str, &str, u64, &str); 2] = [
     ),
 ];
 
-/// Looks at all limits. A setting that this kernel, or this namespace, does not have is left out.
+/// Examines all limits. A setting that this kernel or namespace lacks is left out.
 pub(super) fn all() -> Vec<Finding> {
     let settings = SETTINGS.iter().filter_map(|&(name, wanted, consequence)| {
         let value = sysctl(&name.replace('.', "/"))?;

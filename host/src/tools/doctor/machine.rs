@@ -1,8 +1,9 @@
 //! What the kernel lets this user make: namespaces, interfaces in them, a panel.
 //!
-//! The child does what a supervisor does, in the same order: it makes a user namespace and a panel, and in that user
-//! namespace a member, which makes a tap; then it makes an interface of the member on the panel. Where there can
-//! be no panel, or no member of one, the member is made without, as a supervisor would.
+//! The child does what a supervisor does, in the same order. It makes a user namespace and a panel.
+//! In that user namespace it makes a member, which makes a tap. Then it plugs an interface of the
+//! member into the panel. If there can be no panel, it makes the member without one, as a
+//! supervisor does.
 
 use std::fs::File;
 use std::io::Write;
@@ -39,13 +40,13 @@ const PORT: (&str, u32) = ("p0", 0x1000);
 struct Reporter(File);
 
 impl Reporter {
-    /// Tells the parent.
+    /// Sends a finding to the parent.
     fn add(&self, finding: &Finding) {
         let Ok(mut line) = serde_json::to_vec(finding) else {
             return;
         };
         line.push(b'\n');
-        // A parent that is gone needs to know nothing.
+        // If the parent is gone, nothing needs the finding.
         let _ = (&self.0).write_all(&line);
     }
 }
@@ -55,7 +56,7 @@ pub(super) struct Machine(Isolated);
 
 /// Starts the examination.
 pub(super) fn start() -> Result<Machine> {
-    // In a namespace of one's own the settings are one's own.
+    // Read outside: a new user namespace has settings of its own.
     let limit = |kind: &str| {
         let most = sysctl(&format!("user/max_{kind}_namespaces"))?;
         Some(format!("user.max_{kind}_namespaces is {most}"))
@@ -65,7 +66,7 @@ pub(super) fn start() -> Result<Machine> {
 }
 
 impl Machine {
-    /// What was found.
+    /// Waits for the findings.
     pub(super) fn finish(self, deadline: Instant) -> Vec<Finding> {
         let fate = self.0.finish(deadline);
         let lines = fate.said.split(|byte| *byte == b'\n');
@@ -81,7 +82,7 @@ impl Machine {
             End::Killed(signal) => findings.push(died(signal.to_string())),
             End::Hung | End::Flooded => findings.push(Finding::wrong(
                 NAMESPACES,
-                "trying them out came to no end: the kernel is busy, or stuck",
+                "trying them out did not end: the kernel is busy or stuck",
             )),
         }
         let device = match open_device() {
@@ -136,9 +137,10 @@ fn try_panel(reporter: &Reporter, limits: &str) -> Result<()> {
     Ok(())
 }
 
-/// Becomes in its namespaces what a command's process is, with its interface; returns the one of the network.
+/// Makes what a command's process has: configured namespaces and an interface. Returns the network
+/// namespace.
 fn member(reporter: &Reporter, limits: &str) -> Result<OwnedFd> {
-    // Where AppArmor restricts user namespaces, it may take the capabilities away only when they are used.
+    // Where AppArmor restricts user namespaces, capabilities may fail only when they are used.
     Netlink::open()
         .and_then(|netlink| netlink.set_up("lo"))
         .map_err(blame_apparmor)?;
@@ -151,7 +153,7 @@ fn member(reporter: &Reporter, limits: &str) -> Result<OwnedFd> {
             reporter.add(&Finding::ok("taps", "can be made, with virtio headers"));
             reporter.add(&offloads(&tap));
         }
-        // There is a finding about the device itself.
+        // The device itself has a finding.
         Err(_) if open_device().is_err() => {}
         Err(error) => reporter.add(&Finding::failed(
             Verdict::Wrong,
@@ -168,7 +170,7 @@ fn member(reporter: &Reporter, limits: &str) -> Result<OwnedFd> {
     Ok(net)
 }
 
-/// What a tap can leave undone in frames: the more, the faster.
+/// Which offloads a tap has. The more, the faster.
 fn offloads(tap: &Tap) -> Finding {
     let check = "super-frames";
     let tcp = Offloads(Offloads::ALL.0 & !(Offloads::USO4.0 | Offloads::USO6.0));
@@ -184,7 +186,7 @@ fn offloads(tap: &Tap) -> Finding {
     }
 }
 
-/// Does on the panel what plugging a member's interface takes.
+/// Plugs a member's interface into the panel.
 fn plug(netlink: &Netlink, member: Option<OwnedFd>) -> Result<()> {
     let member = member.ok_or_else(|| Error::closed("a helper process lost descriptors"))?;
     netlink.add_bridge(BRIDGE, 1)?;
@@ -194,7 +196,7 @@ fn plug(netlink: &Netlink, member: Option<OwnedFd>) -> Result<()> {
     netlink.set_up(port)
 }
 
-/// Something that this kernel may have.
+/// The finding about something that this kernel may have.
 fn option(check: &str, outcome: Result<()>) -> Finding {
     match outcome {
         Ok(()) => Finding::ok(check, "this kernel has them"),
@@ -205,7 +207,7 @@ fn option(check: &str, outcome: Result<()>) -> Finding {
     }
 }
 
-/// Adds the command that loads modules, if that may be it.
+/// Adds the command that loads modules, if that may help.
 fn modules(error: Error, command: &str) -> Error {
     match is_lacking(&error) {
         true => error.hint(command),

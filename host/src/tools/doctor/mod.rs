@@ -1,14 +1,16 @@
-//! `vdectl doctor`: whether this machine has what vdens needs, and what mends it where it does not.
+//! `vdectl doctor`: does this machine have what vdens needs, and what mends it?
 //!
-//! Little is concluded from settings. What a session makes is made here too: namespaces, a tap, a panel with an
-//! interface on it (`machine`), each plugin is loaded (`plugins`), and a file is written where others will be
-//! (`files`). Settings only explain a failure, or are limits worth knowing (`limits`).
+//! The doctor concludes little from settings. It makes what a session makes: namespaces, a tap, and
+//! a panel with an interface on it (`machine`). It loads each plugin (`plugins`), and writes a file
+//! where a session would (`files`). Settings only explain a failure, or are limits worth knowing
+//! (`limits`).
 //!
-//! All that could crash, hang or leave something is done in a child (`isolate`), all children at the same time and with a
-//! bound; what they made ends with them. A panel that is in use is not touched: the one that
-//! is tried is another, which nobody finds.
+//! Whatever could crash, hang or leave something behind runs in child processes (`isolate`), all at
+//! the same time and with a time limit. What they make ends with them. The doctor makes a panel of
+//! its own, so it does not disturb the panel that is in use.
 //!
-//! Each [`Finding`] is one line. vdens works if none is `wrong`; a `note` is about something that it can do without.
+//! Each [`Finding`] is one line. vdens works if none is `wrong`. A `note` concerns something that
+//! vdens can do without.
 
 mod files;
 mod limits;
@@ -24,32 +26,32 @@ use crate::cli::Common;
 use crate::error::{Error, Result};
 use crate::output::Text;
 
-/// How long the kernel may take. It makes and removes network namespaces one at a time for the whole machine, so on a
-/// busy one it is not the child's fault.
+/// How long the kernel may take. It makes and removes one network namespace at a time for the whole
+/// machine, so this takes longer on a busy one.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What came out of a check.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// As it should be.
+    /// Nothing to mend.
     Ok,
-    /// Not as it should be, or worth knowing, and vdens works without.
+    /// Worth knowing, but vdens works.
     Note,
-    /// vdens, or a plugin, cannot do its work.
+    /// vdens or a plugin cannot work.
     Wrong,
 }
 
-/// A check and what came out of it.
+/// A check and its result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// What came out.
+    /// The result.
     pub verdict: Verdict,
-    /// What was looked at.
+    /// What was examined.
     pub check: String,
-    /// What it is like. One line.
+    /// What was found, in one line.
     pub message: String,
-    /// What to do, mostly a command; empty if there is nothing to be done. One line.
+    /// What to do, mostly a command, in one line. Empty if there is nothing to do.
     pub remedy: String,
 }
 
@@ -102,24 +104,25 @@ impl fmt::Display for Finding {
 }
 
 #[derive(Serialize)]
-struct Report<'a> {
+struct Findings<'a> {
     /// Whether nothing is wrong.
     works: bool,
     findings: &'a [Finding],
 }
 
-/// Examines the machine and prints what it finds, one line each or as JSON. Returns the exit status: 0 if
-/// nothing is wrong, else 1. For processes with one thread.
+/// Examines the machine and prints the findings, a line each or as JSON. Returns the exit status: 0
+/// if nothing is wrong, else 1. The process must have one thread.
 ///
 /// # Errors
-/// A `--plugin-dir` is not absolute, there are too many processes, or standard output cannot be written.
+/// A `--plugin-dir` is not absolute, a child process cannot be started, or standard output cannot
+/// be written.
 pub fn run(options: &Common, json: bool) -> Result<i32> {
     let findings = examine(options)?;
     let works = findings
         .iter()
         .all(|finding| finding.verdict != Verdict::Wrong);
     let text = match json {
-        true => Text::json(&Report {
+        true => Text::json(&Findings {
             works,
             findings: &findings,
         })?,

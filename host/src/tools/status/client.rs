@@ -21,25 +21,25 @@ use crate::sys::runtime::{self, Dir};
 /// How long a process may take to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How many are asked at once: a bound on descriptors.
+/// How many processes are asked at once: a bound on descriptors.
 const AT_ONCE: usize = 256;
 
 /// The most that all answers may have together, in bytes: a bound on memory.
 const MAX_ANSWERS: u64 = 4 * MAX_REPORT;
 
-/// The most JSON objects that an answer may have: they take up more memory than bytes of the
-/// answer. Two switches that know as many stations as they can have half as many.
+/// The most JSON objects in an answer, because an object takes more memory than its text. Two
+/// switches with full address tables have half as many.
 const MAX_OBJECTS: usize = 1 << 19;
 
-/// The longest error message that is passed on, in characters.
+/// The longest error message that is shown, in characters.
 const MAX_COMPLAINT: usize = 200;
 
-/// What a process says, or why it says nothing.
+/// What a process answers, or why it does not.
 #[derive(Debug)]
 pub struct Answer {
     /// Its id.
     pub pid: u32,
-    /// What it says.
+    /// The answer.
     pub process: Result<Process<Report>>,
 }
 
@@ -95,21 +95,21 @@ fn call(path: &Path) -> nix::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Whether it is this process that listens there.
+/// Whether the process listens on the socket.
 fn is_of(socket: &OwnedFd, pid: u32) -> bool {
     getsockopt(socket, sockopt::PeerCredentials).is_ok_and(|peer| peer.pid().cast_unsigned() == pid)
 }
 
-/// Removes a socket that refuses connections: nobody listens there any more. Whether it was one.
+/// Removes a socket that refuses connections: its process is gone. Returns whether it is stale.
 fn remove_stale(pid: u32, path: &Path, errno: Errno) -> bool {
     let is_stale = errno == Errno::ECONNREFUSED;
     if is_stale && fs::remove_file(path).is_ok() {
-        log::debug!("process {pid} was killed and has left its socket");
+        log::debug!("process {pid} was killed and left its socket behind");
     }
     is_stale || errno == Errno::ENOENT
 }
 
-/// Asks some processes; those that are gone say nothing. There is `room` for so many bytes.
+/// Asks some processes. Those that are gone have no answer. The answers have `room` bytes together.
 fn ask(sockets: &[Socket], room: &mut u64) -> Vec<Answer> {
     let mut answers: Vec<Answer> = Vec::new();
     let mut asked: Vec<(u32, StatusChannel)> = Vec::new();
@@ -126,7 +126,7 @@ fn ask(sockets: &[Socket], room: &mut u64) -> Vec<Answer> {
             }
             Ok(connection) => asked.push((pid, Channel::from(connection))),
             Err(errno) if remove_stale(pid, &path, errno) => {}
-            // Its queue is full of others whom it does not answer.
+            // Its queue is full of others that it does not answer.
             Err(Errno::EAGAIN) => answers.push(silent(pid)),
             Err(errno) => {
                 let error = Error::path("connect to", &socket.dir.shown(&name), &errno.into());
@@ -153,7 +153,7 @@ fn ask(sockets: &[Socket], room: &mut u64) -> Vec<Answer> {
     answers
 }
 
-/// Reads an answer; `None` if the process ended instead.
+/// Reads an answer. `None` if the process ended instead.
 fn hear(pid: u32, channel: &StatusChannel, room: &mut u64) -> Option<Answer> {
     let process = match channel.receive() {
         Ok(Received::Message(ReportReply::File, mut fds)) => fds
@@ -169,7 +169,7 @@ fn hear(pid: u32, channel: &StatusChannel, room: &mut u64) -> Option<Answer> {
                 }
                 serde_json::from_str(&text).map_err(unintelligible)
             })
-            // It speaks for itself only.
+            // A process can report on itself only.
             .map(|process: Process<Report>| Process { pid, ..process }),
         Ok(Received::Message(ReportReply::None(why), _)) => {
             let message = format!("it cannot report: {}", clipped(&why));

@@ -14,17 +14,17 @@ use crate::error::Result;
 use crate::ipc::status::{Entry, LinkEntry, Report, Service};
 use crate::output::Text;
 
-/// How much is read of the command line of a process that does not answer, in bytes.
+/// How much of the command line of a silent process is read, in bytes.
 const MAX_COMMAND_LINE: u64 = 4096;
 
-/// Stations of a switch that are listed for a person; the rest is counted.
+/// How many stations of a switch are listed as text. The rest is counted.
 const STATIONS: usize = 32;
 
 /// A process as it is shown in JSON.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Shown<'a> {
-    /// One that has answered.
+    /// A process that answered.
     Process {
         pid: u32,
         program: &'a str,
@@ -36,7 +36,7 @@ enum Shown<'a> {
         no_panel: &'a str,
         links: Vec<ShownLink<'a>>,
     },
-    /// One that has not, and why.
+    /// A process that did not, and why.
     Failure {
         pid: u32,
         command: Vec<String>,
@@ -54,7 +54,8 @@ struct ShownLink<'a> {
     report: Option<&'a Report>,
 }
 
-/// The answers as one JSON value: `{"processes": […]}`, each with `links`, or with `error` in their place.
+/// The answers as one JSON value: `{"processes": […]}`. Each process has `links`, or `error` in
+/// their place.
 ///
 /// # Errors
 /// As for [`Text::json`].
@@ -90,7 +91,7 @@ fn shown(answer: &Answer) -> Shown<'_> {
     }
 }
 
-/// The answers for a person; empty if there are none.
+/// The answers as text; empty if there are none.
 pub fn text(answers: &[Answer]) -> Text {
     let mut text = Text::default();
     for (number, answer) in answers.iter().enumerate() {

@@ -1,8 +1,8 @@
 //! The Internet checksum (RFC 1071): the one's complement sum of 16-bit words.
 //!
-//! Such a sum is the same in either byte order, so words are added as they lie in memory, eight
-//! bytes at a time; only what goes in and out as a number is swapped. Sums of parts add up as long
-//! as every part but the last has an even length.
+//! The sum is the same in either byte order. So words are added as they are in memory, eight bytes
+//! at a time, and only numbers are swapped. The sums of parts add up if each part but the last has
+//! an even length.
 
 /// A sum under way.
 #[derive(Clone, Copy, Debug, Default)]

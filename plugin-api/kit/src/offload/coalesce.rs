@@ -1,18 +1,20 @@
-//! Putting consecutive segments of a TCP connection together to super-frames, which the kernel at
-//! the other end handles as one packet: what Linux does in its own receive path (GRO).
+//! Joins consecutive segments of a TCP connection into super-frames, which the kernel at the other
+//! end handles as one packet. Linux does the same in its receive path (GRO).
 //!
-//! A [`Plan`] is made for a batch of complete frames. It strings those that belong together into
-//! chains and leaves all others alone; what comes out stands in the order of the chains' first
-//! frames. Frames belong together if cutting the super-frame gives back what went in: all headers
-//! are equal but for what [`super::segment`] makes different, the payloads follow each other
-//! without a gap, all but the last are of one size, and every checksum is right. IPv4 options, IPv6
-//! extension headers, fragments and all that is not plain data (SYN, RST, URG, no payload) stay
-//! alone and untouched.
+//! A [`Plan`] is made for a batch of complete frames. It links frames that belong together into
+//! chains, and leaves all others alone. The output is in the order of the chains' first frames.
 //!
-//! One liberty is taken, because the numbers mean nothing there (RFC 6864): packets that must not
-//! be fragmented may also all have one identification.
+//! Frames belong together if cutting the super-frame gives the same frames back:
 //!
-//! The order within a connection is kept: a frame is only strung behind the one whose payload it
+//! * all headers are equal, except for what [`super::segment`] changes;
+//! * the payloads follow each other without a gap, and all but the last have one size;
+//! * every checksum is right.
+//!
+//! IPv4 options, IPv6 extension headers, fragments, and all but plain data (SYN, RST, URG, no
+//! payload) stay alone. There is one exception, because the numbers have no meaning there (RFC
+//! 6864): packets that must not be fragmented may also have one identification.
+//!
+//! The order within a connection is kept. A frame is only linked to the one whose payload it
 //! continues, and any other frame of the connection ends the chain.
 
 use crate::{BATCH_FRAMES, Frame, Offloads, RxBatch, TxBatch, VnetHeader};
@@ -30,12 +32,12 @@ const MAX_PACKET: usize = 65_535;
 /// The bit of an IPv4 header's bytes 6 and 7 that forbids fragments.
 const DONT_FRAGMENT: u16 = 0x4000;
 
-/// What belongs together in a batch. Frames have their numbers in the batch.
+/// The chains of a batch. A frame is named by its number in the batch.
 #[derive(Debug)]
 pub(super) struct Plan<'a> {
-    /// The chain that starts with a frame, if one does.
+    /// The chain that starts with each frame, if any.
     chains: [Option<Chain<'a>>; BATCH_FRAMES],
-    /// The frame behind a frame in its chain; 0 for none, as the first is behind no other.
+    /// The next frame in the chain of each frame; 0 for none, because the first is behind no other.
     next: [u8; BATCH_FRAMES],
     /// One bit a frame: whether it is behind another in a chain.
     followers: u32,
@@ -87,7 +89,7 @@ impl<'a> Plan<'a> {
         plan
     }
 
-    /// Whether there is nothing to put together.
+    /// Whether there is nothing to join.
     pub(super) fn is_trivial(&self) -> bool {
         self.followers == 0
     }
@@ -152,7 +154,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Frames of one connection whose payloads follow each other.
+/// Consecutive frames of one connection.
 #[derive(Clone, Copy, Debug)]
 struct Chain<'a> {
     head: Packet<'a>,

@@ -1,10 +1,10 @@
-//! Where in an Ethernet frame the headers of an IP packet stand.
+//! The places of the headers of an IP packet in an Ethernet frame.
 //!
-//! Nothing is copied: a [`Packet`] is a frame's bytes and a few offsets into them, each checked
-//! against the frame's end before it is used. Up to two VLAN tags (IEEE 802.1Q) stand before the IP
-//! header. Of IPv6's extension headers (RFC 8200, section 4) those that may stand in every segment
-//! of a cut packet are skipped: hop-by-hop options, routing and destination options. Anything else,
-//! and every fragment, is none of this module's.
+//! Nothing is copied. A [`Packet`] is a frame's bytes and a few offsets into them, each checked
+//! against the frame's end. Up to two VLAN tags (IEEE 802.1Q) may be in front of the IP header. The
+//! parser skips those IPv6 extension headers (RFC 8200, section 4) that may be in every segment of
+//! a cut packet: hop-by-hop options, routing and destination options. It accepts no other, and no
+//! fragment.
 
 use super::checksum::Sum;
 
@@ -73,8 +73,7 @@ pub(super) struct Packet<'a> {
 }
 
 impl<'a> Packet<'a> {
-    /// Finds the headers in a frame; `None` if it is nothing that segments can be cut from or put
-    /// together to.
+    /// Finds the headers in a frame; `None` if it can be neither cut nor joined.
     pub(super) fn parse(frame: &'a [u8]) -> Option<Self> {
         let (ethertype, ip) = skip_tags(frame)?;
         let (version, protocol, transport, end) = match ethertype {

@@ -1,4 +1,4 @@
-//! Packets made by hand for the tests, with checksums computed the slow way.
+//! Packets for the tests, with checksums computed word by word.
 
 use crate::VnetHeader;
 

@@ -1,19 +1,17 @@
-//! Doing what a frame's virtio header says is left to be done: cutting super-frames into segments,
-//! and completing checksums.
+//! Cuts super-frames into segments, and completes checksums, as virtio headers ask for.
 //!
-//! A [`Cut`] is a super-frame that has been looked at and found sound; it writes any of its
-//! segments to a place that the caller provides, so the caller can stop and go on where it likes. A
-//! segment is the super-frame's headers, changed as a network card would change them, and a piece
-//! of its payload:
+//! A [`Cut`] is a super-frame that was checked. It writes any of its segments to a place that the
+//! caller provides, so the caller can stop and go on anywhere. A segment is the super-frame's
+//! headers, changed as a network card would change them, and a part of its payload:
 //!
-//! * the lengths are the segment's, an IPv4 identification counts up, checksums are complete;
+//! * The lengths are the segment's, an IPv4 identification counts up, and checksums are complete.
 //! * TCP: sequence numbers count up, FIN and PSH are on the last segment only, and CWR on the first
-//!   only (RFC 3168, section 6.1.2);
-//! * everything else, options, extension headers and VLAN tags included, is repeated.
+//!   only (RFC 3168, section 6.1.2).
+//! * All else is repeated, with options, extension headers and VLAN tags.
 //!
-//! Where the headers are is found by looking at them: the header's `hdr_len` is a hint that Linux
-//! fills with other numbers. Its other fields must agree with what is found. A super-frame comes
-//! from a peer that may be anybody, so what does not agree makes no segments at all.
+//! The headers are found by parsing the frame, because Linux fills the virtio header's `hdr_len`
+//! with other numbers. Its other fields must agree with the parsed frame. A super-frame may come
+//! from anybody, so one that does not agree gives no segments.
 
 use crate::{MIN_FRAME, VnetHeader};
 

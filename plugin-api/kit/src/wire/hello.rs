@@ -1,24 +1,24 @@
-//! The frames in which two of our own ends find out that frames can take a better way.
+//! The messages by which two of our own ends agree on a better way for frames.
 //!
 //! Each message is an Ethernet frame of the local experimental ethertype 0x88B5 (IEEE 802, clause
-//! 9) to an address that bridges do not forward, so a legacy peer's kernel drops it. Behind the
-//! header stand the magic `VDEN`, a version, the kind of message, an envelope and the contents.
-//! Numbers are in network byte order. An end ignores a message whose version or kind it does not
-//! know.
+//! 9). It goes to an address that bridges do not forward, so a legacy peer's kernel drops it.
+//! Behind the Ethernet header are the magic `VDEN`, a version, the kind of message, an envelope and
+//! the contents. Numbers are in network byte order. An end ignores messages of unknown versions and
+//! kinds.
 //!
-//! The envelope says whom the message is for. It has the [`Cable`] that the message was sent on (16
-//! bytes), the receiver's [`Nonce`] as the sender knows it (8 bytes, 0 while it knows none) and the
-//! sender's own (8 bytes). `negotiation` decides from these what to believe.
+//! The envelope has the [`Cable`] that the message was sent on (16 bytes), the receiver's [`Nonce`]
+//! as the sender knows it (8 bytes, 0 while it knows none) and the sender's own (8 bytes). From
+//! these, [`negotiation`](crate::negotiation) decides what to believe.
 //!
 //! | kind | contents |
 //! |---|---|
 //! | 1 hello | process id (4 bytes), panel (8 bytes, 0 for none), place (1 byte length, text) |
 //! | 2 plugged | |
 //! | 3 declined | |
-//! | 4 accept | offload bits (4 bytes) that frames sent to this end may have left undone |
+//! | 4 accept | offload bits (4 bytes) that frames sent to this end may use |
 //!
-//! Kind 5 is a super-frame, a frame for the network: behind [`SUPER_PREFIX`] stand its virtio
-//! header, in host byte order, and the frame. It has no envelope.
+//! Kind 5 is a super-frame. Behind [`SUPER_PREFIX`] are its virtio header, in host byte order, and
+//! the frame. It has no envelope.
 
 use crate::{Error, Offloads, PanelAddress, Result};
 
@@ -31,7 +31,7 @@ const VERSION: u8 = 2;
 /// Bytes before a message's kind.
 const HEADER_LEN: usize = SUPER_PREFIX.len() - 1;
 
-/// What stands in front of a super-frame's virtio header: the header of a message of kind 5. The
+/// The bytes in front of a super-frame's virtio header: the header of a message of kind 5. The
 /// destination is the nearest non-TPMR bridge group address (IEEE 802.1Q table 8-1), the source a
 /// locally administered address.
 pub const SUPER_PREFIX: [u8; 20] = [
@@ -39,8 +39,8 @@ pub const SUPER_PREFIX: [u8; 20] = [
     b'E', b'N', VERSION, 5,
 ];
 
-/// What two ends of one cable both know, and no other cable has: device and inode number of the
-/// socket that they meet at. The default stands for the way between a switch and its client.
+/// The identity of a cable, which both its ends know and no other cable has: device and inode
+/// number of the socket at which they meet. The default is for a switch and its client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cable {
     /// The device.
@@ -49,13 +49,12 @@ pub struct Cable {
     pub inode: u64,
 }
 
-/// A random number that one end chooses for one conversation. Whoever sends it back has received
-/// it.
+/// A random number that an end chooses for one negotiation. A sender that knows it has received it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nonce(pub u64);
 
 impl Nonce {
-    /// Stands for a nonce that is not known.
+    /// In place of a nonce that is not known.
     pub const UNKNOWN: Self = Self(0);
 
     /// A new one, never [`Nonce::UNKNOWN`].
@@ -78,16 +77,16 @@ pub struct Message {
     pub to: Nonce,
     /// The sender's nonce.
     pub from: Nonce,
-    /// What it says.
+    /// Its contents.
     pub body: Body,
 }
 
-/// What a message says.
+/// The contents of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
     /// The sender introduces itself.
     Hello {
-        /// The process that the sender runs in, for people.
+        /// The sender's process id, for the user.
         process: u32,
         /// The panel address of the sender's interface, or of the sender's bridge.
         panel_address: Option<PanelAddress>,
@@ -96,7 +95,7 @@ pub enum Body {
     Plugged,
     /// The sender's interface could not be plugged.
     Declined,
-    /// What frames sent to the sender of this may leave undone.
+    /// The offloads that frames sent to the sender may use.
     Accept(Offloads),
 }
 
@@ -111,7 +110,7 @@ impl Body {
     }
 }
 
-/// Whether a frame is a message or a super-frame, of whatever version: no frame for the network.
+/// Whether a frame is a message or a super-frame, of any version, and so not for the network.
 pub fn is_message(frame: &[u8]) -> bool {
     frame.get(12..14) == Some(&ETHERTYPE.to_be_bytes()) && frame.get(14..18) == Some(MAGIC)
 }
@@ -146,7 +145,7 @@ impl Message {
         frame
     }
 
-    /// The message in a frame; `None` if it is none that this end knows.
+    /// The message in a frame; `None` if its version or kind is unknown, or it is malformed.
     pub fn decode(frame: &[u8]) -> Option<Self> {
         if !is_message(frame) {
             return None;

@@ -1,4 +1,4 @@
-//! The checks, one function each.
+//! The cases of a check, one function each.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +15,7 @@ use super::bench::{Bench, PATIENCE};
 use super::frames::{Flaw, compare, frame};
 use crate::plugins::search::SearchPath;
 
-/// What is checked.
+/// The plugin that is checked.
 #[derive(Clone, Debug)]
 pub struct Subject {
     /// The plugin's scheme.
@@ -33,14 +33,14 @@ impl Subject {
         self.capabilities.contains(Capabilities::ONE_END)
     }
 
-    /// A bench with nothing on it; the verdict if there is nothing to put there.
+    /// An empty bench, or the verdict if no VNL was given.
     fn bench(&self) -> Result<Bench, Verdict> {
         let vnls = self.vnls.clone();
         let vnls = vnls.ok_or_else(|| Verdict::skipped("no VNL was given"))?;
         Ok(Bench::new(self.path.clone(), vnls))
     }
 
-    /// A bench for two ends.
+    /// A bench for two ends, or the verdict if links have only one.
     fn cable(&self) -> Result<Bench, Verdict> {
         match self.has_one_end() {
             true => Err(Verdict::skipped(
@@ -50,7 +50,7 @@ impl Subject {
         }
     }
 
-    /// Opens what there is to be opened: both ends, or the one.
+    /// Opens both ends, or the only one. Returns whether they have carrier.
     fn open(&self, bench: &mut Bench) -> Result<bool> {
         match self.has_one_end() {
             true => bench.open(0).map(|()| true),
@@ -59,10 +59,10 @@ impl Subject {
     }
 }
 
-/// A check. An error is a link's own, and a failure like others.
+/// A case. An error comes from the link, and counts as a failure.
 pub type Check = fn(&Subject) -> Result<Verdict>;
 
-/// All of them, in the order of the report.
+/// All cases, in the order of the report.
 pub const ALL: &[(&str, Check)] = &[
     ("odd VNLs", odd_vnls),
     ("open", open),
@@ -77,7 +77,7 @@ pub const ALL: &[(&str, Check)] = &[
     ("leftovers", leftovers),
 ];
 
-/// Ends a check with the verdict that a step has come to.
+/// Unwraps a step, or ends the case with the verdict of the step.
 macro_rules! ready {
     ($step:expr) => {
         match $step {
@@ -87,23 +87,24 @@ macro_rules! ready {
     };
 }
 
-const NO_CARRIER: &str = "state() must say carrier when the far end is there (State::UP), and links that cannot know say so always";
+const NO_CARRIER: &str = "state() must report carrier while the far end exists (State::UP); \
+    a link that cannot know reports it always";
 
 /// The verdict on a link that reported an error.
 pub fn broken(error: Error) -> Verdict {
     let remedy = match error.kind {
         ErrorKind::Panic => {
-            "code in a plugin does not panic: return an Error; RUST_BACKTRACE=1 shows where it comes from"
+            "a plugin must not panic: return an Error; RUST_BACKTRACE=1 shows where it panicked"
         }
         _ if error.hint.is_empty() => {
-            "an error from recv() or send() means that the link is of no more use"
+            "return an error from recv() or send() only when the link is of no more use"
         }
         _ => &error.hint,
     };
     Verdict::failed(error.message.clone(), remedy)
 }
 
-/// What the plugin says of itself is of use to a person.
+/// A person can read the plugin's description.
 pub fn manifest(description: &str, version: &str) -> Verdict {
     if description.trim().is_empty() || description.contains('\n') {
         let why = format!("the description is {description:?}");
@@ -112,7 +113,7 @@ pub fn manifest(description: &str, version: &str) -> Verdict {
     Verdict::Ok(format!("{version}, {description}"))
 }
 
-/// Malformed VNLs are refused in one line, without a panic, or taken. They name nothing that could exist.
+/// A malformed VNL is accepted, or refused in one line without a panic.
 fn odd_vnls(subject: &Subject) -> Result<Verdict> {
     let long = "x".repeat(5000);
     let opener = |argument: &str| {
@@ -146,7 +147,7 @@ fn odd_vnls(subject: &Subject) -> Result<Verdict> {
     )))
 }
 
-/// Both ends can be opened, and say that they have carrier.
+/// Both ends can be opened, and report carrier.
 fn open(subject: &Subject) -> Result<Verdict> {
     let mut bench = ready!(subject.bench());
     if subject.has_one_end() {
@@ -158,12 +159,12 @@ fn open(subject: &Subject) -> Result<Verdict> {
     bench.open(1)?;
     if !bench.await_carrier()? {
         return Ok(Verdict::failed(
-            "both ends are open, and one has no carrier",
+            "both ends are open, but one has no carrier",
             NO_CARRIER,
         ));
     }
     Ok(Verdict::Ok(match alone {
-        true => "it has carrier before the far end is there".into(),
+        true => "carrier before the far end exists".into(),
         false => "carrier comes with the far end".into(),
     }))
 }
@@ -178,11 +179,11 @@ fn flawed(flaw: Flaw, sent: &[Vec<u8>]) -> Verdict {
                 sent.len(),
                 len(at)
             ),
-            "send() returns how many frames it took, from the first; those it takes must be sent, and recv() must be woken for them",
+            "the link must deliver each frame that send() counted, and make fd() readable for it",
         ),
         Flaw::Changed(at) => Verdict::failed(
             format!("frame {} arrived changed, or was never sent", at + 1),
-            "a frame's bytes, and their number, must arrive as they are",
+            "the link must deliver the bytes of a frame, and their number, unchanged",
         ),
         Flaw::Reordered(at) => Verdict::failed(
             format!("frame {} arrived after one that was sent later", at + 1),
@@ -195,7 +196,7 @@ fn flawed(flaw: Flaw, sent: &[Vec<u8>]) -> Verdict {
     }
 }
 
-/// Every length from 14 to 9234 bytes that is worth a try: the edges of what networks know, and steps between.
+/// Lengths from 14 to 9234 bytes: the limits of common networks, and steps between them.
 fn lengths() -> Vec<usize> {
     let edges = [
         MIN_FRAME, 59, 60, 61, 64, 1513, 1514, 1515, 1518, 1522, 4095, 4096, 4097,
@@ -212,7 +213,7 @@ fn lengths() -> Vec<usize> {
     lengths
 }
 
-/// Frames of every length go both ways, unchanged.
+/// Frames of each length pass both ways, unchanged.
 fn frames(subject: &Subject) -> Result<Verdict> {
     let mut bench = ready!(subject.cable());
     bench.open_both()?;
@@ -226,7 +227,7 @@ fn frames(subject: &Subject) -> Result<Verdict> {
         let got = bench.pass(from, &sent, 1)?;
         match compare(&sent, &got) {
             None => {}
-            // A network that ends at the usual MTU is one.
+            // A network may have the usual MTU.
             Some(Flaw::Lost(at)) if lengths[at] > 1514 => longest = longest.min(lengths[at - 1]),
             Some(flaw) => return Ok(flawed(flaw, &sent)),
         }
@@ -234,13 +235,13 @@ fn frames(subject: &Subject) -> Result<Verdict> {
     Ok(Verdict::Ok(match longest {
         MAX_LEGACY_FRAME => format!("{MIN_FRAME} to {MAX_LEGACY_FRAME} bytes, both ways"),
         longest => format!(
-            "{MIN_FRAME} to {longest} bytes, both ways; longer ones are lost, so the MTU is at most {}",
+            "{MIN_FRAME} to {longest} bytes, both ways; longer frames are lost: the MTU is {} at most",
             longest - MIN_FRAME
         ),
     }))
 }
 
-/// Batches of every size arrive complete and in order.
+/// Batches of each size arrive complete and in order.
 fn batches(subject: &Subject) -> Result<Verdict> {
     let mut bench = ready!(subject.cable());
     bench.open_both()?;
@@ -262,10 +263,10 @@ fn batches(subject: &Subject) -> Result<Verdict> {
     )))
 }
 
-/// How often an idle link may want to be called in a second: for timers of its own.
+/// How often an idle link may wake the host in a second, for timers of its own.
 const CALM: u32 = 250;
 
-/// Counts how often links want to be called in a second without traffic.
+/// Counts how often links wake the host in a second without traffic.
 fn wakes(bench: &mut Bench) -> Result<u32> {
     let before = bench.wakes;
     bench.serve_until(Duration::from_secs(1), |bench| {
@@ -276,8 +277,8 @@ fn wakes(bench: &mut Bench) -> Result<u32> {
 
 fn busy(when: &str, wakes: u32) -> Verdict {
     Verdict::failed(
-        format!("{when} the descriptor is readable again and again: {wakes} times in a second"),
-        "recv() must take away what made fd() readable; when there is nothing left, fd() must not be readable",
+        format!("{when} fd() becomes readable again and again: {wakes} times in a second"),
+        "recv() must consume what made fd() readable",
     )
 }
 
@@ -294,7 +295,7 @@ fn idle(subject: &Subject) -> Result<Verdict> {
     )))
 }
 
-/// A frame that is sent while the host waits wakes it, each time.
+/// Each frame that is sent while the host waits wakes the host.
 fn wake_up(subject: &Subject) -> Result<Verdict> {
     let mut bench = ready!(subject.cable());
     bench.open_both()?;
@@ -309,8 +310,7 @@ fn wake_up(subject: &Subject) -> Result<Verdict> {
                 "frame {} was sent, and fd() of the far end did not become readable",
                 number + 1
             );
-            let remedy =
-                "fd() must be readable as long as there is something to receive, whenever it came";
+            let remedy = "fd() must be readable as long as there is something to receive";
             return Ok(Verdict::failed(why, remedy));
         }
         worst = worst.max(start.elapsed());
@@ -321,7 +321,7 @@ fn wake_up(subject: &Subject) -> Result<Verdict> {
     )))
 }
 
-/// With nobody receiving, sending neither blocks nor fails, and goes on when somebody does.
+/// While the far end does not receive, sending neither blocks nor fails. It resumes afterwards.
 fn full_queue(subject: &Subject) -> Result<Verdict> {
     let mut bench = ready!(subject.bench());
     subject.open(&mut bench)?;
@@ -338,8 +338,9 @@ fn full_queue(subject: &Subject) -> Result<Verdict> {
         sent.extend(batch.into_iter().take(taken));
     }
     if full && bench.is_writable(0)? && bench.offer(0, &[frame(0, u32::MAX, 1514)])? == 0 {
-        let why = "send() takes nothing, and send_fd() is writable all the same";
-        let remedy = "send_fd() must be writable only when send() can go on, or the host spins";
+        let why = "send() accepts nothing although send_fd() is writable";
+        let remedy =
+            "send_fd() must be writable only when send() can accept frames, or the host spins";
         return Ok(Verdict::failed(why, remedy));
     }
     let refusal = match full {
@@ -349,7 +350,7 @@ fn full_queue(subject: &Subject) -> Result<Verdict> {
     if subject.has_one_end() {
         return Ok(Verdict::Ok(refusal));
     }
-    // What arrives now may have gaps, where the transport drops, but nothing else.
+    // The transport may have dropped frames. The rest must arrive in order.
     bench.serve_until(PATIENCE, |bench| bench.wakes > u32::MAX - 1)?;
     let got = bench.take(1);
     let mut expected = sent.iter();
@@ -373,17 +374,17 @@ fn full_queue(subject: &Subject) -> Result<Verdict> {
     let again = bench.pass(0, &more, 1)?;
     match compare(&more, &again) {
         Some(_) => Ok(Verdict::failed(
-            format!("{refusal}; and when the far end had received them, no more came through"),
-            "a link whose queue was full must go on when there is room",
+            format!("{refusal}; after the far end received them, no more frames arrived"),
+            "a link whose queue was full must resume when there is room",
         )),
         None => Ok(Verdict::Ok(format!(
-            "{refusal}, {} arrived; then it goes on",
+            "{refusal}, {} arrived; then it resumes",
             got.len()
         ))),
     }
 }
 
-/// When the far end goes, the link says so or can go on, and does not spin.
+/// When the far end closes, the link reports it or continues, and does not spin.
 fn hang_up(subject: &Subject) -> Result<Verdict> {
     let mut bench = ready!(subject.cable());
     bench.open_both()?;
@@ -394,18 +395,18 @@ fn hang_up(subject: &Subject) -> Result<Verdict> {
         Err(error) if error.kind == ErrorKind::Panic => return Ok(broken(error)),
         Err(error) => {
             return Ok(Verdict::Ok(format!(
-                "the link breaks, and is opened again: {}",
+                "the link breaks, so the host opens it again: {}",
                 error.message
             )));
         }
     };
-    // Frames for nobody: an error means that the link is to be opened again, which is fine.
+    // Nothing receives these frames. An error is allowed: the host then opens the link again.
     for number in 0..3 {
         match bench.offer(0, &[frame(0, number, 100)]) {
             Err(error) if error.kind == ErrorKind::Panic => return Ok(broken(error)),
             Err(error) => {
                 return Ok(Verdict::Ok(format!(
-                    "{told}; sending breaks it, and it is opened again: {}",
+                    "{told}; sending breaks the link, so the host opens it again: {}",
                     error.message
                 )));
             }
@@ -414,17 +415,18 @@ fn hang_up(subject: &Subject) -> Result<Verdict> {
     }
     let wakes = wakes(&mut bench)?;
     if wakes > CALM {
-        return Ok(busy("after the far end has gone", wakes));
+        return Ok(busy("after the far end closed", wakes));
     }
     match told {
         "carrier goes" => Ok(Verdict::Ok(told.into())),
         _ => Ok(Verdict::skipped(
-            "the link keeps its carrier: right where others may be at the far end, or nobody can know; a cable says State::DOWN",
+            "the link keeps its carrier: right if there can be other peers, or the link cannot know; \
+                a cable reports State::DOWN",
         )),
     }
 }
 
-/// Ends that were closed can be opened again, one at a time or both, and frames flow as before.
+/// An end, or both, can be closed and opened again. Then frames pass as before.
 fn reopening(subject: &Subject) -> Result<Verdict> {
     let mut bench = ready!(subject.bench());
     if subject.has_one_end() {
@@ -438,7 +440,7 @@ fn reopening(subject: &Subject) -> Result<Verdict> {
     for (round, closed) in [&[1][..], &[0], &[0, 1], &[1]].into_iter().enumerate() {
         closed.iter().for_each(|end| bench.close(*end));
         for end in closed {
-            // The end that stayed may break over it; the host opens it again.
+            // The other end may have broken. Then the host opens it again.
             if let Err(error) = bench.open(*end) {
                 if error.kind == ErrorKind::Panic || closed.len() == 2 {
                     return Ok(broken(error));
@@ -452,17 +454,17 @@ fn reopening(subject: &Subject) -> Result<Verdict> {
         if !settles(&mut bench)? {
             return Ok(Verdict::failed(
                 format!(
-                    "after an end was closed and opened again (round {}), no frame arrives",
+                    "no frame arrives after an end was closed and opened again (round {})",
                     round + 1
                 ),
-                "a link must find its far end again, whoever left, or break so that the host opens it anew",
+                "a link must find its far end again, or break, so that the host opens it again",
             ));
         }
     }
     Ok(Verdict::Ok("either end, and both".into()))
 }
 
-/// Waits until frames go both ways; an end that breaks is opened again, as the host does.
+/// Waits until frames pass both ways. Opens the ends again if one breaks, as the host does.
 fn settles(bench: &mut Bench) -> Result<bool> {
     let deadline = Instant::now() + 3 * PATIENCE;
     let mut number = 0;
@@ -495,7 +497,7 @@ fn settles(bench: &mut Bench) -> Result<bool> {
     Ok(false)
 }
 
-/// This process's descriptors, and what each is.
+/// The descriptors of this process, and what each refers to.
 fn open_descriptors() -> BTreeMap<i32, String> {
     let entries = fs::read_dir("/proc/self/fd")
         .into_iter()
@@ -506,7 +508,7 @@ fn open_descriptors() -> BTreeMap<i32, String> {
         let target = fs::read_link(entry.path()).ok()?;
         Some((number, target.display().to_string()))
     });
-    // Without the one that reads the directory.
+    // Without the descriptor that reads the directory.
     named
         .filter(|(_, target)| !target.ends_with("/fd"))
         .collect()
@@ -521,7 +523,7 @@ fn is_closed_on_exec(number: i32) -> bool {
     flags.is_none_or(|flags| flags & O_CLOEXEC != 0)
 }
 
-/// Closing a link closes its descriptors, and a program that is started inherits none.
+/// Closing a link closes its descriptors. A program that is executed inherits none.
 fn descriptors(subject: &Subject) -> Result<Verdict> {
     let mut bench = ready!(subject.bench());
     let untouched = open_descriptors();
@@ -535,7 +537,7 @@ fn descriptors(subject: &Subject) -> Result<Verdict> {
         bench.close(1);
         Ok::<_, Error>(during)
     };
-    // The first may leave something for good, such as a thread's.
+    // The first link may leave a descriptor for good, a thread's for example.
     round(&mut bench)?;
     let before = open_descriptors();
     subject.open(&mut bench)?;
@@ -573,7 +575,7 @@ fn descriptors(subject: &Subject) -> Result<Verdict> {
     }
 }
 
-/// The path in the VNL and its like: what a link may have made in the file system.
+/// The files whose names begin with the VNL's path: a link may have made them.
 fn paths_made(vnl: &str) -> Vec<PathBuf> {
     let keys = Keys::new(&[]);
     let argument = Vnl::parse(vnl).map_or("", |vnl| vnl.argument);
