@@ -36,9 +36,9 @@ pub fn detach() -> Result<()> {
         .map_err(system("detach from the terminal"))
 }
 
-/// From this size on, in bytes, the allocator maps memory for each allocation. So the part of a batch
-/// that is never used takes no memory, and freed memory returns to the kernel at once. It is the
-/// value that the GNU allocator starts with, and raises unless it is set (mallopt(3)).
+/// From this size on, in bytes, the allocator maps memory for each allocation. So the part of a
+/// batch that is never used takes no memory, and freed memory returns to the kernel at once. It is
+/// the value that the GNU allocator starts with, and raises unless it is set (mallopt(3)).
 #[cfg(target_env = "gnu")]
 const MAPPED: libc::c_int = 128 << 10;
 
@@ -52,8 +52,8 @@ pub fn map_large_allocations() {
     }
 }
 
-/// Returns freed memory to the kernel, for example after a plugin is loaded. The allocator would keep
-/// it as long as the process lives.
+/// Returns freed memory to the kernel, for example after a plugin is loaded. The allocator would
+/// keep it as long as the process lives.
 pub fn give_back_memory() {
     // SAFETY: it takes the allocator's own locks, and touches no memory that is in use.
     #[cfg(target_env = "gnu")]
