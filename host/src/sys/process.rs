@@ -36,9 +36,9 @@ pub fn detach() -> Result<()> {
         .map_err(system("detach from the terminal"))
 }
 
-/// From this size on, in bytes, the allocator maps memory for each allocation. So the part of a batch
-/// that is never used takes no memory, and freed memory returns to the kernel at once. It is the
-/// value that the GNU allocator starts with, and raises unless it is set (mallopt(3)).
+/// From this size on, in bytes, the allocator maps memory for each allocation. So the part of a
+/// batch that is never used takes no memory, and freed memory returns to the kernel at once. It is
+/// the value that the GNU allocator starts with, and raises unless it is set (mallopt(3)).
 #[cfg(target_env = "gnu")]
 const MAPPED: libc::c_int = 128 << 10;
 
@@ -56,15 +56,15 @@ pub fn map_large_allocations() {
 /// half as far.
 const STACK: usize = 128 << 10;
 
-/// Returns unused memory to the kernel, for example after a plugin is loaded: what the allocator has
-/// freed, and the pages of the stack below the caller. Both would stay as long as the process lives.
-/// For a process's first thread, whose stack is much larger than [`STACK`].
+/// Returns unused memory to the kernel, for example after a plugin is loaded: what the allocator
+/// has freed, and the pages of the stack below the caller. Both would stay as long as the process
+/// lives. For a process's first thread, whose stack is much larger than [`STACK`].
 #[inline(never)]
 pub fn give_back_memory() {
     let frame = 0_u8;
-    // SAFETY: malloc_trim takes the allocator's own locks, and touches no memory that is in use. The
-    // stack below this frame holds no value; its page and the next one stay for the call of madvise
-    // itself. The kernel skips pages that were never touched.
+    // SAFETY: malloc_trim takes the allocator's own locks, and touches no memory that is in use.
+    // The stack below this frame holds no value; its page and the next one stay for the call of
+    // madvise itself. The kernel skips pages that were never touched.
     unsafe {
         #[cfg(target_env = "gnu")]
         libc::malloc_trim(0);
