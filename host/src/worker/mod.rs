@@ -1,10 +1,10 @@
 //! A link worker: the process that serves one interface, and in which one VNL's plugin lives.
 //!
-//! The worker opens the VNL and reports that to the supervisor. The supervisor answers with the near
-//! side of the link: a tap in the namespace, or a port of the panel. Then the worker moves frames
-//! between the two until its channel closes. While the VNL is broken or not open yet, the interface
-//! has no carrier ([`reconnecting`]). Any other failure ends the process, and the supervisor starts
-//! another.
+//! The worker opens the VNL and reports that to the supervisor. The supervisor answers with the
+//! near side of the link: a tap in the namespace, or a port of the panel. Then the worker moves
+//! frames between the two until its channel closes. While the VNL is broken or not open yet, the
+//! interface has no carrier ([`reconnecting`]). Any other failure ends the process, and the
+//! supervisor starts another.
 //!
 //! Between frames the worker answers the supervisor, which pings it once a second. A plugin that
 //! does not return from a call is found by the missing answers.
@@ -88,7 +88,7 @@ impl Near {
 
 /// The life of a worker; `stored` is the descriptor that the worker before it had stored. Returns
 /// the exit status.
-pub fn run(
+pub(crate) fn run(
     job: &Job,
     channels: Channels,
     stored: Option<OwnedFd>,
