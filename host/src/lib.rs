@@ -27,7 +27,7 @@ pub mod ipc;
 pub mod logging;
 pub mod namespace;
 pub mod output;
-pub mod panel;
+pub(crate) mod panel;
 pub mod plug;
 pub mod plugins;
 pub mod session;

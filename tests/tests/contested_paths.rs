@@ -1,5 +1,5 @@
-//! Places that another user may have taken first, or can move: they cost little, and nobody is
-//! silent about that.
+//! Paths that another user created first, or can move: the session does without, and a warning
+//! says so.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

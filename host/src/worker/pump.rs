@@ -1,18 +1,18 @@
 //! The data plane of a worker: frames between two links, in both directions.
 //!
 //! Each direction owns a batch. It receives when the batch is empty and the source is readable, and
-//! sends until the batch is empty again. When the sink's queue is full, it waits for the sink alone:
-//! the source's own queue fills and its senders slow down, as on a cable. A shared source, a switch,
-//! is never made to wait: what the sink does not take is dropped and counted.
+//! sends until the batch is empty again. When the sink's queue is full, it waits for the sink
+//! alone: the source's own queue fills and its senders slow down, as on a cable. A shared source, a
+//! switch, is never made to wait: what the sink does not take is dropped and counted.
 //!
-//! Each link is told that the link at the other side takes all offloads, whether it does or not. The
-//! batch of each direction is in an offload [`Stage`], which does in user space what the sink needs
-//! done.
+//! Each link is told that the link at the other side takes all offloads, whether it does or not.
+//! The batch of each direction is in an offload [`Converter`], which does in user space what the
+//! sink needs done.
 //!
-//! After each call of a link, the pump compares the link's state with the one that the opposite link
-//! was told last, and passes it on when it has changed. The loop stops with an [`Event`]: a state
-//! has changed, the control descriptor is readable, it is the time that the caller set, or a link
-//! broke. After all but the last it can be run again, and nothing is lost.
+//! After each call of a link, the pump compares the link's state with the one that the opposite
+//! link was told last, and passes it on when it has changed. The loop stops with an [`Event`]: a
+//! state has changed, the control descriptor is readable, it is the time that the caller set, or a
+//! link broke. After all but the last it can be run again, and nothing is lost.
 //!
 //! While frames follow each other closely, the pump stays awake between them (`busy_poll`). It
 //! counts frames and bytes in plain numbers.
@@ -22,7 +22,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags};
-use vdens_plugin_kit::offload::Stage;
+use vdens_plugin_kit::offload::Converter;
 use vdens_plugin_kit::wire::hello::is_message;
 use vdens_plugin_kit::{FrameAction, Link, Offloads, State};
 
@@ -98,39 +98,39 @@ pub enum Event {
 /// One direction.
 #[derive(Default)]
 struct Flow {
-    stage: Stage,
+    converter: Converter,
     counters: Counters,
 }
 
 impl Flow {
     fn is_blocked(&self) -> bool {
-        !self.stage.is_empty()
+        !self.converter.is_empty()
     }
 
     /// Receives what the source has, less what would be a message at the sink. A link takes its
     /// peer's messages out, so one that is left was forged by a station behind it.
     fn receive(&mut self, source: &mut dyn Link) -> Result<()> {
-        let mut batch = self.stage.rx();
+        let mut batch = self.converter.rx();
         let received = source.recv(&mut batch);
         batch.filter(0, |frame| match is_message(frame.bytes()) {
             true => FrameAction::Drop,
             false => FrameAction::Keep,
         });
-        self.counters.dropped.malformed += self.stage.take_dropped();
+        self.counters.dropped.malformed += self.converter.take_dropped();
         received
     }
 
     /// Offers what is left to the sink.
     fn offer(&mut self, source_waits: bool, sink: &mut dyn Link) -> Result<()> {
         let offloads = sink.state().offloads;
-        while let Some(mut frames) = self.stage.tx(offloads) {
+        while let Some(mut frames) = self.converter.tx(offloads) {
             let offered = frames.len();
             let taken = sink.send(&mut frames)?;
             let bytes: usize = frames.frames().take(taken).map(|f| f.bytes().len()).sum();
-            self.stage.taken(taken);
-            self.counters.dropped.undeliverable += self.stage.take_lost();
+            self.converter.taken(taken);
+            self.counters.dropped.undeliverable += self.converter.take_lost();
             // A sink may take frames and drop them: usually all of a batch or none.
-            let lost = self.stage.take_dropped();
+            let lost = self.converter.take_dropped();
             self.counters.dropped.undeliverable += lost;
             if let Some(sent @ 1..) = (taken as u64).checked_sub(lost) {
                 self.counters.frames += sent;
@@ -138,12 +138,12 @@ impl Flow {
             }
             if taken < offered {
                 if !source_waits {
-                    self.counters.dropped.queue_full += self.stage.discard();
+                    self.counters.dropped.queue_full += self.converter.discard();
                 }
                 break;
             }
         }
-        self.counters.dropped.undeliverable += self.stage.take_dropped();
+        self.counters.dropped.undeliverable += self.converter.take_dropped();
         Ok(())
     }
 }
@@ -172,7 +172,8 @@ impl<'a> Pump<'a> {
         }
     }
 
-    /// Tells each link the other's state, and lets each do what it has to do at once. Call it first.
+    /// Tells each link the other's state, and lets each do what it has to do at once. Call it
+    /// first.
     ///
     /// # Errors
     /// A link broke: its side, and why.

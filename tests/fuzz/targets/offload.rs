@@ -3,7 +3,7 @@
 //! code that made it.
 
 use fastrand::Rng;
-use vdens_plugin_kit::offload::Stage;
+use vdens_plugin_kit::offload::Converter;
 use vdens_plugin_kit::{BATCH_FRAMES, MAX_FRAME, MIN_FRAME, Offloads, VNET_HEADER_LEN, VnetHeader};
 
 use super::packets::{ACK, CWR, FIN, Flow, PSH, RST, SYN, Seen, URG, sum};
@@ -51,24 +51,24 @@ impl Frames {
     }
 }
 
-/// Puts a batch of frames, none of which is too short or too long, through a stage, and appends
+/// Puts a batch of frames, none of which is too short or too long, through a converter, and appends
 /// what comes out to `out`. A sink takes `chunk` at a time. Returns how many frames were lost.
 fn pass<'a>(
-    stage: &mut Stage,
+    converter: &mut Converter,
     frames: impl IntoIterator<Item = (VnetHeader, &'a [u8])>,
     sink: Offloads,
     chunk: usize,
     out: &mut Frames,
 ) -> Result<u64, String> {
     // What an input before left behind when it failed.
-    stage.discard();
-    let mut rx = stage.rx();
+    converter.discard();
+    let mut rx = converter.rx();
     for (header, frame) in frames {
         ensure(rx.push_offloaded(header, frame), || {
             "there is no room for it".into()
         })?;
     }
-    while let Some(tx) = stage.tx(sink) {
+    while let Some(tx) = converter.tx(sink) {
         let taken = tx.len().min(chunk);
         ensure(taken > 0, || "nothing is offered".into())?;
         for frame in tx.frames().take(taken) {
@@ -78,10 +78,10 @@ fn pass<'a>(
             })?;
             out.push(header, frame.bytes());
         }
-        stage.taken(taken);
+        converter.taken(taken);
     }
-    ensure(stage.is_empty(), || "something stays behind".into())?;
-    Ok(stage.take_dropped())
+    ensure(converter.is_empty(), || "something stays behind".into())?;
+    Ok(converter.take_dropped())
 }
 
 /// Whether a frame with this header is one for a sink.
@@ -103,7 +103,7 @@ fn suits(header: VnetHeader, sink: Offloads) -> bool {
 /// time, the virtio header and the frame.
 #[derive(Default)]
 pub(crate) struct Cut {
-    stage: Stage,
+    converter: Converter,
     out: Frames,
     joined: Frames,
 }
@@ -166,7 +166,7 @@ impl Target for Cut {
         }
         self.out.clear();
         let lost = pass(
-            &mut self.stage,
+            &mut self.converter,
             [(header, frame)],
             sink,
             chunk,
@@ -292,7 +292,7 @@ impl Cut {
         self.joined.clear();
         let segments = self.out.iter();
         let lost = pass(
-            &mut self.stage,
+            &mut self.converter,
             segments,
             Offloads::ALL,
             BATCH_FRAMES,
@@ -313,7 +313,7 @@ impl Cut {
 /// behind its length.
 #[derive(Default)]
 pub(crate) struct Join {
-    stage: Stage,
+    converter: Converter,
     joined: Frames,
     cut: Frames,
 }
@@ -376,8 +376,14 @@ impl Target for Join {
         }
         self.joined.clear();
         self.cut.clear();
-        let (stage, joined, cut) = (&mut self.stage, &mut self.joined, &mut self.cut);
-        let lost = pass(stage, frames.iter().copied(), sink, BATCH_FRAMES, joined)?;
+        let (converter, joined, cut) = (&mut self.converter, &mut self.joined, &mut self.cut);
+        let lost = pass(
+            converter,
+            frames.iter().copied(),
+            sink,
+            BATCH_FRAMES,
+            joined,
+        )?;
         ensure(lost == 0, || format!("{lost} lost"))?;
         for (header, bytes) in joined.iter() {
             if header.is_plain() {
@@ -385,7 +391,13 @@ impl Target for Join {
                 continue;
             }
             super_frame(header, bytes)?;
-            let lost = pass(stage, [(header, bytes)], Offloads::NONE, BATCH_FRAMES, cut)?;
+            let lost = pass(
+                converter,
+                [(header, bytes)],
+                Offloads::NONE,
+                BATCH_FRAMES,
+                cut,
+            )?;
             ensure(lost == 0, || format!("{lost} lost when it is cut again"))?;
         }
         let mut before: Vec<_> = frames.iter().map(|(_, frame)| normal(frame)).collect();

@@ -13,8 +13,8 @@
 //!
 //! Two types do the work. Nothing is allocated after the start, and no frame waits for a later one.
 //!
-//! * A [`Stage`] is between one source and one sink. The host's pump has one per direction. It owns
-//!   the batch that the source fills. Frames that suit the sink, as between two kernels, are
+//! * A [`Converter`] is between one source and one sink. The host's pump has one per direction. It
+//!   owns the batch that the source fills. Frames that suit the sink, as between two kernels, are
 //!   offered from where they are.
 //! * A [`Changed`] holds the frames of a batch in another form, and the origin of each. A switch,
 //!   which has several sinks, does the work once for all of them.
@@ -190,7 +190,7 @@ impl Changed {
 
 /// The frames on their way from a source to a sink.
 #[derive(Debug, Default)]
-pub struct Stage {
+pub struct Converter {
     /// What the source gave.
     received: Batch,
     /// Where in `received` the frames begin that are neither taken nor changed.
@@ -203,14 +203,13 @@ pub struct Stage {
     lost: u64,
 }
 
-impl Stage {
+impl Converter {
     /// Whether everything was taken.
     pub fn is_empty(&self) -> bool {
         self.at.frame >= self.received.len() && self.sent >= self.changed.batch.len()
     }
 
-    /// The batch for the source to fill. To be called on an empty stage; anything else in it is
-    /// lost.
+    /// The batch for the source to fill. Removes what is left of an earlier one.
     pub fn rx(&mut self) -> RxBatch<'_> {
         self.clear();
         self.received.rx()
@@ -235,7 +234,7 @@ impl Stage {
         (self.sent < self.changed.batch.len()).then(|| self.changed.batch.tx(self.sent))
     }
 
-    /// Notes that the sink took the first `frames` of those that were offered last.
+    /// Removes the first `frames` of the frames that were offered last: the sink took them.
     pub fn taken(&mut self, frames: usize) {
         let changed = self.changed.batch.len();
         if self.sent < changed {
@@ -245,7 +244,7 @@ impl Stage {
         }
     }
 
-    /// Forgets all frames, and returns how many there were. One that was not changed completely is
+    /// Removes all frames, and returns how many they were. A frame that is partly taken counts as
     /// one.
     pub fn discard(&mut self) -> u64 {
         let left = (self.received.len() - self.at.frame) + (self.changed.batch.len() - self.sent);
@@ -253,13 +252,13 @@ impl Stage {
         left as u64
     }
 
-    /// Takes the count of frames dropped here, because what their headers ask for makes no sense or
-    /// the sink takes less than it did. It starts again at 0.
+    /// Returns and resets the count of frames dropped here, because their headers do not fit them
+    /// or the sink takes less than it did.
     pub fn take_lost(&mut self) -> u64 {
         std::mem::take(&mut self.lost)
     }
 
-    /// Takes the count of frames dropped by the links and here, which starts again at 0.
+    /// Returns and resets the count of frames dropped by the links and here.
     pub fn take_dropped(&mut self) -> u64 {
         self.received.take_dropped() + self.changed.take_dropped() + self.take_lost()
     }

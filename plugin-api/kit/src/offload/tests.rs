@@ -1,9 +1,9 @@
-//! The stage as a whole: what comes out of it for what went in.
+//! The converter as a whole: what comes out of it for what went in.
 
 use crate::{MAX_FRAME, Offloads, VnetHeader};
 
 use super::samples::{Connection, Numbers};
-use super::{Changed, Progress, Stage, packet};
+use super::{Changed, Converter, Progress, packet};
 
 const ACK: u8 = 0x10;
 const PSH: u8 = 0x08;
@@ -12,30 +12,30 @@ const CWR: u8 = 0x80;
 
 type Framed = (VnetHeader, Vec<u8>);
 
-/// Puts frames through a stage, as many at a time as it takes. A sink takes `chunk` at a time.
+/// Puts frames through a converter, as many at a time as it takes. A sink takes `chunk` at a time.
 /// Returns what came out and how many were lost.
 fn pass(frames: &[Framed], offloads: Offloads, chunk: usize) -> (Vec<Framed>, u64) {
-    let mut stage = Stage::default();
+    let mut converter = Converter::default();
     let (mut out, mut lost) = (Vec::new(), 0);
     let mut waiting = frames.iter();
     while !waiting.as_slice().is_empty() {
-        let mut rx = stage.rx();
+        let mut rx = converter.rx();
         while let Some((header, frame)) = waiting.as_slice().first() {
             if !rx.push_offloaded(*header, frame) {
                 break;
             }
             waiting.next();
         }
-        while let Some(tx) = stage.tx(offloads) {
+        while let Some(tx) = converter.tx(offloads) {
             let taken = tx.len().min(chunk);
             out.extend((0..taken).map(|n| {
                 let frame = tx.frame(n).unwrap();
                 (frame.header(), frame.bytes().to_vec())
             }));
-            stage.taken(taken);
+            converter.taken(taken);
         }
-        assert!(stage.is_empty());
-        lost += stage.take_dropped();
+        assert!(converter.is_empty());
+        lost += converter.take_dropped();
     }
     (out, lost)
 }
@@ -419,31 +419,31 @@ fn no_packet_grows_beyond_what_ip_can_say() {
 #[test]
 fn a_sink_that_takes_less_than_it_did_gets_nothing_unfinished() {
     let frames = Connection::tcp(false).packets(ACK, &[7; 20_000], 1000);
-    let mut stage = Stage::default();
+    let mut converter = Converter::default();
     for frame in &frames {
-        assert!(stage.rx_more(frame));
+        assert!(converter.rx_more(frame));
     }
-    assert_eq!(stage.tx(Offloads::ALL).unwrap().len(), 1);
-    assert!(stage.tx(Offloads::NONE).is_none());
-    assert_eq!(stage.take_dropped(), 1);
-    assert!(stage.is_empty());
+    assert_eq!(converter.tx(Offloads::ALL).unwrap().len(), 1);
+    assert!(converter.tx(Offloads::NONE).is_none());
+    assert_eq!(converter.take_dropped(), 1);
+    assert!(converter.is_empty());
 }
 
 #[test]
 fn what_is_left_can_be_given_up() {
     let connection = Connection::tcp(false);
     let frame = connection.unfinished(ACK, &[7; 60_000]);
-    let mut stage = Stage::default();
-    let mut rx = stage.rx();
+    let mut converter = Converter::default();
+    let mut rx = converter.rx();
     assert!(rx.push_offloaded(connection.header(1000), &frame));
     assert!(rx.push(&frame[..60]));
-    assert_eq!(stage.tx(Offloads::NONE).unwrap().len(), 32);
-    stage.taken(12);
-    assert_eq!(stage.discard(), 22);
-    assert!(stage.is_empty());
+    assert_eq!(converter.tx(Offloads::NONE).unwrap().len(), 32);
+    converter.taken(12);
+    assert_eq!(converter.discard(), 22);
+    assert!(converter.is_empty());
 }
 
-impl Stage {
+impl Converter {
     fn rx_more(&mut self, frame: &[u8]) -> bool {
         self.received.rx().push(frame)
     }
