@@ -313,7 +313,7 @@ mod tests {
         for name in ["file", "link"] {
             let error = base.dir(name).unwrap_err().to_string();
             assert!(
-                error.contains("which is no directory; sudo rm -r"),
+                error.contains("which is not a directory; sudo rm -r"),
                 "{error}"
             );
         }
