@@ -467,7 +467,6 @@ const OTHER_MESSAGES: &[&str] = &[
     "the VNL file PATH is refused, the link PATH is refused",
     "the switch DIR refused port N",
     "the plugin FILE is refused, whatever for",
-    "'X' stands where a VNL should, or where the command should",
 ];
 
 /// All source of the programs and plugins, with string literals on one line.
