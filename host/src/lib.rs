@@ -18,6 +18,8 @@
 //! what happens when something fails. docs/glossary.md defines the terms. Plugins are written with
 //! the crate `vdens_plugin_kit`; what crosses between a plugin and the host is `vdens_plugin_api`.
 
+// A reader of the source follows these links, and `cargo doc --document-private-items` has them.
+#![allow(rustdoc::private_intra_doc_links)]
 // They panic where nothing can be written; `output` does not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -27,7 +29,7 @@ pub mod ipc;
 pub mod logging;
 pub mod namespace;
 pub mod output;
-pub mod panel;
+pub(crate) mod panel;
 pub mod plug;
 pub mod plugins;
 pub mod session;

@@ -2,8 +2,8 @@
 //!
 //! Theory of operation. A round visits every row of every group. The next round starts with the
 //! next row, so that no contender is always the first, or always behind the same other. A failure
-//! is printed at once and kept, and the run goes on. Only a signal ends the run early, and then what
-//! has been measured is reported.
+//! is printed at once and kept, and the run goes on. Only a signal ends the run early, and then
+//! what has been measured is reported.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
@@ -170,7 +170,7 @@ impl Bench<'_> {
         }
     }
 
-    /// Tells what is going to be measured.
+    /// Prints what is going to be measured.
     pub(crate) fn announce(&self, name: &str) {
         tell(&format!(
             "{:>5} s  round {} of {}  {name}",

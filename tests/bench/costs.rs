@@ -172,7 +172,7 @@ pub(crate) struct Starts<'a> {
     times: Vec<f64>,
     hung: u32,
     failure: Option<String>,
-    /// Whoever is there meanwhile.
+    /// A session that runs meanwhile.
     _neighbour: Option<Proc<'a>>,
 }
 

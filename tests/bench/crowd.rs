@@ -2,10 +2,10 @@
 //!
 //! Theory of operation. On a switch the same start, `vdens vde://… true`, is timed alone and beside
 //! [`MANY`] other sessions. These start one after another, each as soon as the command of the one
-//! before has written to a FIFO. A chain starts likewise: each of its namespaces has two interfaces,
-//! and shares a `ptp://` with the one before and the one behind. Debian's programs cannot start such
-//! a chain, so its column compares with theirs on their switch. Memory is counted as in
-//! [`costs`](crate::costs).
+//! before has written to a FIFO. A chain starts likewise: each of its namespaces has two
+//! interfaces, and shares a `ptp://` with the one before and the one behind. Debian's programs
+//! cannot start such a chain, so its column compares with theirs on their switch. Memory is counted
+//! as in [`costs`](crate::costs).
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;

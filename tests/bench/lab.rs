@@ -105,7 +105,7 @@ impl Lab {
         self.runtime.path().join(&self.account(who).name)
     }
 
-    /// The benchmark's own program, where anybody may run it.
+    /// The benchmark's own program, where every user may run it.
     fn tool(&self) -> PathBuf {
         self.kit.bin().join("tool")
     }
@@ -155,7 +155,7 @@ impl Lab {
         command.by(self.account(who))
     }
 
-    /// A command inside a node, with the capabilities of whoever made it; `who` runs it in a node
+    /// A command inside a node, with the capabilities of its maker; `who` runs it in a node
     /// of root's.
     pub(crate) fn inside<S: AsRef<OsStr>>(
         &self,

@@ -154,7 +154,7 @@ impl Contender {
             members: Procs::default(),
             between: Procs::default(),
         };
-        // A path of its own for each time: nothing is inherited from one that failed.
+        // A new path each time, so that a failed contender leaves nothing in the way.
         let place = lab.unique(self.id);
         match self.medium {
             Medium::Veth => veth(lab, &mut network)?,

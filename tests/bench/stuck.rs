@@ -2,9 +2,9 @@
 //!
 //! Theory of operation. Four namespaces are on a switch. The first two carry TCP all the time. The
 //! fourth sends broadcasts, and a process in the third receives them. That process and the third's
-//! vdens are stopped (SIGSTOP) in every other [`SLICE`]. The rate of the pair in a slice is compared
-//! with the rate in the neighbouring one, because the machine's pace changes. The median of
-//! [`PAIRS`] such ratios counts: running, stopped, stopped, running, …
+//! vdens are stopped (SIGSTOP) in every other [`SLICE`]. The rate of the pair in a slice is
+//! compared with the rate in the neighbouring one, because the machine's pace changes. The median
+//! of [`PAIRS`] such ratios counts: running, stopped, stopped, running, …
 //!
 //! A flood before each slice fills the queues towards the third. During the slice there are
 //! [`LOAD`] broadcasts a second. That keeps the queues full, so that the switch meets a full queue

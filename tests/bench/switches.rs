@@ -7,8 +7,8 @@
 //! because the machine's pace changes from minute to minute.
 //!
 //! For the table of addresses three ports suffice. The first sends from many addresses, so that the
-//! switch learns them, and the second sends to these in random order. What arrives at the third went
-//! astray: the switch did not know, or forgot, where the address is.
+//! switch learns them, and the second sends to these in random order. What arrives at the third
+//! went astray: the switch did not know, or forgot, where the address is.
 
 use std::fs;
 use std::time::Duration;
@@ -240,7 +240,7 @@ fn throughput(lab: &Lab, plan: &Plan, net: &Network<'_>, pairs: usize) -> Result
 fn broadcast(lab: &Lab, plan: &Plan, net: &Network<'_>) -> Result<Values> {
     let (sender, others) = net.nodes.split_first().ok_or("no namespaces")?;
     let before = received(others, Counter::Frames)?;
-    // Port 9 discards, though there is no need for anybody to listen.
+    // The discard port (RFC 863). No server is needed.
     let words = format!("flood 10.77.255.255:9 {} 0", plan.millis());
     let limit = Duration::from_millis(plan.millis()) + PATIENCE;
     let sent = json(&lab.tool_inside(sender, &words).output(limit)?)?;

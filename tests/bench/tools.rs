@@ -2,9 +2,9 @@
 //!
 //! Theory of operation. `enter` joins the namespaces of a process and executes another command. The
 //! rest are senders and receivers of one purpose each. A tool ends by itself and prints one line of
-//! JSON, or is a server that its owner ends. Datagrams and ICMP echo requests carry a stamp, so that
-//! nothing else on the link is counted. A paced sender wakes every 100 µs and sends what is due, at
-//! most [`BURST`] at once: after a pause it does not catch up with a flood.
+//! JSON, or is a server that its owner ends. Datagrams and ICMP echo requests carry a stamp, so
+//! that nothing else on the link is counted. A paced sender wakes every 100 µs and sends what is
+//! due, at most [`BURST`] at once: after a pause it does not catch up with a flood.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};

@@ -61,7 +61,7 @@ impl Faults {
                 let vnl = links.lab.vnl("ptp", "guest");
                 let guest = links.lab.vdens([vnl.as_str(), "sleep", "60"]).spawn();
                 sleep(moment);
-                // It is killed: whoever shares the panel with it must not notice.
+                // The kill must not affect the sessions that share the panel with it.
                 guest.signal(Signal::SIGKILL);
                 let _ = guest.wait(PATIENCE);
                 "a session on the panel came and was killed"

@@ -1,4 +1,4 @@
-//! A test's own corner of the machine, and the search for what it left there.
+//! A test's directory on this machine, and the search for what the test left behind.
 //!
 //! ```text
 //! /tmp/vt-XXXXXX/      root's (or the user's, if root does not run the tests)
@@ -45,7 +45,7 @@ impl Lab {
     /// When the programs have not been built.
     #[expect(
         clippy::new_without_default,
-        reason = "a lab is made on purpose, and costs"
+        reason = "making a lab copies programs and makes directories"
     )]
     pub fn new() -> Self {
         let target = target();
@@ -114,7 +114,7 @@ impl Lab {
         self.directory.path().join("home")
     }
 
-    /// Somewhere else in the lab, where the user may not write.
+    /// Another path in the lab, where the user may not write.
     pub fn aside(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -174,7 +174,7 @@ impl Lab {
         wait_until(&path.display().to_string(), PATIENCE, here);
     }
 
-    /// Lets something in the working directory be there at the end: a foreign program leaves it.
+    /// Allows a path in the working directory to be left: a foreign program leaves it.
     pub fn expect(&self, name: &str) {
         self.expected.borrow_mut().insert(self.dir().join(name));
     }
@@ -268,7 +268,7 @@ impl Lab {
         let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| {
             let directory = entry.ok()?.path();
             let pid = directory.file_name()?.to_str()?.parse().ok()?;
-            // Processes end while we look, and other people's cannot be read.
+            // Processes end meanwhile, and those of other users cannot be read.
             let environment = fs::read(directory.join("environ")).ok()?;
             let found = environment.windows(mark.len()).any(|bytes| bytes == mark);
             let line = fs::read_to_string(directory.join("cmdline")).ok()?;
@@ -318,7 +318,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        // A panicking test has its processes killed by surprise; what they leave is no news then.
+        // A panicking test kills its processes, so they may leave something.
         let patience = match std::thread::panicking() {
             true => Duration::ZERO,
             false => stretched(Duration::from_secs(4)),

@@ -4,7 +4,7 @@
 //! the built programs and plugins in it and a home for an ordinary [`User`]. Everything a test
 //! starts is a [`Cmd`] of the lab, runs as that user and becomes a [`Proc`], or a [`Session`]: a
 //! shell behind a pipe, inside a namespace or a virtual machine, that runs one script after the
-//! other. [`Tmux`] is a terminal with somebody typing, [`Netns`] a network namespace standing in
+//! other. [`Tmux`] is a terminal with a user typing, [`Netns`] a network namespace standing in
 //! for the host.
 //!
 //! `cargo test` may run as root or not. As root every command drops to the user `vdens-test` unless

@@ -1,4 +1,4 @@
-//! What a machine may lack, and saying so.
+//! What a machine may lack: tests that need it are skipped loudly.
 //!
 //! A test that cannot run here ends early and says `SKIPPED: test: reason` on standard error, past
 //! the test runner's capture; `tests/run` repeats these lines at its end.
@@ -11,7 +11,7 @@ use crate::User;
 /// Where `tests/setup.sh` keeps the virtual machine's kernel and initial ram disk.
 pub const GUEST: &str = "/var/cache/vdens-tests/guest";
 
-/// Ends the test, with a word about why, unless the machine has what it needs.
+/// Skips the test, with the reason, unless the machine has what it needs.
 ///
 /// Needs are `"root"`, `"guest"` (the virtual machine), a kernel of at least a version
 /// (`"linux 6.7"`), C plugins of libvdeplug (`"libvdeplug_slirp"`) and names of installed programs.

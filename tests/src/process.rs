@@ -1,7 +1,7 @@
 //! Commands and the processes they become.
 //!
 //! Standard output and error go to unnamed files, not pipes: a process that outlives its parent
-//! blocks nobody, and what was said so far can be read at any time. A process leads a group of
+//! blocks nobody, and its output so far can be read at any time. A process leads a group of
 //! its own. It ends as a person would end it, with SIGTERM to itself, so that what it should have
 //! cleaned up shows in the lab; only what is left of its group after that is killed.
 
@@ -36,7 +36,7 @@ pub struct Cmd<'lab> {
     leaves_group: bool,
 }
 
-/// What a process left behind.
+/// The outcome of a process.
 #[derive(Debug)]
 pub struct Output {
     /// How it ended.
@@ -85,7 +85,7 @@ impl<'lab> Cmd<'lab> {
         self
     }
 
-    /// Runs the command as somebody else; the tests must run as root.
+    /// Runs the command as another user; the tests must run as root.
     pub fn by(mut self, user: User) -> Self {
         self.user = user;
         self
@@ -109,13 +109,13 @@ impl<'lab> Cmd<'lab> {
         self.start(Stdio::null(), |_| ()).0
     }
 
-    /// Starts the command with its standard input in the caller's hand, after a last change.
+    /// Starts the command with its standard input as a pipe, after a last change to it.
     pub fn spawn_changed(self, change: impl FnOnce(&mut Command)) -> (Proc<'lab>, ChildStdin) {
         let (proc, stdin) = self.start(Stdio::piped(), change);
         (proc, stdin.expect("standard input is piped"))
     }
 
-    /// Starts the command with its standard input in the caller's hand.
+    /// Starts the command with its standard input as a pipe.
     pub fn spawn_piped(self) -> (Proc<'lab>, ChildStdin) {
         self.spawn_changed(|_| ())
     }
@@ -317,7 +317,7 @@ impl Proc<'_> {
     /// Ends it with SIGTERM.
     ///
     /// # Panics
-    /// When it does not obey.
+    /// When it goes on.
     #[track_caller]
     pub fn terminate(self) -> Output {
         self.signal(Signal::SIGTERM);

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use crate::{Output, PATIENCE, Proc, becomes_true, stretched};
 
-/// A shell behind a pipe. Dropping it closes the shell's input, which ends the shell and the program
-/// that started it.
+/// A shell behind a pipe. Dropping it closes the shell's input, which ends the shell and the
+/// program that started it.
 #[derive(Debug)]
 pub struct Session<'lab> {
     proc: Proc<'lab>,

@@ -1,4 +1,4 @@
-//! Somebody at a terminal.
+//! A terminal with a shell, as a user has it.
 
 use std::cell::Cell;
 
@@ -48,7 +48,7 @@ impl<'lab> Tmux<'lab> {
     pub fn ask(&self, command: &str) -> (String, i32) {
         let number = self.asked.get() + 1;
         self.asked.set(number);
-        // Written so that the echo of what is typed is not taken for the answer.
+        // Quoted, so that the terminal's echo of the command does not match the answer.
         let (typed, answer) = (format!("st''atus{number}="), format!("status{number}="));
         self.type_line(&format!("{command}; echo {typed}$?="));
         self.wait_for(&answer);

@@ -1,4 +1,4 @@
-//! Who the tests run as.
+//! The accounts that tests run commands as.
 
 use nix::unistd::{Uid, geteuid};
 
@@ -28,7 +28,7 @@ impl User {
         }
     }
 
-    /// Another ordinary user, to whom nothing of the first belongs.
+    /// Another ordinary user, who owns nothing of the first.
     ///
     /// # Panics
     /// When there is no such account.
@@ -42,7 +42,7 @@ impl User {
         Self { name, uid, gid }
     }
 
-    /// Whether the tests run as root, and so can be anybody.
+    /// Whether the tests run as root, and so can run commands as any user.
     pub fn is_root() -> bool {
         geteuid() == Uid::from_raw(0)
     }

@@ -1,5 +1,5 @@
-//! Places that another user may have taken first, or can move: they cost little, and nobody is
-//! silent about that.
+//! Paths that another user created first, or can move: the session does without, and a warning
+//! says so.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -57,9 +57,9 @@ fn another_user_was_first_at_the_runtime_directory() {
             "mkdir -m 0700",
             format!("belongs to another user (uid {uid})"),
         ),
-        ("touch", "is no directory".into()),
-        ("mkfifo", "is no directory".into()),
-        ("ln -s /tmp", "is no directory".into()),
+        ("touch", "is not a directory".into()),
+        ("mkfifo", "is not a directory".into()),
+        ("ln -s /tmp", "is not a directory".into()),
     ] {
         let warning = format!("[WARN] cannot use the runtime directory {place}, which {fault}, so");
         for program in [

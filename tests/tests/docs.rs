@@ -437,7 +437,7 @@ fn every_scheme_has_a_page_with_its_keys() {
         let scheme = name.strip_prefix("libvdens_")?.strip_suffix(".so")?;
         Some(scheme.to_owned())
     });
-    // Those in tests/plugins are nobody else's business.
+    // The plugins in tests/plugins have no page.
     let schemes: BTreeSet<_> = plugins.filter(|s| !s.starts_with("test_")).collect();
     let documented: BTreeSet<_> = files("docs/schemes", ".md")
         .iter()
@@ -467,7 +467,6 @@ const OTHER_MESSAGES: &[&str] = &[
     "the VNL file PATH is refused, the link PATH is refused",
     "the switch DIR refused port N",
     "the plugin FILE is refused, whatever for",
-    "'X' stands where a VNL should, or where the command should",
 ];
 
 /// All source of the programs and plugins, with string literals on one line.
@@ -715,16 +714,45 @@ fn the_security_page_names_tests_that_exist() {
     assert!(tests > 50 && missing.is_empty(), "{tests}: {missing:?}");
 }
 
-/// The text of all source files below a directory.
-fn sources(directory: &str) -> String {
+/// Directories whose comments fit into [`WIDTH`] columns.
+const NARROW: [&str; 4] = ["host", "plugin-api", "plugins", "tests"];
+
+#[test]
+fn comments_fit_a_terminal() {
+    for directory in NARROW {
+        for path in source_files(directory) {
+            // A frozen copy stays as it is.
+            let is_frozen = path
+                .components()
+                .any(|part| part.as_os_str() == "frozen-v1");
+            let text = fs::read_to_string(&path).unwrap();
+            for (line, number) in text.lines().zip(1..).filter(|_| !is_frozen) {
+                let is_comment = line.trim_start().starts_with("//");
+                let width = line.chars().count();
+                let place = format!("{}:{number}", path.display());
+                assert!(!is_comment || width <= WIDTH, "{place}: {width} columns");
+            }
+        }
+    }
+}
+
+/// All source files below a directory.
+fn source_files(directory: &str) -> Vec<PathBuf> {
     let below = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
-    let mut text = String::new();
+    let mut files = Vec::new();
     let mut rest = vec![repository().join(directory)];
     while let Some(path) = rest.pop() {
         rest.extend(below(&path).map(|entry| entry.path()));
         if path.extension().is_some_and(|end| end == "rs") {
-            text += &fs::read_to_string(&path).unwrap_or_default();
+            files.push(path);
         }
     }
-    text
+    files
+}
+
+/// The text of all source files below a directory.
+fn sources(directory: &str) -> String {
+    let files = source_files(directory).into_iter();
+    let texts = files.map(|path| fs::read_to_string(path).unwrap_or_default());
+    texts.collect()
 }

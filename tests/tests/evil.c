@@ -1,5 +1,5 @@
-/* evil://: a C plugin for libvdeplug that sends every frame back. Frames of the ethertype 0x88b5 are
- * orders: S crash while receiving, E call exit while receiving, B block while sending, F fail from
+/* evil://: a C plugin for libvdeplug that sends every frame back. Frames of the ethertype 0x88b5
+ * are orders: S crash while receiving, E call exit while receiving, B block while sending, F fail from
  * now on. */
 #include <errno.h>
 #include <stdlib.h>

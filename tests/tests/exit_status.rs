@@ -117,7 +117,7 @@ fn terminating_vdens_terminates_the_command() {
     for signal in [Signal::SIGTERM, Signal::SIGHUP] {
         let name = signal.as_str().trim_start_matches("SIG");
         let script = script.replace("TERM", name);
-        // The shell's own child is not told; it would hold nothing but would be there.
+        // The signal does not reach the shell's own child, which would be left.
         let script = script.replace("exit 9", "kill $!; exit 9");
         let vdens = lab
             .vdens([&lab.vnl("ptp", "p"), "sh", "-c", &script])

@@ -1,4 +1,5 @@
-//! Nothing survives, however it ends; and what a killed process had to leave blocks nobody.
+//! A session leaves nothing behind, however it ends. What a killed process had to leave does not
+//! block its successor.
 
 use nix::sys::signal::Signal;
 use vdens_tests::{Lab, PATIENCE, Session, becomes_true, wait_until};

@@ -1,4 +1,4 @@
-//! Plugins of libvdeplug: Debian's own, and one that does what a plugin should not.
+//! Plugins of libvdeplug: Debian's own, and a faulty one (evil.c).
 
 use std::fs;
 use std::io::Write;
@@ -476,7 +476,7 @@ fn the_fallback_can_be_switched_off() {
     let output = off("slirp://").refused(&["libvdens_slirp.so"]);
     assert!(!output.stderr.contains("libvdeplug"), "{output:?}");
     off("libvdeplug://null://").ok();
-    // A plugin of vdens that is missing is one that there is not.
+    // A missing plugin of vdens is reported as missing.
     let hub = lab.vnl("hub", "h");
     fs::remove_file(lab.bin().join("libvdens_hub.so")).unwrap();
     lab.vdens([&hub, "true"]).ok();

@@ -13,7 +13,7 @@ fn commands(sessions: &[Proc<'_>]) -> usize {
     sessions.iter().filter(runs).count()
 }
 
-/// Tells all sessions to end, at once, and checks that they do and what they say.
+/// Ends all sessions at once, and checks that they end and what they log.
 #[track_caller]
 fn stop(sessions: Vec<Proc<'_>>) {
     for session in &sessions {

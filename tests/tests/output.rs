@@ -253,7 +253,7 @@ fn names_that_are_not_utf_8() {
     }
 }
 
-/// A pipe of one page for standard error, which nobody reads.
+/// A pipe of one page for standard error, without a reader.
 fn stuck_pipe(lab: &Lab) -> File {
     let path = lab.path("stderr");
     mkfifo(path.as_str(), Mode::from_bits_truncate(0o600)).unwrap();
@@ -320,7 +320,7 @@ os.unlink(path); os.rmdir(os.path.dirname(path))";
     switch.terminate();
 }
 
-/// A session, too, and a failure that nobody hears.
+/// The same for a session, and for a failure that no reader sees.
 #[test]
 fn an_unread_pipe_stops_nothing_else() {
     let lab = Lab::new();

@@ -1,4 +1,4 @@
-//! The panel: the kernel carries frames between one user's namespaces, and nobody else gets at
+//! The panel: the kernel carries frames between one user's namespaces, and no other user reaches
 //! them.
 
 use std::fs;

@@ -20,7 +20,7 @@ fn registry_of(lab: &Lab) -> PathBuf {
     base.join(format!("{}-{}", namespace("user"), namespace("pid")))
 }
 
-/// The registry, made before anybody has need of it.
+/// The registry, made before any session needs it.
 fn registry(lab: &Lab) -> PathBuf {
     let dir = registry_of(lab);
     for dir in [dir.parent().unwrap(), &dir] {

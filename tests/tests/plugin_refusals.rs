@@ -18,7 +18,7 @@ fn compiled(lab: &Lab, source: &str, options: &[&str]) -> PathBuf {
     plugin
 }
 
-/// Whoever loads the plugin for `scheme` says `words`, in one line.
+/// Every program that loads the plugin for `scheme` reports `words`, in one line.
 #[track_caller]
 fn is_refused(lab: &Lab, scheme: &str, words: &[&str]) {
     let vnl = format!("{scheme}://");
@@ -203,7 +203,7 @@ fn a_library_that_it_needs_is_missing() {
     // The linker's own words.
     let words = ["libneeded.so: cannot open shared object file"];
     is_refused(&lab, "x", &words);
-    // A symbol that nobody has.
+    // A symbol that no library has.
     compiled(&lab, uses, &[]);
     is_refused(&lab, "x", &["undefined symbol: needed"]);
 }

@@ -35,7 +35,7 @@ fn is_loaded(lab: &Lab, dir: &Path) {
     assert!(output.stderr.contains(&served), "{output:#?}");
 }
 
-/// Whoever would load the plugin in `dir` refuses it and says `words`, in one line.
+/// Every program that would load the plugin in `dir` refuses it with `words`, in one line.
 #[track_caller]
 fn is_refused(lab: &Lab, dir: &Path, words: &[&str]) {
     let vdectl = |args: &[&str]| lab.vdectl(["--plugin-dir"]).args([dir]).args(args);

@@ -69,7 +69,7 @@ fn a_mixture_of_schemes() {
         far.address("vde0", &format!("10.0.{n}.2/24"));
         far.ping(&format!("10.0.{n}.1"));
     }
-    // Nobody is behind null://, and nothing leaks into it.
+    // null:// has no far end, and no frames of other links leak into it.
     middle.address("vde1", "10.0.1.1/24");
     assert_ne!(middle.run("ping -c 1 -W 1 10.0.1.2").0, 0);
     // The networks are separate: no address of another one is found on this one.

@@ -1,5 +1,5 @@
-//! Datagrams that look like a super-frame and are too short for one: whoever sends them, the next
-//! frames pass, nobody is kept busy, and the status counts what was dropped.
+//! Datagrams that look like a super-frame and are too short for one: the next frames pass, no
+//! process is kept busy, and the status counts what was dropped.
 
 use std::time::Duration;
 

@@ -138,8 +138,7 @@ fn frames_and_bytes_through_user_space_are_counted() {
     wait_until("the log says so", PATIENCE, || {
         a.proc().stderr().contains(line)
     });
-    // Nobody is there: what is sent is dropped, and counted. Without carrier the kernel sends
-    // nothing.
+    // Without a far end frames are dropped and counted. Without carrier the kernel sends none.
     assert_eq!(link["sent"]["dropped"]["queue_full"], 0, "{link:#}");
 }
 
@@ -287,7 +286,7 @@ fn many_are_listed_quickly() {
         "{:?}",
         start.elapsed()
     );
-    // All are told to end before any is waited for.
+    // All get the signal before the test waits for any.
     for process in &many {
         process.signal(Signal::SIGTERM);
     }

@@ -91,8 +91,8 @@ fn a_switch_within_vdens() {
     assert_eq!(a.exit(0).code(), Some(0));
 }
 
-/// Whoever can plug in: the kernel carries some's frames, some exchange super-frames with the
-/// switch, some know of neither; and the switch's own side.
+/// Every kind of member: on the panel, with super-frames, with single frames only, and the switch's
+/// own interface.
 #[test]
 fn files_between_every_kind_of_member() {
     need!("vdens", "socat");

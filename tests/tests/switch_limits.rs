@@ -102,7 +102,7 @@ fn another_user_gets_so_many_ports_and_no_more() {
         // The limit is each user's own, and not for the switch's.
         let (own, own_stdin) = harm(client(&lab, "ports 100"));
         assert_eq!(opened(&own), 100);
-        // Whoever leaves may come again.
+        // A client that has left may come again.
         drop((stdin, own_stdin));
         foreign.wait(PATIENCE);
         own.wait(PATIENCE);
@@ -135,7 +135,7 @@ fn all_queues_share_one_bound_and_those_who_read_are_served() {
     });
     let grown = resident_kib(&switch).saturating_sub(before);
     assert!(grown < 32 << 10, "the switch has grown by {grown} KiB");
-    // Nobody who reads is the worse for it.
+    // Clients that read lose nothing.
     let text = a.ok("ping -q -c 100 -i 0.01 -W 30 10.0.0.2");
     assert!(text.contains(" 0% packet loss"), "{text}");
     let ports = ports(&lab, &switch);

@@ -151,7 +151,7 @@ fn a_pid_file_overwrites_nothing_else() {
     assert_eq!(read(&file), "precious\n");
     assert_eq!(read(&lab.path("old")), "1\n");
     assert!(!lab.dir().join("new").exists());
-    // Root's, in a directory of somebody who put something there first.
+    // Root's pid file, in a directory whose owner put something there first.
     lab.sh("rm hard").ok();
     let owner = format!("user {} (uid {})", lab.user().name, lab.user().uid);
     plug("old", &User::root()).refused(&["old", &owner]);

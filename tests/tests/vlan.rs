@@ -1,4 +1,4 @@
-//! `vlan://VID{…}`: what it puts on the wire, what it takes from it, and with whom it talks.
+//! `vlan://VID{…}`: the frames it sends and accepts, and the peers it reaches.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! VNL files and default switches that somebody else put there: what they say is not done.
+//! VNL files and default switches of other users: they are not used.
 
 use vdens_tests::{Cmd, Lab, User, need};
 
@@ -105,7 +105,7 @@ fn a_default_switch_of_another_user_is_not_used() {
                 is_refused(&lab, by, &script, &words, &why);
             }
         }
-        // The home directory is one that everybody can write.
+        // Every user can write to the home directory.
         let vdens = lab.bin().join("vdens").display().to_string();
         let words = ["env", "HOME=/tmp", &vdens, "vde://", "true"];
         let script = "as_other 'mkdir -p /tmp/.vdeplug/default'";

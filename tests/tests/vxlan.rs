@@ -20,7 +20,7 @@ fn kernel<'lab>(lab: &'lab Lab, link: &str, options: &str) -> Session<'lab> {
         "sh",
     ];
     let session = lab.vdens(args).session();
-    // Packets between namespaces never meet a network card, so nobody would complete the inner
+    // Packets between namespaces never meet a network card, so nothing would complete the inner
     // checksums.
     session.ok(&format!(
         "ip link add vx0 mtu {MTU} type vxlan id 42 dstport 4789 {options} dev vde0 && ethtool -K vx0 tx off"

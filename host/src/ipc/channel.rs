@@ -41,8 +41,8 @@ pub enum Received<T> {
 }
 
 impl<T> Received<T> {
-    /// The message and its descriptors, or `None` if the other end is closed. For conversations that
-    /// a malformed message ends.
+    /// The message and its descriptors, or `None` if the other end is closed. For conversations
+    /// that a malformed message ends.
     ///
     /// # Errors
     /// The message is malformed.

@@ -48,8 +48,8 @@ fn write_report(report: &impl Serialize) -> Result<File> {
 /// It cannot be read, is longer, or is no file in memory.
 pub fn read_report(fd: OwnedFd, limit: u64) -> Result<String> {
     let cannot = |error| Error::io("read a report", &error);
-    // Only a file in memory has seals (fcntl(2)). Reading another kind of file could block, or never
-    // end.
+    // Only a file in memory has seals (fcntl(2)). Reading another kind of file could block, or
+    // never end.
     fcntl(&fd, FcntlArg::F_GET_SEALS)
         .map_err(|_| Error::new(ErrorKind::Protocol, "a report is not in a file in memory"))?;
     let mut file = File::from(fd);

@@ -1,19 +1,20 @@
-//! The namespace child: it makes the namespace, the interfaces in it, and becomes the command.
+//! The namespace child: it makes the session's namespaces and interfaces, and becomes the command.
 //!
-//! In this order, because each step needs what the one before gave:
+//! The order of the steps follows from what each one needs:
 //!
-//! 1. the panel's user namespace is entered, if there is a panel, so that the next becomes its child;
-//!    then a user namespace is made, which gives all capabilities over the other namespaces made with
-//!    it: network, UTS, and mount where something is to be mounted;
-//! 2. the caller's ids mapped to themselves, so that files keep their owners; `setgroups` is denied
-//!    first, because the kernel wants that of an unprivileged gid map;
-//! 3. host name and resolv.conf, with those capabilities; the supervisor gets the network namespace, has
-//!    interfaces on the panel made in it, and says which are left to be made here, as taps;
-//! 4. addresses and the like are configured; the watch over the carrier and the taps go to the supervisor, which answers
-//!    when the links are open;
-//! 5. the network capabilities are made ambient, so that they survive the exec and everything else
-//!    is lost with it, by root too;
-//! 6. the command is executed, and killed by the kernel if the supervisor should die before it.
+//! 1. If there is a panel, enter its user namespace, so that the session's becomes a child of it.
+//!    Make a user namespace. It gives all capabilities over the namespaces that are made with it:
+//!    network, UTS, and a mount namespace if something is to be mounted or the command may mount.
+//! 2. Map the caller's ids to themselves, so that files keep their owners. First deny `setgroups`,
+//!    which the kernel requires of an unprivileged gid map.
+//! 3. Set the host name and mount `/sys` and resolv.conf, with those capabilities. Send the network
+//!    namespace to the supervisor. The supervisor makes the interfaces that are on the panel, and
+//!    replies which ones are to be made here, as taps.
+//! 4. Configure the interfaces. Send the taps and the watch over the carrier to the supervisor, and
+//!    wait until it says that the links are open.
+//! 5. Make the network capabilities ambient, so that they survive the exec. The process loses all
+//!    others, even if it runs as root.
+//! 6. Execute the command. The kernel kills it if the supervisor dies first.
 
 mod auto;
 pub mod resolv;
@@ -68,7 +69,7 @@ pub struct Interface {
     pub addresses: Vec<IpNet>,
 }
 
-/// What the namespace is to be like.
+/// What the namespace contains, and what runs in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The interfaces, in order.
@@ -91,17 +92,17 @@ pub struct Plan {
     pub welcome: Option<String>,
     /// What `VDENS` is in the command's environment.
     pub label: String,
-    /// Whether the kernel may carry frames between this namespace and the user's others.
+    /// Whether the kernel may forward frames between this session and others of the user.
     pub panel: bool,
-    /// Whether TCP sends the longest frames it can on interfaces that are on the panel.
+    /// Whether TCP sends the kernel's longest super-frames on interfaces that are on the panel.
     pub big_tcp: bool,
 }
 
 /// The namespace child's end of its channel to the supervisor.
-pub type NamespaceChannel = Channel<FromNamespace, ToNamespace>;
+pub(crate) type NamespaceChannel = Channel<FromNamespace, ToNamespace>;
 
-/// The life of the namespace child; returns only if the command could not be run, with the exit status.
-pub fn run(
+/// Runs the namespace child. Returns only if the command could not be run, with the exit status.
+pub(crate) fn run(
     plan: &Plan,
     panel: Option<&Panel>,
     channel: &NamespaceChannel,
@@ -109,7 +110,7 @@ pub fn run(
     supervisor: Pid,
 ) -> i32 {
     let failure = |status, error| {
-        // The supervisor reports the failure; if it is gone there is nobody to tell.
+        // The supervisor reports the failure. If it has exited, nothing is left to do.
         let _ = channel.send(&FromNamespace::Failed { status, error }, &[]);
         status
     };
@@ -135,8 +136,8 @@ pub fn run(
     }
 }
 
-/// Makes the interfaces, if there are any, together with the supervisor, and waits for its word; `false` if that is
-/// that the session is over.
+/// Makes the interfaces, if there are any, together with the supervisor, and waits for its
+/// permission to run the command. `false` if the session is over instead.
 fn interfaces(plan: &Plan, channel: &NamespaceChannel) -> Result<bool> {
     if plan.interfaces.is_empty() {
         if plan.up {
@@ -176,7 +177,7 @@ fn interfaces(plan: &Plan, channel: &NamespaceChannel) -> Result<bool> {
     }
 }
 
-/// Makes the namespace.
+/// Makes the namespaces.
 fn build(plan: &Plan, panel: Option<&Panel>) -> Result<()> {
     let mounts = plan.sysadmin || plan.resolv.is_some() || plan.auto.is_some();
     let mut flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS;
@@ -276,7 +277,7 @@ fn configure(netlink: &Netlink, plan: &Plan) -> Result<()> {
     gateways.try_for_each(|gateway| netlink.add_default_route(*gateway))
 }
 
-/// Gives the process the state that the command is to start in.
+/// Gives the process the state in which the command starts.
 fn prepare(plan: &Plan, signals: &Signals, supervisor: Pid) -> Result<()> {
     use Capability::{
         CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, CAP_NET_BROADCAST, CAP_NET_RAW, CAP_SETFCAP,
@@ -306,7 +307,8 @@ fn prepare(plan: &Plan, signals: &Signals, supervisor: Pid) -> Result<()> {
                 format!("cannot keep capabilities: {error}"),
             )
         })?;
-    // SAFETY: no other thread exists in this forked child that could read the environment meanwhile.
+    // SAFETY: no other thread exists in this forked child that could read the environment
+    // meanwhile.
     unsafe { env::set_var("VDENS", &plan.label) };
     signals::default(Signal::SIGPIPE);
     signals.restore()?;
@@ -329,8 +331,8 @@ fn forget_root() -> Result<()> {
         .map_err(system("set the secure bits"))
 }
 
-/// The words of the command: those that were given, else the user's shell.
-pub fn command_words(command: &[OsString]) -> Vec<OsString> {
+/// The command and its arguments; the user's shell if no command was given.
+pub(crate) fn command_words(command: &[OsString]) -> Vec<OsString> {
     let shell = || env::var_os("SHELL").filter(|shell| !shell.is_empty());
     match command {
         [] => vec![shell().unwrap_or_else(|| "/bin/sh".into())],
@@ -346,7 +348,7 @@ fn arguments(command: &[OsString]) -> Result<Vec<CString>> {
         .map_err(|_| Error::usage("an argument has a NUL byte in it"))
 }
 
-/// Becomes the command; returns only if that fails, with the exit status and why.
+/// Executes the command. Returns only if that fails, with the exit status and the reason.
 fn execute(arguments: &[CString]) -> (i32, Error) {
     let Some(program) = arguments.first() else {
         return (EXIT_NOT_FOUND, Error::usage("there is no command"));

@@ -1,14 +1,13 @@
-//! A resolv.conf of the namespace's own.
+//! A resolv.conf for the session alone.
 //!
-//! In the private mount namespace something else is mounted on `/etc/resolv.conf`: a file the user names
-//! (`-r`), or one made of name server addresses (`-R`). The host's file is never touched. What stands at
-//! `/etc/resolv.conf` is taken as it is, not followed: a symbolic link, dangling or not, is itself
-//! mounted on. Where there is nothing at all, an overlay is put on `/etc` to make the place.
+//! In the private mount namespace, a file is mounted on `/etc/resolv.conf`: one that the user names
+//! (`-r`), or one made from name server addresses (`-R`). The host's file never changes. A symbolic
+//! link at `/etc/resolv.conf` is not followed: the file is mounted on the link itself, dangling or
+//! not. If there is nothing at that path, an overlay on `/etc` makes a file to mount on.
 //!
-//! What is made for this is made on a tmpfs that is mounted for a moment, in this mount namespace
-//! alone. So nothing of it has a name that other users see, or could have taken before. (A file
-//! without a name, from `memfd_create` or `O_TMPFILE`, would not do: the kernel does not bind-mount
-//! one.)
+//! The files for this are made on a tmpfs that is mounted for a moment, in this mount namespace
+//! alone. So no other user sees their names or could take them first. A file without a name, from
+//! `memfd_create` or `O_TMPFILE`, would not do, because the kernel does not bind-mount it.
 
 use std::fs::{self, File};
 use std::net::IpAddr;
@@ -26,10 +25,10 @@ use crate::namespace::auto::Names;
 
 const TARGET: &str = "/etc/resolv.conf";
 
-/// Where the namespace's resolv.conf comes from.
+/// The source of the session's resolv.conf.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resolv {
-    /// A file to be seen in its place (`-r`).
+    /// A file (`-r`).
     File(PathBuf),
     /// Name servers (`-R`).
     Servers(Vec<IpAddr>),
@@ -38,11 +37,11 @@ pub enum Resolv {
 }
 
 impl Resolv {
-    /// The choice that `-R` and `-r` make together: `-R` wins.
+    /// Chooses between `-R` and `-r`: `-R` wins.
     ///
     /// # Errors
-    /// An address is none, or the file is not there.
-    pub fn choose(servers: Option<&str>, file: Option<&Path>) -> Result<Option<Self>> {
+    /// An address is invalid, or the file does not exist.
+    pub(crate) fn choose(servers: Option<&str>, file: Option<&Path>) -> Result<Option<Self>> {
         match (servers, file) {
             (Some(servers), _) => parse_servers(servers).map(Self::Servers).map(Some),
             (None, Some(file)) => {
@@ -54,11 +53,11 @@ impl Resolv {
         }
     }
 
-    /// Shows it at /etc/resolv.conf of the calling process's mount namespace, which must be private.
+    /// Mounts the file at /etc/resolv.conf. The calling process's mount namespace must be private.
     ///
     /// # Errors
-    /// The mounting fails.
-    pub fn mount(&self) -> Result<()> {
+    /// The kernel refuses the mount.
+    pub(crate) fn mount(&self) -> Result<()> {
         let place = place()?;
         match self {
             Self::File(file) => bind(file, &place),
@@ -87,7 +86,7 @@ fn write(text: &str, place: &OwnedFd) -> Result<()> {
     in_memory(|dir| {
         let file = dir.join("resolv.conf");
         fs::write(&file, text).map_err(|error| Error::path("write", &file, &error))?;
-        // The mount keeps the file when the tmpfs has gone.
+        // The mount keeps the file when the tmpfs is unmounted.
         bind(&file, place)
     })
 }
@@ -103,7 +102,7 @@ fn parse_servers(list: &str) -> Result<Vec<IpAddr>> {
     list.split(',').map(parse).collect()
 }
 
-/// The place to mount on, by descriptor, so that a symbolic link is not followed.
+/// A descriptor of the place to mount on, so that a symbolic link is not followed.
 fn place() -> Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let find = || open(TARGET, flags, Mode::empty());
@@ -117,7 +116,7 @@ fn place() -> Result<OwnedFd> {
     .map_err(system(format_args!("find {TARGET}")))
 }
 
-/// Puts an overlay on /etc that has an empty resolv.conf.
+/// Mounts an overlay on /etc that has an empty resolv.conf.
 fn overlay_etc() -> Result<()> {
     in_memory(|dir| {
         let (upper, work) = (dir.join("upper"), dir.join("work"));

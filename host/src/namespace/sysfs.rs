@@ -2,8 +2,8 @@
 //!
 //! A sysfs shows the interfaces of the network namespace that its mounter was in (sysfs(5)), so the
 //! inherited /sys shows the host's. Where the session has a mount namespace, a fresh sysfs is
-//! mounted for a moment, and its two directories about interfaces are bound over the inherited ones.
-//! The rest of /sys stays as it is, with what is mounted in it: control groups, for example.
+//! mounted for a moment, and its two directories about interfaces are bound over the inherited
+//! ones. The rest of /sys stays as it is, with what is mounted in it: control groups, for example.
 //!
 //! The kernel refuses a fresh sysfs where parts of /sys are hidden by mounts, as in many containers
 //! (`mount_too_revealing` in fs/namespace.c). Then /sys goes on showing the host's interfaces.

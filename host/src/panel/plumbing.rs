@@ -1,18 +1,22 @@
-//! What is done on the panel, by a child that has entered it: making ports, plugging and
-//! unplugging.
+//! What each order does on the panel: making ports, plugging and unplugging them.
 //!
-//! Each port and learning bridge has a place, a random name ([`new_place`]). Interfaces on the
-//! panel are called by what they are and their place: for the place `x`, `px` is a port, `tx` the
-//! tap through which it is served and `bx` the bridge between the two. A learning bridge is `hx`
-//! with the tap `xx`. The bridge of a cable is called `c` and a name made of the places of both its
-//! ports ([`cable_name`]): a port is on one bridge with another only if each of the two ends has
-//! named the other's place.
+//! Each port and each learning bridge has a *place*: a random name ([`new_place`]). The names of
+//! the interfaces on the panel are made of a letter and a place:
 //!
-//! Bridges left without ports are deleted whenever something is unplugged, and not before: the
-//! kernel takes tens of milliseconds for that, and nobody waits for a port that is unplugged. Where
-//! many sessions end together, those that would have to wait for the lock leave the bridges to the
-//! one that has it. A learning bridge has a port as long as its maker holds the tap or something is
-//! plugged in.
+//! | Interface | Name for the place `x` |
+//! |---|---|
+//! | a port | `px` |
+//! | the tap through which a worker serves a port, and the bridge between the two | `tx`, `bx` |
+//! | a learning bridge, and its tap | `hx`, `xx` |
+//! | the bridge of a cable between two ports | `c` and a hash of both places ([`cable_name`]) |
+//!
+//! The hash makes a cable's bridge known to both of its ends only: two ports are on one bridge if
+//! each end has named the other's place.
+//!
+//! Bridges without ports are deleted when a port is unplugged, and not before: deletion takes the
+//! kernel tens of milliseconds, and nothing waits for an unplugged port. When many sessions end
+//! together, those without the lock leave the bridges to the one that has it. A learning bridge has
+//! a port as long as its maker holds the tap or a port is plugged in.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -30,18 +34,18 @@ const CABLE: u32 = 0;
 /// count.
 const LONGEST_AGEING: u32 = 1_000_000;
 
-/// What an order needs the registry's lock for.
+/// Why an order needs the registry's lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lock {
-    /// Nothing: it is about no bridge.
+    /// It does not: it makes and deletes no bridge.
     Unneeded,
-    /// To delete bridges. Whoever has no lock leaves them to the next process that has.
+    /// To delete bridges. A process without the lock leaves them to the next one that has it.
     Useful,
-    /// To use a bridge that has no port yet, which another process would delete.
+    /// To use a bridge that has no port yet. Without the lock, another process could delete it.
     Needed,
 }
 
-/// What an order needs the registry's lock for.
+/// Why an order needs the registry's lock.
 pub(super) fn lock_for(order: &Order) -> Lock {
     match order {
         Order::AddPort { .. } => Lock::Unneeded,
@@ -52,8 +56,9 @@ pub(super) fn lock_for(order: &Order) -> Lock {
     }
 }
 
-/// Executes an order. `netlink` is a connection to the panel, where `open_tap` opens taps.
-/// `namespace` is the member's, for a port; `is_locked` says whether the registry is locked.
+/// Executes an order over `netlink`, a connection to the panel, where `open_tap` opens a tap.
+/// `namespace` is the member's network namespace, for an order that makes a port. `is_locked` says
+/// whether the registry is locked.
 pub(super) fn execute(
     order: &Order,
     netlink: &Netlink,
@@ -77,8 +82,9 @@ pub(super) fn execute(
             index,
             interface,
         } => {
-            let namespace =
-                namespace.ok_or_else(|| Error::closed("a port is to be made for no namespace"))?;
+            let namespace = namespace.ok_or_else(|| {
+                Error::closed("the order to make a port came without a namespace")
+            })?;
             netlink.add_veth(&interface_of(port), *index, interface, namespace)?;
             let watch = netlink.as_fd().try_clone_to_owned();
             watch
@@ -114,7 +120,7 @@ pub(super) fn execute(
 }
 
 /// The name of a port's interface.
-pub fn interface_of(port: &str) -> String {
+pub(crate) fn interface_of(port: &str) -> String {
     format!("p{port}")
 }
 
@@ -122,12 +128,12 @@ pub fn interface_of(port: &str) -> String {
 ///
 /// # Errors
 /// The kernel has no random numbers.
-pub fn new_place() -> Result<String> {
+pub(crate) fn new_place() -> Result<String> {
     Ok(spell(Nonce::new()?.0))
 }
 
-/// The bridge of the cable between two ports. Both ends must have named each other for their ports
-/// to be on it: who names a wrong place has a bridge to itself.
+/// The name of the bridge of the cable between two ports. An end that names a wrong place gets a
+/// bridge that no other port is on.
 fn cable_name(port: &str, peer: &str) -> String {
     let (first, second) = (port.min(peer), port.max(peer));
     // FNV-1a (RFC 9923): the places are random, so the name need not be hard to compute.
@@ -149,15 +155,15 @@ fn spell(mut number: u64) -> String {
     digits.collect()
 }
 
-/// The number of interface `number` of process `pid` on the panel: larger than any in a member,
-/// because the kernel tells of the carrier of a veth at once only if its number and its peer's
-/// differ, and else up to a second later.
-pub fn port_index(pid: u32, number: usize) -> u32 {
+/// The index on the panel of the port of process `pid`'s interface `number`. It is larger than any
+/// index in a member: if both ends of a veth pair have the same index, the kernel announces changes
+/// of carrier up to a second late (`linkwatch_urgent_event` in net/core/link_watch.c).
+pub(crate) fn port_index(pid: u32, number: usize) -> u32 {
     (pid << 8 | number as u32 & 0xff) & i32::MAX as u32
 }
 
-/// Makes a port one of a bridge that others use too. Its own, if it was served, still has the tap,
-/// and is of no more use.
+/// Plugs a port into a bridge that other ports use, too. Deletes the bridge through which it was
+/// served, if there is one.
 fn plug(netlink: &Netlink, port: &str, bridge: &str) -> Result<()> {
     attach(netlink, port, bridge)?;
     netlink.delete(&format!("b{port}"))
@@ -169,9 +175,10 @@ fn attach(netlink: &Netlink, port: &str, bridge: &str) -> Result<()> {
     netlink.set_up(&port)
 }
 
-/// Takes a port off its bridge. If it `may_delete` bridges, it deletes those that are of no use:
-/// those without another port, and the port's own cable, which leads nowhere now. The other end's
-/// port may be on that still, for the interface of an end that was killed goes a moment later.
+/// Sets a port down and takes it off its bridge. If it `may_delete` bridges, it deletes those
+/// without another port, and the bridge of the port's own cable, which leads nowhere now. The other
+/// end's port may still be on that bridge: the interface of a killed session exists for a moment
+/// longer.
 fn unplug(netlink: &Netlink, port: &str, may_delete: bool) -> Result<()> {
     let links = may_delete.then(|| netlink.links()).transpose()?;
     let links = links.unwrap_or_default();
@@ -179,7 +186,7 @@ fn unplug(netlink: &Netlink, port: &str, may_delete: bool) -> Result<()> {
         .set_down(port)
         .and_then(|()| netlink.set_bridge(port, None))
     {
-        // The member's interface was deleted, as at a session's end: the port went with it.
+        // The member's interface was deleted, as at a session's end, and the port with it.
         Err(error) if error.errno == libc::ENODEV => {}
         outcome => outcome?,
     }
@@ -193,10 +200,10 @@ fn unplug(netlink: &Netlink, port: &str, may_delete: bool) -> Result<()> {
     };
     let is_own_cable =
         |bridge: &LinkView| own == Some(bridge.index) && bridge.name.starts_with('c');
-    let useless = links
+    let unused = links
         .iter()
         .filter(|link| is_bridge(&link.name) && (is_own_cable(link) || !used(link)));
-    netlink.delete_all(useless)
+    netlink.delete_all(unused)
 }
 
 fn is_bridge(name: &str) -> bool {
@@ -209,7 +216,7 @@ mod tests {
     use crate::panel::check_place;
 
     #[test]
-    fn places_are_places_and_no_two_are_the_same() {
+    fn places_are_valid_and_differ() {
         let (one, other) = (new_place().unwrap(), new_place().unwrap());
         assert!(check_place(&one).is_ok() && one != other, "{one} {other}");
         assert_eq!(one.len(), 13);

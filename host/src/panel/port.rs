@@ -1,14 +1,14 @@
-//! A port of the panel as a link: a worker's own side.
+//! A port of the panel as a link: the worker's own side.
 //!
-//! While the kernel carries the frames, or there is no carrier, there is nothing to move. When the other
-//! side has carrier and frames must go through user space, the port is served through a tap on a bridge
-//! with it. What the interface is to be connected with follows from the other side's state alone:
+//! While the kernel forwards the frames, or there is no carrier, the worker moves no frames. When
+//! the other side has carrier and the frames must go through user space, the port is served: it is
+//! on a bridge with a tap, which the worker reads and writes. The other side's state alone decides:
 //!
-//! | the other side's state | the port |
+//! | State of the other side | The port |
 //! |---|---|
-//! | no carrier | unplugged: the interface has none either |
-//! | plugged | left where the plugin had it plugged |
-//! | carrier | on a bridge with a tap |
+//! | no carrier | is unplugged, so the interface has no carrier either |
+//! | plugged | stays where the plugin had it plugged |
+//! | carrier | is served |
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -17,18 +17,18 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use vdens_plugin_kit::tap::Tap;
 use vdens_plugin_kit::{Link, Offloads, PanelAddress, RxBatch, State, Status, TxBatch};
 
-use super::Orders;
+use super::PanelClient;
 use crate::error::{ErrorKind, Result, system};
 use crate::ipc::Order;
 
 /// A worker's port.
-pub struct PanelPort {
+pub(crate) struct PanelPort {
     place: String,
-    orders: Orders,
+    client: PanelClient,
     tap: Option<Tap>,
-    /// Never readable: what is polled while there is no tap.
+    /// Polled while there is no tap; never readable.
     idle: EventFd,
-    /// What the other side was last.
+    /// The other side's last state.
     other_side: State,
 }
 
@@ -37,22 +37,23 @@ impl PanelPort {
     ///
     /// # Errors
     /// There are no descriptors left.
-    pub fn new(panel_address: &PanelAddress, orders: Orders) -> Result<Self> {
+    pub(crate) fn new(panel_address: &PanelAddress, client: PanelClient) -> Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Self {
             place: panel_address.place.clone(),
-            orders,
+            client,
             tap: None,
             idle: EventFd::from_flags(flags).map_err(system("make an eventfd"))?,
             other_side: State::DOWN,
         })
     }
 
-    fn order(&self, order: Order) -> Option<OwnedFd> {
-        let done = self.orders.give(order).map(|done| done.tap);
+    /// Has an order executed, and logs a failure.
+    fn execute(&self, order: Order) -> Option<OwnedFd> {
+        let done = self.client.execute(order).map(|done| done.tap);
         done.unwrap_or_else(|error| {
-            // At the end of the session the supervisor goes first, and the port with the namespace.
-            // If a command deletes the interface the supervisor says so.
+            // When the session ends, the supervisor closes the channel, and the port disappears
+            // with the namespace. When the command deletes the interface, the supervisor logs it.
             let is_expected = error.kind == ErrorKind::Closed || error.errno == libc::ENODEV;
             let level = match is_expected {
                 true => Level::Debug,
@@ -64,7 +65,7 @@ impl PanelPort {
     }
 
     fn serve(&self) -> Option<Tap> {
-        let fd = self.order(Order::Serve {
+        let fd = self.execute(Order::Serve {
             port: self.place.clone(),
         })?;
         Some(Tap::from_fd(fd, format!("t{}", self.place)))
@@ -96,7 +97,7 @@ impl Link for PanelPort {
         match (state.carrier, state.plugged) {
             (false, _) if was.carrier => {
                 self.tap = None;
-                self.order(Order::Unplug {
+                self.execute(Order::Unplug {
                     port: self.place.clone(),
                 });
             }

@@ -1,18 +1,19 @@
-//! Who holds the panel: a directory with one small file a holder.
+//! The registry of the processes that hold the panel: a directory with a small file for each.
 //!
-//! In the user's [`runtime`] directory stands a directory for each user and process namespace that
-//! the user works from, because descriptors can only be taken over within these; it is checked once
-//! and then used by its descriptor. In it is a file `lock`, and for each holder a file named by its
-//! process id that says when the process started and which of its descriptors are the panel's.
+//! The user's [`runtime`] directory has a directory for each pair of user and process namespace
+//! that the user works in, because descriptors can be taken over only between processes of the same
+//! pair. It is checked once, and then used through its descriptor. It has a file `lock`, and a file
+//! for each holder. That file is named by the holder's process id. It says when the process
+//! started, and which of its descriptors are the panel's.
 //!
-//! Everything is done under the lock. A file whose process is gone is removed by whoever finds it:
-//! each process looks at a few. Who
-//! leaves no holder behind removes the directory, lock included; so one who waited for the lock looks
-//! whether what it has locked is still the file of that name.
+//! Everything happens under the lock. A file whose process has ended is removed by the next process
+//! that sees it: each process looks at a few. When no holder is left, the directory is removed, and
+//! the lock with it. So a process that has waited for the lock checks that the file it has locked
+//! is still the one with that name.
 //!
 //! Any process of the user may write to the directory. A file there is used only if it is a regular
-//! one, is opened without blocking, and no more of it is read than a holder writes. So neither a
-//! FIFO nor an endless file stops another process.
+//! file. It is opened without blocking, and no more is read than a holder writes. So neither a FIFO
+//! nor an endless file stops another process.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -32,22 +33,25 @@ use crate::sys::runtime::{self, Dir};
 
 /// The name of the file that is locked.
 const LOCK: &str = "lock";
-/// How long to wait for the lock: it is held for milliseconds, but many may want it at once.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How long to wait between two looks at the lock, the first time.
+/// How long to wait for the lock. It is held for milliseconds, but many processes may want it at
+/// once.
+const LOCK_LIMIT: Duration = Duration::from_secs(10);
+/// The first pause between two attempts to lock.
 const FIRST_PAUSE: Duration = Duration::from_micros(100);
-/// The longest such pause: a hundred who look all the time would leave the holder no processor.
+/// The longest such pause. A hundred processes that try without pause would starve the lock's
+/// holder.
 const LAST_PAUSE: Duration = Duration::from_millis(16);
 /// The longest text of a holder's file, in bytes: a 64-bit and two 32-bit numbers fit.
 const MAX_TEXT: u64 = 64;
-/// How to open a file that another process may have made: opening a FIFO does not block.
-const WARILY: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+/// Flags for opening a file that another process may have made: opening a FIFO does not block.
+const UNTRUSTED: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
 
 /// A holder's process and its descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Holder {
     pub(super) pid: u32,
-    /// When the process started, in clock ticks since boot: tells it from a later one of the same number.
+    /// When the process started, in clock ticks since boot. It tells the process from a later one
+    /// with the same id.
     started: u64,
     pub(super) user: RawFd,
     pub(super) net: RawFd,
@@ -60,12 +64,12 @@ pub(super) struct Registry {
 }
 
 impl Registry {
-    /// Locks the registry, and makes it if need be.
+    /// Locks the registry, and makes it if it does not exist.
     pub(super) fn lock() -> Result<Self> {
         Self::lock_unless(|| false)
     }
 
-    /// As [`Registry::lock`], but gives up waiting when `is_over` says so.
+    /// As [`Registry::lock`], but stops waiting when `is_over` returns true.
     pub(super) fn lock_unless(is_over: impl Fn() -> bool) -> Result<Self> {
         let (user, pid) = (runtime::namespace("user")?, runtime::namespace("pid")?);
         let name = format!("{user}-{pid}");
@@ -73,10 +77,10 @@ impl Registry {
         Self::lock_in(find, is_over)
     }
 
-    /// Locks the registry in the directory that `find` gives, which is asked again if that was
-    /// removed meanwhile. Gives up waiting when `is_over` says so.
+    /// Locks the registry in the directory that `find` returns. Calls `find` again if the directory
+    /// was removed meanwhile. Stops waiting when `is_over` returns true.
     fn lock_in(find: impl Fn() -> Result<Arc<Dir>>, is_over: impl Fn() -> bool) -> Result<Self> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + LOCK_LIMIT;
         let mut pause = FIRST_PAUSE;
         loop {
             let error = match find().and_then(Self::try_lock) {
@@ -101,7 +105,7 @@ impl Registry {
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .custom_flags(WARILY)
+            .custom_flags(UNTRUSTED)
             .open(dir.at(LOCK))
             .and_then(regular)
             .map_err(|error| Error::path("open", &shown, &error))?;
@@ -125,11 +129,11 @@ impl Registry {
         }
     }
 
-    /// The holders that are alive. Each is looked at only when it is asked for: so who needs one
-    /// holder needs as long beside hundreds as beside one.
+    /// The holders that are alive. A holder's file is read when the iterator reaches it, so finding
+    /// one holder takes no longer beside hundreds of sessions.
     pub(super) fn holders(&self) -> impl Iterator<Item = Holder> {
         let names = self.dir.names().unwrap_or_default().into_iter();
-        names.filter_map(|name| living(name.parse().ok()?, &self.dir.at(&name)))
+        names.filter_map(|name| living_holder(name.parse().ok()?, &self.dir.at(&name)))
     }
 
     /// Registers this process as a holder.
@@ -137,7 +141,7 @@ impl Registry {
         let pid = process::id();
         let name = pid.to_string();
         let started = runtime::start_time(pid).unwrap_or(0);
-        // A file of that name is not this process's. It may be a FIFO, so it is not opened.
+        // A file of that name was left by another process. It may be a FIFO, so it is not opened.
         let _ = fs::remove_file(self.dir.at(&name));
         let text = format!("{started} {user} {net}\n");
         OpenOptions::new()
@@ -153,9 +157,12 @@ impl Registry {
 }
 
 impl Drop for Registry {
-    /// Without holders there is nothing to register.
+    /// Removes the registry if it has no holders.
     fn drop(&mut self) {
-        if !self.dir.sweep(|pid, path| living(pid, path).is_some()) {
+        if !self
+            .dir
+            .sweep(|pid, path| living_holder(pid, path).is_some())
+        {
             let _ = fs::remove_file(self.dir.at(LOCK));
             self.dir.remove();
         }
@@ -174,11 +181,11 @@ impl Drop for Registration {
         if self.pid != process::id() {
             return;
         }
-        // Whoever has the lock is a holder, and cleans up when it goes: so this one need not wait
-        // for it, unless it is the last.
+        // The process that has the lock is a holder, and cleans up when it ends. So this one need
+        // not wait for the lock, unless it is the last holder.
         let lock = |is_over| Registry::lock_in(|| Ok(Arc::clone(&self.dir)), || is_over);
         let registry = lock(true);
-        // What cannot be removed is removed by the next who finds it stale.
+        // If the file cannot be removed, the next process that sees it stale removes it.
         let _ = fs::remove_file(self.dir.at(&self.pid.to_string()));
         let names = || self.dir.names().unwrap_or_default();
         if registry.is_err() && !names().iter().any(|name| name != LOCK) {
@@ -187,27 +194,27 @@ impl Drop for Registration {
     }
 }
 
-/// The holder of which a file tells, if it is alive.
-fn living(pid: u32, path: &Path) -> Option<Holder> {
+/// The holder that a file describes, if it is alive.
+fn living_holder(pid: u32, path: &Path) -> Option<Holder> {
     let holder = read_holder(pid, path);
     holder.filter(|holder| runtime::start_time(pid) == Some(holder.started))
 }
 
-/// What a holder's file says; `None` if it is none.
+/// Reads a holder's file; `None` if it is not one.
 fn read_holder(pid: u32, path: &Path) -> Option<Holder> {
     let mut options = OpenOptions::new();
-    let opened = options.read(true).custom_flags(WARILY).open(path);
+    let opened = options.read(true).custom_flags(UNTRUSTED).open(path);
     let file = opened.and_then(regular).ok()?;
     let mut text = String::new();
     file.take(MAX_TEXT).read_to_string(&mut text).ok()?;
     parse(pid, &text)
 }
 
-/// The file, if it is a regular one.
+/// The file, if it is a regular file.
 fn regular(file: File) -> io::Result<File> {
     match file.metadata()?.is_file() {
         true => Ok(file),
-        false => Err(io::Error::other("it is no regular file; remove it")),
+        false => Err(io::Error::other("it is not a regular file; remove it")),
     }
 }
 
@@ -221,7 +228,7 @@ fn parse(pid: u32, text: &str) -> Option<Holder> {
     })
 }
 
-/// Whether the lock in a directory is this file.
+/// Whether the file that is named `lock` in a directory is this file.
 fn is_in(lock: &File, dir: &Dir) -> bool {
     let (locked, named) = (lock.metadata(), fs::symlink_metadata(dir.at(LOCK)));
     locked

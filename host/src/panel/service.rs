@@ -1,45 +1,45 @@
-//! Orders on the panel for a process that plugins have entered, and that no supervisor stands
-//! behind.
+//! The panel service: executes orders for a process that loads plugins and has no supervisor
+//! (`vde_plug`).
 //!
-//! Such a process cannot fork: a plugin may have started threads. So before it loads any it forks a
-//! service, which has one thread and no plugin, and carries out the orders that come over a
-//! channel. It takes the panel at the first order, and ends with the channel: when the [`Service`]
-//! is dropped, or its process dies. Signals that are meant for the process as a whole it leaves to
-//! that.
+//! Such a process cannot fork, because a plugin may have started threads. So it forks the service
+//! before it loads a plugin. The service has one thread and no plugin. It executes the orders that
+//! come over a channel, and takes over the panel when the first one comes. It ends when the channel
+//! closes: the [`Service`] was dropped, or the process died. It ignores the signals that end the
+//! process, which reach the whole process group.
 
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid, setsid};
 
-use super::{Orders, Panel, answer, nobody_keeps};
+use super::{Panel, PanelClient, answer, no_successor};
 use crate::error::{EXIT_FAILURE, Result};
 use crate::ipc::{Channel, Received, Reply, Request, malformed};
 use crate::sys::child::{Child, end_all, exit_child};
 use crate::sys::process::detach;
 use crate::sys::signals;
 
-/// How long it may take to carry out an order; then it hangs, and the plug goes on without the
-/// panel. Longer than the registry's lock may take.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// How long the service may take to execute an order. After that the process goes on without the
+/// panel. Longer than the wait for the registry's lock.
+const EXECUTION_LIMIT: Duration = Duration::from_secs(15);
 
-/// How long it may take to end.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// How long the service may take to end before it is killed.
+const END_LIMIT: Duration = Duration::from_secs(2);
 
-/// The service of this process.
+/// This process's panel service.
 #[derive(Debug)]
-pub struct Service {
-    orders: Orders,
+pub(crate) struct Service {
+    client: PanelClient,
     /// `None` once it has ended.
     process: Option<Child>,
 }
 
 impl Service {
-    /// Starts it. For processes that no plugin has entered.
+    /// Starts the service. The calling process must not have loaded a plugin.
     ///
     /// # Errors
     /// There are too many processes or descriptors.
-    pub fn start() -> Result<Self> {
+    pub(crate) fn start() -> Result<Self> {
         let (channel, theirs) = Channel::pair()?;
         let parent = getpid();
         let Some(process) = Child::fork()? else {
@@ -47,30 +47,30 @@ impl Service {
             exit_child(|| serve(&theirs, parent).map_or(EXIT_FAILURE, |()| 0));
         };
         Ok(Self {
-            orders: Orders::over(channel, Some(PATIENCE)),
+            client: PanelClient::over(channel, Some(EXECUTION_LIMIT)),
             process: Some(process),
         })
     }
 
-    /// The way to it.
-    pub fn orders(&self) -> Orders {
-        self.orders
+    /// Sends orders to it.
+    pub(crate) fn client(&self) -> PanelClient {
+        self.client
     }
 
     /// Reaps the process if it has ended. Call it at SIGCHLD.
-    pub fn reap(&mut self) {
+    pub(crate) fn reap(&mut self) {
         self.process.take_if(|process| process.reap().is_some());
     }
 }
 
 impl Drop for Service {
     fn drop(&mut self) {
-        self.orders.close();
-        end_all(self.process.take(), FAREWELL);
+        self.client.close();
+        end_all(self.process.take(), END_LIMIT);
     }
 }
 
-/// The life of the service.
+/// The service's main loop.
 fn serve(channel: &Channel<Reply, Request>, parent: Pid) -> Result<()> {
     let ignored = [
         Signal::SIGHUP,
@@ -79,8 +79,8 @@ fn serve(channel: &Channel<Reply, Request>, parent: Pid) -> Result<()> {
         Signal::SIGTERM,
     ];
     ignored.into_iter().for_each(signals::ignore);
-    // It must keep neither a terminal nor a pipe open. A group leader, which is none, could not
-    // leave its session.
+    // The service must keep neither a terminal nor a pipe open. It is not a group leader, so this
+    // cannot fail.
     let _ = setsid();
     detach()?;
     signals::follow_parent(parent)?;
@@ -95,7 +95,7 @@ fn serve(channel: &Channel<Reply, Request>, parent: Pid) -> Result<()> {
                 answer(held, channel, &order)?;
             }
             Received::Message(Request::StoreFd, _) => {
-                channel.send(&Reply::Failed(nobody_keeps()), &[])?;
+                channel.send(&Reply::Failed(no_successor()), &[])?;
             }
             Received::Malformed(why) => channel.send(&Reply::Failed(malformed(why)), &[])?,
             Received::Closed => return Ok(()),

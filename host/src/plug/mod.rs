@@ -2,8 +2,9 @@
 //!
 //! The near end is a VNL. The far end is a second VNL, a command, or this process's own standard
 //! input and output. The plug opens both, moves frames between them, and ends when a stream ends or
-//! a signal comes. A VNL that breaks is opened again ([`reconnecting`](crate::worker::reconnecting)).
-//! With the plug go its sockets, its command and its pid file.
+//! a signal comes. A VNL that breaks is opened again
+//! ([`reconnecting`](crate::worker::reconnecting)). With the plug go its sockets, its command and
+//! its pid file.
 //!
 //! In the background (`-d`) a child opens the ends and reports over a channel, so that the parent's
 //! exit status is true.
@@ -298,7 +299,7 @@ impl Plug<'_> {
             mtu: 0,
             panel_address: None,
         };
-        let orders = control.service.as_ref().map(Service::orders);
+        let orders = control.service.as_ref().map(Service::client);
         let opener = Opener::new(self.plugins.clone(), no_interface, orders, None);
         let wait = self.cli.links.wait.unwrap_or_default();
         let name = vnl.clone();

@@ -25,7 +25,7 @@ use vdens_plugin_kit::{Bridge, Capabilities, HostPort, Link, Manifest, OpenOptio
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ipc::Order;
-use crate::panel::{self, Executed, Orders, nobody_keeps};
+use crate::panel::{self, Executed, PanelClient, no_successor};
 use crate::plugins::loader;
 use crate::plugins::search::SearchPath;
 
@@ -87,7 +87,7 @@ pub struct Opener(&'static Services);
 struct Services {
     library: &'static Library,
     port: HostPort,
-    panel: Option<Orders>,
+    panel: Option<PanelClient>,
     /// The descriptor that the link's previous worker stored.
     kept: Mutex<Option<OwnedFd>>,
     /// How many links this one is nested in.
@@ -108,10 +108,10 @@ impl Opener {
     /// An opener for one link. `port` is the host's side of the link. `panel` sends orders to the
     /// process that executes them on the panel. `kept` is the descriptor that the link's previous
     /// worker stored.
-    pub fn new(
+    pub(crate) fn new(
         plugins: Plugins,
         port: HostPort,
-        panel: Option<Orders>,
+        panel: Option<PanelClient>,
         kept: Option<OwnedFd>,
     ) -> Self {
         let library = Box::leak(Box::new(Library {
@@ -206,7 +206,7 @@ impl Library {
 
 impl Services {
     fn order(&self, order: Order) -> Result<Executed> {
-        self.panel.ok_or_else(no_panel)?.give(order)
+        self.panel.ok_or_else(no_panel)?.execute(order)
     }
 }
 
@@ -269,7 +269,7 @@ impl HostServices for Services {
         // One descriptor can be stored, and it is the outermost link's.
         match (self.panel, self.level) {
             (Some(orders), 0) => orders.store_fd(fd),
-            _ => Err(nobody_keeps()),
+            _ => Err(no_successor()),
         }
     }
 

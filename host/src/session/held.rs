@@ -197,7 +197,8 @@ impl HeldLink {
         Ok(())
     }
 
-    /// Holds the next of the taps that the namespace child has made, unless the interface is a port.
+    /// Holds the next of the taps that the namespace child has made, unless the interface is a
+    /// port.
     pub(super) fn take_tap(
         &mut self,
         taps: &mut impl Iterator<Item = OwnedFd>,

@@ -2,8 +2,8 @@
 //!
 //! It forks the namespace child and a worker for each interface. When the links are open it has the
 //! interfaces made: on the panel where the link wants that, else as taps by the namespace child. It
-//! gives each worker its side of the link. When all links have settled, it tells the namespace child
-//! to execute the command.
+//! gives each worker its side of the link. When all links have settled, it tells the namespace
+//! child to execute the command.
 //!
 //! From then on it supervises: it executes the workers' requests, pings the workers, and starts
 //! those again that end. It holds the interfaces, so a worker that dies costs its link the carrier

@@ -28,7 +28,7 @@ const KILLED: Duration = Duration::from_secs(1);
 
 /// How a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
+pub(crate) enum Exit {
     /// By itself, with this status.
     Status(i32),
     /// By a signal.
@@ -37,7 +37,7 @@ pub enum Exit {
 
 impl Exit {
     /// The exit status that a shell reports: 128 + n for signal n.
-    pub fn code(self) -> i32 {
+    pub(crate) fn code(self) -> i32 {
         match self {
             Self::Status(status) => status,
             Self::Signal(signal) => 128 + signal as i32,
@@ -56,7 +56,7 @@ impl fmt::Display for Exit {
 
 /// A child process. Dropping it neither ends nor reaps the process.
 #[derive(Debug)]
-pub struct Child {
+pub(crate) struct Child {
     pid: Pid,
     pidfd: OwnedFd,
     /// How it ended, once it is reaped.
@@ -64,12 +64,12 @@ pub struct Child {
 }
 
 impl Child {
-    /// Forks; `None` in the child. For processes that have one thread and have loaded no plugin: the
-    /// child inherits no lock that another thread holds.
+    /// Forks; `None` in the child. For processes that have one thread and have loaded no plugin:
+    /// the child inherits no lock that another thread holds.
     ///
     /// # Errors
     /// There are too many processes or descriptors.
-    pub fn fork() -> Result<Option<Self>> {
+    pub(crate) fn fork() -> Result<Option<Self>> {
         // SAFETY: callers have one thread, so the child may do anything.
         let ForkResult::Parent { child: pid } =
             unsafe { fork() }.map_err(system("start a process"))?
@@ -92,12 +92,12 @@ impl Child {
     }
 
     /// Its process id.
-    pub fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         self.pid
     }
 
     /// How it ended, if it has been reaped.
-    pub fn exit(&self) -> Option<Exit> {
+    pub(crate) fn exit(&self) -> Option<Exit> {
         self.exit
     }
 
@@ -105,7 +105,7 @@ impl Child {
     ///
     /// # Errors
     /// ESRCH: it has ended and is reaped.
-    pub fn signal(&self, signal: Signal) -> nix::Result<()> {
+    pub(crate) fn signal(&self, signal: Signal) -> nix::Result<()> {
         let (fd, signal) = (self.pidfd.as_raw_fd(), signal as i32);
         let info = std::ptr::null::<libc::siginfo_t>();
         // SAFETY: the call reads no memory: without information about the sender the kernel fills
@@ -115,14 +115,14 @@ impl Child {
     }
 
     /// Kills it.
-    pub fn kill(&self) {
+    pub(crate) fn kill(&self) {
         // It may have ended by itself.
         let _ = self.signal(Signal::SIGKILL);
     }
 
     /// Waits for its end, until `deadline` if there is one. Does not reap it, so its process group
     /// keeps its number.
-    pub fn has_ended_by(&self, deadline: Option<Instant>) -> bool {
+    pub(crate) fn has_ended_by(&self, deadline: Option<Instant>) -> bool {
         loop {
             let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
             match wait(&mut fds, deadline) {
@@ -134,7 +134,7 @@ impl Child {
     }
 
     /// Waits for its end, until `deadline` if there is one, and reaps it. `None` if it goes on.
-    pub fn wait(&mut self, deadline: Option<Instant>) -> Option<Exit> {
+    pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> Option<Exit> {
         if self.exit.is_none() && self.has_ended_by(deadline) {
             let id = Id::PIDFd(self.pidfd.as_fd());
             self.exit = Some(match waitid(id, WaitPidFlag::WEXITED) {
@@ -148,7 +148,7 @@ impl Child {
     }
 
     /// Reaps it if it has ended.
-    pub fn reap(&mut self) -> Option<Exit> {
+    pub(crate) fn reap(&mut self) -> Option<Exit> {
         self.wait(Some(Instant::now()))
     }
 }
@@ -170,7 +170,7 @@ fn open_pidfd(pid: Pid) -> nix::Result<OwnedFd> {
 }
 
 /// Waits for children that were asked to end, for `limit` at most, and kills those that are left.
-pub fn end_all(children: impl IntoIterator<Item = Child>, limit: Duration) {
+pub(crate) fn end_all(children: impl IntoIterator<Item = Child>, limit: Duration) {
     let mut left: Vec<Child> = children.into_iter().collect();
     let mut wait_for = |limit| {
         let deadline = Instant::now() + limit;
@@ -190,7 +190,7 @@ pub fn end_all(children: impl IntoIterator<Item = Child>, limit: Duration) {
 /// Reaps the processes that have ended but for those that are `known`, to their holders. A process
 /// has children that it has not forked when another program was executed as `vdens`, or when it is
 /// process 1 of a container.
-pub fn reap_strangers(is_known: impl Fn(Pid) -> bool) {
+pub(crate) fn reap_strangers(is_known: impl Fn(Pid) -> bool) {
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     // A known child that has ended since is reaped at the SIGCHLD that is pending for it, and the
     // strangers behind it then.
@@ -202,7 +202,7 @@ pub fn reap_strangers(is_known: impl Fn(Pid) -> bool) {
 }
 
 /// Runs a child's life and ends the process, without what the parent registered for its own end.
-pub fn exit_child(life: impl FnOnce() -> i32) -> ! {
+pub(crate) fn exit_child(life: impl FnOnce() -> i32) -> ! {
     let status = catch_unwind(AssertUnwindSafe(life)).unwrap_or(EXIT_FAILURE);
     // SAFETY: _exit ends the process and touches no memory.
     unsafe { libc::_exit(status) }

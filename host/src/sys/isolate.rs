@@ -44,7 +44,7 @@ static LIVE: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 
 /// How a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum End {
     /// By itself, with this status.
     Exited(i32),
     /// By a signal.
@@ -57,7 +57,7 @@ pub enum End {
 
 /// What is known of a child that has ended.
 #[derive(Debug)]
-pub struct Fate {
+pub(crate) struct Fate {
     /// Its output.
     pub said: Vec<u8>,
     /// How it ended.
@@ -69,7 +69,7 @@ pub struct Fate {
 
 /// A running child.
 #[derive(Debug)]
-pub struct Isolated {
+pub(crate) struct Isolated {
     child: Child,
     pipe: File,
 }
@@ -80,7 +80,7 @@ impl Isolated {
     ///
     /// # Errors
     /// There are too many processes or descriptors.
-    pub fn start(life: impl FnOnce(File)) -> Result<Self> {
+    pub(crate) fn start(life: impl FnOnce(File)) -> Result<Self> {
         let (from, to) = pipe2(OFlag::O_CLOEXEC).map_err(system("make a pipe"))?;
         let parent = getpid();
         set_child_subreaper(true).map_err(system("become the reaper of orphans"))?;
@@ -110,7 +110,7 @@ impl Isolated {
     }
 
     /// Waits for its end, until `deadline` at the latest.
-    pub fn finish(mut self, deadline: Instant) -> Fate {
+    pub(crate) fn finish(mut self, deadline: Instant) -> Fate {
         let mut said = Vec::new();
         let mut bytes = [0; 4096];
         while said.len() <= MAX_OUTPUT && self.has_output_by(deadline) {

@@ -1,14 +1,14 @@
 //! What the kernel offers, in the host's terms.
 
-pub mod child;
-pub mod environment;
+pub(crate) mod child;
+pub(crate) mod environment;
 pub mod interface;
-pub mod isolate;
+pub(crate) mod isolate;
 pub mod netlink;
 pub mod privilege;
 pub mod process;
-pub mod runtime;
-pub mod signals;
-pub mod trusted_path;
-pub mod user_namespace;
-pub mod watchdog;
+pub(crate) mod runtime;
+pub(crate) mod signals;
+pub(crate) mod trusted_path;
+pub(crate) mod user_namespace;
+pub(crate) mod watchdog;

@@ -1,13 +1,13 @@
-//! Configures interfaces over rtnetlink (RFC 3549, rtnetlink(7)): state, MTU, MAC address, addresses
-//! and default routes. For the panel it also makes, plugs and lists virtual interfaces.
+//! Configures interfaces over rtnetlink (RFC 3549, rtnetlink(7)): state, MTU, MAC address,
+//! addresses and default routes. For the panel it also makes, plugs and lists virtual interfaces.
 //!
-//! A [`Netlink`] sends one blocking request at a time, and the kernel acknowledges each. A socket acts
-//! on the network namespace in which it was opened, whichever namespace its user is in. Therefore
-//! interfaces are named in the requests, and never looked up with a call of the C library, which would
-//! search the caller's namespace.
+//! A [`Netlink`] sends one blocking request at a time, and the kernel acknowledges each. A socket
+//! acts on the network namespace in which it was opened, whichever namespace its user is in.
+//! Therefore interfaces are named in the requests, and never looked up with a call of the C
+//! library, which would search the caller's namespace.
 //!
-//! Each request has a number, which its replies carry (netlink(7), `nlmsg_seq`). Messages with another
-//! number are skipped, for example the rest of a dump that failed.
+//! Each request has a number, which its replies carry (netlink(7), `nlmsg_seq`). Messages with
+//! another number are skipped, for example the rest of a dump that failed.
 
 use std::cell::Cell;
 use std::io;
@@ -39,22 +39,22 @@ use crate::error::{Error, Result, system};
 /// An Ethernet address, in transmission order.
 pub type Mac = [u8; 6];
 
-/// The MTU of everything on the panel, in bytes: whatever a member's own interface takes gets
-/// through.
+/// The MTU of all interfaces on the panel, in bytes: it never limits what a member's own interface
+/// sends.
 const PANEL_MTU: u32 = 65_535;
 
-/// The longest frame of a TCP stream that the kernel can have, in bytes (GSO_MAX_SIZE in
+/// The length of the kernel's longest TCP super-frame, in bytes (GSO_MAX_SIZE in
 /// linux/netdevice.h).
 const MAX_GSO_SIZE: u32 = 8 * 65_535;
 
 /// The most addresses that a bridge learns: as many as a switch's own table holds (`CAPACITY` in
-/// plugins/fabric/src/fdb.rs). They take 16 MB, which the kernel accounts to nobody.
+/// plugins/fabric/src/fdb.rs). They take 16 MB, which the kernel accounts to no process.
 const MAX_LEARNED: u32 = 131_072;
 
 /// The UDP port of VXLAN (RFC 7348, section 8).
 const VXLAN_PORT: u16 = 4789;
 
-/// The group of the interfaces that are to be deleted together; the others are in group 0.
+/// The group of the interfaces that are about to be deleted together. All others are in group 0.
 const DOOMED: u32 = 1;
 
 /// The longest datagram that the kernel sends, in bytes (netlink_recvmsg in
@@ -124,17 +124,19 @@ impl Netlink {
         self.set_link(message, || format!("set the MTU of {interface} to {mtu}"))
     }
 
-    /// Makes TCP over IPv4 send frames as long as the kernel can have them on an interface (BIG
-    /// TCP); before Linux 6.3 it has no effect.
+    /// Makes TCP over IPv4 send the longest super-frames of the kernel on an interface (BIG TCP).
+    /// Before Linux 6.3 it has no effect.
     ///
     /// # Errors
-    /// As for [`Netlink::set_up`], or the interface cannot, as a tap cannot.
+    /// As for [`Netlink::set_up`], or the interface does not support it; a tap does not.
     pub fn set_big_tcp(&self, interface: &str) -> Result<()> {
         let mut message = named(interface);
         message
             .attributes
             .push(LinkAttribute::GsoIpv4MaxSize(MAX_GSO_SIZE));
-        self.set_link(message, || format!("make {interface} take longer frames"))
+        self.set_link(message, || {
+            format!("make {interface} take longer super-frames")
+        })
     }
 
     /// Sets an interface's Ethernet address.
@@ -149,8 +151,8 @@ impl Netlink {
         self.set_link(message, || format!("set the address of {interface}"))
     }
 
-    /// Gives an interface an address and its network's route. An IPv6 address is usable at once: it
-    /// is not checked for duplicates.
+    /// Adds an address and the route to its network. An IPv6 address is usable at once, because the
+    /// kernel is told not to check for duplicates.
     ///
     /// # Errors
     /// As for [`Netlink::set_up`].
@@ -189,7 +191,7 @@ impl Netlink {
     /// Makes `gateway` the default router of its address family.
     ///
     /// # Errors
-    /// No interface reaches it, or the kernel refuses.
+    /// No interface is in the gateway's network, or the kernel refuses.
     pub fn add_default_route(&self, gateway: IpAddr) -> Result<()> {
         let mut message = RouteMessage::default();
         message.header.address_family = family(gateway);
@@ -223,8 +225,8 @@ impl Netlink {
         self.set_link(message, || format!("set {interface} down"))
     }
 
-    /// Makes an interface a port of a bridge, from which nothing is kept but pause frames, or of
-    /// none.
+    /// Makes an interface a port of a bridge, or of no bridge. The port forwards all frames but
+    /// pause frames, which no setting makes a bridge forward.
     ///
     /// # Errors
     /// There is no such interface or bridge, or the kernel refuses.
@@ -242,7 +244,7 @@ impl Netlink {
         if bridge.is_none() {
             return Ok(());
         }
-        // LACP too, which the mask of a whole bridge cannot have; pause frames neither can.
+        // With LACP frames, which only the mask of a port can have, not the mask of a bridge.
         let options = vec![InfoBridgePort::GroupFwdMask(0xfffd)];
         let mut message = named(interface);
         message.attributes.push(LinkAttribute::LinkInfo(vec![
@@ -252,11 +254,11 @@ impl Netlink {
         self.request(RouteNetlinkMessage::NewLink(message), 0, action)
     }
 
-    /// Makes a transparent bridge and sets it up: no spanning tree, no delay, no multicast snooping, not through
-    /// iptables unless its network namespace says otherwise, of the largest MTU. Addresses are
-    /// forgotten after `ageing` seconds, or never learned if that is 0, so that all frames are
-    /// flooded. It learns `MAX_LEARNED` addresses at most and floods frames to others. One that
-    /// exists is left as it is.
+    /// Makes a transparent bridge and sets it up. It has no spanning tree, no forwarding delay, no
+    /// multicast snooping, and the largest MTU. It does not pass frames through iptables unless its
+    /// network namespace says otherwise. It forgets addresses after `ageing` seconds. If that is 0
+    /// it learns none, and floods all frames. It learns `MAX_LEARNED` addresses at most and floods
+    /// frames to others. A bridge that exists is left as it is.
     ///
     /// # Errors
     /// The kernel has no bridges, or refuses.
@@ -285,10 +287,10 @@ impl Netlink {
         }
     }
 
-    /// Makes a bridge keep VLANs apart.
+    /// Makes a bridge filter VLANs.
     ///
     /// # Errors
-    /// The kernel's bridges cannot, or there is no such bridge.
+    /// The kernel's bridges do not support it, or there is no such bridge.
     pub fn set_vlan_filtering(&self, bridge: &str) -> Result<()> {
         let mut message = named(bridge);
         let options = vec![InfoBridge::VlanFiltering(true)];
@@ -300,10 +302,10 @@ impl Netlink {
         self.request(request, 0, || format!("filter VLANs on {bridge}"))
     }
 
-    /// Makes a VXLAN interface (RFC 7348) of the network `vni`.
+    /// Makes a VXLAN interface (RFC 7348) for the network `vni`.
     ///
     /// # Errors
-    /// The kernel has no VXLAN, the name is taken, or it refuses.
+    /// The kernel has no VXLAN, the name is taken, or the kernel refuses.
     pub fn add_vxlan(&self, name: &str, vni: u32) -> Result<()> {
         let mut message = named(name);
         let options = vec![InfoVxlan::Id(vni), InfoVxlan::Port(VXLAN_PORT)];
@@ -314,11 +316,11 @@ impl Netlink {
         self.add_link(message, || format!("make the VXLAN interface {name}"))
     }
 
-    /// Makes a pair of virtual Ethernet interfaces: `name` here, of the number `index`, which
-    /// passes on whatever comes, and `peer` in another network namespace.
+    /// Makes a pair of virtual Ethernet interfaces: `name` here, with the given index and the
+    /// largest MTU, and `peer` in another network namespace.
     ///
     /// # Errors
-    /// The kernel has no veth, a name is taken, or it refuses.
+    /// The kernel has no veth, a name is taken, or the kernel refuses.
     pub fn add_veth(
         &self,
         name: &str,
@@ -326,33 +328,38 @@ impl Netlink {
         peer: &str,
         namespace: BorrowedFd<'_>,
     ) -> Result<()> {
+        // The kernel would make a queue, with files in sysfs, for each processor. Without a
+        // queueing discipline they are of no use.
+        let one_queue = [LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)];
         let mut far = named(peer);
+        far.attributes.extend(one_queue.clone());
         far.attributes
             .push(LinkAttribute::NetNsFd(namespace.as_raw_fd()));
         let mut message = named(name);
         message.header.index = index;
-        message.attributes.push(LinkAttribute::Mtu(PANEL_MTU));
-        message
-            .attributes
-            .push(LinkAttribute::GsoIpv4MaxSize(MAX_GSO_SIZE));
-        message.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Veth),
-            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(far))),
-        ]));
+        message.attributes.extend(one_queue);
+        message.attributes.extend([
+            LinkAttribute::Mtu(PANEL_MTU),
+            LinkAttribute::GsoIpv4MaxSize(MAX_GSO_SIZE),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Veth),
+                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(far))),
+            ]),
+        ]);
         self.add_link(message, || format!("make the interface {peer}"))
     }
 
-    /// Deletes an interface; one that is not there is fine.
+    /// Deletes an interface, if it exists.
     ///
     /// # Errors
     /// The kernel refuses.
     pub fn delete(&self, interface: &str) -> Result<()> {
         let message = RouteNetlinkMessage::DelLink(named(interface));
-        present(self.request(message, 0, || format!("delete {interface}")))
+        if_present(self.request(message, 0, || format!("delete {interface}")))
     }
 
-    /// Deletes interfaces together: the kernel waits for those that still look at them once for
-    /// all, for tens of milliseconds, instead of once for each. Those that are not there are fine.
+    /// Deletes interfaces together, as far as they exist. The kernel waits tens of milliseconds for
+    /// the readers of deleted interfaces; together, it waits only once.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -366,13 +373,13 @@ impl Netlink {
         let mut names = Vec::new();
         for LinkView { index, name, .. } in links {
             names.push(name.as_str());
-            present(self.set_link(group(*index), || format!("delete {name}")))?;
+            if_present(self.set_link(group(*index), || format!("delete {name}")))?;
         }
         if names.is_empty() {
             return Ok(());
         }
         let message = RouteNetlinkMessage::DelLink(group(0));
-        present(self.request(message, 0, || format!("delete {}", names.join(", "))))
+        if_present(self.request(message, 0, || format!("delete {}", names.join(", "))))
     }
 
     /// All interfaces of the namespace.
@@ -384,7 +391,7 @@ impl Netlink {
             .map_err(|error| Error::io("list interfaces", &error))
     }
 
-    /// The number of an interface.
+    /// The index of an interface.
     fn index(&self, interface: &str) -> Result<u32> {
         let links = self.get_links(named(interface), NLM_F_ACK);
         let links = links.and_then(|links| links.into_iter().next().ok_or(Errno::ENODEV.into()));
@@ -426,8 +433,8 @@ impl Netlink {
             .map_err(|error| Error::io(action(), &error))
     }
 
-    /// Sends a request, gives `take` the messages of the reply, and waits for its end: an
-    /// acknowledgement, an error, or the end of a dump.
+    /// Sends a request, passes the messages of the reply to `take`, and waits for the end of the
+    /// reply: an acknowledgement, an error, or the end of a dump.
     fn exchange(
         &self,
         message: RouteNetlinkMessage,
@@ -455,7 +462,7 @@ impl Netlink {
     }
 }
 
-/// The messages of a datagram that reply to the request of number `sequence`. Others are not
+/// The messages of a datagram that reply to the request with the number `sequence`. Others are not
 /// decoded.
 fn replies(
     datagram: &[u8],
@@ -493,14 +500,14 @@ fn undecodable(error: impl std::error::Error + Send + Sync + 'static) -> io::Err
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
-/// What is seen of an interface.
+/// The part of an interface's description that the panel needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LinkView {
-    /// Its number in its namespace.
+    /// Its index in its namespace.
     pub index: u32,
     /// Its name.
     pub name: String,
-    /// The number of the bridge that it is a port of.
+    /// The index of the bridge that it is a port of.
     pub bridge: Option<u32>,
 }
 
@@ -531,8 +538,8 @@ fn serialize(message: RouteNetlinkMessage, flags: u16, sequence: u32) -> Vec<u8>
     bytes
 }
 
-/// What was done to an interface, unless that is gone, which is fine.
-fn present(outcome: Result<()>) -> Result<()> {
+/// The outcome of a change to an interface. It is no error if the interface does not exist.
+fn if_present(outcome: Result<()>) -> Result<()> {
     match outcome {
         Err(error) if error.errno == libc::ENODEV => Ok(()),
         outcome => outcome,
@@ -600,7 +607,7 @@ mod tests {
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(named(name)))
     }
 
-    /// A connection to a kernel that answers each request with the next of `answers`.
+    /// A connection to a kernel that answers each request with the next one of `answers`.
     fn answered_by(answers: Vec<Answer>) -> Netlink {
         let kind = SockType::Datagram;
         let family = socket::AddressFamily::Unix;
@@ -646,7 +653,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_of_a_dump_answers_no_other_request() {
+    fn the_rest_of_a_failed_dump_is_skipped() {
         let netlink = answered_by(vec![
             |n| {
                 let first = [encode(interface("a"), n), encode(error(libc::ENOBUFS), n)].concat();
@@ -665,7 +672,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_an_error() {
+    fn a_malformed_message_is_an_error() {
         for datagram in [&[0; 8][..], &[0; 16], &[255; 20]] {
             let all: Vec<_> = replies(datagram, 0).collect();
             assert!(matches!(&all[..], [Err(_)]), "{all:?}");

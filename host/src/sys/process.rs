@@ -36,9 +36,9 @@ pub fn detach() -> Result<()> {
         .map_err(system("detach from the terminal"))
 }
 
-/// From this size on, in bytes, the allocator maps memory for each allocation. So the part of a batch
-/// that is never used takes no memory, and freed memory returns to the kernel at once. It is the
-/// value that the GNU allocator starts with, and raises unless it is set (mallopt(3)).
+/// From this size on, in bytes, the allocator maps memory for each allocation. So the part of a
+/// batch that is never used takes no memory, and freed memory returns to the kernel at once. It is
+/// the value that the GNU allocator starts with, and raises unless it is set (mallopt(3)).
 #[cfg(target_env = "gnu")]
 const MAPPED: libc::c_int = 128 << 10;
 
@@ -52,13 +52,25 @@ pub fn map_large_allocations() {
     }
 }
 
-/// Returns freed memory to the kernel, for example after a plugin is loaded. The allocator would keep
-/// it as long as the process lives.
+/// How far below the caller the stack is given back, in bytes. Starting and loading a plugin reach
+/// half as far.
+const STACK: usize = 128 << 10;
+
+/// Returns unused memory to the kernel, for example after a plugin is loaded: what the allocator
+/// has freed, and the pages of the stack below the caller. Both would stay as long as the process
+/// lives. For a process's first thread, whose stack is much larger than [`STACK`].
+#[inline(never)]
 pub fn give_back_memory() {
-    // SAFETY: it takes the allocator's own locks, and touches no memory that is in use.
-    #[cfg(target_env = "gnu")]
+    let frame = 0_u8;
+    // SAFETY: malloc_trim takes the allocator's own locks, and touches no memory that is in use.
+    // The stack below this frame holds no value; its page and the next one stay for the call of
+    // madvise itself. The kernel skips pages that were never touched.
     unsafe {
+        #[cfg(target_env = "gnu")]
         libc::malloc_trim(0);
+        let page = libc::sysconf(libc::_SC_PAGESIZE) as usize;
+        let start = ((&raw const frame).addr() & !(page - 1)) - page - STACK;
+        libc::madvise(start as *mut libc::c_void, STACK, libc::MADV_DONTNEED);
     }
 }
 

@@ -25,7 +25,7 @@ use crate::error::{Error, ErrorKind, Result};
 const MIN_CHECKED: usize = 8;
 
 /// The directory, which need not exist.
-pub fn base() -> PathBuf {
+pub(crate) fn base() -> PathBuf {
     let of_login = || PathBuf::from(format!("/run/user/{}", geteuid()));
     let named = absolute_variable("XDG_RUNTIME_DIR").unwrap_or_else(of_login);
     match is_private(&named) {
@@ -41,7 +41,7 @@ fn in_tmp() -> PathBuf {
 
 /// Warns if the runtime directory that the environment names does not exist: processes that were
 /// started with another one are not found.
-pub fn complain_of_environment() {
+pub(crate) fn complain_of_environment() {
     const NAME: &str = "XDG_RUNTIME_DIR";
     if let Some(dir) = absolute_variable(NAME).filter(|dir| !dir.exists()) {
         log::warn!(
@@ -53,18 +53,19 @@ pub fn complain_of_environment() {
 }
 
 /// Warns if the runtime directory cannot be used, and of the consequence.
-pub fn complain() {
+pub(crate) fn complain() {
     if let Err(error) = Dir::open(base())
         && error.kind == ErrorKind::Permission
     {
-        let cost = "your processes do not find each other: frames between them go through user space, and vdectl status does not show them";
+        let cost = "your processes do not find each other: frames between them go through user \
+                    space, and vdectl status does not show them";
         log::warn!("{}, so {cost}; {}", error.message, error.hint);
     }
 }
 
 /// A directory that belongs to the user and is closed to others, held by its descriptor.
 #[derive(Debug)]
-pub struct Dir {
+pub(crate) struct Dir {
     file: File,
     /// Its path when it was opened: for messages, and for its own name.
     path: PathBuf,
@@ -76,7 +77,7 @@ impl Dir {
     /// # Errors
     /// It cannot be made or is not private. [`ErrorKind::NotFound`]: another process has just
     /// removed it.
-    pub fn runtime() -> Result<Self> {
+    pub(crate) fn runtime() -> Result<Self> {
         let base = base();
         Self::make(&base, base.clone()).map_err(|error| match base.parent() {
             // No process of this program removes and makes the directory above, so waiting does not
@@ -91,7 +92,7 @@ impl Dir {
 
     /// The directories in which this user's processes may be: not all need have been started with
     /// the same environment.
-    pub fn all() -> Vec<Self> {
+    pub(crate) fn all() -> Vec<Self> {
         let mut places = vec![base(), in_tmp()];
         places.dedup();
         places
@@ -104,7 +105,7 @@ impl Dir {
     ///
     /// # Errors
     /// As for [`Dir::runtime`].
-    pub fn make_dir(&self, name: &str) -> Result<Self> {
+    pub(crate) fn make_dir(&self, name: &str) -> Result<Self> {
         Self::make(&self.at(name), self.path.join(name))
     }
 
@@ -112,17 +113,17 @@ impl Dir {
     ///
     /// # Errors
     /// It does not exist or is not private.
-    pub fn dir(&self, name: &str) -> Result<Self> {
+    pub(crate) fn dir(&self, name: &str) -> Result<Self> {
         Self::look(&self.at(name), self.path.join(name))
     }
 
     /// A path to `name` in it that leads through its descriptor, even if the directory was renamed.
-    pub fn at(&self, name: &str) -> PathBuf {
+    pub(crate) fn at(&self, name: &str) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}/{name}", self.file.as_raw_fd()))
     }
 
     /// The path of `name` in it for messages.
-    pub fn shown(&self, name: &str) -> PathBuf {
+    pub(crate) fn shown(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
@@ -130,7 +131,7 @@ impl Dir {
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn names(&self) -> Result<Vec<String>> {
+    pub(crate) fn names(&self) -> Result<Vec<String>> {
         let cannot = |error| Error::path("read", &self.path, &error);
         let entries = fs::read_dir(self.at(".")).map_err(cannot)?;
         let names = entries.flatten().map(|entry| entry.file_name());
@@ -140,11 +141,11 @@ impl Dir {
     /// Removes what dead processes have left. `lives` decides that from the process id that is a
     /// file's name and from its path. Returns whether a process is left.
     ///
-    /// It checks `MIN_CHECKED` files, and more only until it finds a process. So it takes as long beside
-    /// hundreds of processes as beside a few, and the last process removes everything. Each process
-    /// starts at another file. If one file in `MIN_CHECKED` is stale, each process finds one, so there
-    /// are never many more.
-    pub fn sweep(&self, lives: impl Fn(u32, &Path) -> bool) -> bool {
+    /// It checks `MIN_CHECKED` files, and more only until it finds a process. So it takes as long
+    /// beside hundreds of processes as beside a few, and the last process removes everything. Each
+    /// process starts at another file. If one file in `MIN_CHECKED` is stale, each process finds
+    /// one, so there are never many more.
+    pub(crate) fn sweep(&self, lives: impl Fn(u32, &Path) -> bool) -> bool {
         // A directory that cannot be read cannot be swept.
         let mut names = self.names().unwrap_or_default();
         let start = process::id() as usize % names.len().max(1);
@@ -168,9 +169,9 @@ impl Dir {
         is_used
     }
 
-    /// Removes it if it is empty, and then the runtime directory above it likewise. Returns whether it
-    /// was removed.
-    pub fn remove(&self) -> bool {
+    /// Removes it if it is empty, and then the runtime directory above it likewise. Returns whether
+    /// it was removed.
+    pub(crate) fn remove(&self) -> bool {
         let (Some(base), Some(name)) = (self.path.parent(), self.path.file_name()) else {
             return false;
         };
@@ -222,12 +223,12 @@ impl Dir {
 }
 
 /// Whether a directory exists, belongs to this user, and is closed to others.
-pub fn is_private(dir: &Path) -> bool {
+pub(crate) fn is_private(dir: &Path) -> bool {
     fs::symlink_metadata(dir).is_ok_and(|meta| fault(&meta).is_none())
 }
 
 /// Why a file is not a private directory, as a clause to follow its name.
-pub fn fault(meta: &Metadata) -> Option<String> {
+pub(crate) fn fault(meta: &Metadata) -> Option<String> {
     let uid = meta.uid();
     if !meta.is_dir() {
         Some("which is not a directory".into())
@@ -241,7 +242,7 @@ pub fn fault(meta: &Metadata) -> Option<String> {
 }
 
 /// What to do about a fault of the directory at `path`.
-pub fn remedy(path: &Path, meta: &Metadata) -> String {
+pub(crate) fn remedy(path: &Path, meta: &Metadata) -> String {
     let path = path.display();
     match meta.is_dir() && meta.uid() == geteuid().as_raw() {
         true => format!("chmod 0700 {path}"),
@@ -253,16 +254,16 @@ pub fn remedy(path: &Path, meta: &Metadata) -> String {
 ///
 /// # Errors
 /// /proc is not mounted.
-pub fn namespace(kind: &str) -> Result<u64> {
+pub(crate) fn namespace(kind: &str) -> Result<u64> {
     let path = PathBuf::from(format!("/proc/self/ns/{kind}"));
     let meta = fs::metadata(&path);
     meta.map(|meta| meta.ino())
         .map_err(|error| Error::path("look at", &path, &error))
 }
 
-/// When a process started, in clock ticks since boot: field 22 of /proc/PID/stat (proc(5)), counted behind the name in brackets. `None`
-/// if it has ended, even if nobody has taken note of that yet.
-pub fn start_time(pid: u32) -> Option<u64> {
+/// When a process started, in clock ticks since boot: field 22 of /proc/PID/stat (proc(5)), counted
+/// behind the name in brackets. `None` if it has ended, even if nobody has taken note of that yet.
+pub(crate) fn start_time(pid: u32) -> Option<u64> {
     // One call reads what is needed, and much more: the name has 64 bytes at most, a number 20.
     let mut stat = [0; 1024];
     let length = File::open(format!("/proc/{pid}/stat"))
@@ -312,7 +313,7 @@ mod tests {
         for name in ["file", "link"] {
             let error = base.dir(name).unwrap_err().to_string();
             assert!(
-                error.contains("which is no directory; sudo rm -r"),
+                error.contains("which is not a directory; sudo rm -r"),
                 "{error}"
             );
         }

@@ -27,7 +27,7 @@ const HANDLED: [Signal; 5] = [
 
 /// Handled signals, blocked and readable.
 #[derive(Debug)]
-pub struct Signals {
+pub(crate) struct Signals {
     fd: SignalFd,
     original: SigSet,
 }
@@ -38,7 +38,7 @@ impl Signals {
     ///
     /// # Errors
     /// The system has no descriptors left.
-    pub fn block() -> Result<Self> {
+    pub(crate) fn block() -> Result<Self> {
         default(Signal::SIGCHLD);
         let mut set = SigSet::empty();
         HANDLED.into_iter().for_each(|signal| set.add(signal));
@@ -51,7 +51,7 @@ impl Signals {
     }
 
     /// The next signal that has come in, if any.
-    pub fn next(&self) -> Option<Signal> {
+    pub(crate) fn next(&self) -> Option<Signal> {
         let info = self.fd.read_signal().ok().flatten()?;
         Signal::try_from(info.ssi_signo.cast_signed()).ok()
     }
@@ -60,7 +60,7 @@ impl Signals {
     ///
     /// # Errors
     /// Never on Linux.
-    pub fn restore(&self) -> Result<()> {
+    pub(crate) fn restore(&self) -> Result<()> {
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.original), None)
             .map_err(system("restore the signal mask"))
     }
@@ -73,7 +73,7 @@ impl AsFd for Signals {
 }
 
 /// Whether a blocked signal that should end this process has come and was not read yet.
-pub fn end_is_pending() -> bool {
+pub(crate) fn end_is_pending() -> bool {
     let pending = pending();
     let mut ending = HANDLED
         .into_iter()
@@ -82,7 +82,7 @@ pub fn end_is_pending() -> bool {
 }
 
 /// Whether a blocked signal that this process handles has come and was not read yet.
-pub fn is_pending() -> bool {
+pub(crate) fn is_pending() -> bool {
     let pending = pending();
     HANDLED.into_iter().any(|signal| pending.contains(signal))
 }
@@ -98,7 +98,7 @@ fn pending() -> SigSet {
 }
 
 /// Ignores a signal in this process and in the children it forks.
-pub fn ignore(signal: Signal) {
+pub(crate) fn ignore(signal: Signal) {
     let action = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
     // SAFETY: ignoring a signal runs no handler.
     if let Err(errno) = unsafe { sigaction(signal, &action) } {
@@ -107,7 +107,7 @@ pub fn ignore(signal: Signal) {
 }
 
 /// Lets a signal do again what it does by default.
-pub fn default(signal: Signal) {
+pub(crate) fn default(signal: Signal) {
     let action = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     // SAFETY: the default action runs no handler.
     if let Err(errno) = unsafe { sigaction(signal, &action) } {
@@ -123,7 +123,7 @@ const CLEANUP: u32 = 2;
 ///
 /// # Errors
 /// The parent has exited already.
-pub fn follow_parent(parent: Pid) -> Result<()> {
+pub(crate) fn follow_parent(parent: Pid) -> Result<()> {
     extern "C" fn set_alarm(_: libc::c_int) {
         // SAFETY: alarm is async-signal-safe and touches no memory.
         unsafe { libc::alarm(CLEANUP) };

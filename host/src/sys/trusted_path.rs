@@ -43,7 +43,7 @@ const LOOK: OFlag = OFlag::O_PATH
 
 /// A file or directory whose path only trusted users can change.
 #[derive(Debug)]
-pub struct Trusted(Step);
+pub(crate) struct Trusted(Step);
 
 /// A directory, link or file on the path.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl Trusted {
     ///
     /// # Errors
     /// Others can change it, or it cannot be found.
-    pub fn file(path: &Path) -> Result<Self> {
+    pub(crate) fn file(path: &Path) -> Result<Self> {
         let end = walk(path)?;
         match end.meta.is_file() {
             true => Ok(Self(end.closed()?)),
@@ -71,12 +71,12 @@ impl Trusted {
     ///
     /// # Errors
     /// Others can change it, or it cannot be found.
-    pub fn directory(path: &Path) -> Result<Self> {
+    pub(crate) fn directory(path: &Path) -> Result<Self> {
         walk(path)?.closed().map(Self)
     }
 
     /// The path without symbolic links.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0.path
     }
 
@@ -85,7 +85,7 @@ impl Trusted {
     ///
     /// # Errors
     /// It leads elsewhere.
-    pub fn check_unchanged(&self) -> Result<()> {
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
         // The number is not given to another file, because this one is held open.
         let id = |meta: &Metadata| (meta.dev(), meta.ino());
         let named = fs::symlink_metadata(self.path());

@@ -25,7 +25,7 @@ const LEAVING: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// The kernel or a limit does not allow it; the hint says which setting decides.
-pub fn unshare_mapped(flags: CloneFlags) -> Result<()> {
+pub(crate) fn unshare_mapped(flags: CloneFlags) -> Result<()> {
     let ids = (geteuid(), getegid());
     unshare(flags).map_err(no_namespace)?;
     write_map("setgroups", "deny")?;
@@ -33,12 +33,12 @@ pub fn unshare_mapped(flags: CloneFlags) -> Result<()> {
     write_map("gid_map", &format!("{0} {0} 1", ids.1))
 }
 
-/// As [`unshare_mapped`], but where there are too many namespaces it waits for room. The kernel still
-/// counts those of a panel that this process has left a moment ago.
+/// As [`unshare_mapped`], but where there are too many namespaces it waits for room. The kernel
+/// still counts those of a panel that this process has left a moment ago.
 ///
 /// # Errors
 /// As for [`unshare_mapped`].
-pub fn unshare_when_there_is_room(flags: CloneFlags) -> Result<()> {
+pub(crate) fn unshare_when_there_is_room(flags: CloneFlags) -> Result<()> {
     let deadline = Instant::now() + LEAVING;
     loop {
         match unshare_mapped(flags) {
@@ -55,7 +55,7 @@ pub fn unshare_when_there_is_room(flags: CloneFlags) -> Result<()> {
 }
 
 /// Whether an error says that there are too many namespaces.
-pub fn is_crowded(error: &Error) -> bool {
+pub(crate) fn is_crowded(error: &Error) -> bool {
     error.errno == libc::ENOSPC
 }
 
@@ -76,7 +76,7 @@ fn write_map(file: &str, text: &str) -> Result<()> {
 }
 
 /// Adds a hint at AppArmor to an error, if it restricts user namespaces.
-pub fn blame_apparmor(error: Error) -> Error {
+pub(crate) fn blame_apparmor(error: Error) -> Error {
     match apparmor_restricts() {
         true => error.hint(APPARMOR_HINT),
         false => error,
@@ -89,7 +89,7 @@ const APPARMOR_HINT: &str = "AppArmor forbids it: \
 
 /// A kernel setting that is a number, by its path below /proc/sys; `None` if this kernel does not
 /// have it.
-pub fn sysctl(name: &str) -> Option<u64> {
+pub(crate) fn sysctl(name: &str) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/sys/{name}")).ok()?;
     text.trim().parse().ok()
 }
@@ -125,16 +125,18 @@ fn no_namespace(errno: Errno) -> Error {
     }
     match errno {
         Errno::ENOSPC => error.hint(
-            "too many namespaces, or nested too deeply: see user.max_user_namespaces and its siblings",
+            "too many namespaces, or nested too deeply: see user.max_user_namespaces and the other \
+             user.max_*_namespaces",
         ),
         Errno::EPERM if sysctl("kernel/unprivileged_userns_clone") == Some(0) => {
             error.hint("sudo sysctl kernel.unprivileged_userns_clone=1")
         }
         Errno::EPERM | Errno::EACCES if apparmor_restricts() => error.hint(APPARMOR_HINT),
-        Errno::EPERM if is_filtered() => error.hint(
-            "a container's seccomp filter may forbid it: allow unshare(CLONE_NEWUSER) there",
-        ),
-        Errno::EPERM => error.hint("not possible in a chroot, nor where a security module forbids it"),
+        Errno::EPERM if is_filtered() => error
+            .hint("a container's seccomp filter may forbid it: allow unshare(CLONE_NEWUSER) there"),
+        Errno::EPERM => {
+            error.hint("not possible in a chroot, nor where a security module forbids it")
+        }
         _ => error,
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! The thread passes each signal on to the poll loop. A plugin that does not return from a call
 //! keeps the loop from handling it. So after a signal that ends the process, the thread waits for
-//! that for a while, and then ends the process itself. What the plugins have made stays behind then,
-//! because no other thread can take it from them.
+//! that for a while, and then ends the process itself. What the plugins have made stays behind
+//! then, because no other thread can take it from them.
 //!
-//! Signals are blocked ([`Signals::block`]) before the process makes anything that it removes at its
-//! end. The thread starts when the process has forked for the last time.
+//! Signals are blocked ([`Signals::block`]) before the process makes anything that it removes at
+//! its end. The thread starts when the process has forked for the last time.
 
 use std::fs::File;
 use std::io::Write;
@@ -31,14 +31,14 @@ const CLEANUP: u32 = 1;
 
 /// The poll loop's end of the pipe from the thread.
 #[derive(Debug)]
-pub struct Watchdog(OwnedFd);
+pub(crate) struct Watchdog(OwnedFd);
 
 impl Watchdog {
     /// Starts the thread, which calls `cleanup` before it ends the process.
     ///
     /// # Errors
     /// There are too many threads or descriptors.
-    pub fn start(signals: Signals, cleanup: impl FnOnce() + Send + 'static) -> Result<Self> {
+    pub(crate) fn start(signals: Signals, cleanup: impl FnOnce() + Send + 'static) -> Result<Self> {
         let flags = OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
         let (from, to) = pipe2(flags).map_err(system("make a pipe"))?;
         thread::Builder::new()
@@ -49,7 +49,7 @@ impl Watchdog {
     }
 
     /// The next signal that has come in, if any.
-    pub fn next(&self) -> Option<Signal> {
+    pub(crate) fn next(&self) -> Option<Signal> {
         let mut number = [0];
         let read = read(&self.0, &mut number).ok()?;
         (read == 1).then(|| Signal::try_from(i32::from(number[0])).ok())?
@@ -83,8 +83,8 @@ fn watch(signals: &Signals, mut to: File, cleanup: impl FnOnce()) {
     alarm::set(CLEANUP);
     cleanup();
     log::error!(
-        "a plugin hangs after signal {ending}: exiting without cleanup; the next process that opens \
-         the same VNL removes what is left, for example a switch's directory"
+        "a plugin hangs after signal {ending}: exiting without cleanup; the next process that \
+         opens the same VNL removes what is left, for example a switch's directory"
     );
     // SAFETY: _exit ends the process and touches no memory.
     unsafe { libc::_exit(128 + ending as i32) }

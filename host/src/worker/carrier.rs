@@ -4,8 +4,8 @@
 //! that is undone before then is lost, and the namespace's protocols never see it. Then stations
 //! that replaced others at the far end are sent frames for the others' Ethernet addresses, for as
 //! long as a neighbour's entry lasts. Since Linux 6.8 the kernel catches up when a process asks for
-//! the interface's state (`ETHTOOL_GLINK`, `linux/ethtool.h`). So the worker asks for it after every
-//! change, through a socket of the namespace.
+//! the interface's state (`ETHTOOL_GLINK`, `linux/ethtool.h`). So the worker asks for it after
+//! every change, through a socket of the namespace.
 
 use std::ffi::c_char;
 use std::io;
@@ -58,7 +58,8 @@ impl LinkWatch {
         self.0.try_clone().map(Self)
     }
 
-    /// Makes the kernel catch up. The interface may be renamed or deleted, so a failure is expected.
+    /// Makes the kernel catch up. The interface may be renamed or deleted, so a failure is
+    /// expected.
     fn catch_up(&self, interface: &str) {
         let mut state = EthtoolValue {
             command: ETHTOOL_GLINK,

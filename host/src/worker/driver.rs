@@ -1,5 +1,5 @@
-//! The driver: opens links with retries, runs the pump between two of them, and meanwhile serves the
-//! process's control.
+//! The driver: opens links with retries, runs the pump between two of them, and meanwhile serves
+//! the process's control.
 //!
 //! Both a link worker and `vde_plug` are driven by it. They differ in their [`Control`]: the
 //! supervisor's channel, or signals and the socket of `vdectl status`.

@@ -1,10 +1,10 @@
 //! A link worker: the process that serves one interface, and in which one VNL's plugin lives.
 //!
-//! The worker opens the VNL and reports that to the supervisor. The supervisor answers with the near
-//! side of the link: a tap in the namespace, or a port of the panel. Then the worker moves frames
-//! between the two until its channel closes. While the VNL is broken or not open yet, the interface
-//! has no carrier ([`reconnecting`]). Any other failure ends the process, and the supervisor starts
-//! another.
+//! The worker opens the VNL and reports that to the supervisor. The supervisor answers with the
+//! near side of the link: a tap in the namespace, or a port of the panel. Then the worker moves
+//! frames between the two until its channel closes. While the VNL is broken or not open yet, the
+//! interface has no carrier ([`reconnecting`]). Any other failure ends the process, and the
+//! supervisor starts another.
 //!
 //! Between frames the worker answers the supervisor, which pings it once a second. A plugin that
 //! does not return from a call is found by the missing answers.
@@ -31,7 +31,7 @@ use vdens_plugin_kit::{HostPort, Link, OpenOptions, PanelAddress};
 use crate::error::{EXIT_FAILURE, Result};
 use crate::ipc::status::Report;
 use crate::ipc::{Channel, FromWorker, Received, Reply, Request, ToWorker, malformed};
-use crate::panel::{Orders, PanelPort};
+use crate::panel::{PanelClient, PanelPort};
 use crate::plugins::host_services::{Opener, Plugins};
 use crate::sys::process::{give_back_memory, map_large_allocations};
 use crate::sys::signals::{self, Signals};
@@ -88,7 +88,7 @@ impl Near {
 
 /// The life of a worker; `stored` is the descriptor that the worker before it had stored. Returns
 /// the exit status.
-pub fn run(
+pub(crate) fn run(
     job: &Job,
     channels: Channels,
     stored: Option<OwnedFd>,
@@ -99,7 +99,7 @@ pub fn run(
     // The terminal's signals are for the command: a session of its own keeps them away.
     let _ = setsid();
     let Channels { control, orders } = channels;
-    let orders = Orders::to_supervisor(orders);
+    let orders = PanelClient::to_supervisor(orders);
     let port = HostPort {
         interface: job.interface.clone(),
         mtu: job.mtu,
@@ -133,7 +133,7 @@ pub fn run(
 struct Worker<'a> {
     job: &'a Job,
     opener: Opener,
-    orders: Orders,
+    orders: PanelClient,
     /// Where the supervisor asks.
     channel: Channel<FromWorker, ToWorker>,
 }

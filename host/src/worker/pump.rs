@@ -1,18 +1,18 @@
 //! The data plane of a worker: frames between two links, in both directions.
 //!
 //! Each direction owns a batch. It receives when the batch is empty and the source is readable, and
-//! sends until the batch is empty again. When the sink's queue is full, it waits for the sink alone:
-//! the source's own queue fills and its senders slow down, as on a cable. A shared source, a switch,
-//! is never made to wait: what the sink does not take is dropped and counted.
+//! sends until the batch is empty again. When the sink's queue is full, it waits for the sink
+//! alone: the source's own queue fills and its senders slow down, as on a cable. A shared source, a
+//! switch, is never made to wait: what the sink does not take is dropped and counted.
 //!
-//! Each link is told that the link at the other side takes all offloads, whether it does or not. The
-//! batch of each direction is in an offload [`Converter`], which does in user space what the sink needs
-//! done.
+//! Each link is told that the link at the other side takes all offloads, whether it does or not.
+//! The batch of each direction is in an offload [`Converter`], which does in user space what the
+//! sink needs done.
 //!
-//! After each call of a link, the pump compares the link's state with the one that the opposite link
-//! was told last, and passes it on when it has changed. The loop stops with an [`Event`]: a state
-//! has changed, the control descriptor is readable, it is the time that the caller set, or a link
-//! broke. After all but the last it can be run again, and nothing is lost.
+//! After each call of a link, the pump compares the link's state with the one that the opposite
+//! link was told last, and passes it on when it has changed. The loop stops with an [`Event`]: a
+//! state has changed, the control descriptor is readable, it is the time that the caller set, or a
+//! link broke. After all but the last it can be run again, and nothing is lost.
 //!
 //! While frames follow each other closely, the pump stays awake between them (`busy_poll`). It
 //! counts frames and bytes in plain numbers.
@@ -172,7 +172,8 @@ impl<'a> Pump<'a> {
         }
     }
 
-    /// Tells each link the other's state, and lets each do what it has to do at once. Call it first.
+    /// Tells each link the other's state, and lets each do what it has to do at once. Call it
+    /// first.
     ///
     /// # Errors
     /// A link broke: its side, and why.

@@ -252,8 +252,8 @@ impl Reconnecting {
         }
     }
 
-    /// Ends the trial if frames flow: one has come, or the kernel carries them. Announces the end of
-    /// an outage then, or when the transport has been open for [`PROOF`].
+    /// Ends the trial if frames flow: one has come, or the kernel carries them. Announces the end
+    /// of an outage then, or when the transport has been open for [`PROOF`].
     fn prove(&mut self, has_received: bool) {
         let state = self.state();
         let Transport::Open { trial, .. } = &mut self.transport else {
@@ -288,8 +288,8 @@ fn pause_after(failures: u32) -> Duration {
 }
 
 /// The level to log a failure to open at. A far end that is not there yet is expected. A refusal is
-/// not: waiting does not end it. It is logged when it differs from the one logged last, and not more
-/// often than every [`QUIET`].
+/// not: waiting does not end it. It is logged when it differs from the one logged last, and not
+/// more often than every [`QUIET`].
 fn level_of(error: &Error, last: &mut Option<(String, Instant)>) -> Level {
     if error.kind != ErrorKind::Permission {
         return Level::Debug;

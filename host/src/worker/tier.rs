@@ -1,8 +1,8 @@
 //! Which tier of the data plane a link is on, and why not a better one.
 //!
 //! The states of the pump's two links decide the tier; the link's status adds the reason. Each
-//! change is logged in one line at level info. Two ends take a moment to negotiate, so a lesser tier
-//! is logged only when it has lasted for `SETTLING`.
+//! change is logged in one line at level info. Two ends take a moment to negotiate, so a lesser
+//! tier is logged only when it has lasted for `SETTLING`.
 
 use std::time::{Duration, Instant};
 

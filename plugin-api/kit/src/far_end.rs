@@ -569,3 +569,139 @@ impl<S: AsFd + Send> Link for DatagramLink<S> {
         self.far_end.wants_panel()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Batch, ErrorKind, VnetHeader};
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use std::os::fd::OwnedFd;
+
+    type End = DatagramLink<OwnedFd>;
+
+    const TAKES_ALL: State = State {
+        offloads: Offloads::ALL,
+        ..State::UP
+    };
+
+    /// TCP over IPv4, to be cut.
+    const TSO: VnetHeader = VnetHeader {
+        flags: 1,
+        gso_type: 1,
+        hdr_len: 54,
+        gso_size: 1000,
+        csum_start: 34,
+        csum_offset: 16,
+    };
+
+    fn sockets() -> (OwnedFd, OwnedFd) {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap()
+    }
+
+    fn link(socket: OwnedFd) -> End {
+        let own = geteuid().as_raw();
+        let host = Host::without_services();
+        DatagramLink::new(socket, Cable::default(), Some(own), host)
+    }
+
+    /// The lengths of the frames that a link has received.
+    fn receive(link: &mut End) -> Result<Vec<usize>> {
+        let mut batch = Batch::new();
+        link.recv(&mut batch.rx())?;
+        let frames = batch.tx(0);
+        Ok(frames.frames().map(|frame| frame.bytes().len()).collect())
+    }
+
+    fn send_all(link: &mut End, frames: &[(VnetHeader, usize)]) -> (usize, u64) {
+        let mut batch = Batch::new();
+        for (header, len) in frames {
+            assert!(batch.rx().push_offloaded(*header, &vec![1; *len]));
+        }
+        let sent = link.send(&mut batch.tx(0)).unwrap();
+        (sent, batch.take_dropped())
+    }
+
+    fn negotiate(a: &mut End, b: &mut End) {
+        for _ in 0..4 {
+            assert!(receive(a).unwrap().is_empty() && receive(b).unwrap().is_empty());
+        }
+        assert!(a.far_end().is_proven() && b.far_end().is_proven());
+    }
+
+    #[test]
+    fn two_links_of_ours_send_super_frames() {
+        let (a, b) = sockets();
+        let (mut a, mut b) = (link(a), link(b));
+        let plain = VnetHeader::default();
+        assert_eq!(send_all(&mut a, &[(plain, 60), (plain, 9235)]), (2, 1));
+        assert_eq!(receive(&mut b).unwrap(), [60]);
+        negotiate(&mut a, &mut b);
+        assert_eq!(a.state(), State::UP);
+        assert_eq!(a.status().max_mtu, Some(MAX_LEGACY_MTU));
+        b.other_side(TAKES_ALL);
+        negotiate(&mut a, &mut b);
+        assert_eq!((a.state(), b.state()), (TAKES_ALL, State::UP));
+        let frames = [(TSO, 60_000), (plain, 60), (plain, 20_000)];
+        assert_eq!(send_all(&mut a, &frames), (3, 0));
+        assert_eq!(receive(&mut b).unwrap(), [60_000, 60, 20_000]);
+        assert_eq!(a.status().reason, "this end is not on the panel");
+        drop(b);
+        assert_eq!(receive(&mut a).unwrap_err().kind, ErrorKind::Closed);
+    }
+
+    #[test]
+    fn a_legacy_program_is_sent_frames_alone() {
+        let (a, b) = sockets();
+        let mut a = link(a);
+        a.other_side(TAKES_ALL);
+        assert_eq!(send_all(&mut a, &[(VnetHeader::default(), 60)]), (1, 0));
+        let mut batch = Batch::new();
+        batch.rx().receive_datagrams(&b, 1000).unwrap();
+        let lengths = batch.tx(0);
+        let lengths: Vec<_> = lengths.frames().map(|frame| frame.bytes().len()).collect();
+        assert_eq!(lengths.len(), 2, "a hello and the frame: {lengths:?}");
+        assert!(receive(&mut a).unwrap().is_empty());
+        assert_eq!(a.state(), State::UP);
+        assert_eq!(a.status().reason, "the peer is a legacy one");
+    }
+
+    #[test]
+    fn a_client_that_was_offered_no_bridge_is_not_plugged() {
+        let address = || {
+            Some(PanelAddress {
+                panel: 7,
+                place: "bridge".into(),
+            })
+        };
+        for (bridge, is_plugged) in [(None, false), (address(), true)] {
+            let (ours, theirs) = sockets();
+            let own = Nonce::new().unwrap();
+            let mark = Mark {
+                panel: 7,
+                nonce: own,
+            };
+            let mut client = FarEnd::client(Some(mark), bridge);
+            client.announce(&ours);
+            let mut negotiation = Negotiation::as_client(own);
+            let mut bytes = [0; MAX_MESSAGE];
+            let fd = theirs.as_raw_fd();
+            while let Ok(len) = recv(fd, &mut bytes, MsgFlags::MSG_DONTWAIT) {
+                negotiation.receive(&bytes[..len]);
+            }
+            negotiation.announce(Body::Plugged);
+            let message = negotiation.next_message().unwrap();
+            send(fd, &message, MsgFlags::empty()).unwrap();
+            let mut batch = Batch::new();
+            client.receive(&ours, &mut batch.rx()).unwrap();
+            assert_eq!(client.is_plugged(), is_plugged);
+            send(fd, &[1; 60], MsgFlags::empty()).unwrap();
+            client.receive(&ours, &mut batch.rx()).unwrap();
+            assert_eq!(
+                batch.is_empty(),
+                is_plugged,
+                "a plugged client's are dropped"
+            );
+        }
+    }
+}

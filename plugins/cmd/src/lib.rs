@@ -1,7 +1,8 @@
 //! `cmd://COMMAND`: a vdestream on the standard input and output of a shell command.
 //!
-//! Everything behind `cmd://` belongs to the command, which `/bin/sh -c` runs, so quoting is the shell's. The work
-//! is done by [`CommandStream`]: the command's end breaks the link, and the link's end ends the command.
+//! `/bin/sh -c` runs everything behind `cmd://`, so quoting follows the shell's rules.
+//! [`CommandStream`] does the work: when the command ends, the link breaks, and when the link
+//! closes, it ends the command.
 
 use vdens_plugin_kit::stream::CommandStream;
 use vdens_plugin_kit::{Error, Link, OpenRequest, Result, export_plugin};

@@ -160,8 +160,8 @@ impl Fabric {
         }
     }
 
-    /// Forwards a batch that came in by `source`. Frames for the local port are put into `host`, and
-    /// counted as dropped there if they do not fit. Returns how many frames were refused.
+    /// Forwards a batch that port `source` received. Frames for the local port go into `host`, and
+    /// are counted as dropped there if they do not fit. Returns how many frames were refused.
     pub(crate) fn forward(
         &mut self,
         source: PortId,

@@ -56,8 +56,8 @@ impl Selection {
         Self(self.0 | other.0)
     }
 
-    /// The same selection in a batch that was made from this one's. `origins` has for each frame the
-    /// number of the frame that it was made from.
+    /// The same selection in a batch made from this one's. `origins` has for each frame the number
+    /// of the frame that it was made from.
     pub(crate) fn among(self, origins: &[u8]) -> Self {
         let mut selection = Self::default();
         for (index, origin) in origins.iter().enumerate() {

@@ -155,6 +155,10 @@ impl ClientWarnings {
 /// The switch.
 #[derive(Debug)]
 pub(crate) struct Switch {
+    // Dropped before the ports: a client that loses its port must not find the switch again, and
+    // make a socket in the directory that is about to be removed.
+    listener: UnixListener,
+    _control: Entry,
     kind: Kind,
     host: Host,
     /// How long a station is remembered.
@@ -169,13 +173,11 @@ pub(crate) struct Switch {
     user_ports: usize,
     ingress: Batch,
     applicants: Applicants,
-    listener: UnixListener,
     /// A descriptor to give up when there are no others, so that a client can be turned away.
     spare: Option<File>,
     /// Until when no client is accepted, after the descriptors have run out.
     paused: Option<Instant>,
     warnings: ClientWarnings,
-    _control: Entry,
     directory: Arc<Directory>,
 }
 

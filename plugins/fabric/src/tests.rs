@@ -108,7 +108,8 @@ impl Bench {
         stream
     }
 
-    /// What a new control connection is told after `bytes`: `None` nothing yet, an empty reply its end.
+    /// The answer to `bytes` on a new control connection: `None` if there is none yet, empty if the
+    /// connection was closed.
     fn ask(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
         let mut stream = self.connect();
         stream.write_all(bytes).unwrap();
@@ -288,21 +289,21 @@ fn a_client_of_ours_is_greeted_and_falls_back_to_user_space() {
         "the switch takes everything"
     );
     assert!(negotiation.peer_panel_address().is_none());
-    tell(&ours, &mut negotiation, Body::Declined);
+    announce(&ours, &mut negotiation, Body::Declined);
     ours.send(&frame(BROADCAST, 1, 60));
     bench.run();
     assert_eq!((legacy.drain(), bench.host.len()), (1, 1), "no message");
-    // What a client says is for the switch, a legacy client's too.
+    // A client's messages are for the switch alone, a legacy client's too.
     negotiation.announce(Body::Declined);
     legacy.send(&negotiation.next_message().unwrap());
     bench.run();
-    assert_eq!(ours.drain(), 0, "nobody speaks in the switch's name");
+    assert_eq!(ours.drain(), 0, "no client sends in the switch's name");
 }
 
 /// The description of a client whose nonce is 1.
 const OURS: &str = "ours vdens=4026532345:1";
 
-/// What a client of ours that was described as [`OURS`] learns from what the switch sends first.
+/// The events of a client of ours, described as [`OURS`], after the switch's greetings.
 fn meet(client: &Client) -> (Negotiation, Vec<Event>) {
     let mut negotiation = Negotiation::as_client(Nonce(1));
     let mut events = Vec::new();
@@ -315,14 +316,14 @@ fn meet(client: &Client) -> (Negotiation, Vec<Event>) {
     (negotiation, events)
 }
 
-/// Has a client say something.
-fn tell(client: &Client, negotiation: &mut Negotiation, body: Body) {
+/// Makes a client announce `body`.
+fn announce(client: &Client, negotiation: &mut Negotiation, body: Body) {
     negotiation.announce(body);
-    speak(client, negotiation);
+    send_messages(client, negotiation);
 }
 
-/// Sends what a client has to say.
-fn speak(client: &Client, negotiation: &mut Negotiation) {
+/// Sends a client's messages.
+fn send_messages(client: &Client, negotiation: &mut Negotiation) {
     while let Some(message) = negotiation.next_message() {
         client.send(&message);
         negotiation.message_sent();
@@ -334,7 +335,7 @@ fn super_frames_without_a_frame_are_dropped_and_counted() {
     for kind in [Kind::Switch, Kind::Hub] {
         let mut bench = Bench::of(kind, "");
         let ours = bench.try_plug_as(0, OURS).unwrap();
-        tell(&ours, &mut meet(&ours).0, Body::Declined);
+        announce(&ours, &mut meet(&ours).0, Body::Declined);
         let shortest = SUPER_PREFIX.len() + VNET_HEADER_LEN + MIN_FRAME;
         for len in SUPER_PREFIX.len()..shortest {
             ours.send(&[&SUPER_PREFIX[..], &[0; 100]].concat()[..len]);
@@ -359,7 +360,7 @@ fn a_plugged_client_s_port_is_idle() {
     ours.send(&frame(BROADCAST, 1, 60));
     bench.run();
     assert_eq!((legacy.drain(), bench.stations()), (1, 1));
-    tell(&ours, &mut negotiation, Body::Plugged);
+    announce(&ours, &mut negotiation, Body::Plugged);
     ours.send(&frame(BROADCAST, 1, 60));
     bench.run();
     assert_eq!((legacy.drain(), bench.stations()), (0, 0));
@@ -375,7 +376,7 @@ fn only_a_client_that_was_told_of_the_bridge_is_believed_to_be_plugged_into_it()
     let mut bench = Bench::new("");
     let (legacy, ours) = (bench.plug(), bench.try_plug_as(0, OURS).unwrap());
     let (mut negotiation, _) = meet(&ours);
-    tell(&ours, &mut negotiation, Body::Plugged);
+    announce(&ours, &mut negotiation, Body::Plugged);
     bench.run();
     legacy.send(&frame(BROADCAST, 2, 60));
     bench.run();
@@ -385,7 +386,7 @@ fn only_a_client_that_was_told_of_the_bridge_is_believed_to_be_plugged_into_it()
     let told = bench.try_plug_as(0, OURS).unwrap();
     meet(&told);
     let mut forger = Negotiation::as_switch(Nonce(1), None, Nonce(77));
-    tell(&told, &mut forger, Body::Plugged);
+    announce(&told, &mut forger, Body::Plugged);
     bench.run();
     legacy.send(&frame(BROADCAST, 2, 60));
     bench.run();

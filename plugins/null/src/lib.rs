@@ -1,6 +1,6 @@
-//! `null://`: a link that swallows what is sent and never receives anything.
+//! `null://`: a link that drops all frames and never receives any.
 //!
-//! Its descriptor is an eventfd that nobody ever signals.
+//! Its descriptor is an eventfd that is never signalled.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -24,7 +24,7 @@ impl Link for Null {
         Ok(batch.len())
     }
 
-    /// Nobody minds what is left undone.
+    /// Dropped frames may have anything left undone.
     fn state(&self) -> State {
         State {
             offloads: Offloads::ALL,

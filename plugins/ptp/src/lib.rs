@@ -290,7 +290,7 @@ impl Ptp {
 
     /// Sends the peer the messages that are due.
     fn announce(&mut self) {
-        // If the queue is full, a later tick finds room. If the peer is gone, a tick finds that out.
+        // If the queue is full, a later tick finds room. If the peer is gone, a tick notices.
         if let Some(socket) = self.end.as_ref().and_then(|end| end.peer()) {
             self.far_end.announce(socket);
         }

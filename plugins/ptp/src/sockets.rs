@@ -1,5 +1,5 @@
-//! The sockets of both generations: who is admitted, how they are made and connected, and the errors
-//! that name their paths.
+//! The sockets of both generations: which users are admitted, how sockets are made and connected,
+//! and the errors that name their paths.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;

@@ -21,7 +21,8 @@ use super::{Place, Ptp, sockets};
 
 /// How soon carrier must follow the truth.
 const SOON: Duration = Duration::from_millis(200);
-/// How soon two ends must have found each other: one that was killed and is back before it was missed takes two ticks.
+/// How soon two ends must have found each other. It takes two ticks if one was killed and is back
+/// before the other has noticed.
 const FOUND: Duration = Duration::from_millis(300);
 
 const BOTH: [&str; 2] = ["", "[seqpacket]"];

@@ -1,8 +1,8 @@
 //! `tap://NAME`: a tap interface of the host.
 //!
-//! Without root that is a persistent tap which belongs to the user
-//! (`ip tuntap add mode tap name NAME user USER`). The work is done by [`Tap`]; this module parses the
-//! VNL, and gives a persistent tap back as it was found: with carrier, without offloads.
+//! Without root it is a persistent tap that belongs to the user
+//! (`ip tuntap add mode tap name NAME user USER`). [`Tap`] does the work. This module parses the
+//! VNL, and leaves a persistent tap as it found it: with carrier, without offloads.
 
 use std::os::fd::BorrowedFd;
 

@@ -1,4 +1,4 @@
-//! The plugin, as it was built, tried out by `vdectl plugin check`: both ends of a link, frames of every size.
+//! `vdectl plugin check` on the plugin, as it was built: both ends of a link, frames of all sizes.
 //!
 //! vdectl is looked for beside the plugin, then on the PATH; the variable VDECTL names another.
 

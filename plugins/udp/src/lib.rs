@@ -1,8 +1,8 @@
 //! `udp://[SOURCE:]PORT->DESTINATION:PORT`: a cable through an IP network, one frame a datagram.
 //!
-//! The socket is connected, so the kernel lets only the far end's datagrams in. There is no handshake: nobody can
-//! tell whether the far end is there, and the link always has carrier. Batches and what the kernel does of
-//! them are [`Socket`]'s; this module parses the VNL and picks the addresses.
+//! The socket is connected, so the kernel delivers only the far end's datagrams. There is no
+//! handshake. The link cannot know whether the far end is there, and always has carrier. [`Socket`]
+//! moves the batches; this module parses the VNL and chooses the addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
@@ -13,15 +13,15 @@ use vdens_plugin_kit::{Error, Link, OpenRequest, Result, RxBatch, TxBatch, expor
 
 const KEYS: Keys = Keys::new(&[]);
 
-/// Both ends, as the VNL names them.
+/// The addresses of both ends, as the VNL has them.
 #[derive(Debug, PartialEq, Eq)]
-struct Ends {
-    /// Without a host, the one from which the kernel reaches the far end.
+struct Addresses {
+    /// Without a host, the kernel chooses the address.
     near: (Option<String>, u16),
     far: (String, u16),
 }
 
-impl Ends {
+impl Addresses {
     fn parse(argument: &str) -> Result<Self> {
         let spec = Spec::address_grammar(argument, &KEYS)?;
         spec.no_nested()?;
@@ -52,7 +52,7 @@ impl Ends {
         })
     }
 
-    /// A socket between the first addresses of both ends that go together.
+    /// A socket between the first addresses of both ends that are of one family.
     fn connect(&self) -> Result<UdpSocket> {
         let fars = resolve(&self.far.0, self.far.1)?;
         let nears = match &self.near {
@@ -113,7 +113,7 @@ impl Link for Udp {
 }
 
 fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
-    let ends = Ends::parse(request.argument())?;
+    let ends = Addresses::parse(request.argument())?;
     Ok(Box::new(Udp(Socket::new(ends.connect()?)?)))
 }
 
@@ -128,8 +128,8 @@ mod tests {
     use super::*;
     use vdens_plugin_kit::Batch;
 
-    fn ends(near: (Option<&str>, u16), far: (&str, u16)) -> Ends {
-        Ends {
+    fn ends(near: (Option<&str>, u16), far: (&str, u16)) -> Addresses {
+        Addresses {
             near: (near.0.map(str::to_owned), near.1),
             far: (far.0.to_owned(), far.1),
         }
@@ -145,7 +145,7 @@ mod tests {
                 ends((Some("[::1]"), 1), ("[fe80::1%eth0]", 2)),
             ),
         ] {
-            assert_eq!(Ends::parse(argument).unwrap(), expected);
+            assert_eq!(Addresses::parse(argument).unwrap(), expected);
         }
         for (argument, words) in [
             ("", "no '->'"),
@@ -158,7 +158,7 @@ mod tests {
             ("1->h:2/mtu=1", "unknown key 'mtu'"),
             ("1->h:2{ptp://x}", "unexpected nested VNL"),
         ] {
-            let error = Ends::parse(argument).unwrap_err().to_string();
+            let error = Addresses::parse(argument).unwrap_err().to_string();
             assert!(error.contains(words), "{argument}: {error}");
         }
     }
@@ -178,7 +178,7 @@ mod tests {
                 "cannot find the address of 'no.such.host.invalid'",
             ),
         ] {
-            let error = Ends::parse(argument)
+            let error = Addresses::parse(argument)
                 .unwrap()
                 .connect()
                 .unwrap_err()
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_far_end_is_heard() {
+    fn only_the_far_ends_frames_are_received() {
         let [far, stranger] = [0, 1].map(|_| UdpSocket::bind("127.0.0.1:0").unwrap());
         let near = UdpSocket::bind("127.0.0.1:0")
             .unwrap()

@@ -1,8 +1,8 @@
 //! Asking a switch for a port.
 //!
-//! A named group, and by custom a number, may have a stream socket of its own beside `ctl`; where there
-//! is none, `ctl` serves all. Both connecting and the wait for the answer are bounded: a switch that
-//! is stopped must not stop its clients.
+//! A named group of ports, and by custom a port number, may have a stream socket of its own beside
+//! `ctl`; if there is none, `ctl` serves all. Connecting and the wait for the answer are both
+//! limited: a stopped switch must not stop its clients.
 
 use std::fs::{self, Metadata};
 use std::io::{self, Read};
@@ -25,7 +25,7 @@ use vdens_plugin_kit::{Error, ErrorKind, Result};
 use crate::target::{Port, Target};
 
 /// How long a switch may take to accept, and again to answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
 /// A connection to a switch that has not been asked for anything yet.
 #[derive(Debug)]
@@ -34,9 +34,9 @@ pub(crate) struct Control {
     directory: PathBuf,
     /// The number to ask for, 0 for any.
     port: u32,
-    /// What to say if the switch grants a port though the group that was asked for is not there.
+    /// What to log if the switch grants a port although it has no such group of ports.
     missing: Option<(log::Level, String)>,
-    /// Whose socket it is.
+    /// The socket's metadata, for its owner.
     pub(crate) owner: Metadata,
 }
 
@@ -89,15 +89,15 @@ impl Control {
         }
     }
 
-    /// Who made the switch's socket listen, as the kernel knows.
+    /// The switch's user, as the kernel knows it.
     pub(crate) fn user(&self) -> Result<u32> {
         getsockopt(&self.stream, sockopt::PeerCredentials)
             .map(|peer| peer.uid())
             .map_err(|errno| Error::io("ask whose the switch is", &errno.into()))
     }
 
-    /// Asks for a port for the datagram socket at `socket`. Returns the address of the datagram socket
-    /// that serves it, and the stream whose end means the port's.
+    /// Asks for a port for the datagram socket at `socket`. Returns the address of the port's
+    /// datagram socket, and the stream that ends with the port.
     pub(crate) fn negotiate(
         mut self,
         socket: &Path,
@@ -111,7 +111,7 @@ impl Control {
         };
         let mut reply = [0; REPLY_LEN];
         let request = request.encode()?;
-        // A request is small enough for the empty queue of a new connection to take it whole.
+        // The empty queue of a new connection has room for a whole request.
         let exchange = send(self.stream.as_raw_fd(), &request, MsgFlags::MSG_NOSIGNAL)
             .map_err(io::Error::from)
             .and_then(|_| read_in_time(&mut self.stream, &mut reply));
@@ -140,7 +140,7 @@ impl Control {
             format!(
                 "the switch {} does not answer within {} s",
                 self.directory.display(),
-                PATIENCE.as_secs()
+                ANSWER_LIMIT.as_secs()
             ),
         )
         .hint("its process hangs or is stopped")
@@ -170,9 +170,9 @@ fn is_timeout(error: &io::Error) -> bool {
     )
 }
 
-/// Fills `buffer` before [`PATIENCE`] is over, however slowly the bytes come.
+/// Fills `buffer` within [`ANSWER_LIMIT`], however slowly the bytes come.
 fn read_in_time(stream: &mut UnixStream, mut buffer: &mut [u8]) -> io::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + ANSWER_LIMIT;
     while !buffer.is_empty() {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -196,18 +196,18 @@ fn try_connect(path: &Path) -> io::Result<(UnixStream, Metadata)> {
     }
     let flags = SockFlag::SOCK_CLOEXEC;
     let stream = UnixStream::from(socket(AddressFamily::Unix, SockType::Stream, flags, None)?);
-    // Bounds connect as well: it waits while the switch's queue of connections is full.
-    stream.set_write_timeout(Some(PATIENCE))?;
+    // This limits connect as well, which waits while the switch's queue of connections is full.
+    stream.set_write_timeout(Some(ANSWER_LIMIT))?;
     connect(stream.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok((stream, owner))
 }
 
-/// Says why there is no switch to connect to, and what to do.
-fn explain(directory: &Path, ctl: &Path, error: &io::Error) -> Error {
+/// The error for a switch that cannot be connected to.
+fn explain(directory: &Path, ctl: &Path, cause: &io::Error) -> Error {
     let shown = directory.display();
     let start = format!("start one with: vde_plug null:// switch://{shown}");
-    let errno = error.raw_os_error().unwrap_or(0);
-    let told = |kind, message: String, hint: String| Error {
+    let errno = cause.raw_os_error().unwrap_or(0);
+    let error = |kind, message: String, hint: String| Error {
         kind,
         errno,
         message,
@@ -216,36 +216,36 @@ fn explain(directory: &Path, ctl: &Path, error: &io::Error) -> Error {
     match fs::metadata(directory) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let message = format!("there is no switch directory {shown}");
-            return told(ErrorKind::NotFound, message, start);
+            return error(ErrorKind::NotFound, message, start);
         }
         Ok(found) if !found.is_dir() => {
             let message = format!("{shown} is not a switch: it is not a directory");
             let hint = "name the directory in which the switch has its socket ctl".to_owned();
-            return told(ErrorKind::NotFound, message, hint);
+            return error(ErrorKind::NotFound, message, hint);
         }
         _ => {}
     }
     match Errno::from_raw(errno) {
-        Errno::ENOENT | Errno::ENOTSOCK | Errno::EPROTOTYPE => told(
+        Errno::ENOENT | Errno::ENOTSOCK | Errno::EPROTOTYPE => error(
             ErrorKind::NotFound,
             format!("{shown} is not a switch directory: it has no listening socket ctl"),
             start,
         ),
-        Errno::ECONNREFUSED => told(
+        Errno::ECONNREFUSED => error(
             ErrorKind::NotFound,
-            format!("the switch of {shown} is not running, it has left only its directory behind"),
+            format!("the switch of {shown} is not running; only its directory is left"),
             start,
         ),
-        Errno::EACCES | Errno::EPERM => told(
+        Errno::EACCES | Errno::EPERM => error(
             ErrorKind::Permission,
             format!("no permission to use the switch {shown}"),
             "its owner grants it with the switch's keys mode and group".to_owned(),
         ),
-        Errno::EAGAIN => told(
+        Errno::EAGAIN => error(
             ErrorKind::Busy,
             format!("the switch {shown} accepts no connection"),
             "its process hangs or is stopped".to_owned(),
         ),
-        _ => Error::path("connect to", ctl, error),
+        _ => Error::path("connect to", ctl, cause),
     }
 }

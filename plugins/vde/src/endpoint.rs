@@ -1,13 +1,12 @@
 //! The client's own datagram socket.
 //!
-//! The switch finds it by its path, so it has one: in the switch's directory or, where that cannot be
-//! written, in one of the directories for variable data. The path goes as soon as the two sockets are
-//! connected, or when opening fails.
+//! The switch finds it by its path. The path is in the switch's directory or, if that cannot be
+//! written, in one of the directories for variable data. It is removed as soon as the two sockets
+//! are connected, or when opening fails.
 //!
-//! Permissions are never wider than they must be, at any moment: the socket is bound with 0700, and
-//! opened to the switch's group, or to all, only when the switch runs as another user than this one
-//! and not as root. The directory may belong to somebody else, so the path is never followed
-//! when permissions change, and only removed while it still is this socket.
+//! The permissions are never wider than they must be. The socket is made with mode 0700. It is
+//! opened to the switch's group, or to all, only if the switch runs neither as this user nor as
+//! root.
 
 use std::fs::Metadata;
 use std::io;
@@ -22,14 +21,14 @@ use nix::unistd::{Gid, Uid};
 use vdens_plugin_kit::bound_socket::{Access, BoundSocket};
 use vdens_plugin_kit::{Error, Result, log};
 
-/// Where the path may be when the switch's directory cannot be written.
+/// Where the path may be if the switch's directory cannot be written.
 const FALLBACKS: [&str; 3] = ["/var/run", "/var/tmp", "/tmp"];
 
-/// Names tried in one directory before giving up on it: a killed process of the same id may have left some.
+/// How many names are tried in one directory: a killed process of the same id may have left some.
 const ATTEMPTS: u32 = 100;
 
-/// The send buffer asked for, in bytes: some forty full frames. A switch drops what its next port cannot
-/// take, and TCP slows down sooner, and loses less, when the queue towards the switch is short.
+/// The send buffer asked for, in bytes: some forty full frames. A switch drops frames that another
+/// port cannot take. With a short queue to the switch, TCP slows down sooner and loses less.
 const SEND_BUFFER: usize = 40_000;
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);

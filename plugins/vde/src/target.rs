@@ -1,4 +1,4 @@
-//! What is to be opened: the VNL's keys, with the command line's options behind them.
+//! What to open: the VNL's keys, or else the command line's options.
 
 use std::env;
 use std::path::PathBuf;
@@ -13,13 +13,13 @@ use vdens_plugin_kit::{Error, OpenOptions, Result};
 const KEYS: Keys =
     Keys::new(&["port", "group", "mode", "descr", "description", "user"]).default_key("port");
 
-/// The description of a link that was given none.
+/// The description of a link without one.
 const DEFAULT_DESCRIPTION: &str = "vdens";
 
-/// The port that is wanted.
+/// The port to ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Port {
-    /// Whichever is free.
+    /// Any that is free.
     Any,
     /// This number.
     Number(u32),
@@ -27,7 +27,7 @@ pub(crate) enum Port {
     Group(String),
 }
 
-/// A switch, the port wanted of it, and how the client presents itself.
+/// A switch, the port to ask for, and how the client presents itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) directory: PathBuf,
@@ -38,7 +38,7 @@ pub(crate) struct Target {
     pub(crate) mode: Option<u32>,
     /// What the switch shows for the port; there is room for a mark at its end.
     pub(crate) description: Vec<u8>,
-    /// Whose switch may be joined.
+    /// Which user's switch may be joined.
     pub(crate) user: AllowedUser,
 }
 

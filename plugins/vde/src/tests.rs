@@ -26,13 +26,13 @@ struct FakePort {
     control: UnixStream,
     data: UnixDatagram,
     request: Request,
-    /// The switch's side of the conversation, if it is to be one of ours.
+    /// The switch's side of the negotiation, if it is one of ours.
     negotiation: Option<Negotiation>,
 }
 
 impl FakePort {
-    /// Sends the client what the switch has to say.
-    fn speak(&mut self) {
+    /// Sends the client the switch's messages.
+    fn send_messages(&mut self) {
         while let Some(message) = self
             .negotiation
             .as_mut()
@@ -49,7 +49,7 @@ enum Kind {
     Legacy,
     /// One of ours, with a bridge or none.
     Ours(Option<PanelAddress>),
-    /// A legacy one where another client says this to the client of this nonce.
+    /// A legacy one, where another client sends this to the client of this nonce.
     Beset(fn(Nonce) -> Message),
 }
 
@@ -98,7 +98,7 @@ fn serve_as(directory: &Path, name: &str, kind: Kind) -> JoinHandle<FakePort> {
             Kind::Ours(panel_address) => {
                 port.negotiation =
                     Some(Negotiation::as_switch(Nonce(2), panel_address, mark.nonce));
-                port.speak();
+                port.send_messages();
             }
             Kind::Beset(message) => {
                 port.data.send(&message(mark.nonce).encode()).unwrap();
@@ -178,7 +178,7 @@ fn messages_are_no_frames() {
         if let Some(negotiation) = &mut switch.negotiation {
             negotiation.announce(Body::Declined);
         }
-        switch.speak();
+        switch.send_messages();
         switch.data.send(&[1; 60]).unwrap();
         let mut batch = Batch::new();
         link.recv(&mut batch.rx()).unwrap();
@@ -249,12 +249,12 @@ fn a_switch_of_ours_is_told_what_the_host_takes_and_sent_what_it_takes() {
     let negotiation = switch.negotiation.as_mut().unwrap();
     let event = negotiation.receive(&buffer[..told]);
     assert_eq!(event, Received::Message(Some(Event::Offloads)));
-    assert!(switch.data.recv(&mut buffer).is_err(), "told once");
+    assert!(switch.data.recv(&mut buffer).is_err(), "announced once");
     assert_eq!(link.state(), State::UP, "it takes none so far");
 
     let whole = vec![1; MAX_FRAME];
     negotiation.set_host_offloads(Offloads::ALL);
-    switch.speak();
+    switch.send_messages();
     for datagram in [&wrapped(&whole), &whole[..60].to_vec()] {
         switch.data.send(datagram).unwrap();
     }

@@ -2,15 +2,16 @@
 //!
 //! # Theory of operation
 //!
-//! Every frame on its way to the nested link gets a tag (IEEE 802.1Q, section 9.6): four bytes behind the two
-//! addresses, with the tag protocol identifier and, most significant byte first, three bits of priority, one that is
-//! 0, and twelve of VLAN identifier. Of the frames that come, those with a tag of that VLAN as their outermost
-//! one lose it and go on; all others end here. `qinq` means the identifier of service tags, IEEE 802.1ad.
+//! A frame on its way to the nested link gets a tag (IEEE 802.1Q, section 9.6): four bytes behind
+//! the two addresses. They are the tag protocol identifier and, most significant bit first, three
+//! bits of priority, a zero bit, and twelve bits of VLAN identifier. A received frame whose
+//! outermost tag is of that VLAN loses the tag and passes; all others are dropped. The key `qinq`
+//! selects the identifier of service tags (IEEE 802.1ad).
 //!
-//! Received frames are changed where they lie; frames to be sent are copied into a batch of the link's own, where
-//! there is room for the tag. Nothing else of a frame is touched, so super-frames and frames whose checksum is
-//! still to be completed pass as such: only the offsets in their virtio header move. What the nested link can
-//! take is therefore what this link can. Its carrier is the nested link's too.
+//! Received frames are changed in place. Frames to send are copied into a batch of the link's own,
+//! where there is room for the tag. Nothing else of a frame changes, so super-frames and incomplete
+//! checksums pass; only the offsets in their virtio header move. So this link takes the offloads
+//! that the nested link takes. Its carrier is the nested link's, too.
 
 use std::convert::Infallible;
 use std::os::fd::BorrowedFd;
@@ -23,7 +24,7 @@ use vdens_plugin_kit::{
 
 const KEYS: Keys = Keys::new(&["qinq", "priority"]);
 
-/// Where the tag stands: behind the addresses of destination and source.
+/// The tag's offset: behind the destination and source addresses.
 const TAG_AT: usize = 12;
 const TAG_LEN: usize = 4;
 
@@ -34,7 +35,7 @@ const SERVICE: u16 = 0x88a8;
 /// The bits of a tag that are the VLAN's identifier.
 const VID_MASK: u16 = 0x0fff;
 
-/// What is put in front of a frame's ethertype.
+/// The tag in front of a frame's ethertype.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tag {
     protocol: u16,
@@ -191,7 +192,8 @@ mod tests {
 
     use vdens_plugin_kit::{BATCH_FRAMES, Host, Offloads, OpenOptions, VnetHeader};
 
-    /// A nested link that keeps what it is given, takes no more than `room` frames a call, and gives `coming`.
+    /// A nested link that passes on what it is sent, takes at most `room` frames a call, and
+    /// receives `coming`.
     struct Nested {
         socket: UnixDatagram,
         room: usize,

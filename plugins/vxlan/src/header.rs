@@ -1,5 +1,5 @@
-//! The header in front of each frame (RFC 7348, section 5): flags, 24 bits reserved, 24 bits of network identifier,
-//! 8 bits reserved, most significant byte first.
+//! The header in front of each frame (RFC 7348, section 5): flags, 24 reserved bits, 24 bits of
+//! network identifier, 8 reserved bits, most significant byte first.
 
 /// Its length in bytes.
 pub(crate) const LEN: usize = 8;
@@ -13,7 +13,7 @@ pub(crate) fn encode(vni: u32) -> [u8; LEN] {
     [HAS_VNI, 0, 0, 0, a, b, c, 0]
 }
 
-/// The frame in a datagram of network `vni`. What is reserved is ignored, as the RFC asks for.
+/// The frame in a datagram of network `vni`. Reserved bits are ignored, as the RFC demands.
 pub(crate) fn decode(datagram: &[u8], vni: u32) -> Option<&[u8]> {
     let (header, frame) = datagram.split_first_chunk::<LEN>()?;
     let is_ours = header[0] & HAS_VNI != 0 && header[4..7] == vni.to_be_bytes()[1..];
@@ -35,7 +35,7 @@ mod tests {
         for len in 0..LEN {
             assert_eq!(decode(&datagram[..len], 42), None);
         }
-        // Reserved bits are somebody else's.
+        // Reserved bits may be set.
         (datagram[0], datagram[3], datagram[7]) = (0xff, 1, 1);
         assert_eq!(decode(&datagram, 42), Some(&b"frame"[..]));
         datagram[0] = !HAS_VNI;

@@ -2,14 +2,15 @@
 //!
 //! # Theory of operation
 //!
-//! A frame travels behind a `header` that names its network, in a UDP datagram to the same port everywhere.
-//! With a multicast group, frames for all or for a station that is not known go to the group; whoever sends a
-//! frame is known from then on ([`Fdb`]), and what is for that station goes to its address alone. With a peer
-//! everything goes to the peer, and only what comes from it is heard.
+//! A frame travels in a UDP datagram, behind a `header` that names its network, to the same port at
+//! all ends. With a multicast group, frames for all stations or for an unknown one go to the group.
+//! The sender of a frame is known from then on ([`Fdb`]), and frames for that station go to its
+//! address only. With a peer, all frames go to the peer, and only its frames are received.
 //!
-//! Senders choose their ports freely, for the sake of routers with several ways, so the socket is not connected
-//! and of a sender the address counts. `config` is the VNL, `socket` the socket's set-up; batches and
-//! what the kernel does of them are [`Socket`]'s. There is always carrier: nobody can tell who is there.
+//! Senders choose their source ports freely, so that routers can use several paths. So the socket
+//! is not connected, and of a sender only the address counts. `config` parses the VNL, `socket`
+//! sets the socket up, and [`Socket`] moves the batches. There is always carrier: the link cannot
+//! know which ends are there.
 
 mod config;
 mod header;
@@ -36,7 +37,7 @@ struct Vxlan {
     socket: Socket,
     vni: u32,
     far: SocketAddr,
-    /// Stations that are known; `None` if there is only one place where they can be.
+    /// The known stations; `None` if there is only one peer.
     fdb: Option<Fdb<Mac, SocketAddr>>,
 }
 

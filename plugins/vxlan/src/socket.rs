@@ -98,7 +98,7 @@ fn set_ttl(socket: &UdpSocket, far: IpAddr, ttl: Option<u32>) -> std::io::Result
     }
 }
 
-/// Joins a group, by the interface with that index or, if it is 0, by the one that leads to the group.
+/// Joins a group on the interface with that index. If it is 0, the kernel chooses the interface.
 fn join(socket: &UdpSocket, group: IpAddr, index: u32) -> std::io::Result<()> {
     match group {
         IpAddr::V4(group) => {

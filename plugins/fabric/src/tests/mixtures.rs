@@ -12,7 +12,7 @@ use vdens_plugin_kit::{
 
 use crate::Kind;
 
-use super::{BROADCAST, Bench, Client, OURS, frame, meet, speak};
+use super::{BROADCAST, Bench, Client, OURS, frame, meet, send_messages};
 
 /// Bytes of the headers in front of the payload: Ethernet, IPv4, TCP.
 const HEADERS: usize = 14 + 20 + 20;
@@ -119,7 +119,7 @@ impl Bench {
         let (mut negotiation, events) = meet(&client);
         assert_eq!(events, [Event::Proven, Event::Offloads]);
         negotiation.set_host_offloads(Offloads::ALL);
-        speak(&client, &mut negotiation);
+        send_messages(&client, &mut negotiation);
         self.run();
         (client, negotiation)
     }
@@ -262,9 +262,9 @@ fn what_a_legacy_client_sends_is_put_together_for_those_who_take_it() {
     assert_eq!(legacy.all(), frames, "as they were");
     assert_eq!(bench.host, frames, "left to the host's own stage");
 
-    // Nothing is put together where nobody takes it.
+    // Nothing is joined where no port takes it.
     negotiation.set_host_offloads(Offloads::NONE);
-    speak(&ours, &mut negotiation);
+    send_messages(&ours, &mut negotiation);
     ours.send(&frame(BROADCAST, 6, 60));
     bench.run();
     sender.send(&frames[0]);
