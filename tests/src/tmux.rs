@@ -20,7 +20,18 @@ impl<'lab> Tmux<'lab> {
             socket,
             asked: Cell::default(),
         };
-        tmux.tell(&["new-session", "-d", "-x", "150", "-y", "50", "/bin/sh"]);
+        // Without a prompt: it would stand in the answer to a command that was typed ahead of it.
+        tmux.tell(&[
+            "new-session",
+            "-d",
+            "-x",
+            "150",
+            "-y",
+            "50",
+            "env",
+            "PS1=",
+            "/bin/sh",
+        ]);
         tmux
     }
 

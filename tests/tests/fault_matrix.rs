@@ -631,9 +631,6 @@ fn a_hundred_switches() {
                 wait_until("carrier", PATIENCE, || {
                     !a.ok("ip link show vde0").contains("NO-CARRIER")
                 });
-                // A link that breaks before it has carried a frame is opened again after ever
-                // longer pauses, and on a busy machine 50 such pauses in a row are too long.
-                a.ping("10.0.0.2");
             }
         });
         drop((a, b, switch));

@@ -7,15 +7,15 @@
 //! It then uses the generation that it used last; at the start seqpacket if the VNL says so, else
 //! dgram.
 //!
-//! An end of either generation is an [`End`]. If it cannot go on, because its peer hung up or its
-//! path was taken, it is dropped, and [`Ptp`] joins again as at the start. So two ends find each
+//! An end of either generation is an `End`. If it cannot go on, because its peer hung up or its
+//! path was taken, it is dropped, and `Ptp` joins again as at the start. So two ends find each
 //! other in whatever order they leave and return.
 //!
 //! When a peer appears, the two ends find out whether the kernel can carry the frames, or
 //! super-frames can be sent ([`FarEnd`]).
 //!
 //! Not all changes can be waited for. A killed process leaves its path behind, and no event tells
-//! when a path appears. So a timer ticks every [`TICK`], and a tick costs a few cheap system calls.
+//! when a path appears. So a timer ticks every `TICK`, and a tick costs a few cheap system calls.
 //! The host waits for an epoll instance over the timer and the socket that frames come from. A
 //! dgram end's socket is read without asking epoll first; epoll is asked when it is empty, and now
 //! and then. Frames are sent straight to the socket. Without a peer they are dropped and counted.
