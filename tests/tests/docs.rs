@@ -56,8 +56,28 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ),
     (
         "README.md",
-        "$ vdens --addr 10.0.2.15/24",
+        "$ vdens --auto nat://",
+        "needs the Internet; nat.rs has one of its own",
+    ),
+    (
+        "README.md",
+        "$ vde_plug -d nat://",
+        "needs the Internet; nat.rs has one of its own",
+    ),
+    (
+        "README.md",
+        "$ vdens --auto slirp://",
         "needs the Internet; libvdeplug.rs has what slirp:// does",
+    ),
+    (
+        "docs/schemes/nat.md",
+        "$ vdens --auto nat://",
+        "needs the Internet; nat.rs has one of its own",
+    ),
+    (
+        "docs/schemes/nat.md",
+        "$ vde_plug -d nat://",
+        "needs the Internet; nat.rs has one of its own",
     ),
     (
         "docs/schemes/libvdeplug.md",

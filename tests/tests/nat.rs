@@ -347,7 +347,9 @@ fn proxy(lab: &Lab) -> i32 {
     let found = processes
         .iter()
         .find(|(_, line)| line.contains("vdens-nat proxy "));
-    found.expect("a proxy runs").0
+    found
+        .map(|(pid, _)| *pid)
+        .unwrap_or_else(|| panic!("no proxy runs: {processes:?}"))
 }
 
 #[test]

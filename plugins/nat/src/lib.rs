@@ -3,18 +3,24 @@
 //! # Theory of operation
 //!
 //! The link is one end of a cable (`ptp://`) in a directory of its own. At the other end is a
-//! gateway: a session of `vdens`, so the kernel carries the frames between the two where it can. The
-//! gateway's kernel ends the connections of the network inside, and a proxy outside makes them
-//! again. Both are the program `vdens-nat`, which is installed beside this plugin; the plugin starts
-//! the proxy, and the proxy the gateway.
+//! gateway: a session of `vdens`, so the kernel carries the frames between the two where it can.
+//! The gateway's kernel ends the connections of the network inside, and a proxy outside makes them
+//! again. Both are the program `vdens-nat`, which is installed beside this plugin; the plugin
+//! starts the proxy, and the proxy the gateway.
 //!
 //! A socket pair joins the plugin to the proxy. When the one is gone, so is the other: the link
 //! breaks, and the host opens it again.
 
 mod child;
 mod forward;
+mod gateway;
+mod program;
+mod proxy;
 mod report;
 mod settings;
+mod wire;
+
+pub use program::program;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};

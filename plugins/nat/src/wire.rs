@@ -48,6 +48,16 @@ struct Answer {
     error: Option<String>,
 }
 
+/// The gateway's sockets, as the proxy gets them.
+pub(crate) struct Received {
+    /// How connections wait.
+    pub hold: Hold,
+    /// The sockets of each address family.
+    pub inside: Vec<Inside>,
+    /// The queue of held connections, if there is one.
+    pub queue: Option<Queue>,
+}
+
 /// One end of the channel.
 pub(crate) struct Channel(OwnedFd);
 
@@ -113,7 +123,7 @@ impl Channel {
     ///
     /// # Errors
     /// The packet is malformed.
-    pub(crate) fn receive_sockets(&self) -> io::Result<Option<(Hold, Vec<Inside>, Option<Queue>)>> {
+    pub(crate) fn receive_sockets(&self) -> io::Result<Option<Received>> {
         let Some((first, fds)) = self.receive::<First>(MsgFlags::empty())? else {
             return Ok(None);
         };
@@ -126,7 +136,11 @@ impl Channel {
             };
             inside.push(Inside { tcp, udp, icmp });
         }
-        Ok(Some((sockets.hold, inside, fds.next().map(Queue::from))))
+        Ok(Some(Received {
+            hold: sockets.hold,
+            inside,
+            queue: fds.next().map(Queue::from),
+        }))
     }
 
     /// Asks for [`STOCK`] sockets of a kind.

@@ -1,9 +1,9 @@
 //! IPv6: router advertisements (RFC 4861, RFC 8106), and DHCPv6 (RFC 8415) where they say that it
 //! has more.
 //!
-//! The kernel makes addresses and routes from advertisements by itself. Here the router is asked for
-//! one at once, name servers and search domains are read from it, and DHCPv6 is asked for addresses
-//! (the flag M) or for other configuration (the flag O).
+//! The kernel makes addresses and routes from advertisements by itself. Here the router is asked
+//! for one at once, name servers and search domains are read from it, and DHCPv6 is asked for
+//! addresses (the flag M) or for other configuration (the flag O).
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

@@ -43,7 +43,8 @@ const LONGEST: Duration = Duration::from_secs(4);
 /// What a network says of names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
-    /// The name servers, as resolv.conf(5) has them: one of the link has the interface behind a `%`.
+    /// The name servers, as resolv.conf(5) has them: one of the link has the interface behind a
+    /// `%`.
     pub servers: Vec<String>,
     /// The domains that names are looked for in.
     pub search: Vec<String>,
@@ -142,7 +143,7 @@ impl Client {
 ///
 /// # Errors
 /// Nothing has answered within `limit`, or the kernel refuses what has.
-pub fn configure(interfaces: &[&str], limit: Duration) -> Result<Names> {
+pub(super) fn configure(interfaces: &[&str], limit: Duration) -> Result<Names> {
     let netlink = Netlink::open()?;
     let start = Instant::now();
     let mut names = Names::default();

@@ -3,8 +3,8 @@
 //! # Theory of operation
 //!
 //! The kernel of this namespace ends the connections of the network inside, whatever their
-//! destination ([`rules`], [`routes`]). The process here only prepares that. It hands the sockets to
-//! the proxy, which runs in the caller's namespaces and connects each connection to the real
+//! destination ([`rules`], [`routes`]). The process here only prepares that. It hands the sockets
+//! to the proxy, which runs in the caller's namespaces and connects each connection to the real
 //! destination, so nothing is passed per connection. Then it serves what must be served in this
 //! namespace: sockets that answer from other ports, DHCP and router advertisements.
 //!

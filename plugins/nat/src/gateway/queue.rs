@@ -1,5 +1,5 @@
-//! The queue of held connections: first packets of TCP connections that wait for the proxy's verdict
-//! (linux/netfilter/nfnetlink_queue.h).
+//! The queue of held connections: first packets of TCP connections that wait for the proxy's
+//! verdict (linux/netfilter/nfnetlink_queue.h).
 //!
 //! The gateway opens and binds the queue, the proxy reads from it and answers.
 

@@ -206,7 +206,9 @@ impl Expressions<'_> {
             data.put_be32(1, REG_VERDICT);
             // NF_ACCEPT
             data.nest(2, |d| {
-                drop(d.nest(2, |verdict| drop(verdict.put_be32(1, 1))))
+                d.nest(2, |verdict| {
+                    verdict.put_be32(1, 1);
+                });
             });
         })
     }
@@ -237,7 +239,9 @@ impl Netfilter {
 
     fn table(&mut self, family: Family) -> io::Result<()> {
         self.batch(family, |batch| {
-            batch.add(NEW_TABLE, NLM_F_CREATE, |m| drop(m.put_str(1, TABLE)));
+            batch.add(NEW_TABLE, NLM_F_CREATE, |m| {
+                m.put_str(1, TABLE);
+            });
             for (name, priority) in [("hold", -160), ("divert", -150)] {
                 batch.add(NEW_CHAIN, NLM_F_CREATE, |m| {
                     m.put_str(1, TABLE).put_str(3, name);

@@ -1,7 +1,8 @@
 //! What the gateway serves in its own namespace: addresses and routes for clients (DHCP for IPv4,
 //! router advertisements and stateless DHCPv6 for IPv6).
 //!
-//! One socket each, none of which blocks. A client that has no address yet is answered by broadcast.
+//! One socket each, none of which blocks. A client that has no address yet is answered by
+//! broadcast.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};

@@ -16,7 +16,8 @@ use crate::wire::{Kind, STOCK};
 /// The connections that wait to be accepted, at most.
 const BACKLOG: i32 = 16_384;
 
-/// The size of UDP's buffers, in bytes: as much as the kernel allows an ordinary user, at most this.
+/// The size of UDP's buffers, in bytes: as much as the kernel allows an ordinary user, at most
+/// this.
 const UDP_BUFFER: usize = 4 << 20;
 
 /// The sockets of one address family in the gateway's namespace.

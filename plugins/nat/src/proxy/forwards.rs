@@ -1,9 +1,9 @@
 //! Forwards: ports outside that lead inside, changed while everything else goes on.
 //!
 //! Of TCP a socket listens outside; each connection is connected inside from the address of who
-//! connects, so that the service sees it. Of UDP the socket outside is that of a mapping which never
-//! ends. A client on this machine's loopback is shown as the gateway: its own address would mean the
-//! service's.
+//! connects, so that the service sees it. Of UDP the socket outside is that of a mapping which
+//! never ends. A client on this machine's loopback is shown as the gateway: its own address would
+//! mean the service's.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -47,7 +47,7 @@ use crate::forward::{self, Forward, Protocol};
 use crate::gateway::{Hold, Inside};
 use crate::report::{self, Report};
 use crate::settings::Task;
-use crate::wire::Channel;
+use crate::wire::{Channel, Received};
 use control::{Answer, Control, Request};
 use destination::Destinations;
 use echo::Echo;
@@ -169,7 +169,12 @@ fn serve(
     let fd = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
     // SAFETY: accept4 has just made the descriptor for this process.
     let channel = Channel::from(unsafe { OwnedFd::from_raw_fd(fd) });
-    let Some((hold, inside, queue)) = channel.receive_sockets()? else {
+    let Some(Received {
+        hold,
+        inside,
+        queue,
+    }) = channel.receive_sockets()?
+    else {
         return Err(io::Error::other("the gateway ended"));
     };
     poll.read(&channel, Token::Gateway)?;
@@ -333,7 +338,6 @@ impl Proxy {
             Token::Datagrams(family) => self.udp.on_datagrams(
                 family,
                 poll,
-                &mut self.stock,
                 &self.destinations,
                 &mut self.names,
                 &self.echo,

@@ -1,8 +1,8 @@
 //! The proxy's sandbox: only the system calls of its loop (seccomp(2)).
 //!
-//! The proxy reads what strangers send, inside and outside. Were one of its parsers broken, it could
-//! still start no program, write no file, look at no other process and make no namespace. What is
-//! not in the list fails with EPERM.
+//! The proxy reads what strangers send, inside and outside. Were one of its parsers broken, it
+//! could still start no program, write no file, look at no other process and make no namespace.
+//! What is not in the list fails with EPERM.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -1,8 +1,9 @@
 //! Sockets in the gateway's namespace, made by the gateway before they are needed.
 //!
 //! A process gives its sockets the network namespace that it is in, so the gateway makes them; what
-//! they are bound to is the proxy's choice. They are transparent: any address will do. The proxy may
-//! bind ports below 1024, because its user owns the gateway's user namespace (user_namespaces(7)).
+//! they are bound to is the proxy's choice. They are transparent: any address will do. The proxy
+//! may bind ports below 1024, because its user owns the gateway's user namespace
+//! (user_namespaces(7)).
 
 use std::collections::HashMap;
 use std::io;

@@ -78,11 +78,6 @@ impl Stream {
         }
     }
 
-    /// Whether the end has been passed on.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.phase == Phase::Ended
-    }
-
     /// Moves what there is.
     ///
     /// # Errors

@@ -7,8 +7,8 @@
 //! from. For that there is one transparent socket per remote port, which answers from whatever
 //! address ([`Stock`]).
 //!
-//! A mapping ends when nothing has passed for a time (REQ-5), and the idlest one ends when there are
-//! too many.
+//! A mapping ends when nothing has passed for a time (REQ-5), and the idlest one ends when there
+//! are too many.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -111,7 +111,6 @@ impl Udp {
         &mut self,
         family: usize,
         poll: &Poll,
-        stock: &mut Stock,
         destinations: &Destinations,
         names: &mut Names,
         echo: &Echo,

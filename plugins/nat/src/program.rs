@@ -1,0 +1,42 @@
+//! The program `vdens-nat`: which of its two parts it is.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::report::{self, Report};
+use crate::{gateway, proxy};
+
+/// Runs the proxy, and tells the plugin why it ends.
+fn start_proxy(task: &str) -> io::Result<()> {
+    let task = serde_json::from_str(task)?;
+    let plugin = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    proxy::run(&task, &plugin).or_else(|error| {
+        let report = Report::Failed(error.to_string());
+        report::tell(&plugin, &report)
+    })
+}
+
+/// What the program `vdens-nat` does with its arguments: it is the proxy or the gateway.
+pub fn program(arguments: &[String]) -> ExitCode {
+    let words: Vec<_> = arguments.iter().map(String::as_str).collect();
+    let result = match words[..] {
+        ["proxy", task] => start_proxy(task),
+        ["gateway", settings, socket] => serde_json::from_str(settings)
+            .map_err(io::Error::from)
+            .and_then(|settings| gateway::run(&settings, Path::new(socket))),
+        _ => {
+            eprintln!("vdens-nat: started by the plugin nat; it is not to be run by hand");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vdens-nat: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
