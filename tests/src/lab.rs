@@ -26,7 +26,10 @@ use tempfile::TempDir;
 use crate::{Cmd, Netns, PATIENCE, Tmux, User, becomes_true, stretched, wait_until};
 
 /// The programs of this repository.
-pub const PROGRAMS: [&str; 4] = ["vdens", "vde_plug", "vdectl", "vdens-nat"];
+pub const PROGRAMS: [&str; 3] = ["vdens", "vde_plug", "vdectl"];
+
+/// The programs that plugins start.
+const HELPERS: [&str; 1] = ["vdens-nat"];
 
 /// A test's directory, user and commands. Dropping it fails the test if anything was left behind.
 #[derive(Debug)]
@@ -364,7 +367,9 @@ fn products(programs: &Path) -> Vec<PathBuf> {
     };
     let is_product = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        PROGRAMS.contains(&&*name) || name.strip_prefix("libvdens_").is_some_and(is_stock)
+        PROGRAMS.contains(&&*name)
+            || HELPERS.contains(&&*name)
+            || name.strip_prefix("libvdens_").is_some_and(is_stock)
     };
     let entries = fs::read_dir(programs).into_iter().flatten().flatten();
     let products: Vec<_> = entries

@@ -29,6 +29,7 @@ fn a_task_of_vdectl() {
         ("status", "vdectl status"),
         ("doctor", "vdectl doctor"),
         ("plugin", "vdectl plugin"),
+        ("forward", "vdectl forward"),
         ("--status", "vdectl status"),
         ("--doctor", "vdectl doctor"),
         ("--list-plugins", "vdectl plugin list"),
@@ -47,7 +48,8 @@ fn a_task_of_vdectl() {
     lab.vdectl(["stats"]).refused(&["did you mean status?"]);
     lab.vdectl(["plugin", "chek"])
         .refused(&["did you mean check?"]);
-    lab.vdectl([""; 0]).refused(&["status, doctor, plugin"]);
+    lab.vdectl([""; 0])
+        .refused(&["status, doctor, forward, plugin"]);
 }
 
 /// A switch may have the name of a command, and of a VNL without its slashes.

@@ -7,6 +7,7 @@
 //!                           2001:db8::2                2001:db8::1
 //! ```
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -15,7 +16,9 @@ use vdens_tests::{Lab, Netns, Proc, need, wait_until};
 
 /// The programs that the Internet is made of.
 const SERVERS: &str = r#"
-import socket, sys, threading, time, struct
+import asyncio, resource, socket, sys, threading, time, struct
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 def tcp(port, serve, backlog=4096):
     for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
@@ -30,10 +33,21 @@ def tcp(port, serve, backlog=4096):
                 threading.Thread(target=serve, args=(c, a), daemon=True).start()
         threading.Thread(target=loop, daemon=True).start()
 
-def echo(c, a):
-    while data := c.recv(65536):
-        c.sendall(data)
-    c.sendall(b"end"); c.close()          # only after the other half was closed
+async def echo(reader, writer):
+    try:
+        while data := await reader.read(1 << 20):
+            writer.write(data); await writer.drain()
+        writer.write(b"end"); await writer.drain()      # only after the other half was closed
+    except OSError:
+        pass
+    writer.close()
+
+def echoes():                                           # thousands at once, so no threads
+    async def main():
+        for address in ("0.0.0.0", "::"):
+            await asyncio.start_server(echo, address, 7, backlog=4096)
+        await asyncio.Event().wait()
+    asyncio.run(main())
 
 def whoami(c, a):
     while c.recv(100): pass
@@ -46,7 +60,8 @@ def resets(c, a):
 def keeps(c, a):
     c.sendall(b"k"); c.recv(1); c.close()
 
-tcp(7, echo); tcp(80, whoami); tcp(81, resets); tcp(82, keeps)
+threading.Thread(target=echoes, daemon=True).start()
+tcp(80, whoami); tcp(81, resets); tcp(82, keeps)
 for family, address in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET, "198.51.100.1"), (socket.AF_INET6, "2001:db8::1")):
     def udp(family=family, address=address):
         s = socket.socket(family, socket.SOCK_DGRAM); s.bind((address, 7))
@@ -314,16 +329,23 @@ fn ten_thousand_connections() {
     let script = lab.write(
         "many.py",
         r#"
-import resource, socket, sys
+import resource, socket, sys, time
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 # A connection takes two of the proxy's descriptors.
 at_once = min(10000, hard // 2 - 500)
 opened = 0
+def connect(deadline):
+    while True:
+        try:
+            return socket.create_connection(("198.51.100.1", 7), timeout=60)
+        except ConnectionRefusedError:
+            # Connections of the round before may be open still, and the limit is reached.
+            assert opened and time.time() < deadline
+            time.sleep(0.05)
 while opened < 10000:
-    all = []
-    for i in range(at_once):
-        s = socket.create_connection(("198.51.100.1", 7), timeout=60); all.append(s)
+    deadline = time.time() + 60
+    all = [connect(deadline) for _ in range(min(at_once, 10000 - opened))]
     for i, s in enumerate(all):
         s.sendall(b"%d" % i)
     for i, s in enumerate(all):
@@ -532,6 +554,17 @@ fn auto_on_a_network_of_dnsmasq() {
     client.ping("192.168.7.1");
     assert_eq!(client.exit(0).code(), Some(0));
     kill(Pid::from_raw(server.proc().pid()), Signal::SIGTERM).unwrap();
+}
+
+#[test]
+fn a_setuid_helper_refuses_to_run() {
+    need!("root");
+    let lab = Lab::new();
+    let helper = lab.bin().join("vdens-nat");
+    let mode = std::fs::Permissions::from_mode(0o4755);
+    std::fs::set_permissions(&helper, mode).unwrap();
+    lab.command(&helper, ["proxy", "{}"])
+        .refused(&["more rights than its caller", "chmod ug-s"]);
 }
 
 #[test]

@@ -23,10 +23,11 @@ use crate::plugins::host_services::Plugins;
 use crate::plugins::search::similar;
 
 /// Words that users may try with other programs, and the subcommand of `vdectl` that they mean.
-const TASKS: [(&str, &str); 6] = [
+const TASKS: [(&str, &str); 7] = [
     ("status", "status"),
     ("doctor", "doctor"),
     ("plugin", "plugin"),
+    ("forward", "forward"),
     ("list-plugins", "plugin list"),
     ("check-plugin", "plugin check"),
     ("new-plugin", "plugin new"),

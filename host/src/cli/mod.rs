@@ -152,7 +152,7 @@ pub struct Vdens {
     #[arg(long)]
     pub up: bool,
 
-    /// Configure interfaces by DHCP and IPv6 routers; implies --up
+    /// Configure by DHCP and IPv6; implies --up
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
         default_missing_value = AUTO_SECONDS, value_parser = seconds)]
     pub auto: Option<Duration>,

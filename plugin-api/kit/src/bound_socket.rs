@@ -120,7 +120,8 @@ impl BoundSocket {
     /// Binds `socket` to `path`.
     ///
     /// # Errors
-    /// The path is taken (`EADDRINUSE`), or cannot be made, or cannot be given its group.
+    /// The path is taken, or was at once taken away (both `EADDRINUSE`); or it cannot be made, or
+    /// cannot be given its group.
     pub fn bind(socket: impl AsFd, path: &Path, access: Access) -> Result<Self> {
         check_socket_path(path)?;
         let cannot = |errno: Errno| cannot_bind(path, errno);
@@ -129,8 +130,14 @@ impl BoundSocket {
         fchmod(socket, Mode::from_bits_truncate(access.mode & 0o700)).map_err(cannot)?;
         let address = UnixAddr::new(path).map_err(cannot)?;
         bind(socket.as_raw_fd(), &address).map_err(cannot)?;
-        let bound = Self::at(path)?;
-        bound.set_access(access)?;
+        // Another process may take a socket that does not listen yet for a stale one, and remove
+        // it.
+        let taken = |error: Error| match Errno::from_raw(error.errno) {
+            Errno::ENOENT => cannot(Errno::EADDRINUSE),
+            _ => error,
+        };
+        let bound = Self::at(path).map_err(taken)?;
+        bound.set_access(access).map_err(taken)?;
         Ok(bound)
     }
 

@@ -21,6 +21,14 @@ fn start_proxy(task: &str) -> io::Result<()> {
 
 /// What the program `vdens-nat` does with its arguments: it is the proxy or the gateway.
 pub fn program(arguments: &[String]) -> ExitCode {
+    // SAFETY: getauxval only reads what the kernel told this process at its start (getauxval(3)).
+    let is_raised = unsafe { libc::getauxval(libc::AT_SECURE) } != 0;
+    if is_raised {
+        eprintln!(
+            "vdens-nat: it has more rights than its caller; it needs neither a setuid bit nor capabilities: chmod ug-s, setcap -r"
+        );
+        return ExitCode::from(125);
+    }
     let words: Vec<_> = arguments.iter().map(String::as_str).collect();
     let result = match words[..] {
         ["proxy", task] => start_proxy(task),
