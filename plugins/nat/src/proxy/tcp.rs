@@ -199,9 +199,12 @@ impl Tcp {
                 Ok(accepted) => accepted,
                 Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                     Some(Errno::EAGAIN) => return Ok(()),
-                    // The client is gone already, or there is no descriptor for it.
-                    Some(Errno::ECONNABORTED | Errno::EINTR | Errno::EMFILE | Errno::ENFILE) => {
-                        continue;
+                    // The client is gone already.
+                    Some(Errno::ECONNABORTED | Errno::EINTR) => continue,
+                    // It waits until the next one comes; there may be a descriptor then.
+                    Some(Errno::EMFILE | Errno::ENFILE) => {
+                        self.counts.limited += 1;
+                        return Ok(());
                     }
                     _ => return Err(error),
                 },
