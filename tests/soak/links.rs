@@ -113,7 +113,9 @@ impl<'lab> Links<'lab> {
         fs::copy(std::env::current_exe()?, &tool)?;
         // A switch that was killed leaves its directory, and so may one of Debian's that is ended.
         lab.expect("debians");
+        // An end of Debian's that is ended leaves its path, which is either one of a cable's two.
         lab.expect("mixed");
+        lab.expect("mixed+");
         let switches = [Switch::new(lab, true), Switch::new(lab, false)];
         let tool = tool.display().to_string();
         let links = LINKS
