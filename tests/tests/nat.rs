@@ -557,6 +557,23 @@ fn auto_on_a_network_of_dnsmasq() {
 }
 
 #[test]
+fn a_gateway_is_not_configured_by_the_user() {
+    need!("root", "python3");
+    let lab = Lab::new();
+    let net = Internet::new(&lab);
+    let directory = lab.home().join(".config/vdens");
+    lab.command("mkdir", ["-p"]).args([&directory]).ok();
+    let file = directory.join("vdens.toml");
+    std::fs::write(&file, "[defaults]\nauto = true\n").unwrap();
+    lab.give(&file);
+    let said = lab
+        .vdens(["nat://", "ip", "-o", "-4", "addr", "show", "vde0"])
+        .inside(&net.host)
+        .ok();
+    assert!(said.contains("10.0.2.15/24"), "{said}");
+}
+
+#[test]
 fn a_setuid_helper_refuses_to_run() {
     need!("root");
     let lab = Lab::new();

@@ -35,7 +35,9 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
+use nix::poll::{PollFd, PollFlags, poll as poll_fds};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket,
@@ -63,6 +65,9 @@ const TICK: Duration = Duration::from_secs(5);
 
 /// How long after something has happened the plugin is told.
 const TELL: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether the gateway has ended before it connected, in milliseconds.
+const LOOK: u16 = 200;
 
 /// Descriptors that are not for connections.
 const RESERVED: usize = 256;
@@ -99,7 +104,11 @@ pub(crate) fn run(task: &Task, plugin: &UnixStream) -> io::Result<()> {
         bound,
         limit,
     };
-    let result = serve(task, plugin, listener, poll, outside);
+    let result = match wait_for_gateway(&listener, plugin, &mut gateway) {
+        Ok(true) => serve(task, plugin, listener, poll, outside),
+        Ok(false) => Ok(()),
+        Err(error) => Err(error),
+    };
     let _ = gateway.kill();
     let _ = gateway.wait();
     // The plugin removes the directory, unless it was killed.
@@ -124,7 +133,12 @@ fn descriptors() -> usize {
 /// Starts the session that the gateway runs in.
 fn start_gateway(task: &Task, socket: &std::path::Path) -> io::Result<Child> {
     let mut command = Command::new(&task.vdens);
-    command.arg("-q");
+    // Not as the user's configuration says: the gateway has its own address, for example.
+    command.args(["-q", "--config", "/dev/null"]);
+    let program = std::env::current_exe()?;
+    if let Some(directory) = program.parent() {
+        command.arg("--plugin-dir").arg(directory);
+    }
     if !task.panel {
         command.arg("--no-panel");
     }
@@ -132,10 +146,7 @@ fn start_gateway(task: &Task, socket: &std::path::Path) -> io::Result<Child> {
         command.arg("--addr").arg(address.to_string());
     }
     command.arg(format!("ptp://{}", task.directory.join("cable").display()));
-    command
-        .arg("--")
-        .arg(std::env::current_exe()?)
-        .arg("gateway");
+    command.arg("--").arg(&program).arg("gateway");
     command
         .arg(serde_json::to_string(&task.settings)?)
         .arg(socket);
@@ -147,6 +158,34 @@ fn start_gateway(task: &Task, socket: &std::path::Path) -> io::Result<Child> {
         });
     }
     command.spawn()
+}
+
+/// Waits until the gateway connects; `false` if the plugin has ended.
+fn wait_for_gateway(
+    listener: &OwnedFd,
+    plugin: &UnixStream,
+    gateway: &mut Child,
+) -> io::Result<bool> {
+    loop {
+        let mut fds =
+            [listener.as_fd(), plugin.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        match poll_fds(&mut fds, LOOK) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let [connects, ended] = fds.map(|fd| fd.any().unwrap_or(false));
+        if ended {
+            return Ok(false);
+        }
+        if connects {
+            return Ok(true);
+        }
+        if let Some(status) = gateway.try_wait()? {
+            return Err(io::Error::other(format!(
+                "the gateway cannot start: {status}"
+            )));
+        }
+    }
 }
 
 /// What the proxy has before there is a gateway.
