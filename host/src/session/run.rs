@@ -324,10 +324,13 @@ impl<'a> Supervisor<'a> {
             Action::TakeInterfaces(fds) => self.take_interfaces(fds)?,
             Action::Link(index, action) => self.perform_for_link(index, action, events),
             Action::PassOn(signal) => {
-                if let Some(Err(errno)) =
-                    self.command.as_ref().map(|command| command.signal(signal))
-                {
-                    log::debug!("cannot pass {signal} on to the command: {errno}");
+                // A command that is stopped takes the signal only when it goes on.
+                let signals = [signal, Signal::SIGCONT];
+                let pass_on = |command: &Child| signals.map(|signal| command.signal(signal));
+                for passed in self.command.iter().flat_map(pass_on) {
+                    if let Err(errno) = passed {
+                        log::debug!("cannot pass {signal} on to the command: {errno}");
+                    }
                 }
             }
             Action::AnswerStatus => self.answer_status(),

@@ -2,20 +2,24 @@
 
 use std::ffi::CStr;
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use vdens_plugin_kit::{Error, ErrorKind, Result};
 
-use crate::report::Report;
+use crate::heartbeat::Heartbeat;
+use crate::report::{PING, Report};
 use crate::settings::Task;
 
 /// A directory of this link's own, closed to others. It goes when the link does.
@@ -82,6 +86,7 @@ pub(crate) struct Proxy {
     child: Child,
     /// The beginning of a line that is not whole yet.
     part: Vec<u8>,
+    heartbeat: Heartbeat,
 }
 
 impl Proxy {
@@ -100,12 +105,16 @@ impl Proxy {
             .arg(task)
             .stdin(stdin)
             .stdout(Stdio::null());
+        // A proxy that is stopped does not see that this process ends: it goes on then, and does.
+        // SAFETY: between fork and exec only prctl is called, which is async-signal-safe.
+        unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGCONT)?)) };
         let child = command.spawn().map_err(|e| failed(&e))?;
         drop(command);
         let mut proxy = Self {
             socket: ours,
             child,
             part: Vec::new(),
+            heartbeat: Heartbeat::default(),
         };
         let limit = proxy.socket.set_read_timeout(Some(START));
         limit.map_err(|e| failed(&e))?;
@@ -123,6 +132,22 @@ impl Proxy {
         self.socket.as_fd()
     }
 
+    /// Asks whether the proxy still runs.
+    ///
+    /// # Errors
+    /// It has not answered for too long, or has ended.
+    pub(crate) fn ask(&mut self) -> Result<()> {
+        if !self.heartbeat.ask() {
+            return Err(Error::closed("the proxy of nat:// does not answer"));
+        }
+        match self.socket.write(&[PING]) {
+            // Its socket has questions enough.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(Error::io("ask the proxy of nat://", &error)),
+            Ok(_) => Ok(()),
+        }
+    }
+
     /// The next thing that the proxy told, if there is one.
     ///
     /// # Errors
@@ -131,6 +156,7 @@ impl Proxy {
         loop {
             if let Some(end) = self.part.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = self.part.drain(..=end).collect();
+                self.heartbeat.answered();
                 let report = serde_json::from_slice(&line);
                 return report
                     .map(Some)

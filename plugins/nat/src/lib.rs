@@ -9,11 +9,12 @@
 //! starts the proxy, and the proxy the gateway.
 //!
 //! A socket pair joins the plugin to the proxy. When the one is gone, so is the other: the link
-//! breaks, and the host opens it again.
+//! breaks, and the host opens it again. The same goes for one that does not answer ([`heartbeat`]).
 
 mod child;
 mod forward;
 mod gateway;
+mod heartbeat;
 mod program;
 mod proxy;
 mod report;
@@ -24,8 +25,10 @@ pub use program::program;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use tempfile::TempDir;
 use vdens_plugin_kit::{
     Capabilities, Error, Link, OpenRequest, Result, RxBatch, State, Status, TxBatch, export_plugin,
@@ -33,14 +36,22 @@ use vdens_plugin_kit::{
 };
 
 use child::Proxy;
+use heartbeat::BEAT;
 use report::Report;
 use settings::{Settings, Task};
+
+/// How often the proxy is looked after while frames come without a pause.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// The link: the cable's end, while the proxy lives.
 struct Nat {
     cable: Box<dyn Link>,
     proxy: Proxy,
-    /// Readable when the cable or the proxy is.
+    /// Readable at each beat.
+    beat: TimerFd,
+    /// When the proxy was looked after last.
+    looked: Instant,
+    /// Readable when the cable, the proxy or the beat is.
     ready: Epoll,
     /// The last that the proxy told for `vdectl status`.
     told: BTreeMap<String, String>,
@@ -58,15 +69,12 @@ impl Link for Nat {
     }
 
     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
-        while let Some(report) = self.proxy.next()? {
-            match report {
-                Report::Started => {}
-                Report::Failed(why) => return Err(Error::closed(why)),
-                Report::Warning(text) => log::warn!("nat://: {text}"),
-                Report::Status(told) => self.told = told,
-            }
+        self.cable.recv(batch)?;
+        // Frames are the usual reason for a call, and cost no system call more.
+        if batch.is_empty() || self.looked.elapsed() >= LOOK {
+            self.look()?;
         }
-        self.cable.recv(batch)
+        Ok(())
     }
 
     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
@@ -92,6 +100,26 @@ impl Link for Nat {
     }
 }
 
+impl Nat {
+    /// Handles what the proxy has told, and asks whether it still runs.
+    fn look(&mut self) -> Result<()> {
+        self.looked = Instant::now();
+        while let Some(report) = self.proxy.next()? {
+            match report {
+                Report::Started | Report::Alive => {}
+                Report::Failed(why) => return Err(Error::closed(why)),
+                Report::Warning(text) => log::warn!("nat://: {text}"),
+                Report::Status(told) => self.told = told,
+            }
+        }
+        // The timer does not block: it is an error that it has not expired.
+        match self.beat.wait() {
+            Ok(()) => self.proxy.ask(),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
 fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     let settings = Settings::parse(request.argument())?;
     let directory = child::directory()?;
@@ -106,20 +134,30 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     let cable = format!("ptp://{}", directory.path().join("cable").display());
     let proxy = Proxy::start(&task)?;
     let cable = request.host.open(&cable)?;
-    let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
-        .and_then(|ready| {
-            ready.add(cable.fd(), EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
-            ready.add(proxy.fd(), EpollEvent::new(EpollFlags::EPOLLIN, 1))?;
-            Ok(ready)
-        })
-        .map_err(|e| Error::io("wait for the proxy", &e.into()))?;
+    let (beat, ready) = watch(cable.fd(), proxy.fd())
+        .map_err(|errno| Error::io("wait for the proxy", &errno.into()))?;
     Ok(Box::new(Nat {
         cable,
         proxy,
+        beat,
+        looked: Instant::now(),
         ready,
         told: BTreeMap::new(),
         _directory: directory,
     }))
+}
+
+/// A timer that expires at each beat, and what is readable when it has or a descriptor is.
+fn watch(cable: BorrowedFd<'_>, proxy: BorrowedFd<'_>) -> nix::Result<(TimerFd, Epoll)> {
+    let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+    let beat = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
+    let interval = Expiration::Interval(BEAT.into());
+    beat.set(interval, TimerSetTimeFlags::empty())?;
+    let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    for fd in [cable, proxy, beat.as_fd()] {
+        ready.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+    }
+    Ok((beat, ready))
 }
 
 export_plugin! {

@@ -6,16 +6,17 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::report::{self, Report};
+use crate::report::{Plugin, Report};
 use crate::{gateway, proxy};
 
 /// Runs the proxy, and tells the plugin why it ends.
 fn start_proxy(task: &str) -> io::Result<()> {
     let task = serde_json::from_str(task)?;
-    let plugin = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    proxy::run(&task, &plugin).or_else(|error| {
+    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut plugin = Plugin::new(socket)?;
+    proxy::run(&task, &mut plugin).or_else(|error| {
         let report = Report::Failed(error.to_string());
-        report::tell(&plugin, &report)
+        plugin.tell(&report).map(drop)
     })
 }
 

@@ -16,6 +16,16 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::forward::Protocol;
 use crate::gateway::{Hold, Inside, Queue};
 
+/// What the proxy asks of the gateway.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Request {
+    /// [`STOCK`] sockets of a kind.
+    Sockets(Kind),
+    /// Whether it still runs.
+    Ping,
+}
+
 /// The longest packet, in bytes.
 const LONGEST: usize = 4096;
 /// The most descriptors in a packet.
@@ -41,11 +51,23 @@ pub(crate) struct Kind {
     pub ipv6: bool,
 }
 
-/// The gateway's answer to a request for sockets: they are beside it unless that failed.
+/// The gateway's answer to a request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Answer {
-    kind: Kind,
-    error: Option<String>,
+#[serde(rename_all = "kebab-case")]
+enum Reply {
+    /// The sockets are beside it.
+    Sockets(Kind),
+    /// There are none, and why.
+    Failed(Kind, String),
+    Alive,
+}
+
+/// What the gateway has answered.
+pub(crate) enum Answer {
+    /// The sockets of a kind, or why there are none.
+    Sockets(Kind, Result<Vec<OwnedFd>, String>),
+    /// It runs.
+    Alive,
 }
 
 /// The gateway's sockets, as the proxy gets them.
@@ -143,47 +165,55 @@ impl Channel {
         }))
     }
 
-    /// Asks for [`STOCK`] sockets of a kind.
+    /// Asks the gateway for something, without waiting.
     ///
     /// # Errors
-    /// The gateway is gone.
-    pub(crate) fn request(&self, kind: Kind) -> io::Result<()> {
-        self.send(&kind, &[])
+    /// The gateway is gone, or takes no more (`WouldBlock`).
+    pub(crate) fn request(&self, request: Request) -> io::Result<()> {
+        self.send(&request, &[])
     }
 
     /// The next request; `None` if the proxy is gone.
     ///
     /// # Errors
     /// The packet is malformed.
-    pub(crate) fn receive_request(&self) -> io::Result<Option<Kind>> {
-        Ok(self.receive(MsgFlags::empty())?.map(|(kind, _)| kind))
+    pub(crate) fn receive_request(&self) -> io::Result<Option<Request>> {
+        Ok(self.receive(MsgFlags::empty())?.map(|(request, _)| request))
     }
 
-    /// Answers a request.
+    /// Answers a request for sockets.
     ///
     /// # Errors
     /// The proxy is gone.
     pub(crate) fn send_stock(&self, kind: Kind, made: io::Result<Vec<OwnedFd>>) -> io::Result<()> {
-        let error = made.as_ref().err().map(ToString::to_string);
-        let fds: Vec<_> = made.iter().flatten().map(AsFd::as_fd).collect();
-        self.send(&Answer { kind, error }, &fds)
+        match made {
+            Ok(made) => {
+                let fds: Vec<_> = made.iter().map(AsFd::as_fd).collect();
+                self.send(&Reply::Sockets(kind), &fds)
+            }
+            Err(error) => self.send(&Reply::Failed(kind, error.to_string()), &[]),
+        }
+    }
+
+    /// Answers a ping.
+    ///
+    /// # Errors
+    /// The proxy is gone.
+    pub(crate) fn send_alive(&self) -> io::Result<()> {
+        self.send(&Reply::Alive, &[])
     }
 
     /// The next answer, without waiting; `None` if the gateway is gone.
     ///
     /// # Errors
     /// The packet is malformed, or none is there (`WouldBlock`).
-    pub(crate) fn receive_stock(&self) -> io::Result<Option<(Kind, Vec<OwnedFd>)>> {
-        match self.receive::<Answer>(MsgFlags::MSG_DONTWAIT)? {
-            None => Ok(None),
-            Some((
-                Answer {
-                    error: Some(error), ..
-                },
-                _,
-            )) => Err(io::Error::other(error)),
-            Some((answer, fds)) => Ok(Some((answer.kind, fds))),
-        }
+    pub(crate) fn receive_answer(&self) -> io::Result<Option<Answer>> {
+        let reply = self.receive(MsgFlags::MSG_DONTWAIT)?;
+        Ok(reply.map(|(reply, fds)| match reply {
+            Reply::Sockets(kind) => Answer::Sockets(kind, Ok(fds)),
+            Reply::Failed(kind, why) => Answer::Sockets(kind, Err(why)),
+            Reply::Alive => Answer::Alive,
+        }))
     }
 
     fn send(&self, packet: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -196,7 +226,7 @@ impl Channel {
             self.0.as_raw_fd(),
             &parts,
             control,
-            MsgFlags::MSG_NOSIGNAL,
+            MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
             None,
         )?;
         Ok(())

@@ -32,9 +32,11 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::getppid;
 
 use crate::settings::Settings;
-use crate::wire;
+use crate::wire::{self, Request};
 use services::Services;
 
 /// How often the gateway advertises itself unasked (RFC 4861, section 6.2.1: at most ten minutes).
@@ -91,10 +93,16 @@ fn serve(channel: &wire::Channel, mut services: Services) -> io::Result<()> {
         let has_request = fds[0].revents().is_some_and(|events| !events.is_empty());
         drop(fds);
         if has_request {
-            let Some(kind) = channel.receive_request()? else {
-                return Ok(());
-            };
-            channel.send_stock(kind, sockets::stock(kind))?;
+            match channel.receive_request()? {
+                None => {
+                    // The session ends with this process. Its own process may be stopped, and
+                    // would never see that.
+                    let _ = kill(getppid(), Signal::SIGCONT);
+                    return Ok(());
+                }
+                Some(Request::Sockets(kind)) => channel.send_stock(kind, sockets::stock(kind))?,
+                Some(Request::Ping) => channel.send_alive()?,
+            }
         }
         services.serve();
         if Instant::now() >= advertise {

@@ -29,9 +29,9 @@ use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -39,15 +39,16 @@ use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
 use nix::poll::{PollFd, PollFlags, poll as poll_fds};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket,
 };
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
 use socket2::Socket;
 
 use crate::forward::{self, Forward, Protocol};
 use crate::gateway::{Hold, Inside};
-use crate::report::{self, Report};
+use crate::report::{Plugin, Report};
 use crate::settings::Task;
 use crate::wire::{Channel, Received};
 use control::{Answer, Control, Request};
@@ -72,21 +73,27 @@ const LOOK: u16 = 200;
 /// Descriptors that are not for connections.
 const RESERVED: usize = 256;
 
-/// Runs until the plugin ends. `plugin` is the socket that it holds the other end of.
+/// How long the gateway has to start.
+const START: Duration = Duration::from_secs(10);
+
+/// How long the gateway's session has to end.
+const END: Duration = Duration::from_secs(1);
+
+/// Runs until the plugin ends.
 ///
 /// # Errors
-/// The gateway cannot be made, or has ended.
-pub(crate) fn run(task: &Task, plugin: &UnixStream) -> io::Result<()> {
+/// There is no gateway yet, and there can be none. Later errors are reported to the plugin.
+pub(crate) fn run(task: &Task, plugin: &mut Plugin) -> io::Result<()> {
     let limit = descriptors();
     let poll = Poll::new()?;
-    poll.read(plugin, Token::Plugin)?;
+    poll.read(&*plugin, Token::Plugin)?;
     let mut bound = Vec::new();
     for forward in &task.settings.forwards {
         bound.push((*forward, forwards::bind(forward)?));
     }
     let control = Control::open(&task.directory.join("control"))?;
     poll.read(&control, Token::Control)?;
-    report::tell(plugin, &Report::Started)?;
+    plugin.tell(&Report::Started)?;
     let path = task.directory.join("gateway");
     let listener = socket(
         AddressFamily::Unix,
@@ -109,14 +116,17 @@ pub(crate) fn run(task: &Task, plugin: &UnixStream) -> io::Result<()> {
         Ok(false) => Ok(()),
         Err(error) => Err(error),
     };
-    let _ = gateway.kill();
-    let _ = gateway.wait();
+    if let Err(error) = result {
+        // The plugin need not wait for the gateway's end.
+        let _ = plugin.tell(&Report::Failed(error.to_string()));
+    }
+    end(&mut gateway);
     // The plugin removes the directory, unless it was killed.
     for name in ["gateway", "control", "cable", "cable+"] {
         let _ = unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir);
     }
     let _ = unlinkat(AT_FDCWD, &task.directory, UnlinkatFlags::RemoveDir);
-    result
+    Ok(())
 }
 
 /// Raises the limit of descriptors as far as the user may, and tells how many there are.
@@ -153,7 +163,7 @@ fn start_gateway(task: &Task, socket: &std::path::Path) -> io::Result<Child> {
     // SAFETY: between fork and exec only prctl is called, which is async-signal-safe.
     unsafe {
         command.pre_exec(|| {
-            nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)?;
+            nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;
             Ok(())
         });
     }
@@ -163,9 +173,10 @@ fn start_gateway(task: &Task, socket: &std::path::Path) -> io::Result<Child> {
 /// Waits until the gateway connects; `false` if the plugin has ended.
 fn wait_for_gateway(
     listener: &OwnedFd,
-    plugin: &UnixStream,
+    plugin: &mut Plugin,
     gateway: &mut Child,
 ) -> io::Result<bool> {
+    let limit = Instant::now() + START;
     loop {
         let mut fds =
             [listener.as_fd(), plugin.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
@@ -173,12 +184,15 @@ fn wait_for_gateway(
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let [connects, ended] = fds.map(|fd| fd.any().unwrap_or(false));
-        if ended {
+        let [connects, asks] = fds.map(|fd| fd.any().unwrap_or(false));
+        if asks && !plugin.answer()? {
             return Ok(false);
         }
         if connects {
             return Ok(true);
+        }
+        if Instant::now() >= limit {
+            return Err(io::Error::other("the gateway of nat:// does not start"));
         }
         if let Some(status) = gateway.try_wait()? {
             return Err(io::Error::other(format!(
@@ -186,6 +200,20 @@ fn wait_for_gateway(
             )));
         }
     }
+}
+
+/// Ends the gateway's session, which removes what it has made if it gets the time.
+fn end(gateway: &mut Child) {
+    let _ = kill(Pid::from_raw(gateway.id() as i32), Signal::SIGTERM);
+    let limit = Instant::now() + END;
+    while Instant::now() < limit {
+        if !matches!(gateway.try_wait(), Ok(None)) {
+            return;
+        }
+        sleep(Duration::from_millis(5));
+    }
+    let _ = gateway.kill();
+    let _ = gateway.wait();
 }
 
 /// What the proxy has before there is a gateway.
@@ -199,7 +227,7 @@ struct Outside {
 
 fn serve(
     task: &Task,
-    plugin: &UnixStream,
+    plugin: &mut Plugin,
     listener: OwnedFd,
     mut poll: Poll,
     outside: Outside,
@@ -252,7 +280,7 @@ fn serve(
     }
     if hold == Hold::None {
         let text = "the kernel has no nfnetlink_queue: connections are accepted before the far side has answered";
-        report::tell(plugin, &Report::Warning(text.to_owned()))?;
+        plugin.tell(&Report::Warning(text.to_owned()))?;
     }
     sandbox::enter()?;
     let mut telling = Telling::default();
@@ -275,10 +303,15 @@ fn serve(
         };
         events.clear();
         poll.wait(Some(wait), &mut events)?;
-        telling.expect(!events.is_empty());
+        let is_work = |event: &Event| !matches!(event.token, Token::Plugin | Token::Gateway);
+        telling.expect(events.iter().any(is_work));
         for event in &events {
             if event.token == Token::Plugin {
-                return Ok(());
+                if !plugin.answer()? {
+                    return Ok(());
+                }
+                proxy.stock.ask_gateway()?;
+                continue;
             }
             proxy.handle(*event, &poll)?;
         }
@@ -312,10 +345,9 @@ impl Telling {
         self.due.is_some_and(|due| now >= due)
     }
 
-    fn tell(&mut self, plugin: &UnixStream, status: BTreeMap<String, String>) -> io::Result<()> {
+    fn tell(&mut self, plugin: &mut Plugin, status: BTreeMap<String, String>) -> io::Result<()> {
         self.due = None;
-        if status != self.told {
-            report::tell(plugin, &Report::Status(status.clone()))?;
+        if status != self.told && plugin.tell(&Report::Status(status.clone()))? {
             self.told = status;
         }
         Ok(())
@@ -458,6 +490,9 @@ impl Proxy {
         status.extend(drops.map(|(name, count)| (name.to_owned(), count.to_string())));
         if !forwards.is_empty() {
             status.insert("forwards".to_owned(), forwards.join(", "));
+        }
+        if let Some(why) = &self.stock.refused {
+            status.insert("the gateway makes no sockets".to_owned(), why.clone());
         }
         if let Some(why) = &self.echo.refused {
             let why = format!("{why} (see net.ipv4.ping_group_range)");

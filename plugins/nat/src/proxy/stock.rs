@@ -13,7 +13,8 @@ use std::os::fd::OwnedFd;
 use socket2::Socket;
 
 use crate::forward::Protocol;
-use crate::wire::{Channel, Kind, STOCK};
+use crate::heartbeat::Heartbeat;
+use crate::wire::{Answer, Channel, Kind, Request, STOCK};
 
 /// The sockets that are there.
 pub(crate) struct Stock {
@@ -21,6 +22,9 @@ pub(crate) struct Stock {
     sockets: HashMap<Kind, Vec<OwnedFd>>,
     /// The kinds that have been asked for.
     asked: Vec<Kind>,
+    heartbeat: Heartbeat,
+    /// Why the gateway has made none, the last time that it could not.
+    pub refused: Option<String>,
 }
 
 impl Stock {
@@ -33,6 +37,8 @@ impl Stock {
             channel,
             sockets: HashMap::new(),
             asked: Vec::new(),
+            heartbeat: Heartbeat::default(),
+            refused: None,
         };
         let families = [Some(false), ipv6.then_some(true)];
         for ipv6 in families.into_iter().flatten() {
@@ -75,27 +81,59 @@ impl Stock {
         self.bound(Protocol::Udp, SocketAddr::new(any, port))
     }
 
+    /// Asks whether the gateway still runs.
+    ///
+    /// # Errors
+    /// It has not answered for too long, or is gone.
+    pub(crate) fn ask_gateway(&mut self) -> io::Result<()> {
+        if !self.heartbeat.ask() {
+            return Err(io::Error::other("the gateway of nat:// does not answer"));
+        }
+        match self.channel.request(Request::Ping) {
+            // Its socket has questions enough.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ended()),
+            sent => sent,
+        }
+    }
+
     /// Takes what the gateway has made.
     ///
     /// # Errors
-    /// The gateway is gone, or cannot make any.
+    /// The gateway is gone.
     pub(crate) fn refill(&mut self) -> io::Result<()> {
         loop {
-            match self.channel.receive_stock() {
-                Ok(Some((kind, sockets))) => {
-                    self.asked.retain(|asked| *asked != kind);
-                    self.sockets.entry(kind).or_default().extend(sockets);
+            match self.channel.receive_answer() {
+                Ok(Some(answer)) => {
+                    self.heartbeat.answered();
+                    self.take(answer);
                 }
-                Ok(None) => return Err(io::Error::other("the gateway ended")),
+                Ok(None) => return Err(ended()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             }
         }
     }
 
+    fn take(&mut self, answer: Answer) {
+        let Answer::Sockets(kind, made) = answer else {
+            return;
+        };
+        self.asked.retain(|asked| *asked != kind);
+        match made {
+            Ok(sockets) => self.sockets.entry(kind).or_default().extend(sockets),
+            // The next that needs one asks again.
+            Err(why) => self.refused = Some(why),
+        }
+    }
+
     fn ask(&mut self, kind: Kind) -> io::Result<()> {
-        self.channel.request(kind)?;
+        self.channel.request(Request::Sockets(kind))?;
         self.asked.push(kind);
         Ok(())
     }
+}
+
+fn ended() -> io::Error {
+    io::Error::other("the gateway ended")
 }
