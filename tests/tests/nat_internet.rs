@@ -15,8 +15,6 @@
 //! | 203.0.113.0/24, 2001:db8:bad::/48 | answered as unreachable |
 //! | 198.18.0.0/24, 2001:db8:dead::/48 | never answered |
 
-use std::fmt::Write;
-
 use vdens_tests::{Lab, Netns, PATIENCE, Proc, wait_until};
 
 /// The servers: 7 echoes, 80 tells who asks, 81 resets, 82 keeps the connection, 8000 serves the
@@ -155,16 +153,16 @@ impl<'lab> Internet<'lab> {
         lab.write("www/page", "the page");
         let script = lab.write("servers.py", SERVERS);
         let servers = far.sh(&format!("exec python3 {script} {www}")).spawn();
-        let mut names = "exec dnsmasq --keep-in-foreground --no-resolv --no-hosts \
+        let texts: String = (0..40)
+            .map(|number| format!(" --txt-record=long.test,{number}-{}", "x".repeat(100)))
+            .collect();
+        let names = format!(
+            "exec dnsmasq --keep-in-foreground --no-resolv --no-hosts \
             --conf-file=/dev/null --user=root --pid-file --bind-interfaces --log-facility=- \
             --listen-address=192.0.2.1,2001:db8::1,198.51.100.1 \
             --address=/server.test/198.51.100.1 --address=/server.test/2001:db8::1 \
-            --address=/server4.test/198.51.100.1 --address=/server6.test/2001:db8::1"
-            .to_owned();
-        for number in 0..40 {
-            let text = "x".repeat(100);
-            write!(names, " --txt-record=long.test,{number}-{text}").unwrap();
-        }
+            --address=/server4.test/198.51.100.1 --address=/server6.test/2001:db8::1{texts}"
+        );
         let names = far.sh(&names).spawn();
         wait_until("the servers listen", PATIENCE, || {
             servers.stdout().contains("ready") && names.stderr().contains("started")
