@@ -29,6 +29,7 @@ mod name_servers;
 mod nat;
 mod nat_faults;
 mod nat_forwards;
+mod nat_hostile;
 mod nat_internet;
 mod nat_isolation;
 mod nat_network;
