@@ -27,6 +27,7 @@ mod many_sessions;
 mod mistakes;
 mod name_servers;
 mod nat;
+mod nat_services;
 mod nesting;
 mod options;
 mod output;
