@@ -91,6 +91,7 @@ pub(crate) fn startup_group(lab: &Lab) -> Group {
         id: STARTUP,
         title: "Start-up, `true` and exit",
         reference: Some(("unshare", "unshare")),
+        rivals: "Debian's",
         rows,
         measures,
     }
@@ -103,6 +104,7 @@ pub(crate) fn memory_group(lab: &Lab) -> Group {
         id: MEMORY,
         title: "Memory of an idle namespace, all processes",
         reference: None,
+        rivals: "Debian's",
         rows: vdens_rows(lab),
         measures: vec![
             measure("one", "The only namespace, on ptp://".to_owned()),

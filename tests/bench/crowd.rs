@@ -48,6 +48,7 @@ pub(crate) fn group(lab: &Lab) -> Group {
         id: ID,
         title: "One more of many",
         reference: None,
+        rivals: "Debian's",
         rows: vdens_rows(lab),
         measures: vec![
             time("alone", "`true` and exit on a switch, alone"),

@@ -89,7 +89,7 @@ fn table(out: &mut String, results: &Results, group: &Group, measure: &Measure) 
                 "median",
                 "range",
                 reference,
-                "Debian's",
+                group.rivals,
             );
         }
         let line = format!(

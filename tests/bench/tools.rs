@@ -29,6 +29,8 @@ use serde_json::json;
 
 use crate::Result;
 
+mod connections;
+
 /// The size of a datagram of [`Tool::Flood`].
 const PAYLOAD: usize = 64;
 /// What datagrams of the benchmark start with.
@@ -62,6 +64,18 @@ pub(crate) enum Tool {
         /// The command
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<std::ffi::OsString>,
+    },
+    /// Answer requests
+    Answer {
+        /// The port
+        port: u16,
+    },
+    /// Send requests until one is answered
+    First {
+        /// Who is to answer
+        to: SocketAddr,
+        /// For how long
+        milliseconds: u64,
     },
     /// Send datagrams back
     Echo {
@@ -144,6 +158,8 @@ impl Tool {
                 gid,
                 command,
             } => enter(pid, user, uid.zip(gid), &command),
+            Self::Answer { port } => connections::answer(port),
+            Self::First { to, milliseconds } => connections::first(to, millis(milliseconds)),
             Self::Echo { port } => echo(port),
             Self::Probe { to, milliseconds } => probe(to, millis(milliseconds)),
             Self::Rtt {
