@@ -1,6 +1,6 @@
 //! What a gateway of `nat://` serves, and what `--auto` makes of it.
 
-use vdens_tests::{Lab, Netns, PATIENCE, Proc, need, wait_until};
+use vdens_tests::{Lab, Netns, PATIENCE, need, wait_until};
 
 /// The host's network of a test: a loopback interface alone.
 fn host(lab: &Lab) -> Netns<'_> {
