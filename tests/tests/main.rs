@@ -33,6 +33,7 @@ mod nat_hostile;
 mod nat_internet;
 mod nat_isolation;
 mod nat_network;
+mod nat_services;
 mod nesting;
 mod options;
 mod output;
