@@ -4,7 +4,7 @@
 //! address left, the one that was silent for longest gives its own up. The codec is dhcproto's;
 //! here is no I/O.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -110,15 +110,15 @@ impl Leases {
         }
         self.clients
             .retain(|_, l| l.bound || now.duration_since(l.used) < OFFER);
-        let taken = |address| self.clients.values().any(|lease| lease.address == address);
-        let wanted = wanted.filter(|&address| self.is_for_clients(address) && !taken(address));
+        let taken: HashSet<_> = self.clients.values().map(|lease| lease.address).collect();
+        let wanted = wanted.filter(|a| self.is_for_clients(*a) && !taken.contains(a));
         let last = self.offer.net.broadcast();
         let mut range = (self.offer.first.to_bits()..last.to_bits()).map(Ipv4Addr::from_bits);
         let free = || {
             range
                 .by_ref()
                 .take(CLIENTS)
-                .find(|&address| !taken(address))
+                .find(|address| !taken.contains(address))
         };
         let address = match wanted.or_else(free) {
             Some(address) if self.clients.len() < CLIENTS => address,

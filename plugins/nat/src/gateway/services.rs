@@ -29,6 +29,9 @@ const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
 /// All DHCPv6 servers and relays of a link (RFC 8415, section 7.1).
 const ALL_DHCP6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
 
+/// How many messages of one socket are answered before others have their turn.
+const TURN: usize = 64;
+
 /// The longest message that is read, in bytes.
 const LONGEST: usize = 2048;
 
@@ -71,7 +74,10 @@ impl Services {
     pub(crate) fn serve(&mut self) {
         let mut buffer = [0; LONGEST];
         if let Some((socket, leases)) = &mut self.v4 {
-            while let Some((bytes, _)) = receive(socket, &mut buffer) {
+            for _ in 0..TURN {
+                let Some((bytes, _)) = receive(socket, &mut buffer) else {
+                    break;
+                };
                 let Ok(message) = v4::Message::from_bytes(bytes) else {
                     continue;
                 };
@@ -93,13 +99,19 @@ impl Services {
         }
         if let Some(v6) = &self.v6 {
             let mut solicited = false;
-            while let Some((bytes, _)) = receive(&v6.advertisements, &mut buffer) {
+            for _ in 0..TURN {
+                let Some((bytes, _)) = receive(&v6.advertisements, &mut buffer) else {
+                    break;
+                };
                 solicited |= bytes.first() == Some(&SOLICITATION);
             }
             if solicited {
                 self.advertise();
             }
-            while let Some((bytes, from)) = receive(&v6.dhcp, &mut buffer) {
+            for _ in 0..TURN {
+                let Some((bytes, from)) = receive(&v6.dhcp, &mut buffer) else {
+                    break;
+                };
                 if let Some(reply) = answer6(bytes, &v6.advertisement) {
                     let _ = v6.dhcp.send_to(&reply, &from.into());
                 }

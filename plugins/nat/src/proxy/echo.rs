@@ -17,6 +17,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::datagram::{self, LONGEST};
 use super::destination::{Destination, Destinations};
 use super::poll::{Poll, Token};
+use super::spare::not_last;
 use super::unreachable::{self, Failure};
 
 /// How long a socket lives while no answer comes.
@@ -120,7 +121,8 @@ impl Echo {
             IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
             IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
         };
-        let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), Some(protocol))?;
+        let kind = Type::DGRAM.nonblocking().cloexec();
+        let socket = Socket::new(domain, kind, Some(protocol)).and_then(not_last)?;
         let index = self.pings.insert(Ping {
             client,
             socket,
@@ -197,6 +199,9 @@ fn request(packet: &mut [u8], to: Option<IpAddr>) -> Option<(IpAddr, &mut [u8])>
         Some(to) => (to, packet, REQUEST_V6),
         None => {
             let header = usize::from(packet.first()? & 15) * 4;
+            if packet[0] >> 4 != 4 || header < 20 {
+                return None;
+            }
             let to: [u8; 4] = *packet.get(16..)?.first_chunk()?;
             (IpAddr::from(to), packet.get_mut(header..)?, REQUEST_V4)
         }

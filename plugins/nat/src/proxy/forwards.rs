@@ -22,6 +22,9 @@ use crate::forward::{Forward, Protocol};
 /// The connections that wait to be accepted, at most.
 const BACKLOG: i32 = 1024;
 
+/// How many connections of one forward are taken before others have their turn.
+const TURN: usize = 64;
+
 /// The most forwards.
 const LIMIT: usize = 4096;
 
@@ -37,6 +40,8 @@ enum Place {
 pub(crate) struct Forwards {
     places: BTreeMap<Forward, Place>,
     listeners: Slab<(Socket, SocketAddr)>,
+    /// The listeners whose connections wait for a socket inside.
+    waiting: Vec<usize>,
     /// The gateway's addresses.
     gateways: Vec<IpAddr>,
 }
@@ -46,6 +51,7 @@ impl Forwards {
         Self {
             places: BTreeMap::new(),
             listeners: Slab::new(),
+            waiting: Vec::new(),
             gateways,
         }
     }
@@ -102,18 +108,30 @@ impl Forwards {
         Ok(())
     }
 
-    /// Takes connections from outside.
+    /// The listeners to be looked after when there are sockets inside again.
+    pub(crate) fn take_waiting(&mut self) -> Vec<Token> {
+        self.waiting.drain(..).map(Token::Forward).collect()
+    }
+
+    /// Takes connections from outside; `true` if there may be more.
+    ///
+    /// # Errors
+    /// The gateway is gone.
     pub(crate) fn on_accept(
         &mut self,
         index: usize,
         poll: &Poll,
         stock: &mut Stock,
         tcp: &mut Tcp,
-    ) {
+    ) -> io::Result<bool> {
         let Some((listener, to)) = self.listeners.get(index) else {
-            return;
+            return Ok(false);
         };
-        loop {
+        for _ in 0..TURN {
+            if !stock.has(Protocol::Tcp, to.is_ipv6())? {
+                self.waiting.push(index);
+                return Ok(false);
+            }
             match listener.accept() {
                 Ok((outside, from)) => {
                     let from = from.as_socket().unwrap_or(*to);
@@ -123,10 +141,11 @@ impl Forwards {
                 }
                 Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                     Some(Errno::ECONNABORTED | Errno::EINTR) => {}
-                    _ => return,
+                    _ => return Ok(false),
                 },
             }
         }
+        Ok(true)
     }
 }
 

@@ -19,6 +19,7 @@ mod names;
 mod pipes;
 mod poll;
 mod sandbox;
+mod spare;
 mod stock;
 mod stream;
 mod tcp;
@@ -39,7 +40,6 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
 use nix::poll::{PollFd, PollFlags, poll as poll_fds};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket,
@@ -72,9 +72,6 @@ const TELL: Duration = Duration::from_secs(1);
 /// How often it is looked whether the gateway has ended before it connected, in milliseconds.
 const LOOK: u16 = 200;
 
-/// Descriptors that are not for connections.
-const RESERVED: usize = 256;
-
 /// How long the gateway has to start.
 const START: Duration = Duration::from_secs(10);
 
@@ -86,7 +83,7 @@ const END: Duration = Duration::from_secs(1);
 /// # Errors
 /// There is no gateway yet, and there can be none. Later errors are reported to the plugin.
 pub(crate) fn run(task: &Task, plugin: &mut Plugin) -> io::Result<()> {
-    let limit = descriptors();
+    let limit = spare::raise_limit();
     let poll = Poll::new()?;
     poll.read(&*plugin, Token::Plugin)?;
     let mut bound = Vec::new();
@@ -134,17 +131,6 @@ pub(crate) fn run(task: &Task, plugin: &mut Plugin) -> io::Result<()> {
     }
     let _ = unlinkat(AT_FDCWD, &task.directory, UnlinkatFlags::RemoveDir);
     Ok(())
-}
-
-/// Raises the limit of descriptors as far as the user may, and tells how many there are.
-fn descriptors() -> usize {
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
-        return 1024;
-    };
-    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
-        Ok(()) => hard as usize,
-        Err(_) => soft as usize,
-    }
 }
 
 /// Starts the session that the gateway runs in.
@@ -229,7 +215,7 @@ struct Outside {
     /// The forwards, and their sockets.
     bound: Vec<(Forward, Socket)>,
     follow: Follow,
-    /// The most descriptors.
+    /// The most descriptors for connections and the like.
     limit: usize,
 }
 
@@ -265,12 +251,11 @@ fn serve(
         icmp.push(i);
     }
     let bind = task.settings.bind;
-    let connections = outside.limit.saturating_sub(RESERVED).max(64) / 2;
     let gateways: Vec<IpAddr> = task.settings.gateways().iter().map(IpNet::addr).collect();
     let mut proxy = Proxy {
         destinations: Destinations::new(&task.settings),
         names: Names::new(task.settings.dns.clone()),
-        tcp: Tcp::new(tcp, queue, bind, connections, &poll)?,
+        tcp: Tcp::new(tcp, queue, bind, outside.limit / 2, &poll)?,
         udp: Udp::new(udp, bind, gateways.clone(), &poll)?,
         echo: Echo::new(icmp, &poll)?,
         forwards: Forwards::new(gateways),
@@ -303,7 +288,7 @@ fn serve(
         }
         proxy.names.expire(now, &poll);
         for text in proxy.follow(now, &poll) {
-            report::tell(plugin, &Report::Warning(text))?;
+            plugin.tell(&Report::Warning(text))?;
         }
         let due = [proxy.names.due(), proxy.follow.due(), telling.due];
         let wake = due.into_iter().flatten().fold(tick, Instant::min);
@@ -400,17 +385,15 @@ impl Proxy {
             }
             Token::Gateway => {
                 self.stock.refill()?;
+                let waiting = self.forwards.take_waiting();
+                self.again.extend(waiting.into_iter().map(Event::readable));
                 false
             }
             Token::Accept(family) => {
                 self.tcp
-                    .on_accept(family, poll, &self.destinations, &self.names)?;
-                false
+                    .on_accept(family, poll, &self.destinations, &self.names)?
             }
-            Token::Queue => {
-                self.tcp.on_queue(poll, &self.destinations, &self.names)?;
-                false
-            }
+            Token::Queue => self.tcp.on_queue(poll, &self.destinations, &self.names)?,
             Token::Connect(index) => {
                 self.tcp.on_connect(event, index, poll)?;
                 false
@@ -437,8 +420,7 @@ impl Proxy {
             }
             Token::Forward(index) => {
                 self.forwards
-                    .on_accept(index, poll, &mut self.stock, &mut self.tcp);
-                false
+                    .on_accept(index, poll, &mut self.stock, &mut self.tcp)?
             }
         };
         if more {
@@ -535,6 +517,7 @@ impl Proxy {
         let drops = [
             ("dropped: datagrams", udp.dropped),
             ("dropped: connections over the limit", tcp.limited),
+            ("dropped: half-open connections", tcp.evicted),
             ("dropped: UDP mappings evicted", udp.evicted),
             ("dropped: names without an answer", self.names.unanswered),
         ];

@@ -13,6 +13,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::datagram::{self, LONGEST};
 use super::poll::{Poll, Token};
+use super::spare::not_last;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -21,6 +22,9 @@ const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// How long a question lives.
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// The length of a message's header (RFC 1035, section 4.1.1), in bytes.
+const HEADER: usize = 12;
 
 /// The most questions at once.
 const QUESTIONS: usize = 1024;
@@ -84,7 +88,7 @@ impl Names {
     /// Asks what a client asks.
     pub(crate) fn ask(&mut self, poll: &Poll, client: SocketAddr, asked: SocketAddr, bytes: &[u8]) {
         self.refresh();
-        if self.questions.len() >= QUESTIONS {
+        if self.questions.len() >= QUESTIONS || bytes.len() < HEADER {
             self.unanswered += 1;
             return;
         }
@@ -114,7 +118,9 @@ impl Names {
     pub(crate) fn on_answer(&mut self, index: usize) -> Option<(SocketAddr, SocketAddr, &[u8])> {
         let question = self.questions.get(index)?;
         match datagram::receive(&question.socket, &mut self.buffer) {
-            Ok(received) if self.buffer.get(..2) == question.bytes.get(..2) => {
+            Ok(received)
+                if received.length >= HEADER && self.buffer[..2] == question.bytes[..2] =>
+            {
                 let question = self.questions.remove(index);
                 Some((
                     question.client,
@@ -163,7 +169,8 @@ impl Names {
 /// to guess (RFC 5452).
 fn ask(server: SocketAddr, bytes: &[u8]) -> io::Result<Socket> {
     let domain = Domain::for_address(server);
-    let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), None)?;
+    let kind = Type::DGRAM.nonblocking().cloexec();
+    let socket = Socket::new(domain, kind, None).and_then(not_last)?;
     socket.connect(&server.into())?;
     socket.send(bytes)?;
     Ok(socket)

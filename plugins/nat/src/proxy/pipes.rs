@@ -9,6 +9,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::unistd::pipe2;
 
+use super::spare::not_last;
+
 /// The size of a pipe, in bytes: what a TCP socket holds.
 const SIZE: i32 = 1 << 20;
 
@@ -42,6 +44,7 @@ impl Pipes {
             return Some(pipe);
         }
         let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).ok()?;
+        let write = not_last(write).ok()?;
         let mut size = 65_536;
         if self.large < LARGE
             && let Ok(granted) = fcntl(&write, FcntlArg::F_SETPIPE_SZ(SIZE))

@@ -96,6 +96,17 @@ pub(crate) struct Event {
     pub writable: bool,
 }
 
+impl Event {
+    /// There may be something to read.
+    pub(crate) fn readable(token: Token) -> Self {
+        Self {
+            token,
+            readable: true,
+            writable: false,
+        }
+    }
+}
+
 /// The sockets that are waited for.
 pub(crate) struct Poll {
     epoll: Epoll,

@@ -49,6 +49,19 @@ impl Stock {
         Ok(stock)
     }
 
+    /// Whether there are sockets of a kind now, one and a spare. If not, some are asked for.
+    ///
+    /// # Errors
+    /// The gateway is gone.
+    pub(crate) fn has(&mut self, protocol: Protocol, ipv6: bool) -> io::Result<bool> {
+        let kind = Kind { protocol, ipv6 };
+        let is_there = self.sockets.get(&kind).is_some_and(|all| all.len() > 1);
+        if !is_there && !self.asked.contains(&kind) {
+            self.ask(kind)?;
+        }
+        Ok(is_there)
+    }
+
     /// A socket, bound to an address.
     ///
     /// # Errors

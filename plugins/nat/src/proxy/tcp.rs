@@ -12,8 +12,11 @@
 //! Sockets are waited for by edges: a flow remembers whether each can be read and written, and asks
 //! the kernel only for what can succeed. A flow that has more to move than its turn allows goes to
 //! the end of the line (`turns`), so a bulk transfer does not starve others.
+//!
+//! A connection that is not yet a flow is half-open. These have a share of the limit: beyond it the
+//! oldest ends for a new one, so a flood of them keeps no others out for longer than it lasts.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -27,6 +30,7 @@ use super::destination::{Destination, Destinations};
 use super::names::Names;
 use super::pipes::Pipes;
 use super::poll::{Event, Poll, Token};
+use super::spare::not_last;
 use super::stock::Stock;
 use super::stream::{End, Next, Stream};
 use crate::forward::Protocol;
@@ -43,6 +47,12 @@ const KEEPALIVE: Duration = Duration::from_secs(7200);
 /// The size of the buffer for connections that get no pipe, in bytes.
 const SPARE: usize = 65_536;
 
+/// How many connections are begun before others have their turn.
+const TURN: usize = 64;
+
+/// Which part of all connections may be half-open: a quarter.
+const HALF_OPEN: usize = 4;
+
 /// Who connects, and where to.
 type Ends = (SocketAddr, SocketAddr);
 
@@ -51,6 +61,20 @@ struct Connecting {
     socket: Socket,
     ends: Ends,
     client: Client,
+    age: u64,
+}
+
+/// Where a half-open connection is.
+enum HalfOpen {
+    Connecting(usize),
+    Connected(Ends),
+}
+
+/// A connected socket that waits for the client's connection.
+struct Connected {
+    socket: Socket,
+    since: Instant,
+    age: u64,
 }
 
 /// How the client waits meanwhile.
@@ -81,8 +105,11 @@ pub(crate) struct Tcp {
     connecting: Slab<Connecting>,
     /// The connections that are being made for a held packet.
     pending: HashMap<Ends, usize>,
-    /// The sockets that wait for the client's connection, and since when.
-    connected: HashMap<Ends, (Socket, Instant)>,
+    connected: HashMap<Ends, Connected>,
+    /// All half-open connections, the oldest first.
+    ages: BTreeMap<u64, HalfOpen>,
+    /// The age of the next one.
+    next_age: u64,
     flows: Slab<Flow>,
     turns: VecDeque<usize>,
     pipes: Pipes,
@@ -101,6 +128,8 @@ pub(crate) struct Counts {
     pub bytes_in: u64,
     /// Connections that a limit refused.
     pub limited: u64,
+    /// Half-open connections that ended for another.
+    pub evicted: u64,
 }
 
 impl Tcp {
@@ -124,6 +153,8 @@ impl Tcp {
             connecting: Slab::new(),
             pending: HashMap::new(),
             connected: HashMap::new(),
+            ages: BTreeMap::new(),
+            next_age: 0,
             flows: Slab::new(),
             turns: VecDeque::new(),
             pipes: Pipes::default(),
@@ -156,21 +187,21 @@ impl Tcp {
         }
     }
 
-    /// Looks after held connections.
+    /// Looks after held connections; `true` if there may be more.
     pub(crate) fn on_queue(
         &mut self,
         poll: &Poll,
         destinations: &Destinations,
         names: &Names,
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
         let mut held = Vec::new();
-        loop {
+        for _ in 0..TURN {
             let Some(queue) = &self.queue else {
-                return Ok(());
+                return Ok(false);
             };
             held.clear();
             if !queue.next(&mut held)? {
-                return Ok(());
+                return Ok(false);
             }
             for packet in &held {
                 let ends = (packet.from, packet.to);
@@ -183,28 +214,29 @@ impl Tcp {
                 }
             }
         }
+        Ok(true)
     }
 
-    /// Accepts connections from inside.
+    /// Accepts connections from inside; `true` if there may be more.
     pub(crate) fn on_accept(
         &mut self,
         family: usize,
         poll: &Poll,
         destinations: &Destinations,
         names: &Names,
-    ) -> io::Result<()> {
-        loop {
+    ) -> io::Result<bool> {
+        for _ in 0..TURN {
             let listener = &self.listeners[family];
             let (socket, from) = match listener.accept() {
                 Ok(accepted) => accepted,
                 Err(error) => match error.raw_os_error().map(Errno::from_raw) {
-                    Some(Errno::EAGAIN) => return Ok(()),
+                    Some(Errno::EAGAIN) => return Ok(false),
                     // The client is gone already.
                     Some(Errno::ECONNABORTED | Errno::EINTR) => continue,
                     // It waits until the next one comes; there may be a descriptor then.
-                    Some(Errno::EMFILE | Errno::ENFILE) => {
+                    Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
                         self.counts.limited += 1;
-                        return Ok(());
+                        return Ok(false);
                     }
                     _ => return Err(error),
                 },
@@ -215,7 +247,14 @@ impl Tcp {
                 continue;
             };
             match self.connected.remove(&(from, to)) {
-                Some((outside, _)) => self.join(poll, socket, outside)?,
+                Some(Connected {
+                    socket: outside,
+                    age,
+                    ..
+                }) => {
+                    self.ages.remove(&age);
+                    self.join(poll, socket, outside)?;
+                }
                 None => self.begin(
                     poll,
                     destinations,
@@ -225,6 +264,7 @@ impl Tcp {
                 ),
             }
         }
+        Ok(true)
     }
 
     /// Starts to connect to where a client wants to.
@@ -259,7 +299,7 @@ impl Tcp {
 
     fn connect(&self, to: SocketAddr) -> io::Result<Socket> {
         let kind = Type::STREAM.nonblocking().cloexec();
-        let socket = Socket::new(Domain::for_address(to), kind, None)?;
+        let socket = Socket::new(Domain::for_address(to), kind, None).and_then(not_last)?;
         socket.set_tcp_nodelay(true)?;
         if let Some(bind) = self.bind.filter(|bind| bind.is_ipv4() == to.is_ipv4()) {
             socket.bind(&SocketAddr::new(bind, 0).into())?;
@@ -272,6 +312,7 @@ impl Tcp {
 
     fn take(&mut self, index: usize) -> Connecting {
         let made = self.connecting.remove(index);
+        self.ages.remove(&made.age);
         if self.pending.get(&made.ends) == Some(&index) {
             self.pending.remove(&made.ends);
         }
@@ -291,8 +332,13 @@ impl Tcp {
         }
         match made.client {
             Client::Held(packet) => {
-                self.connected
-                    .insert(made.ends, (made.socket, Instant::now()));
+                let connected = Connected {
+                    socket: made.socket,
+                    since: Instant::now(),
+                    age: made.age,
+                };
+                self.ages.insert(made.age, HalfOpen::Connected(made.ends));
+                self.connected.insert(made.ends, connected);
                 self.answer(packet, Verdict::Accept(0));
                 Ok(())
             }
@@ -335,14 +381,36 @@ impl Tcp {
         self.flows.len() + self.connecting.len() + self.connected.len() >= self.limit
     }
 
+    /// Ends the oldest half-open connection if there is no room for another.
+    fn evict(&mut self) {
+        if self.ages.len() < self.limit / HALF_OPEN {
+            return;
+        }
+        match self.ages.pop_first() {
+            Some((_, HalfOpen::Connecting(index))) => {
+                let made = self.take(index);
+                // Its first packet is dropped: the client may try again.
+                self.refuse(made.client, Errno::ETIMEDOUT);
+            }
+            Some((_, HalfOpen::Connected(ends))) => drop(self.connected.remove(&ends)),
+            None => return,
+        }
+        self.counts.evicted += 1;
+    }
+
     /// Waits until a connection is made.
     fn wait(&mut self, poll: &Poll, socket: Socket, ends: Ends, client: Client) {
+        self.evict();
         let held = matches!(client, Client::Held(_));
+        let age = self.next_age;
+        self.next_age += 1;
         let index = self.connecting.insert(Connecting {
             socket,
             ends,
             client,
+            age,
         });
+        self.ages.insert(age, HalfOpen::Connecting(index));
         if held {
             self.pending.insert(ends, index);
         }
@@ -459,8 +527,13 @@ impl Tcp {
 
     /// Closes sockets whose client has never come.
     pub(crate) fn expire(&mut self, now: Instant) {
-        self.connected
-            .retain(|_, (_, since)| now.duration_since(*since) < ACCEPT_LIMIT);
+        self.connected.retain(|_, connected| {
+            let stays = now.duration_since(connected.since) < ACCEPT_LIMIT;
+            if !stays {
+                self.ages.remove(&connected.age);
+            }
+            stays
+        });
     }
 }
 

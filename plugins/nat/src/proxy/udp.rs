@@ -28,6 +28,7 @@ use super::echo::Echo;
 use super::forwards::shown;
 use super::names::Names;
 use super::poll::{Poll, Token};
+use super::spare::not_last;
 use super::stock::Stock;
 use super::unreachable::Failure;
 
@@ -200,15 +201,17 @@ impl Udp {
             return Ok(index);
         }
         if self.mappings.len() >= LIMIT {
-            let mortal = self.mappings.iter().filter(|(_, mapping)| !mapping.stays);
-            let idlest = mortal.min_by_key(|(_, mapping)| mapping.used);
-            if let Some((index, _)) = idlest {
-                self.counts.evicted += 1;
-                self.remove(index);
-            }
+            self.evict();
         }
         let domain = if ipv4 { Domain::IPV4 } else { Domain::IPV6 };
-        let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), None)?;
+        let make = || {
+            let kind = Type::DGRAM.nonblocking().cloexec();
+            Socket::new(domain, kind, None).and_then(not_last)
+        };
+        let socket = match make() {
+            Err(_) if self.evict() => make(),
+            made => made,
+        }?;
         let any = if ipv4 {
             IpAddr::from(Ipv4Addr::UNSPECIFIED)
         } else {
@@ -224,6 +227,18 @@ impl Udp {
             socket.bind(&SocketAddr::new(from, 0).into())?;
         }
         self.insert(client, socket, false, poll)
+    }
+
+    /// Ends the idlest mapping; `false` if there is none that may end.
+    fn evict(&mut self) -> bool {
+        let mortal = self.mappings.iter().filter(|(_, mapping)| !mapping.stays);
+        let idlest = mortal.min_by_key(|(_, mapping)| mapping.used);
+        let Some((index, _)) = idlest else {
+            return false;
+        };
+        self.counts.evicted += 1;
+        self.remove(index);
+        true
     }
 
     fn insert(
