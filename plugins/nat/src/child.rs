@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use std::time::Duration;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
+use vdens_plugin_kit::trust::{self, Fault};
 use vdens_plugin_kit::{Error, ErrorKind, Result};
 
 use crate::heartbeat::Heartbeat;
@@ -42,11 +43,7 @@ pub(crate) fn directory() -> Result<TempDir> {
 /// The program `vdens`, beside the one that runs here.
 pub(crate) fn vdens() -> Result<PathBuf> {
     let here = fs::read_link("/proc/self/exe").map_err(|e| Error::io("find vdens", &e))?;
-    let found = here.with_file_name("vdens");
-    match found.is_file() {
-        true => Ok(found),
-        false => Err(missing(&found)),
-    }
+    beside(&here, "vdens")
 }
 
 /// The other children of this process's parent: the one that becomes a session's command is among
@@ -83,11 +80,35 @@ fn program() -> Result<PathBuf> {
     // SAFETY: dladdr succeeded, so the name is a string that lives as long as the library.
     let name = unsafe { CStr::from_ptr(info.dli_fname) };
     let library = Path::new(std::ffi::OsStr::from_bytes(name.to_bytes()));
-    let found = library.with_file_name("vdens-nat");
-    match found.is_file() {
-        true => Ok(found),
-        false => Err(missing(&found)),
-    }
+    beside(library, "vdens-nat")
+}
+
+/// The program of a name in the directory of a file that runs here already. Nobody else can put
+/// programs there: the host has checked the directory of each plugin. The program itself must be
+/// root's, the user's or of the owner of that file, and others must not be able to write it.
+fn beside(file: &Path, name: &str) -> Result<PathBuf> {
+    let found = file.with_file_name(name);
+    // Of a symbolic link it is the link that is found, which is no file.
+    let meta = match fs::symlink_metadata(&found) {
+        Ok(meta) if meta.is_file() => meta,
+        _ => return Err(missing(&found)),
+    };
+    let is_same_owner = fs::metadata(file).is_ok_and(|file| file.uid() == meta.uid());
+    let fault = match trust::fault(&meta) {
+        Some(Fault::Foreign(_)) if is_same_owner => {
+            trust::writable_by_others(&meta).then_some(Fault::Writable)
+        }
+        fault => fault,
+    };
+    let Some(fault) = fault else {
+        return Ok(found);
+    };
+    let message = format!("cannot run {}: {fault}", found.display());
+    let hint = match fault {
+        Fault::Foreign(_) => "install a copy of your own, with the plugin".to_owned(),
+        Fault::Writable => format!("chmod go-w {}", found.display()),
+    };
+    Err(Error::new(ErrorKind::Permission, message).hint(hint))
 }
 
 fn missing(program: &Path) -> Error {
@@ -100,6 +121,18 @@ fn missing(program: &Path) -> Error {
 
 /// How long the proxy may take to start: it binds sockets and does nothing else before.
 const START: Duration = Duration::from_secs(10);
+
+/// What the proxy's process does before it becomes the proxy.
+fn detach() -> io::Result<()> {
+    // One that is stopped does not see that this process ends: it goes on then, and does.
+    set_pdeathsig(Signal::SIGCONT)?;
+    // Whatever the caller has left open is closed with exec. Kernels before 5.11 cannot do that;
+    // there the proxy has what any program has that the caller starts.
+    let flags = libc::CLOSE_RANGE_CLOEXEC as libc::c_int;
+    // SAFETY: close_range touches no memory, and nothing is closed before exec.
+    unsafe { libc::close_range(3, libc::c_uint::MAX, flags) };
+    Ok(())
+}
 
 /// The proxy. It ends when this is dropped.
 pub(crate) struct Proxy {
@@ -126,9 +159,8 @@ impl Proxy {
             .arg(task)
             .stdin(stdin)
             .stdout(Stdio::null());
-        // A proxy that is stopped does not see that this process ends: it goes on then, and does.
-        // SAFETY: between fork and exec only prctl is called, which is async-signal-safe.
-        unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGCONT)?)) };
+        // SAFETY: between fork and exec only system calls are made, which are async-signal-safe.
+        unsafe { command.pre_exec(detach) };
         let child = command.spawn().map_err(|e| failed(&e))?;
         drop(command);
         let mut proxy = Self {

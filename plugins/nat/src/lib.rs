@@ -13,6 +13,8 @@
 
 mod child;
 mod forward;
+#[doc(hidden)]
+pub mod fuzz;
 mod gateway;
 mod heartbeat;
 mod program;

@@ -99,6 +99,11 @@ impl AsFd for Plugin {
     }
 }
 
+/// See [`crate::fuzz::messages`].
+pub(crate) fn fuzz(input: &[u8]) -> Result<(), String> {
+    crate::fuzz::again::<Report>(input)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -38,7 +38,7 @@ pub(crate) const STOCK: usize = 16;
 /// TCP, UDP and ICMP of each family, then the queue if there is one.
 type First = Result<Sockets, String>;
 
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
 struct Sockets {
     families: usize,
     hold: Hold,
@@ -52,7 +52,7 @@ pub(crate) struct Kind {
 }
 
 /// The gateway's answer to a request.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 enum Reply {
     /// The sockets are beside it.
@@ -265,4 +265,11 @@ impl Channel {
         }
         Ok(Some((serde_json::from_slice(&bytes[..length])?, fds)))
     }
+}
+
+/// See [`crate::fuzz::messages`].
+pub(crate) fn fuzz(input: &[u8]) -> Result<(), String> {
+    crate::fuzz::again::<Request>(input)?;
+    crate::fuzz::again::<Reply>(input)?;
+    crate::fuzz::again::<First>(input)
 }

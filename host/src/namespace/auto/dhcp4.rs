@@ -261,3 +261,8 @@ fn lease(message: &Message) -> Option<Lease> {
         names,
     })
 }
+
+/// See [`super::names_in`].
+pub(super) fn names_in(bytes: &[u8]) -> Option<Names> {
+    Some(lease(&Message::from_bytes(bytes).ok()?)?.names)
+}

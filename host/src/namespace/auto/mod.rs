@@ -246,3 +246,9 @@ fn silence(interface: &str, limit: Duration) -> Error {
     Error::new(ErrorKind::NotFound, message)
         .hint("check that the network has one, or give addresses with --addr and --gateway")
 }
+
+/// What a message says of names, whatever kind of message it is: for the fuzzer.
+pub(crate) fn names_in(message: &[u8]) -> Vec<Names> {
+    let found = [dhcp4::names_in(message), ipv6::names_in(message)];
+    found.into_iter().flatten().collect()
+}

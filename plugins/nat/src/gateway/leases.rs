@@ -140,6 +140,19 @@ impl Leases {
         Some(address)
     }
 
+    /// That no two clients have an address, and each is one for clients.
+    ///
+    /// # Errors
+    /// It is not so.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let mut seen = HashSet::new();
+        let mut addresses = self.clients.values().map(|lease| lease.address);
+        match addresses.find(|a| !self.is_for_clients(*a) || !seen.insert(*a)) {
+            None => Ok(()),
+            Some(address) => Err(format!("{address} is leased twice, or to nobody")),
+        }
+    }
+
     fn is_for_clients(&self, address: Ipv4Addr) -> bool {
         let Offer {
             net, server, dns, ..

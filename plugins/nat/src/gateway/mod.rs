@@ -12,6 +12,7 @@
 //! that it is the command of.
 
 mod advertisement;
+pub(crate) mod fuzz;
 mod leases;
 mod message;
 mod queue;
@@ -32,6 +33,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl::set_no_new_privs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::getppid;
 
@@ -50,6 +52,7 @@ const INTERFACE: &str = "vde0";
 /// # Errors
 /// The proxy is gone.
 pub(crate) fn run(settings: &Settings, socket: &Path) -> io::Result<()> {
+    set_no_new_privs()?;
     let channel = wire::connect(socket)?;
     match prepare(settings) {
         Ok((hold, inside, queue, services)) => {

@@ -183,7 +183,7 @@ fn header() -> [u8; 4] {
 }
 
 /// The packets in a datagram of the queue: each one's number, and the connection if it begins one.
-fn packets(mut bytes: &[u8]) -> Vec<(u32, Option<Held>)> {
+pub(crate) fn packets(mut bytes: &[u8]) -> Vec<(u32, Option<Held>)> {
     let mut found = Vec::new();
     while let Some((head, _)) = bytes.split_first_chunk::<16>() {
         let length = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]) as usize;
@@ -212,7 +212,7 @@ fn packets(mut bytes: &[u8]) -> Vec<(u32, Option<Held>)> {
 
 /// Source and destination of a TCP packet over IPv4 or IPv6 (RFC 791, 8200 and 9293). Of IPv6 only
 /// a packet without extension headers: no TCP of today sends others.
-fn ends(packet: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+pub(crate) fn ends(packet: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
     let (from, to, tcp): (IpAddr, IpAddr, _) = match packet.first()? >> 4 {
         4 => {
             let header = usize::from(packet[0] & 15) * 4;

@@ -416,7 +416,7 @@ impl Transaction {
 }
 
 /// The acknowledgements and errors (`NLMSG_ERROR`) in a packet: sequence number and code.
-fn errors(mut packet: &[u8]) -> Vec<(u32, i32)> {
+pub(crate) fn errors(mut packet: &[u8]) -> Vec<(u32, i32)> {
     let mut found = Vec::new();
     while let Some((header, _)) = packet.split_first_chunk::<16>() {
         let word = |at: usize| [header[at], header[at + 1], header[at + 2], header[at + 3]];

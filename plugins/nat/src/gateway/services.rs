@@ -147,12 +147,7 @@ fn receive<'a>(socket: &Socket, buffer: &'a mut [u8; LONGEST]) -> Option<(&'a [u
 }
 
 fn open_v4(settings: &Settings, interface: &str) -> io::Result<Option<(Socket, Leases)>> {
-    let (Some(net), Some(server), Some(first), Some(dns)) = (
-        settings.net,
-        settings.gateway4(),
-        settings.first_client(),
-        settings.dns4(),
-    ) else {
+    let Some(leases) = leases(settings) else {
         return Ok(None);
     };
     let socket = Socket::new(Domain::IPV4, Type::DGRAM.nonblocking().cloexec(), None)?;
@@ -160,6 +155,19 @@ fn open_v4(settings: &Settings, interface: &str) -> io::Result<Option<(Socket, L
     socket.set_reuse_address(true)?;
     socket.bind_device(Some(interface.as_bytes()))?;
     socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, DHCP_SERVER)).into())?;
+    Ok(Some((socket, leases)))
+}
+
+/// No leases yet, of the network of IPv4 if there is one.
+pub(crate) fn leases(settings: &Settings) -> Option<Leases> {
+    let (Some(net), Some(server), Some(first), Some(dns)) = (
+        settings.net,
+        settings.gateway4(),
+        settings.first_client(),
+        settings.dns4(),
+    ) else {
+        return None;
+    };
     let mtu = settings.mtu.and_then(|mtu| u16::try_from(mtu).ok());
     let offer = Offer {
         net,
@@ -169,7 +177,7 @@ fn open_v4(settings: &Settings, interface: &str) -> io::Result<Option<(Socket, L
         mtu,
         domain: None,
     };
-    Ok(Some((socket, Leases::new(offer))))
+    Some(Leases::new(offer))
 }
 
 fn open_v6(settings: &Settings, interface: &str, is_router: bool) -> io::Result<Option<V6>> {
@@ -212,7 +220,7 @@ fn open_v6(settings: &Settings, interface: &str, is_router: bool) -> io::Result<
 }
 
 /// The answer to a DHCPv6 information request (RFC 8415, section 18.3.6): addresses are not leased.
-fn answer6(bytes: &[u8], advertisement: &Advertisement) -> Option<Vec<u8>> {
+pub(crate) fn answer6(bytes: &[u8], advertisement: &Advertisement) -> Option<Vec<u8>> {
     let request = v6::Message::from_bytes(bytes).ok()?;
     if request.msg_type() != v6::MessageType::InformationRequest {
         return None;

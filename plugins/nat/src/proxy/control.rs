@@ -93,3 +93,9 @@ impl Control {
         true
     }
 }
+
+/// See [`crate::fuzz::messages`].
+pub(crate) fn fuzz(input: &[u8]) -> Result<(), String> {
+    crate::fuzz::again::<Request>(input)?;
+    crate::fuzz::again::<Answer>(input)
+}

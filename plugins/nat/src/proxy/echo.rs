@@ -194,7 +194,7 @@ impl Echo {
 
 /// The echo request in a packet of a raw socket: its destination and its message. Of IPv4 the
 /// packet has its header; of IPv6 the kernel says where it was sent.
-fn request(packet: &mut [u8], to: Option<IpAddr>) -> Option<(IpAddr, &mut [u8])> {
+pub(crate) fn request(packet: &mut [u8], to: Option<IpAddr>) -> Option<(IpAddr, &mut [u8])> {
     let (to, message, kind) = match to {
         Some(to) => (to, packet, REQUEST_V6),
         None => {

@@ -9,13 +9,14 @@
 //!
 //! It ends when the plugin does, and the gateway with it.
 
-mod control;
+pub(crate) mod control;
 mod datagram;
 mod destination;
-mod echo;
+pub(crate) mod echo;
 mod follow;
 mod forwards;
-mod names;
+pub(crate) mod names;
+mod notices;
 mod pipes;
 mod poll;
 mod sandbox;
@@ -32,7 +33,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -58,6 +59,7 @@ use echo::Echo;
 use follow::Follow;
 use forwards::Forwards;
 use names::Names;
+use notices::Notices;
 use poll::{Event, Poll, Token};
 use stock::Stock;
 use tcp::Tcp;
@@ -138,6 +140,8 @@ fn start_gateway(task: &Task, socket: &std::path::Path) -> io::Result<Child> {
     let mut command = Command::new(&task.vdens);
     // Not as the user's configuration says: the gateway has its own address, for example.
     command.args(["-q", "--config", "/dev/null"]);
+    // The socket of the plugin is this process's alone: its end is how the plugin learns of ours.
+    command.stdin(Stdio::null());
     let program = std::env::current_exe()?;
     if let Some(directory) = program.parent() {
         command.arg("--plugin-dir").arg(directory);
@@ -277,6 +281,7 @@ fn serve(
         plugin.tell(&Report::Warning(text.to_owned()))?;
     }
     sandbox::enter()?;
+    let mut notices = Notices::default();
     let mut telling = Telling::default();
     let mut events: Vec<Event> = Vec::new();
     let mut tick = Instant::now() + TICK;
@@ -284,6 +289,9 @@ fn serve(
         let now = Instant::now();
         if now >= tick {
             proxy.expire(now);
+            for text in notices.due(now, &proxy.limits()) {
+                plugin.tell(&Report::Warning(text))?;
+            }
             tick = now + TICK;
         }
         proxy.names.expire(now, &poll);
@@ -496,6 +504,28 @@ impl Proxy {
 
     fn parse(&self, protocol: Protocol, text: &str) -> io::Result<Wish> {
         forward::parse(protocol, text, self.first_client).map_err(io::Error::other)
+    }
+
+    /// How often each limit was reached, and what that means.
+    fn limits(&self) -> [(&'static str, u64); 3] {
+        let (tcp, udp) = (&self.tcp.counts, &self.udp.counts);
+        [
+            (
+                "connections were refused: there are as many as descriptors allow; \
+                 raise the limit of open files (ulimit -n)",
+                tcp.limited,
+            ),
+            (
+                "half-open connections ended for new ones: \
+                 a client opens more than the far sides answer",
+                tcp.evicted,
+            ),
+            (
+                "UDP mappings ended for new ones, the idlest first: \
+                 clients use more ports than there is room for",
+                udp.evicted,
+            ),
+        ]
     }
 
     /// What `vdectl status` shows.

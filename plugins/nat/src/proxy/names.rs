@@ -177,7 +177,7 @@ fn ask(server: SocketAddr, bytes: &[u8]) -> io::Result<Socket> {
 }
 
 /// The name servers in a resolv.conf(5).
-fn parse(text: &str) -> Vec<SocketAddr> {
+pub(crate) fn parse(text: &str) -> Vec<SocketAddr> {
     let mut servers = Vec::new();
     for line in text.lines() {
         let mut words = line.split_whitespace();
