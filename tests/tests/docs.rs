@@ -41,7 +41,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ),
     (
         "docs/reliability.md",
-        "$ cargo test --release",
+        "$ tests/run fault_matrix::",
         "is part of what the tests run",
     ),
     (
