@@ -43,6 +43,7 @@ impl Cmd<'_> {
             format!("{}:{}", rust.join("bin").display(), path[0].1)
         };
         let offline = self.env("CARGO_NET_OFFLINE", "true");
+        let offline = offline.env("CARGO_PROFILE_DEV_DEBUG", "0");
         if !User::is_root() {
             let home = cargo_home();
             return offline.env("PATH", path(&sysroot)).env("CARGO_HOME", home);
@@ -111,7 +112,7 @@ pub const SECOND_RUSTC: &str = "/usr/bin/rustc";
 
 /// Runs `cargo build` with these arguments on a manifest of the repository, as the user who runs
 /// the tests, with `rustc` or with the compiler that builds the host. What it builds stays for the
-/// next time.
+/// next time. A debug build is one without debug information, which no test reads.
 ///
 /// # Panics
 /// When that fails.
@@ -123,6 +124,7 @@ pub fn build(rustc: Option<&str>, manifest: &str, target: &Path, arguments: &[&s
         command.env_remove(name);
     }
     command.env_remove("RUSTC");
+    command.env("CARGO_PROFILE_DEV_DEBUG", "0");
     if let Some(rustc) = rustc {
         assert!(
             Path::new(rustc).exists(),
