@@ -38,7 +38,7 @@ fn works(lab: &Lab, suffix: &str, scheme: &str, vnl: &str) {
     let output = check.spawn().wait(Duration::from_secs(120));
     assert_eq!(output.code(), Some(0), "{output:#?}");
     let first = vdens(&["--addr", "10.0.0.1/24", vnl, "sleep", "60"]).spawn();
-    let second = vdens(&["--addr", "10.0.0.2/24", vnl, "ping", "-c", "1", "-w", "15"]);
+    let second = vdens(&["--addr", "10.0.0.2/24", vnl, "ping", "-c", "1", "-w", "50"]);
     let output = second.args(["10.0.0.1"]).run();
     assert!(output.status.success(), "{output:#?} {}", first.stderr());
 }
