@@ -19,7 +19,7 @@ const END_LIMIT: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// What `work` reports, or the child died, or it has not finished for 30 seconds.
-pub fn in_child(work: impl FnOnce() -> Result<Vec<OwnedFd>>) -> Result<Vec<OwnedFd>> {
+pub(crate) fn in_child(work: impl FnOnce() -> Result<Vec<OwnedFd>>) -> Result<Vec<OwnedFd>> {
     in_child_within(WORK_LIMIT, work)
 }
 
