@@ -20,7 +20,7 @@ const BUILD: Duration = Duration::from_secs(900);
 
 /// Where Cargo has its profiles.
 fn profiles() -> PathBuf {
-    target().parent().unwrap().to_owned()
+    target().with_file_name("")
 }
 
 /// Where what the second compiler builds stays for the next time.
