@@ -28,6 +28,7 @@ mod mistakes;
 mod name_servers;
 mod nat;
 mod nesting;
+mod netem;
 mod options;
 mod output;
 mod panel;

@@ -173,7 +173,7 @@ impl Distribution {
         }
     }
 
-    /// Reads a table as `/usr/lib/tc` has them: numbers, and comments from `#` to the end of a line.
+    /// Reads a table as `/usr/lib/tc` has them: numbers, and comments from `#` to a line's end.
     fn read(path: &Path) -> Result<Self> {
         let cannot = |e: &std::io::Error| Error::path("read the distribution", path, e);
         // A number has at most six digits and a separator.
