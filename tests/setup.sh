@@ -10,7 +10,7 @@ cd "$(dirname "$0")"
 # tests drive them with.
 packages="gcc g++ libc6-dev iproute2 iputils-ping ethtool util-linux procps passwd tmux socat tcpdump iperf3 iptables nftables python3
           vdens vdeplug vde-switch vde-wirefilter qemu-system-x86 cpio gzip busybox-static bubblewrap curl dnsmasq-base libcap2-bin
-          libvdeplug2 libvdeplug-slirp libvdeplug-agno libvdeplug-vlan"
+          libvdeplug2 libvdeplug-slirp libvdeplug-agno libvdeplug-vlan passt slirp4netns"
 # A second compiler, for plugins: Debian's, or what the system has.
 [ -x /usr/bin/rustc ] || packages="$packages rustc-web"
 missing=$(for package in $packages; do dpkg -s "$package" 2>/dev/null | grep -q '^Status: install ok' || echo "$package"; done)

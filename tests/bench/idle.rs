@@ -67,6 +67,7 @@ pub(crate) fn group(lab: &Lab) -> Group {
         id: ID,
         title: "Processor time of idle links",
         reference: None,
+        rivals: "Debian's",
         rows: rows.collect(),
         measures: MEASURES.iter().map(measure).collect(),
     }

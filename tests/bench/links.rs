@@ -229,6 +229,7 @@ pub(crate) fn group(lab: &Lab) -> Group {
         id: ID,
         title: "Links between two namespaces",
         reference: Some((REFERENCE, "veth")),
+        rivals: "Debian's",
         rows: CONTENDERS.iter().map(row).collect(),
         measures,
     }

@@ -2,10 +2,11 @@
 //!
 //! Theory of operation. `lab` is the machine: who runs programs, and namespaces; `process` ends
 //! what was started. `network` wires contenders, `traffic` measures between two nodes by means of
-//! `tools`, which are this same program inside the namespaces. `links`, `switches`, `stuck`,
-//! `costs`, `crowd` and `idle` are the groups of measurements, which `bench` runs in rounds.
-//! `results` keeps what comes out, and `report` prints it. `figures` is the results file, from
-//! which `pages` and `chart` draw the pages. docs/performance.md is the manual.
+//! `tools`, which are this same program inside the namespaces. `internet` wires the contenders of
+//! `uplink`. That, `links`, `switches`, `stuck`, `costs`, `crowd` and `idle` are the groups of
+//! measurements, which `bench` runs in rounds. `results` keeps what comes out, and `report` prints
+//! it. `figures` is the results file, from which `pages` and `chart` draw the pages.
+//! docs/performance.md is the manual.
 
 mod bench;
 mod chart;
@@ -13,6 +14,7 @@ mod costs;
 mod crowd;
 mod figures;
 mod idle;
+mod internet;
 mod lab;
 mod links;
 mod network;
@@ -24,6 +26,7 @@ mod stuck;
 mod switches;
 mod tools;
 mod traffic;
+mod uplink;
 
 use std::fs;
 use std::io::Write;
@@ -140,8 +143,9 @@ fn measure(options: Options) -> Result<ExitCode> {
             .ok_or("this program has no directory")?
             .to_owned(),
     };
-    process::catch_signals()?;
     let lab = Lab::new(&programs)?;
+    // Not before: the tests' kit, on which the lab is built, sets what a shell ignores to default.
+    process::catch_signals()?;
     if options.list {
         list(&lab, &plan);
         return Ok(ExitCode::SUCCESS);

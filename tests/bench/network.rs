@@ -405,7 +405,11 @@ fn use_group_address(lab: &Lab, network: &Network<'_>) -> Result<()> {
 
 /// Another bare namespace beside one: for an ordinary user in the same user namespace, so that a
 /// veth pair may connect them.
-fn bare_sibling<'lab>(lab: &'lab Lab, node: &Node, number: usize) -> Result<(Proc<'lab>, Node)> {
+pub(crate) fn bare_sibling<'lab>(
+    lab: &'lab Lab,
+    node: &Node,
+    number: usize,
+) -> Result<(Proc<'lab>, Node)> {
     if is_root() {
         return lab.bare_node(number);
     }

@@ -73,7 +73,7 @@ impl Measure {
 pub(crate) struct Row {
     pub(crate) id: &'static str,
     pub(crate) title: String,
-    /// The row to compare with: the same done with Debian's programs.
+    /// The row to compare with: the same done with others' programs.
     pub(crate) rival: Option<&'static str>,
     /// Why it cannot be measured here.
     pub(crate) missing: Option<String>,
@@ -86,6 +86,8 @@ pub(crate) struct Group {
     pub(crate) title: &'static str,
     /// The row that ratios refer to, and what it is.
     pub(crate) reference: Option<(&'static str, &'static str)>,
+    /// Whose the rivals of rows are.
+    pub(crate) rivals: &'static str,
     pub(crate) rows: Vec<Row>,
     pub(crate) measures: Vec<Measure>,
 }

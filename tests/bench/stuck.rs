@@ -75,6 +75,7 @@ pub(crate) fn group(lab: &Lab) -> Group {
         id: ID,
         title: "A stopped client of a switch",
         reference: None,
+        rivals: "Debian's",
         rows: CONTENDERS.iter().map(row).collect(),
         measures: vec![
             rate("running", "TCP, 1 pair, a third client runs"),

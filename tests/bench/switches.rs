@@ -137,6 +137,7 @@ pub(crate) fn group(lab: &Lab, plan: &Plan) -> Group {
         id: ID,
         title: "Switches with many ports",
         reference: Some((REFERENCE, "bridge")),
+        rivals: "Debian's",
         rows: CONTENDERS.iter().map(row).collect(),
         measures,
     }

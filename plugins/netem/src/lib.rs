@@ -2,7 +2,7 @@
 //!
 //! # Theory of operation
 //!
-//! The link takes every frame that it is offered, in both directions, and a [`Path`] decides what
+//! The link takes every frame that it is offered, in both directions, and a `Path` decides what
 //! becomes of it. A timer wakes the link when the next frame is due. Frames that are due in one
 //! direction go to the nested link, which may leave them for later, and in the other to the host.
 //!
