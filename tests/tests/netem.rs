@@ -73,7 +73,8 @@ fn received(lab: &Lab, name: &str, keys: &str, count: u32) -> Vec<u32> {
     let (status, output) = b.finish(limit);
     assert_eq!(status, 0, "{output}");
     let words = output.split_whitespace();
-    words.map(|word| word.parse().expect(&output)).collect()
+    let numbers: Result<_, std::num::ParseIntError> = words.map(str::parse).collect();
+    numbers.unwrap_or_else(|error| panic!("{error}: {output}"))
 }
 
 #[test]
