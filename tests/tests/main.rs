@@ -34,6 +34,7 @@ mod nat_isolation;
 mod nat_network;
 mod nat_services;
 mod nesting;
+mod netem;
 mod options;
 mod output;
 mod panel;
