@@ -105,6 +105,7 @@ impl Event {
             token,
             readable: true,
             writable: false,
+            is_ending: false,
         }
     }
 }
