@@ -27,6 +27,7 @@ mod many_sessions;
 mod mistakes;
 mod name_servers;
 mod nat;
+mod nat_clients;
 mod nat_faults;
 mod nat_forwards;
 mod nat_internet;

@@ -88,6 +88,25 @@ print("ready", flush=True)
 time.sleep(100000)
 "#;
 
+/// The configuration of the Internet's name server.
+fn names() -> String {
+    let texts = (0..40).map(|n| format!("txt-record=long.test,{n}-{}\n", "x".repeat(100)));
+    "user=root
+no-resolv
+no-hosts
+log-facility=-
+bind-interfaces
+listen-address=192.0.2.1,198.51.100.1,2001:db8::1
+local=/test/
+address=/server.test/198.51.100.1
+address=/server.test/2001:db8::1
+address=/server4.test/198.51.100.1
+address=/server6.test/2001:db8::1
+"
+    .to_owned()
+        + &texts.collect::<String>()
+}
+
 /// Asks a TCP server: sends the third word, ends its half, prints all that comes.
 const ASK: &str = r#"
 import socket, sys
@@ -153,17 +172,12 @@ impl<'lab> Internet<'lab> {
         lab.write("www/page", "the page");
         let script = lab.write("servers.py", SERVERS);
         let servers = far.sh(&format!("exec python3 {script} {www}")).spawn();
-        let texts: String = (0..40)
-            .map(|number| format!(" --txt-record=long.test,{number}-{}", "x".repeat(100)))
-            .collect();
-        let names = format!(
-            "exec dnsmasq --keep-in-foreground --no-resolv --no-hosts \
-            --conf-file=/dev/null --user=root --pid-file --bind-interfaces --log-facility=- \
-            --listen-address=192.0.2.1,2001:db8::1,198.51.100.1 \
-            --address=/server.test/198.51.100.1 --address=/server.test/2001:db8::1 \
-            --address=/server4.test/198.51.100.1 --address=/server6.test/2001:db8::1{texts}"
-        );
-        let names = far.sh(&names).spawn();
+        let names = lab.write("dnsmasq.conf", names());
+        let names = far
+            .sh(&format!(
+                "exec dnsmasq --keep-in-foreground --pid-file --conf-file={names}"
+            ))
+            .spawn();
         wait_until("the servers listen", PATIENCE, || {
             servers.stdout().contains("ready") && names.stderr().contains("started")
         });
