@@ -12,11 +12,11 @@ pub use vdens_plugin_kit::{Error, ErrorKind, Result};
 /// The exit status of `vdens` when it fails itself.
 pub const EXIT_FAILURE: i32 = 125;
 /// The exit status when the command cannot be run.
-pub const EXIT_NOT_RUNNABLE: i32 = 126;
+pub(crate) const EXIT_NOT_RUNNABLE: i32 = 126;
 /// The exit status when there is no such command.
-pub const EXIT_NOT_FOUND: i32 = 127;
+pub(crate) const EXIT_NOT_FOUND: i32 = 127;
 
 /// A system call failed: "cannot ACTION: …".
-pub fn system(action: impl Display) -> impl FnOnce(Errno) -> Error {
+pub(crate) fn system(action: impl Display) -> impl FnOnce(Errno) -> Error {
     move |errno| Error::io(action, &io::Error::from(errno))
 }

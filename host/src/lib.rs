@@ -27,7 +27,7 @@ pub mod cli;
 pub mod error;
 pub mod ipc;
 pub mod logging;
-pub mod namespace;
+pub(crate) mod namespace;
 pub mod output;
 pub(crate) mod panel;
 pub mod plug;

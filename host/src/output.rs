@@ -38,12 +38,12 @@ use crate::error::{Error, Result};
 const MAX_LINE: usize = libc::PIPE_BUF;
 
 /// How long the program's own failure waits for standard error to take it, in milliseconds.
-const PATIENCE: u16 = 1000;
+const STDERR_LIMIT: u16 = 1000;
 
 /// Displays a value on one line: a character that a terminal may execute, or that reorders or
 /// breaks the line, is shown as its escape, such as `\u{1b}` or `\n`.
 #[derive(Clone, Copy, Debug)]
-pub struct Line<T>(pub T);
+pub(crate) struct Line<T>(pub T);
 
 impl<T: Display> Display for Line<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -111,7 +111,7 @@ impl Text {
     }
 
     /// Appends an empty line.
-    pub fn gap(&mut self) {
+    pub(crate) fn gap(&mut self) {
         self.0.push('\n');
     }
 
@@ -165,7 +165,7 @@ pub fn complain(line: impl Display) {
     let (stderr, line) = (io::stderr(), Line(line).to_string());
     let is_full = |error: io::Error| error.kind() == io::ErrorKind::WouldBlock;
     if write_line(stderr.as_fd(), &line).is_err_and(is_full)
-        && is_writable(stderr.as_fd(), PATIENCE.into())
+        && is_writable(stderr.as_fd(), STDERR_LIMIT.into())
     {
         let _ = write_line(stderr.as_fd(), &line);
     }
@@ -173,7 +173,7 @@ pub fn complain(line: impl Display) {
 
 /// Reports panics of this program as its failures are reported, because Rust's own hook waits for
 /// standard error. With `RUST_BACKTRACE` Rust's hook stays.
-pub fn report_panics(program: &'static str) {
+pub(crate) fn report_panics(program: &'static str) {
     if std::env::var_os("RUST_BACKTRACE").is_none() {
         panic::set_hook(Box::new(move |panic| {
             let what = panic.payload_as_str().unwrap_or("for no reason");
@@ -194,7 +194,7 @@ pub fn report_panics(program: &'static str) {
 ///
 /// # Errors
 /// It does not take the line, or not all of it; `WouldBlock` if it may later.
-pub fn write_line(fd: BorrowedFd<'_>, line: &str) -> io::Result<()> {
+pub(crate) fn write_line(fd: BorrowedFd<'_>, line: &str) -> io::Result<()> {
     let kind = SFlag::from_bits_truncate(fstat(fd)?.st_mode) & SFlag::S_IFMT;
     let line = match kind {
         SFlag::S_IFREG => format!("{line}\n"),

@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sys::environment::{absolute_variable, home};
 
 /// The system-wide configuration file.
-pub const SYSTEM_FILE: &str = "/etc/vdens/vdens.toml";
+pub(crate) const SYSTEM_FILE: &str = "/etc/vdens/vdens.toml";
 
 /// What the configuration files say.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
@@ -27,16 +27,16 @@ pub const SYSTEM_FILE: &str = "/etc/vdens/vdens.toml";
 pub struct Config {
     /// Where plugins are found.
     #[serde(default)]
-    pub plugins: PluginSettings,
+    pub(crate) plugins: PluginSettings,
     /// What is logged, and where to.
     #[serde(default)]
-    pub log: Log,
+    pub(crate) log: Log,
     /// Values for options that are not given.
     #[serde(default)]
     pub defaults: Defaults,
     /// What the restricted login shell allows. Only [`SYSTEM_FILE`] decides that.
     #[serde(default)]
-    pub login: Login,
+    pub(crate) login: Login,
     /// Why files in the usual places were not read.
     #[serde(skip)]
     pub unread: Vec<Error>,
@@ -45,7 +45,7 @@ pub struct Config {
 /// The table `plugins`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
-pub struct PluginSettings {
+pub(crate) struct PluginSettings {
     /// Directories to search, absolute, or below the home directory with `~/`.
     #[serde(default)]
     pub path: Option<Vec<Spanned<PathBuf>>>,
@@ -57,7 +57,7 @@ pub struct PluginSettings {
 /// When C plugins of libvdeplug serve.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
-pub enum Libvdeplug {
+pub(crate) enum Libvdeplug {
     /// For schemes that no plugin of vdens serves.
     #[default]
     Fallback,
@@ -68,7 +68,7 @@ pub enum Libvdeplug {
 /// The table `log`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
-pub struct Log {
+pub(crate) struct Log {
     /// The least serious level that is logged.
     #[serde(default, deserialize_with = "level")]
     pub level: Option<LevelFilter>,
@@ -106,7 +106,7 @@ pub struct Defaults {
 /// The table `login`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
-pub struct Login {
+pub(crate) struct Login {
     /// The schemes that can be opened.
     #[serde(default, deserialize_with = "login_schemes")]
     pub schemes: Option<Vec<String>>,
@@ -153,7 +153,7 @@ impl Config {
     ///
     /// # Errors
     /// As for [`Config::load`], and the file is there but cannot be read.
-    pub fn load_system() -> Result<Self> {
+    pub(crate) fn load_system() -> Result<Self> {
         let mut config = Self::load_all([PathBuf::from(SYSTEM_FILE)])?;
         match config.unread.pop() {
             Some(error) => Err(error),
@@ -191,7 +191,7 @@ impl Config {
     }
 
     /// The directories of `plugins.path`, with `~/` replaced.
-    pub fn plugin_dirs(&self) -> impl Iterator<Item = PathBuf> {
+    pub(crate) fn plugin_dirs(&self) -> impl Iterator<Item = PathBuf> {
         let dirs = self.plugins.path.iter().flatten();
         dirs.map(|dir| expand_home(dir.get_ref()))
     }
@@ -223,7 +223,7 @@ impl Config {
 }
 
 /// The files that are read where none is named, the later on top of the earlier.
-pub fn usual_places() -> impl Iterator<Item = PathBuf> {
+pub(crate) fn usual_places() -> impl Iterator<Item = PathBuf> {
     let user = absolute_variable("XDG_CONFIG_HOME").or_else(|| Some(home()?.join(".config")));
     let user = user.map(|dir| dir.join("vdens/vdens.toml"));
     [Some(PathBuf::from(SYSTEM_FILE)), user]
@@ -237,7 +237,7 @@ pub fn usual_places() -> impl Iterator<Item = PathBuf> {
 ///
 /// # Errors
 /// The file cannot be read or is not trusted.
-pub fn read_usual(file: &Path) -> Result<Option<String>> {
+pub(crate) fn read_usual(file: &Path) -> Result<Option<String>> {
     let failed = |error| Error::path("read the configuration", file, &error);
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(libc::O_NONBLOCK);

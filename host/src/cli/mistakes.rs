@@ -19,7 +19,7 @@ use vdens_plugin_kit::vnl::{Keys, Spec, Vnl};
 
 use crate::cli::Vdens;
 use crate::error::{Error, Result};
-use crate::plugins::host_services::Plugins;
+use crate::plugins::host_services::InstalledPlugins;
 use crate::plugins::search::similar;
 
 /// Words that users may try with other programs, and the subcommand of `vdectl` that they mean.
@@ -35,7 +35,7 @@ const TASKS: [(&str, &str); 7] = [
 
 /// The kind of command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CommandLine {
+pub(crate) enum CommandLine {
     /// `vdens VNL COMMAND`.
     Vdens,
     /// `vdens --multi VNL... -- COMMAND`.
@@ -48,7 +48,12 @@ pub enum CommandLine {
 ///
 /// # Errors
 /// The word cannot be opened now, and looks like something else.
-pub fn check(word: &str, line: CommandLine, plugins: &Plugins, is_waiting: bool) -> Result<()> {
+pub(crate) fn check(
+    word: &str,
+    line: CommandLine,
+    plugins: &InstalledPlugins,
+    is_waiting: bool,
+) -> Result<()> {
     match suspicion(word, line, plugins) {
         Some(error) if is_waiting => log::warn!("{error}"),
         Some(error) => return Err(error),
@@ -57,7 +62,7 @@ pub fn check(word: &str, line: CommandLine, plugins: &Plugins, is_waiting: bool)
     Ok(())
 }
 
-fn suspicion(word: &str, line: CommandLine, plugins: &Plugins) -> Option<Error> {
+fn suspicion(word: &str, line: CommandLine, plugins: &InstalledPlugins) -> Option<Error> {
     let is_interface = line != CommandLine::VdePlug;
     if word.contains("://") || is_interface && matches!(word, "-" | "no") || word.starts_with('=') {
         return None;
@@ -104,7 +109,7 @@ fn taken_for_a_network(word: &str) -> Error {
 ///
 /// # Errors
 /// Both are the same `ptp://`.
-pub fn check_cable(near: &str, far: &str) -> Result<()> {
+pub(crate) fn check_cable(near: &str, far: &str) -> Result<()> {
     let cable = |vnl| {
         let vnl = Vnl::parse(vnl).ok().filter(|vnl| vnl.scheme == "ptp")?;
         // Options do not matter. A path with a quoted bracket is not compared.
@@ -122,7 +127,7 @@ pub fn check_cable(near: &str, far: &str) -> Result<()> {
 }
 
 /// Adds what to do to the failure to read a VNL from the file `word`, if that is a program.
-pub fn explain(word: &str, error: Error) -> Error {
+pub(crate) fn explain(word: &str, error: Error) -> Error {
     match is_executable(Path::new(word)) {
         true => error.hint(format!("to run the program, write vdens no {word} …")),
         false => error,
@@ -130,7 +135,7 @@ pub fn explain(word: &str, error: Error) -> Error {
 }
 
 /// The error for an option in place of a VNL or a command, which `place` names.
-pub fn misplaced<Program: CommandFactory>(option: &str, place: impl fmt::Display) -> Error {
+pub(crate) fn misplaced<Program: CommandFactory>(option: &str, place: impl fmt::Display) -> Error {
     let mut command = Program::command();
     let program = command.get_name().to_owned();
     command = command.mut_arg("rest", |rest| {
@@ -161,7 +166,7 @@ fn task(word: &str) -> Option<String> {
 
 /// What an unknown option may mean: a task of `vdectl`, else what clap suggests, else a misspelt
 /// task of `vdectl`.
-pub fn suggestion(error: &clap::Error) -> Option<String> {
+pub(crate) fn suggestion(error: &clap::Error) -> Option<String> {
     let option = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(option)) => option.strip_prefix("--"),
         _ => None,
@@ -187,7 +192,7 @@ fn clap_suggestion(error: &clap::Error) -> Option<String> {
 }
 
 /// Whether execvp(3) would find a program of this name.
-pub fn is_command(word: &OsStr) -> bool {
+pub(crate) fn is_command(word: &OsStr) -> bool {
     if word.as_bytes().contains(&b'/') {
         return is_executable(Path::new(word));
     }
@@ -207,7 +212,7 @@ mod tests {
 
     #[test]
     fn what_exists_or_has_a_scheme_is_meant() {
-        let plugins = Plugins::from(SearchPath::system());
+        let plugins = InstalledPlugins::from(SearchPath::system());
         let lines = [CommandLine::Vdens, CommandLine::Multi, CommandLine::VdePlug];
         for line in lines {
             for word in ["src", "Cargo.toml", "sh://x", "=sh", "", "x/sh", "nosuch"] {

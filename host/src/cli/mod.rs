@@ -4,11 +4,11 @@
 //! come from them. The words after the first VNL belong to the user's command, and are not parsed.
 
 pub mod config;
-pub mod mistakes;
+pub(crate) mod mistakes;
 pub mod plan;
-pub mod values;
+pub(crate) mod values;
 pub mod vdectl;
-pub mod vnls;
+pub(crate) mod vnls;
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::logging;
 use crate::output::report;
 use crate::output::written;
-use crate::plugins::host_services::Plugins;
+use crate::plugins::host_services::InstalledPlugins;
 use crate::plugins::search::SearchPath;
 use crate::worker::reconnecting::Wait;
 
@@ -65,10 +65,13 @@ impl Common {
     ///
     /// # Errors
     /// As for [`Common::search_path`].
-    pub fn plugins(&self, config: &Config) -> Result<Plugins> {
+    pub(crate) fn plugins(&self, config: &Config) -> Result<InstalledPlugins> {
         let libvdeplug = config.plugins.libvdeplug.unwrap_or_default();
         let path = self.search_path(config)?;
-        Ok(Plugins::new(path, libvdeplug == Libvdeplug::Fallback))
+        Ok(InstalledPlugins::new(
+            path,
+            libvdeplug == Libvdeplug::Fallback,
+        ))
     }
 
     /// What is logged, and where: the command line's choice, else the configuration's.
@@ -84,14 +87,14 @@ impl Common {
 
 impl Links {
     /// Whether the kernel may forward frames between the user's namespaces.
-    pub fn uses_panel(&self, config: &Config) -> bool {
+    pub(crate) fn uses_panel(&self, config: &Config) -> bool {
         !self.no_panel && config.defaults.panel != Some(false)
     }
 }
 
 /// Options of the programs that open links.
 #[derive(Args, Clone, Debug, Default)]
-pub struct Links {
+pub(crate) struct Links {
     /// Move all frames through user space
     #[arg(long)]
     pub no_panel: bool,
@@ -159,7 +162,7 @@ pub struct Vdens {
 
     /// Give an interface an address; implies --up
     #[arg(long, value_name = "[N:]IP/PREFIX", value_parser = numbered::<Cidr>)]
-    pub addr: Vec<Numbered<Cidr>>,
+    pub(crate) addr: Vec<Numbered<Cidr>>,
 
     /// Add a default route; implies --up
     #[arg(long, value_name = "IP")]
@@ -167,11 +170,11 @@ pub struct Vdens {
 
     /// Set the MTU of the interfaces, in bytes
     #[arg(long, value_name = "[N:]BYTES", value_parser = numbered::<Mtu>)]
-    pub mtu: Vec<Numbered<Mtu>>,
+    pub(crate) mtu: Vec<Numbered<Mtu>>,
 
     /// Set an interface's Ethernet address
     #[arg(long, value_name = "[N:]MAC", value_parser = numbered::<MacAddress>)]
-    pub mac: Vec<Numbered<MacAddress>>,
+    pub(crate) mac: Vec<Numbered<MacAddress>>,
 
     /// Allow TCP frames of 512 KiB on the panel
     #[arg(long)]
@@ -179,7 +182,7 @@ pub struct Vdens {
 
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub links: Links,
+    pub(crate) links: Links,
 
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -213,7 +216,7 @@ pub struct VdePlug {
 
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub end: EndOptions,
+    pub(crate) end: EndOptions,
 
     /// Set the group of the second end's sockets
     #[arg(short = 'G', long, value_name = "GROUP")]
@@ -233,7 +236,7 @@ pub struct VdePlug {
 
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub links: Links,
+    pub(crate) links: Links,
 
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -246,7 +249,7 @@ pub struct VdePlug {
 
 /// Options of `vde_plug` for its first end. They affect only that end's sockets.
 #[derive(Args, Clone, Debug, Default)]
-pub struct EndOptions {
+pub(crate) struct EndOptions {
     /// Set the group of the first end's sockets
     #[arg(short, long, value_name = "GROUP")]
     pub group: Option<String>,
@@ -271,10 +274,10 @@ pub struct EndOptions {
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vde_plug", version, disable_help_subcommand = true)]
 #[command(override_usage = "vde_plug [OPTIONS] [VNL]")]
-pub struct LoginPlug {
+pub(crate) struct LoginPlug {
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub end: EndOptions,
+    pub(crate) end: EndOptions,
 
     /// Print errors only
     #[arg(short, long)]
@@ -291,7 +294,7 @@ impl Vdens {
     ///
     /// # Errors
     /// A VNL is not UTF-8, or there is an option among the VNLs or in place of the command.
-    pub fn split_rest(&self) -> Result<(Vec<String>, Vec<OsString>)> {
+    pub(crate) fn split_rest(&self) -> Result<(Vec<String>, Vec<OsString>)> {
         if !self.multi {
             let (vnl, command) = match self.rest.split_first() {
                 None => (String::new(), &[][..]),
@@ -321,7 +324,7 @@ impl Vdens {
 }
 
 /// Whether a word in place of a VNL is an option.
-pub fn is_option(word: &str) -> bool {
+pub(crate) fn is_option(word: &str) -> bool {
     word.starts_with('-') && word != "-"
 }
 

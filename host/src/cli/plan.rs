@@ -20,7 +20,7 @@ use crate::ipc::MAX_FDS;
 use crate::namespace::resolv::Resolv;
 use crate::namespace::{Interface, Plan};
 use crate::worker::Job;
-use crate::worker::end::End;
+use crate::worker::target::LinkTarget;
 
 /// The most links of a session: one message carries their taps and one descriptor more.
 const MAX_LINKS: usize = MAX_FDS - 1;
@@ -54,29 +54,29 @@ impl Session {
             true => CommandLine::Multi,
             false => CommandLine::Vdens,
         };
-        let end = |argument: &String| {
+        let target = |argument: &String| {
             mistakes::check(argument, line, &plugins, cli.links.wait.is_some())?;
             vnls::interface(argument, defaults.vnl.as_deref())
                 .map_err(|error| mistakes::explain(argument, error))
         };
-        let ends = arguments
+        let targets = arguments
             .iter()
-            .map(end)
+            .map(target)
             .filter_map(Result::transpose)
-            .collect::<Result<Vec<End>>>()?;
-        if ends.len() > MAX_LINKS {
+            .collect::<Result<Vec<LinkTarget>>>()?;
+        if targets.len() > MAX_LINKS {
             let message = format!(
                 "{} links are too many: a session has at most {MAX_LINKS}",
-                ends.len()
+                targets.len()
             );
             return Err(Error::usage(message).hint("start another vdens for the rest"));
         }
-        for scheme in ends.iter().filter_map(End::scheme) {
+        for scheme in targets.iter().filter_map(LinkTarget::scheme) {
             plugins.check(scheme)?;
         }
         cli.hostname.as_deref().map_or(Ok(()), check_hostname)?;
         let prefix = cli.iface.as_deref().or(defaults.iface.as_deref());
-        let mut interfaces = name_interfaces(prefix.unwrap_or("vde"), ends.len())?;
+        let mut interfaces = name_interfaces(prefix.unwrap_or("vde"), targets.len())?;
         for_each(&cli.mtu, interfaces.len(), "--mtu", |at, mtu| {
             let all = if at.is_some() {
                 0..0
@@ -110,10 +110,11 @@ impl Session {
             interface.addresses.push(address.0);
             Ok(())
         })?;
-        let jobs = interfaces.iter().zip(&ends).map(|(interface, end)| Job {
+        let pairs = interfaces.iter().zip(&targets);
+        let jobs = pairs.map(|(interface, target)| Job {
             interface: interface.name.clone(),
             mtu: interface.mtu.unwrap_or(DEFAULT_MTU),
-            end: end.clone(),
+            target: target.clone(),
             wait: cli.links.wait.unwrap_or_default(),
             plugins: plugins.clone(),
             panel_address: None,
@@ -128,7 +129,7 @@ impl Session {
             || !cli.gateway.is_empty()
             || auto.is_some();
         let plan = Plan {
-            label: label(&interfaces, &ends),
+            label: label(&interfaces, &targets),
             up,
             gateways: gateways(&cli.gateway)?,
             hostname: cli.hostname.clone(),
@@ -137,7 +138,8 @@ impl Session {
             sysadmin: cli.sysadm,
             panel: cli.links.uses_panel(config),
             big_tcp: cli.big_tcp || defaults.big_tcp == Some(true),
-            welcome: (command.is_empty() && !cli.common.quiet).then(|| welcome(&interfaces, &ends)),
+            welcome: (command.is_empty() && !cli.common.quiet)
+                .then(|| welcome(&interfaces, &targets)),
             command,
             interfaces,
         };
@@ -255,10 +257,10 @@ fn gateways(gateways: &[IpAddr]) -> Result<Vec<IpAddr>> {
 }
 
 /// The line before the user's shell: what is plugged in, and how to leave.
-fn welcome(interfaces: &[Interface], ends: &[End]) -> String {
-    let pairs = interfaces.iter().zip(ends);
+fn welcome(interfaces: &[Interface], targets: &[LinkTarget]) -> String {
+    let pairs = interfaces.iter().zip(targets);
     let words: Vec<String> = pairs
-        .map(|(interface, end)| format!("{} on {end}", interface.name))
+        .map(|(interface, target)| format!("{} on {target}", interface.name))
         .collect();
     let network = match &words[..] {
         [] => "no network".to_owned(),
@@ -268,8 +270,10 @@ fn welcome(interfaces: &[Interface], ends: &[End]) -> String {
 }
 
 /// What `VDENS` is in the command's environment: `vde0=ptp:///tmp/a vde1=tap://tap0`.
-fn label(interfaces: &[Interface], ends: &[End]) -> String {
-    let pairs = interfaces.iter().zip(ends);
-    let words: Vec<String> = pairs.map(|(i, end)| format!("{}={end}", i.name)).collect();
+fn label(interfaces: &[Interface], targets: &[LinkTarget]) -> String {
+    let pairs = interfaces.iter().zip(targets);
+    let words: Vec<String> = pairs
+        .map(|(i, target)| format!("{}={target}", i.name))
+        .collect();
     words.join(" ")
 }

@@ -12,7 +12,7 @@ use crate::worker::reconnecting::Wait;
 /// A value that may be for one interface: `N:VALUE`. An IPv6 address can have both forms
 /// (`1:fd00::1/64`). Then N is the interface's number if there is such an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Numbered<T> {
+pub(crate) struct Numbered<T> {
     whole: Option<T>,
     numbered: Option<(usize, T)>,
 }
@@ -22,7 +22,7 @@ impl<T: Copy> Numbered<T> {
     ///
     /// # Errors
     /// There is no interface of that number; the error is the number.
-    pub fn resolve(self, count: usize) -> Result<(Option<usize>, T), usize> {
+    pub(crate) fn resolve(self, count: usize) -> Result<(Option<usize>, T), usize> {
         match (self.numbered, self.whole) {
             (Some((number, value)), _) if number < count => Ok((Some(number), value)),
             (_, Some(value)) => Ok((None, value)),
@@ -47,7 +47,7 @@ pub(super) fn numbered<T: FromStr>(text: &str) -> Result<Numbered<T>, T::Err> {
 
 /// An address with the prefix length of its network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cidr(pub IpNet);
+pub(crate) struct Cidr(pub IpNet);
 
 impl FromStr for Cidr {
     type Err = String;
@@ -70,7 +70,7 @@ impl FromStr for Cidr {
 
 /// An MTU in bytes: 68 (the least that IPv4 allows, RFC 791) to 65521 (the most that a tap takes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mtu(pub u32);
+pub(crate) struct Mtu(pub u32);
 
 impl FromStr for Mtu {
     type Err = String;
@@ -85,7 +85,7 @@ impl FromStr for Mtu {
 
 /// A unicast Ethernet address, `02:00:00:00:00:01`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MacAddress(pub Mac);
+pub(crate) struct MacAddress(pub Mac);
 
 impl FromStr for MacAddress {
     type Err = String;

@@ -14,19 +14,19 @@ use vdens_plugin_kit::vnl::Vnl;
 use vdens_plugin_kit::vnl_file::{self, Place};
 
 use crate::error::{Error, Result};
-use crate::worker::end::End;
+use crate::worker::target::LinkTarget;
 
 /// The end that an argument of `vdens` names. `None` if it asks for no interface.
 ///
 /// # Errors
 /// As for [`resolve`].
-pub fn interface(argument: &str, default: Option<&str>) -> Result<Option<End>> {
+pub(crate) fn interface(argument: &str, default: Option<&str>) -> Result<Option<LinkTarget>> {
     match argument {
         "" | "-" | "no" => Ok(None),
         _ => match argument.strip_prefix('=') {
             Some("") => Err(Error::usage("'=' names no command").hint("write =COMMAND")),
-            Some(command) => Ok(Some(End::Command(command.to_owned()))),
-            None => resolve(argument, default).map(|vnl| Some(End::Vnl(vnl))),
+            Some(command) => Ok(Some(LinkTarget::Command(command.to_owned()))),
+            None => resolve(argument, default).map(|vnl| Some(LinkTarget::Vnl(vnl))),
         },
     }
 }
@@ -36,7 +36,7 @@ pub fn interface(argument: &str, default: Option<&str>) -> Result<Option<End>> {
 /// # Errors
 /// The scheme is malformed, there is no default, or a file that should hold a VNL holds none or is
 /// not trusted.
-pub fn resolve(argument: &str, default: Option<&str>) -> Result<String> {
+pub(crate) fn resolve(argument: &str, default: Option<&str>) -> Result<String> {
     let vnl = Vnl::parse(argument)?;
     if vnl.scheme != "vde" {
         return Ok(argument.to_owned());
@@ -61,12 +61,15 @@ mod tests {
 
     #[test]
     fn arguments_become_ends() {
-        let vnl = |text: &str| Some(End::Vnl(text.into()));
+        let vnl = |text: &str| Some(LinkTarget::Vnl(text.into()));
         for (argument, end) in [
             ("", None),
             ("-", None),
             ("no", None),
-            ("=vde_plug x", Some(End::Command("vde_plug x".into()))),
+            (
+                "=vde_plug x",
+                Some(LinkTarget::Command("vde_plug x".into())),
+            ),
             ("/run/sw[3]", vnl("vde:///run/sw[3]")),
             ("sw", vnl("vde://sw")),
             ("ptp:///tmp/a", vnl("ptp:///tmp/a")),

@@ -27,11 +27,11 @@ use crate::sys::process::wait;
 /// The longest message, in bytes.
 const MAX_MESSAGE: usize = 8192;
 /// The most descriptors a message carries: the kernel's limit (SCM_MAX_FD).
-pub const MAX_FDS: usize = 253;
+pub(crate) const MAX_FDS: usize = 253;
 
 /// What was received from a channel.
 #[derive(Debug)]
-pub enum Received<T> {
+pub(crate) enum Received<T> {
     /// A message and its descriptors.
     Message(T, Vec<OwnedFd>),
     /// The other end is closed.
@@ -46,7 +46,7 @@ impl<T> Received<T> {
     ///
     /// # Errors
     /// The message is malformed.
-    pub fn well_formed(self) -> Result<Option<(T, Vec<OwnedFd>)>> {
+    pub(crate) fn well_formed(self) -> Result<Option<(T, Vec<OwnedFd>)>> {
         match self {
             Self::Message(message, fds) => Ok(Some((message, fds))),
             Self::Closed => Ok(None),
@@ -56,14 +56,14 @@ impl<T> Received<T> {
 }
 
 /// The error for a malformed message.
-pub fn malformed(why: impl std::fmt::Display) -> Error {
+pub(crate) fn malformed(why: impl std::fmt::Display) -> Error {
     let message = format!("another process of vdens sent a malformed message: {why}");
     Error::new(ErrorKind::Protocol, message)
 }
 
 /// One end of a conversation, which sends `S` and receives `R`.
 #[derive(Debug)]
-pub struct Channel<S, R> {
+pub(crate) struct Channel<S, R> {
     socket: OwnedFd,
     directions: PhantomData<fn(S) -> R>,
 }
@@ -73,7 +73,7 @@ impl<S, R> Channel<S, R> {
     ///
     /// # Errors
     /// There are no descriptors left.
-    pub fn pair() -> Result<(Self, Channel<R, S>)> {
+    pub(crate) fn pair() -> Result<(Self, Channel<R, S>)> {
         socketpair(
             AddressFamily::Unix,
             SockType::SeqPacket,
@@ -85,7 +85,7 @@ impl<S, R> Channel<S, R> {
     }
 
     /// Closes both ends: from then on the other end receives nothing.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         // It fails only if the other end is closed already.
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
     }
@@ -97,7 +97,7 @@ impl<S: Serialize, R> Channel<S, R> {
     ///
     /// # Errors
     /// The message is too long, there are too many descriptors, or the system has no memory.
-    pub fn send(&self, message: &S, fds: &[BorrowedFd<'_>]) -> Result<()> {
+    pub(crate) fn send(&self, message: &S, fds: &[BorrowedFd<'_>]) -> Result<()> {
         let bytes = serde_json::to_vec(message)
             .map_err(|error| Error::io("write a message", &error.into()))?;
         if bytes.len() > MAX_MESSAGE {
@@ -124,7 +124,7 @@ impl<S, R: DeserializeOwned> Channel<S, R> {
     ///
     /// # Errors
     /// recvmsg(2) fails, or descriptors were lost because there was no room for them.
-    pub fn receive(&self) -> Result<Received<R>> {
+    pub(crate) fn receive(&self) -> Result<Received<R>> {
         self.receive_with(&mut space_for(MAX_FDS))
     }
 
@@ -132,7 +132,7 @@ impl<S, R: DeserializeOwned> Channel<S, R> {
     ///
     /// # Errors
     /// As for [`Channel::receive`], or no message has come.
-    pub fn receive_within(&self, limit: Duration) -> Result<Received<R>> {
+    pub(crate) fn receive_within(&self, limit: Duration) -> Result<Received<R>> {
         let deadline = Instant::now() + limit;
         loop {
             let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];

@@ -12,7 +12,7 @@ use crate::sys::child::{Child, exit_child};
 ///
 /// # Errors
 /// What `work` reports, or the child died.
-pub fn in_child(work: impl FnOnce() -> Result<Vec<OwnedFd>>) -> Result<Vec<OwnedFd>> {
+pub(crate) fn in_child(work: impl FnOnce() -> Result<Vec<OwnedFd>>) -> Result<Vec<OwnedFd>> {
     let (channel, theirs) = Channel::<Nothing, HelperReply>::pair()?;
     let Some(mut child) = Child::fork()? else {
         exit_child(|| {

@@ -9,12 +9,12 @@ use crate::error::{Error, ErrorKind};
 
 /// The direction of a conversation in which nothing is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Nothing {}
+pub(crate) enum Nothing {}
 
 /// Supervisor to namespace child.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ToNamespace {
+pub(crate) enum ToNamespace {
     /// Make and configure the interfaces. For each in order, whether the child makes it, as a tap;
     /// the others exist.
     MakeInterfaces(Vec<bool>),
@@ -25,7 +25,7 @@ pub enum ToNamespace {
 /// Namespace child to supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum FromNamespace {
+pub(crate) enum FromNamespace {
     /// The namespace exists. Descriptor: the network namespace.
     NamespaceMade,
     /// The interfaces exist and are configured. Descriptors: a watch over them, and each tap that
@@ -44,7 +44,7 @@ pub enum FromNamespace {
 /// Supervisor to worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ToWorker {
+pub(crate) enum ToWorker {
     /// The worker's side of the link is a tap. Descriptors: the tap, and a watch over it.
     UseTap,
     /// The worker's side of the link is a port of the panel.
@@ -60,7 +60,7 @@ pub enum ToWorker {
 /// Worker to supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum FromWorker {
+pub(crate) enum FromWorker {
     /// The link is open.
     Open {
         /// Whether it wants its interface to be on the panel.
@@ -85,7 +85,7 @@ impl From<ReportReply> for FromWorker {
 /// A process that has loaded plugins, to its supervisor or panel service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Request {
+pub(crate) enum Request {
     /// Execute the order on the panel.
     Execute(Order),
     /// Store the descriptor that comes along for the worker's successor, in place of the one stored
@@ -96,7 +96,7 @@ pub enum Request {
 /// The answer to a [`Request`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Reply {
+pub(crate) enum Reply {
     /// The order was executed. Descriptor: the tap, if the order makes one.
     Executed {
         /// The identity of the panel.
@@ -111,7 +111,7 @@ pub enum Reply {
 /// A change of the panel. Ports and bridges are named by their places.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Order {
+pub(crate) enum Order {
     /// Make a port that is on no bridge, and the member's interface. Hand over a watch over the
     /// panel's interfaces.
     AddPort {
@@ -158,7 +158,7 @@ pub enum Order {
 /// The background child of `vde_plug` to the process that the user has started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Startup {
+pub(crate) enum Startup {
     /// Both ends are open.
     Open,
     /// The plug cannot be opened.
@@ -168,7 +168,7 @@ pub enum Startup {
 /// A helper to the process that has forked it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum HelperReply {
+pub(crate) enum HelperReply {
     /// The work is done. Descriptors: what it results in.
     Done,
     /// The work failed.
@@ -178,7 +178,7 @@ pub enum HelperReply {
 /// A report, or why there is none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ReportReply {
+pub(crate) enum ReportReply {
     /// Descriptor: the file in memory with the report as JSON.
     File,
     /// There is no report, and why.

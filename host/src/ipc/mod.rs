@@ -29,10 +29,10 @@ mod message;
 mod report;
 pub mod status;
 
-pub use channel::{Channel, MAX_FDS, Received, malformed};
-pub use helper::in_child;
-pub use message::{
+pub(crate) use channel::{Channel, MAX_FDS, Received, malformed};
+pub(crate) use helper::in_child;
+pub(crate) use message::{
     FromNamespace, FromWorker, HelperReply, Nothing, Order, Reply, ReportReply, Request, Startup,
     ToNamespace, ToWorker,
 };
-pub use report::{MAX_REPORT, read_report};
+pub(crate) use report::{MAX_REPORT, read_report};

@@ -14,14 +14,14 @@ use crate::error::{Error, ErrorKind, Result, system};
 
 /// The longest report, in bytes. The report of a switch that knows as many stations as it can has
 /// 8 MiB.
-pub const MAX_REPORT: u64 = 16 << 20;
+pub(crate) const MAX_REPORT: u64 = 16 << 20;
 
 impl<S: Serialize + From<ReportReply>, R> Channel<S, R> {
     /// Sends a report, or why there is none.
     ///
     /// # Errors
     /// Neither can be sent: the system has no memory left.
-    pub fn send_report(&self, report: &impl Serialize) -> Result<()> {
+    pub(crate) fn send_report(&self, report: &impl Serialize) -> Result<()> {
         write_report(report)
             .and_then(|file| self.send(&ReportReply::File.into(), &[file.as_fd()]))
             .or_else(|error| self.send(&ReportReply::None(error.to_string()).into(), &[]))
@@ -46,7 +46,7 @@ fn write_report(report: &impl Serialize) -> Result<File> {
 ///
 /// # Errors
 /// It cannot be read, is longer, or is no file in memory.
-pub fn read_report(fd: OwnedFd, limit: u64) -> Result<String> {
+pub(crate) fn read_report(fd: OwnedFd, limit: u64) -> Result<String> {
     let cannot = |error| Error::io("read a report", &error);
     // Only a file in memory has seals (fcntl(2)). Reading another kind of file could block, or
     // never end.

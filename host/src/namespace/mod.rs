@@ -17,7 +17,7 @@
 //! 6. Execute the command. The kernel kills it if the supervisor dies first.
 
 mod auto;
-pub mod resolv;
+pub(crate) mod resolv;
 mod sysfs;
 
 use std::env;
@@ -58,7 +58,7 @@ const NOTHING: Option<&str> = None;
 
 /// An interface to be made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Interface {
+pub(crate) struct Interface {
     /// Its name, valid and unique.
     pub name: String,
     /// Its Ethernet address, if not the kernel's choice.
@@ -73,29 +73,29 @@ pub struct Interface {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The interfaces, in order.
-    pub interfaces: Vec<Interface>,
+    pub(crate) interfaces: Vec<Interface>,
     /// Whether they and the loopback interface start up.
-    pub up: bool,
+    pub(crate) up: bool,
     /// Default routers.
-    pub gateways: Vec<IpAddr>,
+    pub(crate) gateways: Vec<IpAddr>,
     /// The host name, if not the caller's.
-    pub hostname: Option<String>,
+    pub(crate) hostname: Option<String>,
     /// The resolv.conf, if not the caller's.
-    pub resolv: Option<Resolv>,
+    pub(crate) resolv: Option<Resolv>,
     /// How long to wait for the network to configure the interfaces, if it is to.
-    pub auto: Option<Duration>,
+    pub(crate) auto: Option<Duration>,
     /// Whether the command may mount and do other things that CAP_SYS_ADMIN allows.
-    pub sysadmin: bool,
+    pub(crate) sysadmin: bool,
     /// The command and its arguments; the user's shell if empty.
-    pub command: Vec<OsString>,
+    pub(crate) command: Vec<OsString>,
     /// What to say at a terminal before the user's shell starts.
-    pub welcome: Option<String>,
+    pub(crate) welcome: Option<String>,
     /// What `VDENS` is in the command's environment.
-    pub label: String,
+    pub(crate) label: String,
     /// Whether the kernel may forward frames between this session and others of the user.
-    pub panel: bool,
+    pub(crate) panel: bool,
     /// Whether TCP sends the kernel's longest super-frames on interfaces that are on the panel.
-    pub big_tcp: bool,
+    pub(crate) big_tcp: bool,
 }
 
 /// The namespace child's end of its channel to the supervisor.

@@ -27,7 +27,7 @@ const TARGET: &str = "/etc/resolv.conf";
 
 /// The source of the session's resolv.conf.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Resolv {
+pub(crate) enum Resolv {
     /// A file (`-r`).
     File(PathBuf),
     /// Name servers (`-R`).

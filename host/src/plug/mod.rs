@@ -45,7 +45,7 @@ use crate::ipc::{Channel, Nothing, Startup};
 use crate::output::Line;
 use crate::panel::Service;
 use crate::plug::pidfile::PidFile;
-use crate::plugins::host_services::{Opener, Plugins};
+use crate::plugins::host_services::{InstalledPlugins, Opener};
 use crate::sys::child::Child;
 use crate::sys::process::detach;
 use crate::sys::runtime;
@@ -139,7 +139,7 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
 ///
 /// # Errors
 /// As for [`run`].
-pub fn run_stdio(vnl: String, end: EndOptions, plugins: Plugins) -> Result<i32> {
+pub(crate) fn run_stdio(vnl: String, end: EndOptions, plugins: InstalledPlugins) -> Result<i32> {
     let cli = VdePlug {
         end,
         ..VdePlug::default()
@@ -184,7 +184,7 @@ fn ends(rest: &[OsString]) -> Result<(String, Far)> {
 /// A plug to be opened.
 struct Plug<'a> {
     cli: &'a VdePlug,
-    plugins: Plugins,
+    plugins: InstalledPlugins,
     /// Whether the kernel may carry frames.
     panel: bool,
     /// Whether `vdectl status` lists the plug.
@@ -195,14 +195,14 @@ struct Plug<'a> {
 
 /// An end of the cable.
 #[derive(Clone)]
-struct End {
+struct PlugEnd {
     name: String,
     /// What opens it, if it is a VNL.
     opener: Option<Opener>,
 }
 
 /// An end and its open link.
-type OpenEnd = (End, Box<dyn Link>);
+type OpenEnd = (PlugEnd, Box<dyn Link>);
 
 impl Plug<'_> {
     /// Opens both ends, reports that through `ready`, and moves frames until a stream ends or a
@@ -306,7 +306,7 @@ impl Plug<'_> {
         let open = Box::new(move || opener.open(&vnl, &options));
         let link = driver::open(name.clone(), open, wait, control)?;
         let opener = Some(opener);
-        Ok((End { name, opener }, Box::new(link)))
+        Ok((PlugEnd { name, opener }, Box::new(link)))
     }
 }
 
@@ -316,7 +316,7 @@ struct PlugControl {
     ready: Epoll,
     watchdog: Watchdog,
     service: Option<Service>,
-    status: Option<(Server, Sides<End>)>,
+    status: Option<(Server, Sides<PlugEnd>)>,
     started: SystemTime,
 }
 
@@ -341,7 +341,7 @@ impl PlugControl {
     }
 
     /// Has `vdectl status` list this process.
-    fn serve_status(&mut self, near: &End, far: &End) -> Result<()> {
+    fn serve_status(&mut self, near: &PlugEnd, far: &PlugEnd) -> Result<()> {
         let Some(server) = Server::start() else {
             return Ok(());
         };
@@ -402,7 +402,7 @@ impl Control for PlugControl {
     }
 }
 
-fn entry(end: &End, report: Report) -> Entry<Report> {
+fn entry(end: &PlugEnd, report: Report) -> Entry<Report> {
     let report = match end.opener {
         Some(opener) => report.with_plugin(opener, &end.name),
         None => report,
@@ -427,7 +427,7 @@ fn command(words: &[OsString]) -> Result<OpenEnd> {
     let stream = CommandStream::start(Command::new(program).args(arguments))?;
     let name = program.to_string_lossy().into_owned();
     let opener = None;
-    Ok((End { name, opener }, Box::new(stream)))
+    Ok((PlugEnd { name, opener }, Box::new(stream)))
 }
 
 fn stdio() -> Result<OpenEnd> {
@@ -436,7 +436,7 @@ fn stdio() -> Result<OpenEnd> {
     };
     let input = duplicate(io::stdin().as_fd().try_clone_to_owned())?;
     let output = duplicate(io::stdout().as_fd().try_clone_to_owned())?;
-    let end = End {
+    let end = PlugEnd {
         name: "standard input".into(),
         opener: None,
     };

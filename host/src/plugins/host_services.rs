@@ -34,15 +34,15 @@ const BRIDGE: &str = "libvdeplug";
 
 /// Where the plugins for schemes are.
 #[derive(Clone, Debug)]
-pub struct Plugins {
+pub(crate) struct InstalledPlugins {
     path: SearchPath,
     /// Whether a scheme without a plugin is opened through libvdeplug.
     libvdeplug: bool,
 }
 
-impl Plugins {
+impl InstalledPlugins {
     /// The plugins on the path, and with `libvdeplug` its C plugins for other schemes.
-    pub fn new(path: SearchPath, libvdeplug: bool) -> Self {
+    pub(crate) fn new(path: SearchPath, libvdeplug: bool) -> Self {
         Self { path, libvdeplug }
     }
 
@@ -50,7 +50,7 @@ impl Plugins {
     ///
     /// # Errors
     /// As for [`SearchPath::find`].
-    pub fn check(&self, scheme: &str) -> Result<()> {
+    pub(crate) fn check(&self, scheme: &str) -> Result<()> {
         match self.falls_back(scheme) {
             true => Ok(()),
             false => self.path.find(scheme).map(drop),
@@ -64,13 +64,13 @@ impl Plugins {
     }
 
     /// Whether a scheme has a plugin of its own.
-    pub fn has(&self, scheme: &str) -> bool {
+    pub(crate) fn has(&self, scheme: &str) -> bool {
         self.path.locate(scheme).is_some()
     }
 }
 
 /// Native plugins only.
-impl From<SearchPath> for Plugins {
+impl From<SearchPath> for InstalledPlugins {
     fn from(path: SearchPath) -> Self {
         Self {
             path,
@@ -81,7 +81,7 @@ impl From<SearchPath> for Plugins {
 
 /// Opens VNLs for one link.
 #[derive(Clone, Copy)]
-pub struct Opener(&'static Services);
+pub(crate) struct Opener(&'static Services);
 
 /// The host's services. Leaked, because a plugin may use them as long as the process lives.
 struct Services {
@@ -94,13 +94,13 @@ struct Services {
     level: usize,
     /// The services of a link nested in this one. `None` at the innermost level.
     nested: Option<&'static Services>,
-    /// These again, for a plugin whose links stand in for nested ones: those have the ticket.
+    /// These again, for a plugin whose links stand in for nested ones: those have the panel address.
     stand_in: Option<&'static Services>,
 }
 
 /// Where plugins are found, and the loaded ones.
 struct Library {
-    plugins: Plugins,
+    plugins: InstalledPlugins,
     loaded: Mutex<HashMap<String, (LoadedPlugin, PathBuf)>>,
 }
 
@@ -109,7 +109,7 @@ impl Opener {
     /// process that executes them on the panel. `kept` is the descriptor that the link's previous
     /// worker stored.
     pub(crate) fn new(
-        plugins: Plugins,
+        plugins: InstalledPlugins,
         port: HostPort,
         panel: Option<PanelClient>,
         kept: Option<OwnedFd>,
@@ -156,7 +156,7 @@ impl Opener {
     ///
     /// # Errors
     /// There is no plugin for the scheme, the plugin is refused, or it cannot open the VNL.
-    pub fn open(self, vnl: &str, options: &OpenOptions) -> Result<Box<dyn Link>> {
+    pub(crate) fn open(self, vnl: &str, options: &OpenOptions) -> Result<Box<dyn Link>> {
         let scheme = Vnl::parse(vnl)?.scheme;
         let library = self.0.library;
         match library.get(scheme) {
@@ -179,7 +179,7 @@ impl Opener {
     }
 
     /// What the plugin for a scheme says of itself, and its file, if it has been loaded.
-    pub fn plugin(self, scheme: &str) -> Option<(Manifest, PathBuf)> {
+    pub(crate) fn plugin(self, scheme: &str) -> Option<(Manifest, PathBuf)> {
         let loaded = self
             .0
             .library

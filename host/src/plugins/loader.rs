@@ -28,7 +28,7 @@ use crate::sys::trusted_path::Trusted;
 
 /// A loaded plugin, and how host and plugin agreed.
 #[derive(Clone, Copy, Debug)]
-pub struct Loaded {
+pub(crate) struct Loaded {
     /// The plugin.
     pub plugin: LoadedPlugin,
     /// The ABI version that is spoken with it.
@@ -38,7 +38,7 @@ pub struct Loaded {
 /// The stages of loading, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum LoadStage {
+pub(crate) enum LoadStage {
     /// Only trusted users can write the file.
     Trust,
     /// The linker loads it.
@@ -53,7 +53,7 @@ pub enum LoadStage {
 
 /// Why a file is refused, and at which stage.
 #[derive(Debug)]
-pub struct Refusal {
+pub(crate) struct Refusal {
     /// The stage that it did not pass.
     pub stage: LoadStage,
     /// Why not.
@@ -89,7 +89,7 @@ fn agree(
 ///
 /// # Errors
 /// Why the file is refused.
-pub fn load(file: &Path, scheme: &str) -> Result<LoadedPlugin> {
+pub(crate) fn load(file: &Path, scheme: &str) -> Result<LoadedPlugin> {
     let loaded = inspect(file, scheme).map_err(|refusal| refusal.error)?;
     let manifest = loaded.plugin.manifest();
     log::info!(
@@ -105,7 +105,7 @@ pub fn load(file: &Path, scheme: &str) -> Result<LoadedPlugin> {
 ///
 /// # Errors
 /// Why the file is refused, and at which stage.
-pub fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
+pub(crate) fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
     let refuse = |stage: LoadStage, why: String, hint: String| Refusal {
         stage,
         error: Error::new(

@@ -2,9 +2,9 @@
 //! them, and what their authors and users are told about them.
 
 pub mod check;
-pub mod host_services;
+pub(crate) mod host_services;
 pub mod list;
-pub mod loader;
-pub mod probe;
+pub(crate) mod loader;
+pub(crate) mod probe;
 pub mod scaffold;
-pub mod search;
+pub(crate) mod search;

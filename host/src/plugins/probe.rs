@@ -10,15 +10,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::plugins::loader::{self, LoadStage};
-use crate::sys::isolate::{End, Fate, Isolated};
+use crate::sys::isolate::{Ending, Fate, Isolated};
 
 /// How long a library may take to load.
-pub const LIMIT: Duration = Duration::from_secs(2);
+const PROBE_LIMIT: Duration = Duration::from_secs(2);
 
 /// What a file is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Found {
+pub(crate) enum Found {
     /// A plugin that can be used.
     Plugin {
         /// One line for a person.
@@ -43,7 +43,7 @@ pub enum Found {
 
 /// A file that is being loaded.
 #[derive(Debug)]
-pub struct Probe {
+pub(crate) struct Probe {
     child: Isolated,
     file: PathBuf,
     deadline: Instant,
@@ -54,7 +54,7 @@ impl Probe {
     ///
     /// # Errors
     /// There are too many processes or descriptors.
-    pub fn start(file: &Path, scheme: &str) -> Result<Self> {
+    pub(crate) fn start(file: &Path, scheme: &str) -> Result<Self> {
         let child = Isolated::start(|mut to| {
             // A crash is expected here and needs no core file.
             let _ = set_dumpable(false);
@@ -65,12 +65,12 @@ impl Probe {
         Ok(Self {
             child,
             file: file.to_owned(),
-            deadline: Instant::now() + LIMIT,
+            deadline: Instant::now() + PROBE_LIMIT,
         })
     }
 
     /// Waits for the result.
-    pub fn finish(self) -> Found {
+    pub(crate) fn finish(self) -> Found {
         let fate = self.child.finish(self.deadline);
         judge(&fate, &self.file)
     }
@@ -100,10 +100,12 @@ fn judge(fate: &Fate, file: &Path) -> Found {
         return found;
     }
     let how = match fate.end {
-        End::Hung => format!("it does not load within {} s", LIMIT.as_secs()),
-        End::Flooded => "it writes to descriptors of the host while it is loaded".to_owned(),
-        End::Killed(signal) => format!("it crashes while it is loaded ({signal})"),
-        End::Exited(status) => format!("it ends the process while it is loaded (status {status})"),
+        Ending::Hung => format!("it does not load within {} s", PROBE_LIMIT.as_secs()),
+        Ending::Flooded => "it writes to descriptors of the host while it is loaded".to_owned(),
+        Ending::Killed(signal) => format!("it crashes while it is loaded ({signal})"),
+        Ending::Exited(status) => {
+            format!("it ends the process while it is loaded (status {status})")
+        }
     };
     Found::Refused {
         stage: LoadStage::Library,

@@ -17,7 +17,7 @@ pub struct SearchPath(Vec<PathBuf>);
 
 /// A directory of the search path.
 #[derive(Debug)]
-pub struct Directory {
+pub(crate) struct Directory {
     /// The directory.
     pub path: PathBuf,
     /// The plugins in it, in the order of their schemes, or why it cannot be read.
@@ -26,7 +26,7 @@ pub struct Directory {
 
 /// A plugin's file on the search path.
 #[derive(Debug)]
-pub struct PluginFile {
+pub(crate) struct PluginFile {
     /// The scheme that its name promises.
     pub scheme: String,
     /// The file.
@@ -62,7 +62,7 @@ impl SearchPath {
     }
 
     /// The directory of this executable, `../lib/vdens/plugins` from there, and the system's.
-    pub fn system() -> Self {
+    pub(crate) fn system() -> Self {
         Self::with_system([])
     }
 
@@ -83,14 +83,9 @@ impl SearchPath {
         Self(path)
     }
 
-    /// The directories, best first.
-    pub fn dirs(&self) -> &[PathBuf] {
-        &self.0
-    }
-
     /// The same path with `dir` in front.
     #[must_use]
-    pub fn with_first(&self, dir: PathBuf) -> Self {
+    pub(crate) fn with_first(&self, dir: PathBuf) -> Self {
         Self([&[dir], &self.0[..]].concat())
     }
 
@@ -98,7 +93,7 @@ impl SearchPath {
     ///
     /// # Errors
     /// There is none in any directory: the error names the scheme that may be meant, or lists them.
-    pub fn find(&self, scheme: &str) -> Result<PathBuf> {
+    pub(crate) fn find(&self, scheme: &str) -> Result<PathBuf> {
         self.locate(scheme).ok_or_else(|| {
             let dirs: Vec<String> = self.0.iter().map(|d| d.display().to_string()).collect();
             let places = format!("{} is in none of {}", file_name(scheme), dirs.join(", "));
@@ -118,14 +113,14 @@ impl SearchPath {
     }
 
     /// The plugin file for a scheme, if there is one.
-    pub fn locate(&self, scheme: &str) -> Option<PathBuf> {
+    pub(crate) fn locate(&self, scheme: &str) -> Option<PathBuf> {
         let file = file_name(scheme);
         let mut places = self.0.iter().map(|dir| dir.join(&file));
         places.find(|place| place.is_file())
     }
 
     /// All plugins in the directories, best first.
-    pub fn survey(&self) -> Vec<Directory> {
+    pub(crate) fn survey(&self) -> Vec<Directory> {
         let mut used: HashMap<String, PathBuf> = HashMap::new();
         let mut plugin = |path: PathBuf| {
             let scheme = scheme_of(&path)?.to_owned();
@@ -147,7 +142,7 @@ impl SearchPath {
     }
 
     /// The scheme with a plugin that `scheme`, which has none, may be a misspelling of.
-    pub fn similar(&self, scheme: &str) -> Option<String> {
+    pub(crate) fn similar(&self, scheme: &str) -> Option<String> {
         let plugins = self.survey().into_iter().filter_map(|dir| dir.plugins.ok());
         similar(scheme, plugins.flatten().map(|plugin| plugin.scheme))
     }
@@ -162,7 +157,7 @@ fn files(dir: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// The `candidate` that `word` is most likely a misspelling of.
-pub fn similar(word: &str, candidates: impl IntoIterator<Item = String>) -> Option<String> {
+pub(crate) fn similar(word: &str, candidates: impl IntoIterator<Item = String>) -> Option<String> {
     // A third of the letters may differ, and at least one.
     let limit = (word.chars().count() / 3).max(1);
     let distance = |candidate: &String| strsim::damerau_levenshtein(word, candidate);
@@ -173,12 +168,12 @@ pub fn similar(word: &str, candidates: impl IntoIterator<Item = String>) -> Opti
 }
 
 /// The name of the file that serves a scheme.
-pub fn file_name(scheme: &str) -> String {
+pub(crate) fn file_name(scheme: &str) -> String {
     format!("libvdens_{scheme}.so")
 }
 
 /// The scheme that a file's name promises to serve.
-pub fn scheme_of(file: &Path) -> Option<&str> {
+pub(crate) fn scheme_of(file: &Path) -> Option<&str> {
     let name = file.file_name()?.to_str()?;
     let scheme = name.strip_prefix("libvdens_")?.strip_suffix(".so")?;
     Vnl::is_scheme(scheme).then_some(scheme)

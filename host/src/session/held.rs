@@ -89,8 +89,8 @@ impl HeldLink {
             LinkAction::Kill => self.kill(),
             LinkAction::KillHanging => {
                 if let Some(WorkerProcess { child, .. }) = &self.process {
-                    let (end, pid) = (&self.job.end, child.pid());
-                    log::warn!("{name} ({end}): process {pid} does not answer, killing it");
+                    let (target, pid) = (&self.job.target, child.pid());
+                    log::warn!("{name} ({target}): process {pid} does not answer, killing it");
                 }
                 self.kill();
             }
@@ -100,7 +100,7 @@ impl HeldLink {
                 }
                 log::warn!(
                     "{name} ({}): the worker ended with {exit}; starting it again in {delay:?}",
-                    self.job.end
+                    self.job.target
                 );
                 // The command runs already, so it waits for no link.
                 self.job.wait = Wait::Meanwhile;
@@ -284,7 +284,7 @@ impl HeldLink {
         let interface = self.job.interface.clone();
         Entry {
             link: LinkEntry {
-                vnl: self.job.end.to_string(),
+                vnl: self.job.target.to_string(),
                 service,
                 worker: pid.map(|pid| pid.as_raw().cast_unsigned()),
                 restarts,

@@ -35,7 +35,7 @@ use crate::panel::{Panel, new_place};
 use crate::sys::runtime;
 use crate::sys::signals::Signals;
 use crate::worker::Job;
-use crate::worker::end::End;
+use crate::worker::target::LinkTarget;
 use run::Supervisor;
 
 /// Why there is no exit status of the command to pass on.
@@ -78,7 +78,10 @@ fn panel_for(plan: &Plan, jobs: &[Job]) -> Result<Panel, String> {
     if !plan.panel {
         return Err("it is switched off".into());
     }
-    if !jobs.iter().any(|job| matches!(job.end, End::Vnl(_))) {
+    if !jobs
+        .iter()
+        .any(|job| matches!(job.target, LinkTarget::Vnl(_)))
+    {
         return Err(String::new());
     }
     Panel::acquire().map_err(|error| without_panel(&error))

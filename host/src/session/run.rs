@@ -84,7 +84,7 @@ impl<'a> Supervisor<'a> {
     ) -> Result<i32, Failure> {
         let names = jobs
             .iter()
-            .map(|job| format!("{} ({})", job.interface, job.end));
+            .map(|job| format!("{} ({})", job.interface, job.target));
         let waits = jobs.iter().filter_map(|job| match job.wait {
             Wait::AtMost(time) => Some(time),
             Wait::No | Wait::Meanwhile => None,
@@ -396,8 +396,8 @@ impl<'a> Supervisor<'a> {
             exit_child(|| worker::run(&job, channels, stored, self.signals, parent));
         };
         let link = &mut self.links[index];
-        let Job { interface, end, .. } = &link.job;
-        log::info!("{interface}: process {} serves {end}", child.pid());
+        let (job, pid) = (&link.job, child.pid());
+        log::info!("{}: process {pid} serves {}", job.interface, job.target);
         let channels = Some(Channels { control, requests });
         link.process = Some(WorkerProcess { child, channels });
         Ok(())

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// An interface's own counters, from its namespace's point of view. A super-frame is one frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Traffic {
+pub(crate) struct Traffic {
     /// What it received.
     pub received: Count,
     /// What it sent.
@@ -18,7 +18,7 @@ pub struct Traffic {
 /// One direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Count {
+pub(crate) struct Count {
     /// Frames.
     pub frames: u64,
     /// Bytes in them.
@@ -29,7 +29,7 @@ pub struct Count {
 
 /// The counters of the interface `name` in the network namespace of `process`. `None` if there is
 /// none.
-pub fn traffic(process: Pid, name: &str) -> Option<Traffic> {
+pub(crate) fn traffic(process: Pid, name: &str) -> Option<Traffic> {
     let table = fs::read(format!("/proc/{process}/net/dev")).ok()?;
     // Others in the namespace may have any name.
     parse(&String::from_utf8_lossy(&table), name)

@@ -44,7 +44,7 @@ static LIVE: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 
 /// How a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
+pub(crate) enum Ending {
     /// By itself, with this status.
     Exited(i32),
     /// By a signal.
@@ -61,7 +61,7 @@ pub(crate) struct Fate {
     /// Its output.
     pub said: Vec<u8>,
     /// How it ended.
-    pub end: End,
+    pub end: Ending,
     /// The name of a process that it started and left running. `None` if there is none, or if it
     /// was killed.
     pub left: Option<String>,
@@ -125,11 +125,11 @@ impl Isolated {
         // Not reaped yet, the child keeps the group's number from being given to another.
         let _ = killpg(self.child.pid(), Signal::SIGKILL);
         let end = match self.child.wait(None) {
-            _ if is_flood => End::Flooded,
-            _ if !has_ended => End::Hung,
-            Some(Exit::Status(status)) => End::Exited(status),
-            Some(Exit::Signal(signal)) => End::Killed(signal),
-            None => End::Hung,
+            _ if is_flood => Ending::Flooded,
+            _ if !has_ended => Ending::Hung,
+            Some(Exit::Status(status)) => Ending::Exited(status),
+            Some(Exit::Signal(signal)) => Ending::Killed(signal),
+            None => Ending::Hung,
         };
         live().retain(|pid| *pid != self.child.pid());
         end_orphans();
@@ -237,15 +237,15 @@ mod tests {
         });
         assert_eq!(
             (&hello.said[..], hello.end),
-            (&b"hello"[..], End::Exited(0))
+            (&b"hello"[..], Ending::Exited(0))
         );
         let crash = fate(long, |_| std::process::abort());
-        assert_eq!(crash.end, End::Killed(Signal::SIGABRT));
+        assert_eq!(crash.end, Ending::Killed(Signal::SIGABRT));
         let hang = fate(Duration::from_millis(100), |mut to| {
             let _ = to.write_all(b"well");
             sleep(Duration::from_secs(60));
         });
-        assert_eq!((&hang.said[..], hang.end), (&b"well"[..], End::Hung));
+        assert_eq!((&hang.said[..], hang.end), (&b"well"[..], Ending::Hung));
     }
 
     #[test]
@@ -290,7 +290,7 @@ mod tests {
         let start = Instant::now();
         let fate = fate(Duration::from_secs(600), escape);
         assert!(start.elapsed() < Duration::from_secs(300));
-        assert_eq!(fate.end, End::Exited(0));
+        assert_eq!(fate.end, Ending::Exited(0));
         assert!(fate.left.is_some());
         let left = String::from_utf8(fate.said).unwrap();
         assert!(left.parse::<u32>().is_ok(), "{left}");
@@ -303,7 +303,7 @@ mod tests {
         let fate = fate(Duration::from_secs(600), |mut to| {
             while to.write_all(&[b'x'; 4096]).is_ok() {}
         });
-        assert_eq!(fate.end, End::Flooded);
+        assert_eq!(fate.end, Ending::Flooded);
         assert!(fate.said.len() <= MAX_OUTPUT + 4096);
         assert!(start.elapsed() < Duration::from_secs(300));
     }

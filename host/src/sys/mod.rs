@@ -2,9 +2,9 @@
 
 pub(crate) mod child;
 pub(crate) mod environment;
-pub mod interface;
+pub(crate) mod interface;
 pub(crate) mod isolate;
-pub mod netlink;
+pub(crate) mod netlink;
 pub mod privilege;
 pub mod process;
 pub(crate) mod runtime;

@@ -37,7 +37,7 @@ use nix::sys::socket::{
 use crate::error::{Error, Result, system};
 
 /// An Ethernet address, in transmission order.
-pub type Mac = [u8; 6];
+pub(crate) type Mac = [u8; 6];
 
 /// The MTU of all interfaces on the panel, in bytes: it never limits what a member's own interface
 /// sends.
@@ -63,7 +63,7 @@ const LONGEST_DATAGRAM: usize = 32 << 10;
 
 /// A connection to the network configuration of one network namespace.
 #[derive(Debug)]
-pub struct Netlink {
+pub(crate) struct Netlink {
     socket: OwnedFd,
     /// The number of the last request.
     sequence: Cell<u32>,
@@ -94,7 +94,7 @@ impl Netlink {
     ///
     /// # Errors
     /// There are no descriptors left, or a security module forbids it.
-    pub fn open() -> Result<Self> {
+    pub(crate) fn open() -> Result<Self> {
         let (family, kind) = (socket::AddressFamily::Netlink, SockType::Raw);
         let (flags, protocol) = (SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute);
         let open = || {
@@ -110,7 +110,7 @@ impl Netlink {
     ///
     /// # Errors
     /// There is no such interface, or the kernel refuses.
-    pub fn set_up(&self, interface: &str) -> Result<()> {
+    pub(crate) fn set_up(&self, interface: &str) -> Result<()> {
         self.set_link(up(interface), || format!("set {interface} up"))
     }
 
@@ -118,7 +118,7 @@ impl Netlink {
     ///
     /// # Errors
     /// As for [`Netlink::set_up`].
-    pub fn set_mtu(&self, interface: &str, mtu: u32) -> Result<()> {
+    pub(crate) fn set_mtu(&self, interface: &str, mtu: u32) -> Result<()> {
         let mut message = named(interface);
         message.attributes.push(LinkAttribute::Mtu(mtu));
         self.set_link(message, || format!("set the MTU of {interface} to {mtu}"))
@@ -129,7 +129,7 @@ impl Netlink {
     ///
     /// # Errors
     /// As for [`Netlink::set_up`], or the interface does not support it; a tap does not.
-    pub fn set_big_tcp(&self, interface: &str) -> Result<()> {
+    pub(crate) fn set_big_tcp(&self, interface: &str) -> Result<()> {
         let mut message = named(interface);
         message
             .attributes
@@ -143,7 +143,7 @@ impl Netlink {
     ///
     /// # Errors
     /// As for [`Netlink::set_up`].
-    pub fn set_mac(&self, interface: &str, mac: Mac) -> Result<()> {
+    pub(crate) fn set_mac(&self, interface: &str, mac: Mac) -> Result<()> {
         let mut message = named(interface);
         message
             .attributes
@@ -156,7 +156,7 @@ impl Netlink {
     ///
     /// # Errors
     /// As for [`Netlink::set_up`].
-    pub fn add_address(&self, interface: &str, address: IpNet) -> Result<()> {
+    pub(crate) fn add_address(&self, interface: &str, address: IpNet) -> Result<()> {
         let mut message = AddressMessage::default();
         message.header.family = family(address.addr());
         message.header.prefix_len = address.prefix_len();
@@ -192,7 +192,7 @@ impl Netlink {
     ///
     /// # Errors
     /// No interface is in the gateway's network, or the kernel refuses.
-    pub fn add_default_route(&self, gateway: IpAddr) -> Result<()> {
+    pub(crate) fn add_default_route(&self, gateway: IpAddr) -> Result<()> {
         let mut message = RouteMessage::default();
         message.header.address_family = family(gateway);
         message.header.table = RouteHeader::RT_TABLE_MAIN;
@@ -219,7 +219,7 @@ impl Netlink {
     ///
     /// # Errors
     /// As for [`Netlink::set_up`].
-    pub fn set_down(&self, interface: &str) -> Result<()> {
+    pub(crate) fn set_down(&self, interface: &str) -> Result<()> {
         let mut message = named(interface);
         message.header.change_mask = LinkFlags::Up;
         self.set_link(message, || format!("set {interface} down"))
@@ -230,7 +230,7 @@ impl Netlink {
     ///
     /// # Errors
     /// There is no such interface or bridge, or the kernel refuses.
-    pub fn set_bridge(&self, interface: &str, bridge: Option<&str>) -> Result<()> {
+    pub(crate) fn set_bridge(&self, interface: &str, bridge: Option<&str>) -> Result<()> {
         let controller = bridge.map_or(Ok(0), |bridge| self.index(bridge))?;
         let mut message = named(interface);
         message
@@ -262,7 +262,7 @@ impl Netlink {
     ///
     /// # Errors
     /// The kernel has no bridges, or refuses.
-    pub fn add_bridge(&self, name: &str, ageing: u32) -> Result<()> {
+    pub(crate) fn add_bridge(&self, name: &str, ageing: u32) -> Result<()> {
         // The kernel counts in USER_HZ, hundredths of a second.
         let options = vec![
             InfoBridge::StpState(BridgeStpState::Disabled),
@@ -291,7 +291,7 @@ impl Netlink {
     ///
     /// # Errors
     /// The kernel's bridges do not support it, or there is no such bridge.
-    pub fn set_vlan_filtering(&self, bridge: &str) -> Result<()> {
+    pub(crate) fn set_vlan_filtering(&self, bridge: &str) -> Result<()> {
         let mut message = named(bridge);
         let options = vec![InfoBridge::VlanFiltering(true)];
         message.attributes.push(LinkAttribute::LinkInfo(vec![
@@ -306,7 +306,7 @@ impl Netlink {
     ///
     /// # Errors
     /// The kernel has no VXLAN, the name is taken, or the kernel refuses.
-    pub fn add_vxlan(&self, name: &str, vni: u32) -> Result<()> {
+    pub(crate) fn add_vxlan(&self, name: &str, vni: u32) -> Result<()> {
         let mut message = named(name);
         let options = vec![InfoVxlan::Id(vni), InfoVxlan::Port(VXLAN_PORT)];
         message.attributes.push(LinkAttribute::LinkInfo(vec![
@@ -321,7 +321,7 @@ impl Netlink {
     ///
     /// # Errors
     /// The kernel has no veth, a name is taken, or the kernel refuses.
-    pub fn add_veth(
+    pub(crate) fn add_veth(
         &self,
         name: &str,
         index: u32,
@@ -353,7 +353,7 @@ impl Netlink {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn delete(&self, interface: &str) -> Result<()> {
+    pub(crate) fn delete(&self, interface: &str) -> Result<()> {
         let message = RouteNetlinkMessage::DelLink(named(interface));
         if_present(self.request(message, 0, || format!("delete {interface}")))
     }
@@ -363,7 +363,7 @@ impl Netlink {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn delete_all<'a>(&self, links: impl Iterator<Item = &'a LinkView>) -> Result<()> {
+    pub(crate) fn delete_all<'a>(&self, links: impl Iterator<Item = &'a LinkView>) -> Result<()> {
         let group = |index| {
             let mut message = LinkMessage::default();
             message.header.index = index;
@@ -386,7 +386,7 @@ impl Netlink {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn links(&self) -> Result<Vec<LinkView>> {
+    pub(crate) fn links(&self) -> Result<Vec<LinkView>> {
         self.get_links(LinkMessage::default(), NLM_F_DUMP)
             .map_err(|error| Error::io("list interfaces", &error))
     }
@@ -502,7 +502,7 @@ fn undecodable(error: impl std::error::Error + Send + Sync + 'static) -> io::Err
 
 /// The part of an interface's description that the panel needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LinkView {
+pub(crate) struct LinkView {
     /// Its index in its namespace.
     pub index: u32,
     /// Its name.

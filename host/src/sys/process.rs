@@ -27,7 +27,7 @@ pub fn fail_on_panic(program: &'static str, failure: i32, life: impl FnOnce()) {
 ///
 /// # Errors
 /// /dev/null does not exist.
-pub fn detach() -> Result<()> {
+pub(crate) fn detach() -> Result<()> {
     let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
         .map_err(system("open /dev/null"))?;
     dup2_stdin(&null)
@@ -44,7 +44,7 @@ const MAPPED: libc::c_int = 128 << 10;
 
 /// Makes the allocator map large allocations for good. For processes that will load plugins: that
 /// would raise the size from which the allocator does so.
-pub fn map_large_allocations() {
+pub(crate) fn map_large_allocations() {
     // SAFETY: it sets a number of the allocator's, under its own lock.
     #[cfg(target_env = "gnu")]
     unsafe {
@@ -60,7 +60,7 @@ const STACK: usize = 128 << 10;
 /// has freed, and the pages of the stack below the caller. Both would stay as long as the process
 /// lives. For a process's first thread, whose stack is much larger than [`STACK`].
 #[inline(never)]
-pub fn give_back_memory() {
+pub(crate) fn give_back_memory() {
     let frame = 0_u8;
     // SAFETY: malloc_trim takes the allocator's own locks, and touches no memory that is in use.
     // The stack below this frame holds no value; its page and the next one stay for the call of
@@ -78,7 +78,7 @@ pub fn give_back_memory() {
 ///
 /// # Errors
 /// A descriptor is invalid.
-pub fn wait(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> Result<()> {
+pub(crate) fn wait(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> Result<()> {
     let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
         let left = deadline.saturating_duration_since(Instant::now());
         // Rounded up: a timeout of 0 just before the deadline would spin.

@@ -15,10 +15,10 @@
 pub(crate) mod busy_poll;
 pub(crate) mod carrier;
 pub(crate) mod driver;
-pub mod end;
 pub mod pump;
-pub mod reconnecting;
+pub(crate) mod reconnecting;
 mod report;
+pub(crate) mod target;
 pub(crate) mod tier;
 
 use std::convert::Infallible;
@@ -32,39 +32,39 @@ use crate::error::{EXIT_FAILURE, Result};
 use crate::ipc::status::Report;
 use crate::ipc::{Channel, FromWorker, Received, Reply, Request, ToWorker, malformed};
 use crate::panel::{PanelClient, PanelPort};
-use crate::plugins::host_services::{Opener, Plugins};
+use crate::plugins::host_services::{InstalledPlugins, Opener};
 use crate::sys::process::{give_back_memory, map_large_allocations};
 use crate::sys::signals::{self, Signals};
 use crate::worker::carrier::{LinkWatch, WatchedTap};
 use crate::worker::driver::{Control, Driver, Stop};
-use crate::worker::end::End;
 use crate::worker::pump::{Side, Sides};
 use crate::worker::reconnecting::Wait;
+use crate::worker::target::LinkTarget;
 use crate::worker::tier::Watch;
 
 /// The exit status of a worker whose interface was deleted: another worker would be of no use.
-pub const EXIT_NO_INTERFACE: i32 = 3;
+pub(crate) const EXIT_NO_INTERFACE: i32 = 3;
 
 /// What a worker is to do.
 #[derive(Clone, Debug)]
 pub struct Job {
     /// The interface's name.
-    pub interface: String,
+    pub(crate) interface: String,
     /// Its MTU in bytes.
-    pub mtu: u32,
+    pub(crate) mtu: u32,
     /// What it is to be plugged into.
-    pub end: End,
+    pub(crate) target: LinkTarget,
     /// What to do if that is not there yet.
-    pub wait: Wait,
+    pub(crate) wait: Wait,
     /// Where plugins are found.
-    pub plugins: Plugins,
+    pub(crate) plugins: InstalledPlugins,
     /// The interface's place on the panel, if there is one.
-    pub panel_address: Option<PanelAddress>,
+    pub(crate) panel_address: Option<PanelAddress>,
 }
 
 /// A worker's ends of its two channels.
 #[derive(Debug)]
-pub struct Channels {
+pub(crate) struct Channels {
     /// The supervisor asks, the worker answers.
     pub control: Channel<FromWorker, ToWorker>,
     /// The worker asks, the supervisor answers.
@@ -142,14 +142,16 @@ impl Worker<'_> {
     /// Opens the link and serves the interface.
     fn serve(&mut self) -> Result<Infallible, Stop> {
         let (job, opener) = (self.job.clone(), self.opener);
-        let name = format!("{} ({})", job.interface, job.end);
+        let name = format!("{} ({})", job.interface, job.target);
         let options = OpenOptions {
             description: format!("vdens {}", job.interface),
             ..OpenOptions::default()
         };
-        let open = move || match &job.end {
-            End::Vnl(vnl) => opener.open(vnl, &options),
-            End::Command(command) => Ok(Box::new(CommandStream::shell(command)?) as Box<dyn Link>),
+        let open = move || match &job.target {
+            LinkTarget::Vnl(vnl) => opener.open(vnl, &options),
+            LinkTarget::Command(command) => {
+                Ok(Box::new(CommandStream::shell(command)?) as Box<dyn Link>)
+            }
         };
         let mut far = driver::open(name, Box::new(open), self.job.wait, self)?;
         let mut near = self.near(&far)?;
@@ -209,9 +211,9 @@ impl Worker<'_> {
             ToWorker::Ping => self.channel.send(&FromWorker::Pong, &[])?,
             ToWorker::SendReport => {
                 let report = report(Side::Far);
-                let report = match &self.job.end {
-                    End::Vnl(vnl) => report.with_plugin(self.opener, vnl),
-                    End::Command(_) => report,
+                let report = match &self.job.target {
+                    LinkTarget::Vnl(vnl) => report.with_plugin(self.opener, vnl),
+                    LinkTarget::Command(_) => report,
                 };
                 if let Err(error) = self.channel.send_report(&report) {
                     let interface = &self.job.interface;

@@ -39,7 +39,7 @@ const QUIET: Duration = Duration::from_secs(5);
 
 /// What to do about a link that cannot be opened yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Wait {
+pub(crate) enum Wait {
     /// Fail at once.
     #[default]
     No,
@@ -50,10 +50,10 @@ pub enum Wait {
 }
 
 /// Opens a transport.
-pub type Open = Box<dyn FnMut() -> Result<Box<dyn Link>> + Send>;
+pub(crate) type Open = Box<dyn FnMut() -> Result<Box<dyn Link>> + Send>;
 
 /// A link that reopens its transport when it breaks.
-pub struct Reconnecting {
+pub(crate) struct Reconnecting {
     /// The link's name in the log.
     name: String,
     open: Open,
@@ -144,7 +144,7 @@ impl Reconnecting {
     /// # Errors
     /// The transport cannot be opened and is not waited for, or not any longer; `pause` fails; or
     /// there are no descriptors left.
-    pub fn open<E: From<Error>>(
+    pub(crate) fn open<E: From<Error>>(
         name: String,
         mut open: Open,
         wait: Wait,

@@ -9,7 +9,7 @@ use crate::plugins::host_services::Opener;
 
 impl Report {
     /// The report of the link `far`, whose frames go to and come from `near`.
-    pub fn new(near: &dyn Link, far: &dyn Link, received: Counters, sent: Counters) -> Self {
+    pub(crate) fn new(near: &dyn Link, far: &dyn Link, received: Counters, sent: Counters) -> Self {
         let status = far.status();
         let tier = tier::tier(near, far, &status);
         Self {
@@ -27,7 +27,7 @@ impl Report {
 
     /// Adds the plugin that opened `vnl`, if it is one that a plugin has opened.
     #[must_use]
-    pub fn with_plugin(mut self, opener: Opener, vnl: &str) -> Self {
+    pub(crate) fn with_plugin(mut self, opener: Opener, vnl: &str) -> Self {
         let scheme = Vnl::parse(vnl).ok().map(|vnl| vnl.scheme);
         let plugin = scheme.and_then(|scheme| opener.plugin(scheme));
         self.plugin = plugin.map(|(manifest, file)| PluginReport {

@@ -10,7 +10,7 @@
 //! A report never ends its sender. Bytes of a path that are not UTF-8 are U+FFFD in it. If a report
 //! cannot be made, the answer says why.
 
-pub mod server;
+pub(crate) mod server;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ use crate::sys::runtime;
 
 /// A process. `R` is a link's report, read or unread.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Process<R> {
+pub(crate) struct Process<R> {
     /// Its id.
     pub pid: u32,
     /// `vdens` or `vde_plug`.
@@ -50,7 +50,7 @@ pub struct Process<R> {
 
 /// A link, and its worker's report, if there is one.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Entry<R> {
+pub(crate) struct Entry<R> {
     /// The link.
     #[serde(flatten)]
     pub link: LinkEntry,
@@ -60,7 +60,7 @@ pub struct Entry<R> {
 
 /// A link, as its supervisor sees it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct LinkEntry {
+pub(crate) struct LinkEntry {
     /// The interface's name; empty for an end of a plug.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub interface: String,
@@ -84,7 +84,7 @@ pub struct LinkEntry {
 /// How a link is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Service {
+pub(crate) enum Service {
     /// A worker serves it.
     Served,
     /// Its worker runs, but did not answer in time.
@@ -98,7 +98,7 @@ pub enum Service {
 /// What the process that serves a link reports.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Report {
+pub(crate) struct Report {
     /// Whether the far end is present.
     pub carrier: bool,
     /// The tier of the data plane, if there is carrier.
@@ -127,7 +127,7 @@ pub struct Report {
 /// A plugin.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct PluginReport {
+pub(crate) struct PluginReport {
     /// Its scheme.
     pub scheme: String,
     /// Its version.
@@ -161,16 +161,8 @@ pub struct Dropped {
     pub undeliverable: u64,
 }
 
-impl Dropped {
-    /// All of them.
-    pub fn total(&self) -> u64 {
-        let causes = [self.malformed, self.queue_full, self.undeliverable];
-        causes.into_iter().fold(0, u64::saturating_add)
-    }
-}
-
 /// The calling process, without links. `command` is what it runs or was called with.
-pub fn this_process<R>(
+pub(crate) fn this_process<R>(
     program: &str,
     command: &[OsString],
     started: SystemTime,
@@ -194,6 +186,6 @@ pub fn this_process<R>(
 
 /// The directory in the runtime directory that the sockets are in. Process ids are only unique
 /// within their namespace, so that is part of the name.
-pub fn directory() -> Result<String> {
+pub(crate) fn directory() -> Result<String> {
     Ok(format!("status-{}", runtime::namespace("pid")?))
 }

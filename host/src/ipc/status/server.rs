@@ -28,7 +28,7 @@ const RACES: usize = 20;
 
 /// The socket of this process.
 #[derive(Debug)]
-pub struct Server {
+pub(crate) struct Server {
     listener: OwnedFd,
     /// Its path: the process's id in `dir`. `None` once it is removed.
     path: Option<BoundSocket>,
@@ -41,7 +41,7 @@ pub struct Server {
 
 impl Server {
     /// Makes the socket, if that is possible.
-    pub fn start() -> Option<Self> {
+    pub(crate) fn start() -> Option<Self> {
         Self::listen()
             .inspect_err(|error| log::info!("vdectl status will not see this: {error}"))
             .ok()
@@ -92,7 +92,7 @@ impl Server {
     ///
     /// # Errors
     /// The socket is of no more use.
-    pub fn accept(&mut self) -> Result<bool> {
+    pub(crate) fn accept(&mut self) -> Result<bool> {
         loop {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             match accept4(self.listener.as_raw_fd(), flags) {
@@ -125,7 +125,7 @@ impl Server {
     }
 
     /// Answers all connections with a process.
-    pub fn answer(&mut self, process: &impl Serialize) {
+    pub(crate) fn answer(&mut self, process: &impl Serialize) {
         for asker in self.askers.drain(..) {
             if let Err(error) = asker.send_report(process) {
                 log::debug!("vdectl status: {error}");

@@ -42,7 +42,7 @@ const LONGEST: Duration = Duration::from_secs(4);
 
 /// What a network says of names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Names {
+pub(crate) struct Names {
     /// The name servers, as resolv.conf(5) has them: one of the link has the interface behind a
     /// `%`.
     pub servers: Vec<String>,

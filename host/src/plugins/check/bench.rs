@@ -21,7 +21,7 @@ use crate::plugins::host_services::Opener;
 use crate::plugins::search::SearchPath;
 
 /// After this time a frame counts as lost.
-pub const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const FRAME_LIMIT: Duration = Duration::from_secs(2);
 
 /// The state of the host's side of a checked link.
 const HOST_SIDE: State = State {
@@ -31,7 +31,7 @@ const HOST_SIDE: State = State {
 };
 
 /// The bench. The ends have the numbers 0 and 1.
-pub struct Bench {
+pub(super) struct Bench {
     opener: Opener,
     vnls: [String; 2],
     ends: [Option<Box<dyn Link>>; 2],
@@ -43,7 +43,7 @@ pub struct Bench {
 
 impl Bench {
     /// An empty bench.
-    pub fn new(path: SearchPath, vnls: [String; 2]) -> Self {
+    pub(super) fn new(path: SearchPath, vnls: [String; 2]) -> Self {
         let port = HostPort {
             interface: "check0".into(),
             mtu: 9000,
@@ -63,8 +63,8 @@ impl Bench {
     ///
     /// # Errors
     /// The plugin cannot open it, or the other end broke.
-    pub fn open(&mut self, end: usize) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+    pub(super) fn open(&mut self, end: usize) -> Result<()> {
+        let deadline = Instant::now() + FRAME_LIMIT;
         loop {
             match self.try_open(end) {
                 // The far end may not have noticed yet that the previous link was closed.
@@ -100,7 +100,7 @@ impl Bench {
     ///
     /// # Errors
     /// The plugin cannot open one, or an end broke.
-    pub fn open_both(&mut self) -> Result<bool> {
+    pub(super) fn open_both(&mut self) -> Result<bool> {
         self.open(0)?;
         self.open(1)?;
         self.await_carrier()
@@ -110,12 +110,12 @@ impl Bench {
     ///
     /// # Errors
     /// An end broke.
-    pub fn await_carrier(&mut self) -> Result<bool> {
-        self.serve_until(PATIENCE, |bench| bench.carrier(0) && bench.carrier(1))
+    pub(super) fn await_carrier(&mut self) -> Result<bool> {
+        self.serve_until(FRAME_LIMIT, |bench| bench.carrier(0) && bench.carrier(1))
     }
 
     /// Closes an end.
-    pub fn close(&mut self, end: usize) {
+    pub(super) fn close(&mut self, end: usize) {
         let link = self.ends[end].take();
         call("close", || drop(link));
     }
@@ -124,20 +124,20 @@ impl Bench {
     ///
     /// # Errors
     /// It is not.
-    pub fn end(&mut self, end: usize) -> Result<&mut Box<dyn Link>> {
+    pub(super) fn end(&mut self, end: usize) -> Result<&mut Box<dyn Link>> {
         self.ends[end]
             .as_mut()
             .ok_or_else(|| Error::closed("the link is closed"))
     }
 
     /// Whether an end is open and has carrier.
-    pub fn carrier(&self, end: usize) -> bool {
+    pub(super) fn carrier(&self, end: usize) -> bool {
         let link = self.ends[end].as_ref();
         link.is_some_and(|link| call("state", || link.state()).carrier)
     }
 
     /// The frames of the other end that arrived at this one since the last call.
-    pub fn take(&mut self, end: usize) -> Vec<Vec<u8>> {
+    pub(super) fn take(&mut self, end: usize) -> Vec<Vec<u8>> {
         std::mem::take(&mut self.got[end])
     }
 
@@ -162,7 +162,7 @@ impl Bench {
     ///
     /// # Errors
     /// An end broke.
-    pub fn serve(&mut self, time: Duration) -> Result<bool> {
+    pub(super) fn serve(&mut self, time: Duration) -> Result<bool> {
         let ready = self.wait(time, None)?;
         for end in [0, 1] {
             if ready[end] {
@@ -177,7 +177,11 @@ impl Bench {
     ///
     /// # Errors
     /// An end broke.
-    pub fn serve_until(&mut self, time: Duration, done: impl Fn(&Self) -> bool) -> Result<bool> {
+    pub(super) fn serve_until(
+        &mut self,
+        time: Duration,
+        done: impl Fn(&Self) -> bool,
+    ) -> Result<bool> {
         let deadline = Instant::now() + time;
         loop {
             if done(self) {
@@ -224,7 +228,7 @@ impl Bench {
     ///
     /// # Errors
     /// The end is closed.
-    pub fn is_writable(&mut self, end: usize) -> Result<bool> {
+    pub(super) fn is_writable(&mut self, end: usize) -> Result<bool> {
         let link = self.end(end)?;
         let mut fds = [PollFd::new(
             call("send_fd", || link.send_fd()),
@@ -237,7 +241,7 @@ impl Bench {
     ///
     /// # Errors
     /// The end broke.
-    pub fn offer(&mut self, end: usize, frames: &[Vec<u8>]) -> Result<usize> {
+    pub(super) fn offer(&mut self, end: usize, frames: &[Vec<u8>]) -> Result<usize> {
         self.batch.clear();
         let fit = frames
             .iter()
@@ -261,12 +265,17 @@ impl Bench {
     ///
     /// # Errors
     /// An end broke, or one accepts no frames although the other receives.
-    pub fn pass(&mut self, from: usize, frames: &[Vec<u8>], size: usize) -> Result<Vec<Vec<u8>>> {
+    pub(super) fn pass(
+        &mut self,
+        from: usize,
+        frames: &[Vec<u8>],
+        size: usize,
+    ) -> Result<Vec<Vec<u8>>> {
         let to = 1 - from;
         let mut due = 0;
         for batch in frames.chunks(size) {
             let mut taken = 0;
-            let deadline = Instant::now() + PATIENCE;
+            let deadline = Instant::now() + FRAME_LIMIT;
             while taken < batch.len() {
                 taken += self.offer(from, &batch[taken..])?;
                 if taken < batch.len() && Instant::now() > deadline {
@@ -285,7 +294,7 @@ impl Bench {
                 }
             }
             due += batch.len();
-            if !self.serve_until(PATIENCE, |bench| bench.got[to].len() >= due)? {
+            if !self.serve_until(FRAME_LIMIT, |bench| bench.got[to].len() >= due)? {
                 break;
             }
         }

@@ -11,13 +11,13 @@ use vdens_plugin_kit::{
 };
 
 use super::Verdict;
-use super::bench::{Bench, PATIENCE};
+use super::bench::{Bench, FRAME_LIMIT};
 use super::frames::{Flaw, compare, frame};
 use crate::plugins::search::SearchPath;
 
 /// The plugin that is checked.
 #[derive(Clone, Debug)]
-pub struct Subject {
+pub(super) struct Subject {
     /// The plugin's scheme.
     pub scheme: String,
     /// The VNLs of the two ends, if they are known.
@@ -60,10 +60,10 @@ impl Subject {
 }
 
 /// A case. An error comes from the link, and counts as a failure.
-pub type Check = fn(&Subject) -> Result<Verdict>;
+pub(super) type Check = fn(&Subject) -> Result<Verdict>;
 
 /// All cases, in the order of the report.
-pub const ALL: &[(&str, Check)] = &[
+pub(super) const ALL: &[(&str, Check)] = &[
     ("odd VNLs", odd_vnls),
     ("open", open),
     ("frames", frames),
@@ -91,7 +91,7 @@ const NO_CARRIER: &str = "state() must report carrier while the far end exists (
     a link that cannot know reports it always";
 
 /// The verdict on a link that reported an error.
-pub fn broken(error: Error) -> Verdict {
+pub(super) fn broken(error: Error) -> Verdict {
     let remedy = match error.kind {
         ErrorKind::Panic => {
             "a plugin must not panic: return an Error; RUST_BACKTRACE=1 shows where it panicked"
@@ -105,7 +105,7 @@ pub fn broken(error: Error) -> Verdict {
 }
 
 /// A person can read the plugin's description.
-pub fn manifest(description: &str, version: &str) -> Verdict {
+pub(super) fn manifest(description: &str, version: &str) -> Verdict {
     if description.trim().is_empty() || description.contains('\n') {
         let why = format!("the description is {description:?}");
         return Verdict::failed(why, "describe the transport in one line in export_plugin!");
@@ -351,7 +351,7 @@ fn full_queue(subject: &Subject) -> Result<Verdict> {
         return Ok(Verdict::Ok(refusal));
     }
     // The transport may have dropped frames. The rest must arrive in order.
-    bench.serve_until(PATIENCE, |bench| bench.wakes > u32::MAX - 1)?;
+    bench.serve_until(FRAME_LIMIT, |bench| bench.wakes > u32::MAX - 1)?;
     let got = bench.take(1);
     let mut expected = sent.iter();
     let wrong = got
@@ -389,7 +389,7 @@ fn hang_up(subject: &Subject) -> Result<Verdict> {
     let mut bench = ready!(subject.cable());
     bench.open_both()?;
     bench.close(1);
-    let told = match bench.serve_until(PATIENCE, |bench| !bench.carrier(0)) {
+    let told = match bench.serve_until(FRAME_LIMIT, |bench| !bench.carrier(0)) {
         Ok(true) => "carrier goes",
         Ok(false) => "the link stays up",
         Err(error) if error.kind == ErrorKind::Panic => return Ok(broken(error)),
@@ -466,7 +466,7 @@ fn reopening(subject: &Subject) -> Result<Verdict> {
 
 /// Waits until frames pass both ways. Opens the ends again if one breaks, as the host does.
 fn settles(bench: &mut Bench) -> Result<bool> {
-    let deadline = Instant::now() + 3 * PATIENCE;
+    let deadline = Instant::now() + 3 * FRAME_LIMIT;
     let mut number = 0;
     while Instant::now() < deadline {
         let mut arrived = 0;

@@ -12,7 +12,7 @@ const MACS: [[u8; 6]; 2] = [[2, 0x76, 0x63, 0, 0, 1], [2, 0x76, 0x63, 0, 0, 2]];
 
 /// A frame of `len` bytes from one end to the other. The payload begins with as much of `number` as
 /// fits.
-pub fn frame(from: usize, number: u32, len: usize) -> Vec<u8> {
+pub(super) fn frame(from: usize, number: u32, len: usize) -> Vec<u8> {
     let mut frame = Vec::with_capacity(len);
     frame.extend(MACS[1 - from]);
     frame.extend(MACS[from]);
@@ -25,13 +25,13 @@ pub fn frame(from: usize, number: u32, len: usize) -> Vec<u8> {
 }
 
 /// Whether a frame came from the end `from`, and not from another host of the network.
-pub fn is_from(from: usize, frame: &[u8]) -> bool {
+pub(super) fn is_from(from: usize, frame: &[u8]) -> bool {
     frame.len() >= MIN_FRAME && frame[6..12] == MACS[from]
 }
 
 /// What is wrong with the frames that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flaw {
+pub(super) enum Flaw {
     /// A frame is missing: its index among those sent.
     Lost(usize),
     /// A frame was changed, or never sent: its index among those that arrived.
@@ -43,7 +43,7 @@ pub enum Flaw {
 }
 
 /// Compares what arrived with what was sent.
-pub fn compare(sent: &[Vec<u8>], got: &[Vec<u8>]) -> Option<Flaw> {
+pub(super) fn compare(sent: &[Vec<u8>], got: &[Vec<u8>]) -> Option<Flaw> {
     let wrong = got.iter().zip(sent).position(|(got, sent)| got != sent);
     let at = match wrong {
         Some(at) => at,

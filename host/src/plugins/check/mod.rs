@@ -14,10 +14,10 @@
 //! A [`Verdict`] is one line: `ok`, `FAILED` with the reason and a remedy, or `skipped` with the
 //! reason.
 
-pub mod bench;
-pub mod cases;
-pub mod frames;
-pub mod watchdog;
+mod bench;
+mod cases;
+mod frames;
+mod watchdog;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -32,14 +32,14 @@ use crate::output::Text;
 use crate::plugins::loader::LoadStage;
 use crate::plugins::probe::{Found, Probe};
 use crate::plugins::search::{self, SearchPath};
-use crate::sys::isolate::{End, Isolated};
+use crate::sys::isolate::{Ending, Isolated};
 
 /// How long a check may take.
-const LIMIT: Duration = Duration::from_secs(60);
+const CHECK_LIMIT: Duration = Duration::from_secs(60);
 
 /// The result of a check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// The plugin does what it should. The text is a remark.
     Ok(String),
     /// The plugin does not do what it should.
@@ -55,18 +55,18 @@ pub enum Verdict {
 
 impl Verdict {
     /// `Ok` without a remark.
-    pub fn ok() -> Self {
+    pub(crate) fn ok() -> Self {
         Self::Ok(String::new())
     }
 
     /// A failure.
-    pub fn failed(why: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub(crate) fn failed(why: impl Into<String>, remedy: impl Into<String>) -> Self {
         let (why, remedy) = (why.into(), remedy.into());
         Self::Failed { why, remedy }
     }
 
     /// A check that does not apply.
-    pub fn skipped(why: impl Into<String>) -> Self {
+    pub(crate) fn skipped(why: impl Into<String>) -> Self {
         Self::Skipped(why.into())
     }
 }
@@ -282,7 +282,7 @@ fn run_case(check: cases::Check, subject: &cases::Subject) -> Result<Verdict> {
         let verdict = check(subject).unwrap_or_else(cases::broken);
         watchdog.finish(&verdict);
     })?;
-    let fate = child.finish(Instant::now() + LIMIT);
+    let fate = child.finish(Instant::now() + CHECK_LIMIT);
     if let (Ok(verdict), left) = (serde_json::from_slice(&fate.said), fate.left) {
         return Ok(match (verdict, left) {
             (Verdict::Ok(_), Some(name)) => Verdict::failed(
@@ -293,10 +293,10 @@ fn run_case(check: cases::Check, subject: &cases::Subject) -> Result<Verdict> {
         });
     }
     let how = match fate.end {
-        End::Killed(signal) => format!("the plugin crashed ({signal})"),
-        End::Hung => format!("the check did not end within {} s", LIMIT.as_secs()),
-        End::Flooded => "the plugin wrote to descriptors of the host".to_owned(),
-        End::Exited(status) => format!(
+        Ending::Killed(signal) => format!("the plugin crashed ({signal})"),
+        Ending::Hung => format!("the check did not end within {} s", CHECK_LIMIT.as_secs()),
+        Ending::Flooded => "the plugin wrote to descriptors of the host".to_owned(),
+        Ending::Exited(status) => format!(
             "the plugin ended the process (status {status}), or closed descriptors of the host"
         ),
     };

@@ -22,24 +22,24 @@ static REPORT: Mutex<Option<File>> = Mutex::new(None);
 
 /// A watchdog. A process has one at most.
 #[derive(Debug)]
-pub struct Watchdog(());
+pub(super) struct Watchdog(());
 
 impl Watchdog {
     /// Starts to watch. The verdict is written to `to`.
-    pub fn start(to: File) -> Self {
+    pub(super) fn start(to: File) -> Self {
         *REPORT.lock().unwrap_or_else(PoisonError::into_inner) = Some(to);
         thread::spawn(watch);
         Self(())
     }
 
     /// Writes the verdict.
-    pub fn finish(self, verdict: &Verdict) {
+    pub(super) fn finish(self, verdict: &Verdict) {
         write(verdict);
     }
 }
 
 /// Calls the plugin, watched.
-pub fn call<T>(name: &'static str, code: impl FnOnce() -> T) -> T {
+pub(super) fn call<T>(name: &'static str, code: impl FnOnce() -> T) -> T {
     let running = || CALLS.lock().unwrap_or_else(PoisonError::into_inner);
     running().push((name, Instant::now()));
     let result = code();

@@ -18,7 +18,7 @@ use super::{Finding, Verdict};
 use crate::error::{Error, Result, system};
 use crate::ipc::in_child;
 use crate::panel::{enter, make, open_namespace};
-use crate::sys::isolate::{End, Isolated};
+use crate::sys::isolate::{Ending, Isolated};
 use crate::sys::netlink::Netlink;
 use crate::sys::user_namespace::{
     blame_apparmor, sysctl, unshare_mapped, unshare_when_there_is_room,
@@ -77,10 +77,10 @@ impl Machine {
                 .remedy("a container's seccomp filter may do that: allow setns(2) there")
         };
         match fate.end {
-            End::Exited(0) => {}
-            End::Exited(status) => findings.push(died(format!("status {status}"))),
-            End::Killed(signal) => findings.push(died(signal.to_string())),
-            End::Hung | End::Flooded => findings.push(Finding::wrong(
+            Ending::Exited(0) => {}
+            Ending::Exited(status) => findings.push(died(format!("status {status}"))),
+            Ending::Killed(signal) => findings.push(died(signal.to_string())),
+            Ending::Hung | Ending::Flooded => findings.push(Finding::wrong(
                 NAMESPACES,
                 "trying them out did not end: the kernel is busy or stuck",
             )),

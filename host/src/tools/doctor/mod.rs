@@ -28,12 +28,12 @@ use crate::output::Text;
 
 /// How long the kernel may take. It makes and removes one network namespace at a time for the whole
 /// machine, so this takes longer on a busy one.
-const PATIENCE: Duration = Duration::from_secs(5);
+const KERNEL_LIMIT: Duration = Duration::from_secs(5);
 
 /// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// Nothing to mend.
     Ok,
     /// Worth knowing, but vdens works.
@@ -44,7 +44,7 @@ pub enum Verdict {
 
 /// A check and its result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Finding {
+pub(crate) struct Finding {
     /// The result.
     pub verdict: Verdict,
     /// What was examined.
@@ -140,7 +140,7 @@ fn examine(options: &Common) -> Result<Vec<Finding>> {
     let plugins = plugins::start(&survey)?;
     let start = Instant::now();
     let plugins = plugins.finish();
-    let mut findings = machine.finish(start + PATIENCE);
+    let mut findings = machine.finish(start + KERNEL_LIMIT);
     findings.extend(files::runtime_dir());
     findings.extend(configuration);
     findings.extend(plugins::directories(&survey));

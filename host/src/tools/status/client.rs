@@ -19,7 +19,7 @@ use crate::sys::process::wait;
 use crate::sys::runtime::{self, Dir};
 
 /// How long a process may take to answer.
-const PATIENCE: Duration = Duration::from_secs(1);
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
 /// How many processes are asked at once: a bound on descriptors.
 const AT_ONCE: usize = 256;
@@ -38,9 +38,9 @@ const MAX_COMPLAINT: usize = 200;
 #[derive(Debug)]
 pub struct Answer {
     /// Its id.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// The answer.
-    pub process: Result<Process<Report>>,
+    pub(crate) process: Result<Process<Report>>,
 }
 
 /// Asks all processes of this user, in the order of their ids.
@@ -135,7 +135,7 @@ fn ask(sockets: &[Socket], room: &mut u64) -> Vec<Answer> {
             }
         }
     }
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + ANSWER_LIMIT;
     while !asked.is_empty() && Instant::now() < deadline {
         let fds = asked.iter().map(|(_, channel)| channel.as_fd());
         let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
@@ -183,7 +183,7 @@ fn hear(pid: u32, channel: &StatusChannel, room: &mut u64) -> Option<Answer> {
 }
 
 fn silent(pid: u32) -> Answer {
-    let message = format!("it does not answer within {} s", PATIENCE.as_secs());
+    let message = format!("it does not answer within {} s", ANSWER_LIMIT.as_secs());
     let error = Error::new(ErrorKind::Busy, message).hint("it hangs or is stopped");
     let process = Err(error);
     Answer { pid, process }

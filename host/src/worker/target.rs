@@ -1,21 +1,21 @@
-//! What a link is opened on.
+//! What an interface is plugged into.
 
 use std::fmt;
 
 use vdens_plugin_kit::vnl::Vnl;
 
-/// What one end of a link is.
+/// What the user names to plug an interface into.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum LinkTarget {
     /// A VNL for a plugin: `scheme://argument`.
     Vnl(String),
     /// A shell command that speaks vdestream on its standard input and output.
     Command(String),
 }
 
-impl End {
+impl LinkTarget {
     /// The scheme whose plugin is needed.
-    pub fn scheme(&self) -> Option<&str> {
+    pub(crate) fn scheme(&self) -> Option<&str> {
         match self {
             Self::Vnl(vnl) => Vnl::parse(vnl).ok().map(|vnl| vnl.scheme),
             Self::Command(_) => None,
@@ -23,7 +23,7 @@ impl End {
     }
 }
 
-impl fmt::Display for End {
+impl fmt::Display for LinkTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Vnl(vnl) => f.write_str(vnl),
