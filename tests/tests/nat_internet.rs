@@ -17,8 +17,8 @@
 
 use vdens_tests::{Lab, Netns, PATIENCE, Proc, wait_until};
 
-/// The servers: 7 echoes, 80 tells who asks, 81 resets, 82 keeps the connection, 8000 serves the
-/// files below `www`.
+/// The servers: 7 echoes, 80 tells who asks, 81 resets, 83 accepts late if it was told so by UDP,
+/// 8000 serves the files below `www`.
 pub(crate) const SERVERS: &str = r#"
 import asyncio, functools, http.server, resource, socket, struct, sys, threading, time
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -64,8 +64,24 @@ def resets(c, a):
     c.recv(1)
     c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)); c.close()
 
-def keeps(c, a):
-    c.sendall(b"k"); c.recv(1); c.close()
+def late(family, address):                              # told so, it accepts nobody for 1.5 s
+    u = socket.socket(family, socket.SOCK_DGRAM); u.bind((address, 83))
+    t = listen(family, address, 83); t.listen(0); t.settimeout(0.2)
+    while True:
+        data, a = u.recvfrom(100)
+        full = [socket.socket(family) for _ in range(3)]
+        for s in full:
+            s.setblocking(False); s.connect_ex((address, 83))
+        time.sleep(0.1); u.sendto(b"wait", a); time.sleep(1.4)
+        for s in full: s.close()
+        end = time.time() + 10
+        while time.time() < end:
+            try:
+                c, a = t.accept(); c.settimeout(5)
+                if c.recv(100): c.sendall(b"late"); end = 0
+                c.close()
+            except OSError:
+                pass
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *a): pass
@@ -73,7 +89,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 files = functools.partial(Quiet, directory=sys.argv[1])
 tcp(8000, lambda c, a: (files(c, a, None), c.close()))
 threading.Thread(target=echoes, daemon=True).start()
-tcp(80, whoami); tcp(81, resets); tcp(82, keeps)
+tcp(80, whoami); tcp(81, resets)
 for family, address in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET, "198.51.100.1"), (socket.AF_INET6, "2001:db8::1")):
     s = socket.socket(family, socket.SOCK_DGRAM)
     try:
@@ -84,6 +100,8 @@ for family, address in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET, "198.51.
         while True:
             data, a = s.recvfrom(65536); s.sendto(data, a)
     threading.Thread(target=udp, daemon=True).start()
+    if address != "192.0.2.1":
+        threading.Thread(target=late, args=(family, address), daemon=True).start()
 print("ready", flush=True)
 time.sleep(100000)
 "#;
