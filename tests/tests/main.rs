@@ -32,6 +32,7 @@ mod nat_faults;
 mod nat_forwards;
 mod nat_internet;
 mod nat_isolation;
+mod nat_mistakes;
 mod nat_network;
 mod nat_services;
 mod nesting;
