@@ -79,11 +79,15 @@ def who(c, a): c.sendall(plain(a).encode()); c.shutdown(socket.SHUT_WR); c.recv(
 def echo(c, a):
     while data := c.recv(65536): c.sendall(data)
     c.close()
-def udp(port):
-    u = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); u.bind(("::", port))
+def udp(family, address, port):
+    u = socket.socket(family, socket.SOCK_DGRAM)
+    if family == socket.AF_INET6: u.setsockopt(41, 78, 1)   # IPV6_FREEBIND
+    u.bind((address, port))                 # one address: a socket of all answers from any of them
     while True:
-        data, a = u.recvfrom(100); u.sendto(("%d %s" % (port, plain(a))).encode(), a)
-for port in (53, 6000, 6001, 6002): threading.Thread(target=udp, args=(port,), daemon=True).start()
+        data, a = u.recvfrom(100); u.sendto(("%d %s" % (port, a[0])).encode(), a)
+for port in (53, 6000, 6001, 6002):
+    for listen in ((socket.AF_INET, "0.0.0.0", port), (socket.AF_INET6, "fd76:6465:6e73::20", port)):
+        threading.Thread(target=udp, args=listen, daemon=True).start()
 tcp(80, who); tcp(81, echo)
 print("serving", flush=True)
 time.sleep(100000)
@@ -134,6 +138,7 @@ fn forwards_of_both_families_ranges_and_stations() {
         let said = from.sh(&format!("python3 {udp} {address} {port}")).ok();
         said.trim().to_owned()
     };
+    assert_eq!(udp(&net.far, "2001:db8::2", 5353), "53 2001:db8::1");
     for number in 0..3 {
         let seen = udp(&net.far, "192.0.2.2", 5000 + number);
         assert_eq!(seen, format!("{} 192.0.2.1", 6000 + number));
