@@ -85,7 +85,7 @@ impl Figures {
         let seconds = &other.machine["seconds"];
         let is_alike = *seconds == self.machine["seconds"];
         let note = self.machine["note"].as_str().unwrap_or_default();
-        let note = format!("{note}\nAdded: {}.", other.origin().join(": "));
+        let note = format!("{note}\nAdded: {}.", other.origin().join(":\n"));
         self.machine["note"] = note.trim_start().into();
         let is_measured = |table: &Table| table.rows.iter().any(|row| !row.cells.is_empty());
         for mut table in other.groups.into_iter().filter(is_measured) {
