@@ -94,6 +94,8 @@ pub(crate) struct Event {
     pub readable: bool,
     /// There is room to write, or an error.
     pub writable: bool,
+    /// The last that is to be read has come.
+    pub is_ending: bool,
 }
 
 /// The sockets that are waited for.
@@ -131,6 +133,18 @@ impl Poll {
         self.add(fd, token, flags)
     }
 
+    /// Waits for room to write at a socket that is waited for already, and with `reads` for
+    /// something to read, too.
+    ///
+    /// # Errors
+    /// The socket is not waited for.
+    pub(crate) fn change(&self, fd: impl AsFd, token: Token, reads: bool) -> io::Result<()> {
+        let mut flags = EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+        flags.set(EpollFlags::EPOLLIN, reads);
+        let mut event = EpollEvent::new(flags, token.pack());
+        Ok(self.epoll.modify(&fd, &mut event)?)
+    }
+
     fn add(&self, fd: impl AsFd, token: Token, flags: EpollFlags) -> io::Result<()> {
         let mut event = EpollEvent::new(flags | EpollFlags::EPOLLET, token.pack());
         match self.epoll.add(&fd, event) {
@@ -156,13 +170,15 @@ impl Poll {
             other => other?,
         };
         let broken = EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP;
-        let readable = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | broken;
+        let ending = EpollFlags::EPOLLRDHUP | broken;
+        let readable = EpollFlags::EPOLLIN | ending;
         let writable = EpollFlags::EPOLLOUT | broken;
         out.extend(self.events[..count].iter().filter_map(|event| {
             Some(Event {
                 token: Token::unpack(event.data())?,
                 readable: event.events().intersects(readable),
                 writable: event.events().intersects(writable),
+                is_ending: event.events().intersects(ending),
             })
         }));
         Ok(())

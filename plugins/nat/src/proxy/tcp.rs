@@ -10,7 +10,8 @@
 //! destination refuses.
 //!
 //! Sockets are waited for by edges: a flow remembers whether each can be read and written, and asks
-//! the kernel only for what can succeed. A flow that has more to move than its turn allows goes to
+//! the kernel only for what can succeed. While a stream waits for room to write, the kernel does not
+//! tell of further bytes to read: one wake-up for a megabyte instead of one for each packet. A flow that has more to move than its turn allows goes to
 //! the end of the line (`turns`), so a bulk transfer does not starve others.
 
 use std::collections::{HashMap, VecDeque};
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use slab::Slab;
-use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::destination::{Destination, Destinations};
 use super::names::Names;
@@ -37,10 +38,7 @@ use crate::gateway::{Queue, Verdict};
 /// round trip inside.
 const ACCEPT_LIMIT: Duration = Duration::from_secs(60);
 
-/// When a silent connection is asked whether it still is one.
-const KEEPALIVE: Duration = Duration::from_secs(7200);
-
-/// The size of the buffer for connections that get no pipe, in bytes.
+/// The size of the buffer for what goes through no pipe, in bytes.
 const SPARE: usize = 65_536;
 
 /// Who connects, and where to.
@@ -144,14 +142,14 @@ impl Tcp {
     }
 
     /// Gives each flow that waits its turn.
-    pub(crate) fn turn(&mut self) {
+    pub(crate) fn turn(&mut self, poll: &Poll) {
         for _ in 0..self.turns.len() {
             let Some(index) = self.turns.pop_front() else {
                 break;
             };
             if let Some(flow) = self.flows.get_mut(index) {
                 flow.queued = false;
-                self.pump(index);
+                self.pump(index, poll);
             }
         }
     }
@@ -260,7 +258,7 @@ impl Tcp {
     fn connect(&self, to: SocketAddr) -> io::Result<Socket> {
         let kind = Type::STREAM.nonblocking().cloexec();
         let socket = Socket::new(Domain::for_address(to), kind, None)?;
-        socket.set_tcp_nodelay(true)?;
+        prepare(&socket)?;
         if let Some(bind) = self.bind.filter(|bind| bind.is_ipv4() == to.is_ipv4()) {
             socket.bind(&SocketAddr::new(bind, 0).into())?;
         }
@@ -310,6 +308,7 @@ impl Tcp {
         poll: &Poll,
         stock: &mut Stock,
     ) {
+        let _ = prepare(&outside);
         let client = Client::Outside(outside);
         if self.is_full() {
             self.counts.limited += 1;
@@ -321,9 +320,11 @@ impl Tcp {
             Err(error) if errno(&error) == Errno::EADDRINUSE => stock.bound(Protocol::Tcp, any),
             made => made,
         };
-        let connected = made.and_then(|socket| match socket.connect(&to.into()) {
-            Err(error) if errno(&error) != Errno::EINPROGRESS => Err(error),
-            _ => Ok(socket),
+        let connected = made.and_then(|socket| {
+            match prepare(&socket).and_then(|()| socket.connect(&to.into())) {
+                Err(error) if errno(&error) != Errno::EINPROGRESS => Err(error),
+                _ => Ok(socket),
+            }
         });
         match connected {
             Ok(socket) => self.wait(poll, socket, (shown, to), client),
@@ -354,10 +355,6 @@ impl Tcp {
 
     /// Makes two connections one.
     fn join(&mut self, poll: &Poll, inside: Socket, outside: Socket) -> io::Result<()> {
-        for socket in [&inside, &outside] {
-            let _ = socket.set_tcp_nodelay(true);
-            let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
-        }
         let entry = self.flows.vacant_entry();
         let index = entry.key();
         let flow = entry.insert(Flow {
@@ -372,14 +369,14 @@ impl Tcp {
             .both(&flow.inside.socket, Token::Inside(index))
             .and_then(|()| poll.both(&flow.outside.socket, Token::Outside(index)));
         match watched {
-            Ok(()) => self.pump(index),
+            Ok(()) => self.pump(index, poll),
             Err(_) => self.abort(index),
         }
         Ok(())
     }
 
     /// Something happened to one of a flow's sockets.
-    pub(crate) fn on_flow(&mut self, event: Event, index: usize) {
+    pub(crate) fn on_flow(&mut self, event: Event, index: usize, poll: &Poll) {
         let Some(flow) = self.flows.get_mut(index) else {
             return;
         };
@@ -389,13 +386,14 @@ impl Tcp {
         };
         end.readable |= event.readable;
         end.writable |= event.writable;
+        end.is_ending |= event.is_ending;
         if !flow.queued {
-            self.pump(index);
+            self.pump(index, poll);
         }
     }
 
     /// Moves what a flow can move.
-    fn pump(&mut self, index: usize) {
+    fn pump(&mut self, index: usize, poll: &Poll) {
         let Some(flow) = self.flows.get_mut(index) else {
             return;
         };
@@ -412,6 +410,16 @@ impl Tcp {
         let got = sent.and_then(|sent| Ok((sent, back.pump(outside, inside, pipes, spare)?)));
         self.counts.bytes_out += out.moved - moved.0;
         self.counts.bytes_in += back.moved - moved.1;
+        let ends = [
+            (&*out, inside, Token::Inside(index)),
+            (&*back, outside, Token::Outside(index)),
+        ];
+        for (stream, end, token) in ends {
+            let is_muted = stream.is_blocked() && end.readable;
+            if is_muted != end.is_muted && poll.change(&end.socket, token, !is_muted).is_ok() {
+                end.is_muted = is_muted;
+            }
+        }
         match got {
             Err(_) => self.abort(index),
             Ok((Next::Ended, Next::Ended)) => self.remove(index),
@@ -462,6 +470,12 @@ impl Tcp {
         self.connected
             .retain(|_, (_, since)| now.duration_since(*since) < ACCEPT_LIMIT);
     }
+}
+
+/// Options of both sockets of a flow; one that is accepted has them from its listener.
+pub(crate) fn prepare(socket: &Socket) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_keepalive(true)
 }
 
 /// How a client learns of an error that connecting met.
