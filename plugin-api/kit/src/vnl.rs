@@ -860,13 +860,8 @@ mod tests {
             "[", "]", "{", "}", "/", "=", "%", "'", "\"", "\\", "0", "4", "f", "port", "vni", "é",
             "\0", "\n", "://", "a",
         ];
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut random = move |below: usize| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 33) as usize % below
-        };
+        let mut numbers = fastrand::Rng::with_seed(1);
+        let mut random = move |below: usize| numbers.usize(..below);
         let mut accepted = 0;
         for _ in 0..200_000 {
             let text: String = (0..random(14))

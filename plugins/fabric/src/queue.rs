@@ -178,13 +178,8 @@ mod tests {
     /// Against a plain deque, with frames of all lengths.
     #[test]
     fn is_a_queue() {
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut random = move |below: usize| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 33) as usize % below
-        };
+        let mut numbers = fastrand::Rng::with_seed(1);
+        let mut random = move |below: usize| numbers.usize(..below);
         let (mut queue, mut model) = (Queue::new(0), VecDeque::new());
         let memory = &mut memory();
         let mut refused = 0;

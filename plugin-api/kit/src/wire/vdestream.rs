@@ -181,13 +181,8 @@ mod tests {
     use super::*;
 
     fn random() -> impl FnMut(usize) -> usize {
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        move |below| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 33) as usize % below
-        }
+        let mut numbers = fastrand::Rng::with_seed(1);
+        move |below| numbers.usize(..below)
     }
 
     /// Feeds `bytes` as reads of at most `most` and collects the frames.

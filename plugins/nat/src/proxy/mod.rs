@@ -327,7 +327,7 @@ fn serve(
                 proxy.handle(event, &poll)?;
             }
         }
-        proxy.tcp.turn();
+        proxy.tcp.turn(&poll);
         if telling.is_due(Instant::now()) {
             telling.tell(plugin, proxy.status())?;
         }
@@ -412,7 +412,7 @@ impl Proxy {
                 false
             }
             Token::Inside(index) | Token::Outside(index) => {
-                self.tcp.on_flow(event, index);
+                self.tcp.on_flow(event, index, poll);
                 false
             }
             Token::Datagrams(family) => self.udp.on_datagrams(
