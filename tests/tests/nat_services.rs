@@ -142,7 +142,8 @@ fn names_are_those_of_the_host() {
     let lab = Lab::new();
     let host = host(&lab);
     // The first server is not there, by UDP and by TCP; the second one is systemd-resolved's stub.
-    host.sh("ip addr add 192.0.2.1/32 dev lo; ip addr add 192.0.2.2/32 dev lo").ok();
+    host.sh("ip addr add 192.0.2.1/32 dev lo; ip addr add 192.0.2.2/32 dev lo")
+        .ok();
     let serve = |address: &str, answer: &str| {
         host.sh(&format!(
             "exec dnsmasq --keep-in-foreground --no-resolv --no-hosts --conf-file=/dev/null \
@@ -250,7 +251,11 @@ fn leases_are_extended_and_end() {
     };
     let first = serve();
     let client = lab.vdens(["--auto=60", "-v", &cable, "sh"]).session();
-    let has_address = || client.ok("ip -4 addr show vde0").contains("192.168.7.50/24");
+    let has_address = || {
+        client
+            .ok("ip -4 addr show vde0")
+            .contains("192.168.7.50/24")
+    };
     assert!(has_address());
     wait_until("the lease is extended twice", PATIENCE, || {
         assert!(has_address());
@@ -259,7 +264,10 @@ fn leases_are_extended_and_end() {
     server.ok(&format!("kill {first}"));
     wait_until("the lease ends", PATIENCE, || !has_address());
     let said = client.proc().stderr();
-    assert!(said.contains("vde0: lost the address 192.168.7.50/24"), "{said}");
+    assert!(
+        said.contains("vde0: lost the address 192.168.7.50/24"),
+        "{said}"
+    );
     let second = serve();
     wait_until("there is an address again", PATIENCE, has_address);
     client.ping("192.168.7.1");

@@ -127,7 +127,10 @@ mod tests {
     #[test]
     fn servers_of_a_resolv_conf() {
         let text = "# x\nsearch a\nnameserver 192.0.2.1\nnameserver\t::1\nnameserver x\n";
-        assert_eq!(servers(text, "nameserver 192.0.2.9"), ["192.0.2.1:53", "[::1]:53"]);
+        assert_eq!(
+            servers(text, "nameserver 192.0.2.9"),
+            ["192.0.2.1:53", "[::1]:53"]
+        );
         assert_eq!(servers("", ""), [""; 0]);
     }
 

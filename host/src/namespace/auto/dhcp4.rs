@@ -297,12 +297,7 @@ impl Dhcp4 {
             _ => Ipv4Addr::BROADCAST,
         };
         let to = SockaddrIn::from(SocketAddrV4::new(to, SERVER));
-        match sendto(
-            self.socket.as_raw_fd(),
-            &bytes,
-            &to,
-            MsgFlags::empty(),
-        ) {
+        match sendto(self.socket.as_raw_fd(), &bytes, &to, MsgFlags::empty()) {
             Ok(_) => Ok(()),
             // No carrier yet, or a full queue: the question is repeated.
             Err(Errno::ENETDOWN | Errno::ENOBUFS | Errno::EAGAIN | Errno::ENETUNREACH) => Ok(()),

@@ -148,7 +148,10 @@ impl Client {
     }
 
     fn silence(&self, limit: Duration) -> Error {
-        let v6 = self.ipv6.as_ref().map(|ipv6| format!(", and {}", ipv6.silence()));
+        let v6 = self
+            .ipv6
+            .as_ref()
+            .map(|ipv6| format!(", and {}", ipv6.silence()));
         let message = format!(
             "cannot configure {} by --auto within {} s: {}{}",
             self.name,
@@ -156,8 +159,9 @@ impl Client {
             self.dhcp4.silence(),
             v6.unwrap_or_default()
         );
-        Error::new(ErrorKind::NotFound, message)
-            .hint("check that the network has a server, or give addresses with --addr and --gateway")
+        Error::new(ErrorKind::NotFound, message).hint(
+            "check that the network has a server, or give addresses with --addr and --gateway",
+        )
     }
 
     fn is_done(&self, now: Instant) -> bool {
@@ -232,7 +236,10 @@ pub(super) fn configure(interfaces: &[Interface], limit: Duration) -> Result<(Na
             return Err(client.silence(limit));
         }
         if open.is_empty() || now >= start + limit {
-            return Ok((names, clients.into_iter().filter_map(Client::held).collect()));
+            return Ok((
+                names,
+                clients.into_iter().filter_map(Client::held).collect(),
+            ));
         }
         wait(&watch, &open, wake.saturating_duration_since(now))?;
     }

@@ -120,7 +120,11 @@ impl Held {
             lease.apply(netlink, &self.interface, false)?;
             log::warn!("{}: has the address {} now", self.interface, lease.address);
         } else {
-            log::info!("{}: the lease of {} is extended", self.interface, lease.address);
+            log::info!(
+                "{}: the lease of {} is extended",
+                self.interface,
+                lease.address
+            );
         }
         self.lease = lease;
         self.since = now;
@@ -153,7 +157,10 @@ fn run(mut held: Vec<Held>, command: &OwnedFd, signals: &Signals) -> i32 {
     // The terminal's signals are for the command.
     let _ = setsid();
     let kept = held.iter().map(|held| held.dhcp4.fd().as_raw_fd());
-    close_all_but(kept.chain([command.as_raw_fd(), libc::STDERR_FILENO]).collect());
+    close_all_but(
+        kept.chain([command.as_raw_fd(), libc::STDERR_FILENO])
+            .collect(),
+    );
     match signals.restore().and_then(|()| serve(&mut held, command)) {
         Ok(()) => 0,
         Err(error) => {

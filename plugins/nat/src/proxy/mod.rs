@@ -40,10 +40,10 @@ use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
 use nix::poll::{PollFd, PollFlags, poll as poll_fds};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket,
 };
-use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
 use socket2::Socket;
 
@@ -111,7 +111,7 @@ pub(crate) fn run(task: &Task, plugin: &UnixStream) -> io::Result<()> {
     bind(listener.as_raw_fd(), &UnixAddr::new(&path)?)?;
     listen(&listener, Backlog::new(1)?)?;
     let directory = File::open(&task.directory)?;
-    let ending = Poll::new()?;
+    let mut ending = Poll::new()?;
     let mut gateway = start_gateway(task, &path)?;
     let outside = Outside {
         control,
@@ -124,7 +124,7 @@ pub(crate) fn run(task: &Task, plugin: &UnixStream) -> io::Result<()> {
         Ok(false) => Ok(()),
         Err(error) => Err(error),
     };
-    end_gateway(&mut gateway, &ending);
+    end_gateway(&mut gateway, &mut ending);
     // The plugin removes the directory, unless it was killed.
     for name in ["gateway", "control", "cable", "cable+"] {
         let _ = unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir);
@@ -135,7 +135,7 @@ pub(crate) fn run(task: &Task, plugin: &UnixStream) -> io::Result<()> {
 
 /// Waits until the gateway's session has cleaned up, which is without the proxy, and kills it if it
 /// does not. `clock` has nothing to wait for: the sandbox allows no other sleep.
-fn end_gateway(gateway: &mut Child, clock: &Poll) {
+fn end_gateway(gateway: &mut Child, clock: &mut Poll) {
     let deadline = Instant::now() + CLEANUP;
     let _ = kill(Pid::from_raw(gateway.id() as i32), Signal::SIGTERM);
     while let Ok(None) = gateway.try_wait() {

@@ -90,7 +90,12 @@ impl Names {
             return;
         }
         let now = Instant::now();
-        let Some(Ok(socket)) = self.servers.iter().map(|server| ask(*server, bytes)).find(Result::is_ok) else {
+        let Some(Ok(socket)) = self
+            .servers
+            .iter()
+            .map(|server| ask(*server, bytes))
+            .find(Result::is_ok)
+        else {
             self.unanswered += 1;
             return;
         };
@@ -127,7 +132,10 @@ impl Names {
                 if question.tries < self.servers.len() =>
             {
                 // The next server is asked without waiting for this one.
-                question.last = question.since.checked_sub(PATIENCE).unwrap_or(question.since);
+                question.last = question
+                    .since
+                    .checked_sub(PATIENCE)
+                    .unwrap_or(question.since);
                 None
             }
             _ => None,

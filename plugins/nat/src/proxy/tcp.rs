@@ -277,7 +277,12 @@ impl Tcp {
         let socket = Socket::new(Domain::for_address(to), kind, None)?;
         socket.set_tcp_nodelay(true)?;
         if is_replaceable {
-            set_option(&socket, libc::IPPROTO_TCP, libc::TCP_SYNCNT, &1_i32.to_ne_bytes())?;
+            set_option(
+                &socket,
+                libc::IPPROTO_TCP,
+                libc::TCP_SYNCNT,
+                &1_i32.to_ne_bytes(),
+            )?;
         }
         if let Some(bind) = self.bind.filter(|bind| bind.is_ipv4() == to.is_ipv4()) {
             socket.bind(&SocketAddr::new(bind, 0).into())?;
