@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use slab::Slab;
-use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::destination::{Destination, Destinations};
 use super::names::Names;
@@ -38,10 +38,7 @@ use crate::gateway::{Queue, Verdict, set_option};
 /// round trip inside.
 const ACCEPT_LIMIT: Duration = Duration::from_secs(60);
 
-/// When a silent connection is asked whether it still is one.
-const KEEPALIVE: Duration = Duration::from_secs(7200);
-
-/// The size of the buffer for connections that get no pipe, in bytes.
+/// The size of the buffer for what goes through no pipe, in bytes.
 const SPARE: usize = 65_536;
 
 /// Who connects, and where to.
@@ -275,7 +272,7 @@ impl Tcp {
     fn connect(&self, to: SocketAddr, is_replaceable: bool) -> io::Result<Socket> {
         let kind = Type::STREAM.nonblocking().cloexec();
         let socket = Socket::new(Domain::for_address(to), kind, None)?;
-        socket.set_tcp_nodelay(true)?;
+        prepare(&socket)?;
         if is_replaceable {
             set_option(
                 &socket,
@@ -333,6 +330,7 @@ impl Tcp {
         poll: &Poll,
         stock: &mut Stock,
     ) {
+        let _ = prepare(&outside);
         let client = Client::Outside(outside);
         if self.is_full() {
             self.counts.limited += 1;
@@ -344,9 +342,11 @@ impl Tcp {
             Err(error) if errno(&error) == Errno::EADDRINUSE => stock.bound(Protocol::Tcp, any),
             made => made,
         };
-        let connected = made.and_then(|socket| match socket.connect(&to.into()) {
-            Err(error) if errno(&error) != Errno::EINPROGRESS => Err(error),
-            _ => Ok(socket),
+        let connected = made.and_then(|socket| {
+            match prepare(&socket).and_then(|()| socket.connect(&to.into())) {
+                Err(error) if errno(&error) != Errno::EINPROGRESS => Err(error),
+                _ => Ok(socket),
+            }
         });
         match connected {
             Ok(socket) => self.wait(poll, socket, (shown, to), client, VecDeque::new()),
@@ -385,10 +385,6 @@ impl Tcp {
 
     /// Makes two connections one.
     fn join(&mut self, poll: &Poll, inside: Socket, outside: Socket) -> io::Result<()> {
-        for socket in [&inside, &outside] {
-            let _ = socket.set_tcp_nodelay(true);
-            let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
-        }
         let entry = self.flows.vacant_entry();
         let index = entry.key();
         let flow = entry.insert(Flow {
@@ -420,6 +416,7 @@ impl Tcp {
         };
         end.readable |= event.readable;
         end.writable |= event.writable;
+        end.is_ending |= event.is_ending;
         if !flow.queued {
             self.pump(index, poll);
         }
@@ -503,6 +500,12 @@ impl Tcp {
         self.connected
             .retain(|_, (_, since)| now.duration_since(*since) < ACCEPT_LIMIT);
     }
+}
+
+/// Options of both sockets of a flow; one that is accepted has them from its listener.
+pub(crate) fn prepare(socket: &Socket) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_keepalive(true)
 }
 
 /// How a client learns of an error that connecting met.
