@@ -160,7 +160,11 @@ impl AsFd for Child {
     }
 }
 
-fn open_pidfd(pid: Pid) -> nix::Result<OwnedFd> {
+/// A pidfd of a process (pidfd_open(2)).
+///
+/// # Errors
+/// There is no such process, or there are too many descriptors.
+pub(crate) fn open_pidfd(pid: Pid) -> nix::Result<OwnedFd> {
     // SAFETY: the call takes numbers only.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
     let fd = Errno::result(fd)?;

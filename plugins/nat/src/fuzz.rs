@@ -89,7 +89,7 @@ pub fn messages(input: &[u8]) -> Outcome {
 /// A property that does not hold.
 pub fn settings(input: &[u8]) -> Outcome {
     let text = String::from_utf8_lossy(input);
-    proxy::names::parse(&text);
+    crate::resolv::Resolv::parse(&text);
     let text = text.replace('\n', "");
     match Settings::parse(&text) {
         Ok(settings) => {

@@ -20,6 +20,7 @@ mod heartbeat;
 mod program;
 mod proxy;
 mod report;
+mod resolv;
 mod settings;
 mod wire;
 

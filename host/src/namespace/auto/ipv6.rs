@@ -141,6 +141,16 @@ impl Ipv6 {
         self.repeat = Repeat::new(now);
     }
 
+    /// What has not been answered, for a person.
+    pub(super) fn silence(&self) -> &'static str {
+        match self.phase {
+            Phase::Advertisement => "no IPv6 router advertises itself",
+            Phase::Address(_) => "the IPv6 router's advertisement gives no address",
+            Phase::Dhcp(..) => "the IPv6 router refers to DHCPv6, where no server answers",
+            Phase::Done => "IPv6 is configured",
+        }
+    }
+
     /// When [`Ipv6::advance`] has something to do.
     pub(super) fn due(&self) -> Option<Instant> {
         match self.phase {
@@ -424,14 +434,6 @@ fn has_address(interface: &str) -> bool {
 
 fn address(ip: Ipv6Addr, port: u16, scope: u32) -> SockaddrIn6 {
     std::net::SocketAddrV6::new(ip, port, 0, scope).into()
-}
-
-/// See [`super::names_in`].
-pub(super) fn names_in(bytes: &[u8]) -> Option<Names> {
-    if let Ok(message) = Message::from_bytes(bytes) {
-        message.opts().get(OptionCode::IANA).and_then(leased);
-    }
-    Some(Advertisement::parse(bytes, "vde0")?.names)
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ pub(crate) fn answer6(bytes: &[u8], settings: &Settings) -> Option<Vec<u8>> {
         mtu: None,
         mac: [2; 6],
         is_router: true,
+        search: settings.search.clone(),
     };
     services::answer6(bytes, &advertisement)
 }

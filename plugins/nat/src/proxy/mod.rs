@@ -34,7 +34,6 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -77,8 +76,11 @@ const LOOK: u16 = 200;
 /// How long the gateway has to start.
 const START: Duration = Duration::from_secs(10);
 
-/// How long the gateway's session has to end.
-const END: Duration = Duration::from_secs(1);
+/// How long the gateway's session may take to clean up: the supervisor's own limit, and a second.
+const CLEANUP: Duration = Duration::from_secs(3);
+
+/// How often it is looked whether it has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Runs until the plugin ends.
 ///
@@ -110,6 +112,7 @@ pub(crate) fn run(task: &Task, plugin: &mut Plugin) -> io::Result<()> {
     bind(listener.as_raw_fd(), &UnixAddr::new(&path)?)?;
     listen(&listener, Backlog::new(1)?)?;
     let directory = File::open(&task.directory)?;
+    let mut ending = Poll::new()?;
     let mut gateway = start_gateway(task, &path)?;
     let outside = Outside {
         control,
@@ -126,13 +129,27 @@ pub(crate) fn run(task: &Task, plugin: &mut Plugin) -> io::Result<()> {
         // The plugin need not wait for the gateway's end.
         let _ = plugin.tell(&Report::Failed(error.to_string()));
     }
-    end(&mut gateway);
+    end_gateway(&mut gateway, &mut ending);
     // The plugin removes the directory, unless it was killed.
     for name in ["gateway", "control", "cable", "cable+"] {
         let _ = unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir);
     }
     let _ = unlinkat(AT_FDCWD, &task.directory, UnlinkatFlags::RemoveDir);
     Ok(())
+}
+
+/// Waits until the gateway's session has cleaned up, which is without the proxy, and kills it if it
+/// does not. `clock` has nothing to wait for: the sandbox allows no other sleep.
+fn end_gateway(gateway: &mut Child, clock: &mut Poll) {
+    let deadline = Instant::now() + CLEANUP;
+    let _ = kill(Pid::from_raw(gateway.id() as i32), Signal::SIGTERM);
+    while let Ok(None) = gateway.try_wait() {
+        if Instant::now() >= deadline || clock.wait(Some(LOOK_AGAIN), &mut Vec::new()).is_err() {
+            let _ = gateway.kill();
+            let _ = gateway.wait();
+            return;
+        }
+    }
 }
 
 /// Starts the session that the gateway runs in.
@@ -151,6 +168,9 @@ fn start_gateway(task: &Task, socket: &std::path::Path) -> io::Result<Child> {
     }
     for address in task.settings.interface() {
         command.arg("--addr").arg(address.to_string());
+    }
+    if let Some(mtu) = task.settings.mtu {
+        command.arg("--mtu").arg(mtu.to_string());
     }
     command.arg(format!("ptp://{}", task.directory.join("cable").display()));
     command.arg("--").arg(&program).arg("gateway");
@@ -197,20 +217,6 @@ fn wait_for_gateway(
             )));
         }
     }
-}
-
-/// Ends the gateway's session, which removes what it has made if it gets the time.
-fn end(gateway: &mut Child) {
-    let _ = kill(Pid::from_raw(gateway.id() as i32), Signal::SIGTERM);
-    let limit = Instant::now() + END;
-    while Instant::now() < limit {
-        if !matches!(gateway.try_wait(), Ok(None)) {
-            return;
-        }
-        sleep(Duration::from_millis(5));
-    }
-    let _ = gateway.kill();
-    let _ = gateway.wait();
 }
 
 /// What the proxy has before there is a gateway.
@@ -278,6 +284,10 @@ fn serve(
     }
     if hold == Hold::None {
         let text = "the kernel has no nfnetlink_queue: connections are accepted before the far side has answered";
+        plugin.tell(&Report::Warning(text.to_owned()))?;
+    }
+    if proxy.names.servers().is_empty() {
+        let text = "/etc/resolv.conf names no name server, so names cannot be looked up inside; give servers with dns=, as in dns=192.0.2.53";
         plugin.tell(&Report::Warning(text.to_owned()))?;
     }
     sandbox::enter()?;
@@ -567,6 +577,7 @@ impl Proxy {
     }
 
     fn expire(&mut self, now: Instant) {
+        self.names.refresh();
         self.tcp.expire(now);
         self.udp.expire(now);
         self.echo.expire(now);

@@ -20,7 +20,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_bind,
     libc::SYS_brk,
     libc::SYS_clock_gettime,
-    libc::SYS_clock_nanosleep,
     libc::SYS_close,
     libc::SYS_connect,
     libc::SYS_dup,
