@@ -200,6 +200,13 @@ impl FarEnd {
             .is_some_and(Negotiation::is_proven)
     }
 
+    /// The process that a user knows a proven far end by, as it says itself.
+    pub fn peer_process(&self) -> Option<u32> {
+        self.negotiation
+            .as_ref()
+            .and_then(Negotiation::peer_process)
+    }
+
     /// Whether the kernel carries the frames.
     pub fn is_plugged(&self) -> bool {
         self.plugging == Plugging::Done
@@ -474,9 +481,7 @@ impl FarEnd {
         Status {
             peer: Some(Peer {
                 description: description.into(),
-                pid: credentials
-                    .pid
-                    .or_else(|| negotiation.and_then(Negotiation::peer_process)),
+                pid: credentials.pid.or_else(|| self.peer_process()),
                 ..credentials
             }),
             reason: reason.into(),

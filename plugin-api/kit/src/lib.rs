@@ -157,6 +157,7 @@ mod logging;
 pub mod negotiation;
 pub mod offload;
 mod plugin;
+pub mod process;
 mod ready;
 mod status;
 pub mod stream;
