@@ -1,29 +1,14 @@
 //! Packets for the tests, with checksums computed word by word.
 
+use std::iter;
+
+use fastrand::Rng;
+
 use crate::VnetHeader;
 
-/// A small deterministic generator of numbers (xorshift64).
-pub(super) struct Numbers(pub(super) u64);
-
-impl Numbers {
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    pub(super) fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
-    }
-
-    pub(super) fn chance(&mut self, one_in: usize) -> bool {
-        self.below(one_in) == 0
-    }
-
-    pub(super) fn bytes(&mut self, len: usize) -> Vec<u8> {
-        (0..len).map(|_| (self.next() >> 32) as u8).collect()
-    }
+/// A payload of random bytes.
+pub(super) fn payload(random: &mut Rng, len: usize) -> Vec<u8> {
+    iter::repeat_with(|| random.u8(..)).take(len).collect()
 }
 
 /// What the packets of a connection have in common, and what the next one has.

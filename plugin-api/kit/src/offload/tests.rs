@@ -1,8 +1,10 @@
 //! The converter as a whole: what comes out of it for what went in.
 
+use fastrand::Rng;
+
 use crate::{MAX_FRAME, Offloads, VnetHeader};
 
-use super::samples::{Connection, Numbers};
+use super::samples::{Connection, payload};
 use super::{Changed, Converter, Progress, packet};
 
 const ACK: u8 = 0x10;
@@ -82,7 +84,7 @@ fn kinds() -> Vec<Connection> {
 
 #[test]
 fn super_frames_are_cut_as_a_card_would() {
-    let mut numbers = Numbers(1);
+    let mut random = Rng::with_seed(1);
     for kind in kinds() {
         for (len, size) in [
             (1, 1448),
@@ -93,9 +95,9 @@ fn super_frames_are_cut_as_a_card_would() {
         ] {
             for (flags, ecn) in [(ACK, 0), (ACK | PSH | FIN, 0), (ACK | PSH | CWR, 0x80)] {
                 let mut connection = kind.clone();
-                let payload = numbers.bytes(len);
+                let payload = payload(&mut random, len);
                 let mut header = connection.header(size);
-                header.hdr_len = numbers.next() as u16;
+                header.hdr_len = random.u16(..);
                 header.gso_type |= if connection.is_udp { 0 } else { ecn };
                 let whole = connection.unfinished(flags, &payload);
                 let expected = plain(connection.packets(flags, &payload, size.into()));
@@ -112,7 +114,7 @@ fn super_frames_are_cut_as_a_card_would() {
 #[test]
 fn a_super_frame_without_a_partial_checksum_is_cut_too() {
     let mut connection = Connection::tcp(true);
-    let payload = Numbers(2).bytes(5000);
+    let payload = payload(&mut Rng::with_seed(2), 5000);
     let whole = connection.packet(ACK, &payload);
     let header = VnetHeader {
         flags: 0,
@@ -126,7 +128,7 @@ fn a_super_frame_without_a_partial_checksum_is_cut_too() {
 fn checksums_are_completed() {
     for kind in kinds() {
         for len in [0, 1, 2, 999, 1448] {
-            let payload = Numbers(3).bytes(len);
+            let payload = payload(&mut Rng::with_seed(3), len);
             let header = VnetHeader {
                 gso_type: 0,
                 gso_size: 0,
@@ -144,7 +146,7 @@ fn checksums_are_completed() {
 
 #[test]
 fn a_sink_is_given_what_it_takes() {
-    let payload = Numbers(4).bytes(4000);
+    let payload = payload(&mut Rng::with_seed(4), 4000);
     let frames: Vec<Framed> = kinds()
         .iter()
         .map(|kind| (kind.header(1000), kind.unfinished(ACK, &payload)))
@@ -176,56 +178,26 @@ fn what_makes_no_sense_is_dropped_and_counted() {
     let connection = Connection::tcp(false);
     let frame = connection.unfinished(ACK, &[5; 3000]);
     let good = connection.header(1000);
-    let bad = [
-        VnetHeader {
-            gso_size: 0,
+    for (gso_type, gso_size, csum_start, csum_offset) in [
+        (1, 0, 34, 16),
+        (4, 1000, 34, 16),
+        (5, 1000, 34, 16),
+        (3, 1000, 34, 16),
+        (0x80, 1000, 34, 16),
+        (1, 1000, 35, 16),
+        (1, 1000, 0xffff, 16),
+        (1, 1000, 34, 0xffff),
+        (0, 1000, 3052, 16),
+        (0, 1000, 34, 0xffff),
+        (0, 1000, 0, 16),
+    ] {
+        let header = VnetHeader {
+            gso_type,
+            gso_size,
+            csum_start,
+            csum_offset,
             ..good
-        },
-        VnetHeader {
-            gso_type: 4,
-            ..good
-        },
-        VnetHeader {
-            gso_type: 5,
-            ..good
-        },
-        VnetHeader {
-            gso_type: 3,
-            ..good
-        },
-        VnetHeader {
-            gso_type: 0x80,
-            ..good
-        },
-        VnetHeader {
-            csum_start: 35,
-            ..good
-        },
-        VnetHeader {
-            csum_start: 0xffff,
-            ..good
-        },
-        VnetHeader {
-            csum_offset: 0xffff,
-            ..good
-        },
-        VnetHeader {
-            gso_type: 0,
-            csum_start: 3052,
-            ..good
-        },
-        VnetHeader {
-            gso_type: 0,
-            csum_offset: 0xffff,
-            ..good
-        },
-        VnetHeader {
-            gso_type: 0,
-            csum_start: 0,
-            ..good
-        },
-    ];
-    for header in bad {
+        };
         let (out, lost) = pass(
             &[(header, frame.clone()), (good, frame.clone())],
             Offloads::NONE,
@@ -247,43 +219,43 @@ fn what_makes_no_sense_is_dropped_and_counted() {
 }
 
 /// The frames of some connections, interleaved, with all that happens to a stream.
-fn streams(numbers: &mut Numbers) -> Vec<Vec<u8>> {
+fn streams(random: &mut Rng) -> Vec<Vec<u8>> {
     let mut queues: Vec<std::vec::IntoIter<Vec<u8>>> = Vec::new();
-    for port in 0..1 + numbers.below(5) {
-        let mut connection = Connection::tcp(numbers.chance(2));
+    for port in 0..1 + random.usize(..5) {
+        let mut connection = Connection::tcp(random.bool());
         connection.port = port as u16;
-        connection.sequence = numbers.next() as u32;
-        if numbers.chance(4) {
+        connection.sequence = random.u32(..);
+        if random.usize(..4) == 0 {
             connection.tags = vec![0x81, 0, 0, 3];
         }
         let mut frames = Vec::new();
-        for _ in 0..1 + numbers.below(6) {
-            match numbers.below(8) {
+        for _ in 0..1 + random.usize(..6) {
+            match random.usize(..8) {
                 0 => connection.acknowledgement += 1,
                 1 => connection.window += 1,
-                2 => connection.tos = numbers.below(4) as u8,
+                2 => connection.tos = random.usize(..4) as u8,
                 3 => connection.sequence = connection.sequence.wrapping_sub(1448),
-                4 => connection.identification = numbers.next() as u16,
+                4 => connection.identification = random.u16(..),
                 5 => frames.push(connection.packet(ACK, &[])),
                 _ => {}
             }
             let flags = [ACK, ACK | PSH, ACK | PSH | FIN, ACK | CWR, ACK | 0x40, 0x18];
-            let flags = flags[numbers.below(flags.len())];
-            let size = [1448, 1000, 536, 77, 1][numbers.below(5)];
-            let len = 1 + numbers.below(12 * size);
-            frames.extend(connection.packets(flags, &numbers.bytes(len), size));
-            if numbers.chance(9) {
+            let flags = flags[random.usize(..flags.len())];
+            let size = [1448, 1000, 536, 77, 1][random.usize(..5)];
+            let len = 1 + random.usize(..12 * size);
+            frames.extend(connection.packets(flags, &payload(random, len), size));
+            if random.usize(..9) == 0 {
                 let last = frames.last_mut().unwrap();
-                let at = numbers.below(last.len());
-                last[at] ^= 1 << numbers.below(8);
+                let at = random.usize(..last.len());
+                last[at] ^= 1 << random.usize(..8);
             }
         }
         queues.push(frames.into_iter());
     }
     let mut mixed = Vec::new();
     while !queues.is_empty() {
-        let at = numbers.below(queues.len());
-        mixed.extend(queues[at].by_ref().take(1 + numbers.below(20)));
+        let at = random.usize(..queues.len());
+        mixed.extend(queues[at].by_ref().take(1 + random.usize(..20)));
         queues.retain(|queue| !queue.as_slice().is_empty());
     }
     mixed
@@ -304,10 +276,10 @@ fn by_connection(frames: &[Framed]) -> std::collections::BTreeMap<Vec<u8>, Vec<&
 
 #[test]
 fn cutting_gives_back_what_was_put_together() {
-    let mut numbers = Numbers(5);
+    let mut random = Rng::with_seed(5);
     let (mut before, mut between) = (0, 0);
     for _ in 0..400 {
-        let frames = plain(streams(&mut numbers));
+        let frames = plain(streams(&mut random));
         let (together, lost) = pass(&frames, Offloads::ALL, usize::MAX);
         assert_eq!(lost, 0);
         assert!(together.iter().all(|framed| framed.1.len() <= MAX_FRAME));
@@ -334,7 +306,7 @@ fn a_super_frame_is_what_a_kernel_makes() {
             tags: vec![0x81, 0, 0, 3],
             ..Connection::tcp(is_v6)
         };
-        let payload = Numbers(6).bytes(4000);
+        let payload = payload(&mut Rng::with_seed(6), 4000);
         let frames = connection.clone().packets(ACK | PSH | CWR, &payload, 1448);
         let (out, _) = pass(&plain(frames), Offloads::ALL, 9);
         let mut header = connection.header(1448);
@@ -451,29 +423,29 @@ impl Converter {
 
 #[test]
 fn hostile_frames_do_no_harm() {
-    let mut numbers = Numbers(7);
+    let mut random = Rng::with_seed(7);
     let kinds = kinds();
     for _ in 0..4000 {
         let mut frames = Vec::new();
         for _ in 0..25 {
-            let kind = &kinds[numbers.below(kinds.len())];
-            let payload = vec![3; numbers.below(2000)];
-            let is_plain = numbers.chance(3);
+            let kind = &kinds[random.usize(..kinds.len())];
+            let payload = vec![3; random.usize(..2000)];
+            let is_plain = random.usize(..3) == 0;
             let (mut header, mut frame) = match is_plain {
                 true => (VnetHeader::default(), kind.packet(ACK, &payload)),
                 false => (kind.header(500), kind.unfinished(ACK, &payload)),
             };
             let mut bytes = header.to_bytes();
-            for _ in 0..numbers.below(4) {
-                let at = numbers.below(100).min(frame.len() - 1);
-                frame[at] = numbers.next() as u8;
+            for _ in 0..random.usize(..4) {
+                let at = random.usize(..100).min(frame.len() - 1);
+                frame[at] = random.u8(..);
                 if !is_plain {
-                    bytes[numbers.below(10)] = numbers.next() as u8;
+                    bytes[random.usize(..10)] = random.u8(..);
                 }
             }
             header = VnetHeader::from_bytes(&bytes).unwrap();
-            if numbers.chance(4) {
-                frame.truncate(14 + numbers.below(frame.len() - 13));
+            if random.usize(..4) == 0 {
+                frame.truncate(14 + random.usize(..frame.len() - 13));
             }
             frames.push((header, frame));
         }
