@@ -97,6 +97,11 @@ pub(crate) fn groups(lab: &Lab, plan: &Plan) -> Vec<(Group, Vec<String>, Visit)>
             uplink::probes(plan),
             Visit::Rows(uplink::visit),
         ),
+        (
+            uplink::start_group(lab),
+            uplink::start_probes(),
+            Visit::Probes(uplink::visit_start),
+        ),
     ]
 }
 

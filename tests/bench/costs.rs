@@ -17,10 +17,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
+use serde_json::Value;
 
 use crate::Result;
 use crate::bench::{Bench, Values};
-use crate::lab::{Lab, Maker, PATIENCE, Who, installed};
+use crate::lab::{Lab, Maker, Node, PATIENCE, Who, installed};
 use crate::process::{Proc, Procs, pause};
 use crate::results::{Better, Group, Measure, Row, Summary};
 use vdens_tests::name;
@@ -168,8 +169,11 @@ pub(crate) fn visit_startup(bench: &mut Bench<'_>, probe: &str, rows: &[&str]) {
 /// The starts of a row in a round.
 #[derive(Debug)]
 pub(crate) struct Starts<'a> {
-    row: &'a str,
+    pub(crate) row: &'a str,
+    program: PathBuf,
     words: Vec<String>,
+    /// In whose network, if not in the caller's.
+    host: Option<&'a Node>,
     /// In milliseconds.
     times: Vec<f64>,
     hung: u32,
@@ -180,10 +184,24 @@ pub(crate) struct Starts<'a> {
 
 impl<'a> Starts<'a> {
     /// None yet, of the row's program with these words.
-    pub(crate) fn new(row: &'a str, words: Vec<String>) -> Self {
+    pub(crate) fn new(lab: &Lab, row: &'a str, words: Vec<String>) -> Self {
+        let (program, options) = program(lab, row);
+        let options = options.iter().map(|option| (*option).to_owned());
+        Self::of(row, program, options.chain(words).collect(), None)
+    }
+
+    /// None yet, of any program, in a host's network.
+    pub(crate) fn of(
+        row: &'a str,
+        program: PathBuf,
+        words: Vec<String>,
+        host: Option<&'a Node>,
+    ) -> Self {
         Self {
             row,
+            program,
             words,
+            host,
             times: Vec::new(),
             hung: 0,
             failure: None,
@@ -208,7 +226,7 @@ impl<'a> Starts<'a> {
         }
         Ok(Self {
             _neighbour: neighbour,
-            ..Self::new(row, words)
+            ..Self::new(lab, row, words)
         })
     }
 
@@ -223,29 +241,31 @@ impl<'a> Starts<'a> {
         }
     }
 
-    /// From the program's execution to its end; `None` if that does not come.
+    /// From the program's execution to its end, or to the time that its command reports; `None` if
+    /// it does not end.
     fn time(&self, lab: &Lab) -> Result<Option<Duration>> {
-        let (program, options) = program(lab, self.row);
-        let words = options
-            .iter()
-            .copied()
-            .chain(self.words.iter().map(String::as_str));
-        let command = lab.command(Who::First, &program, words);
+        let command = lab.command(Who::First, &self.program, &self.words);
         let (mut reader, writer) = std::io::pipe()?;
         let stamp = move || {
             let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
             (&writer).write_all(&now.as_nanos().to_ne_bytes())
         };
-        let proc = Proc::spawn_changed(command, |command| {
-            // SAFETY: between fork and exec it asks for the time and writes to a pipe, which are
-            // system calls only.
-            unsafe { command.pre_exec(stamp) };
-        });
+        let spawn = || {
+            Proc::spawn_changed(command, |command| {
+                // SAFETY: between fork and exec it asks for the time and writes to a pipe, which
+                // are system calls only.
+                unsafe { command.pre_exec(stamp) };
+            })
+        };
+        let proc = match self.host {
+            Some(host) => host.within(spawn)?,
+            None => spawn(),
+        };
         if !proc.ends(HUNG)? {
             return Ok(None);
         }
         let end = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
-        proc.output(PATIENCE)?;
+        let end = reported_time(&proc.output(PATIENCE)?).unwrap_or(end);
         let mut stamp = [0; size_of::<u128>()];
         reader.read_exact(&mut stamp)?;
         let begin = Duration::from_nanos(u64::try_from(u128::from_ne_bytes(stamp))?);
@@ -268,6 +288,12 @@ impl<'a> Starts<'a> {
             (format!("{probe}-hung"), hung),
         ])
     }
+}
+
+/// The time that a command reports (`tool first`).
+fn reported_time(output: &str) -> Option<Duration> {
+    let report: Value = serde_json::from_str(output).ok()?;
+    report["at"].as_u64().map(Duration::from_nanos)
 }
 
 /// Measures how much memory a row's namespaces need.

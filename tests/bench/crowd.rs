@@ -140,7 +140,7 @@ fn switch<'lab>(lab: &'lab Lab, row: &str, place: &str, count: usize) -> Result<
 
 /// How long a program on the switch takes to start, run `true` and end, in milliseconds.
 fn start_and_exit(lab: &Lab, row: &str, vnl: &str) -> Result<f64> {
-    let mut starts = Starts::new(row, vec![vnl.to_owned(), "true".to_owned()]);
+    let mut starts = Starts::new(lab, row, vec![vnl.to_owned(), "true".to_owned()]);
     for _ in 0..STARTS {
         starts.one(lab);
     }

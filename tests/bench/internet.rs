@@ -16,6 +16,7 @@ use crate::Result;
 use crate::lab::{Lab, Maker, Node, PATIENCE, Who, installed, is_root};
 use crate::network::{bare_sibling, wait_for_port};
 use crate::process::{Proc, Procs, wait_for};
+use vdens_tests::name;
 
 /// The server's address, which is no neighbour of the host's.
 pub(crate) const SERVER: &str = "198.51.100.1";
@@ -121,7 +122,7 @@ fn slirp_missing() -> Option<String> {
 }
 
 /// The host and the server, without a client yet.
-fn internet(lab: &Lab) -> Result<Uplink<'_>> {
+pub(crate) fn internet(lab: &Lab) -> Result<Uplink<'_>> {
     let (holder, host) = lab.bare_node(0)?;
     let mut surroundings = Procs(vec![holder]);
     let (holder, mut server) = lab.bare_node(0)?;
@@ -137,12 +138,14 @@ fn internet(lab: &Lab) -> Result<Uplink<'_>> {
             server.pid
         ),
     )?;
+    // Servers for any address answer from the one that was asked.
     lab.sh(
         &server,
         "ip link set lo up
          ip addr add 198.51.100.1/32 dev lo
          ip addr add 192.0.2.1/24 dev vde0
-         ip link set vde0 up",
+         ip link set vde0 up
+         ip route change 192.0.2.0/24 dev vde0 src 198.51.100.1",
     )?;
     lab.sh(&host, "ip route add default via 192.0.2.1")?;
     let answers = lab.tool_inside(&server, &format!("answer {ANSWERS}"));
@@ -234,6 +237,13 @@ impl<'lab> Uplink<'lab> {
             self.start_client(lab, &lab.program(Maker::Ours, "vdens"), &words)?;
         }
         Ok(())
+    }
+
+    /// The contender's processes, without clients' commands and the benchmark's own.
+    pub(crate) fn processes(&self, lab: &Lab) -> Vec<i32> {
+        let ours = ["sleep", "tool"];
+        let is_its = |id: &i32| !name(*id).is_some_and(|name| ours.contains(&&*name));
+        lab.remains().into_iter().filter(is_its).collect()
     }
 
     /// An error if any of the programs has ended.

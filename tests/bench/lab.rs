@@ -8,11 +8,12 @@
 
 use std::cell::Cell;
 use std::ffi::OsStr;
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -53,6 +54,27 @@ pub(crate) struct Node {
     pub(crate) user: Option<Who>,
     pub(crate) interface: String,
     pub(crate) address: String,
+}
+
+impl Node {
+    /// Does something in this thread while it is in the namespace.
+    pub(crate) fn within<T>(&self, run: impl FnOnce() -> T) -> Result<T> {
+        let _home = Home(File::open("/proc/thread-self/ns/net")?);
+        let namespace = File::open(format!("/proc/{}/ns/net", self.pid))?;
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        Ok(run())
+    }
+}
+
+/// The network namespace to which this thread returns, a panic included.
+struct Home(File);
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if let Err(error) = setns(&self.0, CloneFlags::CLONE_NEWNET) {
+            tell(&format!("vdens-bench: cannot leave a namespace: {error}"));
+        }
+    }
 }
 
 /// The benchmark's corner of the machine.
@@ -106,7 +128,7 @@ impl Lab {
     }
 
     /// The benchmark's own program, where every user may run it.
-    fn tool(&self) -> PathBuf {
+    pub(crate) fn tool(&self) -> PathBuf {
         self.kit.bin().join("tool")
     }
 

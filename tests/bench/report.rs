@@ -6,7 +6,7 @@
 use std::fmt::Write;
 
 use crate::results::{Better, Group, Measure, Results, Row, Summary};
-use crate::{costs, crowd, figures, idle, links, stuck, switches};
+use crate::{costs, crowd, figures, idle, links, stuck, switches, uplink};
 
 /// Three digits, whatever the size.
 pub(crate) fn figure(value: f64) -> String {
@@ -240,6 +240,29 @@ const LINK_BARS: &[(&str, &str, &str, Better, f64)] = &[
     ),
 ];
 
+/// The bars for ways to the Internet, likewise.
+const UPLINK_BARS: &[(&str, &str, &str, Better, f64)] = &[
+    ("ours", "tcp1-out", "kernel", Better::More, 0.90),
+    ("ours", "tcp1-in", "kernel", Better::More, 0.90),
+    ("ours", "tcp1-out", "pasta", Better::More, 2.0),
+    ("ours", "tcp1-in", "pasta", Better::More, 1.2),
+    ("ours", "tcp1-out", "slirp4netns", Better::More, 5.0),
+    ("ours", "tcp1-in", "slirp4netns", Better::More, 5.0),
+    ("ours", "tcp4-out", "kernel", Better::More, 0.90),
+    ("ours", "tcp4-in", "kernel", Better::More, 0.90),
+    ("ours-switch", "many-out", "kernel", Better::More, 0.90),
+    ("ours-switch", "many-in", "kernel", Better::More, 0.90),
+    ("ours-no-panel", "tcp1-out", "kernel", Better::More, 0.45),
+    ("ours-no-panel", "tcp1-in", "kernel", Better::More, 0.45),
+    ("ours", "requests-rate", "pasta", Better::More, 1.0),
+    ("ours", "requests-p99", "pasta", Better::Less, 1.0),
+    ("ours", "udp-1400-out", "pasta", Better::More, 1.2),
+    ("ours", "udp-1400-in", "pasta", Better::More, 1.2),
+    ("ours", "udp-64-out", "pasta", Better::More, 1.2),
+    ("ours", "udp-64-in", "pasta", Better::More, 1.2),
+    ("ours", "tcp1-effort", "pasta", Better::Less, 0.7),
+];
+
 /// What a veth pair did, for which no bar is set.
 fn beside_veth(results: &Results, measure: &str) -> String {
     let found = results.summary(links::ID, links::REFERENCE, measure);
@@ -279,6 +302,21 @@ fn bars(results: &Results) -> Vec<Bar> {
             ratio(links::ID, measure, row, other, better, bar)
         })
         .collect();
+    bars.extend(
+        UPLINK_BARS
+            .iter()
+            .map(|&(row, measure, other, better, bar)| {
+                ratio(uplink::ID, measure, row, other, better, bar)
+            }),
+    );
+    bars.push(ratio(
+        uplink::START,
+        uplink::TRUE,
+        "ours",
+        "pasta",
+        Better::Less,
+        0.8,
+    ));
     let ours = |row: &&Row| row.id.starts_with("ours") || row.id.starts_with("mixed");
     for group in results.groups.iter().filter(|group| group.id == links::ID) {
         for row in group.rows.iter().filter(ours) {

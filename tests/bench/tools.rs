@@ -31,8 +31,10 @@ use crate::Result;
 
 mod connections;
 
-/// The size of a datagram of [`Tool::Flood`].
+/// The size of a datagram, unless another one is asked for.
 const PAYLOAD: usize = 64;
+/// Room for any datagram.
+const BUFFER: usize = 2048;
 /// What datagrams of the benchmark start with.
 const STAMP: [u8; 8] = *b"vdensbm1";
 /// How many frames a paced sender sends at once, at most.
@@ -77,6 +79,25 @@ pub(crate) enum Tool {
         /// For how long
         milliseconds: u64,
     },
+    /// Send requests, each by a connection of its own
+    Requests {
+        /// Who is to answer
+        to: SocketAddr,
+        /// For how long
+        milliseconds: u64,
+    },
+    /// Accept connections and keep them
+    Keep {
+        /// The port
+        port: u16,
+    },
+    /// Open connections and keep them
+    Open {
+        /// Where
+        to: SocketAddr,
+        /// How many
+        count: usize,
+    },
     /// Send datagrams back
     Echo {
         /// The port
@@ -103,8 +124,11 @@ pub(crate) enum Tool {
         /// The pause between two
         gap_microseconds: u64,
     },
-    /// Count what `flood` sends
+    /// Count what `flood` or `pour` sends
     Sink {
+        /// Call a `pour` there
+        #[arg(long)]
+        call: Option<SocketAddr>,
         /// The port
         port: u16,
         /// For how long, at most
@@ -115,8 +139,21 @@ pub(crate) enum Tool {
         /// The port
         port: u16,
     },
+    /// Wait for a call, and send datagrams to who called
+    Pour {
+        /// The size of a datagram
+        #[arg(long, default_value_t = PAYLOAD)]
+        size: usize,
+        /// The port
+        port: u16,
+        /// For how long
+        milliseconds: u64,
+    },
     /// Send datagrams
     Flood {
+        /// The size of a datagram
+        #[arg(long, default_value_t = PAYLOAD)]
+        size: usize,
         /// Where
         to: SocketAddr,
         /// For how long
@@ -160,6 +197,9 @@ impl Tool {
             } => enter(pid, user, uid.zip(gid), &command),
             Self::Answer { port } => connections::answer(port),
             Self::First { to, milliseconds } => connections::first(to, millis(milliseconds)),
+            Self::Requests { to, milliseconds } => connections::requests(to, millis(milliseconds)),
+            Self::Keep { port } => connections::keep(port),
+            Self::Open { to, count } => connections::open(to, count),
             Self::Echo { port } => echo(port),
             Self::Probe { to, milliseconds } => probe(to, millis(milliseconds)),
             Self::Rtt {
@@ -174,13 +214,23 @@ impl Tool {
                 count,
                 Duration::from_micros(gap_microseconds),
             ),
-            Self::Sink { port, milliseconds } => sink(port, millis(milliseconds)),
+            Self::Sink {
+                call,
+                port,
+                milliseconds,
+            } => sink(port, call, millis(milliseconds)),
             Self::Drain { port } => drain(port),
+            Self::Pour {
+                size,
+                port,
+                milliseconds,
+            } => pour(port, size, millis(milliseconds)),
             Self::Flood {
+                size,
                 to,
                 milliseconds,
                 rate,
-            } => flood(to, millis(milliseconds), rate),
+            } => flood(to, size, millis(milliseconds), rate),
             Self::Learn {
                 interface,
                 addresses,
@@ -355,6 +405,12 @@ fn rtt(rounds: &mut Rounds, limit: Duration, count: usize, gap: Duration) -> Res
             sleep(gap);
         }
     }
+    report_times(times, lost, limit);
+    Ok(())
+}
+
+/// Reports how long answers took, and within how long they came.
+fn report_times(mut times: Vec<Duration>, lost: usize, span: Duration) {
     times.sort_unstable();
     let at = |share: f64| {
         let rank = (times.len().checked_sub(1)? as f64 * share).round() as usize;
@@ -362,17 +418,23 @@ fn rtt(rounds: &mut Rounds, limit: Duration, count: usize, gap: Duration) -> Res
     };
     println!(
         "{}",
-        json!({ "answers": times.len(), "lost": lost, "p50": at(0.5), "p99": at(0.99) })
+        json!({
+            "answers": times.len(),
+            "lost": lost,
+            "seconds": span.as_secs_f64(),
+            "p50": at(0.5),
+            "p99": at(0.99),
+        })
     );
-    Ok(())
 }
 
 /// Counts datagrams. It takes them by the batch and naps in between, so that the sender is not busy
-/// with waking it up.
-fn sink(port: u16, limit: Duration) -> Result<()> {
+/// with waking it up. It calls until the first has arrived.
+fn sink(port: u16, call: Option<SocketAddr>, limit: Duration) -> Result<()> {
     let socket = bind(port)?;
     let deadline = Instant::now() + limit;
-    let mut buffers = [[0; 2 * PAYLOAD]; BURST];
+    let mut next_call = Instant::now();
+    let mut buffers = [[0; BUFFER]; BURST];
     let mut received: u64 = 0;
     let mut span: Option<(Instant, Instant)> = None;
     loop {
@@ -382,6 +444,10 @@ fn sink(port: u16, limit: Duration) -> Result<()> {
             received += taken;
             let (start, _) = span.unwrap_or((now, now));
             span = Some((start, now));
+        }
+        if let Some(to) = call.filter(|_| span.is_none() && now >= next_call) {
+            socket.send_to(&STAMP, to)?;
+            next_call = now + SILENCE;
         }
         let idle = span.is_some_and(|(_, last)| now - last > SILENCE);
         if idle || now > deadline {
@@ -405,7 +471,7 @@ fn drain(port: u16) -> Result<()> {
 
 /// Takes what has arrived, a datagram for each buffer at most; how many of them are the
 /// benchmark's.
-fn receive(socket: &UdpSocket, buffers: &mut [[u8; 2 * PAYLOAD]]) -> Result<u64> {
+fn receive(socket: &UdpSocket, buffers: &mut [[u8; BUFFER]]) -> Result<u64> {
     let mut headers = MultiHeaders::<()>::preallocate(buffers.len(), None);
     let mut slices: Vec<_> = buffers
         .iter_mut()
@@ -454,11 +520,23 @@ fn paced(
     }
 }
 
-fn flood(to: SocketAddr, limit: Duration, rate: u64) -> Result<()> {
+fn flood(to: SocketAddr, size: usize, limit: Duration, rate: u64) -> Result<()> {
     let socket = bind(0)?;
     socket.set_broadcast(true)?;
     socket.connect(to)?;
-    let mut datagram = [0; PAYLOAD];
+    send_datagrams(&socket, size, limit, rate)
+}
+
+fn pour(port: u16, size: usize, limit: Duration) -> Result<()> {
+    let socket = bind(port)?;
+    let (_, caller) = socket.recv_from(&mut [0; BUFFER])?;
+    socket.connect(caller)?;
+    send_datagrams(&socket, size, limit, 0)
+}
+
+/// Sends datagrams to where a socket is connected.
+fn send_datagrams(socket: &UdpSocket, size: usize, limit: Duration, rate: u64) -> Result<()> {
+    let mut datagram = vec![0; size.max(STAMP.len())];
     datagram[..STAMP.len()].copy_from_slice(&STAMP);
     let slices = vec![[IoSlice::new(&datagram)]; BURST];
     let addresses = [None::<()>; BURST];

@@ -17,7 +17,7 @@ use crate::lab::{Lab, Node, PATIENCE, Who, installed};
 use crate::network::wait_for_port;
 use crate::process::{Proc, check_interrupted, pause};
 
-const IPERF: u16 = 5201;
+pub(crate) const IPERF: u16 = 5201;
 const ECHO: u16 = 7007;
 const SINK: u16 = 7008;
 const GIB: f64 = (1_u64 << 30) as f64;
@@ -52,6 +52,18 @@ impl<'lab> TcpRun<'lab> {
         seconds: u64,
         reverse: bool,
     ) -> Result<Self> {
+        Self::start_on(IPERF, lab, [from, to], streams, seconds, reverse)
+    }
+
+    /// The same on a port, for several that run to one node at once.
+    pub(crate) fn start_on(
+        port: u16,
+        lab: &'lab Lab,
+        [from, to]: [&Node; 2],
+        streams: u32,
+        seconds: u64,
+        reverse: bool,
+    ) -> Result<Self> {
         if !installed("iperf3") {
             return Err("iperf3 is not installed".into());
         }
@@ -59,14 +71,14 @@ impl<'lab> TcpRun<'lab> {
             let words = words.split_whitespace();
             Proc::spawn(lab.inside(node, Who::Caller, Path::new("/usr/bin/iperf3"), words))
         };
-        let server = iperf(to, &format!("-s -1 -p {IPERF}"));
-        wait_for_port(&server, "tcp", IPERF)?;
+        let server = iperf(to, &format!("-s -1 -p {port}"));
+        wait_for_port(&server, "tcp", port)?;
         let busy = busy_seconds()?;
         let reverse = if reverse { "-R" } else { "" };
         let client = iperf(
             from,
             &format!(
-                "-J -c {} -p {IPERF} -t {seconds} -P {streams} {reverse}",
+                "-J -c {} -p {port} -t {seconds} -P {streams} {reverse}",
                 to.address
             ),
         );
@@ -166,17 +178,61 @@ pub(crate) fn udp(lab: &Lab, from: &Node, to: &Node, offer: Offer, millis: u64) 
         offered += number(&sent, "sent")?;
         offered_rate += number(&sent, "sent")? / number(&sent, "seconds")? / 1000.0;
     }
-    let received = json(&sink.output(limit)?)?;
-    let arrived = number(&received, "received")?;
-    let seconds = number(&received, "seconds")?;
-    if arrived < 2.0 {
-        return Err("nothing arrived".into());
-    }
+    let report = sink.output(limit)?;
+    let rate = arrived(&report)?;
+    let arrived = number(&json(&report)?, "received")?;
     Ok(Udp {
-        rate: arrived / seconds / 1000.0,
+        rate,
         offered: offered_rate,
         loss: (1.0 - arrived / offered) * 100.0,
     })
+}
+
+/// Datagrams of a size that one sender at full speed gets across, a second, in thousands.
+pub(crate) fn datagrams(
+    lab: &Lab,
+    from: &Node,
+    to: &Node,
+    size: usize,
+    millis: u64,
+) -> Result<f64> {
+    let limit = Duration::from_millis(millis) + PATIENCE;
+    let sink = lab.tool_inside(to, &format!("sink {SINK} {}", millis + 5000));
+    wait_for_port(&sink, "udp", SINK)?;
+    let flood = format!("flood --size {size} {}:{SINK} {millis} 0", to.address);
+    lab.tool_inside(from, &flood).output(limit)?;
+    arrived(&sink.output(limit)?)
+}
+
+/// The same on the way back: the receiver has to send first.
+pub(crate) fn datagrams_back(
+    lab: &Lab,
+    caller: &Node,
+    sender: &Node,
+    size: usize,
+    millis: u64,
+) -> Result<f64> {
+    let limit = Duration::from_millis(millis) + PATIENCE;
+    let pour = lab.tool_inside(sender, &format!("pour --size {size} {SINK} {millis}"));
+    wait_for_port(&pour, "udp", SINK)?;
+    let call = format!(
+        "sink --call {}:{SINK} {SINK} {}",
+        sender.address,
+        millis + 5000
+    );
+    let sink = lab.tool_inside(caller, &call).output(limit)?;
+    pour.output(limit)?;
+    arrived(&sink)
+}
+
+/// What a `sink` counted, a second, in thousands.
+fn arrived(report: &str) -> Result<f64> {
+    let report = json(report)?;
+    let count = number(&report, "received")?;
+    match count < 2.0 {
+        true => Err("nothing arrived".into()),
+        false => Ok(count / number(&report, "seconds")? / 1000.0),
+    }
 }
 
 /// Times round trips of ICMP echo, which the other kernel answers: the middle one and the 99th of

@@ -1,6 +1,6 @@
 //! End-to-end and interoperability tests, one module per area. `tests/run` builds the programs and
-//! runs all tests;
-//! afterwards `cargo test --release -p vdens-tests router::` runs those of one module.
+//! runs all tests; afterwards `cargo test --profile checks -p vdens-tests router::` runs those of
+//! one module.
 
 mod bad_input;
 mod channels;
@@ -32,7 +32,9 @@ mod nat_forwards;
 mod nat_internet;
 mod nat_isolation;
 mod nat_network;
+mod nat_services;
 mod nesting;
+mod netem;
 mod options;
 mod output;
 mod panel;

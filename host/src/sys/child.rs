@@ -23,9 +23,9 @@ use vdens_plugin_kit::process::open_pidfd;
 use crate::error::{EXIT_FAILURE, Error, Result, system};
 use crate::sys::process::wait;
 
-/// How long the kernel may take to end a killed process. One that waits for a device or a file
-/// system that does not answer cannot be ended.
-const KILLED: Duration = Duration::from_secs(1);
+/// How long a killed process may take to end: on a busy machine it waits for a processor first. One
+/// that waits for a device or a file system that does not answer cannot be ended.
+const KILLED: Duration = Duration::from_secs(5);
 
 /// How a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

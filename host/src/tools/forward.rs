@@ -4,13 +4,15 @@
 //! Each gateway has a socket for requests in a directory of its own (`control` in `vdens-nat-*`),
 //! in the runtime directory or where temporary files are. Only directories of this user's that are
 //! closed to others are looked at. Requests and answers are JSON in one datagram each
-//! (plugins/nat/src/proxy/control.rs).
+//! (plugins/nat/src/proxy/control.rs). The answer comes to a socket beside the gateway's: paths,
+//! unlike addresses of the kernel's choice, lead from one network namespace to another (unix(7)).
 
 use std::env;
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -161,11 +163,11 @@ fn is_own(directory: &Path) -> bool {
 }
 
 fn ask(path: &Path, request: &str) -> Result<Answer> {
+    let answers = path.with_file_name(format!("answers-{}", process::id()));
     let exchange = || {
         let flags = SockFlag::SOCK_CLOEXEC;
         let fd = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
-        // An address of the kernel's choice (unix(7), autobind), for the answer.
-        bind(fd.as_raw_fd(), &UnixAddr::new_unnamed())?;
+        bind(fd.as_raw_fd(), &UnixAddr::new(&answers)?)?;
         connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
         let limit = TimeVal::seconds(LIMIT.as_secs() as i64);
         setsockopt(&fd, sockopt::ReceiveTimeout, &limit)?;
@@ -176,7 +178,10 @@ fn ask(path: &Path, request: &str) -> Result<Answer> {
         answer.truncate(length);
         Ok::<_, Errno>(answer)
     };
-    let answer = exchange().map_err(system(format_args!(
+    let answer = exchange();
+    // It is there unless the gateway's directory is gone.
+    let _ = fs::remove_file(&answers);
+    let answer = answer.map_err(system(format_args!(
         "ask the gateway at {}",
         path.display()
     )))?;

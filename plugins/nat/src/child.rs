@@ -45,6 +45,27 @@ pub(crate) fn vdens() -> Result<PathBuf> {
     }
 }
 
+/// The other children of this process's parent: the one that becomes a session's command is among
+/// them, as are the workers of the session's other links.
+pub(crate) fn siblings() -> Result<Vec<u32>> {
+    let (own, parent) = (std::process::id(), std::os::unix::process::parent_id());
+    let processes = fs::read_dir("/proc").map_err(|e| Error::io("list processes", &e))?;
+    let ids = processes
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    Ok(ids
+        .filter(|&id| id != own && parent_of(id) == Some(parent))
+        .collect())
+}
+
+/// The parent of a process (proc_pid_stat(5): the second word behind the program's name, which is
+/// in brackets and may have brackets in it).
+fn parent_of(process: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let (_, behind) = stat.rsplit_once(") ")?;
+    behind.split(' ').nth(1)?.parse().ok()
+}
+
 /// The program `vdens-nat`, beside this plugin.
 fn program() -> Result<PathBuf> {
     static HERE: u8 = 0;

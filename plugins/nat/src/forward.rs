@@ -2,6 +2,8 @@
 //!
 //! Without an address the proxy listens on 127.0.0.1, without a station the first client of the
 //! network is meant, and without a second port the same one. An IPv6 address is in brackets.
+//!
+//! `[LISTEN:]auto` instead follows what listens inside.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -11,12 +13,34 @@ use serde::{Deserialize, Serialize};
 /// The most ports in one range.
 const RANGE: u16 = 1000;
 
+/// Written instead of ports.
+const AUTO: &str = "auto";
+
 /// What a forward carries.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Protocol {
     Tcp,
     Udp,
+}
+
+impl Protocol {
+    /// The protocol's key in a VNL.
+    pub(crate) fn key(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// What is to be forwarded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// These ports.
+    Ports(Vec<Forward>),
+    /// Each port at which something listens inside, on an address outside.
+    Auto(IpAddr),
 }
 
 /// A port outside that leads to one inside.
@@ -31,15 +55,12 @@ pub(crate) struct Forward {
 
 impl fmt::Display for Forward {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let protocol = match self.protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-        };
+        let protocol = self.protocol.key();
         write!(f, "{protocol} {} -> {}", self.listen, self.to)
     }
 }
 
-/// Reads one forward, or a range of them.
+/// Reads one forward, a range of them, or `auto`.
 ///
 /// # Errors
 /// What is wrong, for a person.
@@ -47,9 +68,13 @@ pub(crate) fn parse(
     protocol: Protocol,
     text: &str,
     first_client: Ipv4Addr,
-) -> Result<Vec<Forward>, String> {
+) -> Result<Wish, String> {
     let bad = || format!("'{}' is no forward", text.escape_debug());
     let (listen, rest) = address(text).map_or((None, text), |(ip, rest)| (Some(ip), rest));
+    let listen = listen.unwrap_or(Ipv4Addr::LOCALHOST.into());
+    if rest == AUTO {
+        return Ok(Wish::Auto(listen));
+    }
     let (ports, rest) = rest
         .split_once(':')
         .map_or((rest, None), |(p, rest)| (p, Some(rest)));
@@ -67,16 +92,14 @@ pub(crate) fn parse(
     if ports.1 - ports.0 >= RANGE {
         return Err(format!("{}: a range has at most {RANGE} ports", bad()));
     }
-    let listen = listen.unwrap_or(Ipv4Addr::LOCALHOST.into());
     let station = station.unwrap_or(first_client.into());
     let each = (ports.0..=ports.1).zip(inner.0..=inner.1);
-    Ok(each
-        .map(|(from, to)| Forward {
-            protocol,
-            listen: SocketAddr::new(listen, from),
-            to: SocketAddr::new(station, to),
-        })
-        .collect())
+    let forwards = each.map(|(from, to)| Forward {
+        protocol,
+        listen: SocketAddr::new(listen, from),
+        to: SocketAddr::new(station, to),
+    });
+    Ok(Wish::Ports(forwards.collect()))
 }
 
 /// An address and a colon at the start of `text`, and what is behind them.
@@ -100,8 +123,15 @@ fn range(text: &str) -> Option<(u16, u16)> {
 mod tests {
     use super::*;
 
+    fn ports(protocol: Protocol, text: &str) -> Result<Vec<Forward>, String> {
+        match parse(protocol, text, [10, 0, 2, 15].into())? {
+            Wish::Ports(forwards) => Ok(forwards),
+            Wish::Auto(_) => Err("auto".into()),
+        }
+    }
+
     fn one(text: &str) -> Result<(String, String), String> {
-        let forwards = parse(Protocol::Tcp, text, [10, 0, 2, 15].into())?;
+        let forwards = ports(Protocol::Tcp, text)?;
         Ok((forwards[0].listen.to_string(), forwards[0].to.to_string()))
     }
 
@@ -116,17 +146,30 @@ mod tests {
         ] {
             assert_eq!(one(text), Ok((listen.into(), to.into())), "{text}");
         }
-        let range = parse(Protocol::Udp, "5000-5002:6000-6002", [1, 2, 3, 4].into()).unwrap();
+        let range = ports(Protocol::Udp, "5000-5002:6000-6002").unwrap();
         assert_eq!(
             (range.len(), range[2].to),
-            (3, "1.2.3.4:6002".parse().unwrap())
+            (3, "10.0.2.15:6002".parse().unwrap())
         );
+    }
+
+    #[test]
+    fn auto_has_an_address_to_listen_on() {
+        for (text, listen) in [
+            ("auto", "127.0.0.1"),
+            ("0.0.0.0:auto", "0.0.0.0"),
+            ("[::1]:auto", "::1"),
+        ] {
+            let wish = parse(Protocol::Tcp, text, [10, 0, 2, 15].into());
+            assert_eq!(wish, Ok(Wish::Auto(listen.parse().unwrap())), "{text}");
+        }
     }
 
     #[test]
     fn what_is_none_is_refused() {
         for text in [
             "", "x", "0", "70000", "80:", ":80", "2-1", "1-5:1-4", "1-2000", "1:2:3", "[::1:80",
+            "auto:80", "80:auto",
         ] {
             assert!(one(text).is_err(), "{text}");
         }

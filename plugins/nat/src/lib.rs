@@ -95,12 +95,18 @@ impl Link for Nat {
 fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     let settings = Settings::parse(request.argument())?;
     let directory = child::directory()?;
-    let panel = request.host.port().panel_address.is_some();
+    let port = request.host.port();
+    // Without an interface, the other end is a switch, say.
+    let inside = match port.interface.is_empty() {
+        true => Vec::new(),
+        false => child::siblings()?,
+    };
     let task = Task {
         settings,
         directory: directory.path().to_owned(),
         vdens: child::vdens()?,
-        panel,
+        panel: port.panel_address.is_some(),
+        inside,
         processes: vec![std::process::id(), std::os::unix::process::parent_id()],
     };
     let cable = format!("ptp://{}", directory.path().join("cable").display());

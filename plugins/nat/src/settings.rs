@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use vdens_plugin_kit::vnl::{Keys, Spec};
 use vdens_plugin_kit::{Error, Result};
 
-use crate::forward::{self, Forward, Protocol};
+use crate::forward::{self, Forward, Protocol, Wish};
 
 pub(crate) const KEYS: Keys = Keys::new(&[
     "bind", "dns", "host", "ipv4", "ipv6", "mtu", "net", "net6", "tcp", "udp",
@@ -46,6 +46,8 @@ pub(crate) struct Settings {
     pub is_router6: bool,
     /// Ports outside that lead inside.
     pub forwards: Vec<Forward>,
+    /// The protocols whose ports follow what listens inside, and the addresses to listen on.
+    pub follow: Vec<(Protocol, IpAddr)>,
 }
 
 impl Settings {
@@ -81,6 +83,7 @@ impl Settings {
             bind: value(&spec, "bind", "192.0.2.1")?,
             is_router6: has_default_route6(),
             forwards: Vec::new(),
+            follow: Vec::new(),
         };
         if let Some(servers) = spec.get("dns") {
             for server in servers.split(',') {
@@ -93,13 +96,22 @@ impl Settings {
         let first = settings.first_client().unwrap_or(Ipv4Addr::UNSPECIFIED);
         for (protocol, key) in [(Protocol::Tcp, "tcp"), (Protocol::Udp, "udp")] {
             for text in spec.get(key).into_iter().flat_map(|text| text.split(',')) {
-                let forwards = forward::parse(protocol, text, first).map_err(|message| {
+                let wish = forward::parse(protocol, text, first).map_err(|message| {
                     Error::usage(message).hint(format!("for example {key}=8080:80"))
                 })?;
-                settings.forwards.extend(forwards);
+                match wish {
+                    Wish::Ports(forwards) => settings.forwards.extend(forwards),
+                    Wish::Auto(listen) => settings.follow.push((protocol, listen)),
+                }
             }
         }
         Ok(settings)
+    }
+
+    /// The networks inside.
+    pub(crate) fn nets(&self) -> Vec<ipnet::IpNet> {
+        let (v4, v6) = (self.net.map(Into::into), self.net6.map(Into::into));
+        [v4, v6].into_iter().flatten().collect()
     }
 
     /// The gateway's own addresses.
@@ -199,4 +211,6 @@ pub(crate) struct Task {
     pub panel: bool,
     /// The processes that the gateway belongs to: the one that serves the link, and its parent.
     pub processes: Vec<u32>,
+    /// Processes of which one is in the session's namespace; none where there is no session.
+    pub inside: Vec<u32>,
 }

@@ -1,8 +1,12 @@
 //! Datagrams with what the kernel says about them: where they were sent, and how many are in one
 //! piece (UDP_GRO and UDP_SEGMENT, udp(7)).
+//!
+//! Datagrams that wait in a socket are gathered ([`Batch`]): a run of equal ones goes on as one
+//! piece, so that the kernel handles it once.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 
 use nix::cmsg_space;
@@ -25,6 +29,85 @@ pub(crate) struct Received {
     pub length: usize,
     /// The length of each datagram in it, if there are several.
     pub segment: Option<u16>,
+}
+
+/// How many bytes are received before they are sent on.
+const GATHERED: usize = 4 * LONGEST;
+
+/// The most datagrams in a piece that every kernel with UDP_SEGMENT sends (UDP_MAX_SEGMENTS).
+const SEGMENTS: usize = 64;
+
+/// The most bytes in a piece that is sent, which leaves room for headers.
+const PIECE: usize = 65_400;
+
+/// Datagrams from one sender to one receiver, of equal length but for the last.
+pub(crate) struct Run {
+    pub from: SocketAddr,
+    /// Where they were sent, if the socket says so.
+    pub to: Option<SocketAddr>,
+    /// Where they are in the batch.
+    place: Range<usize>,
+    /// The length of each.
+    size: usize,
+}
+
+impl Run {
+    /// The length of each datagram, if there are several.
+    pub(crate) fn segment(&self) -> Option<u16> {
+        let is_one = self.size == 0 || self.size == self.place.len();
+        u16::try_from(self.size).ok().filter(|_| !is_one)
+    }
+
+    /// Whether a piece whose datagrams have a length continues the run.
+    fn takes(&self, piece: &Received, size: usize) -> bool {
+        let length = self.place.len() + piece.length;
+        (self.from, self.to) == (piece.from, piece.to)
+            && self.size > 0
+            && self.place.len().is_multiple_of(self.size)
+            && (size == self.size || (1..self.size).contains(&piece.length))
+            && length <= PIECE
+            && length.div_ceil(self.size) <= SEGMENTS
+    }
+}
+
+/// What was received from a socket in one turn.
+#[derive(Default)]
+pub(crate) struct Batch {
+    buffer: Vec<u8>,
+    pub runs: Vec<Run>,
+}
+
+impl Batch {
+    /// Receives what there is, and tells why there is no more, unless the batch is full.
+    pub(crate) fn receive(&mut self, socket: impl AsFd) -> Option<Errno> {
+        self.buffer.resize(GATHERED, 0);
+        self.runs.clear();
+        let mut end = 0;
+        while GATHERED - end >= LONGEST {
+            let start = end;
+            let piece = match receive(&socket, &mut self.buffer[start..]) {
+                Ok(piece) => piece,
+                Err(error) => return Some(error),
+            };
+            end += piece.length;
+            let size = piece.segment.map_or(piece.length, usize::from);
+            match self.runs.last_mut() {
+                Some(run) if run.takes(&piece, size) => run.place.end = end,
+                _ => self.runs.push(Run {
+                    from: piece.from,
+                    to: piece.to,
+                    place: start..end,
+                    size,
+                }),
+            }
+        }
+        None
+    }
+
+    /// The bytes of a run.
+    pub(crate) fn bytes(&self, run: &Run) -> &[u8] {
+        &self.buffer[run.place.clone()]
+    }
 }
 
 /// Receives a piece into `buffer`.
@@ -78,11 +161,27 @@ pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> nix::Result<Recei
     })
 }
 
-/// Sends a piece to an address, from another one if the socket is a transparent one.
+/// Sends a piece to an address, from another one if the socket is a transparent one. A piece whose
+/// datagrams are longer than the way takes at once is sent one by one.
 ///
 /// # Errors
 /// `EAGAIN`: the socket takes no more now. Else what the kernel says.
 pub(crate) fn send(
+    socket: impl AsFd,
+    bytes: &[u8],
+    segment: Option<u16>,
+    to: SocketAddr,
+    from: Option<IpAddr>,
+) -> nix::Result<()> {
+    match (send_piece(&socket, bytes, segment, to, from), segment) {
+        (Err(Errno::EINVAL | Errno::EMSGSIZE | Errno::EIO), Some(size)) => bytes
+            .chunks(usize::from(size).max(1))
+            .try_for_each(|datagram| send_piece(&socket, datagram, None, to, from)),
+        (sent, _) => sent,
+    }
+}
+
+fn send_piece(
     socket: impl AsFd,
     bytes: &[u8],
     segment: Option<u16>,

@@ -55,6 +55,12 @@ impl Forwards {
         self.places.keys()
     }
 
+    /// Whether the address that a forward listens on is one of a forward's already.
+    pub(crate) fn has(&self, forward: &Forward) -> bool {
+        let mut same = self.places.keys().filter(|f| f.listen == forward.listen);
+        same.any(|f| f.protocol == forward.protocol)
+    }
+
     /// Begins to forward, with a socket of [`bind`].
     ///
     /// # Errors

@@ -13,6 +13,7 @@ mod control;
 mod datagram;
 mod destination;
 mod echo;
+mod follow;
 mod forwards;
 mod names;
 mod pipes;
@@ -45,7 +46,7 @@ use nix::sys::socket::{
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use socket2::Socket;
 
-use crate::forward::{self, Forward, Protocol};
+use crate::forward::{self, Forward, Protocol, Wish};
 use crate::gateway::{Hold, Inside};
 use crate::report::{self, Report};
 use crate::settings::Task;
@@ -53,6 +54,7 @@ use crate::wire::{Channel, Received};
 use control::{Answer, Control, Request};
 use destination::Destinations;
 use echo::Echo;
+use follow::Follow;
 use forwards::Forwards;
 use names::Names;
 use poll::{Event, Poll, Token};
@@ -84,6 +86,10 @@ pub(crate) fn run(task: &Task, plugin: &UnixStream) -> io::Result<()> {
     for forward in &task.settings.forwards {
         bound.push((*forward, forwards::bind(forward)?));
     }
+    let mut follow = Follow::new(task.inside.clone(), task.settings.nets());
+    for &(protocol, listen) in &task.settings.follow {
+        follow.add(protocol, listen)?;
+    }
     let control = Control::open(&task.directory.join("control"))?;
     poll.read(&control, Token::Control)?;
     report::tell(plugin, &Report::Started)?;
@@ -102,6 +108,7 @@ pub(crate) fn run(task: &Task, plugin: &UnixStream) -> io::Result<()> {
     let outside = Outside {
         control,
         bound,
+        follow,
         limit,
     };
     let result = match wait_for_gateway(&listener, plugin, &mut gateway) {
@@ -193,6 +200,7 @@ struct Outside {
     control: Control,
     /// The forwards, and their sockets.
     bound: Vec<(Forward, Socket)>,
+    follow: Follow,
     /// The most descriptors.
     limit: usize,
 }
@@ -238,6 +246,7 @@ fn serve(
         udp: Udp::new(udp, bind, gateways.clone(), &poll)?,
         echo: Echo::new(icmp, &poll)?,
         forwards: Forwards::new(gateways),
+        follow: outside.follow,
         control: outside.control,
         processes: task.processes.clone(),
         first_client: task
@@ -265,8 +274,11 @@ fn serve(
             tick = now + TICK;
         }
         proxy.names.expire(now, &poll);
-        let due = [proxy.names.due(), telling.due].into_iter().flatten();
-        let wake = due.fold(tick, Instant::min);
+        for text in proxy.follow(now, &poll) {
+            report::tell(plugin, &Report::Warning(text))?;
+        }
+        let due = [proxy.names.due(), proxy.follow.due(), telling.due];
+        let wake = due.into_iter().flatten().fold(tick, Instant::min);
         let busy = proxy.tcp.is_busy() || !proxy.again.is_empty();
         let wait = if busy {
             Duration::ZERO
@@ -287,7 +299,7 @@ fn serve(
                 proxy.handle(event, &poll)?;
             }
         }
-        proxy.tcp.turn();
+        proxy.tcp.turn(&poll);
         if telling.is_due(Instant::now()) {
             telling.tell(plugin, proxy.status())?;
         }
@@ -330,6 +342,7 @@ struct Proxy {
     udp: Udp,
     echo: Echo,
     forwards: Forwards,
+    follow: Follow,
     control: Control,
     /// The processes that the gateway belongs to.
     processes: Vec<u32>,
@@ -371,7 +384,7 @@ impl Proxy {
                 false
             }
             Token::Inside(index) | Token::Outside(index) => {
-                self.tcp.on_flow(event, index);
+                self.tcp.on_flow(event, index, poll);
                 false
             }
             Token::Datagrams(family) => self.udp.on_datagrams(
@@ -406,29 +419,68 @@ impl Proxy {
     fn answer(&mut self, request: Request, poll: &Poll) -> Answer {
         let result = match request {
             Request::List => Ok(()),
-            Request::Add(protocol, text) => self.parse(protocol, &text).and_then(|forwards| {
-                // All of them or none.
-                let mut bound = Vec::new();
-                for forward in forwards {
-                    bound.push((forward, forwards::bind(&forward)?));
-                }
-                bound.into_iter().try_for_each(|(forward, socket)| {
-                    self.forwards.add(forward, socket, poll, &mut self.udp)
-                })
-            }),
-            Request::Remove(protocol, text) => self.parse(protocol, &text).and_then(|forwards| {
-                let mut forwards = forwards.iter();
-                forwards.try_for_each(|forward| self.forwards.remove(forward, &mut self.udp))
-            }),
+            Request::Add(protocol, text) => match self.parse(protocol, &text) {
+                Err(error) => Err(error),
+                Ok(Wish::Auto(listen)) => self.follow.add(protocol, listen),
+                Ok(Wish::Ports(forwards)) => self.add(forwards, poll),
+            },
+            Request::Remove(protocol, text) => match self.parse(protocol, &text) {
+                Err(error) => Err(error),
+                Ok(Wish::Auto(listen)) => self.follow.remove(protocol, listen).map(|ended| {
+                    for forward in ended {
+                        // It may have been removed by hand before.
+                        let _ = self.forwards.remove(&forward, &mut self.udp);
+                    }
+                }),
+                Ok(Wish::Ports(forwards)) => forwards
+                    .iter()
+                    .try_for_each(|forward| self.forwards.remove(forward, &mut self.udp)),
+            },
         };
         Answer {
             error: result.err().map(|error| error.to_string()),
-            forwards: self.forwards.list().map(ToString::to_string).collect(),
+            forwards: self.forwarded(),
             processes: self.processes.clone(),
         }
     }
 
-    fn parse(&self, protocol: Protocol, text: &str) -> io::Result<Vec<Forward>> {
+    /// Adds forwards: all of them or none.
+    fn add(&mut self, forwards: Vec<Forward>, poll: &Poll) -> io::Result<()> {
+        let mut bound = Vec::new();
+        for forward in forwards {
+            bound.push((forward, forwards::bind(&forward)?));
+        }
+        bound.into_iter().try_for_each(|(forward, socket)| {
+            self.forwards.add(forward, socket, poll, &mut self.udp)
+        })
+    }
+
+    /// Forwards what listens inside now, if it is time to look; what could not be forwarded.
+    fn follow(&mut self, now: Instant, poll: &Poll) -> Vec<String> {
+        let changes = self.follow.look(now, self.first_client);
+        for forward in &changes.gone {
+            // It may have been removed by hand before.
+            let _ = self.forwards.remove(forward, &mut self.udp);
+        }
+        let mut failed: Vec<_> = self.follow.blindness().into_iter().collect();
+        for forward in changes.new {
+            let added = match self.forwards.has(&forward) {
+                // One that was asked for by number.
+                true => continue,
+                false => self.add(vec![forward], poll),
+            };
+            failed.extend(self.follow.tried(forward, added));
+        }
+        failed
+    }
+
+    /// What is forwarded, for a person.
+    fn forwarded(&self) -> Vec<String> {
+        let forwards = self.forwards.list().map(ToString::to_string);
+        self.follow.list().chain(forwards).collect()
+    }
+
+    fn parse(&self, protocol: Protocol, text: &str) -> io::Result<Wish> {
         forward::parse(protocol, text, self.first_client).map_err(io::Error::other)
     }
 
@@ -447,7 +499,7 @@ impl Proxy {
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into();
-        let forwards: Vec<_> = self.forwards.list().map(ToString::to_string).collect();
+        let forwards = self.forwarded();
         let drops = [
             ("dropped: datagrams", udp.dropped),
             ("dropped: connections over the limit", tcp.limited),

@@ -131,6 +131,18 @@ impl Poll {
         self.add(fd, token, flags)
     }
 
+    /// Waits for room to write at a socket that is waited for already, and with `reads` for
+    /// something to read, too.
+    ///
+    /// # Errors
+    /// The socket is not waited for.
+    pub(crate) fn change(&self, fd: impl AsFd, token: Token, reads: bool) -> io::Result<()> {
+        let mut flags = EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+        flags.set(EpollFlags::EPOLLIN, reads);
+        let mut event = EpollEvent::new(flags, token.pack());
+        Ok(self.epoll.modify(&fd, &mut event)?)
+    }
+
     fn add(&self, fd: impl AsFd, token: Token, flags: EpollFlags) -> io::Result<()> {
         let mut event = EpollEvent::new(flags | EpollFlags::EPOLLET, token.pack());
         match self.epoll.add(&fd, event) {

@@ -19,6 +19,8 @@ pub(crate) struct End<S> {
     pub socket: S,
     pub readable: bool,
     pub writable: bool,
+    /// Whether the kernel is not asked to tell of something to read.
+    pub is_muted: bool,
 }
 
 impl<S> End<S> {
@@ -28,6 +30,7 @@ impl<S> End<S> {
             socket,
             readable: true,
             writable: true,
+            is_muted: false,
         }
     }
 }
@@ -125,6 +128,11 @@ impl Stream {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Whether it waits for room to write, so that nothing is read.
+    pub(crate) fn is_blocked(&self) -> bool {
+        !matches!(self.buffer, Buffer::Empty)
     }
 
     fn read<A: AsFd>(

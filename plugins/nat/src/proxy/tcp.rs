@@ -10,7 +10,8 @@
 //! destination refuses.
 //!
 //! Sockets are waited for by edges: a flow remembers whether each can be read and written, and asks
-//! the kernel only for what can succeed. A flow that has more to move than its turn allows goes to
+//! the kernel only for what can succeed. While a stream waits for room to write, the kernel does not
+//! tell of further bytes to read: one wake-up for a megabyte instead of one for each packet. A flow that has more to move than its turn allows goes to
 //! the end of the line (`turns`), so a bulk transfer does not starve others.
 
 use std::collections::{HashMap, VecDeque};
@@ -144,14 +145,14 @@ impl Tcp {
     }
 
     /// Gives each flow that waits its turn.
-    pub(crate) fn turn(&mut self) {
+    pub(crate) fn turn(&mut self, poll: &Poll) {
         for _ in 0..self.turns.len() {
             let Some(index) = self.turns.pop_front() else {
                 break;
             };
             if let Some(flow) = self.flows.get_mut(index) {
                 flow.queued = false;
-                self.pump(index);
+                self.pump(index, poll);
             }
         }
     }
@@ -372,14 +373,14 @@ impl Tcp {
             .both(&flow.inside.socket, Token::Inside(index))
             .and_then(|()| poll.both(&flow.outside.socket, Token::Outside(index)));
         match watched {
-            Ok(()) => self.pump(index),
+            Ok(()) => self.pump(index, poll),
             Err(_) => self.abort(index),
         }
         Ok(())
     }
 
     /// Something happened to one of a flow's sockets.
-    pub(crate) fn on_flow(&mut self, event: Event, index: usize) {
+    pub(crate) fn on_flow(&mut self, event: Event, index: usize, poll: &Poll) {
         let Some(flow) = self.flows.get_mut(index) else {
             return;
         };
@@ -390,12 +391,12 @@ impl Tcp {
         end.readable |= event.readable;
         end.writable |= event.writable;
         if !flow.queued {
-            self.pump(index);
+            self.pump(index, poll);
         }
     }
 
     /// Moves what a flow can move.
-    fn pump(&mut self, index: usize) {
+    fn pump(&mut self, index: usize, poll: &Poll) {
         let Some(flow) = self.flows.get_mut(index) else {
             return;
         };
@@ -412,6 +413,16 @@ impl Tcp {
         let got = sent.and_then(|sent| Ok((sent, back.pump(outside, inside, pipes, spare)?)));
         self.counts.bytes_out += out.moved - moved.0;
         self.counts.bytes_in += back.moved - moved.1;
+        let ends = [
+            (&*out, inside, Token::Inside(index)),
+            (&*back, outside, Token::Outside(index)),
+        ];
+        for (stream, end, token) in ends {
+            let is_muted = stream.is_blocked() && end.readable;
+            if is_muted != end.is_muted && poll.change(&end.socket, token, !is_muted).is_ok() {
+                end.is_muted = is_muted;
+            }
+        }
         match got {
             Err(_) => self.abort(index),
             Ok((Next::Ended, Next::Ended)) => self.remove(index),

@@ -22,7 +22,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use slab::Slab;
 use socket2::{Domain, Socket, Type};
 
-use super::datagram::{self, LONGEST};
+use super::datagram::{self, Batch, Run};
 use super::destination::{Destination, Destinations, loopback};
 use super::echo::Echo;
 use super::forwards::shown;
@@ -39,9 +39,6 @@ const LIMIT: usize = 4096;
 
 /// The most sockets that answer from ports.
 const PORTS: usize = 256;
-
-/// How many datagrams of one socket are moved before others have their turn.
-const TURN: usize = 256;
 
 /// The size of a socket's buffers, in bytes.
 const BUFFER: usize = 1 << 20;
@@ -64,7 +61,7 @@ pub(crate) struct Udp {
     clients: HashMap<SocketAddr, usize>,
     /// The sockets that answer, by port and whether it is one of IPv6.
     answering: HashMap<(u16, bool), Socket>,
-    buffer: Vec<u8>,
+    batch: Batch,
     pub counts: Counts,
 }
 
@@ -96,7 +93,7 @@ impl Udp {
             mappings: Slab::new(),
             clients: HashMap::new(),
             answering: HashMap::new(),
-            buffer: vec![0; LONGEST],
+            batch: Batch::default(),
             counts: Counts::default(),
         })
     }
@@ -115,83 +112,86 @@ impl Udp {
         names: &mut Names,
         echo: &Echo,
     ) -> io::Result<bool> {
-        for _ in 0..TURN {
-            let received = match datagram::receive(&self.inside[family], &mut self.buffer) {
-                Ok(received) => received,
-                Err(Errno::EAGAIN) => return Ok(false),
-                Err(error) => {
-                    // A datagram that cannot be read is one that is lost.
-                    self.counts.dropped += 1;
-                    if error == Errno::EBADF {
-                        return Err(error.into());
-                    }
-                    continue;
-                }
-            };
-            let Some(to) = received.to else {
+        let mut batch = std::mem::take(&mut self.batch);
+        let end = batch.receive(&self.inside[family]);
+        for run in &batch.runs {
+            let bytes = batch.bytes(run);
+            let Some(to) = run.to else {
                 self.counts.dropped += 1;
                 continue;
             };
-            let piece = received.length;
             // What a forward's station answers to the gateway is for a client on the loopback.
-            let forward = self
+            let is_forward = self
                 .clients
-                .get(&received.from)
-                .map(|&index| &self.mappings[index]);
-            let to = match destinations.find(to) {
-                Destination::Nowhere
-                    if forward.is_some_and(|forward| forward.stays)
-                        && destinations.is_own(to.ip()) =>
-                {
-                    SocketAddr::new(loopback(to.ip()), to.port())
+                .get(&run.from)
+                .is_some_and(|&index| self.mappings[index].stays);
+            match destinations.find(to) {
+                Destination::Nowhere if is_forward && destinations.is_own(to.ip()) => {
+                    let to = SocketAddr::new(loopback(to.ip()), to.port());
+                    self.send(poll, run, bytes, to, echo);
                 }
-                Destination::Outside(to) => to,
+                Destination::Outside(to) => self.send(poll, run, bytes, to, echo),
                 Destination::Names => {
-                    let size = received.segment.map_or(piece, usize::from).max(1);
-                    for question in self.buffer[..piece].chunks(size) {
-                        names.ask(poll, received.from, to, question);
+                    let size = run.segment().map_or(bytes.len(), usize::from).max(1);
+                    for question in bytes.chunks(size) {
+                        names.ask(poll, run.from, to, question);
                     }
-                    continue;
                 }
-                Destination::Nowhere => {
-                    self.counts.dropped += 1;
-                    continue;
-                }
-            };
-            let Ok(index) = self.mapping(poll, received.from, to.is_ipv4()) else {
+                Destination::Nowhere => self.counts.dropped += 1,
+            }
+        }
+        self.batch = batch;
+        match end {
+            None => Ok(true),
+            Some(Errno::EAGAIN) => Ok(false),
+            Some(Errno::EBADF) => Err(Errno::EBADF.into()),
+            // A datagram that cannot be read is one that is lost.
+            Some(_) => {
                 self.counts.dropped += 1;
-                continue;
-            };
-            let mapping = &mut self.mappings[index];
-            mapping.used = Instant::now();
-            let bytes = &self.buffer[..piece];
-            match datagram::send(&mapping.socket, bytes, received.segment, to, None) {
-                Ok(()) => self.counts.bytes_out += piece as u64,
-                Err(error) => {
-                    self.counts.dropped += 1;
-                    // The socket tells of an error of its own at the next datagram, whoever sends
-                    // it: of an earlier one, which is answered here.
-                    while let Some(failure) = datagram::failure(&mapping.socket) {
-                        echo.fail(&failure, mapping.client);
-                    }
-                    if let Errno::ENETUNREACH | Errno::EHOSTUNREACH = error {
-                        let from = own(&self.gateways, to.ip());
-                        let (kind, code) = if to.is_ipv4() { (3, 0) } else { (1, 0) };
-                        echo.fail(
-                            &Failure {
-                                to,
-                                from,
-                                kind,
-                                code,
-                                mtu: 0,
-                            },
-                            mapping.client,
-                        );
-                    }
+                Ok(true)
+            }
+        }
+    }
+
+    /// Sends datagrams from inside to where they are to go outside.
+    fn send(&mut self, poll: &Poll, run: &Run, bytes: &[u8], to: SocketAddr, echo: &Echo) {
+        let Ok(index) = self.mapping(poll, run.from, to.is_ipv4()) else {
+            self.counts.dropped += 1;
+            return;
+        };
+        let mapping = &mut self.mappings[index];
+        mapping.used = Instant::now();
+        let send = || datagram::send(&mapping.socket, bytes, run.segment(), to, None);
+        let mut sent = send();
+        if let Err(error) = sent {
+            // The socket tells of an error that an earlier datagram met, whoever sends the next one.
+            let mut is_earlier = false;
+            while let Some(failure) = datagram::failure(&mapping.socket) {
+                echo.fail(&failure, mapping.client);
+                is_earlier = true;
+            }
+            if is_earlier && error != Errno::EMSGSIZE {
+                sent = send();
+            }
+        }
+        match sent {
+            Ok(()) => self.counts.bytes_out += bytes.len() as u64,
+            Err(error) => {
+                self.counts.dropped += 1;
+                if let Errno::ENETUNREACH | Errno::EHOSTUNREACH = error {
+                    let from = own(&self.gateways, to.ip());
+                    let (kind, code) = if to.is_ipv4() { (3, 0) } else { (1, 0) };
+                    let failure = Failure {
+                        to,
+                        from,
+                        kind,
+                        code,
+                        mtu: 0,
+                    };
+                    echo.fail(&failure, mapping.client);
                 }
             }
         }
-        Ok(true)
     }
 
     /// The mapping of a client, which is made if there is none.
@@ -257,43 +257,40 @@ impl Udp {
 
     /// Moves datagrams to a client; `true` if there may be more.
     pub(crate) fn on_mapping(&mut self, index: usize, stock: &mut Stock, echo: &Echo) -> bool {
-        for _ in 0..TURN {
-            let Some(mapping) = self.mappings.get_mut(index) else {
-                return false;
-            };
-            let received = match datagram::receive(&mapping.socket, &mut self.buffer) {
-                Ok(received) => received,
-                Err(Errno::EAGAIN) => return false,
-                // An error that an earlier datagram met.
-                Err(_) => {
-                    self.counts.dropped += 1;
-                    while let Some(failure) = datagram::failure(&mapping.socket) {
-                        echo.fail(&failure, mapping.client);
-                    }
-                    continue;
-                }
-            };
-            mapping.used = Instant::now();
-            let client = mapping.client;
-            let mut from = received.from;
+        let Some(mapping) = self.mappings.get_mut(index) else {
+            return false;
+        };
+        mapping.used = Instant::now();
+        let client = mapping.client;
+        let end = self.batch.receive(&mapping.socket);
+        for run in &self.batch.runs {
+            let bytes = self.batch.bytes(run);
+            let mut from = run.from;
             if mapping.stays {
                 let seen = shown(&self.gateways, from, client);
                 from = SocketAddr::new(seen.ip(), from.port());
             }
             let key = (from.port(), from.is_ipv6());
-            let sent = match answering(&mut self.answering, stock, key) {
-                Ok(socket) => {
-                    let bytes = &self.buffer[..received.length];
-                    datagram::send(socket, bytes, received.segment, client, Some(from.ip())).is_ok()
-                }
-                Err(_) => false,
-            };
+            let sent = answering(&mut self.answering, stock, key).is_ok_and(|socket| {
+                datagram::send(socket, bytes, run.segment(), client, Some(from.ip())).is_ok()
+            });
             match sent {
-                true => self.counts.bytes_in += received.length as u64,
+                true => self.counts.bytes_in += bytes.len() as u64,
                 false => self.counts.dropped += 1,
             }
         }
-        true
+        match end {
+            Some(Errno::EAGAIN) => false,
+            None => true,
+            // An error that an earlier datagram met.
+            Some(_) => {
+                self.counts.dropped += 1;
+                while let Some(failure) = datagram::failure(&mapping.socket) {
+                    echo.fail(&failure, client);
+                }
+                true
+            }
+        }
     }
 
     /// Answers a client from an address and port inside.

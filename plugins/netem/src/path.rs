@@ -1,0 +1,459 @@
+//! One direction of a link: which frames are lost, and when the others leave.
+//!
+//! # Theory of operation
+//!
+//! A frame is lost, doubled, corrupted or neither, as chance has it. What is left goes through two
+//! stages, both of which are arithmetic on its arrival:
+//!
+//! 1. the rate: a frame departs when the frames before it have, and its own bits are out. A rate
+//!    that was not used is saved up to the burst. Frames that wait for their departure are bounded
+//!    by the limit, and one too many is dropped;
+//! 2. the delay and its variation, counted from the departure. A frame in flight may overtake
+//!    another, unless they are to stay ordered.
+//!
+//! A frame that is reordered skips both. Until a frame is due, it is in a heap. Its buffer is then
+//! used again.
+
+use std::cmp::Ordering;
+use std::collections::{BinaryHeap, VecDeque};
+use std::time::Duration;
+
+use vdens_plugin_kit::{Frame, RxBatch, VnetHeader};
+
+use crate::random::{Channel, Delay, Event};
+use crate::settings::Direction;
+
+/// The most bytes in flight, so that a long delay cannot take all memory.
+const MAX_IN_FLIGHT: usize = 256 << 20;
+
+/// The most buffers that are kept for later frames.
+const MAX_SPARE: usize = 1024;
+
+/// A frame in flight.
+#[derive(Debug)]
+struct InFlight {
+    due: Duration,
+    /// Its number, so that frames which are due at the same time stay in order.
+    number: u64,
+    header: VnetHeader,
+    bytes: Vec<u8>,
+}
+
+impl Ord for InFlight {
+    /// The next to leave is the greatest.
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.due, other.number).cmp(&(self.due, self.number))
+    }
+}
+
+impl PartialOrd for InFlight {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for InFlight {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for InFlight {}
+
+/// What became of frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counters {
+    pub lost: u64,
+    pub duplicated: u64,
+    pub corrupted: u64,
+    pub reordered: u64,
+    /// Over the limit, or more in flight than memory is for.
+    pub dropped: u64,
+}
+
+/// Frames that wait for the rate, as the times at which they depart.
+#[derive(Debug, Default)]
+struct Waiting {
+    departures: VecDeque<(Duration, usize)>,
+    packets: usize,
+    /// When the last of them is out. It lies in the past after a silence.
+    free: Duration,
+}
+
+impl Waiting {
+    /// When a frame departs that arrives `now`; `None` if too many wait.
+    fn departs(&mut self, now: Duration, frame: Size, settings: &Direction) -> Option<Duration> {
+        let Some(rate) = settings.rate else {
+            return Some(now);
+        };
+        while let Some((_, packets)) = self.departures.pop_front_if(|(at, _)| *at <= now) {
+            self.packets -= packets;
+        }
+        if self.packets + frame.packets > settings.limit.max(frame.packets) {
+            return None;
+        }
+        let seconds = |bytes: f64| Duration::from_secs_f64(bytes * 8.0 / rate);
+        let earliest = now.saturating_sub(seconds(settings.burst));
+        self.free = self.free.max(earliest) + seconds(frame.bytes as f64);
+        let departure = self.free.max(now);
+        self.departures.push_back((departure, frame.packets));
+        self.packets += frame.packets;
+        Some(departure)
+    }
+}
+
+/// A frame's size on a wire: of a super-frame, that of the packets which it stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Size {
+    packets: usize,
+    bytes: usize,
+}
+
+impl Size {
+    fn of(header: VnetHeader, len: usize) -> Self {
+        let headers = usize::from(header.hdr_len).min(len);
+        let packets = match (header.gso_type, usize::from(header.gso_size)) {
+            (0, _) | (_, 0) => 1,
+            (_, segment) => (len - headers).div_ceil(segment).max(1),
+        };
+        Self {
+            packets,
+            bytes: len + (packets - 1) * headers,
+        }
+    }
+}
+
+/// One direction of a link.
+#[derive(Debug)]
+pub(crate) struct Path {
+    settings: Direction,
+    loss: Channel,
+    duplicate: Event,
+    corrupt: Event,
+    reorder: Event,
+    delay: Delay,
+    /// Frames since the last that was reordered.
+    since_reordered: u32,
+    waiting: Waiting,
+    in_flight: BinaryHeap<InFlight>,
+    bytes_in_flight: usize,
+    /// When the last frame is due that is to stay in order.
+    last_due: Duration,
+    number: u64,
+    spare: Vec<Vec<u8>>,
+    counters: Counters,
+}
+
+impl Path {
+    /// A path with these impairments. `seed` decides all that is left to chance.
+    pub(crate) fn new(settings: Direction, seed: u64) -> Self {
+        let mut seeds = fastrand::Rng::with_seed(seed);
+        let mut seed = || seeds.u64(..);
+        Self {
+            settings,
+            loss: Channel::new(seed()),
+            duplicate: Event::new(seed()),
+            corrupt: Event::new(seed()),
+            reorder: Event::new(seed()),
+            delay: Delay::new(seed()),
+            since_reordered: 0,
+            waiting: Waiting::default(),
+            in_flight: BinaryHeap::new(),
+            bytes_in_flight: 0,
+            last_due: Duration::ZERO,
+            number: 0,
+            spare: Vec::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    pub(crate) fn settings(&self) -> &Direction {
+        &self.settings
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Frames in flight.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Takes a frame that arrives `now`. Times are from a start of the caller's choice.
+    pub(crate) fn take(&mut self, now: Duration, frame: Frame<'_>) {
+        let is_duplicated = self.duplicate.happens(self.settings.duplicate);
+        let is_lost = self.loss.loses(self.settings.loss);
+        self.counters.duplicated += u64::from(is_duplicated);
+        self.counters.lost += u64::from(is_lost);
+        for _ in 0..1 + u8::from(is_duplicated) - u8::from(is_lost) {
+            self.launch(now, frame);
+        }
+    }
+
+    fn launch(&mut self, now: Duration, frame: Frame<'_>) {
+        let Some(due) = self.due(now, Size::of(frame.header(), frame.bytes().len())) else {
+            self.counters.dropped += 1;
+            return;
+        };
+        if self.bytes_in_flight + frame.bytes().len() > MAX_IN_FLIGHT {
+            self.counters.dropped += 1;
+            return;
+        }
+        let mut bytes = self.spare.pop().unwrap_or_default();
+        bytes.extend_from_slice(frame.bytes());
+        if self.corrupt.happens(self.settings.corrupt) {
+            let bit = self.corrupt.below(bytes.len() * 8);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            self.counters.corrupted += 1;
+        }
+        self.bytes_in_flight += bytes.len();
+        self.number += 1;
+        self.in_flight.push(InFlight {
+            due,
+            number: self.number,
+            header: frame.header(),
+            bytes,
+        });
+    }
+
+    /// When a frame is due that arrives `now`; `None` if it is dropped.
+    fn due(&mut self, now: Duration, frame: Size) -> Option<Duration> {
+        let Direction {
+            reorder,
+            gap,
+            delay,
+            jitter,
+            correlation,
+            ref distribution,
+            is_ordered,
+            ..
+        } = self.settings;
+        self.since_reordered = self.since_reordered.saturating_add(1);
+        let may_reorder = reorder.probability > 0.0 && self.since_reordered >= gap;
+        if may_reorder && self.reorder.happens(reorder) {
+            self.since_reordered = 0;
+            self.counters.reordered += 1;
+            return Some(now);
+        }
+        let departure = self.waiting.departs(now, frame, &self.settings)?;
+        let mut seconds = delay.as_secs_f64();
+        if !jitter.is_zero() {
+            seconds += jitter.as_secs_f64() * self.delay.variation(distribution, correlation);
+        }
+        let mut due = departure + Duration::from_secs_f64(seconds.max(0.0));
+        if is_ordered {
+            due = due.max(self.last_due);
+            self.last_due = due;
+        }
+        Some(due)
+    }
+
+    /// When the next frame is due.
+    pub(crate) fn next_due(&self) -> Option<Duration> {
+        self.in_flight.peek().map(|frame| frame.due)
+    }
+
+    /// Moves the frames that are due into a batch, as many as fit.
+    pub(crate) fn deliver(&mut self, now: Duration, batch: &mut RxBatch<'_>) {
+        while let Some(frame) = self.in_flight.peek()
+            && frame.due <= now
+            && batch.push_offloaded(frame.header, &frame.bytes)
+        {
+            let Some(mut frame) = self.in_flight.pop() else {
+                return;
+            };
+            self.bytes_in_flight -= frame.bytes.len();
+            if self.spare.len() < MAX_SPARE {
+                frame.bytes.clear();
+                self.spare.push(frame.bytes);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Settings;
+    use vdens_plugin_kit::{BATCH_FRAMES, Batch};
+
+    fn path(keys: &str) -> Path {
+        let settings = Settings::parse(&format!("{keys}{{null://}}")).unwrap();
+        Path::new(settings.tx, settings.seed.unwrap_or(1))
+    }
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// Sends `count` frames of `len` bytes, one each `every`, and returns when each was delivered,
+    /// by its number.
+    fn run(path: &mut Path, count: u32, len: usize, every: Duration) -> Vec<(u32, Duration)> {
+        let mut delivered = Vec::new();
+        let (mut sent, mut now) = (0, Duration::ZERO);
+        let mut batch = Batch::new();
+        loop {
+            let next_sent = (sent < count).then(|| sent * every);
+            let Some(next) = [next_sent, path.next_due()].into_iter().flatten().min() else {
+                return delivered;
+            };
+            now = next.max(now);
+            if next_sent == Some(next) {
+                let mut frame = vec![0; len];
+                frame[..4].copy_from_slice(&sent.to_be_bytes());
+                batch.clear();
+                batch.rx().push(&frame);
+                path.take(now, batch.tx(0).frame(0).unwrap());
+                sent += 1;
+            }
+            batch.clear();
+            path.deliver(now, &mut batch.rx());
+            for frame in batch.tx(0).frames() {
+                let number = frame.bytes().first_chunk().copied().unwrap();
+                delivered.push((u32::from_be_bytes(number), now));
+            }
+        }
+    }
+
+    #[test]
+    fn without_impairments_frames_pass_at_once() {
+        let mut path = path("seed=1");
+        let delivered = run(&mut path, 3, 60, MS);
+        assert_eq!(delivered, [(0, Duration::ZERO), (1, MS), (2, 2 * MS)]);
+    }
+
+    #[test]
+    fn a_delay_is_added_to_each_frame() {
+        let mut path = path("delay=70ms");
+        for (number, at) in run(&mut path, 1000, 60, MS / 100) {
+            assert_eq!(at, number * MS / 100 + 70 * MS);
+        }
+        assert_eq!(path.bytes_in_flight, 0);
+    }
+
+    #[test]
+    fn a_jitter_reorders_unless_told_otherwise() {
+        let numbers = |keys| -> Vec<u32> {
+            let delivered = run(&mut path(keys), 1000, 60, MS);
+            delivered.into_iter().map(|(number, _)| number).collect()
+        };
+        let jittered = numbers("delay=50ms/jitter=10ms/distribution=normal");
+        assert!(jittered.len() == 1000 && !jittered.is_sorted());
+        let ordered = numbers("delay=50ms/jitter=10ms/distribution=normal/ordered");
+        assert!(ordered.len() == 1000 && ordered.is_sorted());
+    }
+
+    #[test]
+    fn a_rate_spaces_frames_and_drops_what_is_over_the_limit() {
+        // 1,000 bytes take a millisecond, and come twice as fast.
+        let mut slow = path("rate=8mbit/limit=10/delay=5ms");
+        let delivered = run(&mut slow, 1000, 1000, MS / 2);
+        let (_, first) = delivered[0];
+        assert_eq!(first, 6 * MS);
+        let (_, last) = delivered[delivered.len() - 1];
+        let rate = delivered.len() as f64 / (last - first + MS).as_secs_f64();
+        assert!((rate - 1000.0).abs() < 1.0, "{rate} frames a second");
+        assert_eq!(slow.counters.dropped as usize, 1000 - delivered.len());
+        // The last frame to come waited for ten milliseconds at the most.
+        assert!(last <= 500 * MS + 16 * MS, "{last:?}");
+    }
+
+    #[test]
+    fn a_burst_goes_at_once_after_a_silence() {
+        let mut path = path("rate=8mbit/burst=4000");
+        let delivered = run(&mut path, 6, 1000, Duration::ZERO);
+        let times: Vec<_> = delivered.into_iter().map(|(_, at)| at).collect();
+        // There was no silence before the start.
+        assert_eq!(times, [MS, 2 * MS, 3 * MS, 4 * MS, 5 * MS, 6 * MS]);
+        let mut batch = Batch::new();
+        for _ in 0..6 {
+            batch.rx().push(&[0; 1000]);
+        }
+        let now = 100 * MS;
+        batch.tx(0).frames().for_each(|frame| path.take(now, frame));
+        batch.clear();
+        path.deliver(now, &mut batch.rx());
+        assert_eq!(batch.len(), 4);
+        assert_eq!(path.next_due(), Some(now + MS));
+    }
+
+    #[test]
+    fn a_super_frame_counts_as_its_packets() {
+        let header = VnetHeader {
+            gso_type: 1,
+            hdr_len: 54,
+            gso_size: 1000,
+            ..VnetHeader::default()
+        };
+        let size = |header, len| {
+            let Size { packets, bytes } = Size::of(header, len);
+            (packets, bytes)
+        };
+        assert_eq!(size(header, 54 + 2500), (3, 54 * 3 + 2500));
+        assert_eq!(size(VnetHeader::default(), 2554), (1, 2554));
+        let wrong = VnetHeader {
+            hdr_len: 9000,
+            ..header
+        };
+        assert_eq!(size(wrong, 60), (1, 60));
+    }
+
+    #[test]
+    fn the_same_frames_are_lost_with_the_same_seed_whatever_else_is_set() {
+        let passed = |keys| -> Vec<u32> {
+            let delivered = run(&mut path(keys), 2000, 60, MS);
+            let mut numbers: Vec<_> = delivered.into_iter().map(|(number, _)| number).collect();
+            numbers.sort_unstable();
+            numbers
+        };
+        let once = passed("loss=10%/seed=5");
+        assert!((1700..1900).contains(&once.len()), "{}", once.len());
+        assert_eq!(
+            once,
+            passed("loss=10%/seed=5/delay=9ms/jitter=3ms/rate=1mbit")
+        );
+        assert_ne!(once, passed("loss=10%/seed=6"));
+    }
+
+    #[test]
+    fn duplicates_corruption_and_reordering_are_as_often_as_told() {
+        let mut double = path("duplicate=20%");
+        let count = run(&mut double, 2000, 60, MS).len() as u64;
+        assert_eq!(count, 2000 + double.counters.duplicated);
+        assert!((2300..2500).contains(&count), "{count}");
+
+        let mut path = path("corrupt=10%/delay=5ms/reorder=50%/gap=3");
+        let delivered = run(&mut path, 3000, 60, MS);
+        let Counters {
+            corrupted,
+            reordered,
+            ..
+        } = path.counters;
+        assert!((220..380).contains(&corrupted), "{corrupted}");
+        // Two frames, and then half of the candidates: every fourth frame.
+        assert!((650..850).contains(&reordered), "{reordered}");
+        let early = delivered.windows(2).filter(|pair| pair[0].0 > pair[1].0);
+        assert!(early.count() > 500);
+    }
+
+    #[test]
+    fn a_batch_that_is_full_leaves_the_rest() {
+        let mut path = path("delay=1ms");
+        let mut batch = Batch::new();
+        for _ in 0..2 {
+            batch.clear();
+            for _ in 0..BATCH_FRAMES {
+                batch.rx().push(&[0; 60]);
+            }
+            batch.tx(0).frames().for_each(|frame| path.take(MS, frame));
+        }
+        batch.clear();
+        path.deliver(2 * MS, &mut batch.rx());
+        assert_eq!(
+            (batch.len(), path.in_flight()),
+            (BATCH_FRAMES, BATCH_FRAMES)
+        );
+        batch.clear();
+        path.deliver(2 * MS, &mut batch.rx());
+        assert_eq!((batch.len(), path.in_flight()), (BATCH_FRAMES, 0));
+    }
+}
