@@ -272,13 +272,7 @@ fn the_local_port_is_a_port() {
 fn a_client_of_ours_is_greeted_and_falls_back_to_user_space() {
     let mut bench = Bench::new("");
     bench.switch.other_side(State::UP);
-    assert_eq!(
-        bench.switch.state(),
-        State {
-            offloads: Offloads::ALL,
-            ..State::UP
-        }
-    );
+    assert_eq!(bench.switch.state(), State::UP.with_offloads(Offloads::ALL));
     let legacy = bench.plug();
     assert_eq!(legacy.recv(), None);
     let ours = bench.try_plug_as(0, OURS).unwrap();

@@ -216,10 +216,7 @@ fn another_client_of_a_legacy_switch_cannot_pose_as_the_switch() {
     assert_eq!(status(hello), "vdens", "who knows the nonce is the switch");
 }
 
-const TAKES_ALL: State = State {
-    offloads: Offloads::ALL,
-    ..State::UP
-};
+const TAKES_ALL: State = State::UP.with_offloads(Offloads::ALL);
 
 /// TCP over IPv4, to be cut.
 const TSO: VnetHeader = VnetHeader {

@@ -154,10 +154,7 @@ fn bridged(bridge: &UnixDatagram) -> Vec<(VnetHeader, Vec<u8>)> {
     std::iter::from_fn(next).collect()
 }
 
-const TAKES_ALL: State = State {
-    offloads: Offloads::ALL,
-    ..State::UP
-};
+const TAKES_ALL: State = State::UP.with_offloads(Offloads::ALL);
 
 #[test]
 fn a_super_frame_reaches_everybody_in_the_form_it_takes() {
