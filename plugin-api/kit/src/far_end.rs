@@ -447,10 +447,7 @@ impl FarEnd {
         match self.is_present && !waits_for_proof {
             false => State::DOWN,
             true if self.is_plugged() => State::PLUGGED,
-            true => State {
-                offloads: self.offloads(),
-                ..State::UP
-            },
+            true => State::UP.with_offloads(self.offloads()),
         }
     }
 
@@ -584,10 +581,7 @@ mod tests {
 
     type End = DatagramLink<OwnedFd>;
 
-    const TAKES_ALL: State = State {
-        offloads: Offloads::ALL,
-        ..State::UP
-    };
+    const TAKES_ALL: State = State::UP.with_offloads(Offloads::ALL);
 
     /// TCP over IPv4, to be cut.
     const TSO: VnetHeader = VnetHeader {

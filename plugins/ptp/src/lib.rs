@@ -38,7 +38,6 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::unistd::geteuid;
@@ -49,8 +48,8 @@ use vdens_plugin_kit::user::{self, Name};
 use vdens_plugin_kit::vnl::{self, Keys, Spec};
 use vdens_plugin_kit::wire::hello::Cable;
 use vdens_plugin_kit::{
-    Batch, Capabilities, Error, ErrorKind, FarEnd, Host, Link, OpenOptions, OpenRequest,
-    Peer as Credentials, Result, RxBatch, State, Status, TxBatch,
+    AlwaysReady, Batch, Capabilities, Error, ErrorKind, FarEnd, Host, Link, OpenOptions,
+    OpenRequest, Peer as Credentials, Result, RxBatch, State, Status, TxBatch,
 };
 
 use dgram::Dgram;
@@ -205,7 +204,7 @@ struct Ptp {
     /// How often in a row the socket was read without asking epoll.
     frames_only: u32,
     /// Always writable: to wait for while there is no peer.
-    writable: EventFd,
+    writable: AlwaysReady,
 }
 
 impl Ptp {
@@ -219,8 +218,6 @@ impl Ptp {
         )
         .map_err(cannot("make a timer"))?;
         watch(&epoll, &timer, TICKS)?;
-        let writable = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(cannot("make an eventfd"))?;
         let mut link = Self {
             place,
             end: None,
@@ -235,7 +232,7 @@ impl Ptp {
             pace: Duration::ZERO,
             peer_process: None,
             frames_only: 0,
-            writable,
+            writable: AlwaysReady::new()?,
         };
         link.tick_every(TICK).map_err(cannot("set a timer"))?;
         link.end = Some(match link.resume()? {

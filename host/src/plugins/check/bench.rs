@@ -23,13 +23,6 @@ use crate::plugins::search::SearchPath;
 /// After this time a frame counts as lost.
 pub(super) const FRAME_LIMIT: Duration = Duration::from_secs(2);
 
-/// The state of the host's side of a checked link.
-const HOST_SIDE: State = State {
-    carrier: true,
-    offloads: Offloads::NONE,
-    plugged: false,
-};
-
 /// The bench. The ends have the numbers 0 and 1.
 pub(super) struct Bench {
     opener: Opener,
@@ -92,7 +85,7 @@ impl Bench {
             opening.join().map_err(|_| panicked())?
         })?;
         let link = self.ends[end].insert(link);
-        call("other_side", || link.other_side(HOST_SIDE));
+        call("other_side", || link.other_side(State::UP));
         self.receive(end)
     }
 
