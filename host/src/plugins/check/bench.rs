@@ -113,6 +113,22 @@ impl Bench {
         call("close", || drop(link));
     }
 
+    /// Closes both ends.
+    pub(super) fn close_both(&mut self) {
+        self.close(0);
+        self.close(1);
+    }
+
+    /// Closes both ends and opens them again.
+    ///
+    /// # Errors
+    /// As for [`Bench::open`].
+    pub(super) fn reopen_both(&mut self) -> Result<()> {
+        self.close_both();
+        self.open(0)?;
+        self.open(1)
+    }
+
     /// An end that is open.
     ///
     /// # Errors
