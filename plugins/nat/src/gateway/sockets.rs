@@ -49,7 +49,9 @@ pub(crate) fn make(hold: Hold, ipv6: bool) -> io::Result<(Vec<Inside>, Option<Qu
 fn family(domain: Domain) -> io::Result<Inside> {
     let tcp = transparent(domain, Type::STREAM, None)?;
     tcp.set_reuse_address(true)?;
+    // What it accepts has these options, too.
     tcp.set_tcp_nodelay(true)?;
+    tcp.set_keepalive(true)?;
     tcp.bind(&any(domain, TCP_PORT).into())?;
     tcp.listen(BACKLOG)?;
     let udp = transparent(domain, Type::DGRAM, None)?;

@@ -94,6 +94,8 @@ pub(crate) struct Event {
     pub readable: bool,
     /// There is room to write, or an error.
     pub writable: bool,
+    /// The last that is to be read has come.
+    pub is_ending: bool,
 }
 
 /// The sockets that are waited for.
@@ -168,13 +170,15 @@ impl Poll {
             other => other?,
         };
         let broken = EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP;
-        let readable = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | broken;
+        let ending = EpollFlags::EPOLLRDHUP | broken;
+        let readable = EpollFlags::EPOLLIN | ending;
         let writable = EpollFlags::EPOLLOUT | broken;
         out.extend(self.events[..count].iter().filter_map(|event| {
             Some(Event {
                 token: Token::unpack(event.data())?,
                 readable: event.events().intersects(readable),
                 writable: event.events().intersects(writable),
+                is_ending: event.events().intersects(ending),
             })
         }));
         Ok(())

@@ -1,10 +1,13 @@
 //! One direction of a connection: bytes from one socket to another, with back-pressure.
 //!
+//! Bulk goes through a pipe without being copied. What is little is read and written: that takes no
+//! pipe, and a read that is short tells that nothing is left, which saves one.
+//!
 //! A stream reads only when everything before has been written, so what a connection holds here is
 //! one pipe at most. When the end has come and all is written, the other socket's direction is shut
 //! down, and the other direction goes on (half-close, RFC 9293, section 3.6).
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
@@ -14,11 +17,17 @@ use super::pipes::{Pipe, Pipes};
 /// How much one stream moves before others have their turn, in bytes.
 const TURN: usize = 1 << 20;
 
+/// A stream from which less than this is read at once is no bulk, in bytes.
+const BULK: usize = 16_384;
+
 /// A socket of a connection, and what is known of it.
 pub(crate) struct End<S> {
     pub socket: S,
     pub readable: bool,
     pub writable: bool,
+    /// Whether the last that is to be read has come, so that a read which is short does not tell
+    /// that nothing is left.
+    pub is_ending: bool,
     /// Whether the kernel is not asked to tell of something to read.
     pub is_muted: bool,
 }
@@ -30,6 +39,7 @@ impl<S> End<S> {
             socket,
             readable: true,
             writable: true,
+            is_ending: false,
             is_muted: false,
         }
     }
@@ -57,6 +67,7 @@ enum Phase {
 pub(crate) struct Stream {
     buffer: Buffer,
     phase: Phase,
+    is_bulk: bool,
     /// How many bytes have been moved.
     pub moved: u64,
 }
@@ -77,6 +88,7 @@ impl Stream {
         Self {
             buffer: Buffer::Empty,
             phase: Phase::Open,
+            is_bulk: false,
             moved: 0,
         }
     }
@@ -101,7 +113,6 @@ impl Stream {
                 Phase::Open => {}
                 Phase::Ending => {
                     self.phase = Phase::Ended;
-                    use std::os::fd::AsRawFd;
                     match shutdown(to.socket.as_fd().as_raw_fd(), Shutdown::Write) {
                         // The far side has closed the connection already.
                         Ok(()) | Err(Errno::ENOTCONN) => {}
@@ -117,10 +128,11 @@ impl Stream {
             if turn >= TURN {
                 return Ok(Next::More);
             }
-            let read = self.read(from, pipes, spare);
+            let read = self.read(from, to, pipes, spare);
             match read {
                 Ok(0) => self.phase = Phase::Ending,
                 Ok(count) => {
+                    self.is_bulk = count >= BULK;
                     turn += count;
                     self.moved += count as u64;
                 }
@@ -135,13 +147,16 @@ impl Stream {
         !matches!(self.buffer, Buffer::Empty)
     }
 
-    fn read<A: AsFd>(
+    fn read<A: AsFd, B: AsFd>(
         &mut self,
-        from: &End<A>,
+        from: &mut End<A>,
+        to: &mut End<B>,
         pipes: &mut Pipes,
         spare: &mut [u8],
     ) -> nix::Result<usize> {
-        if let Some(mut pipe) = pipes.take() {
+        if self.is_bulk
+            && let Some(mut pipe) = pipes.take()
+        {
             return match pipe.fill(&from.socket) {
                 Ok(count) if count > 0 => {
                     self.buffer = Buffer::Pipe(pipe);
@@ -153,19 +168,22 @@ impl Stream {
                 }
             };
         }
-        use std::os::fd::AsRawFd;
+        let fd = from.socket.as_fd().as_raw_fd();
         let count = loop {
-            match recv(
-                from.socket.as_fd().as_raw_fd(),
-                spare,
-                MsgFlags::MSG_DONTWAIT,
-            ) {
+            match recv(fd, spare, MsgFlags::MSG_DONTWAIT) {
                 Err(Errno::EINTR) => {}
                 other => break other?,
             }
         };
         if count > 0 {
-            self.buffer = Buffer::Bytes(spare[..count].to_vec(), 0);
+            from.readable = count == spare.len() || from.is_ending;
+            let sent = match write(to, &spare[..count]) {
+                Err(Errno::EAGAIN) => 0,
+                sent => sent?,
+            };
+            if sent < count {
+                self.buffer = Buffer::Bytes(spare[sent..count].to_vec(), 0);
+            }
         }
         Ok(count)
     }
@@ -182,10 +200,7 @@ impl Stream {
                 Buffer::Empty => return Ok(Written::All),
                 Buffer::Pipe(pipe) => pipe.empty(&to.socket),
                 Buffer::Bytes(bytes, done) => {
-                    use std::os::fd::AsRawFd;
-                    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-                    let sent = send(to.socket.as_fd().as_raw_fd(), &bytes[*done..], flags);
-                    sent.inspect(|count| *done += count)
+                    write(to, &bytes[*done..]).inspect(|count| *done += count)
                 }
             };
             match written {
@@ -210,6 +225,11 @@ impl Stream {
             pipes.discard(pipe);
         }
     }
+}
+
+fn write<B: AsFd>(to: &End<B>, bytes: &[u8]) -> nix::Result<usize> {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    send(to.socket.as_fd().as_raw_fd(), bytes, flags)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use slab::Slab;
-use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::destination::{Destination, Destinations};
 use super::names::Names;
@@ -38,10 +38,7 @@ use crate::gateway::{Queue, Verdict};
 /// round trip inside.
 const ACCEPT_LIMIT: Duration = Duration::from_secs(60);
 
-/// When a silent connection is asked whether it still is one.
-const KEEPALIVE: Duration = Duration::from_secs(7200);
-
-/// The size of the buffer for connections that get no pipe, in bytes.
+/// The size of the buffer for what goes through no pipe, in bytes.
 const SPARE: usize = 65_536;
 
 /// Who connects, and where to.
@@ -261,7 +258,7 @@ impl Tcp {
     fn connect(&self, to: SocketAddr) -> io::Result<Socket> {
         let kind = Type::STREAM.nonblocking().cloexec();
         let socket = Socket::new(Domain::for_address(to), kind, None)?;
-        socket.set_tcp_nodelay(true)?;
+        prepare(&socket)?;
         if let Some(bind) = self.bind.filter(|bind| bind.is_ipv4() == to.is_ipv4()) {
             socket.bind(&SocketAddr::new(bind, 0).into())?;
         }
@@ -311,6 +308,7 @@ impl Tcp {
         poll: &Poll,
         stock: &mut Stock,
     ) {
+        let _ = prepare(&outside);
         let client = Client::Outside(outside);
         if self.is_full() {
             self.counts.limited += 1;
@@ -322,9 +320,11 @@ impl Tcp {
             Err(error) if errno(&error) == Errno::EADDRINUSE => stock.bound(Protocol::Tcp, any),
             made => made,
         };
-        let connected = made.and_then(|socket| match socket.connect(&to.into()) {
-            Err(error) if errno(&error) != Errno::EINPROGRESS => Err(error),
-            _ => Ok(socket),
+        let connected = made.and_then(|socket| {
+            match prepare(&socket).and_then(|()| socket.connect(&to.into())) {
+                Err(error) if errno(&error) != Errno::EINPROGRESS => Err(error),
+                _ => Ok(socket),
+            }
         });
         match connected {
             Ok(socket) => self.wait(poll, socket, (shown, to), client),
@@ -355,10 +355,6 @@ impl Tcp {
 
     /// Makes two connections one.
     fn join(&mut self, poll: &Poll, inside: Socket, outside: Socket) -> io::Result<()> {
-        for socket in [&inside, &outside] {
-            let _ = socket.set_tcp_nodelay(true);
-            let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
-        }
         let entry = self.flows.vacant_entry();
         let index = entry.key();
         let flow = entry.insert(Flow {
@@ -390,6 +386,7 @@ impl Tcp {
         };
         end.readable |= event.readable;
         end.writable |= event.writable;
+        end.is_ending |= event.is_ending;
         if !flow.queued {
             self.pump(index, poll);
         }
@@ -473,6 +470,12 @@ impl Tcp {
         self.connected
             .retain(|_, (_, since)| now.duration_since(*since) < ACCEPT_LIMIT);
     }
+}
+
+/// Options of both sockets of a flow; one that is accepted has them from its listener.
+pub(crate) fn prepare(socket: &Socket) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_keepalive(true)
 }
 
 /// How a client learns of an error that connecting met.
