@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vdens_plugin_kit::{
-    Batch, Error, ErrorKind, HostPort, Link, OpenOptions, Result, State,
-};
+use vdens_plugin_kit::{Batch, Error, ErrorKind, HostPort, Link, OpenOptions, Result, State};
 
 use super::frames;
 use super::watchdog::call;
