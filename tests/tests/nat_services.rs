@@ -130,3 +130,148 @@ fn auto_is_for_one_namespace() {
         "name the ports",
     ]);
 }
+
+/// Shows a file at /etc/resolv.conf.
+fn with_resolv_conf(path: &str) -> String {
+    format!("mount --bind {path} /etc/resolv.conf")
+}
+
+#[test]
+fn names_are_those_of_the_host() {
+    need!("root", "dnsmasq", "dig");
+    let lab = Lab::new();
+    let host = host(&lab);
+    // The first server is not there, by UDP and by TCP; the second one is systemd-resolved's stub.
+    host.sh("ip addr add 192.0.2.1/32 dev lo; ip addr add 192.0.2.2/32 dev lo")
+        .ok();
+    let serve = |address: &str, answer: &str| {
+        host.sh(&format!(
+            "exec dnsmasq --keep-in-foreground --no-resolv --no-hosts --conf-file=/dev/null \
+            --user=root --pid-file --bind-interfaces --listen-address={address} \
+            --except-interface=lo --address=/server.test/{answer} 2>&1"
+        ))
+    };
+    let dnsmasq = serve("192.0.2.2", "198.51.100.2").spawn();
+    let resolv = lab.write(
+        "resolv",
+        "domain old.test\nsearch lab.test x.test\nnameserver 192.0.2.1\nnameserver 192.0.2.2\n",
+    );
+    let session = lab
+        .vdens(["--auto", "nat://", "sh"])
+        .on_changed_machine(&with_resolv_conf(&resolv))
+        .inside(&host)
+        .session();
+    let inside = session.ok("cat /etc/resolv.conf");
+    assert!(inside.contains("search lab.test x.test\n"), "{inside}");
+    assert!(inside.contains("nameserver 10.0.2.3\n"), "{inside}");
+    let ask = |how: &str| session.run(&format!("dig +short {how} @10.0.2.3 server.test"));
+    assert_eq!(ask("").1.trim(), "198.51.100.2");
+    assert_eq!(ask("+tcp").1.trim(), "198.51.100.2");
+    // A change is noticed.
+    let other = serve("192.0.2.1", "198.51.100.1").spawn();
+    std::fs::write(&resolv, "nameserver 192.0.2.1\n").unwrap();
+    wait_until("the other server is asked", PATIENCE, || {
+        ask("").1.trim() == "198.51.100.1"
+    });
+    assert_eq!(ask("+tcp").1.trim(), "198.51.100.1");
+    assert_eq!(session.exit(0).code(), Some(0));
+    drop((dnsmasq, other));
+}
+
+#[test]
+fn without_name_servers_a_network_starts() {
+    need!("root");
+    let lab = Lab::new();
+    let host = host(&lab);
+    let empty = lab.write("resolv", "");
+    let output = lab
+        .vdens(["--auto", "nat://", "ip", "-4", "route"])
+        .on_changed_machine(&with_resolv_conf(&empty))
+        .inside(&host)
+        .run();
+    assert_eq!(output.code(), Some(0), "{output:?}");
+    assert!(output.stdout.contains("default via 10.0.2.2"), "{output:?}");
+    assert!(
+        output.stderr.contains("names no name server") && output.stderr.contains("dns="),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn an_mtu_is_offered() {
+    need!("root", "python3");
+    let lab = Lab::new();
+    let host = host(&lab);
+    let (service, script) = (lab.write("service.py", SERVICE), lab.write("ask.py", ASK));
+    let server = host
+        .sh(&format!("exec python3 {service} 127.0.0.1 8000"))
+        .spawn();
+    let mtu = "cat /sys/class/net/vde0/mtu";
+    for (options, vnl, expected) in [
+        (["--up"].as_slice(), "nat://host=10.0.2.2/mtu=9000", "9000"),
+        (&["--up"], "nat://host=10.0.2.2/mtu=1280/ipv4=yes", "1280"),
+        // What the user says of the interface holds.
+        (&["--mtu", "1400"], "nat://host=10.0.2.2/mtu=9000", "1400"),
+    ] {
+        let session = lab
+            .vdens(options.iter().chain(&["--auto", vnl, "sh"]))
+            .inside(&host)
+            .session();
+        assert_eq!(session.ok(mtu).trim(), expected, "{vnl}");
+        let asked = session.ok(&format!("python3 {script} tcp 10.0.2.2 8000"));
+        assert_eq!(asked.trim(), "127.0.0.1");
+        assert_eq!(session.exit(0).code(), Some(0));
+    }
+    for mtu in ["0", "1000", "65521", "70000"] {
+        lab.vdens([format!("nat://mtu={mtu}").as_str(), "true"])
+            .refused(&["mtu=", "1280 to 65520"]);
+    }
+    server.terminate();
+}
+
+#[test]
+fn leases_are_extended_and_end() {
+    need!("busybox");
+    let lab = Lab::new();
+    let cable = lab.vnl("ptp", "p");
+    let server = lab
+        .vdens(["--addr", "192.168.7.1/24", &cable, "sh"])
+        .session();
+    let leases = lab.write("leases", "");
+    let conf = lab.write(
+        "udhcpd.conf",
+        format!(
+            "start 192.168.7.50\nend 192.168.7.50\ninterface vde0\nlease_file {leases}\n\
+            pidfile /dev/null\noption subnet 255.255.255.0\noption router 192.168.7.1\noption lease 10\n"
+        ),
+    );
+    let serve = || {
+        let started = format!("busybox udhcpd -f {conf} >/dev/null 2>&1 & echo $!");
+        server.ok(&started).trim().to_owned()
+    };
+    let first = serve();
+    let client = lab.vdens(["--auto=60", "-v", &cable, "sh"]).session();
+    let has_address = || {
+        client
+            .ok("ip -4 addr show vde0")
+            .contains("192.168.7.50/24")
+    };
+    assert!(has_address());
+    wait_until("the lease is extended twice", PATIENCE, || {
+        assert!(has_address());
+        client.proc().stderr().matches("is extended").count() >= 2
+    });
+    server.ok(&format!("kill {first}"));
+    wait_until("the lease ends", PATIENCE, || !has_address());
+    let said = client.proc().stderr();
+    assert!(
+        said.contains("vde0: lost the address 192.168.7.50/24"),
+        "{said}"
+    );
+    let second = serve();
+    wait_until("there is an address again", PATIENCE, has_address);
+    client.ping("192.168.7.1");
+    assert_eq!(client.exit(0).code(), Some(0));
+    server.ok(&format!("kill {second}"));
+    assert_eq!(server.exit(0).code(), Some(0));
+}

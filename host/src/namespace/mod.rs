@@ -119,7 +119,7 @@ pub(crate) fn run(
         Ok(false) => return EXIT_FAILURE,
         Err(error) => return failure(EXIT_FAILURE, error),
     }
-    let configured = configure_by_network(plan);
+    let configured = configure_by_network(plan, signals);
     match configured
         .and_then(|()| prepare(plan, signals, supervisor))
         .and_then(|()| arguments(&plan.command))
@@ -226,16 +226,15 @@ fn skip_duplicate_detection() -> Result<()> {
 }
 
 /// Configures the interfaces as the network says, and shows its name servers.
-fn configure_by_network(plan: &Plan) -> Result<()> {
+fn configure_by_network(plan: &Plan, signals: &Signals) -> Result<()> {
     let Some(limit) = plan.auto.filter(|_| !plan.interfaces.is_empty()) else {
         return Ok(());
     };
-    let interfaces: Vec<_> = plan.interfaces.iter().map(|i| &*i.name).collect();
-    let names = auto::configure(&interfaces, limit)?;
-    match plan.resolv {
-        None if !names.servers.is_empty() => Resolv::Names(names).mount(),
-        _ => Ok(()),
+    let (names, leases) = auto::configure(&plan.interfaces, limit)?;
+    if plan.resolv.is_none() && !names.servers.is_empty() {
+        Resolv::Names(names).mount()?;
     }
+    auto::keep(leases, signals)
 }
 
 /// Calls `work` with a directory on a file system of the given type, which is mounted meanwhile

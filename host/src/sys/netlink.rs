@@ -171,6 +171,23 @@ impl Netlink {
         )
     }
 
+    /// Removes an address.
+    ///
+    /// # Errors
+    /// As for [`Netlink::set_up`].
+    pub(crate) fn remove_address(&self, interface: &str, address: IpNet) -> Result<()> {
+        let mut message = AddressMessage::default();
+        message.header.family = family(address.addr());
+        message.header.prefix_len = address.prefix_len();
+        message.header.index = self.index(interface)?;
+        message
+            .attributes
+            .push(AddressAttribute::Local(address.addr()));
+        self.request(RouteNetlinkMessage::DelAddress(message), 0, || {
+            format!("take the address {address} from {interface}")
+        })
+    }
+
     /// Makes `gateway` the default router of its address family.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ mod gateway;
 mod program;
 mod proxy;
 mod report;
+mod resolv;
 mod settings;
 mod wire;
 

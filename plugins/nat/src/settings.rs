@@ -10,6 +10,7 @@ use vdens_plugin_kit::vnl::{Keys, Spec};
 use vdens_plugin_kit::{Error, Result};
 
 use crate::forward::{self, Forward, Protocol, Wish};
+use crate::resolv::Resolv;
 
 pub(crate) const KEYS: Keys = Keys::new(&[
     "bind", "dns", "host", "ipv4", "ipv6", "mtu", "net", "net6", "tcp", "udp",
@@ -21,6 +22,13 @@ const NET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 2, 0), 24);
 /// The IPv6 network inside, unless `net6` says otherwise: unique local addresses (RFC 4193), whose
 /// global identifier spells "vdens".
 const NET6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd76, 0x6465, 0x6e73, 0, 0, 0, 0, 0), 64);
+
+/// The shortest MTU of IPv4 and of IPv6 (RFC 791, RFC 8200, section 5), in bytes.
+const LEAST_MTU4: u32 = 68;
+const LEAST_MTU6: u32 = 1280;
+
+/// The longest MTU that is offered, in bytes: what the panel carries, as a multiple of eight.
+const MOST_MTU: u32 = 65_520;
 
 // Stations of either network.
 const GATEWAY: u32 = 2;
@@ -36,9 +44,11 @@ pub(crate) struct Settings {
     pub net6: Option<Ipv6Net>,
     /// The name servers to ask instead of the host's.
     pub dns: Vec<IpAddr>,
+    /// The domains to search, as the host has them.
+    pub search: Vec<String>,
     /// The address inside that stands for the host's loopback, if one does.
     pub host: Option<IpAddr>,
-    /// The MTU to offer, in bytes.
+    /// The MTU of the gateway's interface, which is offered to clients, in bytes.
     pub mtu: Option<u32>,
     /// The address outside to connect from.
     pub bind: Option<IpAddr>,
@@ -78,6 +88,7 @@ impl Settings {
                 None
             },
             dns: Vec::new(),
+            search: Resolv::read().search,
             host: value(&spec, "host", "10.0.2.2")?,
             mtu: value(&spec, "mtu", "1500")?,
             bind: value(&spec, "bind", "192.0.2.1")?,
@@ -85,6 +96,16 @@ impl Settings {
             forwards: Vec::new(),
             follow: Vec::new(),
         };
+        let least = match settings.net6 {
+            Some(_) => LEAST_MTU6,
+            None => LEAST_MTU4,
+        };
+        if let Some(mtu) = settings.mtu
+            && !(least..=MOST_MTU).contains(&mtu)
+        {
+            let message = format!("mtu={mtu} is not from {least} to {MOST_MTU}");
+            return Err(Error::usage(message).hint("for example mtu=1500"));
+        }
         if let Some(servers) = spec.get("dns") {
             for server in servers.split(',') {
                 let parsed = server

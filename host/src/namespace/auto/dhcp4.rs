@@ -1,12 +1,12 @@
-//! The client of DHCP for IPv4 (RFC 2131): discover, request, done.
+//! The client of DHCP for IPv4 (RFC 2131): discover, request, and extend the lease in time
+//! ([`super::renew`]).
 //!
 //! The socket is bound to its interface, so it works before the interface has an address. The
-//! server is asked to answer by broadcast. The lease is not renewed: whoever needs that runs a DHCP
-//! client in the namespace.
+//! server is asked to answer by broadcast.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dhcproto::v4::{DhcpOption, Flags, Message, MessageType, OptionCode};
 use dhcproto::{Decodable, Encodable};
@@ -27,22 +27,42 @@ const CLIENT: u16 = 68;
 /// The longest message that is read, in bytes.
 const LONGEST: usize = 4096;
 
+/// The shortest pause between two requests to extend a lease (RFC 2131, section 4.4.5), unless the
+/// lease is too short for that.
+const EXTEND: Duration = Duration::from_secs(60);
+
+/// A lease that never ends, in seconds (RFC 2131, section 3.3).
+const FOR_EVER: u32 = u32::MAX;
+
+/// When a lease is to be extended and when it ends, from its begin on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Times {
+    /// T1: by the server that gave it.
+    pub renew: Duration,
+    /// T2: by any server.
+    pub rebind: Duration,
+    pub end: Duration,
+}
+
 /// What a server gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Lease {
-    address: Ipv4Net,
+    pub address: Ipv4Net,
+    server: Ipv4Addr,
+    /// `None`: it never ends.
+    pub times: Option<Times>,
     router: Option<Ipv4Addr>,
     mtu: Option<u16>,
     pub names: Names,
 }
 
 impl Lease {
-    /// Configures the interface.
+    /// Configures the interface, with the MTU that the server offers unless the user's stays.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub(super) fn apply(&self, netlink: &Netlink, interface: &str) -> Result<()> {
-        if let Some(mtu) = self.mtu {
+    pub(super) fn apply(&self, netlink: &Netlink, interface: &str, keep_mtu: bool) -> Result<()> {
+        if let Some(mtu) = self.mtu.filter(|_| !keep_mtu) {
             netlink.set_mtu(interface, mtu.into())?;
         }
         netlink.add_address(interface, IpNet::V4(self.address))?;
@@ -65,6 +85,13 @@ enum Phase {
         address: Ipv4Addr,
         server: Ipv4Addr,
     },
+    /// The answer to a request to extend a lease, from one server or from any.
+    Extension {
+        address: Ipv4Addr,
+        server: Option<Ipv4Addr>,
+    },
+    /// A server has refused to extend the lease.
+    Refused,
     Done,
 }
 
@@ -113,6 +140,43 @@ impl Dhcp4 {
         matches!(self.phase, Phase::Done)
     }
 
+    /// Whether a server has refused to extend the lease.
+    pub(super) fn was_refused(&self) -> bool {
+        matches!(self.phase, Phase::Refused)
+    }
+
+    /// Asks to extend a lease: the server that gave it, or all.
+    pub(super) fn extend(&mut self, lease: &Lease, all: bool, pause: Duration, now: Instant) {
+        self.transaction = self.transaction.wrapping_add(1);
+        self.phase = Phase::Extension {
+            address: lease.address.addr(),
+            server: (!all).then_some(lease.server),
+        };
+        let shortest = EXTEND.min(pause);
+        self.repeat = Repeat {
+            next: now,
+            pause: shortest,
+            longest: pause.max(shortest),
+        };
+    }
+
+    /// Looks for a server anew.
+    pub(super) fn start_over(&mut self, now: Instant) {
+        self.transaction = self.transaction.wrapping_add(1);
+        self.phase = Phase::Offer;
+        self.repeat = Repeat::new(now);
+    }
+
+    /// What has not been answered, for a person.
+    pub(super) fn silence(&self) -> String {
+        match &self.phase {
+            Phase::Acknowledgement { address, server } => format!(
+                "the DHCP server {server} has offered {address} but does not acknowledge it"
+            ),
+            _ => "no DHCP server answers".to_owned(),
+        }
+    }
+
     /// Repeats the question at once.
     pub(super) fn ask_again(&mut self, now: Instant) {
         self.repeat = Repeat::new(now);
@@ -120,7 +184,7 @@ impl Dhcp4 {
 
     /// When [`Dhcp4::advance`] has something to say.
     pub(super) fn due(&self) -> Option<Instant> {
-        (!self.is_done()).then_some(self.repeat.next)
+        (!self.is_done() && !self.was_refused()).then_some(self.repeat.next)
     }
 
     /// Reads what has come, and asks what is to be asked; the lease when it is there.
@@ -178,6 +242,17 @@ impl Dhcp4 {
                 self.phase = Phase::Done;
                 Some(lease)
             }
+            (Phase::Extension { address, .. }, MessageType::Ack)
+                if *address == message.yiaddr() =>
+            {
+                let lease = lease(message)?;
+                self.phase = Phase::Done;
+                Some(lease)
+            }
+            (Phase::Extension { .. }, MessageType::Nak) => {
+                self.phase = Phase::Refused;
+                None
+            }
             _ => None,
         }
     }
@@ -185,7 +260,11 @@ impl Dhcp4 {
     fn ask(&self) -> Result<()> {
         let mut message = Message::default();
         message.set_xid(self.transaction).set_chaddr(&self.mac);
-        message.set_flags(Flags::default().set_broadcast());
+        match &self.phase {
+            // It has an address, so it can be answered there.
+            Phase::Extension { address, .. } => drop(message.set_ciaddr(*address)),
+            _ => drop(message.set_flags(Flags::default().set_broadcast())),
+        }
         let options = message.opts_mut();
         match &self.phase {
             Phase::Offer => drop(options.insert(DhcpOption::MessageType(MessageType::Discover))),
@@ -194,7 +273,10 @@ impl Dhcp4 {
                 options.insert(DhcpOption::RequestedIpAddress(*address));
                 options.insert(DhcpOption::ServerIdentifier(*server));
             }
-            Phase::Done => return Ok(()),
+            Phase::Extension { .. } => {
+                options.insert(DhcpOption::MessageType(MessageType::Request));
+            }
+            Phase::Refused | Phase::Done => return Ok(()),
         }
         options.insert(DhcpOption::ParameterRequestList(vec![
             OptionCode::SubnetMask,
@@ -207,13 +289,15 @@ impl Dhcp4 {
         let bytes = message
             .to_vec()
             .map_err(|error| Error::new(ErrorKind::Other, error.to_string()))?;
-        let everybody = SockaddrIn::new(255, 255, 255, 255, SERVER);
-        match sendto(
-            self.socket.as_raw_fd(),
-            &bytes,
-            &everybody,
-            MsgFlags::empty(),
-        ) {
+        let to = match &self.phase {
+            Phase::Extension {
+                server: Some(server),
+                ..
+            } => *server,
+            _ => Ipv4Addr::BROADCAST,
+        };
+        let to = SockaddrIn::from(SocketAddrV4::new(to, SERVER));
+        match sendto(self.socket.as_raw_fd(), &bytes, &to, MsgFlags::empty()) {
             Ok(_) => Ok(()),
             // No carrier yet, or a full queue: the question is repeated.
             Err(Errno::ENETDOWN | Errno::ENOBUFS | Errno::EAGAIN | Errno::ENETUNREACH) => Ok(()),
@@ -233,6 +317,10 @@ fn lease(message: &Message) -> Option<Lease> {
     if address.addr().is_unspecified() {
         return None;
     }
+    let server = match options.get(OptionCode::ServerIdentifier) {
+        Some(DhcpOption::ServerIdentifier(server)) => *server,
+        _ => return None,
+    };
     let router = match options.get(OptionCode::Router) {
         Some(DhcpOption::Router(routers)) => routers.first().copied(),
         _ => None,
@@ -256,8 +344,74 @@ fn lease(message: &Message) -> Option<Lease> {
     };
     Some(Lease {
         address,
+        server,
+        times: times(message),
         router,
         mtu,
         names,
     })
+}
+
+/// When a lease is to be extended; without times from the server, half and seven eighths through
+/// it.
+fn times(message: &Message) -> Option<Times> {
+    let options = message.opts();
+    let Some(&DhcpOption::AddressLeaseTime(end)) = options.get(OptionCode::AddressLeaseTime) else {
+        return None;
+    };
+    if end == FOR_EVER {
+        return None;
+    }
+    // A lease of no time at all would be asked for without a pause.
+    let end = Duration::from_secs(end.max(2).into());
+    let rebind = match options.get(OptionCode::Rebinding) {
+        Some(&DhcpOption::Rebinding(seconds)) => Duration::from_secs(seconds.into()),
+        _ => end * 7 / 8,
+    };
+    let renew = match options.get(OptionCode::Renewal) {
+        Some(&DhcpOption::Renewal(seconds)) => Duration::from_secs(seconds.into()),
+        _ => end / 2,
+    };
+    if renew < rebind && rebind < end && !renew.is_zero() {
+        return Some(Times { renew, rebind, end });
+    }
+    Some(Times {
+        renew: end / 2,
+        rebind: end * 7 / 8,
+        end,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn acknowledgement(options: &[DhcpOption]) -> Message {
+        let mut message = Message::default();
+        message.set_yiaddr([10, 0, 2, 15]);
+        let server = DhcpOption::ServerIdentifier([10, 0, 2, 2].into());
+        for option in options.iter().chain([&server]) {
+            message.opts_mut().insert(option.clone());
+        }
+        message
+    }
+
+    fn seconds(options: &[DhcpOption]) -> Option<[u64; 3]> {
+        let times = lease(&acknowledgement(options)).unwrap().times?;
+        Some([times.renew, times.rebind, times.end].map(|time| time.as_secs()))
+    }
+
+    #[test]
+    fn when_a_lease_is_extended() {
+        use DhcpOption::{AddressLeaseTime, Rebinding, Renewal};
+        assert_eq!(seconds(&[]), None);
+        assert_eq!(seconds(&[AddressLeaseTime(u32::MAX)]), None);
+        assert_eq!(seconds(&[AddressLeaseTime(80)]), Some([40, 70, 80]));
+        let told = [AddressLeaseTime(80), Renewal(10), Rebinding(20)];
+        assert_eq!(seconds(&told), Some([10, 20, 80]));
+        // What cannot be is not believed.
+        let told = [AddressLeaseTime(80), Renewal(90), Rebinding(20)];
+        assert_eq!(seconds(&told), Some([40, 70, 80]));
+        assert_eq!(seconds(&[AddressLeaseTime(0)]), Some([1, 1, 2]));
+    }
 }

@@ -141,6 +141,16 @@ impl Ipv6 {
         self.repeat = Repeat::new(now);
     }
 
+    /// What has not been answered, for a person.
+    pub(super) fn silence(&self) -> &'static str {
+        match self.phase {
+            Phase::Advertisement => "no IPv6 router advertises itself",
+            Phase::Address(_) => "the IPv6 router's advertisement gives no address",
+            Phase::Dhcp(..) => "the IPv6 router refers to DHCPv6, where no server answers",
+            Phase::Done => "IPv6 is configured",
+        }
+    }
+
     /// When [`Ipv6::advance`] has something to do.
     pub(super) fn due(&self) -> Option<Instant> {
         match self.phase {

@@ -10,11 +10,12 @@
 //!
 //! An interface is configured when one family is. The other one then has [`GRACE`] to answer, since
 //! most networks have both or will never have it. When nothing has answered within the limit, that
-//! is an error.
+//! is an error. Leases are extended while the session runs ([`renew`]).
 
 mod changes;
 mod dhcp4;
 mod ipv6;
+mod renew;
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -25,11 +26,15 @@ use nix::ifaddrs::getifaddrs;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::error::{Error, ErrorKind, Result, system};
+use crate::namespace::Interface;
 use crate::sys::netlink::{Mac, Netlink};
 use changes::Changes;
 
-use dhcp4::Dhcp4;
+use dhcp4::{Dhcp4, Lease};
 use ipv6::Ipv6;
+use renew::Held;
+
+pub(super) use renew::start as keep;
 
 /// How long the second address family may answer after the first one has.
 const GRACE: Duration = Duration::from_millis(500);
@@ -91,6 +96,7 @@ impl Names {
 struct Repeat {
     next: Instant,
     pause: Duration,
+    longest: Duration,
 }
 
 impl Repeat {
@@ -99,6 +105,7 @@ impl Repeat {
         Self {
             next: now,
             pause: FIRST,
+            longest: LONGEST,
         }
     }
 
@@ -107,7 +114,7 @@ impl Repeat {
         let due = now >= self.next;
         if due {
             self.next = now + self.pause;
-            self.pause = (self.pause * 2).min(LONGEST);
+            self.pause = (self.pause * 2).min(self.longest);
         }
         due
     }
@@ -116,7 +123,10 @@ impl Repeat {
 /// One interface's questions.
 struct Client {
     name: String,
+    /// Whether the user has chosen the MTU.
+    keep_mtu: bool,
     dhcp4: Dhcp4,
+    lease: Option<(Lease, Instant)>,
     ipv6: Option<Ipv6>,
     /// When the first family was configured.
     since: Option<Instant>,
@@ -131,6 +141,29 @@ impl Client {
         }
     }
 
+    /// The lease, if it is one that ends.
+    fn held(self) -> Option<Held> {
+        let (lease, since) = self.lease?;
+        Held::new(self.name, self.dhcp4, lease, since)
+    }
+
+    fn silence(&self, limit: Duration) -> Error {
+        let v6 = self
+            .ipv6
+            .as_ref()
+            .map(|ipv6| format!(", and {}", ipv6.silence()));
+        let message = format!(
+            "cannot configure {} by --auto within {} s: {}{}",
+            self.name,
+            limit.as_secs(),
+            self.dhcp4.silence(),
+            v6.unwrap_or_default()
+        );
+        Error::new(ErrorKind::NotFound, message).hint(
+            "check that the network has a server, or give addresses with --addr and --gateway",
+        )
+    }
+
     fn is_done(&self, now: Instant) -> bool {
         let both = self.dhcp4.is_done() && self.ipv6.as_ref().is_none_or(Ipv6::is_done);
         both || self
@@ -139,19 +172,23 @@ impl Client {
     }
 }
 
-/// Configures interfaces that are up.
+/// Configures interfaces that are up. Returns what the network says of names, and the leases that
+/// are to be extended in time.
 ///
 /// # Errors
 /// Nothing has answered within `limit`, or the kernel refuses what has.
-pub(super) fn configure(interfaces: &[&str], limit: Duration) -> Result<Names> {
+pub(super) fn configure(interfaces: &[Interface], limit: Duration) -> Result<(Names, Vec<Held>)> {
     let netlink = Netlink::open()?;
     let start = Instant::now();
     let mut names = Names::default();
     let mut clients = Vec::new();
-    for &name in interfaces {
+    for interface in interfaces {
+        let name = &*interface.name;
         let mac = mac(name)?;
         clients.push(Client {
             name: name.to_owned(),
+            keep_mtu: interface.mtu.is_some(),
+            lease: None,
             dhcp4: Dhcp4::open(name, mac, start)?,
             ipv6: Ipv6::open(name, mac, start)?,
             since: None,
@@ -167,8 +204,9 @@ pub(super) fn configure(interfaces: &[&str], limit: Duration) -> Result<Names> {
         for client in clients.iter_mut().filter(|client| !client.is_done(now)) {
             let leased = client.dhcp4.advance(now)?;
             if let Some(lease) = &leased {
-                lease.apply(&netlink, &client.name)?;
+                lease.apply(&netlink, &client.name, client.keep_mtu)?;
                 names.add(&lease.names);
+                client.lease = Some((lease.clone(), now));
             }
             let advertised = match &mut client.ipv6 {
                 Some(ipv6) => ipv6.advance(&netlink, &client.name, now)?,
@@ -193,14 +231,15 @@ pub(super) fn configure(interfaces: &[&str], limit: Duration) -> Result<Names> {
             .iter()
             .filter(|client| !client.is_done(now))
             .collect();
-        if open.is_empty() {
-            return Ok(names);
+        let silent = open.iter().find(|client| client.since.is_none());
+        if let Some(client) = silent.filter(|_| now >= start + limit) {
+            return Err(client.silence(limit));
         }
-        if now >= start + limit {
-            return match open.iter().find(|client| client.since.is_none()) {
-                Some(client) => Err(silence(&client.name, limit)),
-                None => Ok(names),
-            };
+        if open.is_empty() || now >= start + limit {
+            return Ok((
+                names,
+                clients.into_iter().filter_map(Client::held).collect(),
+            ));
         }
         wait(&watch, &open, wake.saturating_duration_since(now))?;
     }
@@ -236,13 +275,4 @@ fn mac(interface: &str) -> Result<Mac> {
                 format!("{interface} has no Ethernet address"),
             )
         })
-}
-
-fn silence(interface: &str, limit: Duration) -> Error {
-    let message = format!(
-        "cannot configure {interface} by --auto: neither a DHCP server nor an IPv6 router answered within {} s",
-        limit.as_secs()
-    );
-    Error::new(ErrorKind::NotFound, message)
-        .hint("check that the network has one, or give addresses with --addr and --gateway")
 }

@@ -5,6 +5,8 @@ use std::net::Ipv6Addr;
 
 use ipnet::Ipv6Net;
 
+use crate::resolv::wire_format;
+
 /// The type of router solicitations.
 pub(crate) const SOLICITATION: u8 = 133;
 const ADVERTISEMENT: u8 = 134;
@@ -26,6 +28,8 @@ pub(crate) struct Advertisement {
     pub mac: [u8; 6],
     /// Whether the gateway leads anywhere: the host has a default route.
     pub is_router: bool,
+    /// The domains to search.
+    pub search: Vec<String>,
 }
 
 impl Advertisement {
@@ -55,6 +59,14 @@ impl Advertisement {
         bytes.extend([25, 3, 0, 0]);
         bytes.extend(LIFETIME.to_be_bytes());
         bytes.extend(self.dns.octets());
+        if !self.search.is_empty() {
+            // A DNS search list (RFC 8106, section 5.2), padded to eight bytes.
+            let mut domains = wire_format(&self.search);
+            domains.resize(domains.len().next_multiple_of(8), 0);
+            bytes.extend([31, 1 + (domains.len() / 8) as u8, 0, 0]);
+            bytes.extend(LIFETIME.to_be_bytes());
+            bytes.extend(domains);
+        }
         bytes
     }
 }
@@ -71,6 +83,7 @@ mod tests {
             mtu: Some(1500),
             mac: [2, 0, 0, 0, 0, 1],
             is_router: false,
+            search: vec!["lab.test".into()],
         };
         let bytes = advertisement.bytes();
         assert_eq!(bytes[0], 134);
@@ -81,6 +94,6 @@ mod tests {
             kinds.push(bytes[at]);
             at += usize::from(bytes[at + 1]) * 8;
         }
-        assert_eq!((at, &kinds[..]), (bytes.len(), &[1, 5, 3, 25][..]));
+        assert_eq!((at, &kinds[..]), (bytes.len(), &[1, 5, 3, 25, 31][..]));
     }
 }

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use dhcproto::Name;
 use dhcproto::v4::{DhcpOption, Flags, HType, Message, MessageType, Opcode, OptionCode};
 use ipnet::Ipv4Net;
 
@@ -30,7 +31,7 @@ pub(crate) struct Offer {
     /// In bytes.
     pub mtu: Option<u16>,
     /// Search domains, the first of which is the client's own.
-    pub domain: Option<String>,
+    pub search: Vec<Name>,
 }
 
 struct Lease {
@@ -163,7 +164,7 @@ impl Leases {
             server,
             dns,
             mtu,
-            domain,
+            search,
             ..
         } = &self.offer;
         let options = reply.opts_mut();
@@ -179,8 +180,11 @@ impl Leases {
         if let Some(mtu) = mtu {
             options.insert(DhcpOption::InterfaceMtu(*mtu));
         }
-        if let Some(domain) = domain {
-            options.insert(DhcpOption::DomainName(domain.clone()));
+        if let Some(first) = search.first() {
+            let domain = first.to_string().trim_end_matches('.').to_owned();
+            options.insert(DhcpOption::DomainName(domain));
+            // RFC 3397.
+            options.insert(DhcpOption::DomainSearch(search.clone()));
         }
         if let Some(address) = address {
             options.insert(DhcpOption::AddressLeaseTime(LEASE));
@@ -193,6 +197,7 @@ impl Leases {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dhcproto::{Decodable, Encodable};
 
     fn leases(net: &str) -> Leases {
         let net: Ipv4Net = net.parse().unwrap();
@@ -202,8 +207,8 @@ mod tests {
             server: station(2),
             first: station(15),
             dns: station(3),
-            mtu: None,
-            domain: None,
+            mtu: Some(9000),
+            search: vec!["lab.test.".parse().unwrap(), "x.test.".parse().unwrap()],
         })
     }
 
@@ -253,6 +258,28 @@ mod tests {
             .answer(&message(MessageType::Discover, 1, None), later)
             .unwrap();
         assert_eq!(again.yiaddr(), offer.yiaddr());
+    }
+
+    #[test]
+    fn a_client_is_told_of_its_network() {
+        let mut leases = leases("10.0.2.0/24");
+        let discover = message(MessageType::Discover, 1, None);
+        let offer = leases.answer(&discover, Instant::now()).unwrap();
+        let offer = Message::from_bytes(&offer.to_vec().unwrap()).unwrap();
+        let option = |code| offer.opts().get(code).cloned();
+        assert_eq!(
+            option(OptionCode::DomainName),
+            Some(DhcpOption::DomainName("lab.test".into()))
+        );
+        let Some(DhcpOption::DomainSearch(search)) = option(OptionCode::DomainSearch) else {
+            panic!("no search domains");
+        };
+        let search: Vec<_> = search.iter().map(ToString::to_string).collect();
+        assert_eq!(search, ["lab.test.", "x.test."]);
+        assert_eq!(
+            option(OptionCode::InterfaceMtu),
+            Some(DhcpOption::InterfaceMtu(9000))
+        );
     }
 
     #[test]

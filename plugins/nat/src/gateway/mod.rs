@@ -22,7 +22,7 @@ mod sockets;
 
 pub(crate) use queue::{Queue, Verdict};
 pub(crate) use rules::Hold;
-pub(crate) use sockets::Inside;
+pub(crate) use sockets::{Inside, set_option};
 
 use std::fs;
 use std::io;

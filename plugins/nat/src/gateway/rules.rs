@@ -22,6 +22,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use serde::{Deserialize, Serialize};
 
 use super::message::Message;
+use super::services::DHCP_SERVER;
 
 /// Diverted packets.
 pub(crate) const MARK_DIVERT: u32 = 1;
@@ -274,6 +275,13 @@ impl Netfilter {
         })
         .map_err(|e| missing("nft_reject", &e))?;
         self.batch(family, |batch| {
+            if family == Family::V4 {
+                // Clients that extend their leases ask the gateway's address.
+                batch.rule("divert", |e| {
+                    e.meta_is(META_IIFNAME, &name).meta_is(META_L4PROTO, &[17]);
+                    e.transport_is(2, None, &DHCP_SERVER.to_be_bytes()).accept();
+                });
+            }
             for (protocol, port) in [(6_u8, TCP_PORT), (17, UDP_PORT)] {
                 batch.rule("divert", |e| {
                     e.meta_is(META_IIFNAME, &name).meta_is(META_PKTTYPE, &[0]);

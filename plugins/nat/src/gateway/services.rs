@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
-use dhcproto::{Decodable, Encodable, v4, v6};
+use dhcproto::{Decodable, Encodable, Name, v4, v6};
 use nix::net::if_::if_nametoindex;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -18,7 +18,7 @@ use super::leases::{Leases, Offer};
 use super::sockets::set_option;
 use crate::settings::Settings;
 
-const DHCP_SERVER: u16 = 67;
+pub(crate) const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
 const DHCP6_SERVER: u16 = 547;
 
@@ -155,7 +155,7 @@ fn open_v4(settings: &Settings, interface: &str) -> io::Result<Option<(Socket, L
         first,
         dns,
         mtu,
-        domain: None,
+        search: names(&settings.search),
     };
     Ok(Some((socket, Leases::new(offer))))
 }
@@ -190,6 +190,7 @@ fn open_v6(settings: &Settings, interface: &str, is_router: bool) -> io::Result<
         mtu: settings.mtu,
         mac,
         is_router,
+        search: settings.search.clone(),
     };
     Ok(Some(V6 {
         advertisements,
@@ -215,7 +216,17 @@ fn answer6(bytes: &[u8], advertisement: &Advertisement) -> Option<Vec<u8>> {
         options.insert(client.clone());
     }
     options.insert(v6::DhcpOption::DomainNameServers(vec![advertisement.dns]));
+    let search = names(&advertisement.search);
+    if !search.is_empty() {
+        options.insert(v6::DhcpOption::DomainSearchList(search));
+    }
     reply.to_vec().ok()
+}
+
+/// Domains as names that end at the root.
+fn names(domains: &[String]) -> Vec<Name> {
+    let names = domains.iter().map(|domain| format!("{domain}.").parse());
+    names.filter_map(Result::ok).collect()
 }
 
 /// The Ethernet address of an interface.

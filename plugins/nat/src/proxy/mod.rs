@@ -40,10 +40,11 @@ use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
 use nix::poll::{PollFd, PollFlags, poll as poll_fds};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket,
 };
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
 use socket2::Socket;
 
 use crate::forward::{self, Forward, Protocol, Wish};
@@ -70,6 +71,12 @@ const TELL: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether the gateway has ended before it connected, in milliseconds.
 const LOOK: u16 = 200;
+
+/// How long the gateway's session may take to clean up: the supervisor's own limit, and a second.
+const CLEANUP: Duration = Duration::from_secs(3);
+
+/// How often it is looked whether it has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Descriptors that are not for connections.
 const RESERVED: usize = 256;
@@ -104,6 +111,7 @@ pub(crate) fn run(task: &Task, plugin: &UnixStream) -> io::Result<()> {
     bind(listener.as_raw_fd(), &UnixAddr::new(&path)?)?;
     listen(&listener, Backlog::new(1)?)?;
     let directory = File::open(&task.directory)?;
+    let mut ending = Poll::new()?;
     let mut gateway = start_gateway(task, &path)?;
     let outside = Outside {
         control,
@@ -116,14 +124,27 @@ pub(crate) fn run(task: &Task, plugin: &UnixStream) -> io::Result<()> {
         Ok(false) => Ok(()),
         Err(error) => Err(error),
     };
-    let _ = gateway.kill();
-    let _ = gateway.wait();
+    end_gateway(&mut gateway, &mut ending);
     // The plugin removes the directory, unless it was killed.
     for name in ["gateway", "control", "cable", "cable+"] {
         let _ = unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir);
     }
     let _ = unlinkat(AT_FDCWD, &task.directory, UnlinkatFlags::RemoveDir);
     result
+}
+
+/// Waits until the gateway's session has cleaned up, which is without the proxy, and kills it if it
+/// does not. `clock` has nothing to wait for: the sandbox allows no other sleep.
+fn end_gateway(gateway: &mut Child, clock: &mut Poll) {
+    let deadline = Instant::now() + CLEANUP;
+    let _ = kill(Pid::from_raw(gateway.id() as i32), Signal::SIGTERM);
+    while let Ok(None) = gateway.try_wait() {
+        if Instant::now() >= deadline || clock.wait(Some(LOOK_AGAIN), &mut Vec::new()).is_err() {
+            let _ = gateway.kill();
+            let _ = gateway.wait();
+            return;
+        }
+    }
 }
 
 /// Raises the limit of descriptors as far as the user may, and tells how many there are.
@@ -151,6 +172,9 @@ fn start_gateway(task: &Task, socket: &std::path::Path) -> io::Result<Child> {
     }
     for address in task.settings.interface() {
         command.arg("--addr").arg(address.to_string());
+    }
+    if let Some(mtu) = task.settings.mtu {
+        command.arg("--mtu").arg(mtu.to_string());
     }
     command.arg(format!("ptp://{}", task.directory.join("cable").display()));
     command.arg("--").arg(&program).arg("gateway");
@@ -261,6 +285,10 @@ fn serve(
     }
     if hold == Hold::None {
         let text = "the kernel has no nfnetlink_queue: connections are accepted before the far side has answered";
+        report::tell(plugin, &Report::Warning(text.to_owned()))?;
+    }
+    if proxy.names.servers().is_empty() {
+        let text = "/etc/resolv.conf names no name server, so names cannot be looked up inside; give servers with dns=, as in dns=192.0.2.53";
         report::tell(plugin, &Report::Warning(text.to_owned()))?;
     }
     sandbox::enter()?;
@@ -519,6 +547,7 @@ impl Proxy {
     }
 
     fn expire(&mut self, now: Instant) {
+        self.names.refresh();
         self.tcp.expire(now);
         self.udp.expire(now);
         self.echo.expire(now);

@@ -1,20 +1,20 @@
 //! Names: questions that clients ask at the gateway's address, asked of the host's name servers.
 //!
 //! A question goes to the first server; if it has not answered in time, to the next, and so on. The
-//! servers are those of `/etc/resolv.conf`, read again when it changes, or those the VNL names.
+//! servers are those of the host's resolv.conf ([`crate::resolv`]), read again when it changes, or
+//! those the VNL names. A server that cannot be reached at all is passed over at once.
 
-use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::errno::Errno;
 use slab::Slab;
 use socket2::{Domain, Socket, Type};
 
 use super::datagram::{self, LONGEST};
 use super::poll::{Poll, Token};
-
-const RESOLV_CONF: &str = "/etc/resolv.conf";
+use crate::resolv::{self, Resolv};
 
 /// How long a server has to answer before the next one is asked.
 const PATIENCE: Duration = Duration::from_millis(1500);
@@ -41,7 +41,8 @@ struct Question {
 pub(crate) struct Names {
     fixed: Vec<IpAddr>,
     servers: Vec<SocketAddr>,
-    changed: Option<SystemTime>,
+    /// When the host's files were last changed.
+    changed: Option<[Option<SystemTime>; 2]>,
     questions: Slab<Question>,
     buffer: Vec<u8>,
     /// How many questions found no answer.
@@ -63,9 +64,9 @@ impl Names {
         names
     }
 
-    /// The server that is asked first.
-    pub(crate) fn first(&self) -> Option<SocketAddr> {
-        self.servers.first().copied()
+    /// The servers, in the order in which they are asked.
+    pub(crate) fn servers(&self) -> &[SocketAddr] {
+        &self.servers
     }
 
     /// Reads the host's servers if they have changed.
@@ -74,10 +75,10 @@ impl Names {
             self.servers = self.fixed.iter().map(|&ip| (ip, 53).into()).collect();
             return;
         }
-        let changed = fs::metadata(RESOLV_CONF).and_then(|m| m.modified()).ok();
-        if changed.is_none() || changed != self.changed {
+        let changed = Some(resolv::changed());
+        if changed != self.changed {
             self.changed = changed;
-            self.servers = parse(&fs::read_to_string(RESOLV_CONF).unwrap_or_default());
+            self.servers = Resolv::read().servers;
         }
     }
 
@@ -89,7 +90,12 @@ impl Names {
             return;
         }
         let now = Instant::now();
-        let Some(Ok(socket)) = self.first().map(|server| ask(server, bytes)) else {
+        let Some(Ok(socket)) = self
+            .servers
+            .iter()
+            .map(|server| ask(*server, bytes))
+            .find(Result::is_ok)
+        else {
             self.unanswered += 1;
             return;
         };
@@ -112,7 +118,7 @@ impl Names {
 
     /// A server has answered: the client, the address that it asked, and the answer.
     pub(crate) fn on_answer(&mut self, index: usize) -> Option<(SocketAddr, SocketAddr, &[u8])> {
-        let question = self.questions.get(index)?;
+        let question = self.questions.get_mut(index)?;
         match datagram::receive(&question.socket, &mut self.buffer) {
             Ok(received) if self.buffer.get(..2) == question.bytes.get(..2) => {
                 let question = self.questions.remove(index);
@@ -121,6 +127,16 @@ impl Names {
                     question.asked,
                     &self.buffer[..received.length],
                 ))
+            }
+            Err(Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH)
+                if question.tries < self.servers.len() =>
+            {
+                // The next server is asked without waiting for this one.
+                question.last = question
+                    .since
+                    .checked_sub(PATIENCE)
+                    .unwrap_or(question.since);
+                None
             }
             _ => None,
         }
@@ -167,41 +183,4 @@ fn ask(server: SocketAddr, bytes: &[u8]) -> io::Result<Socket> {
     socket.connect(&server.into())?;
     socket.send(bytes)?;
     Ok(socket)
-}
-
-/// The name servers in a resolv.conf(5).
-fn parse(text: &str) -> Vec<SocketAddr> {
-    let mut servers = Vec::new();
-    for line in text.lines() {
-        let mut words = line.split_whitespace();
-        if words.next() == Some("nameserver")
-            && let Some(word) = words.next()
-        {
-            // A scope, as in fe80::1%eth0, names an interface.
-            let (address, scope) = word.split_once('%').unwrap_or((word, ""));
-            match address.parse::<IpAddr>() {
-                Ok(IpAddr::V6(ip)) if !scope.is_empty() => {
-                    let index = nix::net::if_::if_nametoindex(scope).unwrap_or(0);
-                    servers.push(SocketAddrV6::new(ip, 53, 0, index).into());
-                }
-                Ok(ip) => servers.push(SocketAddr::new(ip, 53)),
-                Err(_) => {}
-            }
-        }
-    }
-    servers
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn servers_of_a_resolv_conf() {
-        let text = "# x\nsearch a\nnameserver 192.0.2.1\nnameserver\t::1\nnameserver x\n";
-        let expected: [SocketAddr; 2] =
-            ["192.0.2.1:53".parse().unwrap(), "[::1]:53".parse().unwrap()];
-        assert_eq!(parse(text), expected);
-        assert_eq!(parse(""), []);
-    }
 }
