@@ -105,35 +105,51 @@ pub(crate) fn groups(lab: &Lab, plan: &Plan) -> Vec<(Group, Vec<String>, Visit)>
     ]
 }
 
-/// Runs a plan.
-pub(crate) fn run(lab: &Lab, plan: &Plan) -> Results {
-    let groups = groups(lab, plan);
-    let tables = groups.iter().map(|(group, _, _)| group.clone()).collect();
-    let mut bench = Bench {
+/// Runs a plan with the programs of each lab, by turns: with several labs what is ours alone.
+pub(crate) fn run<const LABS: usize>(labs: [&Lab; LABS], plan: &Plan) -> [Results; LABS] {
+    let mut benches = labs.map(|lab| Bench {
         lab,
         plan,
-        results: Results::new(tables),
+        results: Results::new(
+            groups(lab, plan)
+                .into_iter()
+                .map(|(group, ..)| group)
+                .collect(),
+        ),
         round: 0,
         start: Instant::now(),
-    };
+    });
+    let mut order: Vec<usize> = (0..LABS).collect();
     for round in 1..=plan.rounds {
-        bench.round = round;
-        for (group, probes, visit) in &groups {
+        for bench in &mut benches {
+            bench.round = round;
+        }
+        for (group, probes, visit) in &groups(labs[0], plan) {
             let turn = round as usize - 1;
             let count = group.rows.len();
             let rows = (0..count).map(|at| &group.rows[(at + turn) % count]);
             let rows: Vec<&str> = rows
-                .filter(|row| row.missing.is_none())
+                .filter(|row| LABS == 1 || row.is_ours())
                 .map(|row| row.id)
+                .filter(|row| benches.iter().all(|bench| bench.results.has(group.id, row)))
                 .collect();
             let wants = |row: &str, probe: &str| plan.wants(&format!("{}/{row}/{probe}", group.id));
+            let mut turns = |visit: &dyn Fn(&mut Bench<'_>)| {
+                for &at in &order {
+                    if check_interrupted().is_ok() {
+                        visit(&mut benches[at]);
+                    }
+                }
+                // Nor is one lab always the first.
+                order.reverse();
+            };
             match visit {
                 Visit::Rows(visit) => {
                     for row in rows {
                         let wanted = probes.iter().filter(|probe| wants(row, probe));
                         let wanted: Vec<String> = wanted.cloned().collect();
-                        if !wanted.is_empty() && check_interrupted().is_ok() {
-                            visit(&mut bench, row, &wanted);
+                        if !wanted.is_empty() {
+                            turns(&|bench| visit(bench, row, &wanted));
                         }
                     }
                 }
@@ -141,15 +157,15 @@ pub(crate) fn run(lab: &Lab, plan: &Plan) -> Results {
                     for probe in probes {
                         let wanted = rows.iter().filter(|row| wants(row, probe));
                         let wanted: Vec<&str> = wanted.copied().collect();
-                        if !wanted.is_empty() && check_interrupted().is_ok() {
-                            visit(&mut bench, probe, &wanted);
+                        if !wanted.is_empty() {
+                            turns(&|bench| visit(bench, probe, &wanted));
                         }
                     }
                 }
             }
         }
     }
-    bench.results
+    benches.map(|bench| bench.results)
 }
 
 impl Bench<'_> {

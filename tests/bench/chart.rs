@@ -1,18 +1,43 @@
-//! The chart: ratios to a veth pair as horizontal bars, in SVG.
+//! The charts: ratios to the reference as horizontal bars, in SVG.
 //!
 //! Theory of operation. Each measure worth a look has a panel, with a bar for each contender that
-//! has a ratio. The median is the bar's length, and the range over the rounds is a line on it. A
+//! has a ratio to its group's reference. The median is the bar's length, and the range over the rounds is a line on it. A
 //! long bar would make the others vanish, so lengths are logarithmic when the ratios are far apart.
-//! Ours, Debian's and the reference have a colour each.
+//! Ours, others' and the reference have a colour each.
 
 use std::fmt::Write;
 
 use crate::figures::{Figures, Line, Table};
-use crate::links;
 use crate::report::figure;
 use crate::results::{Better, Measure, Summary};
+use crate::{links, uplink};
 
-const PANELS: &[&str] = &["tcp1-to", "rtt-idle-p50"];
+/// What a picture shows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Chart {
+    pub(crate) file: &'static str,
+    group: &'static str,
+    /// What the ratios are to.
+    reference: &'static str,
+    /// The measures.
+    panels: &'static [&'static str],
+}
+
+/// All pictures.
+pub(crate) const CHARTS: &[Chart] = &[
+    Chart {
+        file: "performance.svg",
+        group: links::ID,
+        reference: "veth",
+        panels: &["tcp1-to", "rtt-idle-p50"],
+    },
+    Chart {
+        file: "performance-uplink.svg",
+        group: uplink::ID,
+        reference: "kernel NAT by root",
+        panels: &["tcp1-out", "tcp1-in"],
+    },
+];
 const WIDTH: f64 = 860.0;
 /// Where bars begin, and how long they are at most.
 const LEFT: f64 = 270.0;
@@ -21,14 +46,14 @@ const LINE: f64 = 22.0;
 /// Ratios further apart than this are drawn to a logarithmic scale.
 const FAR: f64 = 30.0;
 
-/// The chart of the links; `None` if there is nothing to compare.
-pub(crate) fn svg(figures: &Figures) -> Option<String> {
-    let group = figures.table(links::ID)?;
+/// A chart; `None` if there is nothing to compare.
+pub(crate) fn svg(chart: &Chart, figures: &Figures) -> Option<String> {
+    let group = figures.table(chart.group)?;
     let mut body = String::new();
     let mut y = 46.0;
-    for key in PANELS {
+    for key in chart.panels {
         let measure = group.measures.iter().find(|measure| measure.key == *key)?;
-        panel(&mut body, &mut y, group, measure);
+        panel(&mut body, &mut y, chart.reference, group, measure);
     }
     if body.is_empty() {
         return None;
@@ -50,7 +75,7 @@ pub(crate) fn svg(figures: &Figures) -> Option<String> {
     Some(out)
 }
 
-fn panel(out: &mut String, y: &mut f64, group: &Table, measure: &Measure) {
+fn panel(out: &mut String, y: &mut f64, reference: &str, group: &Table, measure: &Measure) {
     let ratio = |row: &Line| row.cells.get(&measure.key)?.to_reference;
     let bars: Vec<(&Line, Summary)> = group
         .rows
@@ -75,7 +100,7 @@ fn panel(out: &mut String, y: &mut f64, group: &Table, measure: &Measure) {
     };
     let scale = if logarithmic { ", logarithmic" } else { "" };
     let title = format!(
-        "{} – ratio to veth, {}{scale}",
+        "{} – ratio to {reference}, {}{scale}",
         measure.title,
         measure.better.word()
     );
@@ -84,9 +109,9 @@ fn panel(out: &mut String, y: &mut f64, group: &Table, measure: &Measure) {
     let top = *y;
     for (row, ratio) in &bars {
         let colour = match &*row.id {
-            links::REFERENCE => "#999",
-            id if id.starts_with("debian") => "#c96",
-            _ => "#37a",
+            id if Some(id) == group.reference.as_deref() => "#999",
+            id if id.starts_with("ours") || id.starts_with("mixed") => "#37a",
+            _ => "#c96",
         };
         let middle = *y + LINE / 2.0;
         label(

@@ -79,15 +79,35 @@ impl Figures {
         Ok(json.replace("{\"id\"", "\n{\"id\"") + "\n")
     }
 
-    /// Adds the tables of another run, which say how long its measurements took.
+    /// Adds another run. If its measurements took as long as these, it fills what these lack, else
+    /// its tables follow and say how long they took.
     pub(crate) fn append(&mut self, other: Self) {
         let seconds = &other.machine["seconds"];
-        for mut table in other.groups {
-            if table.rows.iter().any(|row| !row.cells.is_empty()) {
-                table.title = format!("{}, {seconds} s each", table.title);
-                self.groups.push(table);
+        let is_alike = *seconds == self.machine["seconds"];
+        let note = self.machine["note"].as_str().unwrap_or_default();
+        let note = format!("{note}\nAdded: {}.", other.origin().join(":\n"));
+        self.machine["note"] = note.trim_start().into();
+        let is_measured = |table: &Table| table.rows.iter().any(|row| !row.cells.is_empty());
+        for mut table in other.groups.into_iter().filter(is_measured) {
+            let mut tables = self.groups.iter_mut();
+            match tables.find(|mine| is_alike && mine.id == table.id) {
+                Some(mine) => mine.fill(table),
+                None => {
+                    if !is_alike {
+                        table.title = format!("{}, {seconds} s each", table.title);
+                    }
+                    self.groups.push(table);
+                }
             }
         }
+        for bar in other.bars.into_iter().filter(|bar| bar.found.is_some()) {
+            match self.bars.iter_mut().find(|mine| mine.what == bar.what) {
+                Some(mine) if mine.found.is_some() => {}
+                Some(mine) => *mine = bar,
+                None => self.bars.push(bar),
+            }
+        }
+        self.failures.extend(other.failures);
     }
 
     /// The first table of a group.
@@ -117,6 +137,25 @@ impl Figures {
 }
 
 impl Table {
+    /// Takes what it lacks from a table of the same group.
+    fn fill(&mut self, other: Self) {
+        for measure in other.measures {
+            if !self.measures.iter().any(|mine| mine.key == measure.key) {
+                self.measures.push(measure);
+            }
+        }
+        for row in other.rows {
+            match self.rows.iter_mut().find(|mine| mine.id == row.id) {
+                Some(mine) => {
+                    for (key, cell) in row.cells {
+                        mine.cells.entry(key).or_insert(cell);
+                    }
+                }
+                None => self.rows.push(row),
+            }
+        }
+    }
+
     pub(crate) fn row(&self, id: &str) -> Option<&Line> {
         self.rows.iter().find(|row| row.id == id)
     }

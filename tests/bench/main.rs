@@ -5,11 +5,13 @@
 //! `tools`, which are this same program inside the namespaces. `internet` wires the contenders of
 //! `uplink`. That, `links`, `switches`, `stuck`, `costs`, `crowd` and `idle` are the groups of
 //! measurements, which `bench` runs in rounds. `results` keeps what comes out, and `report` prints
-//! it. `figures` is the results file, from which `pages` and `chart` draw the pages.
+//! it. `figures` is the results file, from which `pages` and `chart` draw the pages. `compare` shows
+//! two builds beside each other.
 //! docs/performance.md is the manual.
 
 mod bench;
 mod chart;
+mod compare;
 mod costs;
 mod crowd;
 mod figures;
@@ -48,7 +50,7 @@ pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 #[derive(Debug, Parser)]
 #[command(name = "vdens-bench", version, args_conflicts_with_subcommands = true)]
 struct Options {
-    /// How often everything is measured [default: 5]
+    /// How often everything is measured: a round takes 18 minutes [default: 5]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
 
@@ -69,13 +71,18 @@ struct Options {
     #[arg(long, value_name = "DIR")]
     bin: Option<PathBuf>,
 
+    /// Measure the programs and plugins in DIR by turns with ours, only what is ours, and compare.
+    /// Writes no files
+    #[arg(long, value_name = "DIR")]
+    against: Option<PathBuf>,
+
     /// Where to write the results and the pages that show them; docs has those of the documentation
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     out: PathBuf,
 
     /// Measure nothing, and draw the pages from this results file; the tables of further ones
     /// follow
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["rounds", "seconds", "quick", "only", "bin"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["rounds", "seconds", "quick", "only", "bin", "against"])]
     from: Vec<PathBuf>,
 
     /// Print the names of everything, and what this machine cannot do
@@ -143,9 +150,7 @@ fn measure(options: Options) -> Result<ExitCode> {
             .ok_or("this program has no directory")?
             .to_owned(),
     };
-    let lab = Lab::new(&programs)?;
-    // Not before: the tests' kit, on which the lab is built, sets what a shell ignores to default.
-    process::catch_signals()?;
+    let lab = process::catch_signals_after(|| Lab::new(&programs))?;
     if options.list {
         list(&lab, &plan);
         return Ok(ExitCode::SUCCESS);
@@ -156,8 +161,13 @@ fn measure(options: Options) -> Result<ExitCode> {
     if cfg!(debug_assertions) {
         tell("vdens-bench: a debug build: senders are slower than they should be");
     }
+    if let Some(directory) = options.against {
+        let old = process::catch_signals_after(|| Lab::new(&directory))?;
+        return compare(&lab, &old, &plan);
+    }
+    warn_of_missing(&lab, &plan);
     let machine = machine(&plan, &lab);
-    let results = bench::run(&lab, &plan);
+    let [results] = bench::run([&lab], &plan);
     let figures = results.figures(machine, report::measured_bars(&results));
     let origin = figures.origin().join("; ");
     print(&format!("{origin}\n{}\n", report::text(&results)));
@@ -167,6 +177,31 @@ fn measure(options: Options) -> Result<ExitCode> {
         true => ExitCode::SUCCESS,
         false => ExitCode::from(2),
     })
+}
+
+/// Measures two builds.
+fn compare(new: &Lab, old: &Lab, plan: &Plan) -> Result<ExitCode> {
+    let [new, old] = bench::run([new, old], plan);
+    print(&compare::text(&new, &old));
+    process::check_interrupted()?;
+    Ok(match new.failures.is_empty() && old.failures.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(2),
+    })
+}
+
+/// Says beforehand what will not be measured.
+fn warn_of_missing(lab: &Lab, plan: &Plan) {
+    for (group, probes, _) in bench::groups(lab, plan) {
+        for row in &group.rows {
+            let name = format!("{}/{}", group.id, row.id);
+            let mut probes = probes.iter();
+            let is_wanted = probes.any(|probe| plan.wants(&format!("{name}/{probe}")));
+            if let Some(why) = row.missing.as_ref().filter(|_| is_wanted) {
+                tell(&format!("vdens-bench: MISSING: {name}: {why}"));
+            }
+        }
+    }
 }
 
 fn list(lab: &Lab, plan: &Plan) {

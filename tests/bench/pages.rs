@@ -1,18 +1,19 @@
 //! The pages of the documentation that show results, drawn from a results file.
 //!
 //! Theory of operation. They show ratios and shares, no absolute speeds, which belong to one
-//! machine. `performance-tables.md` has everything, `performance.svg` is the [`chart`], and a table
-//! for those who have a minute is put into `performance.md`, between the two lines of [`MARKS`];
-//! the rest of that page is written by hand.
+//! machine. `performance-tables.md` has everything, [`chart`] draws the pictures, and two tables
+//! for those who have a minute are put into `performance.md`, between two lines each (`MARKS` and
+//! `UPLINK_MARKS`); the rest of that page is written by hand.
 
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
+use crate::chart::{self, CHARTS};
 use crate::figures::{Cell, Figures, Line, Table};
 use crate::report::figure;
 use crate::results::{Better, Measure};
-use crate::{chart, costs, links, print};
+use crate::{costs, links, print, uplink};
 
 /// The page into which the short table goes.
 const PAGE: &str = "performance.md";
@@ -20,6 +21,12 @@ const PAGE: &str = "performance.md";
 const MARKS: [&str; 2] = [
     "<!-- drawn by tests/bench/run from performance.json -->\n",
     "<!-- end of what is drawn -->\n",
+];
+
+/// The same for ways to the Internet.
+const UPLINK_MARKS: [&str; 2] = [
+    "<!-- the uplink, drawn by tests/bench/run from performance.json -->\n",
+    "<!-- end of the uplink -->\n",
 ];
 
 /// The rows of the short table: contender, and what it is to a user.
@@ -34,6 +41,16 @@ const SHORT: &[(&str, &str)] = &[
     ("ours-vde-switch", "two namespaces on Debian's `vde_switch`"),
 ];
 
+/// The columns of the short table of ways to the Internet: measure, and title.
+const SHORT_UPLINK: &[(&str, &str)] = &[
+    ("tcp1-out", "TCP out ↑"),
+    ("tcp1-in", "TCP in ↑"),
+    ("tcp1-effort", "Processor time a GiB ↓"),
+    ("requests-rate", "Requests a second ↑"),
+    ("udp-1400-out", "UDP out ↑"),
+    ("rtt-p50", "Round trip ↓"),
+];
+
 /// Writes the results file and all pages into a directory.
 pub(crate) fn write(figures: &Figures, out: &Path) -> crate::Result<()> {
     fs::create_dir_all(out)?;
@@ -41,17 +58,12 @@ pub(crate) fn write(figures: &Figures, out: &Path) -> crate::Result<()> {
         ("performance.json", figures.to_json()?),
         ("performance-tables.md", tables(figures)),
     ];
-    files.extend(chart::svg(figures).map(|chart| ("performance.svg", chart)));
+    for chart in CHARTS {
+        files.extend(chart::svg(chart, figures).map(|svg| (chart.file, svg)));
+    }
     if let Ok(page) = fs::read_to_string(out.join(PAGE)) {
-        let [begin, end] = MARKS;
-        let parts = page.split_once(begin).and_then(|(before, rest)| {
-            let (_, after) = rest.split_once(end)?;
-            Some(format!("{before}{begin}\n{}\n{end}{after}", short(figures)))
-        });
-        files.push((
-            PAGE,
-            parts.ok_or("performance.md has no place for the table")?,
-        ));
+        let page = insert(&page, MARKS, &short(figures))?;
+        files.push((PAGE, insert(&page, UPLINK_MARKS, &short_uplink(figures))?));
     }
     for (name, text) in files {
         let path = out.join(name);
@@ -59,6 +71,15 @@ pub(crate) fn write(figures: &Figures, out: &Path) -> crate::Result<()> {
         print(&format!("{}\n", path.display()));
     }
     Ok(())
+}
+
+/// Puts a table between two marks of a page.
+fn insert(page: &str, [begin, end]: [&str; 2], table: &str) -> crate::Result<String> {
+    let parts = page.split_once(begin).and_then(|(before, rest)| {
+        let (_, after) = rest.split_once(end)?;
+        Some(format!("{before}{begin}\n{table}\n{end}{after}"))
+    });
+    Ok(parts.ok_or("performance.md has no place for the table")?)
 }
 
 /// The worse of a ratio's two directions, if both were measured.
@@ -124,6 +145,65 @@ fn short(figures: &Figures) -> String {
     let [machine, run] = figures.origin();
     let _ = writeln!(out, "\nMeasured on {machine}:\n{run}.");
     out
+}
+
+/// The table of ways to the Internet for those who have a minute.
+fn short_uplink(figures: &Figures) -> String {
+    let Some(table) = figures.table(uplink::ID) else {
+        return "Not measured.\n".to_owned();
+    };
+    let titles: Vec<&str> = SHORT_UPLINK.iter().map(|(_, title)| *title).collect();
+    let mut out = format!(
+        "| × kernel NAT by root | {} |\n|---|{}\n",
+        titles.join(" | "),
+        "---|".repeat(titles.len())
+    );
+    let is_reference = |row: &Line| Some(&row.id) == table.reference.as_ref();
+    for row in table.rows.iter().filter(|row| !is_reference(row)) {
+        let cells = SHORT_UPLINK.iter().map(|(key, _)| {
+            let ratio = row.cells.get(*key).and_then(to_reference);
+            ratio.map_or("–".to_owned(), figure)
+        });
+        let cells: Vec<String> = cells.collect();
+        let _ = writeln!(out, "| {} | {} |", row.title, cells.join(" | "));
+    }
+    let start = figures.table(uplink::START).and_then(|table| {
+        let cell = table.row("ours")?.cells.get(uplink::TRUE)?;
+        to_rival(cell).map(figure)
+    });
+    if let Some(start) = start {
+        let _ = writeln!(
+            out,
+            "\n`vdens --auto nat:// true` takes {start} times as long as\n\
+             `pasta --config-net -- true`."
+        );
+    }
+    out.push_str(&unmet(figures, uplink::ID));
+    out
+}
+
+/// The bars of some groups that were not met.
+fn unmet(figures: &Figures, groups: &str) -> String {
+    let measured = figures.bars.iter().filter(|bar| bar.found.is_some());
+    let bars: Vec<_> = measured
+        .filter(|bar| bar.what.starts_with(groups))
+        .collect();
+    let unmet = bars.iter().filter(|bar| bar.is_met != Some(true));
+    let rows: Vec<String> = unmet
+        .map(|bar| {
+            let found = bar.found.map(figure).unwrap_or_default();
+            format!("| {} | {} | {found} |", bar.what, bar.limit)
+        })
+        .collect();
+    if rows.is_empty() {
+        return format!("\nAll {} bars are met.\n", bars.len());
+    }
+    format!(
+        "\nOf {} bars {} are met. Not met:\n\n| | Bar | Here |\n|---|---|---|\n{}\n",
+        bars.len(),
+        bars.len() - rows.len(),
+        rows.join("\n")
+    )
 }
 
 /// Everything: ratios, and shares.

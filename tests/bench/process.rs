@@ -22,23 +22,31 @@ extern "C" fn interrupt(_: libc::c_int) {
     INTERRUPTED.store(true, Ordering::Relaxed);
 }
 
-/// Turns the signals that end a program into errors of all waits, so that everything is cleaned up.
-pub(crate) fn catch_signals() -> Result<()> {
+/// The signals that end a program.
+const ENDING: [Signal; 4] = [
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGHUP,
+];
+
+/// Sets something up that has to be cleaned up, and then turns the signals that end a program into
+/// errors of all waits. Signals that come before wait.
+pub(crate) fn catch_signals_after<T>(set_up: impl FnOnce() -> Result<T>) -> Result<T> {
+    let signals = SigSet::from_iter(ENDING);
+    signals.thread_block()?;
+    let made = set_up();
     let action = SigAction::new(
         SigHandler::Handler(interrupt),
         SaFlags::empty(),
         SigSet::empty(),
     );
-    for signal in [
-        Signal::SIGINT,
-        Signal::SIGQUIT,
-        Signal::SIGTERM,
-        Signal::SIGHUP,
-    ] {
+    for signal in ENDING {
         // SAFETY: the handler only stores to an atomic.
         unsafe { sigaction(signal, &action) }?;
     }
-    Ok(())
+    signals.thread_unblock()?;
+    made
 }
 
 /// An error if the benchmark is to end.

@@ -79,6 +79,13 @@ pub(crate) struct Row {
     pub(crate) missing: Option<String>,
 }
 
+impl Row {
+    /// Whether a program of ours takes part.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.id.contains("ours") || self.id.starts_with("mixed")
+    }
+}
+
 /// A table.
 #[derive(Clone, Debug)]
 pub(crate) struct Group {
@@ -148,6 +155,14 @@ impl Results {
         self.samples.entry(key).or_default().insert(round, value);
     }
 
+    /// Whether there is a row that can be measured.
+    pub(crate) fn has(&self, group: &str, row: &str) -> bool {
+        let mut groups = self.groups.iter();
+        let group = groups.find(|its| its.id == group);
+        let row = group.and_then(|group| group.rows.iter().find(|its| its.id == row));
+        row.is_some_and(|row| row.missing.is_none())
+    }
+
     fn rounds(&self, group: &str, row: &str, measure: &str) -> Option<&Rounds> {
         let key = (group.to_owned(), row.to_owned(), measure.to_owned());
         self.samples.get(&key)
@@ -166,12 +181,19 @@ impl Results {
         other: &str,
     ) -> Option<Summary> {
         let ours = self.rounds(group, row, measure)?;
-        let theirs = self.rounds(group, other, measure)?;
-        let ratios = ours.iter().filter_map(|(round, value)| {
-            let other = theirs.get(round)?;
-            (*other > 0.0).then(|| value / other)
-        });
-        Summary::of(ratios)
+        ratios(ours, self.rounds(group, other, measure)?)
+    }
+
+    /// How many times as much as in another run a row's measure is; both runs took turns.
+    pub(crate) fn ratio_to(
+        &self,
+        other: &Self,
+        group: &str,
+        row: &str,
+        measure: &str,
+    ) -> Option<Summary> {
+        let ours = self.rounds(group, row, measure)?;
+        ratios(ours, other.rounds(group, row, measure)?)
     }
 
     /// Everything, for the results file and the pages drawn from it.
@@ -213,6 +235,15 @@ impl Results {
             cells: group.measures.iter().filter_map(cell).collect(),
         }
     }
+}
+
+/// Ratios within rounds.
+fn ratios(ours: &Rounds, theirs: &Rounds) -> Option<Summary> {
+    let ratios = ours.iter().filter_map(|(round, value)| {
+        let other = theirs.get(round)?;
+        (*other > 0.0).then(|| value / other)
+    });
+    Summary::of(ratios)
 }
 
 #[cfg(test)]

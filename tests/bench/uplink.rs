@@ -60,8 +60,6 @@ const STARTS: u32 = 15;
 
 /// What is run; the measures of each start with its name.
 const PROBES: &[(&str, Run)] = &[
-    // First, while no buffer has grown.
-    ("memory", memory),
     ("tcp1", |at| tcp(at, 1)),
     ("tcp4", |at| tcp(at, 4)),
     (MANY, many),
@@ -77,6 +75,10 @@ const PROBES: &[(&str, Run)] = &[
         ])
     }),
 ];
+
+/// What is run on ways opened for it: no buffer has grown yet, and so many connections are the end of
+/// libvdeplug's slirp.
+const ALONE: &[(&str, Run)] = &[("memory", memory)];
 
 /// Probes left out of a quick run.
 const NOT_QUICK: &[&str] = &["tcp4", "udp-64"];
@@ -184,7 +186,7 @@ fn memory(at: &At<'_>) -> Result<Values> {
     };
     let before = mebibytes()?;
     if before == 0.0 {
-        // The kernel.
+        // The kernel has no process.
         return Ok(Values::new());
     }
     let keep = at.lab.tool_inside(server, &format!("keep {KEPT}"));
@@ -284,7 +286,7 @@ fn row(lab: &Lab, (id, title, way): &(&'static str, &str, Way)) -> Row {
 
 /// The names of what is run.
 pub(crate) fn probes(plan: &Plan) -> Vec<String> {
-    let all = PROBES.iter().map(|(name, _)| *name);
+    let all = PROBES.iter().chain(ALONE).map(|(name, _)| *name);
     all.filter(|name| !plan.quick || !NOT_QUICK.contains(name))
         .map(str::to_owned)
         .collect()
@@ -307,14 +309,23 @@ pub(crate) fn visit(bench: &mut Bench<'_>, row: &str, probes: &[String]) {
         true => CLIENTS,
         false => 1,
     };
-    let Some(uplink) = bench.set_up(ID, row, || way.open(lab, count)) else {
-        return;
-    };
-    for (name, run) in PROBES.iter().filter(|(name, _)| wants(name)) {
+    for probes in [PROBES, ALONE] {
+        let wanted: Vec<_> = probes.iter().filter(|(name, _)| wants(name)).collect();
+        if !wanted.is_empty()
+            && let Some(uplink) = bench.set_up(ID, row, || way.open(lab, count))
+        {
+            run(bench, row, &uplink, &wanted);
+        }
+    }
+}
+
+/// Runs probes until a program of the contender's has ended.
+fn run(bench: &mut Bench<'_>, row: &str, uplink: &Uplink<'_>, probes: &[&(&str, Run)]) {
+    for (name, run) in probes {
         let at = At {
-            lab,
+            lab: bench.lab,
             plan: bench.plan,
-            uplink: &uplink,
+            uplink,
         };
         bench.measure(ID, row, name, || run(&at));
         if bench.set_up(ID, row, || uplink.check()).is_none() {

@@ -21,13 +21,18 @@ use vdens_tests::{Lab, PROGRAMS, lacks, need, skip};
 const NOT_RUN: &[(&str, &str, &str)] = &[
     (
         "docs/performance.md",
-        "$ tests/bench/run            #",
+        "$ tests/bench/run               #",
         "takes an hour; the_benchmark_runs measures a little",
     ),
     (
         "docs/performance.md",
         "$ tests/bench/run --only",
         "builds the workspace; the_benchmark_runs measures a little",
+    ),
+    (
+        "docs/performance.md",
+        "$ tests/bench/run --against",
+        "needs an older build; the_benchmark_compares_two_builds compares one with itself",
     ),
     (
         "docs/performance.md",
@@ -292,6 +297,7 @@ fn the_benchmark_runs() {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_vdens-bench"))
         .args(["--rounds", "1", "--seconds", "1"])
         .args(["--only", "links/veth/tcp1", "--only", "links/ours-ptp/tcp1"])
+        .args(["--only", "uplink/ours/requests"])
         .arg("--bin")
         .arg(lab.bin())
         .arg("--out")
@@ -304,6 +310,29 @@ fn the_benchmark_runs() {
         lab.expect(file);
     }
     lab.expect("performance.svg");
+}
+
+#[test]
+fn the_benchmark_compares_two_builds() {
+    need!("root");
+    let lab = Lab::new();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_vdens-bench"))
+        .args(["--rounds", "1", "--seconds", "1"])
+        .args(["--only", "links/ours-ptp/rtt-idle", "--only", "links/veth"])
+        .arg("--bin")
+        .arg(lab.bin())
+        .arg("--against")
+        .arg(lab.bin())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:#?}");
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(stdout.contains("links/ours-ptp: rtt-idle-p50"), "{stdout}");
+    assert!(
+        stdout.contains("Worse by more than the scatter:"),
+        "{stdout}"
+    );
+    assert!(!stdout.contains("veth"), "only what is ours: {stdout}");
 }
 
 /// What the benchmark draws from the results in docs/ is what the pages show.
@@ -325,6 +354,7 @@ fn the_performance_pages_show_the_results_file() {
         "performance.json",
         "performance-tables.md",
         "performance.svg",
+        "performance-uplink.svg",
     ] {
         let drawn = fs::read_to_string(lab.dir().join(file)).unwrap();
         let is_same = drawn == read(&format!("docs/{file}"));

@@ -632,6 +632,9 @@ fn a_hundred_switches() {
                     !a.ok("ip link show vde0").contains("NO-CARRIER")
                 });
             }
+            // A switch that is killed before it has a member may leave its bridge on the panel,
+            // until the next port is unplugged.
+            start("10.0.0.3/24").exit(0);
         });
         drop((a, b, switch));
     }
