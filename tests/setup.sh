@@ -10,12 +10,16 @@ cd "$(dirname "$0")"
 # tests drive them with.
 packages="gcc g++ libc6-dev iproute2 iputils-ping ethtool util-linux procps passwd tmux socat tcpdump iperf3 iptables nftables python3
           vdens vdeplug vde-switch vde-wirefilter qemu-system-x86 cpio gzip busybox-static bubblewrap curl dnsmasq-base libcap2-bin
+          wget openssh-client openssh-server bind9-dnsutils git isc-dhcp-client
           libvdeplug2 libvdeplug-slirp libvdeplug-agno libvdeplug-vlan passt slirp4netns"
 # A second compiler, for plugins: Debian's, or what the system has.
 [ -x /usr/bin/rustc ] || packages="$packages rustc-web"
 missing=$(for package in $packages; do dpkg -s "$package" 2>/dev/null | grep -q '^Status: install ok' || echo "$package"; done)
 if [ -n "$missing" ]; then
     export DEBIAN_FRONTEND=noninteractive
+    # A package must not start its server (openssh-server's): the tests start their own.
+    policy=/usr/sbin/policy-rc.d
+    [ -e $policy ] || { printf '#!/bin/sh\nexit 101\n' > $policy; chmod +x $policy; trap 'rm -f $policy' EXIT; }
     apt-get update -qq
     # shellcheck disable=SC2086
     apt-get install -y -qq --no-install-recommends $missing

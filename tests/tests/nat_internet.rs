@@ -17,8 +17,8 @@
 
 use vdens_tests::{Lab, Netns, PATIENCE, Proc, wait_until};
 
-/// The servers: 7 echoes, 80 tells who asks, 81 resets, 82 keeps the connection, 8000 serves the
-/// files below `www`.
+/// The servers: 7 echoes, 80 tells who asks, 81 resets, 83 accepts late if it was told so by UDP,
+/// 8000 serves the files below `www`.
 pub(crate) const SERVERS: &str = r#"
 import asyncio, functools, http.server, resource, socket, struct, sys, threading, time
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -64,8 +64,24 @@ def resets(c, a):
     c.recv(1)
     c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)); c.close()
 
-def keeps(c, a):
-    c.sendall(b"k"); c.recv(1); c.close()
+def late(family, address):                              # told so, it accepts nobody for 1.5 s
+    u = socket.socket(family, socket.SOCK_DGRAM); u.bind((address, 83))
+    t = listen(family, address, 83); t.listen(0); t.settimeout(0.2)
+    while True:
+        data, a = u.recvfrom(100)
+        full = [socket.socket(family) for _ in range(3)]
+        for s in full:
+            s.setblocking(False); s.connect_ex((address, 83))
+        time.sleep(0.1); u.sendto(b"wait", a); time.sleep(1.4)
+        for s in full: s.close()
+        end = time.time() + 10
+        while time.time() < end:
+            try:
+                c, a = t.accept(); c.settimeout(5)
+                if c.recv(100): c.sendall(b"late"); end = 0
+                c.close()
+            except OSError:
+                pass
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *a): pass
@@ -73,7 +89,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 files = functools.partial(Quiet, directory=sys.argv[1])
 tcp(8000, lambda c, a: (files(c, a, None), c.close()))
 threading.Thread(target=echoes, daemon=True).start()
-tcp(80, whoami); tcp(81, resets); tcp(82, keeps)
+tcp(80, whoami); tcp(81, resets)
 for family, address in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET, "198.51.100.1"), (socket.AF_INET6, "2001:db8::1")):
     s = socket.socket(family, socket.SOCK_DGRAM)
     try:
@@ -84,9 +100,30 @@ for family, address in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET, "198.51.
         while True:
             data, a = s.recvfrom(65536); s.sendto(data, a)
     threading.Thread(target=udp, daemon=True).start()
+    if address != "192.0.2.1":
+        threading.Thread(target=late, args=(family, address), daemon=True).start()
 print("ready", flush=True)
 time.sleep(100000)
 "#;
+
+/// The configuration of the Internet's name server.
+fn names() -> String {
+    let texts = (0..40).map(|n| format!("txt-record=long.test,{n}-{}\n", "x".repeat(100)));
+    "user=root
+no-resolv
+no-hosts
+log-facility=-
+bind-interfaces
+listen-address=192.0.2.1,198.51.100.1,2001:db8::1
+local=/test/
+address=/server.test/198.51.100.1
+address=/server.test/2001:db8::1
+address=/server4.test/198.51.100.1
+address=/server6.test/2001:db8::1
+"
+    .to_owned()
+        + &texts.collect::<String>()
+}
 
 /// Asks a TCP server: sends the third word, ends its half, prints all that comes.
 const ASK: &str = r#"
@@ -153,17 +190,12 @@ impl<'lab> Internet<'lab> {
         lab.write("www/page", "the page");
         let script = lab.write("servers.py", SERVERS);
         let servers = far.sh(&format!("exec python3 {script} {www}")).spawn();
-        let texts: String = (0..40)
-            .map(|number| format!(" --txt-record=long.test,{number}-{}", "x".repeat(100)))
-            .collect();
-        let names = format!(
-            "exec dnsmasq --keep-in-foreground --no-resolv --no-hosts \
-            --conf-file=/dev/null --user=root --pid-file --bind-interfaces --log-facility=- \
-            --listen-address=192.0.2.1,2001:db8::1,198.51.100.1 \
-            --address=/server.test/198.51.100.1 --address=/server.test/2001:db8::1 \
-            --address=/server4.test/198.51.100.1 --address=/server6.test/2001:db8::1{texts}"
-        );
-        let names = far.sh(&names).spawn();
+        let names = lab.write("dnsmasq.conf", names());
+        let names = far
+            .sh(&format!(
+                "exec dnsmasq --keep-in-foreground --pid-file --conf-file={names}"
+            ))
+            .spawn();
         wait_until("the servers listen", PATIENCE, || {
             servers.stdout().contains("ready") && names.stderr().contains("started")
         });

@@ -2,9 +2,10 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vdens_tests::{Lab, need};
+use vdens_tests::{Lab, PATIENCE, Session, need, wait_until};
 
 use crate::nat_internet::Internet;
+use crate::vm;
 
 #[test]
 fn a_whole_network_behind_one_gateway() {
@@ -76,4 +77,75 @@ fn auto_on_a_network_of_dnsmasq() {
     client.ping("192.168.7.1");
     assert_eq!(client.exit(0).code(), Some(0));
     kill(Pid::from_raw(server.proc().pid()), Signal::SIGTERM).unwrap();
+}
+
+/// How a DHCP client's script configures what it has learned, and where it writes the name servers.
+fn dhcp_script(servers: &str) -> String {
+    format!(
+        "#!/bin/sh
+        case \"$1$reason\" in bound|BOUND)
+            ip addr add ${{ip:-$new_ip_address}}/24 dev $interface
+            ip route add default via ${{router:-$new_routers}}
+            for server in ${{dns:-$new_domain_name_servers}}; do echo nameserver $server; done >{servers}
+        esac
+        "
+    )
+}
+
+/// A DHCP client's address, its name server's answers, and the Internet by both families.
+#[track_caller]
+fn check(client: &Session<'_>, interface: &str) {
+    let addresses = client.ok(&format!("ip addr show dev {interface}"));
+    assert!(addresses.contains("inet 10.0.2."), "{addresses}");
+    let said = client.ok("nslookup server.test");
+    assert!(said.contains("198.51.100.1"), "{said}");
+    for address in ["server.test", "198.51.100.1", "[2001:db8::1]"] {
+        let get = format!("busybox wget -qO- http://{address}:8000/page");
+        // An IPv6 address is usable when nobody else turns out to have it.
+        wait_until(&get, PATIENCE, || client.run(&get).1.ends_with("the page"));
+    }
+}
+
+#[test]
+fn foreign_machines_ask_by_dhcp() {
+    need!(
+        "root",
+        "python3",
+        "dnsmasq",
+        "guest",
+        "qemu-system-x86_64",
+        "vdens",
+        "dhclient",
+        "busybox"
+    );
+    let lab = Lab::new();
+    let net = Internet::new(&lab);
+    let switch = lab.vnl("switch", "sw");
+    let plug = lab
+        .vde_plug(["nat://dns=192.0.2.1", &switch])
+        .inside(&net.host)
+        .spawn();
+    lab.wait_for("sw/ctl");
+    let vnl = lab.vnl("vde", "sw");
+    let guest = vm::guest(&lab, &vnl);
+    guest.ok(&format!(
+        "mkdir -p /etc; cat >/script <<'END'\n{}\nEND\nchmod +x /script",
+        dhcp_script("/etc/resolv.conf")
+    ));
+    guest.ok("ip link set eth0 up; udhcpc -i eth0 -n -q -t 30 -T 1 -s /script");
+    check(&guest, "eth0");
+
+    let home = lab.home().display().to_string();
+    let script = lab.write("script", dhcp_script(&format!("{home}/resolv.conf")));
+    let debians = lab
+        .debian("vdens", ["-R", "10.0.2.3", &vnl, "sh"])
+        .session();
+    debians.ok(&format!(
+        "chmod +x {script}; ip link set vde0 up
+        dhclient -1 -4 -sf {script} -lf {home}/leases -pf {home}/pid vde0
+        kill $(cat {home}/pid); cmp {home}/resolv.conf /etc/resolv.conf"
+    ));
+    check(&debians, "vde0");
+    drop((guest, debians));
+    plug.terminate();
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use vdens_tests::{GUEST, Lab, Session, need, stretched, wait_until};
 
 /// Boots the guest with its network card on a VNL; a root shell on its serial line.
-fn guest<'lab>(lab: &'lab Lab, vnl: &str) -> Session<'lab> {
+pub(crate) fn guest<'lab>(lab: &'lab Lab, vnl: &str) -> Session<'lab> {
     guest_on(lab, &format!("vde,id=n,sock={vnl}"))
 }
 

@@ -10,8 +10,8 @@
 //! destination refuses.
 //!
 //! Sockets are waited for by edges: a flow remembers whether each can be read and written, and asks
-//! the kernel only for what can succeed. While a stream waits for room to write, the kernel does not
-//! tell of further bytes to read: a third of the wake-ups for each gibibyte.
+//! the kernel only for what can succeed. While a stream waits for room to write, the kernel does
+//! not tell of further bytes to read: a third of the wake-ups for each gibibyte.
 //!
 //! A flow that has more to move than its turn allows goes to the end of the line (`turns`), so a
 //! bulk transfer does not starve others.

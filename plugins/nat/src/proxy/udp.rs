@@ -164,7 +164,7 @@ impl Udp {
         let send = || datagram::send(&mapping.socket, bytes, run.segment(), to, None);
         let mut sent = send();
         if let Err(error) = sent {
-            // The socket tells of an error that an earlier datagram met, whoever sends the next one.
+            // The socket tells of an error that an earlier datagram met.
             let mut is_earlier = false;
             while let Some(failure) = datagram::failure(&mapping.socket) {
                 echo.fail(&failure, mapping.client);
