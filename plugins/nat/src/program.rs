@@ -6,6 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 
+use nix::sched::{CloneFlags, unshare};
+
+use crate::gateway::Hold;
+use crate::report::Probe;
 use crate::report::{self, Report};
 use crate::{gateway, proxy};
 
@@ -14,9 +18,24 @@ fn start_proxy(task: &str) -> io::Result<()> {
     let task = serde_json::from_str(task)?;
     let plugin = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     proxy::run(&task, &plugin).or_else(|error| {
-        let report = Report::Failed(error.to_string());
+        let report = match error.kind() {
+            io::ErrorKind::Unsupported => Report::Lacks(error.to_string()),
+            _ => Report::Failed(error.to_string()),
+        };
         report::tell(&plugin, &report)
     })
+}
+
+/// Prints what this kernel has for a gateway, a line of JSON.
+fn probe() -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)?;
+    let found = match gateway::rules::install("vde0", true) {
+        Ok(Hold::None) => Probe::Lacks(gateway::rules::NO_HOLD.to_owned()),
+        Ok(_) => Probe::Complete,
+        Err(error) => Probe::CannotRun(error.to_string()),
+    };
+    println!("{}", serde_json::to_string(&found)?);
+    Ok(())
 }
 
 /// What the program `vdens-nat` does with its arguments: it is the proxy or the gateway.
@@ -35,6 +54,7 @@ pub fn program(arguments: &[String]) -> ExitCode {
         ["gateway", settings, socket] => serde_json::from_str(settings)
             .map_err(io::Error::from)
             .and_then(|settings| gateway::run(&settings, Path::new(socket))),
+        ["probe"] => probe(),
         _ => {
             eprintln!("vdens-nat: started by the plugin nat; it is not to be run by hand");
             return ExitCode::from(2);

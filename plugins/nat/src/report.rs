@@ -14,10 +14,24 @@ pub(crate) enum Report {
     Started,
     /// The proxy ends, and why.
     Failed(String),
+    /// The proxy ends because this kernel can run no gateway, and what it lacks.
+    Lacks(String),
     /// Something that a person may want to know.
     Warning(String),
     /// For `vdectl status`.
     Status(BTreeMap<String, String>),
+}
+
+/// What a kernel has for a gateway, as `vdectl doctor` reads it.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Probe {
+    /// Everything.
+    Complete,
+    /// Not all of it, and what that means.
+    Lacks(String),
+    /// Too little for a gateway, and what.
+    CannotRun(String),
 }
 
 /// Tells the plugin something.

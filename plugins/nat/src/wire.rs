@@ -21,12 +21,23 @@ const LONGEST: usize = 4096;
 /// The most descriptors in a packet.
 const DESCRIPTORS: usize = STOCK;
 
+/// The most leases that are told.
+pub(crate) const LEASES: usize = 64;
+
 /// How many sockets of a kind the gateway makes at once.
 pub(crate) const STOCK: usize = 16;
 
 /// What the gateway first sends: why it cannot work, or its sockets. The descriptors beside it are
 /// TCP, UDP and ICMP of each family, then the queue if there is one.
-type First = Result<Sockets, String>;
+type First = Result<Sockets, Failure>;
+
+/// Why the gateway cannot work.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Failure {
+    text: String,
+    /// Whether the kernel lacks something.
+    lacks: bool,
+}
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Sockets {
@@ -41,11 +52,21 @@ pub(crate) struct Kind {
     pub ipv6: bool,
 }
 
-/// The gateway's answer to a request for sockets: they are beside it unless that failed.
+/// What the gateway sends later.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Answer {
-    kind: Kind,
-    error: Option<String>,
+enum Later {
+    /// The answer to a request for sockets: they are beside it unless that failed.
+    Stock { kind: Kind, error: Option<String> },
+    /// Who has which address, for a person.
+    Leases(Vec<String>),
+}
+
+/// What the gateway sends later, as the proxy gets it.
+pub(crate) enum Told {
+    /// Sockets that were asked for.
+    Stock(Kind, Vec<OwnedFd>),
+    /// Who has which address, for a person.
+    Leases(Vec<String>),
 }
 
 /// The gateway's sockets, as the proxy gets them.
@@ -115,7 +136,11 @@ pub(crate) fn send_sockets(
 /// # Errors
 /// The proxy is gone.
 pub(crate) fn send_failure(channel: &Channel, error: &io::Error) -> io::Result<()> {
-    channel.send(&First::Err(error.to_string()), &[])
+    let failure = Failure {
+        text: error.to_string(),
+        lacks: error.kind() == io::ErrorKind::Unsupported,
+    };
+    channel.send(&First::Err(failure), &[])
 }
 
 impl Channel {
@@ -127,7 +152,10 @@ impl Channel {
         let Some((first, fds)) = self.receive::<First>(MsgFlags::empty())? else {
             return Ok(None);
         };
-        let sockets = first.map_err(io::Error::other)?;
+        let sockets = first.map_err(|failure| match failure.lacks {
+            true => io::Error::new(io::ErrorKind::Unsupported, failure.text),
+            false => io::Error::other(failure.text),
+        })?;
         let mut fds = fds.into_iter();
         let mut inside = Vec::new();
         for _ in 0..sockets.families {
@@ -166,23 +194,29 @@ impl Channel {
     pub(crate) fn send_stock(&self, kind: Kind, made: io::Result<Vec<OwnedFd>>) -> io::Result<()> {
         let error = made.as_ref().err().map(ToString::to_string);
         let fds: Vec<_> = made.iter().flatten().map(AsFd::as_fd).collect();
-        self.send(&Answer { kind, error }, &fds)
+        self.send(&Later::Stock { kind, error }, &fds)
     }
 
-    /// The next answer, without waiting; `None` if the gateway is gone.
+    /// Tells the leases, of which there are at most [`LEASES`].
+    ///
+    /// # Errors
+    /// The proxy is gone.
+    pub(crate) fn send_leases(&self, leases: Vec<String>) -> io::Result<()> {
+        self.send(&Later::Leases(leases), &[])
+    }
+
+    /// The next thing that the gateway sent, without waiting; `None` if it is gone.
     ///
     /// # Errors
     /// The packet is malformed, or none is there (`WouldBlock`).
-    pub(crate) fn receive_stock(&self) -> io::Result<Option<(Kind, Vec<OwnedFd>)>> {
-        match self.receive::<Answer>(MsgFlags::MSG_DONTWAIT)? {
+    pub(crate) fn receive_later(&self) -> io::Result<Option<Told>> {
+        match self.receive::<Later>(MsgFlags::MSG_DONTWAIT)? {
             None => Ok(None),
-            Some((
-                Answer {
-                    error: Some(error), ..
-                },
-                _,
-            )) => Err(io::Error::other(error)),
-            Some((answer, fds)) => Ok(Some((answer.kind, fds))),
+            Some((Later::Stock { error, .. }, _)) if error.is_some() => {
+                Err(io::Error::other(error.unwrap_or_default()))
+            }
+            Some((Later::Stock { kind, .. }, fds)) => Ok(Some(Told::Stock(kind, fds))),
+            Some((Later::Leases(leases), _)) => Ok(Some(Told::Leases(leases))),
         }
     }
 

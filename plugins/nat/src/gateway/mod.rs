@@ -14,6 +14,7 @@
 mod advertisement;
 mod leases;
 mod message;
+mod nft;
 mod queue;
 mod routes;
 pub(crate) mod rules;
@@ -97,6 +98,9 @@ fn serve(channel: &wire::Channel, mut services: Services) -> io::Result<()> {
             channel.send_stock(kind, sockets::stock(kind))?;
         }
         services.serve();
+        if let Some(leases) = services.new_leases() {
+            channel.send_leases(leases)?;
+        }
         if Instant::now() >= advertise {
             services.advertise();
             advertise = Instant::now() + ADVERTISE;

@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 use socket2::Socket;
 
 use crate::forward::Protocol;
-use crate::wire::{Channel, Kind, STOCK};
+use crate::wire::{Channel, Kind, STOCK, Told};
 
 /// The sockets that are there.
 pub(crate) struct Stock {
@@ -21,6 +21,8 @@ pub(crate) struct Stock {
     sockets: HashMap<Kind, Vec<OwnedFd>>,
     /// The kinds that have been asked for.
     asked: Vec<Kind>,
+    /// Who has which address, as the gateway said last.
+    pub leases: Vec<String>,
 }
 
 impl Stock {
@@ -33,6 +35,7 @@ impl Stock {
             channel,
             sockets: HashMap::new(),
             asked: Vec::new(),
+            leases: Vec::new(),
         };
         let families = [Some(false), ipv6.then_some(true)];
         for ipv6 in families.into_iter().flatten() {
@@ -81,8 +84,9 @@ impl Stock {
     /// The gateway is gone, or cannot make any.
     pub(crate) fn refill(&mut self) -> io::Result<()> {
         loop {
-            match self.channel.receive_stock() {
-                Ok(Some((kind, sockets))) => {
+            match self.channel.receive_later() {
+                Ok(Some(Told::Leases(leases))) => self.leases = leases,
+                Ok(Some(Told::Stock(kind, sockets))) => {
                     self.asked.retain(|asked| *asked != kind);
                     self.sockets.entry(kind).or_default().extend(sockets);
                 }
