@@ -1,7 +1,7 @@
 //! Failures of the host itself: one line for a person.
 //!
-//! They are the same [`Error`] that plugins report, so that a failure reads alike wherever it
-//! arose. [`report`](crate::output::report) prints one.
+//! The host and the plugins use the same [`Error`], so that all failures read alike.
+//! [`report`](crate::output::report) prints one.
 
 use std::fmt::Display;
 use std::io;

@@ -1,15 +1,15 @@
 //! The log: standard error unless a file is named, warnings and worse unless more is asked for.
 //!
-//! Set up once in the first process; forked children inherit it. Plugins' records arrive here
-//! through the plugin kit. On standard error a record is one short line, in a file it has the time,
-//! the process and the source as well.
+//! The first process sets the log up once, and its forked children inherit it. Plugins' records
+//! arrive here through the plugin kit. On standard error a record is one short line. In a file it
+//! also has the time, the process and the source.
 //!
-//! Text and target of a record are escaped before simplelog makes a line of them, so a record is
-//! one line whoever wrote it.
+//! The logger escapes text and target of a record before simplelog makes a line of them, so every
+//! record is one line.
 //!
-//! The log never stops the program. A line that cannot be written at once, because nobody reads the
-//! pipe or the disk is full, is lost. Lost lines are counted, and the next line that can be written
-//! is preceded by their number.
+//! The log never stops the program. A line that cannot be written at once is lost, for example
+//! because nobody reads the pipe or the disk is full. The logger counts lost lines, and writes
+//! their number before the next line that can be written.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write, stderr};
@@ -65,7 +65,7 @@ pub fn start(choice: &Choice<'_>) -> Result<()> {
             let file = OpenOptions::new()
                 .append(true)
                 .create(true)
-                // It may be a pipe, which nobody reads.
+                // It may be a pipe that nobody reads.
                 .custom_flags(libc::O_NONBLOCK)
                 .open(path)
                 .map_err(|error| Error::path("open the log file", path, &error))?;
@@ -73,7 +73,7 @@ pub fn start(choice: &Choice<'_>) -> Result<()> {
         }
     };
     log::set_max_level(level);
-    // The only way to fail is a logger that is there already, which then serves.
+    // It fails only if there is a logger already, which then stays in use.
     let _ = log::set_boxed_logger(Box::new(logger));
     Ok(())
 }
@@ -96,12 +96,12 @@ fn long() -> Config {
         .build()
 }
 
-/// Escapes records, passes them on, and tells how many were lost.
+/// Escapes records, passes them on, and reports how many were lost.
 struct Logger {
     lines: Mutex<Box<dyn Log>>,
     /// Where the log goes.
     name: String,
-    /// Lines that were lost and not told of yet.
+    /// Lost lines that are not reported yet.
     lost: Arc<AtomicU64>,
 }
 
@@ -123,8 +123,8 @@ impl Logger {
         }
     }
 
-    /// Tells how many lines were lost, if any were.
-    fn tell_of_lost(&self, lines: &dyn Log) {
+    /// Reports how many lines were lost, if any were.
+    fn report_lost(&self, lines: &dyn Log) {
         let lost = self.lost.swap(0, Ordering::Relaxed);
         let name = &self.name;
         let notice = match lost {
@@ -148,7 +148,7 @@ impl Log for Logger {
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
             let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-            self.tell_of_lost(&**lines);
+            self.report_lost(&**lines);
             put(&**lines, record.level(), record.target(), *record.args());
         }
     }
@@ -164,10 +164,10 @@ fn put(lines: &dyn Log, level: Level, target: &str, message: std::fmt::Arguments
     lines.log(&record.args(format_args!("{}", Line(message))).build());
 }
 
-/// A file that lines are written to whole, or not at all and counted.
+/// A file to which each line is written as a whole. A line that cannot be written is counted.
 struct Lines<F> {
     file: F,
-    /// The line that is being made.
+    /// The line that is being assembled.
     line: Vec<u8>,
     lost: Arc<AtomicU64>,
 }
@@ -210,7 +210,7 @@ mod tests {
             "the pipe".into(),
         );
         let write = |level, message: &str| {
-            logger.tell_of_lost(&**logger.lines.lock().unwrap());
+            logger.report_lost(&**logger.lines.lock().unwrap());
             put(
                 &**logger.lines.lock().unwrap(),
                 level,

@@ -1,20 +1,20 @@
-//! Text on its way out of the program: made safe to show, and written.
+//! The program's output: makes text safe to show, and writes it.
 //!
 //! # Theory of operation
 //!
-//! Much of what the program shows was written by others: peers, switches, guests, plugins, other
-//! processes of the user, and whoever gave a file its name. A terminal executes control characters,
-//! so one such text could retitle the window, hide lines or forge them. Text is therefore escaped,
-//! once, where it leaves the program: in an error report, in a record of the log, and in each line
-//! and each JSON document for standard output. Code that takes text in or passes it on leaves it as
-//! it is.
+//! Much of what the program shows comes from others: peers, switches, guests, plugins, other
+//! processes of the user, and file names. A terminal executes control characters, so such a text
+//! could retitle the window, hide lines or forge them. The program therefore escapes text once,
+//! where it leaves the program: in an error report, in a record of the log, and in each line and
+//! each JSON document for standard output. Code that receives or passes on text does not change it.
 //!
-//! [`Line`] is the rule. Escaping is idempotent, because a backslash stays as it is. Standard
-//! output takes a [`Text`] only, which can be made of lines and of JSON only. Bytes that are not
-//! UTF-8 become U+FFFD where a path or a word becomes text, for a report is text.
+//! [`Line`] escapes. Escaping is idempotent, because a backslash stays as it is. All standard
+//! output is [`Text`], which consists of lines and JSON. Bytes that are not UTF-8 become U+FFFD
+//! where a path or a word becomes text.
 //!
-//! Standard error and the log must not stop the program, whatever reads them: [`write_line`] writes
-//! what the file takes at once. Standard output may: what is asked for has to come out.
+//! Standard error and the log must not stop the program, even if nobody reads them. So
+//! [`write_line`] writes only what the file accepts at once. Standard output may block, because the
+//! user asked for it.
 
 use std::fmt::{self, Display, Write as _};
 use std::fs::{File, OpenOptions};
@@ -37,7 +37,8 @@ use crate::error::{Error, Result};
 /// processes.
 const MAX_LINE: usize = libc::PIPE_BUF;
 
-/// How long the program's own failure waits for standard error to take it, in milliseconds.
+/// How long the report of a failure waits for room on standard error, in milliseconds. A terminal
+/// that shows much output is full for a moment only.
 const STDERR_LIMIT: u16 = 1000;
 
 /// Displays a value on one line: a character that a terminal may execute, or that reorders or
@@ -68,7 +69,7 @@ impl fmt::Write for Escaping<'_, '_> {
     }
 }
 
-/// Whether a character does more than stand in its place.
+/// Whether a terminal executes a character, or reorders or breaks the line at it.
 fn is_active(c: char) -> bool {
     // C0, DEL and C1.
     c.is_control()
@@ -140,10 +141,10 @@ impl AsRef<str> for Text {
     }
 }
 
-/// What became of writing to standard output. A reader that has closed its end is nobody's failure.
+/// The outcome of writing to standard output. A reader that has closed its end is no failure.
 ///
 /// # Errors
-/// It took not everything: the disk is full, say.
+/// Not everything was written, for example because the disk is full.
 pub fn written(outcome: io::Result<()>) -> Result<()> {
     match outcome {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -153,14 +154,14 @@ pub fn written(outcome: io::Result<()>) -> Result<()> {
     }
 }
 
-/// Prints a failure as one line, `PROGRAM: MESSAGE`, to standard error. That it cannot be printed
-/// changes nothing.
+/// Prints a failure as one line, `PROGRAM: MESSAGE`, to standard error, if that accepts it.
 pub fn report(program: &str, error: impl Display) {
     complain(format_args!("{program}: {error}"));
 }
 
-/// Writes a line to standard error. If it does not take the line at once this waits for a moment; a
-/// failure has nobody to be told to.
+/// Writes a line to standard error. If there is no room for the line, this waits for it up to
+/// [`STDERR_LIMIT`]. A line that cannot be written is lost, because it can be reported nowhere
+/// else.
 pub fn complain(line: impl Display) {
     let (stderr, line) = (io::stderr(), Line(line).to_string());
     let is_full = |error: io::Error| error.kind() == io::ErrorKind::WouldBlock;
@@ -171,7 +172,7 @@ pub fn complain(line: impl Display) {
     }
 }
 
-/// Reports panics of this program as its failures are reported, because Rust's own hook waits for
+/// Reports panics of this program as it reports failures, because Rust's own hook blocks on
 /// standard error. With `RUST_BACKTRACE` Rust's hook stays.
 pub(crate) fn report_panics(program: &'static str) {
     if std::env::var_os("RUST_BACKTRACE").is_none() {
@@ -184,16 +185,16 @@ pub(crate) fn report_panics(program: &'static str) {
     }
 }
 
-/// Writes a line, which must be escaped already, without waiting. To anything but a regular file it
-/// goes in one piece, cut to 4096 bytes (PIPE_BUF).
+/// Writes a line, which must be escaped already, without blocking. If the file is not a regular
+/// one, the line is cut to 4096 bytes (PIPE_BUF) and written in one piece.
 ///
-/// `O_NONBLOCK` belongs to the open file, not to the descriptor, so it would hit all processes that
-/// share standard error. A pipe or a terminal is therefore opened anew for the line. If that fails,
-/// because the pipe is another user's, poll(2) tells whether it has room: then it takes so many
-/// bytes, unless another process fills it first.
+/// `O_NONBLOCK` belongs to the open file, not to the descriptor, so it would affect all processes
+/// that share standard error. A pipe or a terminal is therefore opened again for the line. If that
+/// fails, because the pipe is another user's, poll(2) tells whether it has room for the line. The
+/// write then blocks only if another process fills the pipe first.
 ///
 /// # Errors
-/// It does not take the line, or not all of it; `WouldBlock` if it may later.
+/// The file accepts no part of the line, or not all of it; `WouldBlock` if it may later.
 pub(crate) fn write_line(fd: BorrowedFd<'_>, line: &str) -> io::Result<()> {
     let kind = SFlag::from_bits_truncate(fstat(fd)?.st_mode) & SFlag::S_IFMT;
     let line = match kind {
@@ -219,7 +220,7 @@ pub(crate) fn write_line(fd: BorrowedFd<'_>, line: &str) -> io::Result<()> {
     }
 }
 
-/// The longest beginning of a line that fits.
+/// As much of the line as fits, with a mark if it was cut.
 fn cut(line: &str) -> String {
     const MARK: &str = "…";
     match line.len() < MAX_LINE {
@@ -231,9 +232,9 @@ fn cut(line: &str) -> String {
     }
 }
 
-/// A pipe or a terminal as an open file of this process alone, which does not block.
+/// Opens a pipe or a terminal again, non-blocking and for this process alone.
 fn open_anew(fd: BorrowedFd<'_>, kind: SFlag) -> Option<File> {
-    // Other devices may do something when they are opened.
+    // Opening other devices may have an effect.
     if kind != SFlag::S_IFIFO && !nix::unistd::isatty(fd).unwrap_or(false) {
         return None;
     }
@@ -246,7 +247,7 @@ fn open_anew(fd: BorrowedFd<'_>, kind: SFlag) -> Option<File> {
         .ok()
 }
 
-/// Whether a file takes something, or an error is to be had from it, within `patience`.
+/// Whether a file has room, or reports an error, within `patience`.
 fn is_writable(fd: BorrowedFd<'_>, patience: PollTimeout) -> bool {
     let mut fds = [PollFd::new(fd, PollFlags::POLLOUT)];
     poll(&mut fds, patience).is_ok_and(|ready| ready > 0)

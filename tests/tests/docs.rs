@@ -85,6 +85,11 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "needs the Internet; nat.rs has one of its own",
     ),
     (
+        "docs/schemes/nat.md",
+        "$ vdectl forward add",
+        "needs a gateway; nat_services.rs has one",
+    ),
+    (
         "docs/schemes/libvdeplug.md",
         "$ vdens --addr 10.0.2.15/24",
         "as in README.md; libvdeplug.rs",

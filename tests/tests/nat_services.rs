@@ -275,3 +275,120 @@ fn leases_are_extended_and_end() {
     server.ok(&format!("kill {second}"));
     assert_eq!(server.exit(0).code(), Some(0));
 }
+
+/// Executes a command for which the kernel has no netfilter: a seccomp filter answers
+/// `socket(AF_NETLINK, …, NETLINK_NETFILTER)` as such a kernel does, with EPROTONOSUPPORT.
+const WITHOUT_NETFILTER: &str = r#"
+import ctypes, os, struct, sys
+op = lambda code, k, t=0, f=0: struct.pack("HBBI", code, t, f, k)
+LOAD, EQUAL, RETURN = 0x20, 0x15, 0x06
+program = b"".join([
+    op(LOAD, 0), op(EQUAL, 41, 0, 5),       # socket(2) of x86_64
+    op(LOAD, 16), op(EQUAL, 16, 0, 3),      # AF_NETLINK
+    op(LOAD, 32), op(EQUAL, 12, 0, 1),      # NETLINK_NETFILTER
+    op(RETURN, 0x00050000 | 93), op(RETURN, 0x7fff0000)])
+code = ctypes.create_string_buffer(program, len(program))
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_void_p)]
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0      # PR_SET_NO_NEW_PRIVS
+filter = Program(len(program) // 8, ctypes.addressof(code))
+assert libc.prctl(22, 2, ctypes.byref(filter)) == 0, ctypes.get_errno()
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn without_netfilter_slirp_serves() {
+    need!("root", "python3", "libvdeplug_slirp");
+    let lab = Lab::new();
+    let host = host(&lab);
+    let filter = lab.write("filter.py", WITHOUT_NETFILTER);
+    let run = |program: &str, args: &[&str]| {
+        let program = lab.bin().join(program).display().to_string();
+        let words = [filter.as_str(), program.as_str()].into_iter();
+        lab.command("python3", words.chain(args.iter().copied()))
+            .inside(&host)
+            .run()
+    };
+    let output = run(
+        "vdens",
+        &["--auto=60", "nat://", "ip", "-4", "addr", "show", "vde0"],
+    );
+    assert_eq!(output.code(), Some(0), "{output:?}");
+    assert!(output.stdout.contains(" 10.0.2.15/24 "), "{output:?}");
+    assert!(
+        output.stderr.contains("the kernel has no nfnetlink")
+            && output
+                .stderr
+                .contains("libvdeplug://slirp:// serves instead"),
+        "{output:?}"
+    );
+    let doctor = run("vdectl", &["doctor"]).stdout;
+    let line = doctor.lines().find(|line| line.contains(" nat://: "));
+    let line = line.unwrap_or_else(|| panic!("no line about nat://: {doctor}"));
+    assert!(
+        line.starts_with("note ") && line.contains("slirp serves instead"),
+        "{line}"
+    );
+}
+
+#[test]
+fn doctor_knows_what_nat_needs() {
+    need!("root");
+    let lab = Lab::new();
+    let host = host(&lab);
+    let pings = |range: &str| {
+        host.sh(&format!(
+            "echo {range} >/proc/sys/net/ipv4/ping_group_range"
+        ))
+        .ok();
+        let doctor = lab.vdectl(["doctor"]).inside(&host).run().stdout;
+        assert!(
+            doctor.contains("ok     nat://: the kernel can divert"),
+            "{doctor}"
+        );
+        let line = doctor.lines().find(|line| line.contains(" ping sockets: "));
+        line.map(str::to_owned)
+            .unwrap_or_else(|| panic!("no line about pings: {doctor}"))
+    };
+    assert!(pings("0 2147483647").starts_with("ok "));
+    let refused = pings("1 0");
+    assert!(
+        refused.starts_with("note ") && refused.contains("sudo sysctl net.ipv4.ping_group_range="),
+        "{refused}"
+    );
+}
+
+#[test]
+fn status_shows_flows_and_leases() {
+    need!("root", "python3");
+    let lab = Lab::new();
+    let host = host(&lab);
+    let session = lab
+        .vdens(["--auto", "nat://tcp=8080:80", "sh"])
+        .inside(&host)
+        .session();
+    let mac = session.ok("cat /sys/class/net/vde0/address");
+    let lease = format!("10.0.2.15 {}", mac.trim());
+    wait_until("the lease is shown", PATIENCE, || {
+        lab.vdectl(["status"]).ok().contains(&lease)
+    });
+    let text = lab.vdectl(["status"]).ok();
+    let json = lab.vdectl(["status", "--json"]).ok();
+    for what in [
+        "connections",
+        "UDP mappings",
+        "pings",
+        "bytes in",
+        "bytes out",
+        "forwards",
+        "leases",
+    ] {
+        assert!(
+            text.contains(what) && json.contains(what),
+            "{what}: {text}\n{json}"
+        );
+    }
+    assert_eq!(session.exit(0).code(), Some(0));
+}

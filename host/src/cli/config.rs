@@ -23,19 +23,15 @@ pub(crate) const SYSTEM_FILE: &str = "/etc/vdens/vdens.toml";
 
 /// What the configuration files say.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where plugins are found.
-    #[serde(default)]
     pub(crate) plugins: PluginSettings,
     /// What is logged, and where to.
-    #[serde(default)]
     pub(crate) log: Log,
     /// Values for options that are not given.
-    #[serde(default)]
     pub defaults: Defaults,
     /// What the restricted login shell allows. Only [`SYSTEM_FILE`] decides that.
-    #[serde(default)]
     pub(crate) login: Login,
     /// Why files in the usual places were not read.
     #[serde(skip)]
@@ -44,13 +40,11 @@ pub struct Config {
 
 /// The table `plugins`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct PluginSettings {
     /// Directories to search, absolute, or below the home directory with `~/`.
-    #[serde(default)]
     pub path: Option<Vec<Spanned<PathBuf>>>,
     /// Whether a scheme without a plugin is opened through libvdeplug.
-    #[serde(default)]
     pub libvdeplug: Option<Libvdeplug>,
 }
 
@@ -67,37 +61,30 @@ pub(crate) enum Libvdeplug {
 
 /// The table `log`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct Log {
     /// The least serious level that is logged.
-    #[serde(default, deserialize_with = "level")]
+    #[serde(deserialize_with = "level")]
     pub level: Option<LevelFilter>,
     /// A file to append to, instead of standard error; below the home directory with `~/`.
-    #[serde(default)]
     pub file: Option<PathBuf>,
 }
 
 /// The table `defaults`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Defaults {
     /// The interfaces' name without the number (`--iface`).
-    #[serde(default)]
     pub iface: Option<String>,
     /// Name servers (`--resolvaddr`).
-    #[serde(default)]
     pub resolvaddr: Option<String>,
     /// The VNL that an empty one (`vde://`) stands for.
-    #[serde(default)]
     pub vnl: Option<String>,
     /// Whether interfaces start up (`--up`).
-    #[serde(default)]
     pub up: Option<bool>,
     /// Whether the kernel may carry frames between the user's namespaces (not `--no-panel`).
-    #[serde(default)]
     pub panel: Option<bool>,
     /// Whether TCP may send longer frames on the panel (`--big-tcp`).
-    #[serde(default)]
     pub big_tcp: Option<bool>,
     /// Whether interfaces are configured by their network (`--auto`).
     pub auto: Option<bool>,
@@ -105,10 +92,10 @@ pub struct Defaults {
 
 /// The table `login`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct Login {
     /// The schemes that can be opened.
-    #[serde(default, deserialize_with = "login_schemes")]
+    #[serde(deserialize_with = "login_schemes")]
     pub schemes: Option<Vec<String>>,
 }
 

@@ -22,8 +22,7 @@ use crate::cli::mistakes::{is_command, misplaced, suggestion};
 use crate::cli::values::{Cidr, MacAddress, Mtu, Numbered, numbered, octal, seconds, wait};
 use crate::error::{Error, Result};
 use crate::logging;
-use crate::output::report;
-use crate::output::written;
+use crate::output::{report, written};
 use crate::plugins::host_services::InstalledPlugins;
 use crate::plugins::search::SearchPath;
 use crate::worker::reconnecting::Wait;
@@ -68,10 +67,8 @@ impl Common {
     pub(crate) fn plugins(&self, config: &Config) -> Result<InstalledPlugins> {
         let libvdeplug = config.plugins.libvdeplug.unwrap_or_default();
         let path = self.search_path(config)?;
-        Ok(InstalledPlugins::new(
-            path,
-            libvdeplug == Libvdeplug::Fallback,
-        ))
+        let is_fallback = libvdeplug == Libvdeplug::Fallback;
+        Ok(InstalledPlugins::new(path, is_fallback))
     }
 
     /// What is logged, and where: the command line's choice, else the configuration's.
@@ -181,7 +178,6 @@ pub struct Vdens {
     pub big_tcp: bool,
 
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub(crate) links: Links,
 
     #[command(flatten)]
@@ -215,7 +211,6 @@ pub struct VdePlug {
     pub log: bool,
 
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub(crate) end: EndOptions,
 
     /// Set the group of the second end's sockets
@@ -235,7 +230,6 @@ pub struct VdePlug {
     pub command: Option<String>,
 
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub(crate) links: Links,
 
     #[command(flatten)]
@@ -276,7 +270,6 @@ pub(crate) struct EndOptions {
 #[command(override_usage = "vde_plug [OPTIONS] [VNL]")]
 pub(crate) struct LoginPlug {
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub(crate) end: EndOptions,
 
     /// Print errors only

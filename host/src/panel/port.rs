@@ -119,9 +119,6 @@ impl Link for PanelPort {
     }
 
     fn state(&self) -> State {
-        State {
-            offloads: Offloads::ALL,
-            ..State::UP
-        }
+        State::UP.with_offloads(Offloads::ALL)
     }
 }

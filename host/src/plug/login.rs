@@ -1,20 +1,19 @@
 //! The restricted login shell: `vde_plug -c 'vde_plug ARGUMENTS'`, as sshd starts it for an account
 //! whose shell is vde_plug.
 //!
-//! COMMAND comes from the other machine. The account's user may plug into virtual networks of this
-//! machine, and may run no command, load no code, read no file, and write none but a link's
-//! sockets. So everything that is allowed is listed. An option that vde_plug gets later is refused
-//! here until somebody lists it:
+//! The arguments come from the other machine. The account's user may plug into virtual networks of
+//! this machine. The user may not run commands, load code, read files, or write any file but a
+//! link's sockets. So this module lists everything that is allowed, and a new option of vde_plug is
+//! refused here until it is listed:
 //!
-//! * the options are those of [`LoginPlug`], and there is one VNL, opposite to standard input and
+//! * the options are those of [`LoginPlug`]. There is one VNL; the other end is standard input and
 //!   output;
-//! * its scheme is `vde` or `ptp`, or one of `login.schemes` in
+//! * the scheme is `vde` or `ptp`, or one of `login.schemes` in
 //!   [`SYSTEM_FILE`](crate::cli::config::SYSTEM_FILE), the only configuration that is read;
-//! * it is opened as it stands: VNL files are not read, it nests no other VNL, and libvdeplug is
-//!   not asked;
-//! * plugins are looked for beside the program and in the system's directories;
-//! * the environment is cleared first, as sshd may be set up to take variables from the other
-//!   machine.
+//! * the VNL is opened as given: VNL files are not read, it nests no other VNL, and libvdeplug is
+//!   not used;
+//! * plugins are searched for beside the program and in the system's directories;
+//! * the environment is cleared first, because sshd may pass on variables of the other machine.
 
 use std::env;
 use std::ffi::OsString;
@@ -34,10 +33,11 @@ use crate::plugins::search::SearchPath;
 /// The schemes that can be opened unless the configuration names others.
 const SCHEMES: [&str; 2] = ["vde", "ptp"];
 
-/// Runs what a login shell was given with `-c`. Returns the exit status, as [`super::run`] does.
+/// Runs the command that a login shell was given with `-c`. Returns the exit status, as
+/// [`super::run`] does.
 ///
 /// # Errors
-/// It is not allowed, or cannot be done.
+/// The command is not allowed, or fails.
 pub fn run(program: &str, command: &str) -> Result<i32> {
     clear_environment();
     let login: LoginPlug = cli::parse(program, EXIT_FAILURE, words(command)?.into_iter());
@@ -63,7 +63,7 @@ pub fn refuse_terminal() -> Result<i32> {
     )
 }
 
-/// The VNL to be opened for the one that was given.
+/// The VNL to open for the one that was given.
 fn allowed(vnl: &str, config: &Config) -> Result<String> {
     let default = config.defaults.vnl.as_deref().unwrap_or("vde://");
     let vnl = match vnl {

@@ -294,11 +294,7 @@ impl Plug<'_> {
             group: group.clone(),
             mode,
         };
-        let no_interface = HostPort {
-            interface: String::new(),
-            mtu: 0,
-            panel_address: None,
-        };
+        let no_interface = HostPort::default();
         let orders = control.service.as_ref().map(Service::client);
         let opener = Opener::new(self.plugins.clone(), no_interface, orders, None);
         let wait = self.cli.links.wait.unwrap_or_default();

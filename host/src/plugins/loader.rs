@@ -9,9 +9,9 @@
 //! name promises. A library once loaded stays until the process ends.
 //!
 //! The linker is given the file's real path, not `/proc/self/fd/N`: glibc takes the directory in
-//! that name for the library's `$ORIGIN`, from which a plugin may load what comes with it. The path
-//! may be used although it was checked before, because nobody but trusted users can change what it
-//! leads to; that they have not is checked.
+//! that name for the library's `$ORIGIN`, from which a plugin may load what comes with it. Only
+//! trusted users can change what the path leads to between the check and its use, and the loader
+//! checks that they did not.
 
 use std::error::Error as _;
 use std::fs::File;
@@ -128,8 +128,7 @@ pub(crate) fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
     // root or the owner of this program put it there to be run.
     let library = unsafe { Library::open(Some(real), RTLD_NOW | RTLD_LOCAL) };
     let library = library.map_err(|error| {
-        // The linker tells only in words why it failed, so it is tried whether any file can be
-        // opened.
+        // The linker says only in words why it failed. So this tries whether a file can be opened.
         let errno =
             File::open("/proc/self/exe").map_or_else(|error| error.raw_os_error(), |_| None);
         if let Some(error) = lack_of_descriptors(file, errno.unwrap_or(0)) {
@@ -216,8 +215,8 @@ fn elf_kind(file: &Path) -> Option<[u8; 4]> {
     is_elf.then_some([header[4], header[5], header[18], header[19]])
 }
 
-/// The failure to load a plugin because too many files are open, if that is what the number says:
-/// it is not the plugin's fault.
+/// The failure to load a plugin because too many files are open, if `errno` says so. That is not
+/// the plugin's fault.
 fn lack_of_descriptors(file: &Path, errno: i32) -> Option<Error> {
     let source = io::Error::from_raw_os_error(errno);
     let is_it = matches!(errno, libc::EMFILE | libc::ENFILE);

@@ -9,7 +9,7 @@
 //! ends them without cleanup.
 
 use std::fmt;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,9 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
+use vdens_plugin_kit::process::open_pidfd;
 
-use crate::error::{EXIT_FAILURE, Result, system};
+use crate::error::{EXIT_FAILURE, Error, Result, system};
 use crate::sys::process::wait;
 
 /// How long a killed process may take to end: on a busy machine it waits for a processor first. One
@@ -77,16 +78,16 @@ impl Child {
             return Ok(None);
         };
         // The number is still the child's, because only this process can reap it.
-        match open_pidfd(pid) {
+        match open_pidfd(pid.as_raw() as u32) {
             Ok(pidfd) => Ok(Some(Self {
                 pid,
                 pidfd,
                 exit: None,
             })),
-            Err(errno) => {
+            Err(error) => {
                 let _ = kill(pid, Signal::SIGKILL);
                 let _ = waitpid(pid, None);
-                Err(system("hold a child process")(errno))
+                Err(Error::io("hold a child process", &error))
             }
         }
     }
@@ -158,19 +159,6 @@ impl AsFd for Child {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
-}
-
-/// A pidfd of a process (pidfd_open(2)).
-///
-/// # Errors
-/// There is no such process, or there are too many descriptors.
-pub(crate) fn open_pidfd(pid: Pid) -> nix::Result<OwnedFd> {
-    // SAFETY: the call takes numbers only.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
-    let fd = Errno::result(fd)?;
-    let fd = RawFd::try_from(fd).map_err(|_| Errno::EBADF)?;
-    // SAFETY: pidfd_open returned this descriptor just now, and nothing else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Waits for children that were asked to end, for `limit` at most, and kills those that are left.

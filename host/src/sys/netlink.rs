@@ -17,8 +17,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use ipnet::IpNet;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
@@ -119,8 +119,7 @@ impl Netlink {
     /// # Errors
     /// As for [`Netlink::set_up`].
     pub(crate) fn set_mtu(&self, interface: &str, mtu: u32) -> Result<()> {
-        let mut message = named(interface);
-        message.attributes.push(LinkAttribute::Mtu(mtu));
+        let message = with(named(interface), [LinkAttribute::Mtu(mtu)]);
         self.set_link(message, || format!("set the MTU of {interface} to {mtu}"))
     }
 
@@ -130,10 +129,8 @@ impl Netlink {
     /// # Errors
     /// As for [`Netlink::set_up`], or the interface does not support it; a tap does not.
     pub(crate) fn set_big_tcp(&self, interface: &str) -> Result<()> {
-        let mut message = named(interface);
-        message
-            .attributes
-            .push(LinkAttribute::GsoIpv4MaxSize(MAX_GSO_SIZE));
+        let size = LinkAttribute::GsoIpv4MaxSize(MAX_GSO_SIZE);
+        let message = with(named(interface), [size]);
         self.set_link(message, || {
             format!("make {interface} take longer super-frames")
         })
@@ -144,10 +141,7 @@ impl Netlink {
     /// # Errors
     /// As for [`Netlink::set_up`].
     pub(crate) fn set_mac(&self, interface: &str, mac: Mac) -> Result<()> {
-        let mut message = named(interface);
-        message
-            .attributes
-            .push(LinkAttribute::Address(mac.to_vec()));
+        let message = with(named(interface), [LinkAttribute::Address(mac.to_vec())]);
         self.set_link(message, || format!("set the address of {interface}"))
     }
 
@@ -162,25 +156,14 @@ impl Netlink {
         message.header.prefix_len = address.prefix_len();
         message.header.scope = AddressScope::Universe;
         message.header.index = self.index(interface)?;
-        message
-            .attributes
-            .push(AddressAttribute::Address(address.addr()));
-        message
-            .attributes
-            .push(AddressAttribute::Local(address.addr()));
-        match address {
-            IpNet::V4(net) if net.prefix_len() < 31 => {
-                message
-                    .attributes
-                    .push(AddressAttribute::Broadcast(net.broadcast()));
-            }
-            IpNet::V4(_) => {}
-            IpNet::V6(_) => {
-                message
-                    .attributes
-                    .push(AddressAttribute::Flags(AddressFlags::Nodad));
-            }
-        }
+        let own = address.addr();
+        let (own, local) = (AddressAttribute::Address(own), AddressAttribute::Local(own));
+        message.attributes.extend([own, local]);
+        message.attributes.extend(match address {
+            IpNet::V4(net) if net.prefix_len() >= 31 => None,
+            IpNet::V4(net) => Some(AddressAttribute::Broadcast(net.broadcast())),
+            IpNet::V6(_) => Some(AddressAttribute::Flags(AddressFlags::Nodad)),
+        });
         self.request(
             RouteNetlinkMessage::NewAddress(message),
             NLM_F_CREATE | NLM_F_EXCL,
@@ -249,10 +232,7 @@ impl Netlink {
     /// There is no such interface or bridge, or the kernel refuses.
     pub(crate) fn set_bridge(&self, interface: &str, bridge: Option<&str>) -> Result<()> {
         let controller = bridge.map_or(Ok(0), |bridge| self.index(bridge))?;
-        let mut message = named(interface);
-        message
-            .attributes
-            .push(LinkAttribute::Controller(controller));
+        let message = with(named(interface), [LinkAttribute::Controller(controller)]);
         let action = || match bridge {
             Some(bridge) => format!("make {interface} a port of {bridge}"),
             None => format!("take {interface} off its bridge"),
@@ -263,11 +243,11 @@ impl Netlink {
         }
         // With LACP frames, which only the mask of a port can have, not the mask of a bridge.
         let options = vec![InfoBridgePort::GroupFwdMask(0xfffd)];
-        let mut message = named(interface);
-        message.attributes.push(LinkAttribute::LinkInfo(vec![
+        let options = LinkAttribute::LinkInfo(vec![
             LinkInfo::PortKind(InfoPortKind::Bridge),
             LinkInfo::PortData(InfoPortData::BridgePort(options)),
-        ]));
+        ]);
+        let message = with(named(interface), [options]);
         self.request(RouteNetlinkMessage::NewLink(message), 0, action)
     }
 
@@ -292,12 +272,8 @@ impl Netlink {
             // Linux before 6.7 ignores the attribute and learns without limit.
             InfoBridge::FdbMaxLearned(MAX_LEARNED),
         ];
-        let mut message = up(name);
-        message.attributes.push(LinkAttribute::Mtu(PANEL_MTU));
-        message.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Bridge),
-            LinkInfo::Data(InfoData::Bridge(options)),
-        ]));
+        let bridge = kind(InfoKind::Bridge, InfoData::Bridge(options));
+        let message = with(up(name), [LinkAttribute::Mtu(PANEL_MTU), bridge]);
         match self.add_link(message, || format!("make the bridge {name}")) {
             Err(error) if error.errno == libc::EEXIST => Ok(()),
             made => made,
@@ -309,12 +285,8 @@ impl Netlink {
     /// # Errors
     /// The kernel's bridges do not support it, or there is no such bridge.
     pub(crate) fn set_vlan_filtering(&self, bridge: &str) -> Result<()> {
-        let mut message = named(bridge);
-        let options = vec![InfoBridge::VlanFiltering(true)];
-        message.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Bridge),
-            LinkInfo::Data(InfoData::Bridge(options)),
-        ]));
+        let options = InfoData::Bridge(vec![InfoBridge::VlanFiltering(true)]);
+        let message = with(named(bridge), [kind(InfoKind::Bridge, options)]);
         let request = RouteNetlinkMessage::NewLink(message);
         self.request(request, 0, || format!("filter VLANs on {bridge}"))
     }
@@ -324,12 +296,9 @@ impl Netlink {
     /// # Errors
     /// The kernel has no VXLAN, the name is taken, or the kernel refuses.
     pub(crate) fn add_vxlan(&self, name: &str, vni: u32) -> Result<()> {
-        let mut message = named(name);
         let options = vec![InfoVxlan::Id(vni), InfoVxlan::Port(VXLAN_PORT)];
-        message.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Vxlan),
-            LinkInfo::Data(InfoData::Vxlan(options)),
-        ]));
+        let vxlan = kind(InfoKind::Vxlan, InfoData::Vxlan(options));
+        let message = with(named(name), [vxlan]);
         self.add_link(message, || format!("make the VXLAN interface {name}"))
     }
 
@@ -348,20 +317,14 @@ impl Netlink {
         // The kernel would make a queue, with files in sysfs, for each processor. Without a
         // queueing discipline they are of no use.
         let one_queue = [LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)];
-        let mut far = named(peer);
-        far.attributes.extend(one_queue.clone());
-        far.attributes
-            .push(LinkAttribute::NetNsFd(namespace.as_raw_fd()));
-        let mut message = named(name);
+        let place = LinkAttribute::NetNsFd(namespace.as_raw_fd());
+        let far = with(with(named(peer), one_queue.clone()), [place]);
+        let mut message = with(named(name), one_queue);
         message.header.index = index;
-        message.attributes.extend(one_queue);
         message.attributes.extend([
             LinkAttribute::Mtu(PANEL_MTU),
             LinkAttribute::GsoIpv4MaxSize(MAX_GSO_SIZE),
-            LinkAttribute::LinkInfo(vec![
-                LinkInfo::Kind(InfoKind::Veth),
-                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(far))),
-            ]),
+            kind(InfoKind::Veth, InfoData::Veth(InfoVeth::Peer(far))),
         ]);
         self.add_link(message, || format!("make the interface {peer}"))
     }
@@ -382,9 +345,8 @@ impl Netlink {
     /// The kernel refuses.
     pub(crate) fn delete_all<'a>(&self, links: impl Iterator<Item = &'a LinkView>) -> Result<()> {
         let group = |index| {
-            let mut message = LinkMessage::default();
+            let mut message = with(LinkMessage::default(), [LinkAttribute::Group(DOOMED)]);
             message.header.index = index;
-            message.attributes.push(LinkAttribute::Group(DOOMED));
             message
         };
         let mut names = Vec::new();
@@ -417,9 +379,9 @@ impl Netlink {
             .map_err(|error| Error::io(format_args!("find the interface {interface}"), &error))
     }
 
-    fn get_links(&self, mut message: LinkMessage, flags: u16) -> io::Result<Vec<LinkView>> {
-        let without = vec![LinkExtentMask::SkipStats];
-        message.attributes.push(LinkAttribute::ExtMask(without));
+    fn get_links(&self, message: LinkMessage, flags: u16) -> io::Result<Vec<LinkView>> {
+        let without = LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]);
+        let message = with(message, [without]);
         let mut links = Vec::new();
         let take = |message| {
             if let RouteNetlinkMessage::NewLink(link) = message {
@@ -545,8 +507,12 @@ impl LinkView {
     }
 }
 
-fn serialize(message: RouteNetlinkMessage, flags: u16, sequence: u32) -> Vec<u8> {
-    let mut packet = NetlinkMessage::from(message);
+fn serialize(
+    payload: impl Into<NetlinkPayload<RouteNetlinkMessage>>,
+    flags: u16,
+    sequence: u32,
+) -> Vec<u8> {
+    let mut packet = NetlinkMessage::new(NetlinkHeader::default(), payload.into());
     packet.header.flags = flags;
     packet.header.sequence_number = sequence;
     packet.finalize();
@@ -572,11 +538,24 @@ fn up(name: &str) -> LinkMessage {
 }
 
 fn named(name: &str) -> LinkMessage {
-    let mut message = LinkMessage::default();
+    with(
+        LinkMessage::default(),
+        [LinkAttribute::IfName(name.to_owned())],
+    )
+}
+
+/// The message with more attributes.
+fn with(
+    mut message: LinkMessage,
+    attributes: impl IntoIterator<Item = LinkAttribute>,
+) -> LinkMessage {
+    message.attributes.extend(attributes);
     message
-        .attributes
-        .push(LinkAttribute::IfName(name.to_owned()));
-    message
+}
+
+/// The attribute that says of which kind an interface is, with the options of that kind.
+fn kind(kind: InfoKind, options: InfoData) -> LinkAttribute {
+    LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind), LinkInfo::Data(options)])
 }
 
 fn family(address: IpAddr) -> AddressFamily {
@@ -601,12 +580,7 @@ mod tests {
     type Answer = fn(u32) -> Vec<Vec<u8>>;
 
     fn encode(payload: Payload, sequence: u32) -> Vec<u8> {
-        let mut packet = NetlinkMessage::new(Default::default(), payload);
-        packet.header.sequence_number = sequence;
-        packet.finalize();
-        let mut bytes = vec![0; packet.buffer_len()];
-        packet.serialize(&mut bytes);
-        bytes
+        serialize(payload, 0, sequence)
     }
 
     fn error(errno: i32) -> Payload {

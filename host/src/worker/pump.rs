@@ -250,10 +250,7 @@ impl<'a> Pump<'a> {
 
     /// Tells the opposite link the state of the one at `side`, if it has changed.
     fn announce(&mut self, side: Side) {
-        let state = State {
-            offloads: Offloads::ALL,
-            ..self.links[side].state()
-        };
+        let state = self.links[side].state().with_offloads(Offloads::ALL);
         if self.announced[side] != Some(state) {
             self.announced[side] = Some(state);
             self.changed[side] = true;

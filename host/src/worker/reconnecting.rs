@@ -17,10 +17,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use log::Level;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use vdens_plugin_kit::{Link, RxBatch, State, Status, TxBatch};
+use vdens_plugin_kit::{AlwaysReady, Link, RxBatch, State, Status, TxBatch};
 
 use crate::error::{Error, ErrorKind, Result, system};
 
@@ -65,7 +64,7 @@ pub(crate) struct Reconnecting {
     /// Expires when it is time to open the transport.
     timer: TimerFd,
     /// Always writable: the pump waits for it while the transport is closed.
-    writable: EventFd,
+    writable: AlwaysReady,
 }
 
 /// Where a transport is in its life.
@@ -153,8 +152,6 @@ impl Reconnecting {
         let cannot = || system("wait for a link");
         let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(cannot())?;
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let writable = EventFd::from_flags(flags).map_err(cannot())?;
         let transport = match first(&mut open, wait, pause)? {
             Ok(link) => Transport::on_trial(link, 0, None),
             Err(error) => {
@@ -170,7 +167,7 @@ impl Reconnecting {
             broke: None,
             other_side: State::DOWN,
             timer,
-            writable,
+            writable: AlwaysReady::new()?,
         };
         if link.transport.link().is_none() {
             link.set_timer(PAUSE);

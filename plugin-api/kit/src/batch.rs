@@ -460,20 +460,6 @@ impl TxBatch<'_> {
         datagram::send_datagrams(socket, frames)
     }
 
-    /// As [`TxBatch::send_datagrams`], but with frames [wrapped](Frame::wrapped).
-    ///
-    /// # Errors
-    /// As for [`TxBatch::send_datagrams`].
-    pub fn send_datagrams_wrapped(
-        &self,
-        socket: impl AsFd,
-        skip: usize,
-        prefix: &[u8],
-    ) -> io::Result<usize> {
-        let frames = self.frames().skip(skip).map(|frame| frame.wrapped(prefix));
-        datagram::send_datagrams(socket, frames)
-    }
-
     /// Counts frames that are dropped instead of sent.
     pub fn count_dropped(&mut self, frames: u64) {
         self.raw.0.dropped = self.raw.0.dropped.saturating_add(frames);
@@ -547,8 +533,9 @@ mod tests {
             batch.rx().push_offloaded(header, &[n as u8; 60]);
         }
         batch.rx().push(&[6; 60]);
-        let wrapped = batch.tx(0).send_datagrams_wrapped(&a, 1, b"prefix");
-        assert_eq!(wrapped.unwrap(), 6);
+        let frames = batch.tx(1);
+        let wrapped = frames.frames().map(|frame| frame.wrapped(b"prefix"));
+        assert_eq!(datagram::send_datagrams(&a, wrapped).unwrap(), 6);
         batch.clear();
         assert_eq!(batch.rx().receive_datagrams(&b, 1000).unwrap(), 6);
         batch.rx().filter(1, |frame| match frame.bytes() {

@@ -59,24 +59,9 @@ pub(crate) fn receive(
             message.msg_hdr.msg_iovlen = 1;
         })
         .count();
-    if count == 0 {
-        return Ok(0);
-    }
     // SAFETY: the first `count` messages point to iovecs that point into `room`; all outlive the
     // call.
-    let taken = unsafe {
-        libc::recvmmsg(
-            socket.as_raw_fd(),
-            messages.as_mut_ptr(),
-            count as u32,
-            libc::MSG_DONTWAIT | libc::MSG_TRUNC,
-            std::ptr::null_mut(),
-        )
-    };
-    if taken < 0 {
-        return none_if_would_block();
-    }
-    let taken = (taken as usize).min(count);
+    let taken = unsafe { receive_messages(socket, &mut messages[..count], libc::MSG_TRUNC)? };
     for (length, message) in lengths.iter_mut().zip(&messages[..taken]) {
         *length = message.msg_len as usize;
     }
@@ -300,6 +285,35 @@ pub(crate) fn send_joined<'a>(
     Ok(runs[..sent].iter().map(|run| run.count).sum())
 }
 
+/// Receives into `messages` with one system call. Returns how many it received, 0 if none was
+/// waiting.
+///
+/// # Safety
+/// The messages point to memory that outlives the call and is used for nothing else during it.
+unsafe fn receive_messages(
+    socket: BorrowedFd<'_>,
+    messages: &mut [libc::mmsghdr],
+    flags: i32,
+) -> io::Result<usize> {
+    if messages.is_empty() {
+        return Ok(0);
+    }
+    // SAFETY: per this function's contract.
+    let received = unsafe {
+        libc::recvmmsg(
+            socket.as_raw_fd(),
+            messages.as_mut_ptr(),
+            messages.len() as u32,
+            flags | libc::MSG_DONTWAIT,
+            std::ptr::null_mut(),
+        )
+    };
+    match usize::try_from(received) {
+        Ok(received) => Ok(received.min(messages.len())),
+        Err(_) => none_if_would_block(),
+    }
+}
+
 /// A received message.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Joined {
@@ -343,24 +357,9 @@ pub(crate) fn receive_joined(
             message.msg_controllen = size_of::<SizeMessage>() as _;
         })
         .count();
-    if count == 0 {
-        return Ok(0);
-    }
     // SAFETY: the first `count` messages point to iovecs that point into `room`, to names and to
     // control messages; all outlive the call and are used for nothing else during it.
-    let taken = unsafe {
-        libc::recvmmsg(
-            socket.as_raw_fd(),
-            messages.as_mut_ptr(),
-            count as u32,
-            libc::MSG_DONTWAIT,
-            std::ptr::null_mut(),
-        )
-    };
-    if taken < 0 {
-        return none_if_would_block();
-    }
-    let taken = (taken as usize).min(count);
+    let taken = unsafe { receive_messages(socket, &mut messages[..count], 0)? };
     for (number, received) in received[..taken].iter_mut().enumerate() {
         let len = (messages[number].msg_len as usize).min(stride);
         let header = &messages[number].msg_hdr;

@@ -200,6 +200,13 @@ impl FarEnd {
             .is_some_and(Negotiation::is_proven)
     }
 
+    /// The process that a user knows a proven far end by, as it says itself.
+    pub fn peer_process(&self) -> Option<u32> {
+        self.negotiation
+            .as_ref()
+            .and_then(Negotiation::peer_process)
+    }
+
     /// Whether the kernel carries the frames.
     pub fn is_plugged(&self) -> bool {
         self.plugging == Plugging::Done
@@ -440,10 +447,7 @@ impl FarEnd {
         match self.is_present && !waits_for_proof {
             false => State::DOWN,
             true if self.is_plugged() => State::PLUGGED,
-            true => State {
-                offloads: self.offloads(),
-                ..State::UP
-            },
+            true => State::UP.with_offloads(self.offloads()),
         }
     }
 
@@ -474,9 +478,7 @@ impl FarEnd {
         Status {
             peer: Some(Peer {
                 description: description.into(),
-                pid: credentials
-                    .pid
-                    .or_else(|| negotiation.and_then(Negotiation::peer_process)),
+                pid: credentials.pid.or_else(|| self.peer_process()),
                 ..credentials
             }),
             reason: reason.into(),
@@ -579,10 +581,7 @@ mod tests {
 
     type End = DatagramLink<OwnedFd>;
 
-    const TAKES_ALL: State = State {
-        offloads: Offloads::ALL,
-        ..State::UP
-    };
+    const TAKES_ALL: State = State::UP.with_offloads(Offloads::ALL);
 
     /// TCP over IPv4, to be cut.
     const TSO: VnetHeader = VnetHeader {

@@ -125,7 +125,7 @@
 //! });
 //!
 //! // The host announces the state of its side, and calls a link whose descriptor is readable.
-//! let host = State { offloads: Offloads::ALL, ..State::UP };
+//! let host = State::UP.with_offloads(Offloads::ALL);
 //! near.other_side(host);
 //! far.other_side(host);
 //! let mut batch = Batch::new();
@@ -157,6 +157,7 @@ mod logging;
 pub mod negotiation;
 pub mod offload;
 mod plugin;
+pub mod process;
 mod ready;
 mod status;
 pub mod stream;

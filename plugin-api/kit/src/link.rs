@@ -65,15 +65,19 @@ impl State {
     /// No carrier.
     pub const DOWN: Self = Self {
         carrier: false,
-        offloads: Offloads::NONE,
-        plugged: false,
+        ..Self::UP
     };
     /// Carrier; the kernel carries the frames.
     pub const PLUGGED: Self = Self {
-        carrier: true,
-        offloads: Offloads::NONE,
         plugged: true,
+        ..Self::UP
     };
+
+    /// The same state with these offloads.
+    #[must_use]
+    pub const fn with_offloads(self, offloads: Offloads) -> Self {
+        Self { offloads, ..self }
+    }
 
     /// [`State::UP`] or [`State::DOWN`].
     pub fn carrier(up: bool) -> Self {

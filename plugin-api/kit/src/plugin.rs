@@ -40,7 +40,7 @@ pub struct OpenOptions {
 }
 
 /// The host side of the link: where received frames go, and sent frames come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostPort {
     /// The interface's name in the namespace (`vde0`); empty if the other end is no interface.
     pub interface: String,
@@ -203,11 +203,7 @@ impl HostServices for NoServices {
     }
 
     fn port(&self) -> HostPort {
-        HostPort {
-            interface: String::new(),
-            mtu: 0,
-            panel_address: None,
-        }
+        HostPort::default()
     }
 
     fn plug(&self, peer: &str) -> Result<()> {

@@ -1,8 +1,9 @@
-//! A descriptor that is always readable.
+//! A descriptor that is always readable and writable.
 //!
 //! The host calls a link when its descriptor is readable. A link may take more off a socket than a
 //! batch has room for. Then it holds frames that the socket no longer has. Until they are gone, it
-//! returns an [`AlwaysReady`] as its descriptor.
+//! returns an [`AlwaysReady`] as its descriptor. While it has no far end and drops what is sent, it
+//! returns one as the descriptor to send to.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -10,7 +11,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::{Error, Result};
 
-/// A descriptor that is always readable.
+/// A descriptor that is always readable and writable.
 #[derive(Debug)]
 pub struct AlwaysReady(EventFd);
 

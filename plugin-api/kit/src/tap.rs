@@ -185,10 +185,7 @@ impl Link for Tap {
     }
 
     fn state(&self) -> State {
-        State {
-            offloads: Offloads::ALL,
-            ..State::UP
-        }
+        State::UP.with_offloads(Offloads::ALL)
     }
 
     fn status(&self) -> Status {

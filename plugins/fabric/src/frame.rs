@@ -111,19 +111,18 @@ mod tests {
     /// Any bytes at all: read here field by field, and the same whatever follows the header.
     #[test]
     fn any_frame() {
-        let mut numbers = fastrand::Rng::with_seed(1);
-        let mut random = move || numbers.u64(..);
+        let mut random = fastrand::Rng::with_seed(1);
         let mut tagged = 0;
         for _ in 0..1_000_000 {
-            let mut frame = [random(), random(), random()]
-                .map(u64::to_be_bytes)
-                .concat();
-            match random() % 4 {
+            let mut frame = [0; 24];
+            random.fill(&mut frame);
+            let mut frame = frame.to_vec();
+            match random.usize(..4) {
                 0 => frame[12..14].copy_from_slice(&[0x81, 0]),
-                1 => frame[12..14].copy_from_slice(&[0x81, random() as u8]),
+                1 => frame[12..14].copy_from_slice(&[0x81, random.u8(..)]),
                 _ => {}
             }
-            frame.truncate(random() as usize % 25);
+            frame.truncate(random.usize(..25));
             let Some(addresses) = Addresses::of(&frame) else {
                 assert!(frame.len() < MIN_FRAME);
                 continue;

@@ -178,27 +178,26 @@ mod tests {
     /// Against a plain deque, with frames of all lengths.
     #[test]
     fn is_a_queue() {
-        let mut numbers = fastrand::Rng::with_seed(1);
-        let mut random = move |below: usize| numbers.usize(..below);
+        let mut random = fastrand::Rng::with_seed(1);
         let (mut queue, mut model) = (Queue::new(0), VecDeque::new());
         let memory = &mut memory();
         let mut refused = 0;
         for n in 0..20_000 {
             // Mostly full, in blocks of both lengths.
-            if random(20) < 11 {
-                let frame = vec![n as u8; 1 + random(40_000)];
-                let (front, rest) = frame.split_at(random(frame.len()));
+            if random.usize(..20) < 11 {
+                let frame = vec![n as u8; 1 + random.usize(..40_000)];
+                let (front, rest) = frame.split_at(random.usize(..frame.len()));
                 if queue.push([front, rest], memory) {
                     model.push_back(frame);
                 } else {
                     refused += 1;
                 }
             } else {
-                let count = random(3);
+                let count = random.usize(..3);
                 queue.pop(count, memory);
                 model.drain(..count.min(model.len()));
             }
-            if random(2000) == 0 {
+            if random.usize(..2000) == 0 {
                 let lost = queue.cut(MAX_BYTES / 2, memory);
                 model.truncate(model.len() - lost);
             }

@@ -47,10 +47,7 @@ const OVERLOAD_PAUSE: Duration = Duration::from_secs(1);
 
 /// The state of the switch, seen from its ports: it takes all offloads, and does itself what other
 /// ports do not take.
-const TAKES_ALL: State = State {
-    offloads: Offloads::ALL,
-    ..State::UP
-};
+const TAKES_ALL: State = State::UP.with_offloads(Offloads::ALL);
 
 /// What a descriptor in the epoll instance is for: its data there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

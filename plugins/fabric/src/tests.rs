@@ -4,7 +4,7 @@ mod mixtures;
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -272,13 +272,7 @@ fn the_local_port_is_a_port() {
 fn a_client_of_ours_is_greeted_and_falls_back_to_user_space() {
     let mut bench = Bench::new("");
     bench.switch.other_side(State::UP);
-    assert_eq!(
-        bench.switch.state(),
-        State {
-            offloads: Offloads::ALL,
-            ..State::UP
-        }
-    );
+    assert_eq!(bench.switch.state(), State::UP.with_offloads(Offloads::ALL));
     let legacy = bench.plug();
     assert_eq!(legacy.recv(), None);
     let ours = bench.try_plug_as(0, OURS).unwrap();
@@ -410,14 +404,12 @@ fn a_batch_of_all_kinds_keeps_its_order() {
     }
     bench.run();
     let lens = |client: &Client| -> Vec<usize> {
-        std::iter::from_fn(|| client.recv())
-            .map(|f| f.len())
-            .collect()
+        let frames = std::iter::from_fn(|| client.recv());
+        frames.map(|frame| frame.len()).collect()
     };
     let expected = |own: usize| -> Vec<usize> {
-        (60..90)
-            .filter(|len| len % 4 == own || len % 2 == 1)
-            .collect()
+        let is_due = |len: &usize| len % 4 == own || len % 2 == 1;
+        (60..90).filter(is_due).collect()
     };
     assert_eq!(lens(&b), expected(0));
     assert_eq!(lens(&c), expected(2));
@@ -533,25 +525,16 @@ fn clients_that_ask_for_nonsense_are_turned_away() {
     let a = bench.plug();
     let socket = bench.root.path().join("mine");
     let _data = UnixDatagram::bind(&socket).unwrap();
-    let good = Request {
-        kind: RequestKind::New,
-        port: 0,
-        socket,
-        description: Vec::new(),
+    let encoded = |kind, socket: &Path| {
+        let request = Request {
+            kind,
+            port: 0,
+            socket: socket.to_owned(),
+            description: Vec::new(),
+        };
+        request.encode().unwrap()
     };
-    let management = Request {
-        kind: RequestKind::Management,
-        ..good.clone()
-    };
-    let nowhere = Request {
-        socket: "/no/such/socket".into(),
-        ..good.clone()
-    };
-    let relative = Request {
-        socket: "mine".into(),
-        ..good.clone()
-    };
-    let good = good.encode().unwrap();
+    let good = encoded(RequestKind::New, &socket);
     let mut wrong_magic = good.clone();
     wrong_magic[0] ^= 1;
     let mut wrong_version = good.clone();
@@ -559,9 +542,9 @@ fn clients_that_ask_for_nonsense_are_turned_away() {
     let mut endless = good.clone();
     endless.resize(4000, b'x');
     for bytes in [
-        management.encode().unwrap(),
-        nowhere.encode().unwrap(),
-        relative.encode().unwrap(),
+        encoded(RequestKind::Management, &socket),
+        encoded(RequestKind::New, Path::new("/no/such/socket")),
+        encoded(RequestKind::New, Path::new("mine")),
         wrong_magic,
         wrong_version,
         endless,

@@ -8,6 +8,9 @@
 //! again. Both are the program `vdens-nat`, which is installed beside this plugin; the plugin
 //! starts the proxy, and the proxy the gateway.
 //!
+//! Whether the kernel can run a gateway is known when the gateway tries to write its rules. If it
+//! cannot, the link breaks, and what the host then opens in its place is libvdeplug's slirp.
+//!
 //! A socket pair joins the plugin to the proxy. When the one is gone, so is the other: the link
 //! breaks, and the host opens it again. The same goes for one that does not answer ([`heartbeat`]).
 
@@ -28,14 +31,15 @@ pub use program::program;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use tempfile::TempDir;
 use vdens_plugin_kit::{
-    Capabilities, Error, Link, OpenRequest, Result, RxBatch, State, Status, TxBatch, export_plugin,
-    log,
+    Capabilities, Error, ErrorKind, Link, OpenRequest, Result, RxBatch, State, Status, TxBatch,
+    export_plugin, log,
 };
 
 use child::Proxy;
@@ -111,6 +115,11 @@ impl Nat {
             match report {
                 Report::Started | Report::Alive => {}
                 Report::Failed(why) => return Err(Error::closed(why)),
+                Report::Lacks(why) => {
+                    // The host opens the link again, which then is another one.
+                    let why = LACKING.get_or_init(|| why);
+                    return Err(Error::closed(why.clone()));
+                }
                 Report::Warning(text) => log::warn!("nat://: {text}"),
                 Report::Status(told) => self.told = told,
             }
@@ -123,8 +132,36 @@ impl Nat {
     }
 }
 
+/// What this kernel lacks to run a gateway, once that is known.
+static LACKING: OnceLock<String> = OnceLock::new();
+
+/// What serves where the kernel can run no gateway.
+const STAND_IN: &str = "libvdeplug://slirp://";
+
+/// Opens what serves where the kernel can run no gateway.
+fn stand_in(request: &OpenRequest<'_>, why: &str) -> Result<Box<dyn Link>> {
+    match request.host.open(STAND_IN) {
+        Ok(link) => {
+            log::warn!("nat://: {why}; {STAND_IN} serves instead: slower, and without nat's keys");
+            Ok(link)
+        }
+        Err(error) => {
+            let message = format!(
+                "{why}; and {STAND_IN} cannot serve instead: {}",
+                error.message
+            );
+            Err(Error::new(ErrorKind::Unsupported, message).hint(
+                "sudo modprobe -a nft_tproxy nft_reject_inet nft_queue, or install libvdeplug's slirp",
+            ))
+        }
+    }
+}
+
 fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     let settings = Settings::parse(request.argument())?;
+    if let Some(why) = LACKING.get() {
+        return stand_in(request, why);
+    }
     let directory = child::directory()?;
     let port = request.host.port();
     // Without an interface, the other end is a switch, say.

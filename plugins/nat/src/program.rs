@@ -6,7 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::report::{Plugin, Report};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::gateway::Hold;
+use crate::report::{Plugin, Probe, Report};
 use crate::{gateway, proxy};
 
 /// Runs the proxy, and tells the plugin why it ends.
@@ -15,9 +18,21 @@ fn start_proxy(task: &str) -> io::Result<()> {
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut plugin = Plugin::new(socket)?;
     proxy::run(&task, &mut plugin).or_else(|error| {
-        let report = Report::Failed(error.to_string());
+        let report = Report::of(&error);
         plugin.tell(&report).map(drop)
     })
+}
+
+/// Prints what this kernel has for a gateway, a line of JSON.
+fn probe() -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)?;
+    let found = match gateway::rules::install("vde0", true) {
+        Ok(Hold::None) => Probe::Lacks(gateway::rules::NO_HOLD.to_owned()),
+        Ok(_) => Probe::Complete,
+        Err(error) => Probe::CannotRun(error.to_string()),
+    };
+    println!("{}", serde_json::to_string(&found)?);
+    Ok(())
 }
 
 /// What the program `vdens-nat` does with its arguments: it is the proxy or the gateway.
@@ -36,6 +51,7 @@ pub fn program(arguments: &[String]) -> ExitCode {
         ["gateway", settings, socket] => serde_json::from_str(settings)
             .map_err(io::Error::from)
             .and_then(|settings| gateway::run(&settings, Path::new(socket))),
+        ["probe"] => probe(),
         _ => {
             eprintln!("vdens-nat: started by the plugin nat; it is not to be run by hand");
             return ExitCode::from(2);

@@ -24,10 +24,34 @@ pub(crate) enum Report {
     Alive,
     /// The proxy ends, and why.
     Failed(String),
+    /// The proxy ends because this kernel can run no gateway, and what it lacks.
+    Lacks(String),
     /// Something that a person may want to know.
     Warning(String),
     /// For `vdectl status`.
     Status(BTreeMap<String, String>),
+}
+
+/// What a kernel has for a gateway, as `vdectl doctor` reads it.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Probe {
+    /// Everything.
+    Complete,
+    /// Not all of it, and what that means.
+    Lacks(String),
+    /// Too little for a gateway, and what.
+    CannotRun(String),
+}
+
+impl Report {
+    /// That the proxy ends because of an error.
+    pub(crate) fn of(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::Unsupported => Self::Lacks(error.to_string()),
+            _ => Self::Failed(error.to_string()),
+        }
+    }
 }
 
 /// The proxy's end of the channel.

@@ -31,12 +31,23 @@ const LONGEST: usize = 4096;
 /// The most descriptors in a packet.
 const DESCRIPTORS: usize = STOCK;
 
+/// The most leases that are told.
+pub(crate) const LEASES: usize = 64;
+
 /// How many sockets of a kind the gateway makes at once.
 pub(crate) const STOCK: usize = 16;
 
 /// What the gateway first sends: why it cannot work, or its sockets. The descriptors beside it are
 /// TCP, UDP and ICMP of each family, then the queue if there is one.
-type First = Result<Sockets, String>;
+type First = Result<Sockets, Failure>;
+
+/// Why the gateway cannot work.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+struct Failure {
+    text: String,
+    /// Whether the kernel lacks something.
+    lacks: bool,
+}
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
 struct Sockets {
@@ -60,6 +71,8 @@ enum Reply {
     /// There are none, and why.
     Failed(Kind, String),
     Alive,
+    /// Who has which address, for a person.
+    Leases(Vec<String>),
 }
 
 /// What the gateway has answered.
@@ -68,6 +81,8 @@ pub(crate) enum Answer {
     Sockets(Kind, Result<Vec<OwnedFd>, String>),
     /// It runs.
     Alive,
+    /// Who has which address, for a person.
+    Leases(Vec<String>),
 }
 
 /// The gateway's sockets, as the proxy gets them.
@@ -137,7 +152,11 @@ pub(crate) fn send_sockets(
 /// # Errors
 /// The proxy is gone.
 pub(crate) fn send_failure(channel: &Channel, error: &io::Error) -> io::Result<()> {
-    channel.send(&First::Err(error.to_string()), &[])
+    let failure = Failure {
+        text: error.to_string(),
+        lacks: error.kind() == io::ErrorKind::Unsupported,
+    };
+    channel.send(&First::Err(failure), &[])
 }
 
 impl Channel {
@@ -149,7 +168,10 @@ impl Channel {
         let Some((first, fds)) = self.receive::<First>(MsgFlags::empty())? else {
             return Ok(None);
         };
-        let sockets = first.map_err(io::Error::other)?;
+        let sockets = first.map_err(|failure| match failure.lacks {
+            true => io::Error::new(io::ErrorKind::Unsupported, failure.text),
+            false => io::Error::other(failure.text),
+        })?;
         let mut fds = fds.into_iter();
         let mut inside = Vec::new();
         for _ in 0..sockets.families {
@@ -203,7 +225,15 @@ impl Channel {
         self.send(&Reply::Alive, &[])
     }
 
-    /// The next answer, without waiting; `None` if the gateway is gone.
+    /// Tells the leases, of which there are at most [`LEASES`].
+    ///
+    /// # Errors
+    /// The proxy is gone.
+    pub(crate) fn send_leases(&self, leases: Vec<String>) -> io::Result<()> {
+        self.send(&Reply::Leases(leases), &[])
+    }
+
+    /// The next thing that the gateway sent, without waiting; `None` if it is gone.
     ///
     /// # Errors
     /// The packet is malformed, or none is there (`WouldBlock`).
@@ -213,6 +243,7 @@ impl Channel {
             Reply::Sockets(kind) => Answer::Sockets(kind, Ok(fds)),
             Reply::Failed(kind, why) => Answer::Sockets(kind, Err(why)),
             Reply::Alive => Answer::Alive,
+            Reply::Leases(leases) => Answer::Leases(leases),
         }))
     }
 

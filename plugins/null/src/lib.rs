@@ -26,10 +26,7 @@ impl Link for Null {
 
     /// Dropped frames may have anything left undone.
     fn state(&self) -> State {
-        State {
-            offloads: Offloads::ALL,
-            ..State::UP
-        }
+        State::UP.with_offloads(Offloads::ALL)
     }
 
     fn status(&self) -> Status {

@@ -14,9 +14,9 @@
 //! when it sends next. Nothing can reach it until then, so there is no carrier.
 //!
 //! Without a peer the socket is disconnected. A connected one refuses all others, and a legacy end
-//! that finds it so does not start. This must be quick if the peer is run twice in a row. So an
-//! inotify watch on the peer's socket calls for a tick when it is unlinked. A killed peer unlinks
-//! nothing; the timer's tick finds it gone.
+//! that finds it so does not start. This must be quick if the peer is run twice in a row. So inotify
+//! watches call for a tick when the peer's socket or this end's is unlinked or moved. A killed peer
+//! unlinks nothing; its process's end, or the timer's tick, finds it gone.
 //!
 //! The session stores the socket ([`vdens_plugin_kit::Host::store_fd`]). A worker that replaces a
 //! dead one goes on with it, and a legacy end that is connected to it is served on.
@@ -45,7 +45,8 @@ pub(crate) struct Dgram {
     own: BoundSocket,
     socket: OwnedFd,
     peer: PathBuf,
-    /// Readable when the peer's socket is unlinked.
+    /// Readable when the peer's socket or this end's is unlinked or moved; `None` if the system's
+    /// limit is reached.
     departures: Option<Inotify>,
     carrier: bool,
     /// More frames may be waiting than fitted into the last batch.
@@ -100,7 +101,6 @@ impl Dgram {
         epoll: &Epoll,
     ) -> Result<Self> {
         watch(epoll, &socket, DATA)?;
-        // If there is none, because the system's limit is reached, the timer's ticks must do.
         let departures = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
         if let Some(departures) = &departures {
             watch(epoll, departures, TICKS)?;
@@ -120,6 +120,17 @@ impl Dgram {
         Ok(end)
     }
 
+    /// Has the departure of either socket from its path call for a tick.
+    fn watch_paths(&mut self) {
+        let flags = AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_MOVE_SELF;
+        let paths = [self.own.path(), &self.peer];
+        let is_watched = |departures: &Inotify| {
+            let mut watches = paths.iter().map(|path| departures.add_watch(*path, flags));
+            watches.all(|watch| watch.is_ok())
+        };
+        self.departures = self.departures.take().filter(is_watched);
+    }
+
     fn follow_peer(&mut self) {
         let file = Held::open(&self.peer);
         let id = |file: &Held| file.id;
@@ -132,11 +143,8 @@ impl Dgram {
             Ok(file) => file.connect(&self.socket),
             Err(errno) => Err(*errno),
         };
-        if result.is_ok()
-            && !self.carrier
-            && let Some(departures) = &self.departures
-        {
-            let _ = departures.add_watch(&self.peer, AddWatchFlags::IN_ATTRIB);
+        if result.is_ok() && !self.carrier {
+            self.watch_paths();
         }
         if result.is_err() && self.carrier {
             sockets::disconnect(&self.socket);
@@ -169,6 +177,10 @@ impl Dgram {
 impl End for Dgram {
     fn peer(&self) -> Option<BorrowedFd<'_>> {
         self.carrier.then(|| self.socket.as_fd())
+    }
+
+    fn has_events(&self) -> bool {
+        self.departures.is_some()
     }
 
     fn needs_no_events(&self) -> bool {

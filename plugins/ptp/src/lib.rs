@@ -16,6 +16,10 @@
 //!
 //! Not all changes can be waited for. A killed process leaves its path behind, and no event tells
 //! when a path appears. So a timer ticks every `TICK`, and a tick costs a few cheap system calls.
+//! A peer of ours has announced its process, whose end a pidfd tells. From then on events call for
+//! the ticks that matter, and the timer ticks every `SLOW_TICK`, in case the events missed
+//! something: a directory that was moved away, say, or a process of another PID namespace.
+//!
 //! The host waits for an epoll instance over the timer and the socket that frames come from. A
 //! dgram end's socket is read without asking epoll first; epoll is asked when it is empty, and now
 //! and then. Frames are sent straight to the socket. Without a peer they are dropped and counted.
@@ -26,7 +30,7 @@ mod sockets;
 #[cfg(test)]
 mod tests;
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::thread::sleep;
@@ -34,18 +38,18 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::unistd::geteuid;
 use vdens_plugin_kit::bound_socket::{Access, Occupant, remove_stale};
 use vdens_plugin_kit::log::{debug, warn};
+use vdens_plugin_kit::process::open_pidfd;
 use vdens_plugin_kit::user::{self, Name};
 use vdens_plugin_kit::vnl::{self, Keys, Spec};
 use vdens_plugin_kit::wire::hello::Cable;
 use vdens_plugin_kit::{
-    Batch, Capabilities, Error, ErrorKind, FarEnd, Host, Link, OpenOptions, OpenRequest,
-    Peer as Credentials, Result, RxBatch, State, Status, TxBatch,
+    AlwaysReady, Batch, Capabilities, Error, ErrorKind, FarEnd, Host, Link, OpenOptions,
+    OpenRequest, Peer as Credentials, Result, RxBatch, State, Status, TxBatch,
 };
 
 use dgram::Dgram;
@@ -56,6 +60,10 @@ const KEYS: Keys = Keys::new(&["seqpacket", "mode", "group"]);
 /// How often an end checks its peer: often enough for an interface to lose its carrier within
 /// 200 ms, and so seldom that an idle end takes less than a thousandth of a processor.
 const TICK: Duration = Duration::from_millis(120);
+
+/// How often an end checks its peer if events tell most of what can happen. The supervisor wakes the
+/// worker once a second anyway.
+const SLOW_TICK: Duration = Duration::from_secs(1);
 
 /// How long a killed end may take to leave: its process outlives the command for a moment.
 const LEAVE_LIMIT: Duration = Duration::from_millis(500);
@@ -128,6 +136,11 @@ trait End: Send {
     /// The socket to the peer, if there is one.
     fn peer(&self) -> Option<BorrowedFd<'_>>;
 
+    /// Whether events call for a tick when the path, or that of a living peer, changes.
+    fn has_events(&self) -> bool {
+        true
+    }
+
     /// Whether [`End::receive`] works without events from epoll.
     fn needs_no_events(&self) -> bool {
         false
@@ -153,10 +166,18 @@ trait End: Send {
 
 /// Makes `epoll` watch a descriptor that is for [`DATA`] or [`TICKS`].
 fn watch(epoll: &Epoll, fd: impl AsFd, purpose: u64) -> Result<()> {
-    let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+    let mut flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+    // An event calls for one tick, even if that cannot handle it.
+    flags.set(EpollFlags::EPOLLET, purpose == TICKS);
     epoll
         .add(fd, EpollEvent::new(flags, purpose))
         .map_err(|errno| Error::io("watch a descriptor", &errno.into()))
+}
+
+/// Whether the process of a pidfd has ended.
+fn has_ended(pidfd: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO) != Ok(0)
 }
 
 /// The link.
@@ -176,10 +197,14 @@ struct Ptp {
     complaint: Option<Error>,
     epoll: Epoll,
     timer: TimerFd,
+    /// How often the timer ticks.
+    pace: Duration,
+    /// The pidfd of the peer's process, whose end calls for a tick.
+    peer_process: Option<OwnedFd>,
     /// How often in a row the socket was read without asking epoll.
     frames_only: u32,
     /// Always writable: to wait for while there is no peer.
-    writable: EventFd,
+    writable: AlwaysReady,
 }
 
 impl Ptp {
@@ -192,13 +217,7 @@ impl Ptp {
             TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK,
         )
         .map_err(cannot("make a timer"))?;
-        let every = Expiration::Interval(TimeSpec::from_duration(TICK));
-        timer
-            .set(every, TimerSetTimeFlags::empty())
-            .map_err(cannot("set a timer"))?;
         watch(&epoll, &timer, TICKS)?;
-        let writable = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(cannot("make an eventfd"))?;
         let mut link = Self {
             place,
             end: None,
@@ -210,9 +229,12 @@ impl Ptp {
             complaint: None,
             epoll,
             timer,
+            pace: Duration::ZERO,
+            peer_process: None,
             frames_only: 0,
-            writable,
+            writable: AlwaysReady::new()?,
         };
+        link.tick_every(TICK).map_err(cannot("set a timer"))?;
         link.end = Some(match link.resume()? {
             Some(end) => end,
             None => link.join_when_there_is_room()?,
@@ -329,7 +351,34 @@ impl Ptp {
             let _ = self.timer.wait();
             self.tick();
             self.check_peer();
+            self.watch_peer();
         }
+    }
+
+    /// Has the timer tick every `pace`.
+    fn tick_every(&mut self, pace: Duration) -> nix::Result<()> {
+        if std::mem::replace(&mut self.pace, pace) == pace {
+            return Ok(());
+        }
+        let every = Expiration::Interval(TimeSpec::from_duration(pace));
+        self.timer.set(every, TimerSetTimeFlags::empty())
+    }
+
+    /// Waits for the end of the peer's process, if the peer is one of ours. While that lives, the
+    /// timer may be slow.
+    fn watch_peer(&mut self) {
+        let process = self.far_end.peer_process();
+        let has_events = self.end.as_ref().is_some_and(|end| end.has_events());
+        self.peer_process = process
+            .filter(|_| has_events)
+            .and_then(|process| open_pidfd(process).ok())
+            .filter(|pidfd| !has_ended(pidfd) && watch(&self.epoll, pidfd, TICKS).is_ok());
+        let pace = match self.peer_process {
+            Some(_) => SLOW_TICK,
+            None => TICK,
+        };
+        // It cannot fail: the timer and the time are valid.
+        let _ = self.tick_every(pace);
     }
 
     /// Receives what is waiting, after `events` on the socket. Returns whether frames came.
@@ -428,7 +477,7 @@ impl Ptp {
         };
         let end: Option<Box<dyn End>> = match generation {
             Generation::Dgram => Dgram::first(place, epoll)?.map(|end| Box::new(end) as _),
-            Generation::Seqpacket => Listener::bind(place)?.map(|end| Box::new(end) as _),
+            Generation::Seqpacket => Listener::bind(place, epoll)?.map(|end| Box::new(end) as _),
         };
         Ok(end.map(|end| (generation, end)))
     }
@@ -495,6 +544,9 @@ impl Link for Ptp {
     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
         self.serve(batch);
         self.update();
+        if !self.far_end.is_proven() {
+            let _ = self.tick_every(TICK);
+        }
         Ok(())
     }
 
@@ -504,7 +556,10 @@ impl Link for Ptp {
         {
             match self.far_end.send(socket, batch) {
                 Ok(taken) => return Ok(taken),
-                Err(_) => end.peer_lost(),
+                Err(_) => {
+                    end.peer_lost();
+                    let _ = self.tick_every(TICK);
+                }
             }
         }
         batch.count_dropped(batch.len() as u64);

@@ -25,7 +25,7 @@ use vdens_plugin_kit::log::{debug, warn};
 use vdens_plugin_kit::{Error, ErrorKind, Peer as Credentials, Result, RxBatch};
 
 use crate::sockets::{self, admits};
-use crate::{DATA, End, Place, watch};
+use crate::{DATA, End, Place, TICKS, watch};
 
 /// How long a connector waits for the listener's byte.
 const GREETING_LIMIT: Duration = Duration::from_secs(2);
@@ -105,7 +105,8 @@ fn receive(socket: &OwnedFd, room: &mut [u8]) -> nix::Result<usize> {
     )
 }
 
-/// The first end. It accepts newcomers at each tick: a legacy one waits two seconds for its byte.
+/// The first end. A newcomer calls for a tick, which accepts it: a legacy one waits two seconds for
+/// its byte.
 #[derive(Debug)]
 pub(crate) struct Listener {
     own: BoundSocket,
@@ -115,7 +116,7 @@ pub(crate) struct Listener {
 
 impl Listener {
     /// Binds `PATH`; `None` if another process was faster.
-    pub(crate) fn bind(place: &Place) -> Result<Option<Self>> {
+    pub(crate) fn bind(place: &Place, epoll: &Epoll) -> Result<Option<Self>> {
         let Some((own, socket)) = sockets::bind(SockType::SeqPacket, &place.path, place.access)?
         else {
             return Ok(None);
@@ -123,6 +124,7 @@ impl Listener {
         Backlog::new(1)
             .and_then(|backlog| socket::listen(&socket, backlog))
             .map_err(|errno| Error::path("listen at", own.path(), &errno.into()))?;
+        watch(epoll, &socket, TICKS)?;
         Ok(Some(Self {
             own,
             socket,
@@ -157,16 +159,12 @@ impl End for Listener {
     }
 
     fn credentials(&self) -> Credentials {
-        self.connection
-            .as_ref()
-            .map(Connection::credentials)
-            .unwrap_or_default()
+        let connection = self.connection.as_ref();
+        connection.map(Connection::credentials).unwrap_or_default()
     }
 
     fn peer_lost(&mut self) {
-        if let Some(connection) = &mut self.connection {
-            connection.close();
-        }
+        self.connection.iter_mut().for_each(Connection::close);
     }
 
     fn receive(&mut self, events: EpollFlags, max_frame: usize, batch: &mut RxBatch<'_>) {
@@ -293,16 +291,12 @@ impl End for Connector {
     }
 
     fn credentials(&self) -> Credentials {
-        self.connection
-            .as_ref()
-            .map(Connection::credentials)
-            .unwrap_or_default()
+        let connection = self.connection.as_ref();
+        connection.map(Connection::credentials).unwrap_or_default()
     }
 
     fn peer_lost(&mut self) {
-        if let Some(connection) = &mut self.connection {
-            connection.close();
-        }
+        self.connection.iter_mut().for_each(Connection::close);
     }
 
     fn receive(&mut self, events: EpollFlags, max_frame: usize, batch: &mut RxBatch<'_>) {

@@ -112,8 +112,13 @@ fn serve_as(directory: &Path, name: &str, kind: Kind) -> JoinHandle<FakePort> {
 }
 
 fn pair(keys: &str) -> (TempDir, Vde, FakePort) {
+    pair_with(Kind::Legacy, keys)
+}
+
+/// A link to a switch of a kind.
+fn pair_with(kind: Kind, keys: &str) -> (TempDir, Vde, FakePort) {
     let directory = tempfile::tempdir().unwrap();
-    let switch = serve(directory.path(), "ctl");
+    let switch = serve_as(directory.path(), "ctl", kind);
     let link = open_in(&directory, keys).unwrap();
     (directory, link, switch.join().unwrap())
 }
@@ -167,10 +172,7 @@ fn messages_are_no_frames() {
         place: "1n0".into(),
     });
     for kind in [Kind::Legacy, Kind::Ours(None), Kind::Ours(elsewhere)] {
-        let directory = tempfile::tempdir().unwrap();
-        let switch = serve_as(directory.path(), "ctl", kind);
-        let mut link = open_in(&directory, "").unwrap();
-        let mut switch = switch.join().unwrap();
+        let (_directory, mut link, mut switch) = pair_with(kind, "");
         assert!(!link.wants_panel(), "there is none");
         link.other_side(State::UP);
         assert_eq!(link.state(), State::UP);
@@ -206,10 +208,7 @@ fn another_client_of_a_legacy_switch_cannot_pose_as_the_switch() {
         }
     }
     let status = |message| {
-        let directory = tempfile::tempdir().unwrap();
-        let switch = serve_as(directory.path(), "ctl", Kind::Beset(message));
-        let link = open_in(&directory, "").unwrap();
-        switch.join().unwrap();
+        let (_directory, link, _) = pair_with(Kind::Beset(message), "");
         link.status().peer.unwrap().description
     };
     assert_eq!(status(|_| hello(Nonce(3))), "a legacy switch");
@@ -217,10 +216,7 @@ fn another_client_of_a_legacy_switch_cannot_pose_as_the_switch() {
     assert_eq!(status(hello), "vdens", "who knows the nonce is the switch");
 }
 
-const TAKES_ALL: State = State {
-    offloads: Offloads::ALL,
-    ..State::UP
-};
+const TAKES_ALL: State = State::UP.with_offloads(Offloads::ALL);
 
 /// TCP over IPv4, to be cut.
 const TSO: VnetHeader = VnetHeader {
@@ -238,10 +234,7 @@ fn wrapped(frame: &[u8]) -> Vec<u8> {
 
 #[test]
 fn a_switch_of_ours_is_told_what_the_host_takes_and_sent_what_it_takes() {
-    let directory = tempfile::tempdir().unwrap();
-    let switch = serve_as(directory.path(), "ctl", Kind::Ours(None));
-    let mut link = open_in(&directory, "").unwrap();
-    let mut switch = switch.join().unwrap();
+    let (_directory, mut link, mut switch) = pair_with(Kind::Ours(None), "");
     let mut buffer = vec![0; 100_000];
     link.other_side(TAKES_ALL);
     link.other_side(TAKES_ALL);
@@ -276,10 +269,7 @@ fn a_switch_of_ours_is_told_what_the_host_takes_and_sent_what_it_takes() {
 
 #[test]
 fn super_frames_without_a_frame_are_dropped_and_counted() {
-    let directory = tempfile::tempdir().unwrap();
-    let switch = serve_as(directory.path(), "ctl", Kind::Ours(None));
-    let mut link = open_in(&directory, "").unwrap();
-    let switch = switch.join().unwrap();
+    let (_directory, mut link, switch) = pair_with(Kind::Ours(None), "");
     let shortest = wrapped(&[1; MIN_FRAME]);
     let mut batch = Batch::new();
     for cut in 0..=shortest.len() - SUPER_PREFIX.len() {

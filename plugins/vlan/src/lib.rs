@@ -220,10 +220,7 @@ mod tests {
             Ok(self.room.min(batch.len()))
         }
         fn state(&self) -> State {
-            State {
-                offloads: Offloads::CSUM,
-                ..State::DOWN
-            }
+            State::DOWN.with_offloads(Offloads::CSUM)
         }
         fn is_shared(&self) -> bool {
             true

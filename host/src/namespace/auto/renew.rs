@@ -15,11 +15,12 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::unistd::{getpid, setsid};
+use nix::unistd::setsid;
+use vdens_plugin_kit::process::open_pidfd;
 
 use super::dhcp4::{Dhcp4, Lease};
-use crate::error::{EXIT_FAILURE, Result, system};
-use crate::sys::child::{Child, exit_child, open_pidfd};
+use crate::error::{EXIT_FAILURE, Error, Result, system};
+use crate::sys::child::{Child, exit_child};
 use crate::sys::netlink::Netlink;
 use crate::sys::signals::Signals;
 
@@ -141,7 +142,8 @@ pub(crate) fn start(held: Vec<Held>, signals: &Signals) -> Result<()> {
     if held.is_empty() {
         return Ok(());
     }
-    let command = open_pidfd(getpid()).map_err(system("hold the command's process"))?;
+    let command = open_pidfd(std::process::id())
+        .map_err(|error| Error::io("hold the command's process", &error))?;
     let Some(mut between) = Child::fork()? else {
         exit_child(|| match Child::fork() {
             Ok(None) => run(held, &command, signals),

@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vdens_plugin_kit::{
-    Batch, Error, ErrorKind, HostPort, Link, Offloads, OpenOptions, Result, State,
-};
+use vdens_plugin_kit::{Batch, Error, ErrorKind, HostPort, Link, OpenOptions, Result, State};
 
 use super::frames;
 use super::watchdog::call;
@@ -22,13 +20,6 @@ use crate::plugins::search::SearchPath;
 
 /// After this time a frame counts as lost.
 pub(super) const FRAME_LIMIT: Duration = Duration::from_secs(2);
-
-/// The state of the host's side of a checked link.
-const HOST_SIDE: State = State {
-    carrier: true,
-    offloads: Offloads::NONE,
-    plugged: false,
-};
 
 /// The bench. The ends have the numbers 0 and 1.
 pub(super) struct Bench {
@@ -92,7 +83,7 @@ impl Bench {
             opening.join().map_err(|_| panicked())?
         })?;
         let link = self.ends[end].insert(link);
-        call("other_side", || link.other_side(HOST_SIDE));
+        call("other_side", || link.other_side(State::UP));
         self.receive(end)
     }
 
@@ -118,6 +109,22 @@ impl Bench {
     pub(super) fn close(&mut self, end: usize) {
         let link = self.ends[end].take();
         call("close", || drop(link));
+    }
+
+    /// Closes both ends.
+    pub(super) fn close_both(&mut self) {
+        self.close(0);
+        self.close(1);
+    }
+
+    /// Closes both ends and opens them again.
+    ///
+    /// # Errors
+    /// As for [`Bench::open`].
+    pub(super) fn reopen_both(&mut self) -> Result<()> {
+        self.close_both();
+        self.open(0)?;
+        self.open(1)
     }
 
     /// An end that is open.

@@ -445,10 +445,7 @@ fn reopening(subject: &Subject) -> Result<Verdict> {
                 if error.kind == ErrorKind::Panic || closed.len() == 2 {
                     return Ok(broken(error));
                 }
-                bench.close(0);
-                bench.close(1);
-                bench.open(0)?;
-                bench.open(1)?;
+                bench.reopen_both()?;
             }
         }
         if !settles(&mut bench)? {
@@ -483,10 +480,7 @@ fn settles(bench: &mut Bench) -> Result<bool> {
                 Ok(came) => arrived += u32::from(came),
                 Err(error) if error.kind == ErrorKind::Panic => return Err(error),
                 Err(_) => {
-                    bench.close(0);
-                    bench.close(1);
-                    bench.open(0)?;
-                    bench.open(1)?;
+                    bench.reopen_both()?;
                 }
             }
         }
@@ -533,8 +527,7 @@ fn descriptors(subject: &Subject) -> Result<Verdict> {
         bench.offer(0, &[sent])?;
         bench.serve(Duration::from_millis(20))?;
         let during = open_descriptors();
-        bench.close(0);
-        bench.close(1);
+        bench.close_both();
         Ok::<_, Error>(during)
     };
     // The first link may leave a descriptor for good, a thread's for example.
@@ -544,8 +537,7 @@ fn descriptors(subject: &Subject) -> Result<Verdict> {
     let inherited = open_descriptors()
         .into_iter()
         .find(|(number, _)| !untouched.contains_key(number) && !is_closed_on_exec(*number));
-    bench.close(0);
-    bench.close(1);
+    bench.close_both();
     if let Some((_, target)) = inherited {
         let why = format!("a descriptor of the link is not close-on-exec: {target}");
         return Ok(Verdict::failed(
@@ -601,26 +593,18 @@ fn leftovers(subject: &Subject) -> Result<Verdict> {
     let before = paths_made(vnl);
     subject.open(&mut bench)?;
     let made = paths_made(vnl).len() > before.len();
-    bench.close(0);
-    bench.close(1);
-    match paths_made(vnl)
-        .into_iter()
-        .find(|path| !before.contains(path))
-    {
-        Some(left) => Ok(Verdict::failed(
-            format!(
+    bench.close_both();
+    let mut left = paths_made(vnl).into_iter();
+    match left.find(|path| !before.contains(path)) {
+        Some(left) => {
+            let why = format!(
                 "{} is still there after both ends were closed",
                 left.display()
-            ),
-            "dropping the link must remove what it made",
-        )),
-        None => Ok(Verdict::Ok(
-            if made {
-                "what it made is removed"
-            } else {
-                "none"
-            }
-            .into(),
-        )),
+            );
+            let remedy = "dropping the link must remove what it made";
+            Ok(Verdict::failed(why, remedy))
+        }
+        None if made => Ok(Verdict::Ok("what it made is removed".into())),
+        None => Ok(Verdict::Ok("none".into())),
     }
 }

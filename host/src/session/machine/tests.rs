@@ -21,6 +21,13 @@ enum Reached {
 use Reached::{InterfacesPending, NamespacePending, Opening, Running, Settling};
 
 const BEFORE_RUNNING: [Reached; 4] = [NamespacePending, Opening, InterfacesPending, Settling];
+const PHASES: [Reached; 5] = [
+    NamespacePending,
+    Opening,
+    InterfacesPending,
+    Settling,
+    Running,
+];
 
 struct Session {
     machine: Machine,
@@ -225,13 +232,7 @@ fn a_namespace_child_that_ends_early_ends_the_session() {
         Session::at(phase, 2).ends(Event::NamespaceClosed, died);
     }
     // What it has sent last says more than its end.
-    for phase in [
-        NamespacePending,
-        Opening,
-        InterfacesPending,
-        Settling,
-        Running,
-    ] {
+    for phase in PHASES {
         for status in [125, 127] {
             let why = format!("Finish({status}: that is why)");
             let last = Event::Namespace(failed(status), Vec::new());
@@ -243,13 +244,7 @@ fn a_namespace_child_that_ends_early_ends_the_session() {
 #[test]
 fn a_message_of_the_namespace_child_that_is_not_its_turn_is_malformed() {
     use FromNamespace::{InterfacesMade, NamespaceMade};
-    for phase in [
-        NamespacePending,
-        Opening,
-        InterfacesPending,
-        Settling,
-        Running,
-    ] {
+    for phase in PHASES {
         for (message, turn) in [
             (NamespaceMade, NamespacePending),
             (InterfacesMade, InterfacesPending),
@@ -399,13 +394,7 @@ fn a_status_query_is_answered_in_each_phase() {
     let none = || FromWorker::Report(ReportReply::None("why".into()));
     let asked = ["0: Send(SendReport)", "1: Send(SendReport)"];
     let answered = ["AnswerStatus"];
-    for phase in [
-        NamespacePending,
-        Opening,
-        InterfacesPending,
-        Settling,
-        Running,
-    ] {
+    for phase in PHASES {
         // When all have reported.
         let mut session = Session::at(phase, 2);
         assert_eq!(session.step(Event::StatusQuery), asked);
@@ -563,13 +552,7 @@ fn a_link_that_the_panel_refuses_gets_a_tap() {
 
 #[test]
 fn what_there_is_no_session_without_ends_it_in_each_phase() {
-    for phase in [
-        NamespacePending,
-        Opening,
-        InterfacesPending,
-        Settling,
-        Running,
-    ] {
+    for phase in PHASES {
         let failure = Event::Failed(Error::closed("that is why"));
         Session::at(phase, 1).ends(failure, "Finish(125: that is why)");
     }

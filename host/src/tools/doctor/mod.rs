@@ -15,6 +15,7 @@
 mod files;
 mod limits;
 mod machine;
+mod nat;
 mod plugins;
 
 use std::fmt;
@@ -145,6 +146,7 @@ fn examine(options: &Common) -> Result<Vec<Finding>> {
     findings.extend(configuration);
     findings.extend(plugins::directories(&survey));
     findings.extend(plugins);
+    findings.extend(nat::all(&survey));
     findings.extend(limits::all());
     Ok(findings)
 }

@@ -1,7 +1,6 @@
 //! What `vdectl status` prints: text for a person, or JSON with everything.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -108,25 +107,21 @@ fn one_as_text(text: &mut Text, answer: &Answer) {
         Ok(process) => process,
         Err(error) => {
             let command = words(&command_line(answer.pid));
-            line(text, 0, format_args!("process {}: {command}", answer.pid));
-            line(text, 2, format_args!("{error}"));
+            text.line(format_args!("process {}: {command}", answer.pid));
+            text.line(format_args!("  {error}"));
             return;
         }
     };
-    line(
-        text,
-        0,
-        format_args!(
-            "{} {}, for {}, in {}: {}",
-            process.program,
-            process.pid,
-            age(process.started, SystemTime::now()),
-            process.directory,
-            words(&process.command)
-        ),
-    );
+    text.line(format_args!(
+        "{} {}, for {}, in {}: {}",
+        process.program,
+        process.pid,
+        age(process.started, SystemTime::now()),
+        process.directory,
+        words(&process.command)
+    ));
     if !process.no_panel.is_empty() {
-        line(text, 2, format_args!("no panel: {}", process.no_panel));
+        text.line(format_args!("  no panel: {}", process.no_panel));
     }
     for entry in &process.links {
         link(text, entry);
@@ -145,18 +140,14 @@ fn link(text: &mut Text, entry: &Entry<Report>) {
     let parts = [Some(state(entry)), way].into_iter().flatten();
     let parts: Vec<&str> = parts.collect();
     let colon = if why.is_empty() { "" } else { ": " };
-    line(
-        text,
-        2,
-        format_args!("{name}: {}{colon}{why}", parts.join(", ")),
-    );
+    text.line(format_args!("  {name}: {}{colon}{why}", parts.join(", ")));
     if let Some(report) = report {
         details(text, report);
     }
     traffic(text, entry);
     let served = served(entry);
     if !served.is_empty() {
-        line(text, 6, format_args!("served by {served}"));
+        text.line(format_args!("      served by {served}"));
     }
     if let Some(switch) = report.and_then(|report| report.switch.as_ref()) {
         ports_and_stations(text, switch);
@@ -165,10 +156,10 @@ fn link(text: &mut Text, entry: &Entry<Report>) {
 
 fn details(text: &mut Text, report: &Report) {
     if let Some(peer) = &report.peer {
-        line(text, 6, format_args!("peer: {}", who(peer)));
+        text.line(format_args!("      peer: {}", who(peer)));
     }
     for (name, value) in &report.extra {
-        line(text, 6, format_args!("{name}: {value}"));
+        text.line(format_args!("      {name}: {value}"));
     }
 }
 
@@ -184,11 +175,11 @@ fn traffic(text: &mut Text, entry: &Entry<Report>) {
         (None, None) => return,
     };
     let amount = |(frames, bytes)| format!("{frames} frames, {}", amount_of(bytes));
-    line(
-        text,
-        6,
-        format_args!("received {}; sent {}", amount(received), amount(sent)),
-    );
+    text.line(format_args!(
+        "      received {}; sent {}",
+        amount(received),
+        amount(sent)
+    ));
     let mut lost = Vec::new();
     for (way, flow) in ["receiving", "sending"]
         .into_iter()
@@ -208,7 +199,7 @@ fn traffic(text: &mut Text, entry: &Entry<Report>) {
         lost.extend(ways.map(|(way, count)| format!("{} by the interface {way}", count.dropped)));
     }
     if !lost.is_empty() {
-        line(text, 6, format_args!("dropped: {}", lost.join(", ")));
+        text.line(format_args!("      dropped: {}", lost.join(", ")));
     }
 }
 
@@ -236,38 +227,28 @@ fn ports_and_stations(text: &mut Text, switch: &SwitchStatus) {
         let way = port
             .tier
             .map_or_else(String::new, |way| format!(", {}", tier(way)));
-        line(
-            text,
-            6,
-            format_args!(
-                "port {}: {}{way}, received {}, sent {}, dropped {lost}",
-                port.number,
-                who(&port.client),
-                port.received,
-                port.sent
-            ),
-        );
+        text.line(format_args!(
+            "      port {}: {}{way}, received {}, sent {}, dropped {lost}",
+            port.number,
+            who(&port.client),
+            port.received,
+            port.sent
+        ));
     }
     for station in switch.fdb.iter().take(STATIONS) {
         let vlan = match station.vlan {
             0 => String::new(),
             vlan => format!(" on VLAN {vlan}"),
         };
-        line(
-            text,
-            6,
-            format_args!(
-                "station {}{vlan}: port {}, {} s ago",
-                station.mac, station.port, station.age
-            ),
-        );
+        text.line(format_args!(
+            "      station {}{vlan}: port {}, {} s ago",
+            station.mac, station.port, station.age
+        ));
     }
     if let Some(more @ 1..) = switch.fdb.len().checked_sub(STATIONS) {
-        line(
-            text,
-            6,
-            format_args!("and {more} stations more; --json lists them"),
-        );
+        text.line(format_args!(
+            "      and {more} stations more; --json lists them"
+        ));
     }
 }
 
@@ -357,10 +338,6 @@ fn amount_of(bytes: u64) -> String {
     }
 }
 
-fn line(text: &mut Text, indent: usize, line: fmt::Arguments<'_>) {
-    text.line(format_args!("{:indent$}{line}", ""));
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -371,7 +348,8 @@ mod tests {
     use std::time::Duration;
     use vdens_plugin_kit::{PortStatus, StationStatus};
 
-    fn process() -> Process<Report> {
+    /// A switch's link.
+    fn entry() -> Entry<Report> {
         let stations = (0..STATIONS + 3).map(|n| StationStatus {
             mac: format!("02:00:00:00:00:{n:02x}"),
             port: "3".into(),
@@ -407,6 +385,13 @@ mod tests {
             last_end: "signal 9".into(),
             interface_traffic: None,
         };
+        Entry {
+            link,
+            report: Some(report),
+        }
+    }
+
+    fn process<R>(entry: Entry<R>) -> Process<R> {
         Process {
             pid: 1,
             program: "vdens".into(),
@@ -415,10 +400,7 @@ mod tests {
             directory: "/tmp".into(),
             started: 0,
             no_panel: String::new(),
-            links: vec![Entry {
-                link,
-                report: Some(report),
-            }],
+            links: vec![entry],
         }
     }
 
@@ -428,7 +410,7 @@ mod tests {
         let answers = [
             Answer {
                 pid: 1,
-                process: Ok(process()),
+                process: Ok(process(entry())),
             },
             Answer {
                 pid: u32::MAX,
@@ -493,7 +475,7 @@ mod tests {
 
     #[test]
     fn whatever_a_process_says_can_be_printed() {
-        let mut process = process();
+        let mut process = process(entry());
         let traffic = Traffic::default();
         process.links[0].link.interface_traffic = Some(traffic);
         let report = process.links[0].report.as_mut().unwrap();
@@ -559,24 +541,10 @@ mod tests {
 
     #[test]
     fn what_is_passed_on_unread_can_be_read() {
-        let process = process();
-        let raw = serde_json::to_string(&process.links[0].report).unwrap();
-        let unread = Process {
-            links: vec![Entry {
-                link: process.links[0].link.clone(),
-                report: Some(serde_json::value::RawValue::from_string(raw).unwrap()),
-            }],
-            ..Process {
-                pid: 1,
-                program: "vdens".into(),
-                version: "0".into(),
-                command: Vec::new(),
-                directory: "/tmp".into(),
-                started: 0,
-                no_panel: String::new(),
-                links: Vec::new(),
-            }
-        };
+        let Entry { link, report } = entry();
+        let raw = serde_json::to_string(&report).unwrap();
+        let report = Some(serde_json::value::RawValue::from_string(raw).unwrap());
+        let unread = process(Entry { link, report });
         let text = serde_json::to_string(&unread).unwrap();
         let read: Process<Report> = serde_json::from_str(&text).unwrap();
         let report = read.links[0].report.as_ref().unwrap();

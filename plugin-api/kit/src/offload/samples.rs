@@ -1,14 +1,14 @@
 //! Packets for the tests, with checksums computed word by word.
 
-use std::iter::repeat_with;
+use std::iter;
 
 use fastrand::Rng;
 
 use crate::VnetHeader;
 
-/// So many random bytes.
-pub(super) fn bytes(random: &mut Rng, len: usize) -> Vec<u8> {
-    repeat_with(|| random.u8(..)).take(len).collect()
+/// A payload of random bytes.
+pub(super) fn payload(random: &mut Rng, len: usize) -> Vec<u8> {
+    iter::repeat_with(|| random.u8(..)).take(len).collect()
 }
 
 /// What the packets of a connection have in common, and what the next one has.

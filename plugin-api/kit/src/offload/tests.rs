@@ -4,7 +4,7 @@ use fastrand::Rng;
 
 use crate::{MAX_FRAME, Offloads, VnetHeader};
 
-use super::samples::{Connection, bytes};
+use super::samples::{Connection, payload};
 use super::{Changed, Converter, Progress, packet};
 
 const ACK: u8 = 0x10;
@@ -95,7 +95,7 @@ fn super_frames_are_cut_as_a_card_would() {
         ] {
             for (flags, ecn) in [(ACK, 0), (ACK | PSH | FIN, 0), (ACK | PSH | CWR, 0x80)] {
                 let mut connection = kind.clone();
-                let payload = bytes(&mut random, len);
+                let payload = payload(&mut random, len);
                 let mut header = connection.header(size);
                 header.hdr_len = random.u16(..);
                 header.gso_type |= if connection.is_udp { 0 } else { ecn };
@@ -114,7 +114,7 @@ fn super_frames_are_cut_as_a_card_would() {
 #[test]
 fn a_super_frame_without_a_partial_checksum_is_cut_too() {
     let mut connection = Connection::tcp(true);
-    let payload = bytes(&mut Rng::with_seed(2), 5000);
+    let payload = payload(&mut Rng::with_seed(2), 5000);
     let whole = connection.packet(ACK, &payload);
     let header = VnetHeader {
         flags: 0,
@@ -128,7 +128,7 @@ fn a_super_frame_without_a_partial_checksum_is_cut_too() {
 fn checksums_are_completed() {
     for kind in kinds() {
         for len in [0, 1, 2, 999, 1448] {
-            let payload = bytes(&mut Rng::with_seed(3), len);
+            let payload = payload(&mut Rng::with_seed(3), len);
             let header = VnetHeader {
                 gso_type: 0,
                 gso_size: 0,
@@ -146,7 +146,7 @@ fn checksums_are_completed() {
 
 #[test]
 fn a_sink_is_given_what_it_takes() {
-    let payload = bytes(&mut Rng::with_seed(4), 4000);
+    let payload = payload(&mut Rng::with_seed(4), 4000);
     let frames: Vec<Framed> = kinds()
         .iter()
         .map(|kind| (kind.header(1000), kind.unfinished(ACK, &payload)))
@@ -178,56 +178,26 @@ fn what_makes_no_sense_is_dropped_and_counted() {
     let connection = Connection::tcp(false);
     let frame = connection.unfinished(ACK, &[5; 3000]);
     let good = connection.header(1000);
-    let bad = [
-        VnetHeader {
-            gso_size: 0,
+    for (gso_type, gso_size, csum_start, csum_offset) in [
+        (1, 0, 34, 16),
+        (4, 1000, 34, 16),
+        (5, 1000, 34, 16),
+        (3, 1000, 34, 16),
+        (0x80, 1000, 34, 16),
+        (1, 1000, 35, 16),
+        (1, 1000, 0xffff, 16),
+        (1, 1000, 34, 0xffff),
+        (0, 1000, 3052, 16),
+        (0, 1000, 34, 0xffff),
+        (0, 1000, 0, 16),
+    ] {
+        let header = VnetHeader {
+            gso_type,
+            gso_size,
+            csum_start,
+            csum_offset,
             ..good
-        },
-        VnetHeader {
-            gso_type: 4,
-            ..good
-        },
-        VnetHeader {
-            gso_type: 5,
-            ..good
-        },
-        VnetHeader {
-            gso_type: 3,
-            ..good
-        },
-        VnetHeader {
-            gso_type: 0x80,
-            ..good
-        },
-        VnetHeader {
-            csum_start: 35,
-            ..good
-        },
-        VnetHeader {
-            csum_start: 0xffff,
-            ..good
-        },
-        VnetHeader {
-            csum_offset: 0xffff,
-            ..good
-        },
-        VnetHeader {
-            gso_type: 0,
-            csum_start: 3052,
-            ..good
-        },
-        VnetHeader {
-            gso_type: 0,
-            csum_offset: 0xffff,
-            ..good
-        },
-        VnetHeader {
-            gso_type: 0,
-            csum_start: 0,
-            ..good
-        },
-    ];
-    for header in bad {
+        };
         let (out, lost) = pass(
             &[(header, frame.clone()), (good, frame.clone())],
             Offloads::NONE,
@@ -252,7 +222,7 @@ fn what_makes_no_sense_is_dropped_and_counted() {
 fn streams(random: &mut Rng) -> Vec<Vec<u8>> {
     let mut queues: Vec<std::vec::IntoIter<Vec<u8>>> = Vec::new();
     for port in 0..1 + random.usize(..5) {
-        let mut connection = Connection::tcp(random.usize(..2) == 0);
+        let mut connection = Connection::tcp(random.bool());
         connection.port = port as u16;
         connection.sequence = random.u32(..);
         if random.usize(..4) == 0 {
@@ -263,7 +233,7 @@ fn streams(random: &mut Rng) -> Vec<Vec<u8>> {
             match random.usize(..8) {
                 0 => connection.acknowledgement += 1,
                 1 => connection.window += 1,
-                2 => connection.tos = random.u8(..4),
+                2 => connection.tos = random.usize(..4) as u8,
                 3 => connection.sequence = connection.sequence.wrapping_sub(1448),
                 4 => connection.identification = random.u16(..),
                 5 => frames.push(connection.packet(ACK, &[])),
@@ -273,7 +243,7 @@ fn streams(random: &mut Rng) -> Vec<Vec<u8>> {
             let flags = flags[random.usize(..flags.len())];
             let size = [1448, 1000, 536, 77, 1][random.usize(..5)];
             let len = 1 + random.usize(..12 * size);
-            frames.extend(connection.packets(flags, &bytes(random, len), size));
+            frames.extend(connection.packets(flags, &payload(random, len), size));
             if random.usize(..9) == 0 {
                 let last = frames.last_mut().unwrap();
                 let at = random.usize(..last.len());
@@ -336,7 +306,7 @@ fn a_super_frame_is_what_a_kernel_makes() {
             tags: vec![0x81, 0, 0, 3],
             ..Connection::tcp(is_v6)
         };
-        let payload = bytes(&mut Rng::with_seed(6), 4000);
+        let payload = payload(&mut Rng::with_seed(6), 4000);
         let frames = connection.clone().packets(ACK | PSH | CWR, &payload, 1448);
         let (out, _) = pass(&plain(frames), Offloads::ALL, 9);
         let mut header = connection.header(1448);

@@ -154,10 +154,7 @@ fn bridged(bridge: &UnixDatagram) -> Vec<(VnetHeader, Vec<u8>)> {
     std::iter::from_fn(next).collect()
 }
 
-const TAKES_ALL: State = State {
-    offloads: Offloads::ALL,
-    ..State::UP
-};
+const TAKES_ALL: State = State::UP.with_offloads(Offloads::ALL);
 
 #[test]
 fn a_super_frame_reaches_everybody_in_the_form_it_takes() {
@@ -282,53 +279,33 @@ fn super_frames_that_make_no_sense_go_nowhere() {
     let whole = unfinished(tcp(BROADCAST, 1, 0, &payload(60_000)));
     let mut fragment = whole.clone();
     fragment[20] = 0x20;
+    let cut = |gso_type, gso_size| VnetHeader {
+        gso_type,
+        gso_size,
+        ..TSO
+    };
+    let checksum = |csum_start, csum_offset| VnetHeader {
+        csum_start,
+        csum_offset,
+        ..NEEDS_CSUM
+    };
     let bad = [
         // Endless, or too many or too long pieces.
-        wrapped(VnetHeader { gso_size: 0, ..TSO }, &whole),
-        wrapped(VnetHeader { gso_size: 1, ..TSO }, &whole),
-        wrapped(
-            VnetHeader {
-                gso_size: 9300,
-                ..TSO
-            },
-            &whole,
-        ),
+        wrapped(cut(1, 0), &whole),
+        wrapped(cut(1, 1), &whole),
+        wrapped(cut(1, 9300), &whole),
         // Not what the header says, or of no kind at all.
-        wrapped(VnetHeader { gso_type: 4, ..TSO }, &whole),
-        wrapped(
-            VnetHeader {
-                gso_type: 0x7f,
-                ..TSO
-            },
-            &whole,
-        ),
+        wrapped(cut(4, 1000), &whole),
+        wrapped(cut(0x7f, 1000), &whole),
         wrapped(TSO, &fragment),
         wrapped(TSO, &whole[..60]),
         // Not to be cut, and too long as it is.
         wrapped(NEEDS_CSUM, &whole),
         wrapped(VnetHeader::default(), &whole),
         // A checksum outside the frame.
-        wrapped(
-            VnetHeader {
-                csum_start: 0xffff,
-                ..NEEDS_CSUM
-            },
-            &whole[..1000],
-        ),
-        wrapped(
-            VnetHeader {
-                csum_offset: 0xffff,
-                ..NEEDS_CSUM
-            },
-            &whole[..1000],
-        ),
-        wrapped(
-            VnetHeader {
-                csum_start: 0,
-                ..NEEDS_CSUM
-            },
-            &whole[..1000],
-        ),
+        wrapped(checksum(0xffff, 16), &whole[..1000]),
+        wrapped(checksum(34, 0xffff), &whole[..1000]),
+        wrapped(checksum(0, 16), &whole[..1000]),
         // No frame.
         wrapped(TSO, &whole[..13]),
         SUPER_PREFIX.to_vec(),

@@ -12,6 +12,8 @@ use dhcproto::Name;
 use dhcproto::v4::{DhcpOption, Flags, HType, Message, MessageType, Opcode, OptionCode};
 use ipnet::Ipv4Net;
 
+use crate::wire::LEASES;
+
 /// How long a lease lasts, in seconds.
 const LEASE: u32 = 86_400;
 
@@ -36,6 +38,8 @@ pub(crate) struct Offer {
 
 struct Lease {
     address: Ipv4Addr,
+    /// The client's Ethernet address.
+    mac: Vec<u8>,
     used: Instant,
     bound: bool,
 }
@@ -44,6 +48,8 @@ struct Lease {
 pub(crate) struct Leases {
     offer: Offer,
     clients: HashMap<Vec<u8>, Lease>,
+    /// Whether there are other leases than [`Leases::changes`] has told.
+    is_new: bool,
 }
 
 impl Leases {
@@ -51,7 +57,22 @@ impl Leases {
         Self {
             offer,
             clients: HashMap::new(),
+            is_new: false,
         }
+    }
+
+    /// Who has which address, for a person, if that has changed since the last call.
+    pub(crate) fn changes(&mut self) -> Option<Vec<String>> {
+        if !std::mem::take(&mut self.is_new) {
+            return None;
+        }
+        let mut bound: Vec<_> = self.clients.values().filter(|lease| lease.bound).collect();
+        bound.sort_by_key(|lease| lease.address);
+        let text = |lease: &&Lease| {
+            let mac: Vec<_> = lease.mac.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("{} {}", lease.address, mac.join(":"))
+        };
+        Some(bound.iter().take(LEASES).map(text).collect())
     }
 
     /// The answer to a client's message, if it gets one.
@@ -90,13 +111,15 @@ impl Leases {
                     return Some(self.reply(message, MessageType::Nak, None));
                 }
                 if let Some(lease) = self.clients.get_mut(&client) {
+                    self.is_new |= !lease.bound;
                     lease.bound = true;
+                    lease.mac = message.chaddr().to_vec();
                 }
                 Some(self.reply(message, MessageType::Ack, Some(wanted)))
             }
             MessageType::Inform => Some(self.reply(message, MessageType::Ack, None)),
             MessageType::Release | MessageType::Decline => {
-                self.clients.remove(&client);
+                self.is_new |= self.clients.remove(&client).is_some();
                 None
             }
             _ => None,
@@ -127,6 +150,7 @@ impl Leases {
                 let oldest = self.clients.iter().min_by_key(|(_, lease)| lease.used);
                 let (client, address) = oldest.map(|(client, l)| (client.clone(), l.address))?;
                 self.clients.remove(&client);
+                self.is_new = true;
                 address
             }
         };
@@ -134,6 +158,7 @@ impl Leases {
             client.to_vec(),
             Lease {
                 address,
+                mac: Vec::new(),
                 used: now,
                 bound: false,
             },
@@ -262,6 +287,11 @@ mod tests {
             kind(&leases.answer(&request, now).unwrap()),
             MessageType::Ack
         );
+        assert_eq!(
+            leases.changes(),
+            Some(vec!["10.0.2.15 02:00:00:00:00:01".to_owned()])
+        );
+        assert_eq!(leases.changes(), None);
         let later = now + Duration::from_secs(100_000);
         let other = leases
             .answer(&message(MessageType::Discover, 2, None), later)

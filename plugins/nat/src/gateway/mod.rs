@@ -15,6 +15,7 @@ mod advertisement;
 pub(crate) mod fuzz;
 mod leases;
 mod message;
+mod nft;
 mod queue;
 mod routes;
 pub(crate) mod rules;
@@ -108,6 +109,9 @@ fn serve(channel: &wire::Channel, mut services: Services) -> io::Result<()> {
             }
         }
         services.serve();
+        if let Some(leases) = services.new_leases() {
+            channel.send_leases(leases)?;
+        }
         if Instant::now() >= advertise {
             services.advertise();
             advertise = Instant::now() + ADVERTISE;

@@ -22,6 +22,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use serde::{Deserialize, Serialize};
 
 use super::message::Message;
+use super::nft::*;
 use super::services::DHCP_SERVER;
 
 /// Diverted packets.
@@ -44,20 +45,8 @@ pub(crate) const QUEUE: u16 = 0;
 
 const TABLE: &str = "vdens";
 
-// Types of messages, in the subsystem NFNL_SUBSYS_NFTABLES (10).
-const BATCH_BEGIN: u16 = 0x10;
-const BATCH_END: u16 = 0x11;
-const NEW_TABLE: u16 = 10 << 8;
-const NEW_CHAIN: u16 = 10 << 8 | 3;
-const NEW_RULE: u16 = 10 << 8 | 6;
-
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_CREATE: u16 = 0x400;
-const NLM_F_APPEND: u16 = 0x800;
-
-const REG_VERDICT: u32 = 0;
-const REG_1: u32 = 1;
+/// What it means that a kernel can hold no connection.
+pub(crate) const NO_HOLD: &str = "the kernel has neither nft_queue nor xt_NFQUEUE: connections are accepted before the far side has answered";
 
 /// How a connection waits until its far side has answered.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
@@ -127,8 +116,10 @@ struct Expressions<'a>(&'a mut Message);
 impl Expressions<'_> {
     /// Adds an expression: its name, and its attributes.
     fn add(&mut self, name: &str, fill: impl FnOnce(&mut Message)) -> &mut Self {
-        self.0.nest(1, |element| {
-            element.put_str(1, name).nest(2, fill);
+        self.0.nest(NFTA_LIST_ELEM, |element| {
+            element
+                .put_str(NFTA_EXPR_NAME, name)
+                .nest(NFTA_EXPR_DATA, fill);
         });
         self
     }
@@ -136,7 +127,8 @@ impl Expressions<'_> {
     /// Goes on if a key of the packet's metadata (`NFT_META_*`) has a value.
     fn meta_is(&mut self, key: u32, value: &[u8]) -> &mut Self {
         self.add("meta", |data| {
-            data.put_be32(1, REG_1).put_be32(2, key);
+            data.put_be32(NFTA_META_DREG, NFT_REG_1)
+                .put_be32(NFTA_META_KEY, key);
         });
         self.is(value)
     }
@@ -145,20 +137,21 @@ impl Expressions<'_> {
     fn transport_is(&mut self, offset: u32, mask: Option<&[u8]>, value: &[u8]) -> &mut Self {
         let length = value.len() as u32;
         self.add("payload", |data| {
-            // Base 2 is the transport header.
-            data.put_be32(1, REG_1).put_be32(2, 2);
-            data.put_be32(3, offset).put_be32(4, length);
+            data.put_be32(NFTA_PAYLOAD_DREG, NFT_REG_1);
+            data.put_be32(NFTA_PAYLOAD_BASE, NFT_PAYLOAD_TRANSPORT_HEADER);
+            data.put_be32(NFTA_PAYLOAD_OFFSET, offset);
+            data.put_be32(NFTA_PAYLOAD_LEN, length);
         });
         if let Some(mask) = mask {
             self.add("bitwise", |data| {
-                data.put_be32(1, REG_1)
-                    .put_be32(2, REG_1)
-                    .put_be32(3, length);
-                data.nest(4, |d| {
-                    d.put(1, mask);
+                data.put_be32(NFTA_BITWISE_SREG, NFT_REG_1)
+                    .put_be32(NFTA_BITWISE_DREG, NFT_REG_1)
+                    .put_be32(NFTA_BITWISE_LEN, length);
+                data.nest(NFTA_BITWISE_MASK, |d| {
+                    d.put(NFTA_DATA_VALUE, mask);
                 });
-                data.nest(5, |d| {
-                    d.put(1, &vec![0; mask.len()]);
+                data.nest(NFTA_BITWISE_XOR, |d| {
+                    d.put(NFTA_DATA_VALUE, &vec![0; mask.len()]);
                 });
             });
         }
@@ -167,9 +160,10 @@ impl Expressions<'_> {
 
     fn is(&mut self, value: &[u8]) -> &mut Self {
         self.add("cmp", |data| {
-            data.put_be32(1, REG_1).put_be32(2, 0);
-            data.nest(3, |d| {
-                d.put(1, value);
+            data.put_be32(NFTA_CMP_SREG, NFT_REG_1)
+                .put_be32(NFTA_CMP_OP, NFT_CMP_EQ);
+            data.nest(NFTA_CMP_DATA, |d| {
+                d.put(NFTA_DATA_VALUE, value);
             });
         })
     }
@@ -177,49 +171,43 @@ impl Expressions<'_> {
     /// Sets the packet's mark.
     fn set_mark(&mut self, mark: u32) -> &mut Self {
         self.add("immediate", |data| {
-            data.put_be32(1, REG_1);
-            data.nest(2, |d| {
-                d.put(1, &mark.to_ne_bytes());
+            data.put_be32(NFTA_IMMEDIATE_DREG, NFT_REG_1);
+            data.nest(NFTA_IMMEDIATE_DATA, |d| {
+                d.put(NFTA_DATA_VALUE, &mark.to_ne_bytes());
             });
         });
         self.add("meta", |data| {
-            data.put_be32(2, META_MARK).put_be32(3, REG_1);
+            data.put_be32(NFTA_META_KEY, NFT_META_MARK)
+                .put_be32(NFTA_META_SREG, NFT_REG_1);
         })
     }
 
     /// Diverts to a transparent socket's port.
     fn tproxy(&mut self, family: Family, port: u16) -> &mut Self {
         self.add("immediate", |data| {
-            data.put_be32(1, REG_1);
-            data.nest(2, |d| {
-                d.put(1, &port.to_be_bytes());
+            data.put_be32(NFTA_IMMEDIATE_DREG, NFT_REG_1);
+            data.nest(NFTA_IMMEDIATE_DATA, |d| {
+                d.put(NFTA_DATA_VALUE, &port.to_be_bytes());
             });
         });
         self.add("tproxy", |data| {
-            data.put_be32(1, u32::from(family.number()))
-                .put_be32(3, REG_1);
+            data.put_be32(NFTA_TPROXY_FAMILY, u32::from(family.number()))
+                .put_be32(NFTA_TPROXY_REG_PORT, NFT_REG_1);
         })
     }
 
     /// Ends the chain: the packet goes on.
     fn accept(&mut self) -> &mut Self {
         self.add("immediate", |data| {
-            data.put_be32(1, REG_VERDICT);
-            // NF_ACCEPT
-            data.nest(2, |d| {
-                d.nest(2, |verdict| {
-                    verdict.put_be32(1, 1);
+            data.put_be32(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT);
+            data.nest(NFTA_IMMEDIATE_DATA, |d| {
+                d.nest(NFTA_DATA_VERDICT, |verdict| {
+                    verdict.put_be32(NFTA_VERDICT_CODE, NF_ACCEPT);
                 });
             });
         })
     }
 }
-
-// Keys of a packet's metadata.
-const META_MARK: u32 = 3;
-const META_IIFNAME: u32 = 6;
-const META_L4PROTO: u32 = 16;
-const META_PKTTYPE: u32 = 19;
 
 /// A netlink socket of netfilter.
 struct Netfilter {
@@ -229,7 +217,7 @@ struct Netfilter {
 
 impl Netfilter {
     fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        let mut socket = Socket::new(NETLINK_NETFILTER).map_err(|e| missing("nfnetlink", &e))?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         Ok(Self {
@@ -240,17 +228,18 @@ impl Netfilter {
 
     fn table(&mut self, family: Family) -> io::Result<()> {
         self.batch(family, |batch| {
-            batch.add(NEW_TABLE, NLM_F_CREATE, |m| {
-                m.put_str(1, TABLE);
+            batch.add(NFT_MSG_NEWTABLE, NLM_F_CREATE, |m| {
+                m.put_str(NFTA_TABLE_NAME, TABLE);
             });
             for (name, priority) in [("hold", -160), ("divert", -150)] {
-                batch.add(NEW_CHAIN, NLM_F_CREATE, |m| {
-                    m.put_str(1, TABLE).put_str(3, name);
-                    // Hook 0 is prerouting.
-                    m.nest(4, |hook| {
-                        hook.put_be32(1, 0).put(2, &i32::to_be_bytes(priority));
+                batch.add(NFT_MSG_NEWCHAIN, NLM_F_CREATE, |m| {
+                    m.put_str(NFTA_CHAIN_TABLE, TABLE)
+                        .put_str(NFTA_CHAIN_NAME, name);
+                    m.nest(NFTA_CHAIN_HOOK, |hook| {
+                        hook.put_be32(NFTA_HOOK_HOOKNUM, NF_INET_PRE_ROUTING)
+                            .put(NFTA_HOOK_PRIORITY, &i32::to_be_bytes(priority));
                     });
-                    m.put_str(7, "filter");
+                    m.put_str(NFTA_CHAIN_TYPE, "filter");
                 });
             }
         })
@@ -268,7 +257,7 @@ impl Netfilter {
             ];
             for (mark, refusal) in refusals {
                 batch.rule("divert", |e| {
-                    e.meta_is(META_MARK, &mark.to_ne_bytes());
+                    e.meta_is(NFT_META_MARK, &mark.to_ne_bytes());
                     e.add("reject", |data| refusal.put(family, data));
                 });
             }
@@ -278,21 +267,25 @@ impl Netfilter {
             if family == Family::V4 {
                 // Clients that extend their leases ask the gateway's address.
                 batch.rule("divert", |e| {
-                    e.meta_is(META_IIFNAME, &name).meta_is(META_L4PROTO, &[17]);
+                    e.meta_is(NFT_META_IIFNAME, &name)
+                        .meta_is(NFT_META_L4PROTO, &[17]);
                     e.transport_is(2, None, &DHCP_SERVER.to_be_bytes()).accept();
                 });
             }
             for (protocol, port) in [(6_u8, TCP_PORT), (17, UDP_PORT)] {
                 batch.rule("divert", |e| {
-                    e.meta_is(META_IIFNAME, &name).meta_is(META_PKTTYPE, &[0]);
-                    e.meta_is(META_L4PROTO, &[protocol]).tproxy(family, port);
+                    e.meta_is(NFT_META_IIFNAME, &name)
+                        .meta_is(NFT_META_PKTTYPE, &[0]);
+                    e.meta_is(NFT_META_L4PROTO, &[protocol])
+                        .tproxy(family, port);
                     e.set_mark(MARK_DIVERT).accept();
                 });
             }
             let (protocol, kind) = family.echo();
             batch.rule("divert", |e| {
-                e.meta_is(META_IIFNAME, &name).meta_is(META_PKTTYPE, &[0]);
-                e.meta_is(META_L4PROTO, &[protocol])
+                e.meta_is(NFT_META_IIFNAME, &name)
+                    .meta_is(NFT_META_PKTTYPE, &[0]);
+                e.meta_is(NFT_META_L4PROTO, &[protocol])
                     .transport_is(0, None, &[kind]);
                 e.set_mark(MARK_DIVERT).accept();
             });
@@ -304,20 +297,23 @@ impl Netfilter {
         let name = interface_name(interface);
         self.batch(family, |batch| {
             batch.rule("hold", |e| {
-                e.meta_is(META_IIFNAME, &name).meta_is(META_PKTTYPE, &[0]);
-                e.meta_is(META_L4PROTO, &[6]);
+                e.meta_is(NFT_META_IIFNAME, &name)
+                    .meta_is(NFT_META_PKTTYPE, &[0]);
+                e.meta_is(NFT_META_L4PROTO, &[6]);
                 // Of FIN, SYN, RST and ACK only SYN: the first packet of a connection.
                 e.transport_is(13, Some(&[0x17]), &[0x02]);
                 match hold {
                     Hold::Queue => e.add("queue", |data| {
-                        data.put(1, &QUEUE.to_be_bytes())
-                            .put(2, &1_u16.to_be_bytes());
+                        data.put(NFTA_QUEUE_NUM, &QUEUE.to_be_bytes())
+                            .put(NFTA_QUEUE_TOTAL, &1_u16.to_be_bytes());
                     }),
                     Hold::Compat => e.add("target", |data| {
                         // struct xt_NFQ_info, in the machine's byte order, aligned to 8 bytes.
                         let mut info = [0; 8];
                         info[..2].copy_from_slice(&QUEUE.to_ne_bytes());
-                        data.put_str(1, "NFQUEUE").put_be32(2, 0).put(3, &info);
+                        data.put_str(NFTA_TARGET_NAME, "NFQUEUE");
+                        data.put_be32(NFTA_TARGET_REV, 0)
+                            .put(NFTA_TARGET_INFO, &info);
                     }),
                     Hold::None => e,
                 };
@@ -333,10 +329,9 @@ impl Netfilter {
             bytes: Vec::new(),
             expected: Vec::new(),
         };
-        // The subsystem of the messages within, most significant byte first.
-        batch.control(BATCH_BEGIN);
+        batch.control(NFNL_MSG_BATCH_BEGIN);
         fill(&mut batch);
-        batch.control(BATCH_END);
+        batch.control(NFNL_MSG_BATCH_END);
         self.sequence = batch.sequence;
         self.socket.send(&batch.bytes, 0)?;
         let mut result = Ok(());
@@ -374,7 +369,7 @@ impl Refusal {
     fn put(self, family: Family, data: &mut Message) {
         let code = match (self, family) {
             (Self::Reset, _) => {
-                data.put_be32(1, 1);
+                data.put_be32(NFTA_REJECT_TYPE, NFT_REJECT_TCP_RST);
                 return;
             }
             (Self::Host, Family::V4) => 1,
@@ -384,7 +379,8 @@ impl Refusal {
             (Self::Network, Family::V6) => 0,
             (Self::Prohibited, Family::V6) => 1,
         };
-        data.put_be32(1, 0).put(2, &[code]);
+        data.put_be32(NFTA_REJECT_TYPE, NFT_REJECT_ICMP_UNREACH)
+            .put(NFTA_REJECT_ICMP_CODE, &[code]);
     }
 }
 
@@ -400,7 +396,8 @@ struct Transaction {
 impl Transaction {
     fn control(&mut self, kind: u16) {
         self.sequence += 1;
-        let header = [0, 0, 0, 10];
+        // The subsystem of the messages within, most significant byte first.
+        let header = [0, 0, 0, NFNL_SUBSYS_NFTABLES as u8];
         let message = Message::new(kind, NLM_F_REQUEST, self.sequence, &header);
         self.bytes.extend(message.finish());
     }
@@ -416,9 +413,11 @@ impl Transaction {
     }
 
     fn rule(&mut self, chain: &str, fill: impl FnOnce(&mut Expressions<'_>)) {
-        self.add(NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, |message| {
-            message.put_str(1, TABLE).put_str(2, chain);
-            message.nest(4, |list| fill(&mut Expressions(list)));
+        self.add(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, |message| {
+            message
+                .put_str(NFTA_RULE_TABLE, TABLE)
+                .put_str(NFTA_RULE_CHAIN, chain);
+            message.nest(NFTA_RULE_EXPRESSIONS, |list| fill(&mut Expressions(list)));
         });
     }
 }
@@ -450,7 +449,14 @@ fn interface_name(name: &str) -> [u8; 16] {
     bytes
 }
 
+/// The error of a kernel that does not know a message (it lacks the subsystem) or an expression (it
+/// lacks the module, and may load none).
 fn missing(module: &str, error: &io::Error) -> io::Error {
-    let text = format!("the kernel refuses rules of {module}: {error}");
-    io::Error::new(error.kind(), text)
+    let kind = match error.raw_os_error() {
+        Some(libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::ENOENT | libc::EINVAL) => {
+            io::ErrorKind::Unsupported
+        }
+        _ => error.kind(),
+    };
+    io::Error::new(kind, format!("the kernel has no {module} ({error})"))
 }

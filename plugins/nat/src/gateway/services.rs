@@ -119,6 +119,12 @@ impl Services {
         }
     }
 
+    /// Who has which address, if that has changed since the last call.
+    pub(crate) fn new_leases(&mut self) -> Option<Vec<String>> {
+        let (_, leases) = self.v4.as_mut()?;
+        leases.changes()
+    }
+
     /// Advertises the gateway to everyone.
     pub(crate) fn advertise(&self) {
         if let Some(v6) = &self.v6 {

@@ -68,6 +68,11 @@ impl Echo {
         })
     }
 
+    /// How many clients wait for answers.
+    pub(crate) fn open(&self) -> usize {
+        self.pings.len()
+    }
+
     /// Sends requests from inside on; `true` if there may be more.
     pub(crate) fn on_request(
         &mut self,

@@ -48,7 +48,7 @@ use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
 use socket2::Socket;
 
 use crate::forward::{self, Forward, Protocol, Wish};
-use crate::gateway::{Hold, Inside};
+use crate::gateway::{Hold, Inside, rules};
 use crate::report::{Plugin, Report};
 use crate::settings::Task;
 use crate::wire::{Channel, Received};
@@ -127,7 +127,7 @@ pub(crate) fn run(task: &Task, plugin: &mut Plugin) -> io::Result<()> {
     };
     if let Err(error) = result {
         // The plugin need not wait for the gateway's end.
-        let _ = plugin.tell(&Report::Failed(error.to_string()));
+        let _ = plugin.tell(&Report::of(&error));
     }
     end_gateway(&mut gateway, &mut ending);
     // The plugin removes the directory, unless it was killed.
@@ -283,7 +283,7 @@ fn serve(
         proxy.forwards.add(forward, socket, &poll, &mut proxy.udp)?;
     }
     if hold == Hold::None {
-        let text = "the kernel has no nfnetlink_queue: connections are accepted before the far side has answered";
+        let text = rules::NO_HOLD;
         plugin.tell(&Report::Warning(text.to_owned()))?;
     }
     if proxy.names.servers().is_empty() {
@@ -548,6 +548,7 @@ impl Proxy {
             ("connections opened", tcp.opened.to_string()),
             ("connections refused", tcp.refused.to_string()),
             ("UDP mappings", self.udp.open().to_string()),
+            ("pings", self.echo.open().to_string()),
             ("bytes out", bytes_out.to_string()),
             ("bytes in", bytes_in.to_string()),
         ]
@@ -563,6 +564,9 @@ impl Proxy {
         ];
         let drops = drops.into_iter().filter(|(_, count)| *count > 0);
         status.extend(drops.map(|(name, count)| (name.to_owned(), count.to_string())));
+        if !self.stock.leases.is_empty() {
+            status.insert("leases".to_owned(), self.stock.leases.join(", "));
+        }
         if !forwards.is_empty() {
             status.insert("forwards".to_owned(), forwards.join(", "));
         }

@@ -25,6 +25,8 @@ pub(crate) struct Stock {
     heartbeat: Heartbeat,
     /// Why the gateway has made none, the last time that it could not.
     pub refused: Option<String>,
+    /// Who has which address, as the gateway said last.
+    pub leases: Vec<String>,
 }
 
 impl Stock {
@@ -39,6 +41,7 @@ impl Stock {
             asked: Vec::new(),
             heartbeat: Heartbeat::default(),
             refused: None,
+            leases: Vec::new(),
         };
         let families = [Some(false), ipv6.then_some(true)];
         for ipv6 in families.into_iter().flatten() {
@@ -129,8 +132,13 @@ impl Stock {
     }
 
     fn take(&mut self, answer: Answer) {
-        let Answer::Sockets(kind, made) = answer else {
-            return;
+        let (kind, made) = match answer {
+            Answer::Sockets(kind, made) => (kind, made),
+            Answer::Leases(leases) => {
+                self.leases = leases;
+                return;
+            }
+            Answer::Alive => return,
         };
         self.asked.retain(|asked| *asked != kind);
         match made {
