@@ -67,7 +67,7 @@ fn a_network_of_the_hosts_own() {
     }
     let vdens = lab.bin().join("vdens");
     let session = lab
-        .vdens(["--auto", "nat://", "sh"])
+        .vdens(["--auto", "nat://dns=192.0.2.1", "sh"])
         .inside(&net.host)
         .session();
     let (status, said) = session.run(&format!(

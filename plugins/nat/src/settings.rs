@@ -86,12 +86,12 @@ impl Settings {
         };
         let mut settings = Self {
             net: if yes("ipv4")? {
-                Some(value(&spec, "net", "10.0.2.0/24")?.unwrap_or(NET))
+                Some(value(&spec, "net", "'10.0.2.0/24'")?.unwrap_or(NET))
             } else {
                 None
             },
             net6: if yes("ipv6")? {
-                Some(value(&spec, "net6", "fd00:1::/64")?.unwrap_or(NET6))
+                Some(value(&spec, "net6", "'fd00:1::/64'")?.unwrap_or(NET6))
             } else {
                 None
             },
@@ -147,19 +147,19 @@ impl Settings {
             ),
             (Some(net), _) if net.prefix_len() > LONGEST_PREFIX4 => (
                 format!("net={net} has no room for the gateway, the name server and clients"),
-                "take a /27 or larger, for example net=10.0.2.0/24",
+                "take a /27 or larger, for example net='10.0.2.0/24'",
             ),
             (_, Some(net6)) if net6.prefix_len() != PREFIX6 => (
                 format!("net6={net6} is not a /64, so clients cannot make addresses of it"),
-                "for example net6=fd00:1::/64",
+                "for example net6='fd00:1::/64'",
             ),
             _ => return Ok(()),
         };
         Err(Error::usage(message).hint(hint))
     }
 
-    /// Checks the settings against the addresses of this machine. A network that the VNL does not
-    /// name may be one of the machine's own: a gateway inside another one's network serves still.
+    /// Checks the settings against the addresses of this machine. A default network may be one of
+    /// the machine's own, with a warning: a gateway in the network of another one serves all else.
     ///
     /// # Errors
     /// `bind` is not an address of this machine, or a network that the VNL names is one of its own.
@@ -172,9 +172,9 @@ impl Settings {
             })?;
         }
         let directly = directly_connected();
-        for (key, net) in [
-            ("net", self.net.map(IpNet::from)),
-            ("net6", self.net6.map(IpNet::from)),
+        for (example, net) in [
+            ("net='10.9.0.0/24'", self.net.map(IpNet::from)),
+            ("net6='fd00:1::/64'", self.net6.map(IpNet::from)),
         ] {
             let Some(net) = net else { continue };
             let overlaps = |other: &IpNet| net.contains(other) || other.contains(&net);
@@ -186,7 +186,7 @@ impl Settings {
                 "the network inside, {net}, hides {other} of {interface}, which cannot be reached \
                  from inside"
             );
-            let hint = format!("take another one with {key}=");
+            let hint = format!("take another one, for example {example}");
             if net == IpNet::from(NET) || net == IpNet::from(NET6) {
                 log::warn!("nat://: {message}; {hint}");
             } else {
