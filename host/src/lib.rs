@@ -25,6 +25,8 @@
 
 pub mod cli;
 pub mod error;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod ipc;
 pub mod logging;
 pub(crate) mod namespace;

@@ -12,6 +12,7 @@
 mod control;
 mod hello;
 mod memory;
+mod nat;
 mod offload;
 mod packets;
 mod pump;
@@ -34,10 +35,15 @@ const GROWTH: usize = 32 << 20;
 pub(crate) const LONGEST_INPUT: usize = 128 * 1024;
 
 /// All targets: the name, which is also that of the corpus's directory, and a constructor.
-pub(crate) const TARGETS: [(&str, Make); 9] = [
+pub(crate) const TARGETS: [(&str, Make); 14] = [
+    ("auto", || Box::new(nat::Auto)),
     ("cut", || Box::new(offload::Cut::default())),
     ("hello", || Box::new(hello::Messages)),
     ("join", || Box::new(offload::Join::default())),
+    ("nat-dhcp", || Box::new(nat::Dhcp)),
+    ("nat-keys", || Box::new(nat::Keys)),
+    ("nat-messages", || Box::new(nat::Messages)),
+    ("nat-packets", || Box::new(nat::Packets)),
     ("pump", || Box::new(pump::Pumped::new())),
     ("reply", || Box::new(control::Replies)),
     ("request", || Box::new(control::Requests)),

@@ -16,7 +16,20 @@ fn what_is_wrong_in_a_vnl_is_said() {
         ),
         ("nat://net6='fd00::/129'", &["net6=fd00::/129", "/64"]),
         ("nat://ipv4=maybe", &["ipv4=maybe", "yes or no"]),
-        ("nat://dns=x", &["dns=x"]),
+        ("nat://net='10.9.0.0/30'", &["net=10.9.0.0/30", "a /27"]),
+        ("nat://net='10.9.0.0/28'", &["net=10.9.0.0/28", "a /27"]),
+        ("nat://net6='fd00::/120'", &["net6=fd00::/120", "not a /64"]),
+        ("nat://net6='fd00::/127'", &["net6=fd00::/127", "not a /64"]),
+        (
+            "nat://ipv4=no/ipv6=no",
+            &["ipv4=no and ipv6=no", "leave out one of them"],
+        ),
+        (
+            "nat://net='127.0.0.0/24'",
+            &["127.0.0.0/8 of lo", "cannot be reached", "net="],
+        ),
+        ("nat://bind=9.9.9.9", &["bind=9.9.9.9", "ip addr"]),
+        ("nat://dns=x", &["dns=x", "dns=192.0.2.53"]),
         ("nat://host=x", &["host=x", "host=10.0.2.2"]),
         ("nat://bind=x", &["bind=x", "192.0.2.1"]),
         ("nat://mtu=x", &["mtu=x", "mtu=1500"]),
@@ -25,11 +38,48 @@ fn what_is_wrong_in_a_vnl_is_said() {
         ("nat://udp=0", &["'0' is no forward", "udp=8080:80"]),
         (
             "nat://tcp=8080,8080",
-            &["cannot forward tcp 127.0.0.1:8080"],
+            &["cannot forward tcp 127.0.0.1:8080", "ss -ltnp"],
         ),
     ] {
         lab.vdens([vnl, "true"]).refused(words);
     }
+}
+
+/// A network inside that has the host's own addresses hides the host's: of one that the user names
+/// it is an error, of the default, as of a session in a session, a warning.
+#[test]
+fn a_network_of_the_hosts_own() {
+    need!("root", "python3", "dnsmasq", "curl");
+    let lab = Lab::new();
+    let net = Internet::new(&lab);
+    for (vnl, words) in [
+        (
+            "nat://net='192.0.2.0/25'",
+            &["192.0.2.0/24 of up0", "net="][..],
+        ),
+        ("nat://net='192.0.0.0/16'", &["192.0.2.0/24 of up0", "net="]),
+        (
+            "nat://net6='2001:db8::/64'",
+            &["2001:db8::/64 of up0", "net6="],
+        ),
+    ] {
+        lab.vdens([vnl, "true"]).inside(&net.host).refused(words);
+    }
+    let vdens = lab.bin().join("vdens");
+    let session = lab
+        .vdens(["--auto", "nat://dns=192.0.2.1", "sh"])
+        .inside(&net.host)
+        .session();
+    let (status, said) = session.run(&format!(
+        "{} --auto nat:// curl -sS http://server.test:8000/page 2>&1",
+        vdens.display()
+    ));
+    assert_eq!(status, 0, "{said}");
+    for words in ["10.0.2.0/24 of vde0", "fd76:6465:6e73::/64 of vde0"] {
+        assert!(said.contains(words), "{said}");
+    }
+    assert!(said.ends_with("the page"), "{said}");
+    assert_eq!(session.exit(0).code(), Some(0));
 }
 
 /// A host without a way out by IPv6: clients have addresses among themselves, and no default route,

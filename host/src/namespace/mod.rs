@@ -16,7 +16,7 @@
 //!    others, even if it runs as root.
 //! 6. Execute the command. The kernel kills it if the supervisor dies first.
 
-mod auto;
+pub(crate) mod auto;
 pub(crate) mod resolv;
 mod sysfs;
 

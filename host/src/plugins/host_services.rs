@@ -102,7 +102,7 @@ struct Services {
     level: usize,
     /// The services of a link nested in this one. `None` at the innermost level.
     nested: Option<&'static Services>,
-    /// These again, for a plugin whose links stand in for nested ones, which have the panel address.
+    /// These again, for a plugin whose links stand in for nested ones: they have the panel address.
     stand_in: Option<&'static Services>,
 }
 

@@ -162,6 +162,7 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
     if let Some(why) = LACKING.get() {
         return stand_in(request, why);
     }
+    settings.check_machine()?;
     let directory = child::directory()?;
     let port = request.host.port();
     // Without an interface, the other end is a switch, say.

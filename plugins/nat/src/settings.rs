@@ -1,13 +1,15 @@
 //! What a `nat://` VNL asks for: its keys as data, which the plugin parses and hands to the proxy,
 //! and the proxy to the gateway.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::path::PathBuf;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::SockaddrStorage;
 use serde::{Deserialize, Serialize};
 use vdens_plugin_kit::vnl::{Keys, Spec};
-use vdens_plugin_kit::{Error, Result};
+use vdens_plugin_kit::{Error, ErrorKind, Result, log};
 
 use crate::forward::{self, Forward, Protocol, Wish};
 use crate::resolv::Resolv;
@@ -34,6 +36,12 @@ const MOST_MTU: u32 = 65_520;
 const GATEWAY: u32 = 2;
 const DNS: u32 = 3;
 const FIRST_CLIENT: u32 = 15;
+
+/// The longest prefix of an IPv4 network that has room for them.
+const LONGEST_PREFIX4: u8 = 27;
+
+/// The prefix that hosts make IPv6 addresses of by themselves (RFC 4862, RFC 2464, section 4).
+const PREFIX6: u8 = 64;
 
 /// A gateway and the network behind it.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
@@ -78,12 +86,12 @@ impl Settings {
         };
         let mut settings = Self {
             net: if yes("ipv4")? {
-                Some(value(&spec, "net", "10.0.2.0/24")?.unwrap_or(NET))
+                Some(value(&spec, "net", "'10.0.2.0/24'")?.unwrap_or(NET))
             } else {
                 None
             },
             net6: if yes("ipv6")? {
-                Some(value(&spec, "net6", "fd00:1::/64")?.unwrap_or(NET6))
+                Some(value(&spec, "net6", "'fd00:1::/64'")?.unwrap_or(NET6))
             } else {
                 None
             },
@@ -96,6 +104,7 @@ impl Settings {
             forwards: Vec::new(),
             follow: Vec::new(),
         };
+        settings.check_networks()?;
         let least = match settings.net6 {
             Some(_) => LEAST_MTU6,
             None => LEAST_MTU4,
@@ -110,7 +119,7 @@ impl Settings {
             for server in servers.split(',') {
                 let parsed = server
                     .parse()
-                    .map_err(|_| bad("dns", server, "an address"))?;
+                    .map_err(|_| bad("dns", server, "192.0.2.53"))?;
                 settings.dns.push(parsed);
             }
         }
@@ -127,6 +136,64 @@ impl Settings {
             }
         }
         Ok(settings)
+    }
+
+    /// Checks that there is a network inside, and that stations fit in it.
+    fn check_networks(&self) -> Result<()> {
+        let (message, hint) = match (self.net, self.net6) {
+            (None, None) => (
+                "ipv4=no and ipv6=no leave no network".to_owned(),
+                "leave out one of them",
+            ),
+            (Some(net), _) if net.prefix_len() > LONGEST_PREFIX4 => (
+                format!("net={net} has no room for the gateway, the name server and clients"),
+                "take a /27 or larger, for example net='10.0.2.0/24'",
+            ),
+            (_, Some(net6)) if net6.prefix_len() != PREFIX6 => (
+                format!("net6={net6} is not a /64, so clients cannot make addresses of it"),
+                "for example net6='fd00:1::/64'",
+            ),
+            _ => return Ok(()),
+        };
+        Err(Error::usage(message).hint(hint))
+    }
+
+    /// Checks the settings against the addresses of this machine. A default network may be one of
+    /// the machine's own, with a warning: a gateway in the network of another one serves all else.
+    ///
+    /// # Errors
+    /// `bind` is not an address of this machine, or a network that the VNL names is one of its own.
+    pub(crate) fn check_machine(&self) -> Result<()> {
+        if let Some(bind) = self.bind {
+            UdpSocket::bind((bind, 0)).map_err(|error| {
+                let message = format!("cannot connect from bind={bind}: {error}");
+                Error::new(ErrorKind::Other, message)
+                    .hint("ip addr shows the addresses of this machine")
+            })?;
+        }
+        let directly = directly_connected();
+        for (example, net) in [
+            ("net='10.9.0.0/24'", self.net.map(IpNet::from)),
+            ("net6='fd00:1::/64'", self.net6.map(IpNet::from)),
+        ] {
+            let Some(net) = net else { continue };
+            let overlaps = |other: &IpNet| net.contains(other) || other.contains(&net);
+            let Some((interface, other)) = directly.iter().find(|(_, other)| overlaps(other))
+            else {
+                continue;
+            };
+            let message = format!(
+                "the network inside, {net}, hides {other} of {interface}, which cannot be reached \
+                 from inside"
+            );
+            let hint = format!("take another one, for example {example}");
+            if net == IpNet::from(NET) || net == IpNet::from(NET6) {
+                log::warn!("nat://: {message}; {hint}");
+            } else {
+                return Err(Error::new(ErrorKind::Other, message).hint(hint));
+            }
+        }
+        Ok(())
     }
 
     /// The networks inside.
@@ -188,6 +255,22 @@ impl Settings {
     pub(crate) fn first_client(&self) -> Option<Ipv4Addr> {
         self.net.map(|net| station4(net, FIRST_CLIENT))
     }
+}
+
+/// The networks that this machine's interfaces are in, with the interfaces' names.
+fn directly_connected() -> Vec<(String, IpNet)> {
+    let ip = |address: SockaddrStorage| -> Option<IpAddr> {
+        let v4 = address.as_sockaddr_in().map(|at| IpAddr::from(at.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|at| at.ip().into()))
+    };
+    // Without a list, nothing can be said of it.
+    let all = getifaddrs().into_iter().flatten();
+    all.filter_map(|entry| {
+        let (address, mask) = (ip(entry.address?)?, ip(entry.netmask?)?);
+        let net = IpNet::with_netmask(address, mask).ok()?;
+        Some((entry.interface_name, net.trunc()))
+    })
+    .collect()
 }
 
 /// Whether this machine has a default route of IPv6 (`/proc/net/ipv6_route`: destination, length of

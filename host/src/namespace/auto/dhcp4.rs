@@ -209,7 +209,7 @@ impl Dhcp4 {
 
     /// Takes a server's message.
     fn receive(&mut self, message: &Message, now: Instant) -> Option<Lease> {
-        if message.xid() != self.transaction || !message.chaddr().starts_with(&self.mac) {
+        if message.xid() != self.transaction || !is_for(message, self.mac) {
             return None;
         }
         let options = message.opts();
@@ -306,6 +306,12 @@ impl Dhcp4 {
     }
 }
 
+/// Whether a message is for the client with this address. Only an address of the right length may be
+/// read: the message says how long it is, which may be longer than the field.
+fn is_for(message: &Message, mac: Mac) -> bool {
+    usize::from(message.hlen()) == mac.len() && message.chaddr() == mac
+}
+
 /// What an acknowledgement gives; `None` if it gives no address that can be used.
 fn lease(message: &Message) -> Option<Lease> {
     let options = message.opts();
@@ -380,6 +386,13 @@ fn times(message: &Message) -> Option<Times> {
         rebind: end * 7 / 8,
         end,
     })
+}
+
+/// See [`super::names_in`].
+pub(super) fn names_in(bytes: &[u8]) -> Option<Names> {
+    let message = Message::from_bytes(bytes).ok()?;
+    is_for(&message, Mac::default());
+    Some(lease(&message)?.names)
 }
 
 #[cfg(test)]

@@ -436,6 +436,14 @@ fn address(ip: Ipv6Addr, port: u16, scope: u32) -> SockaddrIn6 {
     std::net::SocketAddrV6::new(ip, port, 0, scope).into()
 }
 
+/// See [`super::names_in`].
+pub(super) fn names_in(bytes: &[u8]) -> Option<Names> {
+    if let Ok(message) = Message::from_bytes(bytes) {
+        message.opts().get(OptionCode::IANA).and_then(leased);
+    }
+    Some(Advertisement::parse(bytes, "vde0")?.names)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

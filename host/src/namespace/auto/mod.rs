@@ -276,3 +276,9 @@ fn mac(interface: &str) -> Result<Mac> {
             )
         })
 }
+
+/// What a message says of names, whatever kind of message it is: for the fuzzer.
+pub(crate) fn names_in(message: &[u8]) -> Vec<Names> {
+    let found = [dhcp4::names_in(message), ipv6::names_in(message)];
+    found.into_iter().flatten().collect()
+}

@@ -20,6 +20,9 @@ const LEASE: u32 = 86_400;
 /// How long an address that was offered is kept for the client that has not asked for it yet.
 const OFFER: Duration = Duration::from_secs(60);
 
+/// The bytes of an Ethernet address.
+const ADDRESS: u8 = 6;
+
 /// The most clients.
 const CLIENTS: usize = 4096;
 
@@ -78,6 +81,11 @@ impl Leases {
     /// The answer to a client's message, if it gets one.
     pub(crate) fn answer(&mut self, message: &Message, now: Instant) -> Option<Message> {
         if message.opcode() != Opcode::BootRequest || !message.giaddr().is_unspecified() {
+            return None;
+        }
+        // Only an address of the right length may be read: the message says how long it is, which
+        // may be longer than the field.
+        if message.hlen() != ADDRESS {
             return None;
         }
         let client = match message.opts().get(OptionCode::ClientIdentifier) {

@@ -174,9 +174,15 @@ pub(crate) fn bind(forward: &Forward) -> io::Result<Socket> {
         Ok(socket)
     };
     make().map_err(|error: io::Error| {
-        let advice = match error.kind() {
-            io::ErrorKind::PermissionDenied => "; take a port from 1024 on",
-            io::ErrorKind::AddrInUse => "; another program has the port",
+        let advice = match (error.kind(), forward.protocol) {
+            (io::ErrorKind::PermissionDenied, _) => "; take a port from 1024 on",
+            (io::ErrorKind::AddrInUse, Protocol::Tcp) => {
+                "; another program has the port: take another one, or see which with ss -ltnp"
+            }
+            (io::ErrorKind::AddrInUse, Protocol::Udp) => {
+                "; another program has the port: take another one, or see which with ss -lunp"
+            }
+            (io::ErrorKind::AddrNotAvailable, _) => "; ip addr shows the addresses of this machine",
             _ => "",
         };
         io::Error::new(
