@@ -140,7 +140,7 @@ fn faults_of_readiness_are_found() {
         &lab,
         "blocks",
         "full queue",
-        "send() did not return within 2 s",
+        "send() did not return within 5 s",
     );
     finds(&lab, "silent", "open", "has no carrier");
 }
@@ -179,7 +179,7 @@ fn plugins_that_turn_on_their_host() {
         &lab,
         "stubborn",
         "frames",
-        "send() did not return within 2 s",
+        "send() did not return within 5 s",
     );
     finds(&lab, "nowhere", "idle", "again and again");
     // The host takes a count that is larger than the batch for the whole batch.

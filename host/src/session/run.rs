@@ -258,6 +258,11 @@ impl<'a> Supervisor<'a> {
                 log::warn!("{}: {error}", link.job.interface);
                 channels.requests.send(&Reply::Failed(error), &[])
             }
+            // No descriptor was left for the one that came along. The worker is not to blame.
+            Err(error) if [libc::EMFILE, libc::ENFILE].contains(&error.errno) => {
+                log::warn!("{}: {error}", link.job.interface);
+                channels.requests.send(&Reply::Failed(error), &[])
+            }
             Ok(Received::Closed) | Err(_) => {
                 return self.handle(Event::Worker(index, WorkerEvent::Closed));
             }

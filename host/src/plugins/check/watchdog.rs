@@ -13,7 +13,7 @@ use super::Verdict;
 /// How long opening a link may take.
 const OPEN: Duration = Duration::from_secs(10);
 /// How long any other call may take. A link must not block, but a busy machine can delay it.
-const CALL: Duration = Duration::from_secs(2);
+const CALL: Duration = Duration::from_secs(5);
 
 /// The calls that are running. `open` runs beside others.
 static CALLS: Mutex<Vec<(&'static str, Instant)>> = Mutex::new(Vec::new());
