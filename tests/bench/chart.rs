@@ -1,9 +1,9 @@
 //! The charts: ratios to the reference as horizontal bars, in SVG.
 //!
 //! Theory of operation. Each measure worth a look has a panel, with a bar for each contender that
-//! has a ratio to its group's reference. The median is the bar's length, and the range over the rounds is a line on it. A
-//! long bar would make the others vanish, so lengths are logarithmic when the ratios are far apart.
-//! Ours, others' and the reference have a colour each.
+//! has a ratio to its group's reference. The median is the bar's length, and the range over the
+//! rounds is a line on it. A long bar would make the others vanish, so lengths are logarithmic when
+//! the ratios are far apart. Ours, others' and the reference have a colour each.
 
 use std::fmt::Write;
 

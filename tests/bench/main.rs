@@ -5,9 +5,8 @@
 //! `tools`, which are this same program inside the namespaces. `internet` wires the contenders of
 //! `uplink`. That, `links`, `switches`, `stuck`, `costs`, `crowd` and `idle` are the groups of
 //! measurements, which `bench` runs in rounds. `results` keeps what comes out, and `report` prints
-//! it. `figures` is the results file, from which `pages` and `chart` draw the pages. `compare` shows
-//! two builds beside each other.
-//! docs/performance.md is the manual.
+//! it. `figures` is the results file, from which `pages` and `chart` draw the pages. `compare`
+//! shows two builds beside each other. docs/performance.md is the manual.
 
 mod bench;
 mod chart;

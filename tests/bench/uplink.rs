@@ -76,8 +76,8 @@ const PROBES: &[(&str, Run)] = &[
     }),
 ];
 
-/// What is run on ways opened for it: no buffer has grown yet, and so many connections are the end of
-/// libvdeplug's slirp.
+/// What is run on ways opened for it: no buffer has grown yet, and so many connections are the end
+/// of libvdeplug's slirp.
 const ALONE: &[(&str, Run)] = &[("memory", memory)];
 
 /// Probes left out of a quick run.

@@ -57,8 +57,8 @@ pub(super) fn lock_for(order: &Order) -> Lock {
 }
 
 /// Executes an order over `netlink`, a connection to the panel, where `open_tap` opens a tap.
-/// `namespace` is the member's network namespace, for an order that makes a port; for one that makes
-/// a pair, the panel's. `is_locked` says whether the registry is locked.
+/// `namespace` is the member's network namespace, for an order that makes a port; for one that
+/// makes a pair, the panel's. `is_locked` says whether the registry is locked.
 pub(super) fn execute(
     order: &Order,
     netlink: &Netlink,

@@ -10,7 +10,7 @@
 //! | this end | the opposite end | frames |
 //! |---|---|---|
 //! | is not plugged | | go through the link |
-//! | is plugged | is not plugged | come out of the opposite port, which this process serves by a tap |
+//! | is plugged | is not plugged | come out of the opposite port, which this process serves |
 //! | is plugged | is plugged | never reach this process |
 //!
 //! So of two ends of which one is plugged, that one moves the frames for both. An end that was

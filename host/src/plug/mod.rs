@@ -11,8 +11,8 @@
 //!
 //! No supervisor is above a plug, so it arranges three things before a plugin is loaded: it blocks
 //! signals, so that what it makes is removed at the end; it forks a panel [`Service`], for a switch
-//! with members on the panel and for ends whose frames the kernel carries (`carried`); and it starts a [`Watchdog`], which ends the plug if a plugin hangs
-//! when a signal comes.
+//! with members on the panel and for ends whose frames the kernel carries (`carried`); and it
+//! starts a [`Watchdog`], which ends the plug if a plugin hangs when a signal comes.
 
 mod carried;
 pub mod login;

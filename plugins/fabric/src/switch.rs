@@ -341,8 +341,8 @@ impl Switch {
         }
     }
 
-    /// Plugs the host's port into the bridge, if that is possible: its interface from the start, and
-    /// the port of a plug while the kernel carries the frames of the plug's other end.
+    /// Plugs the host's port into the bridge, if that is possible: its interface from the start,
+    /// and the port of a plug while the kernel carries the frames of the plug's other end.
     fn plug_host(&mut self) {
         let port = self.host.port();
         let Some(bridge) = port.panel_address.and_then(|_| self.bridge()) else {

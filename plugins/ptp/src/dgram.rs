@@ -14,9 +14,9 @@
 //! when it sends next. Nothing can reach it until then, so there is no carrier.
 //!
 //! Without a peer the socket is disconnected. A connected one refuses all others, and a legacy end
-//! that finds it so does not start. This must be quick if the peer is run twice in a row. So inotify
-//! watches call for a tick when the peer's socket or this end's is unlinked or moved. A killed peer
-//! unlinks nothing; its process's end, or the timer's tick, finds it gone.
+//! that finds it so does not start. This must be quick if the peer is run twice in a row. So
+//! inotify watches call for a tick when the peer's socket or this end's is unlinked or moved. A
+//! killed peer unlinks nothing; its process's end, or the timer's tick, finds it gone.
 //!
 //! The session stores the socket ([`vdens_plugin_kit::Host::store_fd`]). A worker that replaces a
 //! dead one goes on with it, and a legacy end that is connected to it is served on.

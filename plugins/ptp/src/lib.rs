@@ -61,8 +61,8 @@ const KEYS: Keys = Keys::new(&["seqpacket", "mode", "group"]);
 /// 200 ms, and so seldom that an idle end takes less than a thousandth of a processor.
 const TICK: Duration = Duration::from_millis(120);
 
-/// How often an end checks its peer if events tell most of what can happen. The supervisor wakes the
-/// worker once a second anyway.
+/// How often an end checks its peer if events tell most of what can happen. The supervisor wakes
+/// the worker once a second anyway.
 const SLOW_TICK: Duration = Duration::from_secs(1);
 
 /// How long a killed end may take to leave: its process outlives the command for a moment.

@@ -306,8 +306,8 @@ impl Dhcp4 {
     }
 }
 
-/// Whether a message is for the client with this address. Only an address of the right length may be
-/// read: the message says how long it is, which may be longer than the field.
+/// Whether a message is for the client with this address. Only an address of the right length may
+/// be read: the message says how long it is, which may be longer than the field.
 fn is_for(message: &Message, mac: Mac) -> bool {
     usize::from(message.hlen()) == mac.len() && message.chaddr() == mac
 }

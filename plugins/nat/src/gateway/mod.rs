@@ -129,8 +129,8 @@ fn sysctls(ipv6: bool) -> io::Result<()> {
     set("ipv4/ip_forward", "1")?;
     // The proxy answers echo requests, as the far side does.
     set("ipv4/icmp_echo_ignore_all", "1")?;
-    // A host's congestion control is for its way outside, and some pace what they send. On the cable
-    // that only costs: with BBR, 1.3 times the throughput without it.
+    // A host's congestion control is for its way outside, and some pace what they send. On the
+    // cable that only costs: with BBR, 1.3 times the throughput without it.
     set("ipv4/tcp_congestion_control", "reno")?;
     set("core/somaxconn", "16384")?;
     set("ipv4/tcp_max_syn_backlog", "16384")?;
