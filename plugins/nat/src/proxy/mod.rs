@@ -336,6 +336,7 @@ fn serve(
             }
         }
         proxy.tcp.turn(&poll);
+        telling.expect(std::mem::take(&mut proxy.stock.has_new_leases));
         if telling.is_due(Instant::now()) {
             telling.tell(plugin, proxy.status())?;
         }
