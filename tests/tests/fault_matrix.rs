@@ -608,6 +608,37 @@ fn a_peer_that_another_replaces_at_once() {
     }
 }
 
+/// Plugs that are killed leave neither their bridge on the panel nor their pair of ports.
+#[test]
+fn twenty_plugs_on_the_panel() {
+    need!("ping");
+    let lab = Lab::new();
+    let (cable, switch) = (lab.vnl("ptp", "p"), lab.vnl("switch", "sw"));
+    let start_plug = || {
+        let plug = lab.vde_plug(["-q", &cable, &switch]).spawn();
+        lab.wait_for("sw/ctl");
+        plug
+    };
+    let mut plug = Some(start_plug());
+    let start =
+        |vnl: &str, address: &str| lab.vdens(["-q", "--addr", address, vnl, "sh"]).session();
+    let a = start(&cable, "10.0.0.1/24");
+    let b = start(&lab.vnl("vde", "sw"), "10.0.0.2/24");
+    b.ping("10.0.0.1");
+    holds_no_more(&lab, &a, || {
+        for _ in 0..20 {
+            if let Some(killed) = plug.take() {
+                killed.signal(Signal::SIGKILL);
+                killed.wait(PATIENCE);
+            }
+            plug = Some(start_plug());
+            a.ping("10.0.0.2");
+        }
+        start(&lab.vnl("vde", "sw"), "10.0.0.3/24").exit(0);
+    });
+    drop((a, b, plug));
+}
+
 #[test]
 fn a_hundred_switches() {
     need!("ping");

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
-use vdens_tests::{Lab, PATIENCE, Session, User, need, skip, target, wait_until};
+use vdens_tests::{Lab, PATIENCE, Proc, Session, User, need, skip, target, wait_until};
 
 const CARRIED: &str = "frames go through the kernel";
 
@@ -442,4 +442,99 @@ fn has_big_tcp() -> bool {
     let mut numbers = release.split(['.', '-']).map(str::parse::<u32>);
     let version = (numbers.next(), numbers.next());
     matches!(version, (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (6, 3))
+}
+
+/// A plug between two networks, and a namespace on each: 10.0.0.1 and 10.0.0.2.
+fn on_a_plug<'lab>(lab: &'lab Lab, far: [&str; 2]) -> (Proc<'lab>, Session<'lab>, Session<'lab>) {
+    let [near, far, member] = [("ptp", "cable"), (far[0], "far"), (far[1], "far")]
+        .map(|(scheme, path)| lab.vnl(scheme, path));
+    let plug = lab.vde_plug(["-v", &near, &far]).spawn();
+    wait_until("the plug is there", PATIENCE, || {
+        lab.dir().join("cable").exists() && lab.dir().join("far").exists()
+    });
+    let start = |vnl: &str, address| lab.vdens(["-v", "--addr", address, vnl, "sh"]).session();
+    let (a, b) = (start(&near, "10.0.0.1/24"), start(&member, "10.0.0.2/24"));
+    b.ping("10.0.0.1");
+    (plug, a, b)
+}
+
+/// Waits until a plug says so often that the kernel carries an end's frames.
+fn wait_for_the_kernel(plug: &Proc<'_>, times: usize) {
+    wait_until("the kernel carries the frames", PATIENCE, || {
+        plug.stderr().matches(CARRIED).count() >= times
+    });
+}
+
+#[test]
+fn the_kernel_carries_frames_through_a_plug() {
+    need!("socat");
+    for far in [["switch", "vde"], ["ptp", "ptp"]] {
+        let lab = Lab::new();
+        let (plug, a, b) = on_a_plug(&lab, far);
+        wait_for_the_kernel(&plug, 2);
+        wait_until("both members say so", PATIENCE, || {
+            is_carried(&a) && is_carried(&b)
+        });
+        // Frames that the plug itself has moved.
+        let moved = || {
+            let status = lab.vdectl(["status"]).ok();
+            let plug = status
+                .split("\n\n")
+                .find(|part| part.starts_with("vde_plug"));
+            let lines = plug
+                .unwrap()
+                .lines()
+                .filter(|line| line.contains(" frames, "));
+            let words = lines.flat_map(|line| {
+                let line = line.split_once("received ").unwrap().1;
+                [line, line.split_once("sent ").unwrap().1]
+            });
+            words
+                .map(|count| count.split(' ').next().unwrap().parse::<u64>().unwrap())
+                .sum::<u64>()
+        };
+        a.ping("10.0.0.2");
+        let before = moved();
+        a.send_file(&b, "10.0.0.2", 64);
+        b.send_file(&a, "10.0.0.1", 64);
+        // These are two thousand super-frames; the plug sees an ARP request at the most.
+        assert!(moved() - before < 100, "{before} and then {}", moved());
+        plug.terminate();
+        wait_until("no carrier without the plug", PATIENCE, || {
+            a.ok("ip link show vde0").contains("NO-CARRIER")
+        });
+    }
+}
+
+#[test]
+fn an_end_of_a_plug_without_the_panel_is_served_through_user_space() {
+    need!("socat", "vdens");
+    for far in [["switch", "vde"], ["ptp", "ptp"]] {
+        let lab = Lab::new();
+        let (plug, a, b) = on_a_plug(&lab, far);
+        wait_for_the_kernel(&plug, 2);
+        // On the cable comes one without the panel, then Debian's, then one of ours.
+        b.ok("ip neigh flush all");
+        drop(a);
+        let near = lab.vnl("ptp", "cable");
+        let options = ["--no-panel", "--addr", "10.0.0.3/24", &near, "sh"];
+        let user_space = lab.vdens(options).session();
+        user_space.ping("10.0.0.2");
+        user_space.send_file(&b, "10.0.0.2", 8);
+        b.send_file(&user_space, "10.0.0.3", 8);
+        drop(user_space);
+        let legacy = lab.debian("vdens", [&near, "sh"]).session();
+        legacy.address("vde0", "10.0.0.4/24");
+        legacy.ping("10.0.0.2");
+        legacy.send_file(&b, "10.0.0.2", 2);
+        drop(legacy);
+        let carried = plug.stderr().matches(CARRIED).count();
+        let again = lab.vdens(["-v", "--addr", "10.0.0.5/24", &near, "sh"]);
+        let again = again.session();
+        b.ping("10.0.0.5");
+        wait_for_the_kernel(&plug, carried + 1);
+        again.send_file(&b, "10.0.0.2", 64);
+        drop((again, b));
+        plug.terminate();
+    }
 }

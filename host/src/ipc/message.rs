@@ -122,6 +122,14 @@ pub(crate) enum Order {
         /// The name of the member's interface.
         interface: String,
     },
+    /// Make two ports that are on no bridge: what goes into one comes out of the other. They are
+    /// deleted when the process that executes this gives the panel up.
+    AddPair {
+        /// One of them.
+        port: String,
+        /// The other.
+        opposite: String,
+    },
     /// Put a port on the bridge that it shares with one other port, as a cable.
     Plug {
         /// The port.
@@ -297,6 +305,10 @@ mod tests {
                 port: name(),
                 index: 7,
                 interface: "a \"b\"".into(),
+            },
+            Order::AddPair {
+                port: name(),
+                opposite: "2n0".into(),
             },
             Order::Plug {
                 port: name(),

@@ -69,6 +69,8 @@ pub(crate) struct Panel {
     netlink: OnceCell<Netlink>,
     /// The ports that this process has made, by their places.
     ports: RefCell<Vec<String>>,
+    /// Of each pair that this process has made, one port.
+    pairs: RefCell<Vec<String>>,
     _registration: Registration,
 }
 
@@ -102,6 +104,7 @@ impl Panel {
             id,
             netlink,
             ports: RefCell::default(),
+            pairs: RefCell::default(),
             _registration: registration,
         })
     }
@@ -134,9 +137,17 @@ impl Panel {
             Lock::Useful => Registry::lock_unless(signals::is_pending).ok(),
             Lock::Needed => Some(Registry::lock()?),
         };
-        if let Order::AddPort { port, .. } = order {
-            self.ports.borrow_mut().push(port.clone());
-        }
+        let namespace = match order {
+            Order::AddPort { port, .. } => {
+                self.ports.borrow_mut().push(port.clone());
+                namespace
+            }
+            Order::AddPair { port, .. } => {
+                self.pairs.borrow_mut().push(port.clone());
+                Some(self.net.as_fd())
+            }
+            _ => namespace,
+        };
         let open_tap = |name: &str| self.on_panel(|| Tap::open(name).map(Into::into));
         plumbing::execute(order, self.netlink()?, open_tap, namespace, lock.is_some())
     }
@@ -164,13 +175,19 @@ impl Panel {
 impl Drop for Panel {
     /// Sets this process's ports down, so that an ended session's interface has no carrier and no
     /// longer answers for its address. Its namespace may live on: the kernel removes namespaces
-    /// later, and a background process of the command keeps its namespace alive.
+    /// later, and a background process of the command keeps its namespace alive. Deletes its pairs,
+    /// which are in no session's namespace.
     fn drop(&mut self) {
         let Some(netlink) = self.netlink.get() else {
             return;
         };
         for port in self.ports.get_mut() {
             if let Err(error) = netlink.set_down(&interface_of(port)) {
+                log::debug!("panel: {error}");
+            }
+        }
+        for port in self.pairs.get_mut() {
+            if let Err(error) = netlink.delete(&interface_of(port)) {
                 log::debug!("panel: {error}");
             }
         }

@@ -25,7 +25,7 @@ use vdens_plugin_kit::wire::hello::Nonce;
 
 use crate::error::{Error, Result};
 use crate::ipc::Order;
-use crate::sys::netlink::{LinkView, Netlink};
+use crate::sys::netlink::{LinkView, Netlink, PANEL_MTU};
 
 /// A bridge with two ports remembers no address: it is a cable, what goes in at one end comes out
 /// at the other.
@@ -48,7 +48,7 @@ pub(super) enum Lock {
 /// Why an order needs the registry's lock.
 pub(super) fn lock_for(order: &Order) -> Lock {
     match order {
-        Order::AddPort { .. } => Lock::Unneeded,
+        Order::AddPort { .. } | Order::AddPair { .. } => Lock::Unneeded,
         Order::Unplug { .. } => Lock::Useful,
         Order::Plug { .. } | Order::Serve { .. } | Order::Bridge { .. } | Order::Attach { .. } => {
             Lock::Needed
@@ -57,8 +57,8 @@ pub(super) fn lock_for(order: &Order) -> Lock {
 }
 
 /// Executes an order over `netlink`, a connection to the panel, where `open_tap` opens a tap.
-/// `namespace` is the member's network namespace, for an order that makes a port. `is_locked` says
-/// whether the registry is locked.
+/// `namespace` is the member's network namespace, for an order that makes a port; for one that makes
+/// a pair, the panel's. `is_locked` says whether the registry is locked.
 pub(super) fn execute(
     order: &Order,
     netlink: &Netlink,
@@ -90,6 +90,16 @@ pub(super) fn execute(
             watch
                 .map(Some)
                 .map_err(|error| Error::io("watch the panel", &error))
+        }
+        Order::AddPair { port, opposite } => {
+            let namespace =
+                namespace.ok_or_else(|| Error::closed("a pair was ordered without a namespace"))?;
+            let opposite = interface_of(opposite);
+            // The kernel chooses both indices.
+            netlink.add_veth(&interface_of(port), 0, &opposite, namespace)?;
+            netlink.set_mtu(&opposite, PANEL_MTU)?;
+            netlink.set_big_tcp(&opposite)?;
+            Ok(None)
         }
         Order::Plug { port, peer } => {
             let bridge = cable_name(port, peer);

@@ -11,9 +11,10 @@
 //!
 //! No supervisor is above a plug, so it arranges three things before a plugin is loaded: it blocks
 //! signals, so that what it makes is removed at the end; it forks a panel [`Service`], for a switch
-//! with members on the panel; and it starts a [`Watchdog`], which ends the plug if a plugin hangs
+//! with members on the panel and for ends whose frames the kernel carries (`carried`); and it starts a [`Watchdog`], which ends the plug if a plugin hangs
 //! when a signal comes.
 
+mod carried;
 pub mod login;
 mod pidfile;
 
@@ -32,7 +33,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::setsid;
 use vdens_plugin_kit::stream::{CommandStream, Stream};
 use vdens_plugin_kit::vnl::Vnl;
-use vdens_plugin_kit::{HostPort, Link, OpenOptions};
+use vdens_plugin_kit::{Capabilities, HostPort, Link, OpenOptions, PanelAddress};
 
 use crate::cli::config::Config;
 use crate::cli::mistakes::{self, CommandLine, misplaced};
@@ -43,7 +44,8 @@ use crate::ipc::status::server::Server;
 use crate::ipc::status::{self, Entry, LinkEntry, Process, Report, this_process};
 use crate::ipc::{Channel, Nothing, Startup};
 use crate::output::Line;
-use crate::panel::Service;
+use crate::panel::{PanelClient, Service};
+use crate::plug::carried::CarriedEnd;
 use crate::plug::pidfile::PidFile;
 use crate::plugins::host_services::{InstalledPlugins, Opener};
 use crate::sys::child::Child;
@@ -267,21 +269,59 @@ impl Plug<'_> {
     fn open(&self, control: &mut PlugControl) -> Result<[OpenEnd; 2], Stop> {
         let cli = self.cli;
         let end = &cli.end;
-        let near = self.vnl(&self.near, end.port, &end.group, end.mode, control)?;
-        let far = match &self.far {
-            Far::Vnl(vnl) => self.vnl(vnl, cli.port2, &cli.group2, cli.mode2, control)?,
+        let (client, [port, port2]) = match self.make_pair(control) {
+            Some((client, pair)) => (Some(client), pair.map(Some)),
+            None => (None, [None, None]),
+        };
+        let options = (end.port, &end.group, end.mode);
+        let mut near = self.vnl(&self.near, options, port.clone(), control)?;
+        let mut far = match &self.far {
+            Far::Vnl(vnl) => {
+                let options = (cli.port2, &cli.group2, cli.mode2);
+                self.vnl(vnl, options, port2.clone(), control)?
+            }
             Far::Command(words) => command(words)?,
             Far::Stdio => stdio()?,
         };
+        if let (Some(client), Some(port), Some(port2)) = (client, port, port2) {
+            let carried = |(end, link), port: &PanelAddress, opposite: &PanelAddress| {
+                let link = CarriedEnd::new(link, port.clone(), opposite.clone(), client);
+                (end, Box::new(link) as Box<dyn Link>)
+            };
+            near = carried(near, &port, &port2);
+            far = carried(far, &port2, &port);
+        }
         Ok([near, far])
+    }
+
+    /// Makes a pair of ports on the panel, if both ends can use them.
+    fn make_pair(&self, control: &PlugControl) -> Option<(PanelClient, [PanelAddress; 2])> {
+        let client = control.service.as_ref().map(Service::client)?;
+        let Far::Vnl(far) = &self.far else {
+            return None;
+        };
+        let can_use = |vnl: &str| {
+            let scheme = Vnl::parse(vnl).ok()?.scheme;
+            let capabilities = self.plugins.capabilities(scheme)?;
+            Some(capabilities.contains(Capabilities::PANEL))
+        };
+        if ![&self.near, far]
+            .iter()
+            .all(|vnl| can_use(vnl) == Some(true))
+        {
+            return None;
+        }
+        carried::make_pair(client)
+            .inspect_err(|error| log::debug!("the kernel carries no frames of this plug: {error}"))
+            .ok()
+            .map(|pair| (client, pair))
     }
 
     fn vnl(
         &self,
         vnl: &str,
-        port: Option<u32>,
-        group: &Option<String>,
-        mode: Option<u32>,
+        (port, group, mode): (Option<u32>, &Option<String>, Option<u32>),
+        panel_address: Option<PanelAddress>,
         control: &mut PlugControl,
     ) -> Result<OpenEnd, Stop> {
         let vnl = vnl.to_owned();
@@ -294,7 +334,10 @@ impl Plug<'_> {
             group: group.clone(),
             mode,
         };
-        let no_interface = HostPort::default();
+        let no_interface = HostPort {
+            panel_address,
+            ..HostPort::default()
+        };
         let orders = control.service.as_ref().map(Service::client);
         let opener = Opener::new(self.plugins.clone(), no_interface, orders, None);
         let wait = self.cli.links.wait.unwrap_or_default();

@@ -63,6 +63,14 @@ impl InstalledPlugins {
         self.libvdeplug && !PLAIN_SCHEMES.contains(&scheme) && !self.has(scheme) && self.has(BRIDGE)
     }
 
+    /// What the links of a scheme's plugin can do; `None` if there is no plugin, or none that can
+    /// be loaded.
+    pub(crate) fn capabilities(&self, scheme: &str) -> Option<Capabilities> {
+        let file = self.path.locate(scheme)?;
+        let loaded = loader::inspect(&file, scheme).ok()?;
+        Some(loaded.plugin.manifest().capabilities)
+    }
+
     /// Whether a scheme has a plugin of its own.
     pub(crate) fn has(&self, scheme: &str) -> bool {
         self.path.locate(scheme).is_some()

@@ -41,7 +41,7 @@ pub(crate) type Mac = [u8; 6];
 
 /// The MTU of all interfaces on the panel, in bytes: it never limits what a member's own interface
 /// sends.
-const PANEL_MTU: u32 = 65_535;
+pub(crate) const PANEL_MTU: u32 = 65_535;
 
 /// The length of the kernel's longest TCP super-frame, in bytes (GSO_MAX_SIZE in
 /// linux/netdevice.h).

@@ -397,8 +397,12 @@ impl FarEnd {
         };
         match plugged {
             Ok(()) => {
-                let interface = self.host.port().interface;
-                info!("{interface}: the kernel carries the frames");
+                let port = self.host.port();
+                let name = match &*port.interface {
+                    "" => "the plug",
+                    interface => interface,
+                };
+                info!("{name}: the kernel carries the frames");
                 self.plugging = Plugging::Done;
                 negotiation.announce(Body::Plugged);
             }

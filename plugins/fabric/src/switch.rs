@@ -341,7 +341,8 @@ impl Switch {
         }
     }
 
-    /// Plugs the host's interface into the bridge, if that is possible.
+    /// Plugs the host's port into the bridge, if that is possible: its interface from the start, and
+    /// the port of a plug while the kernel carries the frames of the plug's other end.
     fn plug_host(&mut self) {
         let port = self.host.port();
         let Some(bridge) = port.panel_address.and_then(|_| self.bridge()) else {
@@ -350,6 +351,7 @@ impl Switch {
         match self.host.attach(&bridge) {
             Ok(()) => {
                 self.fabric.host_is_plugged = true;
+                self.fabric.fdb.forget(LOCAL);
                 log::debug!("{}: the kernel carries the frames", port.interface);
             }
             Err(error) => log::debug!("not plugged: {error}"),
@@ -640,7 +642,15 @@ impl Link for Switch {
 
     fn other_side(&mut self, state: State) {
         self.fabric.host_takes_super_frames = state.offloads.contains(Offloads::ALL);
-        if !std::mem::replace(&mut self.is_used, true) {
+        let is_first = !std::mem::replace(&mut self.is_used, true);
+        let is_interface = !self.host.port().interface.is_empty();
+        if is_interface {
+            if is_first {
+                self.plug_host();
+            }
+        } else if !state.plugged {
+            self.fabric.host_is_plugged = false;
+        } else if !self.fabric.host_is_plugged {
             self.plug_host();
         }
     }

@@ -34,6 +34,9 @@ pub(crate) struct Received {
 /// How many bytes are received before they are sent on.
 const GATHERED: usize = 4 * LONGEST;
 
+/// The most runs in a turn, however short: each may need a socket of its own.
+const RUNS: usize = 64;
+
 /// The most datagrams in a piece that every kernel with UDP_SEGMENT sends (UDP_MAX_SEGMENTS).
 const SEGMENTS: usize = 64;
 
@@ -83,7 +86,7 @@ impl Batch {
         self.buffer.resize(GATHERED, 0);
         self.runs.clear();
         let mut end = 0;
-        while GATHERED - end >= LONGEST {
+        while self.runs.len() < RUNS && GATHERED - end >= LONGEST {
             let start = end;
             let piece = match receive(&socket, &mut self.buffer[start..]) {
                 Ok(piece) => piece,
@@ -280,4 +283,25 @@ fn to_std(address: &SockaddrStorage) -> Option<SocketAddr> {
             .as_sockaddr_in6()
             .map(|a| SocketAddr::new(a.ip().into(), a.port()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    #[test]
+    fn datagrams_without_bytes_end_a_turn() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to = socket.local_addr().unwrap();
+        for _ in 0..=RUNS {
+            socket.send_to(&[], to).unwrap();
+        }
+        let mut batch = Batch::default();
+        assert_eq!(batch.receive(&socket), None);
+        assert_eq!(batch.runs.len(), RUNS);
+        assert_eq!(batch.receive(&socket), Some(Errno::EAGAIN));
+        assert_eq!(batch.runs.len(), 1);
+    }
 }
