@@ -194,7 +194,7 @@ fn a_flood_from_inside_harms_nobody_else() {
     }
     let (status, said) = hostile.finish(PATIENCE);
     assert_eq!(status, 0, "{said}");
-    assert!(served > 3, "{served}");
+    assert!(served > 1, "{served}");
     assert_eq!(friendly.ok(&ask).trim(), "you are 192.0.2.2");
     assert_eq!([proxy(&lab), gateway(&lab)], parts, "nobody was replaced");
     for ((before, pid), most) in before.iter().zip(parts).zip([20_000, 64]) {

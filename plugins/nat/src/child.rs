@@ -11,7 +11,8 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
@@ -122,6 +123,12 @@ fn missing(program: &Path) -> Error {
 /// How long the proxy may take to start: it binds sockets and does nothing else before.
 const START: Duration = Duration::from_secs(10);
 
+/// How long the proxy may take to end, with its gateway: less than the host gives a worker.
+const END: Duration = Duration::from_millis(1500);
+
+/// How often it is looked whether it has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
 /// What the proxy's process does before it becomes the proxy.
 fn detach() -> io::Result<()> {
     // One that is stopped does not see that this process ends: it goes on then, and does.
@@ -230,7 +237,15 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         let _ = self.socket.shutdown(Shutdown::Both);
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // It ends its gateway first. The directory can be removed only when nothing makes files in it.
+        let deadline = Instant::now() + END;
+        while let Ok(None) = self.child.try_wait() {
+            if Instant::now() >= deadline {
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+                return;
+            }
+            sleep(LOOK_AGAIN);
+        }
     }
 }

@@ -40,11 +40,12 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
 use nix::poll::{PollFd, PollFlags, poll as poll_fds};
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket,
 };
-use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
+use nix::unistd::{Pid, UnlinkatFlags, getpid, getppid, unlinkat};
 use socket2::Socket;
 
 use crate::forward::{self, Forward, Protocol, Wish};
@@ -177,13 +178,17 @@ fn start_gateway(task: &Task, socket: &std::path::Path) -> io::Result<Child> {
     command
         .arg(serde_json::to_string(&task.settings)?)
         .arg(socket);
-    // SAFETY: between fork and exec only prctl is called, which is async-signal-safe.
-    unsafe {
-        command.pre_exec(|| {
-            nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;
-            Ok(())
-        });
-    }
+    let proxy = getpid();
+    let follow_proxy = move || {
+        set_pdeathsig(Signal::SIGTERM)?;
+        // There is no signal for a death before that call.
+        match getppid() == proxy {
+            true => Ok(()),
+            false => Err(Errno::ESRCH.into()),
+        }
+    };
+    // SAFETY: between fork and exec only system calls are made, which are async-signal-safe.
+    unsafe { command.pre_exec(follow_proxy) };
     command.spawn()
 }
 
@@ -336,6 +341,7 @@ fn serve(
             }
         }
         proxy.tcp.turn(&poll);
+        telling.expect(std::mem::take(&mut proxy.stock.has_new_leases));
         if telling.is_due(Instant::now()) {
             telling.tell(plugin, proxy.status())?;
         }

@@ -27,6 +27,8 @@ pub(crate) struct Stock {
     pub refused: Option<String>,
     /// Who has which address, as the gateway said last.
     pub leases: Vec<String>,
+    /// Whether that has changed since it was told to the plugin.
+    pub has_new_leases: bool,
 }
 
 impl Stock {
@@ -42,6 +44,7 @@ impl Stock {
             heartbeat: Heartbeat::default(),
             refused: None,
             leases: Vec::new(),
+            has_new_leases: false,
         };
         let families = [Some(false), ipv6.then_some(true)];
         for ipv6 in families.into_iter().flatten() {
@@ -136,6 +139,7 @@ impl Stock {
             Answer::Sockets(kind, made) => (kind, made),
             Answer::Leases(leases) => {
                 self.leases = leases;
+                self.has_new_leases = true;
                 return;
             }
             Answer::Alive => return,
