@@ -12,7 +12,7 @@
 //! cannot, the link breaks, and what the host then opens in its place is libvdeplug's slirp.
 //!
 //! A socket pair joins the plugin to the proxy. When the one is gone, so is the other: the link
-//! breaks, and the host opens it again. The same goes for one that does not answer ([`heartbeat`]).
+//! breaks, and the host opens it again. The same goes for one that does not answer (`heartbeat`).
 
 mod child;
 mod forward;
