@@ -237,7 +237,8 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         let _ = self.socket.shutdown(Shutdown::Both);
-        // It ends its gateway first. The directory can be removed only when nothing makes files in it.
+        // It ends its gateway first. The directory can be removed only when nothing makes files in
+        // it.
         let deadline = Instant::now() + END;
         while let Ok(None) = self.child.try_wait() {
             if Instant::now() >= deadline {
