@@ -165,7 +165,7 @@ fn crashes_while_it_is_loaded() {
         &["ends the process while it is loaded (status 7)"],
     );
     at_load("for (;;) pause();");
-    is_reported(&lab, "x", &["does not load within 2 s"]);
+    is_reported(&lab, "x", &["does not load within 5 s"]);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::plugins::loader::{self, LoadStage};
 use crate::sys::isolate::{Ending, Fate, Isolated};
 
 /// How long a library may take to load.
-const PROBE_LIMIT: Duration = Duration::from_secs(2);
+const PROBE_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a file is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
