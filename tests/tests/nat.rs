@@ -12,10 +12,7 @@ fn one_word_is_enough() {
     need!("root", "python3", "curl", "dnsmasq");
     let lab = Lab::new();
     let net = Internet::new(&lab);
-    let session = lab
-        .vdens(["--auto", "nat://dns=192.0.2.1", "sh"])
-        .inside(&net.host)
-        .session();
+    let session = net.session(&["--auto", "nat://dns=192.0.2.1"]);
     assert_eq!(
         session
             .ok("ip -o -4 addr show vde0 | awk '{print $4}'")
@@ -196,10 +193,7 @@ print("same")
         ("--up", "2001:db8::1", 256),
     ] {
         let run = format!("python3 {script} {address} {mebibytes}");
-        let session = lab
-            .vdens([option, "--auto", "nat://", "sh"])
-            .inside(&net.host)
-            .session();
+        let session = net.session(&[option, "--auto", "nat://"]);
         let (status, said) = session.run_within(Duration::from_secs(600), &run);
         assert_eq!((status, said.trim()), (0, "same"), "{option} {address}");
         assert_eq!(session.exit(0).code(), Some(0));
@@ -211,10 +205,7 @@ fn ten_thousand_connections() {
     need!("root", "python3");
     let lab = Lab::new();
     let net = Internet::new(&lab);
-    let session = lab
-        .vdens(["--auto", "nat://", "sh"])
-        .inside(&net.host)
-        .session();
+    let session = net.session(&["--auto", "nat://"]);
     session.ok("true");
     let proxy = proxy(&lab);
     let descriptors = || {

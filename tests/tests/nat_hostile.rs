@@ -28,10 +28,7 @@ fn a_part_that_is_stopped_is_replaced() {
         let lab = Lab::new();
         let net = Internet::new(&lab);
         let ask = net.who("198.51.100.1");
-        let session = lab
-            .vdens(["--auto", "nat://", "sh"])
-            .inside(&net.host)
-            .session();
+        let session = net.session(&["--auto", "nat://"]);
         assert_eq!(session.ok(&ask).trim(), "you are 192.0.2.2");
         let pid = find(&lab);
         kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
@@ -55,10 +52,7 @@ fn stopped_parts_end_with_the_session() {
     for find in [proxy, gateway] {
         let lab = Lab::new();
         let net = Internet::new(&lab);
-        let session = lab
-            .vdens(["--auto", "nat://", "sh"])
-            .inside(&net.host)
-            .session();
+        let session = net.session(&["--auto", "nat://"]);
         session.ok(&net.who("198.51.100.1"));
         kill(Pid::from_raw(find(&lab)), Signal::SIGSTOP).unwrap();
         assert_eq!(session.exit(0).code(), Some(0));

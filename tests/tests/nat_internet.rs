@@ -15,7 +15,7 @@
 //! | 203.0.113.0/24, 2001:db8:bad::/48 | answered as unreachable |
 //! | 198.18.0.0/24, 2001:db8:dead::/48 | never answered |
 
-use vdens_tests::{Lab, Netns, PATIENCE, Proc, wait_until};
+use vdens_tests::{Lab, Netns, PATIENCE, Proc, Session, wait_until};
 
 /// The servers: 7 echoes, 80 tells who asks, 81 resets, 83 accepts late if it was told so by UDP,
 /// 8000 serves the files below `www`.
@@ -138,6 +138,7 @@ print(out.decode())
 
 /// The host's network and the Internet behind it.
 pub(crate) struct Internet<'lab> {
+    lab: &'lab Lab,
     /// The network that vdens is started in.
     pub(crate) host: Netns<'lab>,
     /// The Internet.
@@ -200,12 +201,19 @@ impl<'lab> Internet<'lab> {
             servers.stdout().contains("ready") && names.stderr().contains("started")
         });
         Self {
+            lab,
             host,
             far,
             www,
             ask: lab.write("ask.py", ASK),
             _servers: [servers, names],
         }
+    }
+
+    /// A shell that vdens runs in the host's network, with these options and VNL.
+    pub(crate) fn session(&self, words: &[&str]) -> Session<'lab> {
+        let command = self.lab.vdens(words).args(["sh"]);
+        command.inside(&self.host).session()
     }
 
     /// The command that asks the server at an address who asks.

@@ -22,10 +22,7 @@ fn the_hosts_loopback_is_closed_unless_opened() {
     wait_until("it listens", PATIENCE, || {
         net.host.sh("ss -lnt").ok().contains("127.0.0.1:80")
     });
-    let closed = lab
-        .vdens(["--auto", "nat://", "sh"])
-        .inside(&net.host)
-        .session();
+    let closed = net.session(&["--auto", "nat://"]);
     for address in [
         "10.0.2.2",
         "10.0.2.3",
@@ -39,10 +36,7 @@ fn the_hosts_loopback_is_closed_unless_opened() {
         assert_ne!(status, 0, "{address}: {said}");
     }
     assert_eq!(closed.exit(0).code(), Some(0));
-    let open = lab
-        .vdens(["--auto", "nat://host=10.0.2.2", "sh"])
-        .inside(&net.host)
-        .session();
+    let open = net.session(&["--auto", "nat://host=10.0.2.2"]);
     assert_eq!(open.ok(&net.who("10.0.2.2")).trim(), "you are 127.0.0.1");
     assert_eq!(open.exit(0).code(), Some(0));
     drop(local);
@@ -55,10 +49,7 @@ fn no_port_leads_to_the_gateway_or_the_proxy() {
     need!("root", "python3");
     let lab = Lab::new();
     let net = Internet::new(&lab);
-    let session = lab
-        .vdens(["--auto", "nat://", "sh"])
-        .inside(&net.host)
-        .session();
+    let session = net.session(&["--auto", "nat://"]);
     session.ok("true");
     let listening = net.host.sh("ss -Hlntu").ok();
     assert_eq!(listening.trim(), "", "the proxy listens on the host");

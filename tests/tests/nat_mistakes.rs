@@ -66,10 +66,7 @@ fn a_network_of_the_hosts_own() {
         lab.vdens([vnl, "true"]).inside(&net.host).refused(words);
     }
     let vdens = lab.bin().join("vdens");
-    let session = lab
-        .vdens(["--auto", "nat://dns=192.0.2.1", "sh"])
-        .inside(&net.host)
-        .session();
+    let session = net.session(&["--auto", "nat://dns=192.0.2.1"]);
     let (status, said) = session.run(&format!(
         "{} --auto nat:// curl -sS http://server.test:8000/page 2>&1",
         vdens.display()
@@ -89,10 +86,7 @@ fn a_host_without_ipv6() {
     need!("root", "python3", "dnsmasq", "curl");
     let lab = Lab::new();
     let net = Internet::without_ipv6(&lab);
-    let session = lab
-        .vdens(["--auto", "nat://dns=192.0.2.1", "sh"])
-        .inside(&net.host)
-        .session();
+    let session = net.session(&["--auto", "nat://dns=192.0.2.1"]);
     assert_eq!(session.ok("ip -6 route show default").trim(), "");
     assert!(session.ok("ip -6 route").contains("fd76:6465:6e73::/64"));
     let page = session.ok("curl -sS http://server.test:8000/page");

@@ -21,9 +21,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use vdens_plugin_kit::tap::Tap;
-use vdens_plugin_kit::{Link, PanelAddress, Result, RxBatch, State, Status, TxBatch};
+use vdens_plugin_kit::{Link, PanelAddress, RxBatch, State, Status, TxBatch};
 
-use crate::error::system;
+use crate::error::{Error, Result, system};
 use crate::ipc::Order;
 use crate::panel::{PanelClient, new_place};
 
@@ -31,7 +31,7 @@ use crate::panel::{PanelClient, new_place};
 ///
 /// # Errors
 /// There is no panel, or the kernel refuses.
-pub(super) fn make_pair(client: PanelClient) -> crate::error::Result<[PanelAddress; 2]> {
+pub(super) fn make_pair(client: PanelClient) -> Result<[PanelAddress; 2]> {
     let (port, opposite) = (new_place()?, new_place()?);
     let order = Order::AddPair {
         port: port.clone(),
@@ -61,6 +61,8 @@ pub(super) struct CarriedEnd {
     mover: Mover,
     /// The state of the opposite end.
     other_side: State,
+    /// Whether this end and the opposite one were plugged when the mover was chosen.
+    plugged: [bool; 2],
 }
 
 impl CarriedEnd {
@@ -78,40 +80,51 @@ impl CarriedEnd {
             client,
             mover: Mover::Link,
             other_side: State::DOWN,
+            plugged: [false; 2],
         }
     }
 
-    /// Changes what moves the frames, after any change of either end.
+    /// Changes what moves the frames, after a change of either end.
     fn update(&mut self) -> Result<()> {
-        let is_plugged = self.link.state().plugged;
-        match (&mut self.mover, is_plugged, self.other_side.plugged) {
-            (Mover::Link, false, _) | (Mover::Kernel, true, true) => {}
-            (Mover::Tap(served), true, false) => served.watch(self.link.fd())?,
-            (Mover::Link | Mover::Tap(_), true, true) => self.mover = Mover::Kernel,
-            (Mover::Link | Mover::Kernel, true, false) => self.serve()?,
-            (Mover::Tap(_) | Mover::Kernel, false, _) => {
-                self.mover = Mover::Link;
-                let port = self.port.clone();
-                if let Err(error) = self.client.execute(Order::Unplug { port }) {
-                    log::error!("the panel: {error}");
-                }
-            }
+        let plugged = [self.link.state().plugged, self.other_side.plugged];
+        if std::mem::replace(&mut self.plugged, plugged) == plugged {
+            return match &mut self.mover {
+                Mover::Tap(served) => served.watch(self.link.fd()),
+                Mover::Link | Mover::Kernel => Ok(()),
+            };
         }
+        self.mover = match plugged {
+            [true, true] => Mover::Kernel,
+            [true, false] => self.serve().map(Mover::Tap).unwrap_or_else(|error| {
+                log::error!("the panel: {error}");
+                Mover::Kernel
+            }),
+            [false, _] => {
+                if !matches!(self.mover, Mover::Link) {
+                    self.unplug();
+                }
+                Mover::Link
+            }
+        };
         Ok(())
+    }
+
+    fn unplug(&self) {
+        let port = self.port.clone();
+        if let Err(error) = self.client.execute(Order::Unplug { port }) {
+            log::error!("the panel: {error}");
+        }
     }
 
     /// Serves the opposite port.
-    fn serve(&mut self) -> Result<()> {
+    fn serve(&self) -> Result<Served> {
         let port = self.opposite.clone();
         let name = format!("t{port}");
         let served = self.client.execute(Order::Serve { port })?;
-        let fd = served
-            .tap
-            .ok_or_else(|| crate::error::Error::closed("a tap was lost"))?;
+        let fd = served.tap.ok_or_else(|| Error::closed("a tap was lost"))?;
         let mut tap = Tap::from_fd(fd, name);
         tap.other_side(self.other_side);
-        self.mover = Mover::Tap(Served::new(tap, self.link.fd())?);
-        Ok(())
+        Served::new(tap, self.link.fd())
     }
 }
 
@@ -146,7 +159,7 @@ impl Link for CarriedEnd {
                 Ok(taken)
             }
             Mover::Tap(served) => served.tap.send(batch),
-            // A switch floods these to the plug although the kernel has carried them.
+            // A switch may flood these to the plug, although the kernel has carried them.
             Mover::Kernel => Ok(batch.len()),
         }
     }

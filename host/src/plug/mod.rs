@@ -269,29 +269,26 @@ impl Plug<'_> {
     fn open(&self, control: &mut PlugControl) -> Result<[OpenEnd; 2], Stop> {
         let cli = self.cli;
         let end = &cli.end;
-        let (client, [port, port2]) = match self.make_pair(control) {
-            Some((client, pair)) => (Some(client), pair.map(Some)),
-            None => (None, [None, None]),
-        };
+        let pair = self.make_pair(control);
+        let port = |end: usize| pair.as_ref().map(|(_, ports)| ports[end].clone());
         let options = (end.port, &end.group, end.mode);
-        let mut near = self.vnl(&self.near, options, port.clone(), control)?;
-        let mut far = match &self.far {
+        let near = self.vnl(&self.near, options, port(0), control)?;
+        let far = match &self.far {
             Far::Vnl(vnl) => {
                 let options = (cli.port2, &cli.group2, cli.mode2);
-                self.vnl(vnl, options, port2.clone(), control)?
+                self.vnl(vnl, options, port(1), control)?
             }
             Far::Command(words) => command(words)?,
             Far::Stdio => stdio()?,
         };
-        if let (Some(client), Some(port), Some(port2)) = (client, port, port2) {
-            let carried = |(end, link), port: &PanelAddress, opposite: &PanelAddress| {
-                let link = CarriedEnd::new(link, port.clone(), opposite.clone(), client);
-                (end, Box::new(link) as Box<dyn Link>)
-            };
-            near = carried(near, &port, &port2);
-            far = carried(far, &port2, &port);
-        }
-        Ok([near, far])
+        let Some((client, [port, port2])) = pair else {
+            return Ok([near, far]);
+        };
+        let carried = |(end, link), port: &PanelAddress, opposite: &PanelAddress| {
+            let link = CarriedEnd::new(link, port.clone(), opposite.clone(), client);
+            (end, Box::new(link) as Box<dyn Link>)
+        };
+        Ok([carried(near, &port, &port2), carried(far, &port2, &port)])
     }
 
     /// Makes a pair of ports on the panel, if both ends can use them.
@@ -300,15 +297,12 @@ impl Plug<'_> {
         let Far::Vnl(far) = &self.far else {
             return None;
         };
-        let can_use = |vnl: &str| {
-            let scheme = Vnl::parse(vnl).ok()?.scheme;
-            let capabilities = self.plugins.capabilities(scheme)?;
-            Some(capabilities.contains(Capabilities::PANEL))
+        let can_use = |vnl: &String| {
+            let scheme = Vnl::parse(vnl).map_or("", |vnl| vnl.scheme);
+            let capabilities = self.plugins.capabilities(scheme).unwrap_or_default();
+            capabilities.contains(Capabilities::PANEL)
         };
-        if ![&self.near, far]
-            .iter()
-            .all(|vnl| can_use(vnl) == Some(true))
-        {
+        if ![&self.near, far].into_iter().all(can_use) {
             return None;
         }
         carried::make_pair(client)

@@ -272,7 +272,12 @@ impl Wakeups {
 }
 
 fn cannot_wait(errno: Errno) -> Error {
-    Error::io("wait for the nested link", &errno.into())
+    let error = Error::io("wait for the nested link", &errno.into());
+    match errno {
+        // The kernel nests few epoll instances in each other (EP_MAX_NESTS of fs/eventpoll.c).
+        Errno::ELOOP => error.hint("nest fewer links with a timer in each other, as netem:// is"),
+        _ => error,
+    }
 }
 
 fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
