@@ -70,11 +70,6 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "needs the Internet; nat.rs has one of its own",
     ),
     (
-        "README.md",
-        "$ vdens --auto slirp://",
-        "needs the Internet; libvdeplug.rs has what slirp:// does",
-    ),
-    (
         "docs/schemes/nat.md",
         "$ vdens --auto nat://",
         "needs the Internet; nat.rs has one of its own",

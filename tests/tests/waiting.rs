@@ -1,6 +1,7 @@
 //! `--wait`: the order in which things are started does not matter.
 
 use std::fs;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -46,7 +47,7 @@ fn for_a_group_of_ports_that_is_not_there() {
         .session();
     assert!(!has_carrier(&session));
     // Long enough for it to try again.
-    std::thread::sleep(Duration::from_millis(800));
+    sleep(Duration::from_millis(800));
     let switch = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
     wait_until("carrier", PATIENCE, || has_carrier(&session));
     let said = session.proc().stderr();
@@ -116,7 +117,7 @@ fn with_a_limit_the_command_waits_too() {
         .vdens(["--wait=20", &vnl, "sh", "-c"])
         .args(["ip link show vde0; exit 3"])
         .spawn();
-    std::thread::sleep(Duration::from_millis(400));
+    sleep(Duration::from_millis(400));
     assert_eq!(waiting.stdout(), "");
     let status = lab.vdectl(["status"]).ok();
     assert!(
@@ -148,8 +149,19 @@ fn not_for_ever_for_the_interfaces() {
         let mut children = children.iter().filter(|_| children.len() > 1).copied();
         children.find(|child| network(*child).is_some_and(|other| Some(other) != network(pid)))
     };
-    wait_until("the namespace", PATIENCE, || in_namespace().is_some());
-    kill(Pid::from_raw(in_namespace().unwrap()), Signal::SIGSTOP).unwrap();
+    // A helper ends soon; the process that prepares the command is the one that stays.
+    let stays = || {
+        let child = in_namespace()?;
+        let says_so = || (in_namespace() == Some(child)).then(|| sleep(Duration::from_millis(100)));
+        (0..10).try_for_each(|_| says_so())?;
+        Some(child)
+    };
+    let mut child = None;
+    wait_until("the namespace", PATIENCE, || {
+        child = stays();
+        child.is_some()
+    });
+    kill(Pid::from_raw(child.unwrap()), Signal::SIGSTOP).unwrap();
     // Now its link opens, and the session waits for the stopped process.
     let switch = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
     let output = vdens.wait(Duration::from_secs(30) + PATIENCE);
