@@ -1,0 +1,3 @@
+//! Labs: networks of nodes, links and switches, made from a file.
+
+pub(crate) mod model;
