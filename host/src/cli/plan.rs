@@ -118,6 +118,7 @@ impl Session {
             wait: cli.links.wait.unwrap_or_default(),
             plugins: plugins.clone(),
             panel_address: None,
+            nearby: None,
         });
         let jobs = jobs.collect();
         let auto = cli

@@ -201,7 +201,7 @@ const MAX_TEXT: usize = 3584;
 /// [`ErrorKind::Other`].
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Error")]
-struct ErrorFields {
+pub(super) struct ErrorFields {
     #[serde(serialize_with = "code", deserialize_with = "kind")]
     kind: ErrorKind,
     errno: i32,

@@ -11,6 +11,9 @@
 //! | vde_plug, its background child | [`Nothing`] | [`Startup`] |
 //! | a process, its helper ([`in_child`]) | [`Nothing`] | [`HelperReply`] |
 //! | `vdectl status`, any process | [`Nothing`] | [`ReportReply`] |
+//! | a lab's supervisor, a node's init | [`ToNode`] | [`FromNode`] |
+//! | a lab's supervisor, the process that starts nodes | [`Nothing`] | [`FromSpawner`] |
+//! | `vdectl lab`, a lab's supervisor | [`ToLab`] | [`FromLab`] |
 //!
 //! A worker has two channels. On the first the supervisor asks, on the second the worker does, so
 //! that neither takes a question for the answer to its own. Closing a child's first channel tells
@@ -25,12 +28,14 @@
 
 mod channel;
 mod helper;
+mod lab;
 mod message;
 mod report;
 pub mod status;
 
 pub(crate) use channel::{Channel, MAX_FDS, Received, malformed};
 pub(crate) use helper::in_child;
+pub(crate) use lab::{FromLab, FromNode, FromSpawner, ToLab, ToNode};
 pub(crate) use message::{
     FromNamespace, FromWorker, HelperReply, Nothing, Order, Reply, ReportReply, Request, Startup,
     ToNamespace, ToWorker,

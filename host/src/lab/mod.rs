@@ -1,3 +1,38 @@
 //! Labs: networks of nodes, links and switches, made from a file.
+//!
+//! | Module | |
+//! |---|---|
+//! | `model` | a lab as its file describes it |
+//! | `shape` | the same by names, and the difference between two, without I/O |
+//! | `supervisor` | the process that makes a lab, changes it, and holds it |
+//! | `spawn`, `node` | starting nodes, and the process that is process 1 in each |
+//! | `wiring` | the links that the kernel carries |
+//! | `outside` | the links that have a worker |
+//! | `claim` | the lab's name, and the socket by which `vdectl lab` reaches the supervisor |
+//! | `commands` | `vdectl lab` |
 
+pub(crate) mod claim;
+pub mod commands;
 pub(crate) mod model;
+mod node;
+mod outside;
+mod shape;
+pub(crate) mod spawn;
+pub(crate) mod supervisor;
+mod wiring;
+
+use crate::error::Error;
+
+/// An error that concerns a node.
+pub(crate) fn of_node(name: &str, error: Error) -> Error {
+    Error {
+        message: format!("node {name}: {}", error.message),
+        ..error
+    }
+}
+
+/// Reads a lab.
+pub(crate) fn load(file: &std::path::Path, _: &crate::plugins::host_services::InstalledPlugins) -> crate::error::Result<model::Lab> {
+    let text = std::fs::read_to_string(file).map_err(|error| Error::path("read", file, &error))?;
+    serde_json::from_str(&text).map_err(crate::ipc::malformed)
+}

@@ -20,6 +20,8 @@ pub(crate) mod auto;
 pub(crate) mod resolv;
 mod sysfs;
 
+pub(crate) use sysfs::mount_fresh as mount_fresh_sysfs;
+
 use std::env;
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::{self, File};
@@ -211,7 +213,7 @@ fn build(plan: &Plan, panel: Option<&Panel>) -> Result<()> {
 
 /// Makes IPv6 addresses usable at once, link-local ones too: looking for duplicates takes a second,
 /// and interfaces here have random Ethernet addresses.
-fn skip_duplicate_detection() -> Result<()> {
+pub(crate) fn skip_duplicate_detection() -> Result<()> {
     for (name, value) in [("accept_dad", "0"), ("dad_transmits", "0")] {
         let path = format!("/proc/sys/net/ipv6/conf/default/{name}");
         match fs::write(&path, value) {
@@ -278,6 +280,25 @@ fn configure(netlink: &Netlink, plan: &Plan) -> Result<()> {
 
 /// Gives the process the state in which the command starts.
 fn prepare(plan: &Plan, signals: &Signals, supervisor: Pid) -> Result<()> {
+    keep_capabilities(plan.sysadmin)?;
+    // SAFETY: no other thread exists in this forked child that could read the environment
+    // meanwhile.
+    unsafe { env::set_var("VDENS", &plan.label) };
+    signals::default(Signal::SIGPIPE);
+    signals.restore()?;
+    set_pdeathsig(Signal::SIGKILL).map_err(system("ask for a signal at the parent's death"))?;
+    match getppid() == supervisor {
+        true => Ok(()),
+        false => Err(Error::closed("the parent process is gone")),
+    }
+}
+
+/// Keeps the network capabilities for what this process executes, and CAP_SYS_ADMIN with
+/// `sysadmin`. It loses all others, even if it runs as root.
+///
+/// # Errors
+/// The kernel refuses.
+pub(crate) fn keep_capabilities(sysadmin: bool) -> Result<()> {
     use Capability::{
         CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, CAP_NET_BROADCAST, CAP_NET_RAW, CAP_SETFCAP,
         CAP_SYS_ADMIN,
@@ -288,7 +309,7 @@ fn prepare(plan: &Plan, signals: &Signals, supervisor: Pid) -> Result<()> {
         CAP_NET_ADMIN,
         CAP_NET_RAW,
     ];
-    let sysadmin = plan.sysadmin.then_some(CAP_SYS_ADMIN);
+    let sysadmin = sysadmin.then_some(CAP_SYS_ADMIN);
     // Since Linux 5.12 a process needs CAP_SETFCAP to map root into a user namespace that it makes
     // (user_namespaces(7)). Root's command needs that to start another vdens.
     let nesting = geteuid().is_root().then_some(CAP_SETFCAP);
@@ -305,17 +326,7 @@ fn prepare(plan: &Plan, signals: &Signals, supervisor: Pid) -> Result<()> {
                 ErrorKind::Other,
                 format!("cannot keep capabilities: {error}"),
             )
-        })?;
-    // SAFETY: no other thread exists in this forked child that could read the environment
-    // meanwhile.
-    unsafe { env::set_var("VDENS", &plan.label) };
-    signals::default(Signal::SIGPIPE);
-    signals.restore()?;
-    set_pdeathsig(Signal::SIGKILL).map_err(system("ask for a signal at the parent's death"))?;
-    match getppid() == supervisor {
-        true => Ok(()),
-        false => Err(Error::closed("the parent process is gone")),
-    }
+        })
 }
 
 /// Makes the exec of root give no capabilities, like the exec of any other user (SECBIT_NOROOT,

@@ -53,7 +53,7 @@ pub(crate) use service::Service;
 
 use crate::error::{Error, Result};
 use crate::ipc::{Channel, Order, Reply, Request, in_child};
-use crate::sys::netlink::Netlink;
+use crate::sys::netlink::{Batch, Netlink};
 use crate::sys::signals;
 use namespaces::{inode, lost_descriptors, take_over};
 use plumbing::Lock;
@@ -150,6 +150,51 @@ impl Panel {
         };
         let open_tap = |name: &str| self.on_panel(|| Tap::open(name).map(Into::into));
         plumbing::execute(order, self.netlink()?, open_tap, namespace, lock.is_some())
+    }
+
+    /// Makes interfaces in namespaces below the panel's user namespace.
+    ///
+    /// # Errors
+    /// As for [`Netlink::perform`].
+    pub(crate) fn perform(&self, batch: Batch) -> Result<()> {
+        self.netlink()?.perform(batch)
+    }
+
+    /// Has a child enter a network namespace below the panel's user namespace, and open descriptors
+    /// there.
+    ///
+    /// # Errors
+    /// The network namespace belongs to others, or what `open` reports.
+    pub(crate) fn in_network(
+        &self,
+        network: BorrowedFd<'_>,
+        open: impl FnOnce() -> Result<Vec<OwnedFd>>,
+    ) -> Result<Vec<OwnedFd>> {
+        in_child(|| {
+            enter(self.user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
+            enter(network, CloneFlags::CLONE_NEWNET)?;
+            open()
+        })
+    }
+
+    /// Makes a network namespace that belongs to the panel's user namespace. Returns it, and a
+    /// connection to its configuration. It exists as long as one of them.
+    ///
+    /// # Errors
+    /// The kernel or a limit does not allow it.
+    pub(crate) fn make_network(&self) -> Result<(OwnedFd, Netlink)> {
+        let mut fds = in_child(|| {
+            enter(self.user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
+            namespaces::unshare_network()?;
+            Ok(vec![
+                open_namespace("/proc/self/ns/net")?,
+                Netlink::open()?.into(),
+            ])
+        })?;
+        match (fds.pop(), fds.pop()) {
+            (Some(netlink), Some(net)) => Ok((net, netlink.into())),
+            _ => Err(lost_descriptors()),
+        }
     }
 
     fn netlink(&self) -> Result<&Netlink> {

@@ -46,29 +46,7 @@ pub(crate) fn enter(namespace: BorrowedFd<'_>, kind: CloneFlags) -> Result<()> {
 pub(crate) fn make() -> Result<(OwnedFd, OwnedFd, Netlink)> {
     let mut fds = in_child(|| {
         unshare_mapped(CloneFlags::CLONE_NEWUSER)?;
-        unshare(CloneFlags::CLONE_NEWNET).map_err(system("make a network namespace"))?;
-        // Without IPv6, the panel's own interfaces send no frames.
-        for kind in ["all", "default"] {
-            let path = format!("/proc/sys/net/ipv6/conf/{kind}/disable_ipv6");
-            if let Err(error) = fs::write(&path, "1")
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                return Err(Error::io(format_args!("write {path}"), &error));
-            }
-        }
-        // The panel's bridges pass no frame through the packet filter, which has no rules here. It
-        // would cost a tenth of the throughput and drop malformed IP packets. Before Linux 5.3 the
-        // setting belongs to another namespace and cannot be changed; without br_netfilter there
-        // is none.
-        for kind in ["arptables", "iptables", "ip6tables"] {
-            let path = format!("/proc/sys/net/bridge/bridge-nf-call-{kind}");
-            match fs::write(&path, "0") {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    log::debug!("write {path}: {error}");
-                }
-                _ => {}
-            }
-        }
+        unshare_network()?;
         Ok(vec![
             open_namespace("/proc/self/ns/user")?,
             open_namespace("/proc/self/ns/net")?,
@@ -79,6 +57,34 @@ pub(crate) fn make() -> Result<(OwnedFd, OwnedFd, Netlink)> {
         (Some(netlink), Some(net), Some(user)) => Ok((user, net, netlink.into())),
         _ => Err(lost_descriptors()),
     }
+}
+
+/// Makes a network namespace for bridges, and enters it.
+pub(super) fn unshare_network() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET).map_err(system("make a network namespace"))?;
+    // Without IPv6, the panel's own interfaces send no frames.
+    for kind in ["all", "default"] {
+        let path = format!("/proc/sys/net/ipv6/conf/{kind}/disable_ipv6");
+        if let Err(error) = fs::write(&path, "1")
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(Error::io(format_args!("write {path}"), &error));
+        }
+    }
+    // The panel's bridges pass no frame through the packet filter, which has no rules here. It
+    // would cost a tenth of the throughput and drop malformed IP packets. Before Linux 5.3 the
+    // setting belongs to another namespace and cannot be changed; without br_netfilter there
+    // is none.
+    for kind in ["arptables", "iptables", "ip6tables"] {
+        let path = format!("/proc/sys/net/bridge/bridge-nf-call-{kind}");
+        match fs::write(&path, "0") {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                log::debug!("write {path}: {error}");
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn lost_descriptors() -> Error {

@@ -47,7 +47,7 @@ use crate::output::Line;
 use crate::panel::{PanelClient, Service};
 use crate::plug::carried::CarriedEnd;
 use crate::plug::pidfile::PidFile;
-use crate::plugins::host_services::{InstalledPlugins, Opener};
+use crate::plugins::host_services::{InstalledPlugins, Opener, Own};
 use crate::sys::child::Child;
 use crate::sys::process::detach;
 use crate::sys::runtime;
@@ -333,7 +333,7 @@ impl Plug<'_> {
             ..HostPort::default()
         };
         let orders = control.service.as_ref().map(Service::client);
-        let opener = Opener::new(self.plugins.clone(), no_interface, orders, None);
+        let opener = Opener::new(self.plugins.clone(), no_interface, orders, Own::default());
         let wait = self.cli.links.wait.unwrap_or_default();
         let name = vnl.clone();
         let open = Box::new(move || opener.open(&vnl, &options));

@@ -28,13 +28,14 @@ use crate::ipc::Order;
 use crate::panel::{self, Executed, PanelClient, no_successor};
 use crate::plugins::loader;
 use crate::plugins::search::SearchPath;
+use crate::worker::{NEARBY, Nearby};
 
 /// The scheme whose plugin opens C plugins of libvdeplug.
 const BRIDGE: &str = "libvdeplug";
 
 /// Where the plugins for schemes are.
 #[derive(Clone, Debug)]
-pub(crate) struct InstalledPlugins {
+pub struct InstalledPlugins {
     path: SearchPath,
     /// Whether a scheme without a plugin is opened through libvdeplug.
     libvdeplug: bool,
@@ -110,21 +111,32 @@ struct Services {
 struct Library {
     plugins: InstalledPlugins,
     loaded: Mutex<HashMap<String, (LoadedPlugin, PathBuf)>>,
+    /// What [`NEARBY`] opens.
+    nearby: Option<Nearby>,
+}
+
+/// What the supervisor has for one worker.
+#[derive(Debug, Default)]
+pub(crate) struct Own {
+    /// The descriptor that the link's previous worker stored.
+    pub(crate) stored: Option<OwnedFd>,
+    /// The tap that [`NEARBY`] opens.
+    pub(crate) nearby: Option<Nearby>,
 }
 
 impl Opener {
     /// An opener for one link. `port` is the host's side of the link. `panel` sends orders to the
-    /// process that executes them on the panel. `kept` is the descriptor that the link's previous
-    /// worker stored.
+    /// process that executes them on the panel.
     pub(crate) fn new(
         plugins: InstalledPlugins,
         port: HostPort,
         panel: Option<PanelClient>,
-        kept: Option<OwnedFd>,
+        own: Own,
     ) -> Self {
         let library = Box::leak(Box::new(Library {
             plugins,
             loaded: Mutex::default(),
+            nearby: own.nearby,
         }));
         let mut nested: Option<&'static Services> = None;
         for level in (1..=MAX_NESTING).rev() {
@@ -154,7 +166,7 @@ impl Opener {
             Box::leak(Box::new(outermost(1, nested.and_then(|n| n.nested))));
         let stand_in: &'static Services = Box::leak(Box::new(outermost(0, Some(inner))));
         Self(Box::leak(Box::new(Services {
-            kept: Mutex::new(kept),
+            kept: Mutex::new(own.stored),
             stand_in: Some(stand_in),
             ..outermost(0, nested)
         })))
@@ -167,6 +179,9 @@ impl Opener {
     pub(crate) fn open(self, vnl: &str, options: &OpenOptions) -> Result<Box<dyn Link>> {
         let scheme = Vnl::parse(vnl)?.scheme;
         let library = self.0.library;
+        if let Some(nearby) = library.nearby.as_ref().filter(|_| vnl == NEARBY) {
+            return nearby.open();
+        }
         match library.get(scheme) {
             Err(none) if library.plugins.falls_back(scheme) => {
                 let bridge = library.get(BRIDGE)?;
@@ -322,7 +337,7 @@ mod tests {
             panel_address: Some(panel_address.clone()),
         };
         let plugins = SearchPath::system().into();
-        let opener = Opener::new(plugins, port.clone(), None, None);
+        let opener = Opener::new(plugins, port.clone(), None, Own::default());
         assert_eq!(opener.0.port(), port);
         let nested = std::iter::successors(opener.0.nested, |services| services.nested);
         let mut levels = 0;

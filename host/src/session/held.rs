@@ -20,7 +20,7 @@ use crate::ipc::status::{Entry, LinkEntry, Report};
 use crate::ipc::{
     Channel, FromWorker, MAX_REPORT, Order, Reply, ReportReply, Request, ToWorker, read_report,
 };
-use crate::panel::{self, Panel, port_index};
+use crate::panel::{self, Panel};
 use crate::sys::child::Child;
 use crate::sys::interface;
 use crate::worker::Job;
@@ -35,26 +35,26 @@ enum Side {
 }
 
 /// The supervisor's ends of a worker's two channels.
-pub(super) struct Channels {
+pub(crate) struct Channels {
     /// Where the supervisor asks.
-    pub(super) control: Channel<ToWorker, FromWorker>,
+    pub(crate) control: Channel<ToWorker, FromWorker>,
     /// Where the worker asks.
-    pub(super) requests: Channel<Reply, Request>,
+    pub(crate) requests: Channel<Reply, Request>,
 }
 
 /// A worker that is not reaped yet.
-pub(super) struct WorkerProcess {
-    pub(super) child: Child,
+pub(crate) struct WorkerProcess {
+    pub(crate) child: Child,
     /// `None` once the worker was killed or has closed one.
-    pub(super) channels: Option<Channels>,
+    pub(crate) channels: Option<Channels>,
 }
 
 /// One link's resources.
-pub(super) struct HeldLink {
-    pub(super) job: Job,
-    pub(super) process: Option<WorkerProcess>,
+pub(crate) struct HeldLink {
+    pub(crate) job: Job,
+    pub(crate) process: Option<WorkerProcess>,
     /// What the worker has stored for its successor.
-    pub(super) stored: Option<OwnedFd>,
+    pub(crate) stored: Option<OwnedFd>,
     /// The interface, once it is made.
     side: Option<Side>,
     /// What the worker has reported last, until it is used.
@@ -62,7 +62,7 @@ pub(super) struct HeldLink {
 }
 
 impl HeldLink {
-    pub(super) fn new(job: Job) -> Self {
+    pub(crate) fn new(job: Job) -> Self {
         Self {
             job,
             process: None,
@@ -72,12 +72,12 @@ impl HeldLink {
         }
     }
 
-    pub(super) fn channels(&self) -> Option<&Channels> {
+    pub(crate) fn channels(&self) -> Option<&Channels> {
         self.process.as_ref()?.channels.as_ref()
     }
 
     /// Performs an action for the link, other than starting its worker.
-    pub(super) fn perform(&mut self, action: LinkAction, panel: Option<&Panel>) -> Result<()> {
+    pub(crate) fn perform(&mut self, action: LinkAction, panel: Option<&Panel>) -> Result<()> {
         let name = &self.job.interface;
         match action {
             LinkAction::GiveSide => return self.give_side(),
@@ -122,18 +122,18 @@ impl HeldLink {
         }
     }
 
-    pub(super) fn child(&self) -> Option<&Child> {
+    pub(crate) fn child(&self) -> Option<&Child> {
         self.process.as_ref().map(|process| &process.child)
     }
 
     /// Reaps the worker if it has ended; whether it has.
-    pub(super) fn reap(&mut self) -> bool {
+    pub(crate) fn reap(&mut self) -> bool {
         let process = self.process.as_mut();
         process.is_some_and(|process| process.child.reap().is_some())
     }
 
     /// The end of a worker that is reaped, which this link holds no longer.
-    pub(super) fn take_ended(&mut self) -> Option<WorkerEvent> {
+    pub(crate) fn take_ended(&mut self) -> Option<WorkerEvent> {
         let exit = self.child()?.exit()?;
         self.process = None;
         let is_deleted = self.is_deleted();
@@ -142,13 +142,13 @@ impl HeldLink {
 
     /// Lets go of everything but the job and what was stored, and returns the worker. Closing its
     /// channels asks it to end.
-    pub(super) fn release(&mut self) -> Option<Child> {
+    pub(crate) fn release(&mut self) -> Option<Child> {
         self.side = None;
         self.process.take().map(|process| process.child)
     }
 
     /// Closes what the worker stored. A socket that a killed worker has left loses its path.
-    pub(super) fn close_stored(&mut self) {
+    pub(crate) fn close_stored(&mut self) {
         if let Some(stored) = self.stored.take() {
             close_and_reclaim(stored);
         }
@@ -176,19 +176,29 @@ impl HeldLink {
         }
     }
 
-    /// Makes the interface on the panel: number `index` of this process.
-    pub(super) fn make_port(
+    /// Holds an interface that is a tap, with a watch over it.
+    pub(crate) fn hold_tap(&mut self, tap: OwnedFd, watch: Rc<LinkWatch>) {
+        self.side = Some(Side::Tap(tap, watch));
+    }
+
+    /// Whether the interface is there.
+    pub(crate) fn has_interface(&self) -> bool {
+        self.side.is_some()
+    }
+
+    /// Makes the interface on the panel. Its port has the number `index` there.
+    pub(crate) fn make_port(
         &mut self,
         panel: Option<&Panel>,
         network: &OwnedFd,
-        index: usize,
+        index: u32,
     ) -> Result<()> {
         let (Some(panel), Some(address)) = (panel, &self.job.panel_address) else {
             return Err(no_panel());
         };
         let order = Order::AddPort {
             port: address.place.clone(),
-            index: port_index(std::process::id(), index),
+            index,
             interface: self.job.interface.clone(),
         };
         let watch = panel.execute(&order, Some(network.as_fd()))?;
@@ -199,7 +209,7 @@ impl HeldLink {
 
     /// Holds the next of the taps that the namespace child has made, unless the interface is a
     /// port.
-    pub(super) fn take_tap(
+    pub(crate) fn take_tap(
         &mut self,
         taps: &mut impl Iterator<Item = OwnedFd>,
         watch: &Rc<LinkWatch>,
@@ -213,7 +223,7 @@ impl HeldLink {
 
     /// Whether the interface was deleted, as far as the supervisor can see. Only the worker sees
     /// that of a tap.
-    pub(super) fn is_deleted(&self) -> bool {
+    pub(crate) fn is_deleted(&self) -> bool {
         match &self.side {
             Some(Side::Port(place, watch)) => !watch.has(&panel::interface_of(place)),
             Some(Side::Tap(..)) | None => false,
@@ -240,7 +250,7 @@ impl HeldLink {
     }
 
     /// Executes what the worker requests, and answers.
-    pub(super) fn execute(
+    pub(crate) fn execute(
         &mut self,
         request: Request,
         mut fds: Vec<OwnedFd>,
@@ -259,7 +269,7 @@ impl HeldLink {
     }
 
     /// Takes the report that has come with a message, or notes why there is none.
-    pub(super) fn take_report(&mut self, reply: &ReportReply, mut fds: Vec<OwnedFd>) {
+    pub(crate) fn take_report(&mut self, reply: &ReportReply, mut fds: Vec<OwnedFd>) {
         let text = match reply {
             ReportReply::File => match fds.pop() {
                 Some(fd) => read_report(fd, MAX_REPORT).map_err(|error| error.to_string()),
@@ -278,7 +288,7 @@ impl HeldLink {
 
     /// The link for `vdectl status`, whose state is `link`, with the report that the worker has
     /// sent; `command` is in the interface's namespace.
-    pub(super) fn entry(&mut self, link: &Link, command: Option<Pid>) -> Entry<Box<RawValue>> {
+    pub(crate) fn entry(&mut self, link: &Link, command: Option<Pid>) -> Entry<Box<RawValue>> {
         let (service, restarts, last_end) = link.service();
         let pid = self.child().map(Child::pid);
         let interface = self.job.interface.clone();
@@ -301,6 +311,6 @@ fn no_panel() -> Error {
     Error::new(ErrorKind::Unsupported, "there is no panel")
 }
 
-pub(super) fn lost_interface() -> Error {
+pub(crate) fn lost_interface() -> Error {
     Error::closed("the namespace child lost interfaces")
 }

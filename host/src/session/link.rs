@@ -25,16 +25,16 @@ const LAST_DELAY: Duration = Duration::from_secs(5);
 const STABLE: Duration = Duration::from_secs(10);
 
 /// The time between two pings of a worker.
-pub(super) const BEAT: Duration = Duration::from_secs(1);
+pub(crate) const BEAT: Duration = Duration::from_secs(1);
 /// For how many beats a worker may leave a ping unanswered. A worker that is stopped for three
 /// seconds does no harm.
 const MAX_UNANSWERED: u32 = 5;
 /// The same for a worker that opens its link: a plugin may have to resolve a name first.
-pub(super) const MAX_UNANSWERED_AT_OPEN: u32 = 10;
+pub(crate) const MAX_UNANSWERED_AT_OPEN: u32 = 10;
 
 /// What a worker has done.
 #[derive(Debug)]
-pub(super) enum WorkerEvent {
+pub(crate) enum WorkerEvent {
     /// It has sent a message on its first channel.
     Message(FromWorker),
     /// It has sent a malformed message there.
@@ -51,7 +51,7 @@ pub(super) enum WorkerEvent {
 
 /// What the loop does for a link.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum LinkAction {
+pub(crate) enum LinkAction {
     /// Fork a worker.
     Start,
     /// Tell the worker what its side of the link is.
@@ -74,7 +74,7 @@ pub(super) enum LinkAction {
 
 /// How far a worker has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(crate) enum Stage {
     /// It opens its link.
     Opening,
     /// Its link is open.
@@ -115,7 +115,7 @@ enum State {
 
 /// One interface's link.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(crate) struct Link {
     /// Its name for errors: the interface and the VNL.
     name: String,
     state: State,
@@ -128,7 +128,7 @@ pub(super) struct Link {
 
 impl Link {
     /// A link whose worker is started now.
-    pub(super) fn new(name: String, now: Instant) -> Self {
+    pub(crate) fn new(name: String, now: Instant) -> Self {
         Self {
             name,
             state: served(now),
@@ -138,7 +138,7 @@ impl Link {
         }
     }
 
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
@@ -157,18 +157,18 @@ impl Link {
     }
 
     /// How far the worker has come, if there is one.
-    pub(super) fn stage(&self) -> Option<Stage> {
+    pub(crate) fn stage(&self) -> Option<Stage> {
         self.worker().map(|worker| worker.stage)
     }
 
     /// Whether the worker is still to send a report.
-    pub(super) fn owes_report(&self) -> bool {
+    pub(crate) fn owes_report(&self) -> bool {
         let owes = |worker: &Worker| worker.owes_report && worker.stage != Stage::Closing;
         self.worker().is_some_and(owes)
     }
 
     /// When a worker is to be started, if one is.
-    pub(super) fn restart(&self) -> Option<Instant> {
+    pub(crate) fn restart(&self) -> Option<Instant> {
         match self.state {
             State::Restarting { at } => Some(at),
             State::Served(_) | State::Closed => None,
@@ -176,7 +176,7 @@ impl Link {
     }
 
     /// Starts a worker.
-    pub(super) fn start(&mut self, now: Instant) -> LinkAction {
+    pub(crate) fn start(&mut self, now: Instant) -> LinkAction {
         self.state = served(now);
         LinkAction::Start
     }
@@ -185,7 +185,7 @@ impl Link {
     ///
     /// # Errors
     /// The link has failed before the session was running.
-    pub(super) fn step(
+    pub(crate) fn step(
         &mut self,
         event: WorkerEvent,
         is_running: bool,
@@ -246,14 +246,14 @@ impl Link {
     }
 
     /// Asks for a report, unless one is still to come.
-    pub(super) fn query(&mut self) -> Option<LinkAction> {
+    pub(crate) fn query(&mut self) -> Option<LinkAction> {
         let worker = self.worker_mut()?;
         let is_asked = mem::replace(&mut worker.owes_report, true);
         (!is_asked).then_some(LinkAction::Send(ToWorker::SendReport))
     }
 
     /// Pings the worker, or has it killed.
-    pub(super) fn beat(&mut self) -> Option<LinkAction> {
+    pub(crate) fn beat(&mut self) -> Option<LinkAction> {
         let worker = self.worker_mut()?;
         let limit = match worker.stage {
             Stage::Opening => MAX_UNANSWERED_AT_OPEN,
@@ -276,7 +276,7 @@ impl Link {
     }
 
     /// How the link is served, how often its worker was started again, and how the last one ended.
-    pub(super) fn service(&self) -> (Service, u32, String) {
+    pub(crate) fn service(&self) -> (Service, u32, String) {
         let service = match &self.state {
             State::Served(worker) if worker.owes_report => Service::Silent,
             State::Served(_) => Service::Served,

@@ -21,8 +21,8 @@
 //! first drops what it has inherited and does not need, so that a process sees when the channel's
 //! other end is closed.
 
-mod held;
-mod link;
+pub(crate) mod held;
+pub(crate) mod link;
 mod machine;
 mod run;
 

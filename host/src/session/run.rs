@@ -30,7 +30,7 @@ use crate::ipc::{
     Channel, FromNamespace, FromWorker, Received, Reply, ReportReply, ToNamespace, malformed,
 };
 use crate::namespace::{self, Plan};
-use crate::panel::Panel;
+use crate::panel::{Panel, port_index};
 use crate::sys::child::{Child, Exit, end_all, exit_child, reap_strangers};
 use crate::sys::process::{give_back_memory, wait};
 use crate::sys::signals::Signals;
@@ -417,7 +417,7 @@ impl<'a> Supervisor<'a> {
         let mut refused = Vec::new();
         for index in links {
             let link = &mut self.links[index];
-            if let Err(error) = link.make_port(panel, network, index) {
+            if let Err(error) = link.make_port(panel, network, port_index(std::process::id(), index)) {
                 log::info!("{}: not on the panel: {error}", link.job.interface);
                 refused.push((index, error));
             }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
+use nix::sched::CloneFlags;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
@@ -158,6 +159,24 @@ impl AsFd for Child {
     /// Readable when the child has ended.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+}
+
+/// Forks a process that is this process's sibling, in new namespaces; `None` in the new process.
+/// This process's parent is its parent, which reaps it and at whose death it can get a signal. For
+/// processes as [`Child::fork`] is for.
+///
+/// # Errors
+/// A limit does not allow it.
+pub(crate) fn fork_sibling(namespaces: CloneFlags) -> Result<Option<Pid>> {
+    let flags = namespaces | CloneFlags::CLONE_PARENT;
+    let flags = flags.bits() | libc::SIGCHLD;
+    // SAFETY: without a stack and other addresses, clone(2) does what fork(2) does. Callers have
+    // one thread, so the new process may do anything.
+    let outcome = unsafe { libc::syscall(libc::SYS_clone, flags as libc::c_ulong, 0, 0, 0, 0) };
+    match Errno::result(outcome).map_err(system("start a process in new namespaces"))? {
+        0 => Ok(None),
+        pid => Ok(Some(Pid::from_raw(pid as libc::pid_t))),
     }
 }
 

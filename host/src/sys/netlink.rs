@@ -9,6 +9,9 @@
 //! Each request has a number, which its replies carry (netlink(7), `nlmsg_seq`). Messages with
 //! another number are skipped, for example the rest of a dump that failed.
 
+mod batch;
+mod view;
+
 use std::cell::Cell;
 use std::io;
 use std::iter;
@@ -33,6 +36,8 @@ use nix::errno::Errno;
 use nix::sys::socket::{
     self, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, connect, recv, send,
 };
+
+pub(crate) use batch::{Batch, VethEnd};
 
 use crate::error::{Error, Result, system};
 
@@ -260,6 +265,17 @@ impl Netlink {
     /// # Errors
     /// The kernel has no bridges, or refuses.
     pub(crate) fn add_bridge(&self, name: &str, ageing: u32) -> Result<()> {
+        match self.add_switch(name, 0, ageing) {
+            Err(error) if error.errno == libc::EEXIST => Ok(()),
+            made => made,
+        }
+    }
+
+    /// As [`Netlink::add_bridge`], with the given index, or with the kernel's choice for 0.
+    ///
+    /// # Errors
+    /// As for that, or the bridge exists.
+    pub(crate) fn add_switch(&self, name: &str, index: u32, ageing: u32) -> Result<()> {
         // The kernel counts in USER_HZ, hundredths of a second.
         let options = vec![
             InfoBridge::StpState(BridgeStpState::Disabled),
@@ -273,11 +289,9 @@ impl Netlink {
             InfoBridge::FdbMaxLearned(MAX_LEARNED),
         ];
         let bridge = kind(InfoKind::Bridge, InfoData::Bridge(options));
-        let message = with(up(name), [LinkAttribute::Mtu(PANEL_MTU), bridge]);
-        match self.add_link(message, || format!("make the bridge {name}")) {
-            Err(error) if error.errno == libc::EEXIST => Ok(()),
-            made => made,
-        }
+        let mut message = with(up(name), [LinkAttribute::Mtu(PANEL_MTU), bridge]);
+        message.header.index = index;
+        self.add_link(message, || format!("make the bridge {name}"))
     }
 
     /// Makes a bridge filter VLANs.
@@ -371,7 +385,10 @@ impl Netlink {
     }
 
     /// The index of an interface.
-    fn index(&self, interface: &str) -> Result<u32> {
+    ///
+    /// # Errors
+    /// There is no such interface, or the kernel refuses.
+    pub(crate) fn index(&self, interface: &str) -> Result<u32> {
         let links = self.get_links(named(interface), NLM_F_ACK);
         let links = links.and_then(|links| links.into_iter().next().ok_or(Errno::ENODEV.into()));
         links

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{getegid, geteuid};
+use nix::unistd::{Gid, Uid, getegid, geteuid};
 
 use crate::error::{Error, Result, system};
 
@@ -28,9 +28,20 @@ const LEAVING: Duration = Duration::from_secs(2);
 pub(crate) fn unshare_mapped(flags: CloneFlags) -> Result<()> {
     let ids = (geteuid(), getegid());
     unshare(flags).map_err(no_namespace)?;
+    map_ids(ids.0, ids.1, false)
+}
+
+/// Maps the ids `uid` and `gid`, which this process had outside of its new user namespace, to
+/// themselves or, with `root`, to 0.
+///
+/// # Errors
+/// The kernel does not allow it; the hint says which setting decides.
+pub(crate) fn map_ids(uid: Uid, gid: Gid, root: bool) -> Result<()> {
+    let inside = |id: u32| if root { 0 } else { id };
+    let (uid, gid) = (uid.as_raw(), gid.as_raw());
     write_map("setgroups", "deny")?;
-    write_map("uid_map", &format!("{0} {0} 1", ids.0))?;
-    write_map("gid_map", &format!("{0} {0} 1", ids.1))
+    write_map("uid_map", &format!("{} {uid} 1", inside(uid)))?;
+    write_map("gid_map", &format!("{} {gid} 1", inside(gid)))
 }
 
 /// As [`unshare_mapped`], but where there are too many namespaces it waits for room. The kernel

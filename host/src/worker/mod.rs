@@ -23,16 +23,17 @@ pub(crate) mod tier;
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use nix::unistd::{Pid, setsid};
 use vdens_plugin_kit::stream::CommandStream;
 use vdens_plugin_kit::{HostPort, Link, OpenOptions, PanelAddress};
 
-use crate::error::{EXIT_FAILURE, Result};
+use crate::error::{EXIT_FAILURE, Error, Result};
 use crate::ipc::status::Report;
 use crate::ipc::{Channel, FromWorker, Received, Reply, Request, ToWorker, malformed};
 use crate::panel::{PanelClient, PanelPort};
-use crate::plugins::host_services::{InstalledPlugins, Opener};
+use crate::plugins::host_services::{InstalledPlugins, Opener, Own};
 use crate::sys::process::{give_back_memory, map_large_allocations};
 use crate::sys::signals::{self, Signals};
 use crate::worker::carrier::{LinkWatch, WatchedTap};
@@ -60,6 +61,35 @@ pub struct Job {
     pub(crate) plugins: InstalledPlugins,
     /// The interface's place on the panel, if there is one.
     pub(crate) panel_address: Option<PanelAddress>,
+    /// The tap that `{NEARBY}` in the target means, if there is one.
+    pub(crate) nearby: Option<Nearby>,
+}
+
+/// A tap of the supervisor's that a VNL can name: the far interface of a lab's impaired link.
+#[derive(Clone, Debug)]
+pub(crate) struct Nearby {
+    /// The tap.
+    pub(crate) tap: Arc<OwnedFd>,
+    /// A watch over its carrier.
+    pub(crate) watch: Arc<LinkWatch>,
+    /// Its name.
+    pub(crate) name: String,
+}
+
+/// The VNL that means the job's [`Nearby`] tap.
+pub(crate) const NEARBY: &str = "nearby://";
+
+impl Nearby {
+    /// The tap as a link.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub(crate) fn open(&self) -> Result<Box<dyn Link>> {
+        let open = || Ok((self.tap.try_clone()?, self.watch.try_clone()?));
+        let (tap, watch) = open()
+            .map_err(|error| Error::io(format_args!("use the interface {}", self.name), &error))?;
+        Ok(Box::new(WatchedTap::resume(tap, watch, self.name.clone())))
+    }
 }
 
 /// A worker's ends of its two channels.
@@ -107,7 +137,15 @@ pub(crate) fn run(
     };
     let mut worker = Worker {
         job,
-        opener: Opener::new(job.plugins.clone(), port, Some(orders), stored),
+        opener: Opener::new(
+            job.plugins.clone(),
+            port,
+            Some(orders),
+            Own {
+                stored,
+                nearby: job.nearby.clone(),
+            },
+        ),
         orders,
         channel: control,
     };

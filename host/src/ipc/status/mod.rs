@@ -10,6 +10,7 @@
 //! A report never ends its sender. Bytes of a path that are not UTF-8 are U+FFFD in it. If a report
 //! cannot be made, the answer says why.
 
+pub(crate) mod lab;
 pub(crate) mod server;
 
 use std::borrow::Cow;
@@ -22,6 +23,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use vdens_plugin_kit::{Peer, SwitchStatus, Tier};
 
+pub(crate) use lab::LabStatus;
+
 use crate::error::Result;
 use crate::sys::interface::Traffic;
 use crate::sys::runtime;
@@ -31,7 +34,7 @@ use crate::sys::runtime;
 pub(crate) struct Process<R> {
     /// Its id.
     pub pid: u32,
-    /// `vdens` or `vde_plug`.
+    /// `vdens`, `vde_plug`, or `lab` for a lab's supervisor.
     pub program: String,
     /// The version of that.
     pub version: String,
@@ -44,6 +47,9 @@ pub(crate) struct Process<R> {
     /// Why there is no panel; empty if there is one.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub no_panel: String,
+    /// The lab that it supervises.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lab: Option<LabStatus>,
     /// Its links, in order.
     pub links: Vec<Entry<R>>,
 }
@@ -180,6 +186,7 @@ pub(crate) fn this_process<R>(
             .unwrap_or_default()
             .as_secs(),
         no_panel: no_panel.into(),
+        lab: None,
         links: Vec::new(),
     }
 }

@@ -15,7 +15,7 @@ use vdens_plugin_kit::{Batch, Error, ErrorKind, HostPort, Link, OpenOptions, Res
 use super::frames;
 use super::watchdog::call;
 use crate::error::system;
-use crate::plugins::host_services::Opener;
+use crate::plugins::host_services::{Opener, Own};
 use crate::plugins::search::SearchPath;
 
 /// After this time a frame counts as lost.
@@ -41,7 +41,7 @@ impl Bench {
             panel_address: None,
         };
         Self {
-            opener: Opener::new(path.into(), port, None, None),
+            opener: Opener::new(path.into(), port, None, Own::default()),
             vnls,
             ends: [None, None],
             got: [Vec::new(), Vec::new()],

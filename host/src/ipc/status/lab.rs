@@ -1,0 +1,126 @@
+//! What a lab's supervisor reports of the lab: everything as it is now, not as the file has it.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::sys::interface::Traffic;
+
+/// A lab.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct LabStatus {
+    /// Its name.
+    pub name: String,
+    /// The file that it was last changed to, as an absolute path.
+    pub file: String,
+    /// What it does.
+    pub state: LabState,
+    /// Its nodes, by name.
+    pub nodes: Vec<NodeStatus>,
+    /// Its links, also those to switches and to networks outside.
+    pub links: Vec<LinkStatus>,
+    /// The names of its switches.
+    pub switches: Vec<String>,
+}
+
+/// What a lab does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LabState {
+    /// It starts.
+    #[default]
+    Starting,
+    /// It is as its file says.
+    Running,
+    /// It becomes what an edited file says.
+    Changing,
+}
+
+/// A node.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct NodeStatus {
+    /// Its name.
+    pub name: String,
+    /// The process that is process 1 in it.
+    pub pid: u32,
+    /// What `hostname` says in it.
+    pub hostname: String,
+    /// What it does, if it still has something to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working: Option<String>,
+    /// Its interfaces but the loopback interface, in the order in which they were made.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Its services.
+    pub services: Vec<ServiceStatus>,
+}
+
+/// An interface of a node.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// Its addresses, without those of the link (fe80::/10).
+    pub addresses: Vec<IpNet>,
+    /// Its Ethernet address.
+    pub mac: String,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is up and has carrier.
+    pub carrier: bool,
+    /// The kernel's counters.
+    pub traffic: Traffic,
+}
+
+/// A service of a node.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct ServiceStatus {
+    /// Its command.
+    pub command: String,
+    /// Its exit status, if it has ended; 128 + n for signal n.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<i32>,
+    /// The end of its output, if it has ended.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub output: String,
+}
+
+/// A link.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct LinkStatus {
+    /// What it connects.
+    pub ends: [LinkEnd; 2],
+    /// Keys of `netem://` as the first end has them, if it is impaired.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub impairments: Option<String>,
+    /// Whether frames can pass.
+    pub carrier: bool,
+    /// The worker that moves its frames, if the kernel does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<u32>,
+}
+
+/// One end of a link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LinkEnd {
+    /// An interface of a node.
+    Interface {
+        /// The node's name.
+        node: String,
+        /// Its own.
+        name: String,
+    },
+    /// A switch of the lab, by its name.
+    Switch(String),
+    /// A network outside of the lab.
+    Vnl(String),
+}
+
+/// Whether an address is worth showing: every interface has one of the link.
+pub(crate) fn is_shown(address: &IpNet) -> bool {
+    match address.addr() {
+        IpAddr::V4(_) => true,
+        IpAddr::V6(address) => !address.is_unicast_link_local(),
+    }
+}

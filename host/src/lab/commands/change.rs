@@ -1,0 +1,129 @@
+//! `vdectl lab up`, `apply` and `down`.
+
+use std::env;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::setsid;
+
+use super::find;
+use crate::error::{EXIT_FAILURE, Error, Result, system};
+use crate::ipc::{Channel, FromLab, Nothing, Startup, ToLab};
+use crate::lab::claim;
+use crate::lab::load;
+use crate::lab::spawn::Inheritance;
+use crate::lab::supervisor::{Request, Supervisor};
+use crate::output::Text;
+use crate::plugins::host_services::InstalledPlugins;
+use crate::sys::child::Child;
+use crate::sys::process::detach;
+use crate::sys::runtime;
+use crate::sys::signals::Signals;
+
+/// Starts the lab of a file, and returns when it runs.
+///
+/// # Errors
+/// The file is wrong, or the lab cannot be made. Nothing is left of it.
+pub fn up(file: &Path, plugins: InstalledPlugins) -> Result<()> {
+    let request = request(file, &plugins)?;
+    runtime::complain();
+    let (channel, theirs) = Channel::<Nothing, Startup>::pair()?;
+    if Child::fork()?.is_some() {
+        drop(theirs);
+        return match channel.receive()?.well_formed()? {
+            Some((Startup::Open, _)) => Ok(()),
+            Some((Startup::Failed(error), _)) => Err(error),
+            None => Err(Error::closed("the lab's supervisor died while starting")),
+        };
+    }
+    drop(channel);
+    let mut is_announced = false;
+    let outcome = supervise(&request, plugins, || {
+        set_pdeathsig(None).map_err(system("leave the parent"))?;
+        is_announced = true;
+        theirs.send(&Startup::Open, &[])?;
+        detach()
+    });
+    match outcome {
+        Ok(()) => process::exit(0),
+        Err(error) if is_announced => log::error!("{error}"),
+        // If the process that the user started is gone, nobody needs to know.
+        Err(error) => drop(theirs.send(&Startup::Failed(error), &[])),
+    }
+    process::exit(EXIT_FAILURE);
+}
+
+fn supervise(
+    request: &Request,
+    plugins: InstalledPlugins,
+    ready: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    setsid().map_err(system("start a session"))?;
+    // Until the lab runs, its supervisor ends with the process that the user started.
+    set_pdeathsig(Signal::SIGTERM).map_err(system("ask for a signal at the parent's death"))?;
+    let signals = Signals::block()?;
+    let inheritance = Inheritance::take()?;
+    // Relative paths in the file start at its directory.
+    if let Some(dir) = Path::new(&request.file).parent() {
+        env::set_current_dir(dir).map_err(|error| Error::path("enter", dir, &error))?;
+    }
+    Supervisor::run(request, inheritance, plugins, &signals, ready)
+}
+
+/// Makes the lab that runs what its edited file says, and returns when it is so. Prints what
+/// changes.
+///
+/// # Errors
+/// The file is wrong, no such lab runs, or something cannot be made as the file says. What does not
+/// depend on that is changed.
+pub fn apply(file: &Path, plugins: &InstalledPlugins) -> Result<()> {
+    let request = request(file, plugins)?;
+    let channel = claim::connect_to(&request.lab.name)?;
+    let text = serde_json::to_vec(&request)
+        .map_err(|error| Error::io("write the lab", &error.into()))?;
+    let memory = memfd_create("vdens-lab", MFdFlags::MFD_CLOEXEC)
+        .map_err(system("make a file in memory"))?;
+    let mut memory = File::from(memory);
+    memory
+        .write_all(&text)
+        .map_err(|error| Error::io("write the lab", &error))?;
+    channel.send(&ToLab::Apply, &[memory.as_fd()])?;
+    match channel.receive()?.well_formed()? {
+        Some((FromLab::Done(changes), _)) => changes.into_iter().collect::<Text>().print(),
+        Some((FromLab::Failed(error), _)) => Err(error),
+        Some((FromLab::Report(_), _)) => Err(crate::ipc::malformed("it is no answer")),
+        None => Err(Error::closed("the lab has ended")),
+    }
+}
+
+/// Ends a lab, and returns when it has ended. Without a name, there must be one lab only.
+///
+/// # Errors
+/// No such lab runs.
+pub fn down(name: Option<&str>) -> Result<()> {
+    let name = match name {
+        Some(name) => name.to_owned(),
+        None => find::the_lab(None)?.lab.name,
+    };
+    let channel = claim::connect_to(&name)?;
+    channel.send(&ToLab::Down, &[])?;
+    // The end of the connection is the answer.
+    while channel.receive()?.well_formed()?.is_some() {}
+    Ok(())
+}
+
+/// Reads a file and checks it.
+pub(super) fn request(file: &Path, plugins: &InstalledPlugins) -> Result<Request> {
+    let absolute: PathBuf = std::path::absolute(file)
+        .map_err(|error| Error::path("find the lab file", file, &error))?;
+    Ok(Request {
+        lab: load(file, plugins)?,
+        file: absolute.display().to_string(),
+    })
+}

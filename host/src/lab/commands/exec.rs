@@ -1,0 +1,151 @@
+//! `vdectl lab exec` and `enter`.
+//!
+//! A command in one node has this process's own standard streams. In several nodes it runs at once,
+//! without input, and each line of its output is printed behind the node's name. The exit status is
+//! the highest one.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags};
+use nix::unistd::pipe2;
+
+use super::find::{self, FoundNode};
+use super::join::{self, Streams};
+use crate::error::{EXIT_FAILURE, Error, Result, system};
+use crate::lab::spawn::Inheritance;
+use crate::output::{Line, written};
+use crate::sys::child::{Child, Exit};
+use crate::sys::process::wait;
+
+/// Runs a command in the nodes that a pattern means. Returns the highest exit status.
+///
+/// # Errors
+/// There is no such node, or the command cannot be started.
+pub fn exec(pattern: &str, command: &[OsString]) -> Result<i32> {
+    let nodes = find::nodes(pattern)?;
+    match &nodes[..] {
+        [only] if !pattern.contains(['*', '?']) => {
+            let child = join::start(only.node.pid, command, Streams::default());
+            let mut child = child.map_err(|error| crate::lab::of_node(&only.node.name, error))?;
+            Ok(child.wait(None).map_or(EXIT_FAILURE, Exit::code))
+        }
+        nodes => exec_all(nodes, command),
+    }
+}
+
+/// Starts the user's shell in a node. Returns its exit status.
+///
+/// # Errors
+/// As for [`exec`].
+pub fn enter(node: &str) -> Result<i32> {
+    let shell = env::var_os("SHELL").filter(|shell| !shell.is_empty());
+    exec(node, &[shell.unwrap_or_else(|| "/bin/sh".into())])
+}
+
+/// Which of a process's streams a line came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stream {
+    Output,
+    Errors,
+}
+
+/// A stream of a command in a node.
+#[derive(Debug)]
+struct Labelled {
+    pipe: File,
+    stream: Stream,
+    node: String,
+    /// The line that is not complete yet.
+    line: Vec<u8>,
+}
+
+impl Labelled {
+    /// Reads what has come and prints complete lines. `false` at the end.
+    fn read(&mut self) -> Result<bool> {
+        let mut bytes = [0; 8192];
+        let read = match self.pipe.read(&mut bytes) {
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
+            Err(_) => 0,
+        };
+        self.line.extend_from_slice(&bytes[..read]);
+        let mut text = String::new();
+        while let Some(end) = self.line.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.line.drain(..=end).collect();
+            self.add(&mut text, &line[..end]);
+        }
+        if read == 0 && !self.line.is_empty() {
+            let line = std::mem::take(&mut self.line);
+            self.add(&mut text, &line);
+        }
+        match self.stream {
+            Stream::Output => {
+                let mut out = io::stdout().lock();
+                written(out.write_all(text.as_bytes()).and_then(|()| out.flush()))?;
+            }
+            Stream::Errors => drop(io::stderr().write_all(text.as_bytes())),
+        }
+        Ok(read > 0)
+    }
+
+    fn add(&self, text: &mut String, line: &[u8]) {
+        let line = String::from_utf8_lossy(line);
+        text.push_str(&format!("{}: {}\n", Line(&self.node), Line(line.trim_end_matches('\r'))));
+    }
+}
+
+fn exec_all(nodes: &[FoundNode], command: &[OsString]) -> Result<i32> {
+    // Two pipes and a process for each.
+    Inheritance::take()?;
+    let mut children: BTreeMap<&str, Child> = BTreeMap::new();
+    let mut streams = Vec::new();
+    for FoundNode { node, .. } in nodes {
+        let (output, its_output) = pipe()?;
+        let (errors, its_errors) = pipe()?;
+        let null = File::open("/dev/null").map_err(|error| Error::io("open /dev/null", &error))?;
+        let its = Streams {
+            input: Some(null.into()),
+            output: Some(its_output),
+            errors: Some(its_errors),
+        };
+        let child = join::start(node.pid, command, its);
+        let child = child.map_err(|error| crate::lab::of_node(&node.name, error))?;
+        children.insert(&node.name, child);
+        for (pipe, stream) in [(output, Stream::Output), (errors, Stream::Errors)] {
+            streams.push(Labelled {
+                pipe: pipe.into(),
+                stream,
+                node: node.name.clone(),
+                line: Vec::new(),
+            });
+        }
+    }
+    while !streams.is_empty() {
+        let fds = streams.iter().map(|stream| stream.pipe.as_fd());
+        let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        wait(&mut fds, None)?;
+        let ready: Vec<bool> = fds.iter().map(|fd| fd.any() == Some(true)).collect();
+        let mut left = Vec::new();
+        for (mut stream, is_ready) in streams.into_iter().zip(ready) {
+            if !is_ready || stream.read()? {
+                left.push(stream);
+            }
+        }
+        streams = left;
+    }
+    let exits = children.into_values().map(|mut child| {
+        let exit = child.wait(None);
+        exit.map_or(EXIT_FAILURE, Exit::code)
+    });
+    Ok(exits.max().unwrap_or(EXIT_FAILURE))
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    pipe2(OFlag::O_CLOEXEC).map_err(system("make a pipe"))
+}

@@ -1,0 +1,9 @@
+//! `vdectl lab`: each subcommand is a short-lived process, which finds the running labs through
+//! their status, and talks to a lab's supervisor where it changes something.
+
+pub mod change;
+pub mod exec;
+mod find;
+mod join;
+pub mod status;
+

@@ -1,0 +1,447 @@
+//! The links that need user space: impaired ones, and those to networks outside of the lab. Each
+//! has a worker process, as a session's link has.
+//!
+//! A link to the outside is a session's link: the worker opens the VNL and says whether it wants
+//! the panel. Then the supervisor makes the interface: a port of the panel, or a tap. For a switch's
+//! uplink the interface is in the lab's fabric, and a port of the switch's bridge.
+//!
+//! An impaired link between two nodes is a tap in each. The worker's own side is the first node's
+//! tap. What it opens is `netem://…{nearby://}`, where [`NEARBY`] means the second node's tap.
+//!
+//! A worker that ends is started again, and finds the interfaces as they are. The same state machine
+//! as a session's decides that ([`Link`]).
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags};
+use nix::unistd::{Pid, getpid};
+use vdens_plugin_kit::PanelAddress;
+use vdens_plugin_kit::tap::Tap;
+
+use super::shape::Cable;
+use super::wiring::Network;
+use crate::error::{EXIT_FAILURE, Error, Result};
+use crate::ipc::{Channel, FromWorker, Received, Reply, ReportReply, malformed};
+use crate::panel::{Panel, new_place, port_index};
+use crate::plugins::host_services::InstalledPlugins;
+use crate::session::held::{Channels, HeldLink, WorkerProcess};
+use crate::session::link::{BEAT, Link, LinkAction, Stage, WorkerEvent};
+use crate::sys::child::{Child, Exit, end_all, exit_child};
+use crate::sys::process::wait;
+use crate::sys::signals::Signals;
+use crate::worker::carrier::LinkWatch;
+use crate::worker::reconnecting::Wait;
+use crate::worker::target::LinkTarget;
+use crate::worker::{self, Job, NEARBY, Nearby};
+
+/// How long workers may take to clean up at the end, before they are killed.
+const CLEANUP_LIMIT: Duration = Duration::from_secs(2);
+
+/// The default MTU of an interface, in bytes.
+const DEFAULT_MTU: u32 = 1500;
+
+/// Which of a worker's channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Where the supervisor asks.
+    Control,
+    /// Where the worker asks.
+    Requests,
+}
+
+/// A link with a worker.
+struct OutsideLink {
+    cable: Cable,
+    held: HeldLink,
+    link: Link,
+    /// Whether it has settled once. From then on its worker may fail.
+    is_running: bool,
+}
+
+/// All links with workers.
+pub(super) struct Outside {
+    links: Vec<OutsideLink>,
+    plugins: InstalledPlugins,
+    /// When the workers are pinged next.
+    beat: Instant,
+}
+
+/// What starting a worker takes.
+pub(super) struct Surroundings<'a> {
+    pub(super) signals: &'a Signals,
+    /// Drops what the supervisor holds, in the forked process.
+    pub(super) forget: &'a mut dyn FnMut(),
+}
+
+impl Outside {
+    pub(super) fn new(plugins: InstalledPlugins) -> Self {
+        Self {
+            links: Vec::new(),
+            plugins,
+            beat: Instant::now() + BEAT,
+        }
+    }
+
+    /// Adds a link, whose worker is to be started; skips a cable that the kernel carries. The
+    /// interface of a switch's uplink gets the name `u` and `number`. For an impaired link `taps`
+    /// are its interfaces.
+    ///
+    /// # Errors
+    /// A scheme has no plugin, or the kernel has no random numbers.
+    pub(super) fn add(
+        &mut self,
+        cable: &Cable,
+        number: u32,
+        taps: Option<[NodeTap; 2]>,
+        panel: &Panel,
+    ) -> Result<()> {
+        let (interface, mtu, vnl) = match cable {
+            Cable::Direct(_) | Cable::Port { .. } => return Ok(()),
+            Cable::Outside { plug, vnl } => (&plug.interface.name, plug.mtu, vnl.clone()),
+            Cable::Uplink { vnl, .. } => (&format!("u{number}"), None, vnl.clone()),
+            Cable::Impaired { plugs, impairments } => (
+                &plugs[0].interface.name,
+                plugs[0].mtu,
+                format!("netem://{impairments}{{{NEARBY}}}"),
+            ),
+        };
+        let target = LinkTarget::Vnl(vnl);
+        target.scheme().map_or(Ok(()), |scheme| self.plugins.check(scheme))?;
+        let name = format!("{interface} ({target})");
+        let (near, nearby) = match taps {
+            Some([near, far]) => (Some(near), Some(far.into_nearby())),
+            None => (None, None),
+        };
+        let panel_address = match near {
+            Some(_) => None,
+            None => Some(PanelAddress {
+                panel: panel.id(),
+                place: new_place()?,
+            }),
+        };
+        let mut held = HeldLink::new(Job {
+            interface: interface.clone(),
+            mtu: mtu.unwrap_or(DEFAULT_MTU),
+            target,
+            wait: Wait::No,
+            plugins: self.plugins.clone(),
+            panel_address,
+            nearby,
+        });
+        if let Some(near) = near {
+            held.hold_tap(near.tap, Rc::new(near.watch));
+        }
+        self.links.push(OutsideLink {
+            cable: cable.clone(),
+            held,
+            link: Link::new(name, Instant::now()),
+            is_running: false,
+        });
+        Ok(())
+    }
+
+    /// Starts the workers of new links.
+    ///
+    /// # Errors
+    /// There are too many processes.
+    pub(super) fn start(&mut self, surroundings: &mut Surroundings<'_>) -> Result<()> {
+        for at in 0..self.links.len() {
+            let link = &self.links[at];
+            if link.held.process.is_none() && !link.is_running {
+                self.start_worker(at, surroundings)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn start_worker(&mut self, at: usize, surroundings: &mut Surroundings<'_>) -> Result<()> {
+        let parent = getpid();
+        let (control, its_control) = Channel::pair()?;
+        let (requests, its_requests) = Channel::pair()?;
+        let Some(child) = Child::fork()? else {
+            drop((control, requests));
+            (surroundings.forget)();
+            let HeldLink { job, stored, .. } = self.links.swap_remove(at).held;
+            self.links.clear();
+            let channels = worker::Channels {
+                control: its_control,
+                orders: its_requests,
+            };
+            exit_child(|| worker::run(&job, channels, stored, surroundings.signals, parent));
+        };
+        let channels = Some(Channels { control, requests });
+        self.links[at].held.process = Some(WorkerProcess { child, channels });
+        Ok(())
+    }
+
+    /// The channels that the supervisor polls.
+    pub(super) fn channels(&self) -> impl Iterator<Item = (usize, Way)> {
+        (0..self.links.len()).flat_map(|at| [(at, Way::Requests), (at, Way::Control)])
+    }
+
+    /// A channel's descriptor, while it is open.
+    pub(super) fn fd(&self, at: usize, way: Way) -> Option<BorrowedFd<'_>> {
+        let channels = self.links.get(at)?.held.channels()?;
+        Some(match way {
+            Way::Control => channels.control.as_fd(),
+            Way::Requests => channels.requests.as_fd(),
+        })
+    }
+
+    /// Receives what a worker has sent.
+    ///
+    /// # Errors
+    /// A link that never ran has failed.
+    pub(super) fn receive(&mut self, at: usize, way: Way, panel: &Panel) -> Result<()> {
+        let Some(channels) = self.links.get(at).and_then(|link| link.held.channels()) else {
+            return Ok(());
+        };
+        let event = match way {
+            Way::Requests => match channels.requests.receive() {
+                Ok(Received::Message(request, fds)) => {
+                    return self.links[at].held.execute(request, fds, Some(panel));
+                }
+                Ok(Received::Malformed(why)) => {
+                    let failed = Reply::Failed(malformed(why));
+                    return channels.requests.send(&failed, &[]);
+                }
+                Ok(Received::Closed) | Err(_) => WorkerEvent::Closed,
+            },
+            Way::Control => match channels.control.receive() {
+                Ok(Received::Message(message, fds)) => {
+                    if let FromWorker::Report(reply) = &message {
+                        self.links[at].held.take_report(reply, fds);
+                    }
+                    WorkerEvent::Message(message)
+                }
+                Ok(Received::Malformed(why)) => {
+                    self.links[at].held.take_report(&ReportReply::None(why), Vec::new());
+                    WorkerEvent::Malformed
+                }
+                Ok(Received::Closed) => WorkerEvent::Closed,
+                Err(error) => WorkerEvent::Message(FromWorker::Failed(error)),
+            },
+        };
+        self.step(at, event, panel)
+    }
+
+    /// Steps a link's state machine, and performs what it decides.
+    fn step(&mut self, at: usize, event: WorkerEvent, panel: &Panel) -> Result<()> {
+        let link = &mut self.links[at];
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            let was = link.link.stage();
+            let action = link.link.step(event, link.is_running, Instant::now());
+            let action = action.map_err(|error| of_cable(&link.cable, error))?;
+            // The interfaces of an impaired link are there before it is open.
+            let is_opened = was != link.link.stage()
+                && matches!(link.link.stage(), Some(Stage::Open { .. }))
+                && link.held.has_interface();
+            let action = action.or(is_opened.then_some(LinkAction::GiveSide));
+            link.is_running |= link.link.stage() == Some(Stage::Settled);
+            let Some(action) = action else { continue };
+            if let Err(error) = link.held.perform(action, Some(panel)) {
+                let failure = WorkerEvent::Message(FromWorker::Failed(error));
+                events.extend([WorkerEvent::Closed, failure]);
+            }
+        }
+        Ok(())
+    }
+
+    /// The links that are open and have no interface yet, with what that is for.
+    pub(super) fn without_interface(&self) -> Vec<(usize, Cable)> {
+        let is_open = |link: &OutsideLink| matches!(link.link.stage(), Some(Stage::Open { .. }));
+        let links = self.links.iter().enumerate();
+        let links = links.filter(|(_, link)| is_open(link) && !link.held.has_interface());
+        links.map(|(at, link)| (at, link.cable.clone())).collect()
+    }
+
+    /// Makes the interface of a link in a network. Returns its name.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(super) fn make_interface(
+        &mut self,
+        at: usize,
+        panel: &Panel,
+        network: &Network,
+    ) -> Result<String> {
+        let OutsideLink { cable, held, link, .. } = &mut self.links[at];
+        let name = held.job.interface.clone();
+        let wants_panel = link.stage() == Some(Stage::Open { wants_panel: true });
+        let worker = held.child().map_or(0, |child| child.pid().as_raw().cast_unsigned());
+        let made = match wants_panel {
+            true => held.make_port(Some(panel), &network.namespace, port_index(worker, 0)),
+            false => Err(Error::usage("the link does not want it")),
+        };
+        if let Err(error) = made {
+            log::debug!("{cable}: not on the panel: {error}");
+            let NodeTap { tap, watch, .. } = NodeTap::make(&name, panel, network)?;
+            held.hold_tap(tap, Rc::new(watch));
+        }
+        Ok(name)
+    }
+
+    /// Tells the workers of links whose interfaces were made what their sides are.
+    ///
+    /// # Errors
+    /// A link that never ran has failed.
+    pub(super) fn give_side(&mut self, at: usize, panel: &Panel) -> Result<()> {
+        self.links[at].held.perform(LinkAction::GiveSide, Some(panel))
+    }
+
+    /// Whether all links have settled, or do so again after a failure.
+    pub(super) fn is_settled(&self) -> bool {
+        self.links.iter().all(|link| link.is_running)
+    }
+
+    /// When [`Outside::tick`] is due.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let has_worker = self.links.iter().any(|link| link.link.stage().is_some());
+        let restarts = self.links.iter().filter_map(|link| link.link.restart());
+        restarts.chain(has_worker.then_some(self.beat)).min()
+    }
+
+    /// Pings the workers, kills those that hang, and starts those that are due.
+    ///
+    /// # Errors
+    /// A link that never ran has failed.
+    pub(super) fn tick(
+        &mut self,
+        panel: &Panel,
+        surroundings: &mut Surroundings<'_>,
+    ) -> Result<()> {
+        let now = Instant::now();
+        let is_beat = now >= self.beat;
+        if is_beat {
+            self.beat = now + BEAT;
+        }
+        for at in 0..self.links.len() {
+            let OutsideLink { held, link, .. } = &mut self.links[at];
+            if link.restart().is_some_and(|due| due <= now) {
+                link.start(now);
+                if let Err(error) = self.start_worker(at, surroundings) {
+                    let failure = WorkerEvent::Message(FromWorker::Failed(error));
+                    self.step(at, failure, panel)?;
+                    let exit = Exit::Status(EXIT_FAILURE);
+                    let is_deleted = false;
+                    self.step(at, WorkerEvent::Ended { exit, is_deleted }, panel)?;
+                }
+            } else if is_beat {
+                let pinged = link.beat().map(|action| held.perform(action, Some(panel)));
+                pinged.unwrap_or(Ok(()))?;
+                held.perform(LinkAction::CheckInterface, Some(panel))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Handles the end of a process, if it is one of these workers. `false` if it is not.
+    ///
+    /// # Errors
+    /// A link that never ran has failed.
+    pub(super) fn reap(&mut self, pid: Pid, panel: &Panel) -> Result<bool> {
+        let is_it = |link: &OutsideLink| link.held.child().map(Child::pid) == Some(pid);
+        let Some(at) = self.links.iter().position(is_it) else {
+            return Ok(false);
+        };
+        self.links[at].held.reap();
+        // What it has sent last comes first.
+        while self.has_message(at) {
+            self.receive(at, Way::Control, panel)?;
+        }
+        if let Some(ended) = self.links[at].held.take_ended() {
+            self.step(at, ended, panel)?;
+        }
+        Ok(true)
+    }
+
+    fn has_message(&self, at: usize) -> bool {
+        self.fd(at, Way::Control).is_some_and(|fd| {
+            let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+            wait(&mut fds, Some(Instant::now())).is_ok() && fds[0].any() == Some(true)
+        })
+    }
+
+    /// Ends the links of these cables, and returns those of their interfaces that are in the lab's
+    /// fabric.
+    pub(super) fn cut(&mut self, cables: &[Cable]) -> Vec<String> {
+        let is_cut = |link: &mut OutsideLink| cables.contains(&link.cable);
+        let cut: Vec<_> = self.links.extract_if(.., is_cut).collect();
+        let uplinks = cut.iter().filter(|link| matches!(link.cable, Cable::Uplink { .. }));
+        let uplinks = uplinks.map(|link| link.held.job.interface.clone()).collect();
+        end(cut);
+        uplinks
+    }
+
+    /// Ends all links.
+    pub(super) fn end(&mut self) {
+        end(std::mem::take(&mut self.links));
+    }
+
+    /// Drops all, in a forked process.
+    pub(super) fn forget(&mut self) {
+        self.links.clear();
+    }
+
+    /// The process of a cable's worker.
+    pub(super) fn worker(&self, cable: &Cable) -> Option<u32> {
+        let link = self.links.iter().find(|link| link.cable == *cable)?;
+        Some(link.held.child()?.pid().as_raw().cast_unsigned())
+    }
+}
+
+fn end(mut links: Vec<OutsideLink>) {
+    let workers: Vec<Child> = links.iter_mut().filter_map(|link| link.held.release()).collect();
+    end_all(workers, CLEANUP_LIMIT);
+    links.iter_mut().for_each(|link| link.held.close_stored());
+}
+
+fn of_cable(cable: &Cable, error: Error) -> Error {
+    Error {
+        message: format!("link {cable}: {}", error.message),
+        ..error
+    }
+}
+
+/// A tap in a node or in the fabric, and a watch over it.
+#[derive(Debug)]
+pub(super) struct NodeTap {
+    name: String,
+    tap: OwnedFd,
+    watch: LinkWatch,
+}
+
+impl NodeTap {
+    /// Makes a tap in a network.
+    ///
+    /// # Errors
+    /// The kernel has no taps, or the name is taken.
+    pub(super) fn make(name: &str, panel: &Panel, network: &Network) -> Result<Self> {
+        let mut fds = panel.in_network(network.namespace.as_fd(), || {
+            let tap = Tap::open(name)?.as_fd().try_clone_to_owned();
+            let tap = tap
+                .map_err(|error| Error::io(format_args!("make the interface {name}"), &error))?;
+            Ok(vec![tap, LinkWatch::open()?.into()])
+        })?;
+        match (fds.pop(), fds.pop()) {
+            (Some(watch), Some(tap)) => Ok(Self {
+                name: name.to_owned(),
+                tap,
+                watch: watch.into(),
+            }),
+            _ => Err(Error::closed("a helper process lost descriptors")),
+        }
+    }
+
+    fn into_nearby(self) -> Nearby {
+        Nearby {
+            tap: Arc::new(self.tap),
+            watch: Arc::new(self.watch),
+            name: self.name,
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! What the interfaces of a namespace are like: for status reports.
+
+use ipnet::IpNet;
+use netlink_packet_core::NLM_F_DUMP;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, Stats64};
+
+use super::Netlink;
+use crate::error::{Error, Result};
+use crate::sys::interface::{Count, Traffic};
+
+/// An interface as it is now.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct InterfaceView {
+    /// Its index in its namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its addresses.
+    pub addresses: Vec<IpNet>,
+    /// Its Ethernet address, as text; empty if it has none.
+    pub mac: String,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is up and has carrier.
+    pub carrier: bool,
+    /// Its counters.
+    pub traffic: Traffic,
+}
+
+impl Netlink {
+    /// All interfaces of the namespace, with their addresses.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(crate) fn interfaces(&self) -> Result<Vec<InterfaceView>> {
+        let mut views: Vec<InterfaceView> = Vec::new();
+        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        self.exchange(request, NLM_F_DUMP, |message| {
+            if let RouteNetlinkMessage::NewLink(link) = message {
+                views.push(view(&link));
+            }
+        })
+        .map_err(|error| Error::io("list interfaces", &error))?;
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        self.exchange(request, NLM_F_DUMP, |message| {
+            if let RouteNetlinkMessage::NewAddress(given) = message
+                && let Some(view) = views.iter_mut().find(|v| v.index == given.header.index)
+            {
+                view.addresses.extend(address(&given));
+            }
+        })
+        .map_err(|error| Error::io("list addresses", &error))?;
+        Ok(views)
+    }
+}
+
+fn view(link: &LinkMessage) -> InterfaceView {
+    let flags = link.header.flags;
+    let mut view = InterfaceView {
+        index: link.header.index,
+        carrier: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
+        ..InterfaceView::default()
+    };
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => view.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => view.mtu = *mtu,
+            LinkAttribute::Address(mac) => {
+                let bytes: Vec<_> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+                view.mac = bytes.join(":");
+            }
+            LinkAttribute::Stats64(counters) => view.traffic = traffic(counters),
+            _ => {}
+        }
+    }
+    view
+}
+
+fn traffic(counters: &Stats64) -> Traffic {
+    Traffic {
+        received: Count {
+            frames: counters.rx_packets,
+            bytes: counters.rx_bytes,
+            dropped: counters.rx_dropped,
+        },
+        sent: Count {
+            frames: counters.tx_packets,
+            bytes: counters.tx_bytes,
+            dropped: counters.tx_dropped,
+        },
+    }
+}
+
+fn address(message: &AddressMessage) -> Option<IpNet> {
+    // IPv4's Address is the peer's on a point-to-point link; IPv6 has no Local then.
+    let attributes = || message.attributes.iter();
+    let local = attributes().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let address = attributes().find_map(|attribute| match attribute {
+        AddressAttribute::Address(address) => Some(*address),
+        _ => None,
+    });
+    IpNet::new(local.or(address)?, message.header.prefix_len).ok()
+}
