@@ -20,6 +20,7 @@ mod hub;
 mod installation;
 mod integrity;
 mod interop;
+mod labs;
 mod leftovers;
 mod libvdeplug;
 mod login;

@@ -7,7 +7,7 @@ use vdens::cli::vdectl::lab::LabTask;
 use vdens::cli::vdectl::{ForwardTask, PluginTask, Task, Vdectl};
 use vdens::cli::{self, Common};
 use vdens::error::{EXIT_FAILURE, Result};
-use vdens::lab::commands::{change, exec, status};
+use vdens::lab::commands::{change, events, exec, status, test};
 use vdens::logging;
 use vdens::output::report;
 use vdens::plugins::{check, list, scaffold};
@@ -68,6 +68,10 @@ fn lab(task: &LabTask, common: &Common, config: &Config) -> Result<i32> {
         LabTask::Apply { file } => change::apply(file, &common.plugins(config)?)?,
         LabTask::Status { name, json } => status::show(name.as_deref(), *json, PROGRAM)?,
         LabTask::Exec { nodes, command } => return exec::exec(nodes, command),
+        LabTask::Test { lab, format } => {
+            return test::test(lab, *format, &common.plugins(config)?);
+        }
+        LabTask::Events { name } => events::events(name.as_deref())?,
         LabTask::Enter { node } => return exec::enter(node),
     }
     Ok(0)

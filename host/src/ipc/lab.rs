@@ -79,6 +79,8 @@ pub(crate) enum ToLab {
     Down,
     /// Change the lab. Descriptor: the file in memory with the lab as it is to be.
     Apply,
+    /// Send an event whenever something happens.
+    Watch,
 }
 
 /// A lab's supervisor to `vdectl lab`.

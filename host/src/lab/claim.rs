@@ -99,6 +99,7 @@ impl Claim {
     /// The next connection of this user, if there is one.
     pub(super) fn accept(&self) -> Option<Asker> {
         loop {
+            // A peer that does not read must not stop the supervisor.
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             let fd = match accept4(self.listener.as_raw_fd(), flags) {
                 Ok(fd) => fd,

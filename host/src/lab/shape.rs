@@ -94,14 +94,6 @@ impl Cable {
             Self::Uplink { .. } => &[],
         }
     }
-
-    /// The switch at one end, if there is one.
-    pub(crate) fn switch(&self) -> Option<&str> {
-        match self {
-            Self::Port { switch, .. } | Self::Uplink { switch, .. } => Some(switch),
-            _ => None,
-        }
-    }
 }
 
 impl fmt::Display for Cable {

@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::iter;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, kill};
@@ -41,7 +41,8 @@ use super::spawn::{self, Inheritance};
 use super::wiring::{Network, Wiring};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ipc::status::lab::{
-    InterfaceStatus, LabState, LabStatus, LinkEnd, LinkStatus, NodeStatus, ServiceStatus, is_shown,
+    Happening, InterfaceStatus, LabEvent, LabState, LabStatus, LinkEnd, LinkStatus, NodeStatus,
+    ServiceStatus, is_shown,
 };
 use crate::ipc::status::server::Server;
 use crate::ipc::status::{Process, Report, this_process};
@@ -123,6 +124,8 @@ pub(super) struct Supervisor<'a> {
     shape: Shape,
     /// Connections that have asked for nothing yet, or wait for the end.
     askers: Vec<Asker>,
+    /// Connections that get the events.
+    watchers: Vec<Asker>,
 }
 
 impl<'a> Supervisor<'a> {
@@ -153,6 +156,7 @@ impl<'a> Supervisor<'a> {
             nodes: BTreeMap::new(),
             shape: Shape::default(),
             askers: Vec::new(),
+            watchers: Vec::new(),
         };
         let outcome = supervisor.live(&request.lab, ready);
         supervisor.end();
@@ -170,9 +174,10 @@ impl<'a> Supervisor<'a> {
                 Phase::Starting if is_done => {
                     give_back_memory();
                     ready.take().map_or(Ok(()), |ready| ready())?;
-                    log::info!("lab {}: it runs", self.name);
+                    self.tell(Happening::Running);
                 }
                 Phase::Changing(asker, summary) if is_done => {
+                    self.tell(Happening::Running);
                     asker.send(&FromLab::Done(summary), &[])?;
                 }
                 phase => self.phase = phase,
@@ -182,6 +187,8 @@ impl<'a> Supervisor<'a> {
                 match mem::replace(&mut self.phase, Phase::Running) {
                     Phase::Changing(asker, _) => {
                         self.drop_work();
+                        let message = error.to_string();
+                        self.tell(Happening::Failed { message });
                         asker.send(&FromLab::Failed(error), &[])?;
                     }
                     Phase::Starting => return Err(error),
@@ -207,10 +214,25 @@ impl<'a> Supervisor<'a> {
             }
         }
         self.shape = target.clone();
-        Ok(change.summary())
+        let changes = change.summary();
+        self.tell(Happening::Changing {
+            changes: changes.clone(),
+        });
+        Ok(changes)
+    }
+
+    /// Sends an event to those who watch. One who does not read loses the connection.
+    fn tell(&mut self, what: Happening) {
+        if self.watchers.is_empty() {
+            return;
+        }
+        let event = event(&self.name, what);
+        self.watchers.retain(|watcher| watcher.send_report(&event).is_ok());
     }
 
     fn take_apart(&mut self, change: &Difference) -> Result<()> {
+        let anew = (&change.cut[..], &change.connect[..]);
+        self.wiring.save_routes(anew, networks(&self.nodes));
         let uplinks = self.outside.cut(&change.cut);
         self.wiring.cut(&change.cut, networks(&self.nodes))?;
         for name in uplinks {
@@ -228,6 +250,9 @@ impl<'a> Supervisor<'a> {
         }
         let ended = change.end.iter().filter_map(|name| self.nodes.remove(name));
         end_nodes(ended.collect(), self.signals);
+        for node in &change.end {
+            self.tell(Happening::NodeEnded { node: node.clone() });
+        }
         let names: BTreeSet<String> = change.end.iter().cloned().collect();
         self.wiring.forget(&names);
         self.shape.nodes.retain(|name, _| !names.contains(name));
@@ -250,7 +275,7 @@ impl<'a> Supervisor<'a> {
                 &mut self.nodes,
                 &mut self.claim,
                 &mut self.status,
-                &mut self.askers,
+                [&mut self.askers, &mut self.watchers],
             );
             let mut forget = || {
                 forget();
@@ -285,6 +310,11 @@ impl<'a> Supervisor<'a> {
             if let Some(node) = target.nodes.get(name) {
                 self.shape.nodes.insert(name.clone(), node.clone());
             }
+            if let Some(node) = self.nodes.get(name) {
+                let pid = node.pid.as_raw().cast_unsigned();
+                let node = name.clone();
+                self.tell(Happening::NodeStarted { node, pid });
+            }
         }
         Ok(())
     }
@@ -303,7 +333,9 @@ impl<'a> Supervisor<'a> {
         let fresh = change.start.iter().map(|node| node.node.name.as_str());
         let (take, give) = (&change.take, &change.give);
         let nodes = networks(&self.nodes);
-        self.wiring.address(fresh, take, give, &nodes)
+        self.wiring.address(fresh, take, give, &nodes)?;
+        self.wiring.restore_routes(&nodes);
+        Ok(())
     }
 
     /// Makes the interfaces of impaired links, and starts the workers of those that need one.
@@ -331,7 +363,7 @@ impl<'a> Supervisor<'a> {
             &mut self.nodes,
             &mut self.claim,
             &mut self.status,
-            &mut self.askers,
+            [&mut self.askers, &mut self.watchers],
         );
         self.outside.start(&mut Surroundings {
             signals: self.signals,
@@ -353,7 +385,8 @@ impl<'a> Supervisor<'a> {
                         .cloned()
                         .collect();
                     let nodes = networks(&self.nodes);
-                    self.wiring.address(iter::empty(), &[], &given, nodes)?;
+                    self.wiring.address(iter::empty(), &[], &given, &nodes)?;
+                    self.wiring.restore_routes(&nodes);
                 }
                 Cable::Uplink { switch, .. } => {
                     let fabric = self.wiring.fabric().ok_or_else(|| {
@@ -427,7 +460,7 @@ impl<'a> Supervisor<'a> {
             &mut self.nodes,
             &mut self.claim,
             &mut self.status,
-            &mut self.askers,
+            [&mut self.askers, &mut self.watchers],
         );
         let mut surroundings = Surroundings {
             signals: self.signals,
@@ -503,6 +536,7 @@ impl<'a> Supervisor<'a> {
     /// at the other ends of its links.
     fn lose(&mut self, name: &str) {
         log::error!("lab {}: the node {name} has ended", self.name);
+        self.tell(Happening::NodeEnded { node: name.into() });
         self.nodes.remove(name);
         self.wiring.forget(&BTreeSet::from([name.to_owned()]));
         let shape = &mut self.shape;
@@ -527,6 +561,13 @@ impl<'a> Supervisor<'a> {
                 self.phase = Phase::Ending;
                 // It waits for the end of the connection.
                 self.askers.push(asker);
+                return Ok(());
+            }
+            Ok(Received::Message(ToLab::Watch, _)) => {
+                let state = self.state();
+                if asker.send_report(&event(&self.name, Happening::State { state })).is_ok() {
+                    self.watchers.push(asker);
+                }
                 return Ok(());
             }
             Ok(Received::Message(ToLab::Apply, mut fds)) => fds
@@ -579,6 +620,8 @@ impl<'a> Supervisor<'a> {
             let mut services = node.services.iter_mut();
             if let Some(it) = services.find(|it| it.command == service && it.ended.is_none()) {
                 (it.ended, it.output) = (Some(status), output);
+                let (node, service) = (name.to_owned(), it.clone());
+                self.tell(Happening::ServiceEnded { node, service });
             }
             return Ok(());
         }
@@ -611,6 +654,10 @@ impl<'a> Supervisor<'a> {
             }
             _ => {}
         }
+        if outcome.is_ok() {
+            let (node, task) = (name.to_owned(), told(&task));
+            self.tell(Happening::Done { node, task });
+        }
         outcome
     }
 
@@ -635,6 +682,14 @@ impl<'a> Supervisor<'a> {
         };
         if let Some(server) = &mut self.status {
             server.answer(&process);
+        }
+    }
+
+    fn state(&self) -> LabState {
+        match self.phase {
+            Phase::Starting => LabState::Starting,
+            Phase::Changing(..) => LabState::Changing,
+            Phase::Running | Phase::Ending => LabState::Running,
         }
     }
 
@@ -687,11 +742,7 @@ impl<'a> Supervisor<'a> {
         LabStatus {
             name: self.name.clone(),
             file: self.file.clone(),
-            state: match self.phase {
-                Phase::Starting => LabState::Starting,
-                Phase::Changing(..) => LabState::Changing,
-                Phase::Running | Phase::Ending => LabState::Running,
-            },
+            state: self.state(),
             links: links.collect(),
             switches: self.shape.switches.iter().cloned().collect(),
             nodes,
@@ -702,8 +753,18 @@ impl<'a> Supervisor<'a> {
     fn end(&mut self) {
         // Nobody finds the lab any more, and its name is free when its nodes have ended.
         self.status = None;
+        self.tell(Happening::Ending);
         self.outside.end();
         end_nodes(mem::take(&mut self.nodes).into_values().collect(), self.signals);
+    }
+}
+
+fn event(lab: &str, what: Happening) -> LabEvent {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    LabEvent {
+        time: now.unwrap_or_default().as_secs_f64(),
+        lab: lab.to_owned(),
+        what,
     }
 }
 
@@ -712,11 +773,13 @@ fn forgetter<'a>(
     nodes: &'a mut BTreeMap<String, NodeProcess>,
     claim: &'a mut Option<Claim>,
     status: &'a mut Option<Server>,
-    askers: &'a mut Vec<Asker>,
+    connections: [&'a mut Vec<Asker>; 2],
 ) -> impl FnMut() + 'a {
+    let [askers, watchers] = connections;
     || {
         nodes.clear();
         askers.clear();
+        watchers.clear();
         (*claim, *status) = (None, None);
     }
 }

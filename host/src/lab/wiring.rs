@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ipnet::IpNet;
+use netlink_packet_route::route::RouteMessage;
 
 use super::shape::{Cable, Interface, Plug};
 use crate::error::{Error, Result};
@@ -41,6 +42,8 @@ pub(super) struct Wiring {
     last: u32,
     /// The indices of the nodes' interfaces.
     interfaces: BTreeMap<Interface, u32>,
+    /// The routes over interfaces that are made anew.
+    routes: BTreeMap<Interface, Vec<RouteMessage>>,
     /// Interfaces that are to be set up with the next addresses.
     down: Vec<Interface>,
     /// The indices of the bridges.
@@ -183,6 +186,45 @@ impl Wiring {
         index
     }
 
+    /// Remembers the routes over interfaces that are made anew, which are lost with them.
+    pub(super) fn save_routes<'a>(
+        &mut self,
+        (cut, connect): (&[Cable], &[Cable]),
+        nodes: impl Fn(&str) -> Result<&'a Network>,
+    ) {
+        let interfaces = |cables: &[Cable]| -> BTreeSet<Interface> {
+            let plugs = cables.iter().flat_map(Cable::plugs);
+            plugs.map(|plug| plug.interface.clone()).collect()
+        };
+        for interface in interfaces(cut).intersection(&interfaces(connect)) {
+            if let (Some(index), Ok(network)) = (self.index(interface), nodes(&interface.node)) {
+                match network.netlink.routes(index) {
+                    Ok(routes) => drop(self.routes.insert(interface.clone(), routes)),
+                    Err(error) => log::warn!("{interface}: its routes are lost: {error}"),
+                }
+            }
+        }
+    }
+
+    /// Adds the routes again that were lost with interfaces which are there now.
+    pub(super) fn restore_routes<'a>(&mut self, nodes: impl Fn(&str) -> Result<&'a Network>) {
+        let saved = std::mem::take(&mut self.routes);
+        for (interface, routes) in saved {
+            let (Some(index), Ok(network)) = (self.index(&interface), nodes(&interface.node))
+            else {
+                self.routes.insert(interface, routes);
+                continue;
+            };
+            let mut batch = Batch::default();
+            for route in routes {
+                batch.add_route(route, index, &interface.name);
+            }
+            if let Err(error) = network.netlink.perform(batch) {
+                log::warn!("{interface}: {error}");
+            }
+        }
+    }
+
     /// Deletes the interfaces of cables, each pair at one end.
     ///
     /// # Errors
@@ -267,6 +309,8 @@ impl Wiring {
     /// Forgets the interfaces of nodes that have ended.
     pub(super) fn forget(&mut self, nodes: &BTreeSet<String>) {
         self.interfaces
+            .retain(|interface, _| !nodes.contains(&interface.node));
+        self.routes
             .retain(|interface, _| !nodes.contains(&interface.node));
     }
 }

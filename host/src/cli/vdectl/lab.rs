@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
+use crate::lab::commands::test::Format;
+
 /// What `vdectl lab` does.
 #[derive(Clone, Debug, Subcommand)]
 pub enum LabTask {
@@ -44,6 +46,22 @@ pub enum LabTask {
         /// The command and its arguments
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
+    },
+
+    /// Run the tests of a lab's file
+    Test {
+        /// The lab file, whose lab is started and ended if it does not run, or a running lab's name
+        lab: String,
+
+        /// Print the results in this form
+        #[arg(long, value_enum, default_value = "tap")]
+        format: Format,
+    },
+
+    /// Print what happens in a lab, a JSON object a line, until it ends
+    Events {
+        /// The lab's name, if there are several labs
+        name: Option<String>,
     },
 
     /// Start a shell in a node

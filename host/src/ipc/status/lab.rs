@@ -117,6 +117,70 @@ pub(crate) enum LinkEnd {
     Vnl(String),
 }
 
+/// Something that has happened in a lab, as `vdectl lab events` prints it.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct LabEvent {
+    /// When, in seconds since 1970.
+    pub time: f64,
+    /// The lab's name.
+    pub lab: String,
+    /// What.
+    #[serde(flatten)]
+    pub what: Happening,
+}
+
+/// What has happened in a lab.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub(crate) enum Happening {
+    /// The first event: what the lab does now.
+    State {
+        /// That.
+        state: LabState,
+    },
+    /// A node was started.
+    NodeStarted {
+        /// Its name.
+        node: String,
+        /// Its process 1.
+        pid: u32,
+    },
+    /// A node was ended, or has ended by itself.
+    NodeEnded {
+        /// Its name.
+        node: String,
+    },
+    /// A node has done something that its file says.
+    Done {
+        /// Its name.
+        node: String,
+        /// What.
+        task: String,
+    },
+    /// A service has ended by itself.
+    ServiceEnded {
+        /// The node's name.
+        node: String,
+        /// Its status, and the end of its output.
+        #[serde(flatten)]
+        service: ServiceStatus,
+    },
+    /// The lab is as its file says.
+    Running,
+    /// Nodes, links or addresses are being changed.
+    Changing {
+        /// A line for each change.
+        changes: Vec<String>,
+    },
+    /// A change has failed.
+    Failed {
+        /// Why.
+        message: String,
+    },
+    /// The lab ends.
+    Ending,
+}
+
 /// Whether an address is worth showing: every interface has one of the link.
 pub(crate) fn is_shown(address: &IpNet) -> bool {
     match address.addr() {

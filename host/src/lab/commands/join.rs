@@ -5,6 +5,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, execvp};
 use vdens_plugin_kit::process::open_pidfd;
 
@@ -47,6 +49,16 @@ pub(super) fn start(pid: u32, words: &[OsString], streams: Streams) -> Result<Ch
     }
 }
 
+/// Joins the user and network namespace of the process `pid`.
+///
+/// # Errors
+/// The node is gone.
+pub(super) fn enter_network(pid: u32) -> Result<()> {
+    let node = open_pidfd(pid).map_err(|error| Error::io("enter the node", &error))?;
+    let namespaces = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET;
+    setns(node, namespaces).map_err(system("enter the node"))
+}
+
 fn enter(node: &OwnedFd, streams: Streams) -> Result<()> {
     let namespaces = CloneFlags::CLONE_NEWUSER
         | CloneFlags::CLONE_NEWNET
@@ -70,12 +82,18 @@ fn enter(node: &OwnedFd, streams: Streams) -> Result<()> {
         .map_err(system("redirect a command's output"))
 }
 
+/// Prepares a process in a node to execute the command: it ends with its parent.
+fn ready() -> Result<()> {
+    keep_capabilities(true)?;
+    set_pdeathsig(Signal::SIGKILL).map_err(system("ask for a signal at the parent's death"))
+}
+
 /// Runs the command in a child, which is in the PID namespace that this process has entered.
 /// Returns its exit status.
 fn run(words: &[CString]) -> Result<i32> {
     match Child::fork()? {
         Some(mut child) => Ok(child.wait(None).map_or(EXIT_FAILURE, Exit::code)),
-        None => exit_child(|| match keep_capabilities(true) {
+        None => exit_child(|| match ready() {
             Ok(()) => {
                 let Err(errno) = execvp(&words[0], words);
                 complain(system(format_args!("run '{}'", words[0].to_string_lossy()))(errno));

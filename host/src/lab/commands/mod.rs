@@ -2,8 +2,10 @@
 //! their status, and talks to a lab's supervisor where it changes something.
 
 pub mod change;
+pub mod events;
 pub mod exec;
 mod find;
 mod join;
 pub mod status;
+pub mod test;
 

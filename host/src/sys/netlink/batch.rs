@@ -18,6 +18,7 @@ use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
     LinkFlags, LinkInfo, LinkMessage,
 };
+use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
 
@@ -128,6 +129,29 @@ impl Batch {
     pub(crate) fn remove_address(&mut self, interface: u32, name: &str, address: IpNet) {
         let message = RouteNetlinkMessage::DelAddress(address_of(interface, address));
         self.push(message, 0, format!("take the address {address} from {name}"));
+    }
+
+    /// Adds a route that [`Netlink::routes`] has found, over the interface with this index.
+    pub(crate) fn add_route(&mut self, mut route: RouteMessage, interface: u32, name: &str) {
+        route.attributes.retain(|attribute| {
+            matches!(
+                attribute,
+                RouteAttribute::Destination(_)
+                    | RouteAttribute::Gateway(_)
+                    | RouteAttribute::Metrics(_)
+                    | RouteAttribute::PrefSource(_)
+                    | RouteAttribute::Priority(_)
+                    | RouteAttribute::Table(_)
+                    | RouteAttribute::Via(_)
+            )
+        });
+        route.header.flags = RouteFlags::empty();
+        route.attributes.push(RouteAttribute::Oif(interface));
+        self.push(
+            RouteNetlinkMessage::NewRoute(route),
+            NLM_F_CREATE | NLM_F_REPLACE,
+            format!("restore the routes over {name}"),
+        );
     }
 
     fn push(&mut self, message: RouteNetlinkMessage, flags: u16, action: String) {

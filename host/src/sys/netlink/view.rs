@@ -5,6 +5,7 @@ use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, Stats64};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
 
 use super::Netlink;
 use crate::error::{Error, Result};
@@ -53,6 +54,27 @@ impl Netlink {
         })
         .map_err(|error| Error::io("list addresses", &error))?;
         Ok(views)
+    }
+}
+
+impl Netlink {
+    /// The routes over an interface that others than the kernel itself have made.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(crate) fn routes(&self, interface: u32) -> Result<Vec<RouteMessage>> {
+        let mut routes = Vec::new();
+        let request = RouteNetlinkMessage::GetRoute(RouteMessage::default());
+        self.exchange(request, NLM_F_DUMP, |message| {
+            if let RouteNetlinkMessage::NewRoute(route) = message
+                && route.header.protocol != RouteProtocol::Kernel
+                && route.attributes.contains(&RouteAttribute::Oif(interface))
+            {
+                routes.push(route);
+            }
+        })
+        .map_err(|error| Error::io("list routes", &error))?;
+        Ok(routes)
     }
 }
 
