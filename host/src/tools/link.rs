@@ -15,7 +15,6 @@ use vdens_impairment::request::{Answer, SCHEME};
 use vdens_plugin_kit::control;
 
 use super::status::client;
-use super::targets::{self, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::output::Text;
 
@@ -60,10 +59,13 @@ impl Link {
         }
     }
 
-    fn is_meant(&self, target: &Target) -> bool {
-        let interface = target.interface.as_ref();
-        self.process == target.process
-            && interface.is_none_or(|name| *name == self.answer.interface)
+    fn is_meant(&self, name: &str) -> bool {
+        let (owner, interface) = match name.split_once(':') {
+            Some((owner, interface)) => (owner, Some(interface)),
+            None => (name, None),
+        };
+        (owner == self.owner || owner == self.process.to_string())
+            && interface.is_none_or(|interface| interface == self.answer.interface)
     }
 }
 
@@ -117,10 +119,9 @@ pub fn change(names: &[String], request: &Request) -> Result<()> {
 
 /// The link of this name.
 fn find(name: &str) -> Result<Link> {
-    let target = targets::resolve(name)?;
     let mut found: Vec<_> = all()?
         .into_iter()
-        .filter(|link| link.is_meant(&target))
+        .filter(|link| link.is_meant(name))
         .collect();
     match (found.pop(), found.is_empty()) {
         (Some(only), true) => Ok(only),

@@ -5,4 +5,3 @@ pub mod doctor;
 pub mod forward;
 pub mod link;
 pub mod status;
-pub(crate) mod targets;

@@ -5,14 +5,14 @@
 //! ABI 1 has no call by which a host could ask a link for something of the link's own. So such a
 //! link has a datagram socket, `control`, in a directory of its own: `vdens-SCHEME-…` in the
 //! runtime directory, or where temporary files are. The directory is closed to other users, and
-//! [`find`] looks at no other. The link adds [`Control::fd`] to what it waits for, and serves
-//! [`Control::next_request`].
+//! [`find`] looks at no other. The link adds [`ControlSocket::fd`] to what it waits for, and serves
+//! [`ControlSocket::next_request`].
 //!
 //! A request is JSON in one datagram, and so is the answer ([`ask`]). The answer goes to a socket
 //! beside the link's. Paths, unlike addresses of the kernel's choice, lead from one network
 //! namespace to another (unix(7)).
 //!
-//! A process that is killed leaves its directory behind. Those that [`Control::open`] made have the
+//! A process that is killed leaves its directory behind. Those that [`ControlSocket::open`] made have the
 //! process's id in their name, so the next process that opens or asks removes them.
 
 use std::env;
@@ -52,7 +52,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 /// A link's socket for requests. Dropping it removes what it made.
 #[derive(Debug)]
-pub struct Control {
+pub struct ControlSocket {
     socket: OwnedFd,
     _path: BoundSocket,
     /// Dropped last: it is empty then.
@@ -63,7 +63,7 @@ pub struct Control {
 #[derive(Debug)]
 pub struct Asker(UnixAddr);
 
-impl Control {
+impl ControlSocket {
     /// Makes a socket for a link of this scheme, in a new directory.
     ///
     /// # Errors
@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_request_is_answered_and_nothing_is_left() {
-        let control = Control::open("kit_test").unwrap();
+        let control = ControlSocket::open("kit_test").unwrap();
         let directory = control._directory.as_ref().unwrap().0.clone();
         let paths = find("kit_test");
         assert_eq!(paths, [directory.join(NAME)]);
@@ -292,13 +292,13 @@ mod tests {
         let path = places()[0].join("vdens-kit_stale-4194304-0");
         let make = || DirBuilder::new().mode(0o700).create(&path).unwrap();
         make();
-        let control = Control::in_directory(&path).unwrap();
+        let control = ControlSocket::in_directory(&path).unwrap();
         assert_eq!(find("kit_stale").len(), 1);
         std::mem::forget(control._path);
         drop(control.socket);
         assert!(find("kit_stale").is_empty() && !path.exists());
         make();
-        drop(Control::open("kit_stale").unwrap());
+        drop(ControlSocket::open("kit_stale").unwrap());
         assert!(!path.exists());
     }
 

@@ -11,7 +11,7 @@
 //! of the far end. Its carrier is the nested link's.
 //!
 //! `vdectl link` changes the keys while the link runs, through a socket of the link's own
-//! ([`Control`]). It also takes the carrier away: the nested link is closed until it is given back,
+//! ([`ControlSocket`]). It also takes the carrier away: the nested link is closed until it is given back,
 //! so that the far end sees it, too. The crate `vdens-impairment` has the keys and what they do.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -23,7 +23,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use vdens_impairment::request::{Answer, Request, SCHEME};
 use vdens_impairment::{Keys, Path, Settings};
-use vdens_plugin_kit::control::Control;
+use vdens_plugin_kit::control::ControlSocket;
 use vdens_plugin_kit::{
     Batch, Capabilities, Error, Host, Link, OpenRequest, Result, RxBatch, State, Status, TxBatch,
     export_plugin, log,
@@ -35,7 +35,7 @@ struct Netem {
     nested: Option<Box<dyn Link>>,
     host: Host,
     /// What is asked and answered while the link runs, if that is possible.
-    control: Option<Control>,
+    control: Option<ControlSocket>,
     /// The interface that the link serves, and the VNL of the network.
     names: (String, String),
     keys: Keys,
@@ -64,7 +64,7 @@ impl Netem {
         let seed = settings.seed.unwrap_or_else(|| fastrand::u64(..));
         let [tx, rx] = seeds(seed);
         // Without, the link only cannot be changed.
-        let control = Control::open(SCHEME)
+        let control = ControlSocket::open(SCHEME)
             .inspect_err(|error| log::warn!("vdectl link cannot change netem://: {error}"));
         let mut netem = Self {
             nested: Some(nested),
@@ -95,7 +95,9 @@ impl Netem {
 
     /// Serves what is asked.
     fn serve(&mut self, now: Duration) {
-        while let Some((request, asker)) = self.control.as_ref().and_then(Control::next_request) {
+        while let Some((request, asker)) =
+            self.control.as_ref().and_then(ControlSocket::next_request)
+        {
             let error = self.perform(request, now).err();
             let answer = self.answer(error);
             if let Some(control) = &self.control {

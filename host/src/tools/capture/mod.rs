@@ -18,6 +18,7 @@
 mod filter;
 mod output;
 mod pcapng;
+mod place;
 mod ring;
 
 use std::fs;
@@ -38,7 +39,6 @@ use crate::output::report;
 use crate::sys::process::wait;
 use crate::sys::signals::Signals;
 use crate::tools::status::client;
-use crate::tools::targets;
 use filter::Filter;
 use output::{Output, Target, Written};
 use pcapng::{Interface, Packet, Statistics};
@@ -91,7 +91,7 @@ pub struct Place {
 pub fn places(names: &[String]) -> Result<Vec<Place>> {
     let mut places: Vec<Place> = Vec::new();
     for name in names {
-        let target = targets::resolve(name)?;
+        let target = place::resolve(name)?;
         let interfaces = match &target.interface {
             Some(interface) => vec![interface.clone()],
             None => links(target.process)?,

@@ -47,7 +47,7 @@ use nix::sys::socket::{
 };
 use nix::unistd::{Pid, UnlinkatFlags, getpid, getppid, unlinkat};
 use socket2::Socket;
-use vdens_plugin_kit::control::Control;
+use vdens_plugin_kit::control::ControlSocket;
 
 use crate::forward::{self, Forward, Protocol, Wish};
 use crate::gateway::{Hold, Inside, rules};
@@ -100,7 +100,7 @@ pub(crate) fn run(task: &Task, plugin: &mut Plugin) -> io::Result<()> {
     for &(protocol, listen) in &task.settings.follow {
         follow.add(protocol, listen)?;
     }
-    let control = Control::in_directory(&task.directory).map_err(io::Error::other)?;
+    let control = ControlSocket::in_directory(&task.directory).map_err(io::Error::other)?;
     poll.read(control.fd(), Token::Control)?;
     plugin.tell(&Report::Started)?;
     let path = task.directory.join("gateway");
@@ -227,7 +227,7 @@ fn wait_for_gateway(
 
 /// What the proxy has before there is a gateway.
 struct Outside {
-    control: Control,
+    control: ControlSocket,
     /// The forwards, and their sockets.
     bound: Vec<(Forward, Socket)>,
     follow: Follow,
@@ -385,7 +385,7 @@ struct Proxy {
     echo: Echo,
     forwards: Forwards,
     follow: Follow,
-    control: Control,
+    control: ControlSocket,
     /// The processes that the gateway belongs to.
     processes: Vec<u32>,
     /// The station that a forward leads to if it names none.

@@ -2,12 +2,12 @@
 
 use std::fs;
 
-use super::status::client;
 use crate::error::{Error, ErrorKind, Result};
+use crate::tools::status::client;
 
 /// A session, and perhaps one of its interfaces.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Target {
+pub(super) struct Target {
     /// The session's process.
     pub process: u32,
     /// A process in its namespaces.
@@ -22,7 +22,7 @@ pub(crate) struct Target {
 ///
 /// # Errors
 /// There is none.
-pub(crate) fn resolve(text: &str) -> Result<Target> {
+pub(super) fn resolve(text: &str) -> Result<Target> {
     let (name, interface) = match text.split_once(':') {
         Some((name, interface)) => (name, Some(interface.to_owned())),
         None => (text, None),
