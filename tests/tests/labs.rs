@@ -27,7 +27,9 @@ impl<'a> Up<'a> {
     #[track_caller]
     fn ok(&self, node: &str, script: &str) -> String {
         let node = format!("{}/{node}", self.name);
-        self.kit.vdectl(["lab", "exec", &node, "sh", "-ec", script]).ok()
+        self.kit
+            .vdectl(["lab", "exec", &node, "sh", "-ec", script])
+            .ok()
     }
 
     #[track_caller]
@@ -91,27 +93,41 @@ fn a_lab_runs_and_leaves_nothing() {
     lab.ping("h1", "10.1.0.3");
     lab.ping("h2", "10.2.0.1");
     // A node has its own host name, processes, /run and loopback.
-    let inside = lab.ok("h2", "hostname; echo $(ps -e -o comm=); ls /run; ping -nc 1 127.0.0.1");
+    let inside = lab.ok(
+        "h2",
+        "hostname; echo $(ps -e -o comm=); ls /run; ping -nc 1 127.0.0.1",
+    );
     assert!(inside.starts_with("h2\n"), "{inside}");
     let processes = inside.lines().nth(1).unwrap();
     assert_eq!(processes, "vdectl sh ps", "{inside}");
     let status = kit.vdectl(["lab", "status"]).ok();
-    for words in ["lab small, running", "node h1", "eth0 10.1.0.2/24", "switch lan"] {
+    for words in [
+        "lab small, running",
+        "node h1",
+        "eth0 10.1.0.2/24",
+        "switch lan",
+    ] {
         assert!(status.contains(words), "{words}: {status}");
     }
     assert!(status.contains("link r1:eth0 – r2:eth0\n"), "{status}");
     let json = kit.vdectl(["lab", "status", "small", "--json"]).ok();
     assert!(json.contains("\"10.1.0.2/24\""), "{json}");
     // Its name is taken, and the file is refused before anything is made.
-    kit.vdectl(["lab", "up", &lab.file]).refused(&["small", "already running", "vdectl lab down"]);
-    assert!(kit.vdectl(["status"]).ok().contains("lab"), "vdectl status knows it");
+    kit.vdectl(["lab", "up", &lab.file])
+        .refused(&["small", "already running", "vdectl lab down"]);
+    assert!(
+        kit.vdectl(["status"]).ok().contains("lab"),
+        "vdectl status knows it"
+    );
 }
 
 #[test]
 fn a_command_runs_in_many_nodes_at_once() {
     let kit = Lab::new();
     let lab = Up::new(&kit, "many", "[nodes.h]\ncount = 12\n[nodes.r]\n");
-    let said = kit.vdectl(["lab", "exec", "h*", "sh", "-c", "hostname; echo oh >&2"]).run();
+    let said = kit
+        .vdectl(["lab", "exec", "h*", "sh", "-c", "hostname; echo oh >&2"])
+        .run();
     assert_eq!(said.code(), Some(0));
     let mut lines: Vec<_> = said.stdout.lines().collect();
     lines.sort_unstable();
@@ -125,11 +141,14 @@ fn a_command_runs_in_many_nodes_at_once() {
     assert_eq!(worst.code(), Some(7));
     let one = kit.vdectl(["lab", "exec", "r", "sh", "-c", "exit 3"]).run();
     assert_eq!(one.code(), Some(3));
-    kit.vdectl(["lab", "exec", "nobody", "true"]).refused(&["no running lab has a node 'nobody'"]);
+    kit.vdectl(["lab", "exec", "nobody", "true"])
+        .refused(&["no running lab has a node 'nobody'"]);
     drop(lab);
-    kit.vdectl(["lab", "exec", "r", "true"]).refused(&["no running lab"]);
+    kit.vdectl(["lab", "exec", "r", "true"])
+        .refused(&["no running lab"]);
     kit.vdectl(["lab", "down"]).refused(&["no lab is running"]);
-    kit.vdectl(["lab", "down", "many"]).refused(&["no lab 'many' is running"]);
+    kit.vdectl(["lab", "down", "many"])
+        .refused(&["no lab 'many' is running"]);
 }
 
 #[test]
@@ -140,13 +159,22 @@ fn a_failing_command_stops_the_start_and_leaves_nothing() {
         "[nodes.a]\nservices = [\"sleep 1000\"]\n[nodes.b]\nafter = [\"a\"]\nexec = [\"echo one\", \"echo two; \
          ip route add 10.9.9.0/24 via 10.8.8.8\"]\n",
     );
-    let words = ["node b", "ip route add", "exit status 2", "two; Error: Nexthop"];
+    let words = [
+        "node b",
+        "ip route add",
+        "exit status 2",
+        "two; Error: Nexthop",
+    ];
     kit.vdectl(["lab", "up", &file]).refused(&words);
     assert!(!kit.is_running("sleep 1000"));
     assert_eq!(kit.processes(), []);
     // A sysctl that does not exist.
-    let file = kit.write("sysctl.toml", "[nodes.a]\nsysctl = { \"net.ipv4.nosuch\" = 1 }\n");
-    kit.vdectl(["lab", "up", &file]).refused(&["net.ipv4.nosuch"]);
+    let file = kit.write(
+        "sysctl.toml",
+        "[nodes.a]\nsysctl = { \"net.ipv4.nosuch\" = 1 }\n",
+    );
+    kit.vdectl(["lab", "up", &file])
+        .refused(&["net.ipv4.nosuch"]);
     assert_eq!(kit.vdectl(["lab", "status"]).run().stdout, "");
 }
 
@@ -196,12 +224,16 @@ fn two_labs_and_a_session_are_side_by_side() {
     let two = Up::new(&kit, "two", &text(2));
     let vdens = ["--addr", "10.3.0.1/24", &kit.vnl("ptp", "p"), "sh"];
     let session = kit.vdens(vdens).session();
-    let other = kit.vdens(["--addr", "10.3.0.2/24", &kit.vnl("ptp", "p"), "sh"]).session();
+    let other = kit
+        .vdens(["--addr", "10.3.0.2/24", &kit.vnl("ptp", "p"), "sh"])
+        .session();
     one.ping("h1", "10.1.0.2");
     two.ping("h1", "10.2.0.2");
     session.ping("10.3.0.2");
-    kit.vdectl(["lab", "exec", "h1", "true"]).refused(&["one, two", "one/h1"]);
-    kit.vdectl(["lab", "down"]).refused(&["several labs", "one, two"]);
+    kit.vdectl(["lab", "exec", "h1", "true"])
+        .refused(&["one, two", "one/h1"]);
+    kit.vdectl(["lab", "down"])
+        .refused(&["several labs", "one, two"]);
     drop(one);
     two.ping("h2", "10.2.0.1");
     session.ping("10.3.0.2");
@@ -215,14 +247,22 @@ fn two_users_have_labs_of_the_same_name() {
         return vdens_tests::skip("there is no second user");
     };
     let kit = Lab::new();
-    let text = "[nodes.a]\n[nodes.b]\n[[links]]\nends = [\"a:e=10.0.0.1/24\", \"b:e=10.0.0.2/24\"]\n";
+    let text =
+        "[nodes.a]\n[nodes.b]\n[[links]]\nends = [\"a:e=10.0.0.1/24\", \"b:e=10.0.0.2/24\"]\n";
     let lab = Up::new(&kit, "same", text);
     let runtime = kit.aside("run2");
     std::fs::create_dir(&runtime).unwrap();
     std::os::unix::fs::chown(&runtime, Some(second.uid), Some(second.gid)).unwrap();
-    std::fs::set_permissions(&runtime, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    std::fs::set_permissions(
+        &runtime,
+        std::os::unix::fs::PermissionsExt::from_mode(0o700),
+    )
+    .unwrap();
     let theirs = |args: &[&str]| {
-        kit.vdectl(args).env("XDG_RUNTIME_DIR", &runtime).by(second.clone()).ok()
+        kit.vdectl(args)
+            .env("XDG_RUNTIME_DIR", &runtime)
+            .by(second.clone())
+            .ok()
     };
     theirs(&["lab", "up", &lab.file]);
     theirs(&["lab", "exec", "same/a", "ping", "-nc", "1", "10.0.0.2"]);
@@ -242,11 +282,15 @@ fn a_changed_file_is_applied_while_connections_go_on() {
     let (client, mut input) = kit
         .vdectl(["lab", "exec", "live/h1", "python3", "-c", TALK])
         .spawn_piped();
-    wait_until("the connection", PATIENCE, || client.stdout().contains("0 back"));
+    wait_until("the connection", PATIENCE, || {
+        client.stdout().contains("0 back")
+    });
     let ping = kit
         .vdectl(["lab", "exec", "live/h1", "ping", "-nqi", "0.02", "10.2.0.1"])
         .spawn();
-    let changed = SMALL.replace("count = 2", "count = 1").replace(", \"h2:eth0=10.1.0.3/24\"", "")
+    let changed = SMALL
+        .replace("count = 2", "count = 1")
+        .replace(", \"h2:eth0=10.1.0.3/24\"", "")
         + r#"
 [nodes.x]
 services = ["sleep 4321"]
@@ -255,13 +299,19 @@ exec = ["ip route add default via 10.6.0.1"]
 ends = ["r1:eth2=10.6.0.1/24", "x:eth0=10.6.0.2/24"]
 "#;
     let told = lab.apply(&changed);
-    for line in ["- node h2", "- link h2:eth0 – lan", "+ node x", "+ link r1:eth2 – x:eth0"] {
+    for line in [
+        "- node h2",
+        "- link h2:eth0 – lan",
+        "+ node x",
+        "+ link r1:eth2 – x:eth0",
+    ] {
         assert!(told.lines().any(|told| told == line), "{line}: {told}");
     }
     assert!(!told.contains("r2"), "{told}");
     lab.ping("x", "10.1.0.2");
     assert!(kit.is_running("sleep 4321"));
-    kit.vdectl(["lab", "exec", "live/h2", "true"]).refused(&["no running lab has a node"]);
+    kit.vdectl(["lab", "exec", "live/h2", "true"])
+        .refused(&["no running lab has a node"]);
     // The connection lives, and no ping was lost.
     std::io::Write::write_all(&mut input, b"\n").unwrap();
     wait_until("an answer", PATIENCE, || client.stdout().contains("1 back"));
@@ -269,13 +319,21 @@ ends = ["r1:eth2=10.6.0.1/24", "x:eth0=10.6.0.2/24"]
     assert_eq!(client.wait(PATIENCE).code(), Some(0));
     ping.signal(Signal::SIGINT);
     let pinged = ping.wait(PATIENCE);
-    assert!(pinged.stdout.contains(" 0% packet loss"), "{}", pinged.stdout);
+    assert!(
+        pinged.stdout.contains(" 0% packet loss"),
+        "{}",
+        pinged.stdout
+    );
     // The same file again changes nothing.
     assert_eq!(lab.apply(&changed), "");
     // What fails is said; the lab goes on, and the corrected file does the rest.
-    let broken = changed.replace("[nodes.x]\n", "[nodes.x]\nsysctl = { \"net.ipv4.nosuch\" = 1 }\n");
+    let broken = changed.replace(
+        "[nodes.x]\n",
+        "[nodes.x]\nsysctl = { \"net.ipv4.nosuch\" = 1 }\n",
+    );
     kit.write("live.toml", &broken);
-    kit.vdectl(["lab", "apply", &lab.file]).refused(&["net.ipv4.nosuch"]);
+    kit.vdectl(["lab", "apply", &lab.file])
+        .refused(&["net.ipv4.nosuch"]);
     lab.ping("h1", "10.2.0.1");
     lab.apply(&changed.replace("sleep 4321", "sleep 4322"));
     assert!(kit.is_running("sleep 4322") && !kit.is_running("sleep 4321"));
@@ -319,7 +377,10 @@ fn addresses_and_impairments_change_live() {
     let lab = Up::new(&kit, "impaired", &plain);
     lab.ping("a", "10.0.0.2");
     let told = lab.apply(&text("10.0.0.7/24", ""));
-    assert_eq!(told, "- address b:e 10.0.0.2/24\n+ address b:e 10.0.0.7/24\n");
+    assert_eq!(
+        told,
+        "- address b:e 10.0.0.2/24\n+ address b:e 10.0.0.7/24\n"
+    );
     lab.ping("a", "10.0.0.7");
     let rtt = |lab: &Up<'_>| {
         let said = lab.ok("a", "ping -nqc 2 -i 0.3 10.0.0.7");
@@ -330,7 +391,10 @@ fn addresses_and_impairments_change_live() {
     lab.apply(&slow);
     assert!(rtt(&lab) >= 60.0);
     let status = kit.vdectl(["lab", "status", "impaired"]).ok();
-    assert!(status.contains("link a:e – b:e, delay=30ms, process "), "{status}");
+    assert!(
+        status.contains("link a:e – b:e, delay=30ms, process "),
+        "{status}"
+    );
     // The routes over the interface are there again.
     assert!(lab.ok("a", "ip route").contains("10.5.0.0/24 via 10.0.0.2"));
     lab.apply(&text("10.0.0.7/24", ""));
@@ -352,13 +416,31 @@ fn tests_of_a_lab_run() {
     let lab = Up::new(&kit, "tested", &failing);
     let said = kit.vdectl(["lab", "test", "tested"]).run();
     assert_eq!(said.code(), Some(1));
-    for line in ["not ok 2 - no way", "  message: 'exit status 3, not 0'", "    lost"] {
-        assert!(said.stdout.lines().any(|said| said == line), "{line}: {}", said.stdout);
+    for line in [
+        "not ok 2 - no way",
+        "  message: 'exit status 3, not 0'",
+        "    lost",
+    ] {
+        assert!(
+            said.stdout.lines().any(|said| said == line),
+            "{line}: {}",
+            said.stdout
+        );
     }
-    assert!(said.stdout.contains("ok 3 - as expected"), "{}", said.stdout);
-    let xml = kit.vdectl(["lab", "test", "--format", "junit", "tested"]).run();
+    assert!(
+        said.stdout.contains("ok 3 - as expected"),
+        "{}",
+        said.stdout
+    );
+    let xml = kit
+        .vdectl(["lab", "test", "--format", "junit", "tested"])
+        .run();
     assert_eq!(xml.code(), Some(1));
-    assert!(xml.stdout.contains("tests=\"3\" failures=\"1\""), "{}", xml.stdout);
+    assert!(
+        xml.stdout.contains("tests=\"3\" failures=\"1\""),
+        "{}",
+        xml.stdout
+    );
     drop(lab);
 }
 
@@ -413,17 +495,29 @@ uplink = "{}"
     lab.ping("c", "10.2.0.2");
     // A worker that is killed is replaced.
     let status = kit.vdectl(["lab", "status"]).ok();
-    let link = status.lines().find(|line| line.contains("link b:eth0")).unwrap();
+    let link = status
+        .lines()
+        .find(|line| line.contains("link b:eth0"))
+        .unwrap();
     let (_, pid) = link.rsplit_once("process ").unwrap();
     kill(Pid::from_raw(pid.trim().parse().unwrap()), Signal::SIGKILL).unwrap();
-    let again = || kit.vdectl(["lab", "exec", "b", "ping", "-nc", "1", "-W", "1", "10.1.0.2"]).run();
+    let again = || {
+        kit.vdectl([
+            "lab", "exec", "b", "ping", "-nc", "1", "-W", "1", "10.1.0.2",
+        ])
+        .run()
+    };
     assert!(becomes_true(PATIENCE, || again().code() == Some(0)));
     for session in [a, b, c] {
         session.exit(0);
     }
     // A link that cannot be opened stops the start.
-    let file = kit.write("bad.toml", "[nodes.a]\n[[links]]\nends = [\"a:e\", \"vde:///nowhere/sw\"]\n");
-    kit.vdectl(["lab", "up", &file]).refused(&["a:e", "/nowhere/sw"]);
+    let file = kit.write(
+        "bad.toml",
+        "[nodes.a]\n[[links]]\nends = [\"a:e\", \"vde:///nowhere/sw\"]\n",
+    );
+    kit.vdectl(["lab", "up", &file])
+        .refused(&["a:e", "/nowhere/sw"]);
 }
 
 #[test]

@@ -135,7 +135,10 @@ impl Drop for Claim {
 }
 
 fn in_use(name: &str) -> Error {
-    let error = Error::new(ErrorKind::Busy, format!("the lab '{name}' is already running"));
+    let error = Error::new(
+        ErrorKind::Busy,
+        format!("the lab '{name}' is already running"),
+    );
     Error {
         errno: libc::EADDRINUSE,
         ..error.hint(format!(

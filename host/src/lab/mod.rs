@@ -2,6 +2,7 @@
 //!
 //! | Module | |
 //! |---|---|
+//! | `file` | a lab file: TOML in, a lab or faults with their places out |
 //! | `model` | a lab as its file describes it |
 //! | `shape` | the same by names, and the difference between two, without I/O |
 //! | `supervisor` | the process that makes a lab, changes it, and holds it |
@@ -13,6 +14,7 @@
 
 pub(crate) mod claim;
 pub mod commands;
+pub mod file;
 pub(crate) mod model;
 mod node;
 mod outside;
@@ -29,10 +31,4 @@ pub(crate) fn of_node(name: &str, error: Error) -> Error {
         message: format!("node {name}: {}", error.message),
         ..error
     }
-}
-
-/// Reads a lab.
-pub(crate) fn load(file: &std::path::Path, _: &crate::plugins::host_services::InstalledPlugins) -> crate::error::Result<model::Lab> {
-    let text = std::fs::read_to_string(file).map_err(|error| Error::path("read", file, &error))?;
-    serde_json::from_str(&text).map_err(crate::ipc::malformed)
 }

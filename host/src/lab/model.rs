@@ -105,9 +105,30 @@ pub(crate) struct Attachment {
     /// Its addresses, unique in the link or switch.
     pub addresses: Vec<IpNet>,
     /// Its Ethernet address, if not the kernel's choice.
+    #[serde(with = "mac_text")]
     pub mac: Option<Mac>,
     /// Its MTU in bytes, if not the kernel's choice.
     pub mtu: Option<u32>,
+}
+
+/// An Ethernet address as text.
+mod mac_text {
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::cli::values::MacAddress;
+    use crate::sys::netlink::Mac;
+
+    pub(super) fn serialize<S: Serializer>(mac: &Option<Mac>, to: S) -> Result<S::Ok, S::Error> {
+        let text = mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
+        text.serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Mac>, D::Error> {
+        let text = Option::<String>::deserialize(from)?;
+        let mac = text.map(|text| text.parse::<MacAddress>().map(|mac| mac.0));
+        mac.transpose().map_err(D::Error::custom)
+    }
 }
 
 /// What a link or a switch's port leads to.

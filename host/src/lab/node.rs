@@ -33,9 +33,7 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
-use nix::unistd::{
-    Pid, dup2_stderr, dup2_stdin, dup2_stdout, execv, pipe2, sethostname, setsid,
-};
+use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, execv, pipe2, sethostname, setsid};
 
 use super::model::Node;
 use super::spawn::Inheritance;
@@ -95,8 +93,10 @@ pub(super) fn run(
 fn set_up(node: &Node, inheritance: Inheritance) -> Result<[OwnedFd; 2]> {
     set_pdeathsig(Signal::SIGKILL).map_err(system("ask for a signal at the parent's death"))?;
     map_ids(inheritance.uid, inheritance.gid, node.root)?;
-    sethostname(&node.hostname)
-        .map_err(system(format_args!("set the host name to '{}'", node.hostname)))?;
+    sethostname(&node.hostname).map_err(system(format_args!(
+        "set the host name to '{}'",
+        node.hostname
+    )))?;
     let private = MsFlags::MS_REC | MsFlags::MS_SLAVE;
     mount(NOTHING, "/", NOTHING, private, NOTHING).map_err(system("make mounts private"))?;
     let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -105,8 +105,14 @@ fn set_up(node: &Node, inheritance: Inheritance) -> Result<[OwnedFd; 2]> {
         log::info!("{}: /sys shows the host's interfaces: {error}", node.name);
     }
     let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(Some("tmpfs"), "/run", Some("tmpfs"), safe, Some("mode=0755"))
-        .map_err(system("mount an empty /run"))?;
+    mount(
+        Some("tmpfs"),
+        "/run",
+        Some("tmpfs"),
+        safe,
+        Some("mode=0755"),
+    )
+    .map_err(system("mount an empty /run"))?;
     skip_duplicate_detection()?;
     let network = File::open("/proc/self/ns/net")
         .map_err(|error| Error::io("open the network namespace", &error))?;
@@ -226,8 +232,9 @@ impl<'a> Init<'a> {
                 Ok(()) => return Ok(true),
                 Err(error) => Err(error),
             },
-            Received::Message(ToNode::Hostname(name), _) => sethostname(&name)
-                .map_err(system(format_args!("set the host name to '{name}'"))),
+            Received::Message(ToNode::Hostname(name), _) => {
+                sethostname(&name).map_err(system(format_args!("set the host name to '{name}'")))
+            }
             Received::Message(ToNode::Sysctl { name, value }, _) => set_parameter(&name, &value),
             Received::Message(ToNode::Start(service), _) => {
                 self.start(Kind::Service(service.clone()), &service)
@@ -297,7 +304,9 @@ impl<'a> Init<'a> {
     fn reap(&mut self) -> Result<()> {
         let known: Vec<Pid> = self.tasks.iter().map(|task| task.child.pid()).collect();
         reap_strangers(|pid| known.contains(&pid));
-        let ended = self.tasks.extract_if(.., |task| task.child.reap().is_some());
+        let ended = self
+            .tasks
+            .extract_if(.., |task| task.child.reap().is_some());
         let ended: Vec<Task> = ended.collect();
         for mut task in ended {
             task.output.read();
@@ -346,7 +355,11 @@ fn has_children() -> bool {
 
 /// Makes standard input empty, and the others `output`.
 fn redirect(output: &OwnedFd) -> Result<()> {
-    let null = open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+    let null = open(
+        "/dev/null",
+        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    );
     null.and_then(|null| dup2_stdin(&null))
         .and_then(|()| dup2_stdout(output))
         .and_then(|()| dup2_stderr(output))
@@ -384,8 +397,14 @@ mod tests {
     fn parameters_are_named_as_sysctl_names_them() {
         for (name, path) in [
             ("net.ipv4.ip_forward", "net/ipv4/ip_forward"),
-            ("net/ipv4/conf/eth0.1/forwarding", "net/ipv4/conf/eth0.1/forwarding"),
-            ("net.ipv4.conf.eth0/1.forwarding", "net/ipv4/conf/eth0.1/forwarding"),
+            (
+                "net/ipv4/conf/eth0.1/forwarding",
+                "net/ipv4/conf/eth0.1/forwarding",
+            ),
+            (
+                "net.ipv4.conf.eth0/1.forwarding",
+                "net/ipv4/conf/eth0.1/forwarding",
+            ),
             ("x", "x"),
         ] {
             assert_eq!(parameter_path(name), path, "{name}");

@@ -109,7 +109,9 @@ impl Outside {
             ),
         };
         let target = LinkTarget::Vnl(vnl);
-        target.scheme().map_or(Ok(()), |scheme| self.plugins.check(scheme))?;
+        target
+            .scheme()
+            .map_or(Ok(()), |scheme| self.plugins.check(scheme))?;
         let name = format!("{interface} ({target})");
         let (near, nearby) = match taps {
             Some([near, far]) => (Some(near), Some(far.into_nearby())),
@@ -218,7 +220,9 @@ impl Outside {
                     WorkerEvent::Message(message)
                 }
                 Ok(Received::Malformed(why)) => {
-                    self.links[at].held.take_report(&ReportReply::None(why), Vec::new());
+                    self.links[at]
+                        .held
+                        .take_report(&ReportReply::None(why), Vec::new());
                     WorkerEvent::Malformed
                 }
                 Ok(Received::Closed) => WorkerEvent::Closed,
@@ -269,10 +273,14 @@ impl Outside {
         panel: &Panel,
         network: &Network,
     ) -> Result<String> {
-        let OutsideLink { cable, held, link, .. } = &mut self.links[at];
+        let OutsideLink {
+            cable, held, link, ..
+        } = &mut self.links[at];
         let name = held.job.interface.clone();
         let wants_panel = link.stage() == Some(Stage::Open { wants_panel: true });
-        let worker = held.child().map_or(0, |child| child.pid().as_raw().cast_unsigned());
+        let worker = held
+            .child()
+            .map_or(0, |child| child.pid().as_raw().cast_unsigned());
         let made = match wants_panel {
             true => held.make_port(Some(panel), &network.namespace, port_index(worker, 0)),
             false => Err(Error::usage("the link does not want it")),
@@ -290,7 +298,9 @@ impl Outside {
     /// # Errors
     /// A link that never ran has failed.
     pub(super) fn give_side(&mut self, at: usize, panel: &Panel) -> Result<()> {
-        self.links[at].held.perform(LinkAction::GiveSide, Some(panel))
+        self.links[at]
+            .held
+            .perform(LinkAction::GiveSide, Some(panel))
     }
 
     /// Whether all links have settled, or do so again after a failure.
@@ -371,8 +381,12 @@ impl Outside {
     pub(super) fn cut(&mut self, cables: &[Cable]) -> Vec<String> {
         let is_cut = |link: &mut OutsideLink| cables.contains(&link.cable);
         let cut: Vec<_> = self.links.extract_if(.., is_cut).collect();
-        let uplinks = cut.iter().filter(|link| matches!(link.cable, Cable::Uplink { .. }));
-        let uplinks = uplinks.map(|link| link.held.job.interface.clone()).collect();
+        let uplinks = cut
+            .iter()
+            .filter(|link| matches!(link.cable, Cable::Uplink { .. }));
+        let uplinks = uplinks
+            .map(|link| link.held.job.interface.clone())
+            .collect();
         end(cut);
         uplinks
     }
@@ -395,7 +409,10 @@ impl Outside {
 }
 
 fn end(mut links: Vec<OutsideLink>) {
-    let workers: Vec<Child> = links.iter_mut().filter_map(|link| link.held.release()).collect();
+    let workers: Vec<Child> = links
+        .iter_mut()
+        .filter_map(|link| link.held.release())
+        .collect();
     end_all(workers, CLEANUP_LIMIT);
     links.iter_mut().for_each(|link| link.held.close_stored());
 }
@@ -423,8 +440,8 @@ impl NodeTap {
     pub(super) fn make(name: &str, panel: &Panel, network: &Network) -> Result<Self> {
         let mut fds = panel.in_network(network.namespace.as_fd(), || {
             let tap = Tap::open(name)?.as_fd().try_clone_to_owned();
-            let tap = tap
-                .map_err(|error| Error::io(format_args!("make the interface {name}"), &error))?;
+            let tap =
+                tap.map_err(|error| Error::io(format_args!("make the interface {name}"), &error))?;
             Ok(vec![tap, LinkWatch::open()?.into()])
         })?;
         match (fds.pop(), fds.pop()) {

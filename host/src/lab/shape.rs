@@ -300,10 +300,18 @@ impl Difference {
         let mut lines = Vec::new();
         let new: BTreeSet<&String> = self.start.iter().map(|node| &node.node.name).collect();
         lines.extend(self.end.iter().map(|name| format!("- node {name}")));
-        lines.extend(self.remove_switches.iter().map(|name| format!("- switch {name}")));
+        lines.extend(
+            self.remove_switches
+                .iter()
+                .map(|name| format!("- switch {name}")),
+        );
         lines.extend(self.cut.iter().map(|cable| format!("- link {cable}")));
         lines.extend(new.iter().map(|name| format!("+ node {name}")));
-        lines.extend(self.add_switches.iter().map(|name| format!("+ switch {name}")));
+        lines.extend(
+            self.add_switches
+                .iter()
+                .map(|name| format!("+ switch {name}")),
+        );
         lines.extend(self.connect.iter().map(|cable| format!("+ link {cable}")));
         let fresh = self.connect.iter().flat_map(Cable::plugs);
         let fresh: BTreeSet<&Interface> = fresh.map(|plug| &plug.interface).collect();
@@ -315,7 +323,8 @@ impl Difference {
         lines.extend(given.map(|given| address('+', given)));
         let work = self.work.iter().filter(|(name, _)| !new.contains(name));
         lines.extend(work.flat_map(|(name, work)| {
-            work.iter().map(move |task| format!("* {name}: {}", told(task)))
+            work.iter()
+                .map(move |task| format!("* {name}: {}", told(task)))
         }));
         lines
     }
@@ -420,7 +429,10 @@ mod tests {
     fn difference(old: &Lab, new: &Lab) -> Difference {
         let difference = Difference::between(&old.into(), &new.into());
         // What is the same is in no list.
-        assert_eq!(Difference::between(&new.into(), &new.into()), Difference::default());
+        assert_eq!(
+            Difference::between(&new.into(), &new.into()),
+            Difference::default()
+        );
         difference
     }
 
@@ -435,7 +447,12 @@ mod tests {
         assert_eq!(all.add_switches, ["lan"]);
         assert_eq!(
             shown(&all.connect),
-            ["r1:eth0 – r2:eth0", "h:eth0 – lan", "r1:eth1 – lan", "lan – nat://"]
+            [
+                "r1:eth0 – r2:eth0",
+                "h:eth0 – lan",
+                "r1:eth1 – lan",
+                "lan – nat://"
+            ]
         );
         assert_eq!(all.give.len(), 4);
         let nothing = Difference {
@@ -485,7 +502,10 @@ mod tests {
         assert_eq!((change.take.len(), change.give.len()), (1, 1));
         assert_eq!(
             change.summary(),
-            ["- address r1:eth0 10.0.0.1/24", "+ address r1:eth0 10.0.9.1/24"]
+            [
+                "- address r1:eth0 10.0.0.1/24",
+                "+ address r1:eth0 10.0.9.1/24"
+            ]
         );
         assert!(change.cut.is_empty() && change.connect.is_empty());
     }
@@ -529,7 +549,14 @@ mod tests {
         let told: Vec<String> = change.work[0].1.iter().map(told).collect();
         assert_eq!(
             told,
-            ["hostname other", "sysctl x=2", "stop s", "exec c", "exec b", "start u"]
+            [
+                "hostname other",
+                "sysctl x=2",
+                "stop s",
+                "exec c",
+                "exec b",
+                "start u"
+            ]
         );
     }
 

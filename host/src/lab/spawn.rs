@@ -118,7 +118,9 @@ pub(super) fn start(
 fn receive(channel: &Channel<Nothing, FromSpawner>) -> Result<Started> {
     match channel.receive_within(LIMIT)?.well_formed()? {
         Some((FromSpawner::Started { pid }, mut fds)) => {
-            let fd = fds.pop().ok_or_else(|| Error::closed("a descriptor was lost"))?;
+            let fd = fds
+                .pop()
+                .ok_or_else(|| Error::closed("a descriptor was lost"))?;
             Ok((Pid::from_raw(pid), Channel::from(fd)))
         }
         Some((FromSpawner::Failed(error), _)) => Err(error),
@@ -138,18 +140,19 @@ fn spawn(
     while outcome.is_ok()
         && let Some(node) = left.next()
     {
-        outcome = Channel::<ToNode, FromNode>::pair().and_then(|(ours, theirs)| {
-            match fork_sibling(node::NAMESPACES)? {
-                Some(pid) => {
-                    let pid = pid.as_raw();
-                    channel.send(&FromSpawner::Started { pid }, &[ours.as_fd()])
+        outcome =
+            Channel::<ToNode, FromNode>::pair().and_then(|(ours, theirs)| {
+                match fork_sibling(node::NAMESPACES)? {
+                    Some(pid) => {
+                        let pid = pid.as_raw();
+                        channel.send(&FromSpawner::Started { pid }, &[ours.as_fd()])
+                    }
+                    None => {
+                        drop(ours);
+                        exit_child(|| node::run(node, inheritance, &theirs, signals))
+                    }
                 }
-                None => {
-                    drop(ours);
-                    exit_child(|| node::run(node, inheritance, &theirs, signals))
-                }
-            }
-        });
+            });
     }
     match outcome {
         Ok(()) => 0,
@@ -173,15 +176,16 @@ pub(super) fn await_made<'a>(
     nodes
         .map(|(name, channel)| {
             let left = deadline.saturating_duration_since(Instant::now());
-            let made = channel.receive_within(left).and_then(|received| {
-                match received.well_formed()? {
-                    Some((FromNode::Made, fds)) => <[_; 2]>::try_from(fds)
-                        .map_err(|_| Error::closed("descriptors were lost")),
-                    Some((FromNode::Failed(error), _)) => Err(error),
-                    Some((other, _)) => Err(crate::ipc::malformed(format_args!("{other:?}"))),
-                    None => Err(Error::closed("its process died")),
-                }
-            });
+            let made =
+                channel
+                    .receive_within(left)
+                    .and_then(|received| match received.well_formed()? {
+                        Some((FromNode::Made, fds)) => <[_; 2]>::try_from(fds)
+                            .map_err(|_| Error::closed("descriptors were lost")),
+                        Some((FromNode::Failed(error), _)) => Err(error),
+                        Some((other, _)) => Err(crate::ipc::malformed(format_args!("{other:?}"))),
+                        None => Err(Error::closed("its process died")),
+                    });
             made.map_err(|error| super::of_node(name, error))
         })
         .collect()

@@ -205,8 +205,11 @@ impl<'a> Supervisor<'a> {
         let change = Difference::between(&self.shape, target);
         self.take_apart(&change)?;
         self.start_nodes(&change, target)?;
-        self.wiring.add_switches(&change.add_switches, &self.panel)?;
-        self.shape.switches.extend(change.add_switches.iter().cloned());
+        self.wiring
+            .add_switches(&change.add_switches, &self.panel)?;
+        self.shape
+            .switches
+            .extend(change.add_switches.iter().cloned());
         self.connect(&change)?;
         for (name, work) in &change.work {
             if let Some(node) = self.nodes.get_mut(name) {
@@ -227,7 +230,8 @@ impl<'a> Supervisor<'a> {
             return;
         }
         let event = event(&self.name, what);
-        self.watchers.retain(|watcher| watcher.send_report(&event).is_ok());
+        self.watchers
+            .retain(|watcher| watcher.send_report(&event).is_ok());
     }
 
     fn take_apart(&mut self, change: &Difference) -> Result<()> {
@@ -389,9 +393,10 @@ impl<'a> Supervisor<'a> {
                     self.wiring.restore_routes(&nodes);
                 }
                 Cable::Uplink { switch, .. } => {
-                    let fabric = self.wiring.fabric().ok_or_else(|| {
-                        Error::closed(format!("the switch {switch} is gone"))
-                    })?;
+                    let fabric = self
+                        .wiring
+                        .fabric()
+                        .ok_or_else(|| Error::closed(format!("the switch {switch} is gone")))?;
                     let name = self.outside.make_interface(at, &self.panel, fabric)?;
                     self.wiring.plug_in(&name, switch)?;
                 }
@@ -502,9 +507,7 @@ impl<'a> Supervisor<'a> {
             Source::Asker(at) => self.hear(at)?,
             Source::Worker(at, way) => return self.outside.receive(at, way, &self.panel),
             Source::Node(name) => {
-                return self
-                    .receive(&name)
-                    .map_err(|error| of_node(&name, error));
+                return self.receive(&name).map_err(|error| of_node(&name, error));
             }
         }
         Ok(())
@@ -565,7 +568,10 @@ impl<'a> Supervisor<'a> {
             }
             Ok(Received::Message(ToLab::Watch, _)) => {
                 let state = self.state();
-                if asker.send_report(&event(&self.name, Happening::State { state })).is_ok() {
+                if asker
+                    .send_report(&event(&self.name, Happening::State { state }))
+                    .is_ok()
+                {
                     self.watchers.push(asker);
                 }
                 return Ok(());
@@ -574,9 +580,7 @@ impl<'a> Supervisor<'a> {
                 .pop()
                 .ok_or_else(|| Error::closed("a descriptor was lost"))
                 .and_then(|fd| read_report(fd, MAX_REPORT))
-                .and_then(|text| {
-                    serde_json::from_str::<Request>(&text).map_err(malformed)
-                }),
+                .and_then(|text| serde_json::from_str::<Request>(&text).map_err(malformed)),
             Ok(Received::Malformed(why)) => Err(malformed(why)),
             Ok(Received::Closed) | Err(_) => return Ok(()),
         };
@@ -616,7 +620,10 @@ impl<'a> Supervisor<'a> {
             output,
         } = message
         {
-            log::warn!("lab {}: {name}: '{service}' ended with status {status}", self.name);
+            log::warn!(
+                "lab {}: {name}: '{service}' ended with status {status}",
+                self.name
+            );
             let mut services = node.services.iter_mut();
             if let Some(it) = services.find(|it| it.command == service && it.ended.is_none()) {
                 (it.ended, it.output) = (Some(status), output);
@@ -632,9 +639,7 @@ impl<'a> Supervisor<'a> {
             FromNode::Executed { status: 0, .. } | FromNode::Done => Ok(()),
             FromNode::Executed { status, output } => Err(failed(&task, status, &output)),
             FromNode::Failed(error) => Err(error),
-            FromNode::Made | FromNode::ServiceEnded { .. } => {
-                Err(malformed("it is no answer"))
-            }
+            FromNode::Made | FromNode::ServiceEnded { .. } => Err(malformed("it is no answer")),
         };
         match (&task, &outcome) {
             (ToNode::Start(command), Ok(())) => node.services.push(ServiceStatus {
@@ -696,7 +701,10 @@ impl<'a> Supervisor<'a> {
     /// The lab as it is now.
     fn report(&self) -> LabStatus {
         let node = |(name, node): (&String, &NodeProcess)| {
-            let views = node.network.as_ref().map(|network| network.netlink.interfaces());
+            let views = node
+                .network
+                .as_ref()
+                .map(|network| network.netlink.interfaces());
             let mut views = views.and_then(Result::ok).unwrap_or_default();
             views.sort_by_key(|view| view.index);
             let shape = self.shape.nodes.get(name);
@@ -704,7 +712,9 @@ impl<'a> Supervisor<'a> {
             NodeStatus {
                 name: name.clone(),
                 pid: node.pid.as_raw().cast_unsigned(),
-                hostname: shape.map(|shape| shape.node.hostname.clone()).unwrap_or_default(),
+                hostname: shape
+                    .map(|shape| shape.node.hostname.clone())
+                    .unwrap_or_default(),
                 working: node.working.as_ref().map(told),
                 interfaces: interfaces
                     .map(|view| InterfaceStatus {
@@ -755,7 +765,10 @@ impl<'a> Supervisor<'a> {
         self.status = None;
         self.tell(Happening::Ending);
         self.outside.end();
-        end_nodes(mem::take(&mut self.nodes).into_values().collect(), self.signals);
+        end_nodes(
+            mem::take(&mut self.nodes).into_values().collect(),
+            self.signals,
+        );
     }
 }
 
@@ -785,9 +798,7 @@ fn forgetter<'a>(
 }
 
 /// Finds the network of a node.
-fn networks<'a>(
-    nodes: &'a BTreeMap<String, NodeProcess>,
-) -> impl Fn(&str) -> Result<&'a Network> {
+fn networks<'a>(nodes: &'a BTreeMap<String, NodeProcess>) -> impl Fn(&str) -> Result<&'a Network> {
     move |name| {
         let network = nodes.get(name).and_then(|node| node.network.as_ref());
         network.ok_or_else(|| of_node(name, Error::closed("it has ended")))
@@ -801,9 +812,7 @@ fn ends(cable: &Cable) -> [LinkEnd; 2] {
         name: plug.interface.name.clone(),
     };
     match cable {
-        Cable::Direct(plugs) | Cable::Impaired { plugs, .. } => {
-            plugs.each_ref().map(interface)
-        }
+        Cable::Direct(plugs) | Cable::Impaired { plugs, .. } => plugs.each_ref().map(interface),
         Cable::Port { plug, switch } => [interface(plug), LinkEnd::Switch(switch.clone())],
         Cable::Outside { plug, vnl } => [interface(plug), LinkEnd::Vnl(vnl.clone())],
         Cable::Uplink { switch, vnl } => {
@@ -814,7 +823,11 @@ fn ends(cable: &Cable) -> [LinkEnd; 2] {
 
 /// The error for a command that has failed.
 fn failed(task: &ToNode, status: i32, output: &str) -> Error {
-    let lines: Vec<_> = output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let lines: Vec<_> = output
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
     let output = match &lines[..] {
         [] => "it printed nothing".to_owned(),
         lines => lines.join("; "),

@@ -417,7 +417,9 @@ impl<'a> Supervisor<'a> {
         let mut refused = Vec::new();
         for index in links {
             let link = &mut self.links[index];
-            if let Err(error) = link.make_port(panel, network, port_index(std::process::id(), index)) {
+            if let Err(error) =
+                link.make_port(panel, network, port_index(std::process::id(), index))
+            {
                 log::info!("{}: not on the panel: {error}", link.job.interface);
                 refused.push((index, error));
             }

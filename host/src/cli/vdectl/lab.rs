@@ -64,6 +64,19 @@ pub enum LabTask {
         name: Option<String>,
     },
 
+    /// Check a lab file, and make nothing
+    Validate {
+        /// Print JSON, with the lab in full
+        #[arg(long)]
+        json: bool,
+
+        /// The lab file
+        file: PathBuf,
+    },
+
+    /// Print the JSON Schema of lab files, for editors
+    Schema,
+
     /// Start a shell in a node
     Enter {
         /// The node: NODE or LAB/NODE

@@ -16,7 +16,7 @@ use super::find;
 use crate::error::{EXIT_FAILURE, Error, Result, system};
 use crate::ipc::{Channel, FromLab, Nothing, Startup, ToLab};
 use crate::lab::claim;
-use crate::lab::load;
+use crate::lab::file;
 use crate::lab::spawn::Inheritance;
 use crate::lab::supervisor::{Request, Supervisor};
 use crate::output::Text;
@@ -30,8 +30,8 @@ use crate::sys::signals::Signals;
 ///
 /// # Errors
 /// The file is wrong, or the lab cannot be made. Nothing is left of it.
-pub fn up(file: &Path, plugins: InstalledPlugins) -> Result<()> {
-    let request = request(file, &plugins)?;
+pub fn up(path: &Path, plugins: InstalledPlugins) -> Result<()> {
+    let request = request(path, &plugins)?;
     runtime::complain();
     let (channel, theirs) = Channel::<Nothing, Startup>::pair()?;
     if Child::fork()?.is_some() {
@@ -82,11 +82,11 @@ fn supervise(
 /// # Errors
 /// The file is wrong, no such lab runs, or something cannot be made as the file says. What does not
 /// depend on that is changed.
-pub fn apply(file: &Path, plugins: &InstalledPlugins) -> Result<()> {
-    let request = request(file, plugins)?;
+pub fn apply(path: &Path, plugins: &InstalledPlugins) -> Result<()> {
+    let request = request(path, plugins)?;
     let channel = claim::connect_to(&request.lab.name)?;
-    let text = serde_json::to_vec(&request)
-        .map_err(|error| Error::io("write the lab", &error.into()))?;
+    let text =
+        serde_json::to_vec(&request).map_err(|error| Error::io("write the lab", &error.into()))?;
     let memory = memfd_create("vdens-lab", MFdFlags::MFD_CLOEXEC)
         .map_err(system("make a file in memory"))?;
     let mut memory = File::from(memory);
@@ -119,11 +119,11 @@ pub fn down(name: Option<&str>) -> Result<()> {
 }
 
 /// Reads a file and checks it.
-pub(super) fn request(file: &Path, plugins: &InstalledPlugins) -> Result<Request> {
-    let absolute: PathBuf = std::path::absolute(file)
-        .map_err(|error| Error::path("find the lab file", file, &error))?;
+fn request(path: &Path, plugins: &InstalledPlugins) -> Result<Request> {
+    let absolute: PathBuf = std::path::absolute(path)
+        .map_err(|error| Error::path("find the lab file", path, &error))?;
     Ok(Request {
-        lab: load(file, plugins)?,
+        lab: file::read(path, plugins)?,
         file: absolute.display().to_string(),
     })
 }

@@ -96,7 +96,11 @@ impl Labelled {
 
     fn add(&self, text: &mut String, line: &[u8]) {
         let line = String::from_utf8_lossy(line);
-        text.push_str(&format!("{}: {}\n", Line(&self.node), Line(line.trim_end_matches('\r'))));
+        text.push_str(&format!(
+            "{}: {}\n",
+            Line(&self.node),
+            Line(line.trim_end_matches('\r'))
+        ));
     }
 }
 

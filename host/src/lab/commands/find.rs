@@ -57,10 +57,8 @@ pub(super) fn the_lab(name: Option<&str>) -> Result<Found> {
             .hint("start one: vdectl lab up FILE")),
         (None, several) => {
             let names: Vec<_> = several.iter().map(|found| &*found.lab.name).collect();
-            Err(Error::usage("several labs are running").hint(format!(
-                "name one of them: {}",
-                names.join(", ")
-            )))
+            Err(Error::usage("several labs are running")
+                .hint(format!("name one of them: {}", names.join(", "))))
         }
     }
 }
@@ -133,10 +131,22 @@ mod tests {
 
     #[test]
     fn patterns_match_names() {
-        for (pattern, name) in [("h*", "h12"), ("*", "r"), ("h?", "h1"), ("r1", "r1"), ("*1", "h11")] {
+        for (pattern, name) in [
+            ("h*", "h12"),
+            ("*", "r"),
+            ("h?", "h1"),
+            ("r1", "r1"),
+            ("*1", "h11"),
+        ] {
             assert!(matches(pattern, name), "{pattern} {name}");
         }
-        for (pattern, name) in [("h*", "r1"), ("h?", "h12"), ("r", "r1"), ("", "x"), ("h?", "h")] {
+        for (pattern, name) in [
+            ("h*", "r1"),
+            ("h?", "h12"),
+            ("r", "r1"),
+            ("", "x"),
+            ("h?", "h"),
+        ] {
             assert!(!matches(pattern, name), "{pattern} {name}");
         }
     }

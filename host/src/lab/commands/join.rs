@@ -10,9 +10,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, execvp};
 use vdens_plugin_kit::process::open_pidfd;
 
-use crate::error::{
-    EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_NOT_RUNNABLE, Error, Result, system,
-};
+use crate::error::{EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_NOT_RUNNABLE, Error, Result, system};
 use crate::namespace::keep_capabilities;
 use crate::output::complain;
 use crate::sys::child::{Child, Exit, exit_child};
@@ -31,7 +29,9 @@ pub(super) struct Streams {
 /// # Errors
 /// The node is gone, or there are too many processes.
 pub(super) fn start(pid: u32, words: &[OsString], streams: Streams) -> Result<Child> {
-    let words = words.iter().map(|word| CString::new(word.clone().into_vec()));
+    let words = words
+        .iter()
+        .map(|word| CString::new(word.clone().into_vec()));
     let words: Vec<CString> = words
         .collect::<Result<_, _>>()
         .map_err(|_| Error::usage("an argument has a NUL byte in it"))?;

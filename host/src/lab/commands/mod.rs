@@ -8,4 +8,3 @@ mod find;
 mod join;
 pub mod status;
 pub mod test;
-

@@ -58,8 +58,15 @@ fn describe_node(node: &NodeStatus, text: &mut Text) {
         working.unwrap_or_default()
     ));
     for interface in &node.interfaces {
-        let addresses = interface.addresses.iter().map(|address| format!(" {address}"));
-        let carrier = if interface.carrier { "" } else { ", NO-CARRIER" };
+        let addresses = interface
+            .addresses
+            .iter()
+            .map(|address| format!(" {address}"));
+        let carrier = if interface.carrier {
+            ""
+        } else {
+            ", NO-CARRIER"
+        };
         text.line(format_args!(
             "    {}{}{carrier}",
             interface.name,
@@ -72,7 +79,11 @@ fn describe_node(node: &NodeStatus, text: &mut Text) {
             Some(status) => text.line(format_args!(
                 "    service {}: ended with status {status}: {}",
                 service.command,
-                service.output.lines().last().unwrap_or("it printed nothing")
+                service
+                    .output
+                    .lines()
+                    .last()
+                    .unwrap_or("it printed nothing")
             )),
         }
     }

@@ -23,7 +23,7 @@ use super::{change, find};
 use crate::error::{Error, Result, system};
 use crate::ipc::in_child;
 use crate::lab::model::{Lab, Test};
-use crate::lab::{claim, load, of_node};
+use crate::lab::{claim, file, of_node};
 use crate::output::Text;
 use crate::plugins::host_services::InstalledPlugins;
 use crate::sys::child::Exit;
@@ -67,15 +67,15 @@ struct Verdict<'a> {
 /// # Errors
 /// The file is wrong, its lab cannot be started, or a test cannot be run.
 pub fn test(lab: &str, format: Format, plugins: &InstalledPlugins) -> Result<i32> {
-    let file = Path::new(lab);
-    let is_file = file.is_file();
+    let path = Path::new(lab);
+    let is_file = path.is_file();
     let lab = match is_file {
-        true => load(file, plugins)?,
-        false => load(Path::new(&find::the_lab(Some(lab))?.lab.file), plugins)?,
+        true => file::read(path, plugins)?,
+        false => file::read(Path::new(&find::the_lab(Some(lab))?.lab.file), plugins)?,
     };
     let is_started = is_file && claim::connect_to(&lab.name).is_err();
     if is_started {
-        change::up(file, plugins.clone())?;
+        change::up(path, plugins.clone())?;
     }
     let outcome = run_all(&lab, format);
     let ended = match is_started {
@@ -182,13 +182,19 @@ fn watch(pid: u32) -> Result<OwnedFd> {
             | libc::RTMGRP_IPV4_ROUTE
             | libc::RTMGRP_IPV6_IFADDR
             | libc::RTMGRP_IPV6_ROUTE;
-        let socket = socket(AddressFamily::Netlink, kind, flags, SockProtocol::NetlinkRoute)
-            .map_err(system("watch the node's network"))?;
+        let socket = socket(
+            AddressFamily::Netlink,
+            kind,
+            flags,
+            SockProtocol::NetlinkRoute,
+        )
+        .map_err(system("watch the node's network"))?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups as u32))
             .map_err(system("watch the node's network"))?;
         Ok(vec![socket])
     })?;
-    fds.pop().ok_or_else(|| Error::closed("a helper process lost a descriptor"))
+    fds.pop()
+        .ok_or_else(|| Error::closed("a helper process lost a descriptor"))
 }
 
 /// Discards what a socket has.
@@ -198,12 +204,20 @@ fn drain(socket: &OwnedFd) {
 }
 
 fn tap(number: usize, verdict: &Verdict<'_>) -> Text {
-    let Verdict { test, node, time, failure } = verdict;
+    let Verdict {
+        test,
+        node,
+        time,
+        failure,
+    } = verdict;
     // A number sign would start a directive.
     let name = test.name.replace('\\', "\\\\").replace('#', "\\#");
     let mut text = Text::default();
     let Some((why, output)) = failure else {
-        text.line(format_args!("ok {number} - {name} # {} ms", time.as_millis()));
+        text.line(format_args!(
+            "ok {number} - {name} # {} ms",
+            time.as_millis()
+        ));
         return text;
     };
     text.line(format_args!("not ok {number} - {name}"));
@@ -213,7 +227,9 @@ fn tap(number: usize, verdict: &Verdict<'_>) -> Text {
     text.line(format_args!("  command: {}", quoted(&test.run)));
     text.line(format_args!("  duration_ms: {}", time.as_millis()));
     text.line("  output: |");
-    output.lines().for_each(|line| text.line(format_args!("    {line}")));
+    output
+        .lines()
+        .for_each(|line| text.line(format_args!("    {line}")));
     text.line("  ...");
     text
 }
@@ -224,7 +240,10 @@ fn quoted(text: &str) -> String {
 }
 
 fn junit(lab: &str, verdicts: &[Verdict<'_>]) -> Text {
-    let failures = verdicts.iter().filter(|verdict| verdict.failure.is_some()).count();
+    let failures = verdicts
+        .iter()
+        .filter(|verdict| verdict.failure.is_some())
+        .count();
     let time: Duration = verdicts.iter().map(|verdict| verdict.time).sum();
     let mut text = Text::default();
     text.line("<?xml version=\"1.0\" encoding=\"UTF-8\"?>");
@@ -234,7 +253,13 @@ fn junit(lab: &str, verdicts: &[Verdict<'_>]) -> Text {
         verdicts.len(),
         time.as_secs_f64()
     ));
-    for Verdict { test, node, time, failure } in verdicts {
+    for Verdict {
+        test,
+        node,
+        time,
+        failure,
+    } in verdicts
+    {
         let case = format!(
             "  <testcase classname=\"{}.{}\" name=\"{}\" time=\"{:.3}\"",
             xml(lab),
@@ -285,7 +310,10 @@ mod tests {
             time: Duration::from_millis(12),
             failure,
         };
-        let failure = ("exit status 1, not 0".to_owned(), "one\ntwo <3\u{1b}".to_owned());
+        let failure = (
+            "exit status 1, not 0".to_owned(),
+            "one\ntwo <3\u{1b}".to_owned(),
+        );
         [verdict(None), verdict(Some(failure))]
     }
 

@@ -128,7 +128,11 @@ impl Batch {
     /// Removes an address.
     pub(crate) fn remove_address(&mut self, interface: u32, name: &str, address: IpNet) {
         let message = RouteNetlinkMessage::DelAddress(address_of(interface, address));
-        self.push(message, 0, format!("take the address {address} from {name}"));
+        self.push(
+            message,
+            0,
+            format!("take the address {address} from {name}"),
+        );
     }
 
     /// Adds a route that [`Netlink::routes`] has found, over the interface with this index.
@@ -236,8 +240,7 @@ impl Chunk {
         let number = self.first.wrapping_add(self.actions.len() as u32);
         self.last_start = self.bytes.len();
         let flags = NLM_F_REQUEST | request.flags;
-        self.bytes
-            .extend(serialize(request.message, flags, number));
+        self.bytes.extend(serialize(request.message, flags, number));
         // Messages are aligned (NLMSG_ALIGN).
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
         self.actions.push(request.action);
@@ -245,12 +248,18 @@ impl Chunk {
 
     /// The number of the last request.
     fn last(&self) -> u32 {
-        self.first.wrapping_add(self.actions.len() as u32).wrapping_sub(1)
+        self.first
+            .wrapping_add(self.actions.len() as u32)
+            .wrapping_sub(1)
     }
 
     /// The datagram, whose last request asks for an acknowledgement.
     fn acknowledged(&mut self) -> &[u8] {
-        if let Some(flags) = self.bytes.get_mut(self.last_start + FLAGS..).and_then(<[u8]>::first_chunk_mut) {
+        if let Some(flags) = self
+            .bytes
+            .get_mut(self.last_start + FLAGS..)
+            .and_then(<[u8]>::first_chunk_mut)
+        {
             *flags = (u16::from_ne_bytes(*flags) | NLM_F_ACK).to_ne_bytes();
         }
         &self.bytes
@@ -358,6 +367,9 @@ mod tests {
         let second = chunk.last_start;
         let bytes = chunk.acknowledged();
         let flags = |start: usize| u16::from_ne_bytes([bytes[start + 6], bytes[start + 7]]);
-        assert_eq!((flags(0) & NLM_F_ACK, flags(second) & NLM_F_ACK), (0, NLM_F_ACK));
+        assert_eq!(
+            (flags(0) & NLM_F_ACK, flags(second) & NLM_F_ACK),
+            (0, NLM_F_ACK)
+        );
     }
 }
