@@ -1,10 +1,13 @@
 //! The command line of `vdectl`.
 
+pub mod lab;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use self::lab::LabTask;
 use super::Common;
 
 /// Show what vdens runs, check what it needs, and manage its plugins
@@ -48,6 +51,14 @@ pub enum Task {
         /// What is to be done with forwards.
         #[command(subcommand)]
         task: ForwardTask,
+    },
+
+    /// Run networks of nodes, links and switches, made from a file
+    #[command(arg_required_else_help = false)]
+    Lab {
+        /// What is to be done with labs.
+        #[command(subcommand)]
+        task: LabTask,
     },
 
     /// List, check and write plugins

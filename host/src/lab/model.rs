@@ -14,12 +14,12 @@
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::sys::netlink::Mac;
 
 /// A lab.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Lab {
     /// `name` of the file, or else the file's own name without its extension. It can be a
     /// session's name.
@@ -72,7 +72,7 @@ impl Lab {
 }
 
 /// A network namespace of its own, and what runs in it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Node {
     /// Unique in the lab.
     pub name: String,
@@ -96,7 +96,7 @@ pub(crate) struct Node {
 }
 
 /// An interface of a node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Attachment {
     /// The node's index.
     pub node: usize,
@@ -105,13 +105,34 @@ pub(crate) struct Attachment {
     /// Its addresses, unique in the link or switch.
     pub addresses: Vec<IpNet>,
     /// Its Ethernet address, if not the kernel's choice.
+    #[serde(with = "mac_text")]
     pub mac: Option<Mac>,
     /// Its MTU in bytes, if not the kernel's choice.
     pub mtu: Option<u32>,
 }
 
+/// An Ethernet address as text.
+mod mac_text {
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::cli::values::MacAddress;
+    use crate::sys::netlink::Mac;
+
+    pub(super) fn serialize<S: Serializer>(mac: &Option<Mac>, to: S) -> Result<S::Ok, S::Error> {
+        let text = mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
+        text.serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Mac>, D::Error> {
+        let text = Option::<String>::deserialize(from)?;
+        let mac = text.map(|text| text.parse::<MacAddress>().map(|mac| mac.0));
+        mac.transpose().map_err(D::Error::custom)
+    }
+}
+
 /// What a link or a switch's port leads to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum End {
     /// An interface of a node.
@@ -121,7 +142,7 @@ pub(crate) enum End {
 }
 
 /// A cable between two ends.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Link {
     /// The first is always a node's.
     pub ends: [End; 2],
@@ -131,7 +152,7 @@ pub(crate) struct Link {
 }
 
 /// A switch.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Switch {
     /// Unique among the lab's switches and nodes.
     pub name: String,
@@ -142,7 +163,7 @@ pub(crate) struct Switch {
 }
 
 /// A command that tells whether the lab works.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Test {
     /// Unique in the lab.
     pub name: String,
