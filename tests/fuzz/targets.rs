@@ -11,6 +11,7 @@
 
 mod control;
 mod hello;
+mod lab;
 mod memory;
 mod nat;
 mod netem;
@@ -41,6 +42,7 @@ pub(crate) const TARGETS: [(&str, Make); 15] = [
     ("cut", || Box::new(offload::Cut::default())),
     ("hello", || Box::new(hello::Messages)),
     ("join", || Box::new(offload::Join::default())),
+    ("lab", || Box::new(lab::LabFile)),
     ("nat-dhcp", || Box::new(nat::Dhcp)),
     ("nat-keys", || Box::new(nat::Keys)),
     ("nat-messages", || Box::new(nat::Messages)),

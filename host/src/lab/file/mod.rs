@@ -26,7 +26,6 @@ use serde::Serialize;
 
 use self::expand::expand;
 use self::place::{Fault, Faults, Located};
-use self::types::parse;
 use crate::error::{Error, Result};
 use crate::lab::model::Lab;
 use crate::output::{Text, complain};
@@ -42,7 +41,7 @@ const EXIT_FAULTY: i32 = 1;
 ///
 /// # Errors
 /// The file cannot be read, or it is wrong. As an [`Error`] that is the first fault.
-pub(crate) fn read(path: &Path, plugins: &InstalledPlugins) -> std::result::Result<Lab, Faults> {
+pub(crate) fn read(path: &Path, plugins: &InstalledPlugins) -> Result<Lab, Faults> {
     let mut bytes = Vec::new();
     let opened = File::open(path).and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes));
     opened.map_err(|error| {
@@ -62,19 +61,22 @@ pub(crate) fn read(path: &Path, plugins: &InstalledPlugins) -> std::result::Resu
             return Err(Faults::new(path, &valid, vec![fault]));
         }
     };
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let has_scheme = |scheme: &str| plugins.check(scheme);
-    lab(text, &stem, &has_scheme).map_err(|faults| Faults::new(path, text, faults))
+    parse(path, text, &|scheme| plugins.check(scheme))
 }
 
-/// The lab of a file's text. `default_name` is its name if it says none.
-fn lab(
+/// Reads the text of a lab file. `has_scheme` tells whether a VNL's scheme has a plugin.
+///
+/// # Errors
+/// The file is wrong.
+pub(crate) fn parse(
+    path: &Path,
     text: &str,
-    default_name: &str,
     has_scheme: &dyn Fn(&str) -> Result<()>,
-) -> std::result::Result<Lab, Vec<Fault>> {
-    let file = parse(text).map_err(|fault| vec![fault])?;
-    expand(&file, default_name, has_scheme)
+) -> Result<Lab, Faults> {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let file = types::parse(text).map_err(|fault| vec![fault]);
+    let lab = file.and_then(|file| expand(&file, &stem, has_scheme));
+    lab.map_err(|faults| Faults::new(path, text, faults))
 }
 
 /// What `vdectl lab validate --json` prints.

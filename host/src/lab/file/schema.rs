@@ -3,7 +3,9 @@
 //! docs/lab-file.schema.json is the same for editors, and the table in docs/lab-file.md shows it to
 //! people; tests keep both current.
 
-use schemars::schema_for;
+use schemars::transform::{RecursiveTransform, Transform};
+use schemars::{Schema, schema_for};
+use serde_json::Value;
 
 use super::types::File;
 use crate::error::Result;
@@ -14,7 +16,23 @@ use crate::output::Text;
 /// # Errors
 /// It has no form in JSON.
 pub fn schema() -> Result<Text> {
-    Text::json(&schema_for!(File))
+    let mut schema = schema_for!(File);
+    RecursiveTransform(without_null).transform(&mut schema);
+    Text::json(&schema)
+}
+
+/// Removes the type null, which TOML has not: what is optional can be left out.
+fn without_null(schema: &mut Schema) {
+    if let Some(Value::Array(types)) = schema.get_mut("type") {
+        types.retain(|one| one != "null");
+        if let [one] = &types[..] {
+            let one = one.clone();
+            schema.insert("type".to_owned(), one);
+        }
+    }
+    if let Some(Value::Array(choices)) = schema.get_mut("anyOf") {
+        choices.retain(|choice| choice.get("type").is_none_or(|one| one != "null"));
+    }
 }
 
 #[cfg(test)]

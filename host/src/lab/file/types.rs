@@ -335,6 +335,9 @@ pub(super) fn parse(text: &str) -> Result<File, Fault> {
 /// What an error of serde or of the TOML parser means, in this program's words. Other messages stay
 /// as they are.
 fn explain(message: &str) -> Error {
+    if message == "duplicate key" {
+        return Error::usage("this key is written twice").hint("keep one of the two");
+    }
     let mut quoted = message.split('`').skip(1).step_by(2);
     let first = quoted.next().unwrap_or_default();
     if message.starts_with("unknown field ") {
