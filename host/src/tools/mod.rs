@@ -2,4 +2,6 @@
 
 pub mod doctor;
 pub mod forward;
+pub mod sessions;
 pub mod status;
+pub(crate) mod targets;
