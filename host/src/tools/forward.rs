@@ -28,7 +28,7 @@ use crate::error::{Error, ErrorKind, Result, system};
 use crate::output::Text;
 
 /// How long a gateway has to answer.
-const LIMIT: Duration = Duration::from_secs(5);
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// The longest answer, in bytes: a few thousand forwards.
 const LONGEST: usize = 1 << 20;
@@ -169,7 +169,7 @@ fn ask(path: &Path, request: &str) -> Result<Answer> {
         let fd = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
         bind(fd.as_raw_fd(), &UnixAddr::new(&answers)?)?;
         connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
-        let limit = TimeVal::seconds(LIMIT.as_secs() as i64);
+        let limit = TimeVal::seconds(ANSWER_LIMIT.as_secs() as i64);
         setsockopt(&fd, sockopt::ReceiveTimeout, &limit)?;
         setsockopt(&fd, sockopt::SendTimeout, &limit)?;
         send(fd.as_raw_fd(), request.as_bytes(), MsgFlags::MSG_NOSIGNAL)?;

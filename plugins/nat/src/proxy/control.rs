@@ -42,21 +42,21 @@ pub(crate) struct Answer {
 }
 
 /// The socket.
-pub(crate) struct Control(OwnedFd);
+pub(crate) struct ControlSocket(OwnedFd);
 
-impl From<OwnedFd> for Control {
+impl From<OwnedFd> for ControlSocket {
     fn from(fd: OwnedFd) -> Self {
         Self(fd)
     }
 }
 
-impl AsFd for Control {
+impl AsFd for ControlSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-impl Control {
+impl ControlSocket {
     /// Makes the socket.
     ///
     /// # Errors

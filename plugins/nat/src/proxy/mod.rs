@@ -53,7 +53,7 @@ use crate::gateway::{Hold, Inside, rules};
 use crate::report::{Plugin, Report};
 use crate::settings::Task;
 use crate::wire::{Channel, Received};
-use control::{Answer, Control, Request};
+use control::{Answer, ControlSocket, Request};
 use destination::Destinations;
 use echo::Echo;
 use follow::Follow;
@@ -99,7 +99,7 @@ pub(crate) fn run(task: &Task, plugin: &mut Plugin) -> io::Result<()> {
     for &(protocol, listen) in &task.settings.follow {
         follow.add(protocol, listen)?;
     }
-    let control = Control::open(&task.directory.join("control"))?;
+    let control = ControlSocket::open(&task.directory.join("control"))?;
     poll.read(&control, Token::Control)?;
     plugin.tell(&Report::Started)?;
     let path = task.directory.join("gateway");
@@ -226,7 +226,7 @@ fn wait_for_gateway(
 
 /// What the proxy has before there is a gateway.
 struct Outside {
-    control: Control,
+    control: ControlSocket,
     /// The forwards, and their sockets.
     bound: Vec<(Forward, Socket)>,
     follow: Follow,
@@ -384,7 +384,7 @@ struct Proxy {
     echo: Echo,
     forwards: Forwards,
     follow: Follow,
-    control: Control,
+    control: ControlSocket,
     /// The processes that the gateway belongs to.
     processes: Vec<u32>,
     /// The station that a forward leads to if it names none.
@@ -403,7 +403,7 @@ impl Proxy {
                     .control
                     .as_fd()
                     .try_clone_to_owned()
-                    .map(Control::from)?;
+                    .map(ControlSocket::from)?;
                 while control.serve(|request| self.answer(request, poll)) {}
                 false
             }
