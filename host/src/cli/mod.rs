@@ -102,6 +102,9 @@ pub(crate) struct Links {
     pub wait: Option<Wait>,
 }
 
+/// How long `--wait-carrier` waits, unless it says otherwise, in seconds.
+const CARRIER_SECONDS: &str = "30";
+
 /// How long `--auto` waits for the network's answer, unless it says otherwise, in seconds.
 const AUTO_SECONDS: &str = "10";
 
@@ -140,6 +143,26 @@ pub struct Vdens {
     #[arg(short, long)]
     pub sysadm: bool,
 
+    /// Name the session, so that vdectl finds it
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// Go to the background; needs --name
+    #[arg(short, long, requires = "name")]
+    pub detach: bool,
+
+    /// End all that the command starts with it
+    #[arg(long)]
+    pub pid: bool,
+
+    /// Appear as root, uid 0, to the command
+    #[arg(long)]
+    pub root: bool,
+
+    /// Likewise, with your subordinate ids
+    #[arg(long)]
+    pub map_auto: bool,
+
     /// Accepted for compatibility; has no effect
     #[arg(short, long)]
     pub clone: bool,
@@ -151,6 +174,11 @@ pub struct Vdens {
     /// Set lo and all interfaces up
     #[arg(long)]
     pub up: bool,
+
+    /// Run the command when links have carrier
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
+        default_missing_value = CARRIER_SECONDS, value_parser = seconds)]
+    pub wait_carrier: Option<Duration>,
 
     /// Configure by DHCP and IPv6; implies --up
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
