@@ -1,19 +1,15 @@
-//! A lab's name: claimed by its supervisor, found by `vdectl lab`.
+//! The socket by which `vdectl lab` reaches a lab's supervisor: in the directory `labs` of the user's
+//! runtime directory, called like the lab.
 //!
-//! The user's runtime directory has a directory for labs, in which each supervisor listens on a
-//! SEQPACKET socket that is called like its lab. The socket is at once the claim on the name and
-//! the way to the supervisor. Claims are made under a lock on the directory itself: a socket that
-//! refuses connections was left by a supervisor that was killed, and loses its name.
+//! A supervisor has claimed its lab's name first ([`names`](crate::sys::names)), so a socket that is
+//! there was left by one that was killed, and is replaced.
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::process;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, accept4, connect, getsockopt, socket, sockopt,
 };
@@ -26,60 +22,44 @@ use crate::sys::runtime::{self, Dir};
 
 /// How many connections can wait to be accepted.
 const BACKLOG: i32 = 16;
-/// How long to wait for the directory's lock, which is held for a moment.
-const LOCK_LIMIT: Duration = Duration::from_secs(10);
-/// The pause between two attempts to lock.
-const PAUSE: Duration = Duration::from_millis(2);
+/// How often making the directory is tried again when another process removes it.
+const RACES: usize = 20;
 
 /// The supervisor's end of a connection.
 pub(super) type Asker = Channel<FromLab, ToLab>;
 
-/// A name that this process has claimed. Dropping it gives the name back.
+/// The supervisor's socket. Dropping it removes it.
 #[derive(Debug)]
-pub(super) struct Claim {
+pub(super) struct Control {
     listener: OwnedFd,
-    /// `None` once it is given back.
+    /// `None` once it is removed.
     path: Option<BoundSocket>,
     dir: Dir,
     pid: u32,
 }
 
-impl Claim {
-    /// Claims a name for this process's lab.
+impl Control {
+    /// Makes the socket of a lab, whose name this process has claimed.
     ///
     /// # Errors
-    /// A lab of the user has it.
-    pub(super) fn take(name: &str) -> Result<Self> {
-        let deadline = Instant::now() + LOCK_LIMIT;
+    /// The runtime directory cannot be used.
+    pub(super) fn start(name: &str) -> Result<Self> {
+        let directory = directory()?;
+        let mut races = 0;
         loop {
-            match Self::try_take(name) {
-                // Another process holds the lock, or has just removed the directory.
-                Err(error)
-                    if matches!(error.kind, ErrorKind::Busy | ErrorKind::NotFound)
-                        && error.errno != libc::EADDRINUSE
-                        && Instant::now() < deadline =>
-                {
-                    sleep(PAUSE);
-                }
+            match Dir::runtime()
+                .and_then(|base| base.make_dir(&directory))
+                .and_then(|dir| Self::listen(dir, name))
+            {
+                // The last lab removes the directory.
+                Err(error) if error.kind == ErrorKind::NotFound && races < RACES => races += 1,
                 outcome => return outcome,
             }
         }
     }
 
-    fn try_take(name: &str) -> Result<Self> {
-        let dir = Dir::runtime()?.make_dir(&directory()?)?;
-        let _lock = lock(&dir)?;
-        let path = dir.at(name);
-        match reach(&path) {
-            Ok(_) => return Err(in_use(name)),
-            Err(Errno::ECONNREFUSED) => drop(fs::remove_file(&path)),
-            Err(Errno::ENOENT) => {}
-            // Its queue is full.
-            Err(Errno::EAGAIN) => return Err(in_use(name)),
-            Err(errno) => {
-                return Err(Error::path("connect to", &dir.shown(name), &errno.into()));
-            }
-        }
+    fn listen(dir: Dir, name: &str) -> Result<Self> {
+        sweep(&dir);
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)
             .map_err(system("make a socket"))?;
@@ -87,7 +67,7 @@ impl Claim {
             mode: 0o600,
             group: None,
         };
-        let path = BoundSocket::listen(&listener, &path, access, BACKLOG)?;
+        let path = BoundSocket::listen(&listener, &dir.at(name), access, BACKLOG)?;
         Ok(Self {
             listener,
             path: Some(path),
@@ -116,45 +96,24 @@ impl Claim {
     }
 }
 
-impl AsFd for Claim {
+impl AsFd for Control {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
     }
 }
 
-impl Drop for Claim {
-    /// Only the process that has claimed the name gives it back. A forked child closes its copy.
+impl Drop for Control {
+    /// Only the process that made the socket removes it. A forked child closes its copy.
     fn drop(&mut self) {
         if self.pid == process::id() {
-            let _lock = lock(&self.dir);
             self.path = None;
-            // It fails while there are other labs.
-            self.dir.remove();
+            // It fails while there are other labs, or stale sockets.
+            if !self.dir.remove() {
+                sweep(&self.dir);
+                self.dir.remove();
+            }
         }
     }
-}
-
-fn in_use(name: &str) -> Error {
-    let error = Error::new(
-        ErrorKind::Busy,
-        format!("the lab '{name}' is already running"),
-    );
-    Error {
-        errno: libc::EADDRINUSE,
-        ..error.hint(format!(
-            "vdectl lab apply changes it, vdectl lab down {name} ends it"
-        ))
-    }
-}
-
-/// Locks the directory of claims, without waiting.
-fn lock(dir: &Dir) -> Result<Flock<File>> {
-    let shown = dir.shown("");
-    let file = File::open(dir.at(".")).map_err(|error| Error::path("open", &shown, &error))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| Error {
-        kind: ErrorKind::Busy,
-        ..Error::path("lock", &shown, &errno.into())
-    })
 }
 
 /// The directory in the runtime directory that has the labs' sockets. Process ids are only unique
@@ -162,6 +121,17 @@ fn lock(dir: &Dir) -> Result<Flock<File>> {
 fn directory() -> Result<String> {
     let (user, pid) = (runtime::namespace("user")?, runtime::namespace("pid")?);
     Ok(format!("labs-{user}-{pid}"))
+}
+
+/// Removes the sockets of supervisors that were killed.
+fn sweep(dir: &Dir) {
+    for name in dir.names().unwrap_or_default() {
+        let path = dir.at(&name);
+        // A socket that is being made has another name.
+        if !name.starts_with('.') && reach(&path).err() == Some(Errno::ECONNREFUSED) {
+            let _ = fs::remove_file(path);
+        }
+    }
 }
 
 /// Connects to the socket at a path.

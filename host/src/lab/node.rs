@@ -26,7 +26,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
-use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags};
 use nix::sched::CloneFlags;
 use nix::sys::prctl::set_pdeathsig;
@@ -39,12 +38,12 @@ use super::model::Node;
 use super::spawn::Inheritance;
 use crate::error::{EXIT_FAILURE, EXIT_NOT_RUNNABLE, Error, Result, system};
 use crate::ipc::{Channel, FromNode, Received, ToNode};
-use crate::namespace::{keep_capabilities, mount_fresh_sysfs, skip_duplicate_detection};
+use crate::namespace::{furnish_node, node_rights};
 use crate::sys::child::{Child, Exit, exit_child, reap_strangers};
 use crate::sys::netlink::Netlink;
 use crate::sys::process::wait;
 use crate::sys::signals::Signals;
-use crate::sys::user_namespace::map_ids;
+use crate::sys::user_namespace::{Ids, map_ids};
 
 /// The namespaces of a node.
 pub(super) const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWUSER
@@ -58,9 +57,6 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// How much of a command's output is kept, in bytes. A message has room for its JSON.
 const TAIL: usize = 2048;
-
-/// A parameter of mount(2) that is not given.
-const NOTHING: Option<&str> = None;
 
 /// The init's end of its channel.
 type NodeChannel = Channel<FromNode, ToNode>;
@@ -78,7 +74,7 @@ pub(super) fn run(
     });
     // Not before: the limit is also one for descriptors that are on their way, of all nodes.
     let made = made.and_then(|()| inheritance.restore());
-    let outcome = made.and_then(|()| Init::new(channel, signals).serve());
+    let outcome = made.and_then(|()| Init::new(node, channel, signals).serve());
     match outcome {
         Ok(()) => 0,
         Err(error) => {
@@ -97,26 +93,19 @@ fn set_up(node: &Node, inheritance: Inheritance) -> Result<[OwnedFd; 2]> {
         "set the host name to '{}'",
         node.hostname
     )))?;
-    let private = MsFlags::MS_REC | MsFlags::MS_SLAVE;
-    mount(NOTHING, "/", NOTHING, private, NOTHING).map_err(system("make mounts private"))?;
-    let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("proc"), "/proc", Some("proc"), safe, NOTHING).map_err(system("mount /proc"))?;
-    if let Err(error) = mount_fresh_sysfs() {
-        log::info!("{}: /sys shows the host's interfaces: {error}", node.name);
-    }
-    let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(
-        Some("tmpfs"),
-        "/run",
-        Some("tmpfs"),
-        safe,
-        Some("mode=0755"),
-    )
-    .map_err(system("mount an empty /run"))?;
-    skip_duplicate_detection()?;
+    furnish_node()?;
+    node_rights(ids(node)).note()?;
     let network = File::open("/proc/self/ns/net")
         .map_err(|error| Error::io("open the network namespace", &error))?;
     Ok([network.into(), Netlink::open()?.into()])
+}
+
+/// Under which ids the user appears in a node.
+fn ids(node: &Node) -> Ids {
+    match node.root {
+        true => Ids::Root,
+        false => Ids::Own,
+    }
 }
 
 /// What runs a command line.
@@ -175,16 +164,19 @@ impl Output {
 struct Init<'a> {
     channel: &'a NodeChannel,
     signals: &'a Signals,
+    /// Under which ids the user appears.
+    ids: Ids,
     tasks: Vec<Task>,
     /// The output of what ended commands have left in the background.
     left: Vec<Output>,
 }
 
 impl<'a> Init<'a> {
-    fn new(channel: &'a NodeChannel, signals: &'a Signals) -> Self {
+    fn new(node: &Node, channel: &'a NodeChannel, signals: &'a Signals) -> Self {
         Self {
             channel,
             signals,
+            ids: ids(node),
             tasks: Vec::new(),
             left: Vec::new(),
         }
@@ -256,7 +248,7 @@ impl<'a> Init<'a> {
             exit_child(|| {
                 let _ = setsid();
                 let ready = redirect(&input)
-                    .and_then(|()| keep_capabilities(true))
+                    .and_then(|()| node_rights(self.ids).take())
                     .and_then(|()| self.signals.restore());
                 if let Err(error) = ready {
                     crate::output::complain(error);

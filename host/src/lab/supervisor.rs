@@ -32,7 +32,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::claim::{Asker, Claim};
+use super::claim::{Asker, Control};
 use super::model::{Lab, Node};
 use super::of_node;
 use super::outside::{NodeTap, Outside, Surroundings, Way};
@@ -51,6 +51,7 @@ use crate::ipc::{
 };
 use crate::panel::Panel;
 use crate::plugins::host_services::InstalledPlugins;
+use crate::sys::names::{Claim, Kind, Member};
 use crate::sys::process::{give_back_memory, wait};
 use crate::sys::signals::Signals;
 
@@ -101,7 +102,7 @@ enum Phase {
 enum Source {
     Signals,
     Status,
-    Claim,
+    Control,
     Asker(usize),
     Node(String),
     Worker(usize, Way),
@@ -114,7 +115,7 @@ pub(super) struct Supervisor<'a> {
     file: String,
     started: SystemTime,
     phase: Phase,
-    claim: Option<Claim>,
+    control: Option<Control>,
     status: Option<Server>,
     panel: Panel,
     wiring: Wiring,
@@ -122,6 +123,8 @@ pub(super) struct Supervisor<'a> {
     nodes: BTreeMap<String, NodeProcess>,
     /// The lab as it is.
     shape: Shape,
+    /// The lab's name. It is given up before those who wait for the end learn of that.
+    claim: Claim,
     /// Connections that have asked for nothing yet, or wait for the end.
     askers: Vec<Asker>,
     /// Connections that get the events.
@@ -140,7 +143,8 @@ impl<'a> Supervisor<'a> {
         signals: &'a Signals,
         ready: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
-        let claim = Claim::take(&request.lab.name)?;
+        let claim = Claim::take(&request.lab.name, Kind::Lab)?;
+        let control = Control::start(&request.lab.name)?;
         let mut supervisor = Self {
             signals,
             inheritance,
@@ -148,7 +152,8 @@ impl<'a> Supervisor<'a> {
             file: request.file.clone(),
             started: SystemTime::now(),
             phase: Phase::Starting,
-            claim: Some(claim),
+            control: Some(control),
+            claim,
             status: Server::start(),
             panel: Panel::acquire()?,
             wiring: Wiring::default(),
@@ -217,11 +222,21 @@ impl<'a> Supervisor<'a> {
             }
         }
         self.shape = target.clone();
+        self.publish()?;
         let changes = change.summary();
         self.tell(Happening::Changing {
             changes: changes.clone(),
         });
         Ok(changes)
+    }
+
+    /// Says which nodes the lab's name leads to.
+    fn publish(&mut self) -> Result<()> {
+        let member = |(name, node): (&String, &NodeProcess)| {
+            Member::of(name, node.pid.as_raw().cast_unsigned())
+        };
+        self.claim
+            .publish(self.nodes.iter().filter_map(member).collect())
     }
 
     /// Sends an event to those who watch. One who does not read loses the connection.
@@ -277,7 +292,7 @@ impl<'a> Supervisor<'a> {
             let outside = &mut self.outside;
             let mut forget = forgetter(
                 &mut self.nodes,
-                &mut self.claim,
+                &mut self.control,
                 &mut self.status,
                 [&mut self.askers, &mut self.watchers],
             );
@@ -365,7 +380,7 @@ impl<'a> Supervisor<'a> {
         drop(nodes);
         let mut forget = forgetter(
             &mut self.nodes,
-            &mut self.claim,
+            &mut self.control,
             &mut self.status,
             [&mut self.askers, &mut self.watchers],
         );
@@ -463,7 +478,7 @@ impl<'a> Supervisor<'a> {
         self.make_interfaces()?;
         let mut forget = forgetter(
             &mut self.nodes,
-            &mut self.claim,
+            &mut self.control,
             &mut self.status,
             [&mut self.askers, &mut self.watchers],
         );
@@ -475,7 +490,7 @@ impl<'a> Supervisor<'a> {
     }
 
     fn sources(&self) -> Vec<Source> {
-        let mut sources = vec![Source::Signals, Source::Claim];
+        let mut sources = vec![Source::Signals, Source::Control];
         sources.extend((0..self.askers.len()).map(Source::Asker));
         sources.extend(self.nodes.keys().cloned().map(Source::Node));
         let workers = self.outside.channels();
@@ -489,7 +504,7 @@ impl<'a> Supervisor<'a> {
         match source {
             Source::Signals => Some(self.signals.as_fd()),
             Source::Status => self.status.as_ref().map(AsFd::as_fd),
-            Source::Claim => self.claim.as_ref().map(AsFd::as_fd),
+            Source::Control => self.control.as_ref().map(AsFd::as_fd),
             Source::Asker(at) => self.askers.get(*at).map(AsFd::as_fd),
             Source::Node(name) => self.nodes.get(name).map(|node| node.channel.as_fd()),
             Source::Worker(at, way) => self.outside.fd(*at, *way),
@@ -500,8 +515,8 @@ impl<'a> Supervisor<'a> {
         match source {
             Source::Signals => return self.read_signals(),
             Source::Status => self.answer_status(),
-            Source::Claim => {
-                let accepted = self.claim.as_ref().and_then(Claim::accept);
+            Source::Control => {
+                let accepted = self.control.as_ref().and_then(Control::accept);
                 self.askers.extend(accepted);
             }
             Source::Asker(at) => self.hear(at)?,
@@ -541,6 +556,9 @@ impl<'a> Supervisor<'a> {
         log::error!("lab {}: the node {name} has ended", self.name);
         self.tell(Happening::NodeEnded { node: name.into() });
         self.nodes.remove(name);
+        if let Err(error) = self.publish() {
+            log::warn!("{error}");
+        }
         self.wiring.forget(&BTreeSet::from([name.to_owned()]));
         let shape = &mut self.shape;
         shape.nodes.remove(name);
@@ -784,7 +802,7 @@ fn event(lab: &str, what: Happening) -> LabEvent {
 /// Drops, in a forked process, what the supervisor holds.
 fn forgetter<'a>(
     nodes: &'a mut BTreeMap<String, NodeProcess>,
-    claim: &'a mut Option<Claim>,
+    control: &'a mut Option<Control>,
     status: &'a mut Option<Server>,
     connections: [&'a mut Vec<Asker>; 2],
 ) -> impl FnMut() + 'a {
@@ -793,7 +811,7 @@ fn forgetter<'a>(
         nodes.clear();
         askers.clear();
         watchers.clear();
-        (*claim, *status) = (None, None);
+        (*control, *status) = (None, None);
     }
 }
 

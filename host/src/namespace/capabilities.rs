@@ -61,11 +61,25 @@ impl Rights {
         })
     }
 
+    /// Notes in this process what they are, for processes that join it. It keeps its own.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(crate) fn note(&self) -> Result<()> {
+        let Self::Only(kept) = self else {
+            return Ok(());
+        };
+        caps::set(None, CapSet::Inheritable, kept).map_err(|error| {
+            let message = format!("cannot keep capabilities: {error}");
+            Error::new(ErrorKind::Other, message)
+        })
+    }
+
     /// Takes exactly these, for this process and what it executes.
     ///
     /// # Errors
     /// This process does not have them.
-    pub(super) fn take(&self) -> Result<()> {
+    pub(crate) fn take(&self) -> Result<()> {
         let Self::Only(kept) = self else {
             return Ok(());
         };

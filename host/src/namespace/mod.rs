@@ -30,7 +30,7 @@ pub(crate) mod resolv;
 mod run_dir;
 mod sysfs;
 
-pub(crate) use sysfs::mount_fresh as mount_fresh_sysfs;
+pub(crate) use capabilities::Rights;
 
 use std::env;
 use std::ffi::{CStr, CString, OsStr, OsString};
@@ -58,7 +58,6 @@ use crate::error::{
     EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_NOT_RUNNABLE, Error, ErrorKind, Result, system,
 };
 use crate::ipc::{Channel, FromNamespace, ToNamespace, malformed};
-use crate::namespace::capabilities::Rights;
 use crate::namespace::init::Forked;
 use crate::namespace::resolv::Resolv;
 use crate::output::complain;
@@ -350,7 +349,7 @@ fn furnish(plan: &Plan) -> Result<()> {
 
 /// Makes IPv6 addresses usable at once, link-local ones too: looking for duplicates takes a second,
 /// and interfaces here have random Ethernet addresses.
-pub(crate) fn skip_duplicate_detection() -> Result<()> {
+fn skip_duplicate_detection() -> Result<()> {
     for (name, value) in [("accept_dad", "0"), ("dad_transmits", "0")] {
         let path = format!("/proc/sys/net/ipv6/conf/default/{name}");
         match fs::write(&path, value) {
@@ -479,12 +478,28 @@ fn prepare(plan: &Plan, signals: &Signals, is_orphan: impl Fn() -> bool) -> Resu
     }
 }
 
-/// Keeps the capabilities of a session's command for what this process executes.
+/// What the processes of a lab's node may do in it, by the ids under which the user appears.
+pub(crate) fn node_rights(ids: Ids) -> Rights {
+    match ids {
+        Ids::Own => Rights::usual(true),
+        Ids::Root | Ids::Subordinate => Rights::Root,
+    }
+}
+
+/// Mounts what a lab's node has of its own: /proc, /run, and the interfaces in /sys. The mount
+/// namespace must be new.
 ///
 /// # Errors
-/// The kernel refuses.
-pub(crate) fn keep_capabilities(sysadmin: bool) -> Result<()> {
-    Rights::usual(sysadmin).take()
+/// The kernel refuses a mount.
+pub(crate) fn furnish_node() -> Result<()> {
+    let private = MsFlags::MS_REC | MsFlags::MS_SLAVE;
+    mount(NOTHING, "/", NOTHING, private, NOTHING).map_err(system("make mounts private"))?;
+    mount_proc()?;
+    if let Err(error) = sysfs::mount_fresh() {
+        log::info!("/sys shows the host's interfaces: {error}");
+    }
+    run_dir::mount_private()?;
+    skip_duplicate_detection()
 }
 
 fn die_with_parent() -> Result<()> {

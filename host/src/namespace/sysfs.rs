@@ -24,7 +24,7 @@ const DIRECTORIES: [&str; 2] = ["class/net", "devices/virtual/net"];
 ///
 /// # Errors
 /// The kernel allows no fresh sysfs here.
-pub(crate) fn mount_fresh() -> Result<()> {
+pub(super) fn mount_fresh() -> Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     // A read-only /sys allows a read-only one only.
     let outcome = while_mounted("sysfs", flags, "", bind);

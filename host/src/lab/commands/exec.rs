@@ -5,7 +5,6 @@
 //! the highest one.
 
 use std::collections::BTreeMap;
-use std::env;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -18,8 +17,9 @@ use nix::unistd::pipe2;
 use super::find::{self, FoundNode};
 use super::join::{self, Streams};
 use crate::error::{EXIT_FAILURE, Error, Result, system};
+use crate::lab::of_node;
 use crate::lab::spawn::Inheritance;
-use crate::output::{Line, written};
+use crate::output::{Line, report, written};
 use crate::sys::child::{Child, Exit};
 use crate::sys::process::wait;
 
@@ -31,9 +31,12 @@ pub fn exec(pattern: &str, command: &[OsString]) -> Result<i32> {
     let nodes = find::nodes(pattern)?;
     match &nodes[..] {
         [only] if !pattern.contains(['*', '?']) => {
-            let child = join::start(only.node.pid, command, Streams::default());
-            let mut child = child.map_err(|error| crate::lab::of_node(&only.node.name, error))?;
-            Ok(child.wait(None).map_or(EXIT_FAILURE, Exit::code))
+            let door = join::door(only.node.pid);
+            let door = door.map_err(|error| of_node(&only.node.name, error))?;
+            Ok(door.execute(command).unwrap_or_else(|(status, error)| {
+                report("vdectl", error);
+                status
+            }))
         }
         nodes => exec_all(nodes, command),
     }
@@ -44,8 +47,7 @@ pub fn exec(pattern: &str, command: &[OsString]) -> Result<i32> {
 /// # Errors
 /// As for [`exec`].
 pub fn enter(node: &str) -> Result<i32> {
-    let shell = env::var_os("SHELL").filter(|shell| !shell.is_empty());
-    exec(node, &[shell.unwrap_or_else(|| "/bin/sh".into())])
+    exec(node, &[])
 }
 
 /// Which of a process's streams a line came from.
@@ -114,12 +116,12 @@ fn exec_all(nodes: &[FoundNode], command: &[OsString]) -> Result<i32> {
         let (errors, its_errors) = pipe()?;
         let null = File::open("/dev/null").map_err(|error| Error::io("open /dev/null", &error))?;
         let its = Streams {
-            input: Some(null.into()),
-            output: Some(its_output),
-            errors: Some(its_errors),
+            input: null.into(),
+            output: its_output,
+            errors: its_errors,
         };
-        let child = join::start(node.pid, command, its);
-        let child = child.map_err(|error| crate::lab::of_node(&node.name, error))?;
+        let child = join::door(node.pid).and_then(|door| join::start(&door, command, its));
+        let child = child.map_err(|error| of_node(&node.name, error))?;
         children.insert(&node.name, child);
         for (pipe, stream) in [(output, Stream::Output), (errors, Stream::Errors)] {
             streams.push(Labelled {

@@ -21,9 +21,9 @@ use nix::sys::socket::{
 use super::join::{self, Streams};
 use super::{change, find};
 use crate::error::{Error, Result, system};
-use crate::ipc::in_child;
 use crate::lab::model::{Lab, Test};
 use crate::lab::{claim, file, of_node};
+use crate::namespace::enter::Door;
 use crate::output::Text;
 use crate::plugins::host_services::InstalledPlugins;
 use crate::sys::child::Exit;
@@ -116,12 +116,13 @@ fn run_all(lab: &Lab, format: Format) -> Result<i32> {
 fn run<'a>(test: &'a Test, node: &'a str, pid: u32) -> Result<Verdict<'a>> {
     let start = Instant::now();
     let deadline = start + test.within;
-    let changes = watch(pid)?;
+    let door = join::door(pid)?;
+    let changes = watch(&door)?;
     let [mut pause, longest] = PAUSES;
     let failure = loop {
         // What changes from here on may make the next attempt pass.
         drain(&changes);
-        let (status, output) = attempt(test, pid, deadline + OVERTIME)?;
+        let (status, output) = attempt(test, &door, deadline + OVERTIME)?;
         let why = match status {
             Some(status) if status == i32::from(test.expect) => break None,
             Some(status) => format!("exit status {status}, not {}", test.expect),
@@ -145,18 +146,18 @@ fn run<'a>(test: &'a Test, node: &'a str, pid: u32) -> Result<Verdict<'a>> {
 
 /// Runs a test's command once. Returns its exit status, or none if it was killed at `deadline`, and
 /// the end of its output.
-fn attempt(test: &Test, pid: u32, deadline: Instant) -> Result<(Option<i32>, String)> {
+fn attempt(test: &Test, door: &Door, deadline: Instant) -> Result<(Option<i32>, String)> {
     let memory = memfd_create("vdens-test", MFdFlags::MFD_CLOEXEC)
         .map_err(system("make a file in memory"))?;
     let cannot = |error| Error::io("read a test's output", &error);
     let null = File::open("/dev/null").map_err(cannot)?;
     let streams = Streams {
-        input: Some(null.into()),
-        output: Some(memory.try_clone().map_err(cannot)?),
-        errors: Some(memory.try_clone().map_err(cannot)?),
+        input: null.into(),
+        output: memory.try_clone().map_err(cannot)?,
+        errors: memory.try_clone().map_err(cannot)?,
     };
     let words = ["/bin/sh", "-c", &test.run].map(Into::into);
-    let mut child = join::start(pid, &words, streams)?;
+    let mut child = join::start(door, &words, streams)?;
     let exit = child.wait(Some(deadline));
     if exit.is_none() {
         child.kill();
@@ -172,9 +173,8 @@ fn attempt(test: &Test, pid: u32, deadline: Instant) -> Result<(Option<i32>, Str
 }
 
 /// A socket that becomes readable when the interfaces, addresses or routes of a node change.
-fn watch(pid: u32) -> Result<OwnedFd> {
-    let mut fds = in_child(|| {
-        join::enter_network(pid)?;
+fn watch(door: &Door) -> Result<OwnedFd> {
+    let mut fds = door.inside(|| {
         let kind = SockType::Raw;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let groups = libc::RTMGRP_LINK
