@@ -113,10 +113,9 @@ const AUTO_SECONDS: &str = "10";
 #[command(name = "vdens", version, disable_help_subcommand = true)]
 #[command(
     override_usage = "vdens [OPTIONS] [VNL [COMMAND [ARG]...]]\n       vdens [OPTIONS] --multi [VNL]... [-- COMMAND [ARG]...]",
-    after_help = "A VNL (Virtual Network Locator) names what the interface vde0 is plugged into: ptp:///tmp/cable, \
-        vde:///tmp/switch, tap://tap0. A plain path is vde://PATH, =COMMAND is a command that speaks \
-        vdestream. Without a VNL, or with '-' or 'no', there is no interface. Without a COMMAND, \
-        your shell is started.\n\nvdectl shows what is running, checks this machine and manages plugins."
+    after_help = "A VNL (Virtual Network Locator) says what vde0 is plugged into: ptp:///tmp/cable, vde:///tmp/switch, \
+        tap://tap0. A plain path is vde://PATH, =COMMAND speaks vdestream, '-' or 'no' is no interface. Without a COMMAND, \
+        your shell starts.\n\nvdectl shows what is running, checks this machine and manages plugins."
 )]
 pub struct Vdens {
     /// Make one interface for each VNL up to '--'
@@ -164,11 +163,11 @@ pub struct Vdens {
     pub map_auto: bool,
 
     /// Accepted for compatibility; has no effect
-    #[arg(short, long)]
+    #[arg(short, long, hide = true)]
     pub clone: bool,
 
     /// Accepted for compatibility; has no effect
-    #[arg(short, long)]
+    #[arg(short, long, hide = true)]
     pub unshare: bool,
 
     /// Set lo and all interfaces up
