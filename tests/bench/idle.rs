@@ -110,7 +110,7 @@ fn measure(lab: &Lab, cable: &Contender, switch: &Contender, quick: bool) -> Res
 
 /// How long some processes and all below them but the commands have been on a processor, in
 /// seconds.
-fn busy(ids: &[i32]) -> Result<f64> {
+pub(crate) fn busy(ids: &[i32]) -> Result<f64> {
     let all = ids.iter().flat_map(|id| family(*id));
     let mut nanoseconds = 0.0;
     for id in all.filter(|id| name(*id).as_deref() != Some("sleep")) {

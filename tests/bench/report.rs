@@ -6,7 +6,7 @@
 use std::fmt::Write;
 
 use crate::results::{Better, Group, Measure, Results, Row, Summary};
-use crate::{costs, crowd, figures, idle, links, netem, stuck, switches, uplink};
+use crate::{costs, crowd, figures, idle, labs, links, netem, stuck, switches, uplink};
 
 /// Three digits, whatever the size.
 pub(crate) fn figure(value: f64) -> String {
@@ -382,6 +382,31 @@ fn bars(results: &Results) -> Vec<Bar> {
             // 0.01 s, to the hundredth.
             add(idle::ID, measure, &what, Better::Less, 0.015);
         }
+    }
+    for (measure, better, bar) in [
+        (labs::LINE, Better::Less, 1.0),
+        (labs::TCP, Better::More, 0.97),
+        (labs::RTT, Better::Less, 1.1),
+    ] {
+        bars.push(ratio(labs::ID, measure, "ours", "root", better, bar));
+    }
+    bars.push(ratio(
+        labs::ID,
+        labs::LINE,
+        "ours",
+        "mininet",
+        Better::Less,
+        0.04,
+    ));
+    for (measure, title, bar) in labs::TREE {
+        let found = results.summary(labs::ID, "ours", measure);
+        bars.push(Bar {
+            what: format!("{}/ours: {title}", labs::ID),
+            found: found.map(|found| found.median),
+            better: Better::Less,
+            bar,
+            note: String::new(),
+        });
     }
     for (measure, title, unit, bar) in netem::MEASURES {
         let found = results.summary(netem::ID, "ours", measure);

@@ -114,7 +114,7 @@ fn a_lab_runs_and_leaves_nothing() {
     assert!(json.contains("\"10.1.0.2/24\""), "{json}");
     // Its name is taken, and the file is refused before anything is made.
     kit.vdectl(["lab", "up", &lab.file])
-        .refused(&["small", "already running", "vdectl lab down"]);
+        .refused(&["small", "in use"]);
     assert!(
         kit.vdectl(["status"]).ok().contains("lab"),
         "vdectl status knows it"

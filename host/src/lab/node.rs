@@ -22,6 +22,7 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -32,7 +33,9 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
-use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, execv, pipe2, sethostname, setsid};
+use nix::unistd::{
+    Gid, Pid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, execv, pipe2, sethostname, setsid,
+};
 
 use super::model::Node;
 use super::spawn::Inheritance;
@@ -61,14 +64,24 @@ const TAIL: usize = 2048;
 /// The init's end of its channel.
 type NodeChannel = Channel<FromNode, ToNode>;
 
+/// What the user's ids are outside of a node's user namespace.
+#[derive(Debug)]
+pub(super) struct OuterIds {
+    /// The uid and the gid.
+    pub(super) outside: (Uid, Gid),
+    /// A byte comes here when subordinate ids are mapped, which a process outside does.
+    pub(super) mapped: UnixStream,
+}
+
 /// The life of a node's init, in the namespaces that it was cloned into. Returns its exit status.
 pub(super) fn run(
     node: &Node,
     inheritance: Inheritance,
+    ids: OuterIds,
     channel: &NodeChannel,
     signals: &Signals,
 ) -> i32 {
-    let made = set_up(node, inheritance).and_then(|fds| {
+    let made = set_up(node, inheritance, ids).and_then(|fds| {
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         channel.send(&FromNode::Made, &fds)
     });
@@ -86,9 +99,19 @@ pub(super) fn run(
 }
 
 /// Sets the namespaces up. Returns the network namespace and a connection to its configuration.
-fn set_up(node: &Node, inheritance: Inheritance) -> Result<[OwnedFd; 2]> {
+fn set_up(node: &Node, inheritance: Inheritance, outer: OuterIds) -> Result<[OwnedFd; 2]> {
+    let OuterIds {
+        outside,
+        mut mapped,
+    } = outer;
     set_pdeathsig(Signal::SIGKILL).map_err(system("ask for a signal at the parent's death"))?;
-    map_ids(inheritance.uid, inheritance.gid, node.root)?;
+    match ids(node) {
+        Ids::Own => map_ids((inheritance.uid, inheritance.gid), outside)?,
+        Ids::Root => map_ids((Uid::from_raw(0), Gid::from_raw(0)), outside)?,
+        Ids::Subordinate => mapped
+            .read_exact(&mut [0])
+            .map_err(|error| Error::io("wait for subordinate ids", &error))?,
+    }
     sethostname(&node.hostname).map_err(system(format_args!(
         "set the host name to '{}'",
         node.hostname
@@ -102,9 +125,10 @@ fn set_up(node: &Node, inheritance: Inheritance) -> Result<[OwnedFd; 2]> {
 
 /// Under which ids the user appears in a node.
 fn ids(node: &Node) -> Ids {
-    match node.root {
-        true => Ids::Root,
-        false => Ids::Own,
+    match (node.map_auto, node.root) {
+        (true, _) => Ids::Subordinate,
+        (false, true) => Ids::Root,
+        (false, false) => Ids::Own,
     }
 }
 

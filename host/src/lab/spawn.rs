@@ -6,7 +6,9 @@
 //! when they have started their nodes. There is a spawner for each processor, because the kernel
 //! makes the namespaces within the call.
 
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,7 @@ use crate::ipc::{Channel, FromNode, FromSpawner, Nothing, ToNode};
 use crate::panel::{self, Panel};
 use crate::sys::child::{Child, end_all, exit_child, fork_sibling};
 use crate::sys::signals::Signals;
+use crate::sys::user_namespace::map_all_ids;
 
 /// The fewest nodes that are worth a spawner.
 const FEWEST: usize = 8;
@@ -140,19 +143,7 @@ fn spawn(
     while outcome.is_ok()
         && let Some(node) = left.next()
     {
-        outcome =
-            Channel::<ToNode, FromNode>::pair().and_then(|(ours, theirs)| {
-                match fork_sibling(node::NAMESPACES)? {
-                    Some(pid) => {
-                        let pid = pid.as_raw();
-                        channel.send(&FromSpawner::Started { pid }, &[ours.as_fd()])
-                    }
-                    None => {
-                        drop(ours);
-                        exit_child(|| node::run(node, inheritance, &theirs, signals))
-                    }
-                }
-            });
+        outcome = spawn_one(node, signals, inheritance, channel);
     }
     match outcome {
         Ok(()) => 0,
@@ -162,6 +153,32 @@ fn spawn(
             EXIT_FAILURE
         }
     }
+}
+
+/// Starts a node's init, and sends the supervisor its end of the channel to it.
+fn spawn_one(
+    node: &Node,
+    signals: &Signals,
+    inheritance: Inheritance,
+    channel: &Channel<FromSpawner, Nothing>,
+) -> Result<()> {
+    let cannot = |error| Error::io("map subordinate ids", &error);
+    // The panel of a lab with subordinate ids shows the user as root.
+    let outside = (geteuid(), getegid());
+    let (ours, theirs) = Channel::<ToNode, FromNode>::pair()?;
+    let (mapped, mut map) = UnixStream::pair().map_err(cannot)?;
+    let Some(pid) = fork_sibling(node::NAMESPACES)? else {
+        drop((ours, map));
+        let ids = node::OuterIds { outside, mapped };
+        exit_child(|| node::run(node, inheritance, ids, &theirs, signals));
+    };
+    drop(mapped);
+    if node.map_auto {
+        map_all_ids(pid)?;
+        map.write_all(&[0]).map_err(cannot)?;
+    }
+    let pid = pid.as_raw();
+    channel.send(&FromSpawner::Started { pid }, &[ours.as_fd()])
 }
 
 /// Waits until each of the nodes has set up its namespaces, and returns what it has sent: the

@@ -155,7 +155,7 @@ impl<'a> Supervisor<'a> {
             control: Some(control),
             claim,
             status: Server::start(),
-            panel: Panel::acquire()?,
+            panel: panel(&request.lab)?,
             wiring: Wiring::default(),
             outside: Outside::new(plugins),
             nodes: BTreeMap::new(),
@@ -604,8 +604,18 @@ impl<'a> Supervisor<'a> {
         };
         let outcome = match (&self.phase, request) {
             (Phase::Running, Ok(request)) => {
-                self.file = request.file;
-                self.rebuild(&(&request.lab).into())
+                let map_auto = |node: &&Node| node.map_auto;
+                match request.lab.nodes.iter().find(map_auto) {
+                    Some(node) if !self.panel.has_subordinate_ids() => {
+                        let error = Error::usage("the lab was started without subordinate ids");
+                        let error = error.hint("start it again: vdectl lab down, vdectl lab up");
+                        Err(of_node(&node.name, error))
+                    }
+                    _ => {
+                        self.file = request.file;
+                        self.rebuild(&(&request.lab).into())
+                    }
+                }
             }
             (_, Ok(_)) => Err(Error::new(
                 ErrorKind::Busy,
@@ -787,6 +797,14 @@ impl<'a> Supervisor<'a> {
             mem::take(&mut self.nodes).into_values().collect(),
             self.signals,
         );
+    }
+}
+
+/// The panel that the nodes are members of. One with subordinate ids belongs to the lab alone.
+fn panel(lab: &Lab) -> Result<Panel> {
+    match lab.nodes.iter().any(|node| node.map_auto) {
+        true => Panel::with_subordinate_ids(),
+        false => Panel::acquire(),
     }
 }
 

@@ -55,6 +55,7 @@ use crate::error::{Error, Result};
 use crate::ipc::{Channel, Order, Reply, Request, in_child};
 use crate::sys::netlink::{Batch, Netlink};
 use crate::sys::signals;
+use crate::sys::user_namespace::Ids;
 use namespaces::{inode, lost_descriptors, take_over};
 use plumbing::Lock;
 use registry::{Registration, Registry};
@@ -71,7 +72,8 @@ pub(crate) struct Panel {
     ports: RefCell<Vec<String>>,
     /// Of each pair that this process has made, one port.
     pairs: RefCell<Vec<String>>,
-    _registration: Registration,
+    /// `None` if no other process is to find the panel.
+    registration: Option<Registration>,
 }
 
 impl Panel {
@@ -93,7 +95,9 @@ impl Panel {
             });
         let (user, net, netlink) = match taken {
             Some((user, net)) => (user, net, OnceCell::new()),
-            None => make().map(|(user, net, netlink)| (user, net, OnceCell::from(netlink)))?,
+            None => {
+                make(Ids::Own).map(|(user, net, netlink)| (user, net, OnceCell::from(netlink)))?
+            }
         };
         let id = inode(&net)?;
         let registration = registry.register(user.as_raw_fd(), net.as_raw_fd())?;
@@ -105,7 +109,25 @@ impl Panel {
             netlink,
             ports: RefCell::default(),
             pairs: RefCell::default(),
-            _registration: registration,
+            registration: Some(registration),
+        })
+    }
+
+    /// Makes a panel that no other process finds, with the user's subordinate ids in its user
+    /// namespace. The user's own panel has none, and a member can have no others than the panel.
+    ///
+    /// # Errors
+    /// The kernel, a limit or newuidmap(1) does not allow it.
+    pub(crate) fn with_subordinate_ids() -> Result<Self> {
+        let (user, net, netlink) = make(Ids::Subordinate)?;
+        Ok(Self {
+            id: inode(&net)?,
+            user,
+            net,
+            netlink: OnceCell::from(netlink),
+            ports: RefCell::default(),
+            pairs: RefCell::default(),
+            registration: None,
         })
     }
 
@@ -113,6 +135,11 @@ impl Panel {
     /// has while the panel exists.
     pub(crate) fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Whether members can have the user's subordinate ids.
+    pub(crate) fn has_subordinate_ids(&self) -> bool {
+        self.registration.is_none()
     }
 
     /// The user namespace that members are children of.

@@ -19,7 +19,7 @@ use super::registry::Holder;
 use crate::error::{Error, ErrorKind, Result, system};
 use crate::ipc::in_child;
 use crate::sys::netlink::Netlink;
-use crate::sys::user_namespace::unshare_mapped;
+use crate::sys::user_namespace::{Ids, unshare_as};
 
 /// The ioctls of nsfs (ioctl_nsfs(2)).
 mod ioctl {
@@ -38,14 +38,15 @@ pub(crate) fn enter(namespace: BorrowedFd<'_>, kind: CloneFlags) -> Result<()> {
     setns(namespace, kind).map_err(system("enter the panel's namespace"))
 }
 
-/// Makes the user namespace H and the panel. Returns their descriptors, which no other process
-/// finds until they are registered, and a connection to the panel.
+/// Makes the user namespace H, in which the user appears as `ids` says, and the panel. Returns their
+/// descriptors, which no other process finds until they are registered, and a connection to the
+/// panel.
 ///
 /// # Errors
 /// The kernel or a limit does not allow it.
-pub(crate) fn make() -> Result<(OwnedFd, OwnedFd, Netlink)> {
+pub(crate) fn make(ids: Ids) -> Result<(OwnedFd, OwnedFd, Netlink)> {
     let mut fds = in_child(|| {
-        unshare_mapped(CloneFlags::CLONE_NEWUSER)?;
+        unshare_as(ids, CloneFlags::CLONE_NEWUSER)?;
         unshare_network()?;
         Ok(vec![
             open_namespace("/proc/self/ns/user")?,

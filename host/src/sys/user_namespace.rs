@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{Gid, Uid, User, getegid, geteuid};
+use nix::unistd::{Gid, Pid, Uid, User, getegid, geteuid};
 
 use crate::error::{Error, ErrorKind, Result, system};
 use crate::sys::child::{Child, Exit, exit_child};
@@ -56,7 +56,9 @@ pub(crate) fn unshare_as(ids: Ids, flags: CloneFlags) -> Result<()> {
     match ids {
         Ids::Own | Ids::Root => {
             unshare(flags).map_err(no_namespace)?;
-            map_ids(uid, gid, ids == Ids::Root)
+            let root = (Uid::from_raw(0), Gid::from_raw(0));
+            let inside = if ids == Ids::Root { root } else { (uid, gid) };
+            map_ids(inside, (uid, gid))
         }
         Ids::Subordinate => {
             let mapper = Mapper::start()?;
@@ -66,17 +68,39 @@ pub(crate) fn unshare_as(ids: Ids, flags: CloneFlags) -> Result<()> {
     }
 }
 
-/// Maps the ids `uid` and `gid`, which this process had outside of its new user namespace, to
-/// themselves or, with `root`, to 0.
+/// Maps the ids that this process had outside of its new user namespace.
 ///
 /// # Errors
 /// The kernel does not allow it; the hint says which setting decides.
-pub(crate) fn map_ids(uid: Uid, gid: Gid, root: bool) -> Result<()> {
-    let inside = |id: u32| if root { 0 } else { id };
-    let (uid, gid) = (uid.as_raw(), gid.as_raw());
+pub(crate) fn map_ids(inside: (Uid, Gid), outside: (Uid, Gid)) -> Result<()> {
     write_map("setgroups", "deny")?;
-    write_map("uid_map", &format!("{} {uid} 1", inside(uid)))?;
-    write_map("gid_map", &format!("{} {gid} 1", inside(gid)))
+    write_map("uid_map", &format!("{} {} 1", inside.0, outside.0))?;
+    write_map("gid_map", &format!("{} {} 1", inside.1, outside.1))
+}
+
+/// Maps all ids of this process's user namespace to themselves in the one of a child, in which that
+/// waits.
+///
+/// # Errors
+/// The kernel does not allow it.
+pub(crate) fn map_all_ids(child: Pid) -> Result<()> {
+    for file in ["uid_map", "gid_map"] {
+        let own = format!("/proc/self/{file}");
+        let text = fs::read_to_string(&own);
+        let text = text.map_err(|error| Error::io(format_args!("read {own}"), &error))?;
+        // Each line has the first id inside and outside, and how many there are.
+        let map: String = text
+            .lines()
+            .filter_map(|line| {
+                let mut words = line.split_whitespace();
+                let (first, count) = (words.next()?, words.nth(1)?);
+                Some(format!("{first} {first} {count}\n"))
+            })
+            .collect();
+        let path = format!("/proc/{child}/{file}");
+        fs::write(&path, map).map_err(|error| Error::io(format_args!("write {path}"), &error))?;
+    }
+    Ok(())
 }
 
 /// As [`unshare_as`], but where there are too many namespaces it waits for room. The kernel still

@@ -112,7 +112,7 @@ fn try_out(reporter: &Reporter, limits: &str) {
 
 /// Makes a panel and a member of it.
 fn try_panel(reporter: &Reporter, limits: &str) -> Result<()> {
-    let (user, _net, netlink) = make()?;
+    let (user, _net, netlink) = make(Ids::Own)?;
     enter(user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
     let member = in_child(|| {
         unshare_mapped(MEMBER)?;

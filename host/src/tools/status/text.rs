@@ -416,6 +416,7 @@ mod tests {
             command_pid: None,
             has_own_pids: false,
             no_panel: String::new(),
+            lab: None,
             links: vec![entry],
         }
     }
