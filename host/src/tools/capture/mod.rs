@@ -54,6 +54,9 @@ const MOST_MEMORY: usize = 16 << 20;
 /// The blocks that are read from one ring before the others have their turn.
 const TURN: usize = 4;
 
+/// How often it is looked whether an interface that is down is still there.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
 /// How long a reader of a pipe may take for what is left at the end.
 const LAST: Duration = Duration::from_secs(2);
 
@@ -231,10 +234,12 @@ struct Link {
 
 #[derive(Debug)]
 enum LinkState {
-    /// Its process, which is readable when it has ended.
     Open {
         ring: Ring,
+        /// Readable when its process has ended.
         process: OwnedFd,
+        /// Whether the interface was set down. The kernel does not tell if it is deleted then.
+        is_down: bool,
     },
     Closed,
 }
@@ -262,7 +267,11 @@ impl Link {
             mac: ring.mac(&place.interface),
             place,
             start: now(),
-            state: LinkState::Open { ring, process },
+            state: LinkState::Open {
+                ring,
+                process,
+                is_down: false,
+            },
             statistics: Statistics::default(),
         })
     }
@@ -320,9 +329,18 @@ impl Capture {
             };
             fds.push(PollFd::new(self.output.as_fd(), writable));
             let mut polled = Vec::new();
+            let mut deadline = None;
             for (number, link) in self.links.iter().enumerate() {
-                if let LinkState::Open { ring, process } = &link.state {
+                if let LinkState::Open {
+                    ring,
+                    process,
+                    is_down,
+                } = &link.state
+                {
                     polled.push(number);
+                    if *is_down {
+                        deadline = Some(Instant::now() + LOOK_AGAIN);
+                    }
                     fds.push(PollFd::new(process.as_fd(), PollFlags::POLLIN));
                     let readable = match self.output.is_blocked() {
                         true => PollFlags::empty(),
@@ -331,7 +349,7 @@ impl Capture {
                     fds.push(PollFd::new(ring.as_fd(), readable));
                 }
             }
-            wait(&mut fds, None)?;
+            wait(&mut fds, deadline)?;
             let has = |fd: &PollFd<'_>, flags| fd.revents().is_some_and(|is| is.intersects(flags));
             if has(&fds[1], PollFlags::POLLERR) {
                 return Ok(Written::Closed);
@@ -358,10 +376,12 @@ impl Capture {
 
     /// Closes a link whose process has ended or whose interface is gone.
     fn look_after(&mut self, number: usize, has_ended: bool, has_failed: bool) -> Result<()> {
-        let LinkState::Open { ring, .. } = &self.links[number].state else {
+        let LinkState::Open { ring, is_down, .. } = &mut self.links[number].state else {
             return Ok(());
         };
-        if has_ended || has_failed && ring.is_gone() {
+        let is_gone = (has_failed || *is_down) && ring.is_gone();
+        *is_down |= has_failed;
+        if has_ended || is_gone {
             self.drain(&[number])?;
             let name = &self.links[number].place.name;
             log::warn!("{name} is gone");
@@ -386,10 +406,11 @@ impl Capture {
     fn read(&mut self, number: usize, end: u64) -> Result<(bool, Written)> {
         let Self { links, output } = self;
         let (mut outcome, mut is_over) = (Written::Open, false);
-        let LinkState::Open { ring, .. } = &mut links[number].state else {
+        let LinkState::Open { ring, is_down, .. } = &mut links[number].state else {
             return Ok((false, outcome));
         };
         let has_more = ring.read(TURN, |captured| {
+            *is_down = false;
             is_over |= captured.time > end;
             if !is_over {
                 let written = output.append(|out| write(out, number as u32, captured))?;
