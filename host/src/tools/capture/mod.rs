@@ -18,7 +18,6 @@
 mod filter;
 mod output;
 mod pcapng;
-mod place;
 mod ring;
 
 use std::fs;
@@ -28,17 +27,16 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::poll::{PollFd, PollFlags};
-use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use vdens_plugin_kit::process::open_pidfd;
 
 use crate::error::{Error, ErrorKind, Result, system};
-use crate::ipc::in_child;
 use crate::output::report;
 use crate::sys::process::wait;
 use crate::sys::signals::Signals;
-use crate::tools::status::client;
+use crate::tools::status::client::ask_one;
+use crate::tools::targets::{self, Target};
 use filter::Filter;
 use output::{Output, Target, Written};
 use pcapng::{Interface, Packet, Statistics};
@@ -79,11 +77,11 @@ pub struct Options {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// Its name for the user, `r1:eth0`.
-    pub name: String,
-    /// A process in its namespaces, in whose end the capture ends.
-    pub process: u32,
+    name: String,
+    /// The session or node. When its process ends, the capture on the interface does.
+    target: Target,
     /// Its name there.
-    pub interface: String,
+    interface: String,
 }
 
 /// The interfaces that users call by these names. One without an interface means all links of the
@@ -94,7 +92,7 @@ pub struct Place {
 pub fn places(names: &[String]) -> Result<Vec<Place>> {
     let mut places: Vec<Place> = Vec::new();
     for name in names {
-        let target = place::resolve(name)?;
+        let target = targets::resolve(name)?;
         let interfaces = match &target.interface {
             Some(interface) => vec![interface.clone()],
             None => links(target.process)?,
@@ -106,7 +104,7 @@ pub fn places(names: &[String]) -> Result<Vec<Place>> {
         for interface in interfaces {
             let place = Place {
                 name: format!("{}:{interface}", target.name),
-                process: target.namespace,
+                target: target.clone(),
                 interface,
             };
             if !places.contains(&place) {
@@ -119,14 +117,8 @@ pub fn places(names: &[String]) -> Result<Vec<Place>> {
 
 /// The interfaces of a session's links.
 fn links(process: u32) -> Result<Vec<String>> {
-    let all = client::ask_all()?.into_iter();
-    let answer = all
-        .filter(|answer| answer.pid == process)
-        .find_map(|answer| answer.process.ok());
-    let links = answer
-        .map(|process| process.links)
-        .unwrap_or_default()
-        .into_iter();
+    let links = ask_one(process)?.map(|process| process.links);
+    let links = links.unwrap_or_default().into_iter();
     let names = links.map(|entry| entry.link.interface);
     Ok(names.filter(|name| !name.is_empty()).collect())
 }
@@ -250,16 +242,18 @@ impl Link {
             message: format!("cannot capture on {}: {}", place.name, error.message),
             ..error
         };
-        let process = open_pidfd(place.process)
+        let mut made = place
+            .target
+            .door()?
+            .inside(|| {
+                let flags = SockFlag::SOCK_CLOEXEC;
+                let made = socket(AddressFamily::Packet, SockType::Raw, flags, None);
+                Ok(vec![made.map_err(system("make a packet socket"))?])
+            })
+            .map_err(cannot)?;
+        // The door was that of this process, so its number is still its own, or it has ended.
+        let process = open_pidfd(place.target.namespace)
             .map_err(|error| cannot(Error::io("find its process", &error)))?;
-        let mut made = in_child(|| {
-            let kinds = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET;
-            setns(&process, kinds).map_err(system("enter its namespaces"))?;
-            let flags = SockFlag::SOCK_CLOEXEC;
-            let made = socket(AddressFamily::Packet, SockType::Raw, flags, None);
-            Ok(vec![made.map_err(system("make a packet socket"))?])
-        })
-        .map_err(cannot)?;
         let lost = || Error::closed("a helper process lost a descriptor");
         let socket = made.pop().ok_or_else(lost)?;
         let ring = Ring::start(socket, &place.interface, filter, memory).map_err(cannot)?;
