@@ -38,7 +38,7 @@ use crate::sys::signals::Signals;
 use crate::tools::status::client::ask_one;
 use crate::tools::targets::{self, Target};
 use filter::Filter;
-use output::{Output, Target, Written};
+use output::{Output, Sink, Written};
 use pcapng::{Interface, Packet, Statistics};
 use ring::{Captured, Ring};
 
@@ -137,7 +137,7 @@ pub fn run(places: &[Place], options: &Options, is_quiet: bool) -> Result<()> {
         .iter()
         .map(|place| Link::open(place.clone(), &filter, memory));
     let links: Vec<_> = links.collect::<Result<_>>()?;
-    let mut output = Output::open(target(options)?)?;
+    let mut output = Output::open(sink(options)?)?;
     output.begin(header(&links, &filter, options.snaplen));
     yield_to_others();
     let signals = Signals::block()?;
@@ -166,13 +166,13 @@ fn names(places: &[Place]) -> String {
     }
 }
 
-fn target(options: &Options) -> Result<Target> {
+fn sink(options: &Options) -> Result<Sink> {
     let path = options.write.clone().filter(|path| path.as_os_str() != "-");
     match (path, options.ring) {
-        (None, None) => Ok(Target::Stdout),
+        (None, None) => Ok(Sink::Stdout),
         (None, Some(_)) => Err(Error::usage("--ring needs files").hint("name them with -w FILE")),
-        (Some(path), None) => Ok(Target::File(path)),
-        (Some(path), Some(size)) => Ok(Target::Ring {
+        (Some(path), None) => Ok(Sink::File(path)),
+        (Some(path), Some(size)) => Ok(Sink::Ring {
             path,
             size,
             keep: options.files,
