@@ -14,6 +14,7 @@ mod hello;
 mod lab;
 mod memory;
 mod nat;
+mod netem;
 mod offload;
 mod packets;
 mod pump;
@@ -36,7 +37,7 @@ const GROWTH: usize = 32 << 20;
 pub(crate) const LONGEST_INPUT: usize = 128 * 1024;
 
 /// All targets: the name, which is also that of the corpus's directory, and a constructor.
-pub(crate) const TARGETS: [(&str, Make); 15] = [
+pub(crate) const TARGETS: [(&str, Make); 16] = [
     ("auto", || Box::new(nat::Auto)),
     ("cut", || Box::new(offload::Cut::default())),
     ("hello", || Box::new(hello::Messages)),
@@ -46,6 +47,7 @@ pub(crate) const TARGETS: [(&str, Make); 15] = [
     ("nat-keys", || Box::new(nat::Keys)),
     ("nat-messages", || Box::new(nat::Messages)),
     ("nat-packets", || Box::new(nat::Packets)),
+    ("netem-keys", || Box::new(netem::NetemKeys)),
     ("pump", || Box::new(pump::Pumped::new())),
     ("reply", || Box::new(control::Replies)),
     ("request", || Box::new(control::Requests)),

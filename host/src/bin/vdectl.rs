@@ -4,7 +4,7 @@ use std::process::exit;
 
 use vdens::cli::config::Config;
 use vdens::cli::vdectl::lab::LabTask;
-use vdens::cli::vdectl::{ForwardTask, PluginTask, Task, Vdectl};
+use vdens::cli::vdectl::{CaptureOptions, ForwardTask, LinkTask, PluginTask, Task, Vdectl};
 use vdens::cli::{self, Common};
 use vdens::error::{EXIT_FAILURE, Result};
 use vdens::lab::file;
@@ -13,9 +13,10 @@ use vdens::output::report;
 use vdens::plugins::{check, list, scaffold};
 use vdens::sys::privilege;
 use vdens::sys::process::fail_on_panic;
-use vdens::tools::doctor;
 use vdens::tools::forward::{self, Change};
+use vdens::tools::link::{self, Request};
 use vdens::tools::status::{client, text};
+use vdens::tools::{capture, doctor};
 
 const PROGRAM: &str = "vdectl";
 
@@ -48,6 +49,8 @@ fn run(Vdectl { task, common }: &Vdectl) -> Result<i32> {
             ForwardTask::Remove { forwards } => forward::change(*of, &Change::Remove, forwards)?,
         },
         Task::Lab { task } => return lab(task, common, &config),
+        Task::Link { task } => change_link(task)?,
+        Task::Capture(options) => start_capture(options, common)?,
         Task::Plugin { task } => match task {
             PluginTask::List { json } => list::run(&path, *json)?,
             PluginTask::Check { json, plugin, vnls } => {
@@ -69,6 +72,39 @@ fn lab(task: &LabTask, common: &Common, config: &Config) -> Result<i32> {
         LabTask::Schema => file::schema::schema()?.print()?,
     }
     Ok(0)
+}
+
+/// Captures until the user ends it.
+fn start_capture(options: &CaptureOptions, common: &Common) -> Result<()> {
+    let places = capture::places(&options.links)?;
+    let options = capture::Options {
+        write: options.write.clone(),
+        snaplen: options.snaplen,
+        filter: options.filter.clone(),
+        ring: options.ring,
+        files: options.files,
+    };
+    capture::run(&places, &options, common.quiet)
+}
+
+/// Shows or changes links.
+fn change_link(task: &LinkTask) -> Result<()> {
+    match task {
+        LinkTask::Show { json, link } => link::show(link.as_deref(), *json),
+        LinkTask::Set {
+            replace,
+            link,
+            keys,
+        } => {
+            let request = Request::Set {
+                replace: *replace,
+                words: keys.clone(),
+            };
+            link::change(std::slice::from_ref(link), &request)
+        }
+        LinkTask::Down { links } => link::change(links, &Request::Down),
+        LinkTask::Up { links } => link::change(links, &Request::Up),
+    }
 }
 
 /// Lists what is running.
