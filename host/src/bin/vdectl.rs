@@ -15,6 +15,7 @@ use vdens::sys::privilege;
 use vdens::sys::process::fail_on_panic;
 use vdens::tools::forward::{self, Change};
 use vdens::tools::link::{self, Request};
+use vdens::tools::sessions;
 use vdens::tools::status::{client, text};
 use vdens::tools::{capture, doctor};
 
@@ -32,6 +33,11 @@ fn main() {
 }
 
 fn run(Vdectl { task, common }: &Vdectl) -> Result<i32> {
+    // These start what others wait for, and must be quick.
+    if let Task::Session(task) = task {
+        logging::start(&common.logging(&Config::default()))?;
+        return sessions::run(task, common.quiet);
+    }
     // The doctor examines the configuration itself, and goes on when it is wrong.
     if let Task::Doctor { json } = task {
         return doctor::run(common, *json);
@@ -42,7 +48,7 @@ fn run(Vdectl { task, common }: &Vdectl) -> Result<i32> {
     let path = common.search_path(&config)?;
     match task {
         Task::Status { json } => show_status(common, *json)?,
-        Task::Doctor { .. } => {}
+        Task::Doctor { .. } | Task::Session(_) => {}
         Task::Forward { of, task } => match task {
             ForwardTask::List { json } => forward::list(*of, *json)?,
             ForwardTask::Add { forwards } => forward::change(*of, &Change::Add, forwards)?,

@@ -4,4 +4,6 @@ pub mod capture;
 pub mod doctor;
 pub mod forward;
 pub mod link;
+pub mod sessions;
 pub mod status;
+pub(crate) mod targets;
