@@ -21,6 +21,7 @@ mod hub;
 mod installation;
 mod integrity;
 mod interop;
+mod lab_files;
 mod labs;
 mod leftovers;
 mod libvdeplug;

@@ -657,3 +657,151 @@ fn matches(glob: &str, name: &str) -> bool {
     }
     rest.ends_with(last)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::lab::file::parse;
+
+    fn lab(text: &str) -> Lab {
+        let lab = parse(Path::new("x.toml"), text, &|_| Ok(()));
+        lab.unwrap_or_else(|faults| panic!("{text}\n{faults}"))
+    }
+
+    /// The interfaces and addresses of all links' ends, as `h1:eth0=10.0.0.1/24`.
+    fn ends(lab: &Lab) -> Vec<[String; 2]> {
+        let shown = |end: &End| match end {
+            End::Vnl(vnl) => vnl.clone(),
+            End::Node(at) => {
+                let addresses: Vec<_> = at.addresses.iter().map(ToString::to_string).collect();
+                let name = &lab.nodes[at.node].name;
+                format!("{name}:{}={}", at.interface, addresses.join(","))
+            }
+        };
+        lab.links
+            .iter()
+            .map(|link| link.ends.each_ref().map(shown))
+            .collect()
+    }
+
+    #[test]
+    fn a_glob_matches_what_its_pieces_are_in() {
+        /// As the definition has it, without any wit.
+        fn slowly(glob: &[u8], name: &[u8]) -> bool {
+            match (glob.split_first(), name.split_first()) {
+                (None, None) => true,
+                (Some((b'*', rest)), _) => {
+                    slowly(rest, name) || !name.is_empty() && slowly(glob, &name[1..])
+                }
+                (Some((a, glob)), Some((b, name))) => a == b && slowly(glob, name),
+                _ => false,
+            }
+        }
+        // All words of up to five letters.
+        let words = |letters: &[char]| {
+            let mut all = vec![String::new()];
+            for start in 0.. {
+                let Some(word) = all.get(start).filter(|word| word.len() < 5).cloned() else {
+                    break;
+                };
+                all.extend(letters.iter().map(|letter| format!("{word}{letter}")));
+            }
+            all
+        };
+        for glob in words(&['a', 'b', '*']) {
+            for name in words(&['a', 'b']) {
+                let expected = slowly(glob.as_bytes(), name.as_bytes());
+                assert_eq!(matches(&glob, &name), expected, "{glob} {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_link_is_made_for_each_node_that_matches() {
+        let nodes = "[nodes.a]\ncount = 2\n[nodes.b1]\n[nodes.b2]\n[nodes.hub]\n[[links]]\nends = ";
+        let made = |written: &str| ends(&lab(&format!("{nodes}{written}")));
+        assert_eq!(
+            made("['a*:x=10.0.{n}.1/24', 'hub:x{n}=10.0.{n}.2/24']"),
+            [
+                ["a1:x=10.0.1.1/24", "hub:x1=10.0.1.2/24"],
+                ["a2:x=10.0.2.1/24", "hub:x2=10.0.2.2/24"],
+            ]
+        );
+        assert_eq!(
+            made("['a*:x', 'b*:y']"),
+            [["a1:x=", "b1:y="], ["a2:x=", "b2:y="]]
+        );
+        // A node that is written alone has the number that its name ends with.
+        assert_eq!(
+            made("['udp://x/{n}', 'b*:y']"),
+            [["b1:y=", "udp://x/1"], ["b2:y=", "udp://x/2"]]
+        );
+    }
+
+    #[test]
+    fn counting_starts_anew_for_each_link_and_once_for_each_switch() {
+        let made = lab("[nodes.a]\ncount = 2\n[nodes.b]\ncount = 2\n\
+             [[links]]\nends = ['a*:x=10.0.0.0/30', 'b*:x=10.0.0.0/30']\n\
+             [[switches]]\nname = 's'\n\
+             ports = ['b*:y=10.1.0.0/24', 'a*:y=10.1.0.0/24,fd00::/64', 'ptp:///c']\n");
+        assert_eq!(
+            ends(&made),
+            [
+                ["a1:x=10.0.0.1/30", "b1:x=10.0.0.2/30"],
+                ["a2:x=10.0.0.1/30", "b2:x=10.0.0.2/30"],
+            ]
+        );
+        let addresses: Vec<_> = made.switches[0]
+            .ports
+            .iter()
+            .filter_map(|port| match port {
+                End::Node(at) => Some(at.addresses.iter().map(ToString::to_string)),
+                End::Vnl(_) => None,
+            })
+            .flatten()
+            .collect();
+        let v4 = |host: u8| format!("10.1.0.{host}/24");
+        let v6 = |host: u8| format!("fd00::{host}/64");
+        assert_eq!(addresses, [v4(1), v4(2), v4(3), v6(1), v4(4), v6(2)]);
+        assert_eq!(made.switches[0].ports[4], End::Vnl("ptp:///c".into()));
+    }
+
+    /// For every count the addresses are those of the network in order, but those that are taken.
+    #[test]
+    fn every_free_address_is_given_out_once_and_in_order() {
+        for prefix in 24..=30_u32 {
+            let hosts = (1_usize << (32 - prefix)) - 2;
+            for taken in [1, hosts / 2 + 1, hosts] {
+                let count = hosts - 1;
+                let made = lab(&format!(
+                    "[nodes.r]\n[nodes.h]\ncount = {count}\n[[switches]]\nname = 's'\n\
+                     ports = ['h*:e=10.0.0.0/{prefix}', 'r:e=10.0.0.{taken}/{prefix}']\n"
+                ));
+                let expected = (1..=hosts).filter(|host| *host != taken);
+                let ports = &made.switches[0].ports[..count];
+                for (port, host) in ports.iter().zip(expected) {
+                    let End::Node(at) = port else {
+                        panic!("{port:?}");
+                    };
+                    let address = format!("10.0.0.{host}/{prefix}");
+                    assert_eq!(at.addresses[0].to_string(), address, "{taken}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_largest_lab_fits() {
+        let line = "[nodes.r]\ncount = 4096\nexec = ['ip route add default via 10.0.0.1']\n\
+                    sysctl = { 'net.ipv4.ip_forward' = 1 }\n\
+                    [[links]]\ncount = 4095\nends = ['r{n}:r=10.0.0.0/30', 'r{n+1}:l=10.0.0.0/30']\n\
+                    [[tests]]\nnode = 'r*'\nrun = 'ping -c 1 10.0.0.1'\n";
+        let made = lab(line);
+        assert_eq!(
+            (made.nodes.len(), made.links.len(), made.tests.len()),
+            (4096, 4095, 4096)
+        );
+    }
+}
