@@ -48,9 +48,11 @@ impl<'a> Up<'a> {
     #[track_caller]
     fn supervisor(&self) -> i32 {
         let status = self.kit.vdectl(["lab", "status", &self.name]).ok();
-        let (_, rest) = status.split_once("process ").expect("a process");
+        let (_, rest) = status
+            .split_once("process ")
+            .unwrap_or_else(|| panic!("{status}"));
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-        digits.parse().unwrap()
+        digits.parse().unwrap_or_else(|_| panic!("{status}"))
     }
 }
 
