@@ -163,11 +163,11 @@ fn several_faults_are_reported_at_once_also_as_json() {
     );
     let output = lab.vdectl(["lab", "validate", "x.toml"]).run();
     let places: Vec<_> = output.stderr.lines().map(|line| &line[..11]).collect();
-    assert_eq!(places, ["x.toml:3:16", "x.toml:5:8:"], "{output:?}");
+    assert_eq!(places, ["x.toml:3:17", "x.toml:5:8:"], "{output:?}");
     let (status, report) = report(&lab, "x.toml");
     assert_eq!((status, &report["valid"]), (Some(1), &Value::Bool(false)));
     let fault = &report["faults"][0];
-    assert_eq!((&fault["line"], &fault["column"]), (&3.into(), &16.into()));
+    assert_eq!((&fault["line"], &fault["column"]), (&3.into(), &17.into()));
     assert_eq!(fault["message"], "there is no node 'b'");
     assert_eq!(fault["hint"], "the nodes are a");
     assert!(report.get("lab").is_none());

@@ -151,7 +151,12 @@ fn all() -> Result<Vec<Link>> {
         // A plug serves its links itself; the parent of a worker is its session.
         let owner = answer.processes.iter().find_map(|process| {
             let known = processes.iter().find(|known| known.pid == *process)?;
-            Some((known.pid, known.pid.to_string()))
+            let name = known
+                .process
+                .as_ref()
+                .ok()
+                .and_then(|process| process.name.clone());
+            Some((known.pid, name.unwrap_or_else(|| known.pid.to_string())))
         });
         let Some((process, owner)) = owner else {
             continue;

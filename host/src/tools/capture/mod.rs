@@ -18,7 +18,6 @@
 mod filter;
 mod output;
 mod pcapng;
-mod place;
 mod ring;
 
 use std::fs;
@@ -28,19 +27,18 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::poll::{PollFd, PollFlags};
-use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use vdens_plugin_kit::process::open_pidfd;
 
 use crate::error::{Error, ErrorKind, Result, system};
-use crate::ipc::in_child;
 use crate::output::report;
 use crate::sys::process::wait;
 use crate::sys::signals::Signals;
-use crate::tools::status::client;
+use crate::tools::status::client::ask_one;
+use crate::tools::targets::{self, Target};
 use filter::Filter;
-use output::{Output, Target, Written};
+use output::{Output, Sink, Written};
 use pcapng::{Interface, Packet, Statistics};
 use ring::{Captured, Ring};
 
@@ -53,6 +51,9 @@ const MOST_MEMORY: usize = 16 << 20;
 
 /// The blocks that are read from one ring before the others have their turn.
 const TURN: usize = 4;
+
+/// How often it is looked whether an interface that is down is still there.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// How long a reader of a pipe may take for what is left at the end.
 const LAST: Duration = Duration::from_secs(2);
@@ -76,11 +77,11 @@ pub struct Options {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// Its name for the user, `r1:eth0`.
-    pub name: String,
-    /// A process in its namespaces, in whose end the capture ends.
-    pub process: u32,
+    name: String,
+    /// The session or node. When its process ends, the capture on the interface does.
+    target: Target,
     /// Its name there.
-    pub interface: String,
+    interface: String,
 }
 
 /// The interfaces that users call by these names. One without an interface means all links of the
@@ -91,7 +92,7 @@ pub struct Place {
 pub fn places(names: &[String]) -> Result<Vec<Place>> {
     let mut places: Vec<Place> = Vec::new();
     for name in names {
-        let target = place::resolve(name)?;
+        let target = targets::resolve(name)?;
         let interfaces = match &target.interface {
             Some(interface) => vec![interface.clone()],
             None => links(target.process)?,
@@ -103,7 +104,7 @@ pub fn places(names: &[String]) -> Result<Vec<Place>> {
         for interface in interfaces {
             let place = Place {
                 name: format!("{}:{interface}", target.name),
-                process: target.namespace,
+                target: target.clone(),
                 interface,
             };
             if !places.contains(&place) {
@@ -116,14 +117,8 @@ pub fn places(names: &[String]) -> Result<Vec<Place>> {
 
 /// The interfaces of a session's links.
 fn links(process: u32) -> Result<Vec<String>> {
-    let all = client::ask_all()?.into_iter();
-    let answer = all
-        .filter(|answer| answer.pid == process)
-        .find_map(|answer| answer.process.ok());
-    let links = answer
-        .map(|process| process.links)
-        .unwrap_or_default()
-        .into_iter();
+    let links = ask_one(process)?.map(|process| process.links);
+    let links = links.unwrap_or_default().into_iter();
     let names = links.map(|entry| entry.link.interface);
     Ok(names.filter(|name| !name.is_empty()).collect())
 }
@@ -142,7 +137,7 @@ pub fn run(places: &[Place], options: &Options, is_quiet: bool) -> Result<()> {
         .iter()
         .map(|place| Link::open(place.clone(), &filter, memory));
     let links: Vec<_> = links.collect::<Result<_>>()?;
-    let mut output = Output::open(target(options)?)?;
+    let mut output = Output::open(sink(options)?)?;
     output.begin(header(&links, &filter, options.snaplen));
     yield_to_others();
     let signals = Signals::block()?;
@@ -171,13 +166,13 @@ fn names(places: &[Place]) -> String {
     }
 }
 
-fn target(options: &Options) -> Result<Target> {
+fn sink(options: &Options) -> Result<Sink> {
     let path = options.write.clone().filter(|path| path.as_os_str() != "-");
     match (path, options.ring) {
-        (None, None) => Ok(Target::Stdout),
+        (None, None) => Ok(Sink::Stdout),
         (None, Some(_)) => Err(Error::usage("--ring needs files").hint("name them with -w FILE")),
-        (Some(path), None) => Ok(Target::File(path)),
-        (Some(path), Some(size)) => Ok(Target::Ring {
+        (Some(path), None) => Ok(Sink::File(path)),
+        (Some(path), Some(size)) => Ok(Sink::Ring {
             path,
             size,
             keep: options.files,
@@ -231,10 +226,12 @@ struct Link {
 
 #[derive(Debug)]
 enum LinkState {
-    /// Its process, which is readable when it has ended.
     Open {
         ring: Ring,
+        /// Readable when its process has ended.
         process: OwnedFd,
+        /// Whether the interface was set down. The kernel does not tell if it is deleted then.
+        is_down: bool,
     },
     Closed,
 }
@@ -245,16 +242,18 @@ impl Link {
             message: format!("cannot capture on {}: {}", place.name, error.message),
             ..error
         };
-        let process = open_pidfd(place.process)
+        let mut made = place
+            .target
+            .door()?
+            .inside(|| {
+                let flags = SockFlag::SOCK_CLOEXEC;
+                let made = socket(AddressFamily::Packet, SockType::Raw, flags, None);
+                Ok(vec![made.map_err(system("make a packet socket"))?])
+            })
+            .map_err(cannot)?;
+        // The door was that of this process, so its number is still its own, or it has ended.
+        let process = open_pidfd(place.target.namespace)
             .map_err(|error| cannot(Error::io("find its process", &error)))?;
-        let mut made = in_child(|| {
-            let kinds = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET;
-            setns(&process, kinds).map_err(system("enter its namespaces"))?;
-            let flags = SockFlag::SOCK_CLOEXEC;
-            let made = socket(AddressFamily::Packet, SockType::Raw, flags, None);
-            Ok(vec![made.map_err(system("make a packet socket"))?])
-        })
-        .map_err(cannot)?;
         let lost = || Error::closed("a helper process lost a descriptor");
         let socket = made.pop().ok_or_else(lost)?;
         let ring = Ring::start(socket, &place.interface, filter, memory).map_err(cannot)?;
@@ -262,7 +261,11 @@ impl Link {
             mac: ring.mac(&place.interface),
             place,
             start: now(),
-            state: LinkState::Open { ring, process },
+            state: LinkState::Open {
+                ring,
+                process,
+                is_down: false,
+            },
             statistics: Statistics::default(),
         })
     }
@@ -320,9 +323,18 @@ impl Capture {
             };
             fds.push(PollFd::new(self.output.as_fd(), writable));
             let mut polled = Vec::new();
+            let mut deadline = None;
             for (number, link) in self.links.iter().enumerate() {
-                if let LinkState::Open { ring, process } = &link.state {
+                if let LinkState::Open {
+                    ring,
+                    process,
+                    is_down,
+                } = &link.state
+                {
                     polled.push(number);
+                    if *is_down {
+                        deadline = Some(Instant::now() + LOOK_AGAIN);
+                    }
                     fds.push(PollFd::new(process.as_fd(), PollFlags::POLLIN));
                     let readable = match self.output.is_blocked() {
                         true => PollFlags::empty(),
@@ -331,7 +343,7 @@ impl Capture {
                     fds.push(PollFd::new(ring.as_fd(), readable));
                 }
             }
-            wait(&mut fds, None)?;
+            wait(&mut fds, deadline)?;
             let has = |fd: &PollFd<'_>, flags| fd.revents().is_some_and(|is| is.intersects(flags));
             if has(&fds[1], PollFlags::POLLERR) {
                 return Ok(Written::Closed);
@@ -358,10 +370,12 @@ impl Capture {
 
     /// Closes a link whose process has ended or whose interface is gone.
     fn look_after(&mut self, number: usize, has_ended: bool, has_failed: bool) -> Result<()> {
-        let LinkState::Open { ring, .. } = &self.links[number].state else {
+        let LinkState::Open { ring, is_down, .. } = &mut self.links[number].state else {
             return Ok(());
         };
-        if has_ended || has_failed && ring.is_gone() {
+        let is_gone = (has_failed || *is_down) && ring.is_gone();
+        *is_down |= has_failed;
+        if has_ended || is_gone {
             self.drain(&[number])?;
             let name = &self.links[number].place.name;
             log::warn!("{name} is gone");
@@ -386,10 +400,11 @@ impl Capture {
     fn read(&mut self, number: usize, end: u64) -> Result<(bool, Written)> {
         let Self { links, output } = self;
         let (mut outcome, mut is_over) = (Written::Open, false);
-        let LinkState::Open { ring, .. } = &mut links[number].state else {
+        let LinkState::Open { ring, is_down, .. } = &mut links[number].state else {
             return Ok((false, outcome));
         };
         let has_more = ring.read(TURN, |captured| {
+            *is_down = false;
             is_over |= captured.time > end;
             if !is_over {
                 let written = output.append(|out| write(out, number as u32, captured))?;

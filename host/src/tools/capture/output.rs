@@ -29,7 +29,7 @@ const FULL: usize = 256 << 10;
 
 /// Where a capture goes, as the user says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Target {
+pub(crate) enum Sink {
     /// A pipe or a file that is there already.
     Stdout,
     File(PathBuf),
@@ -53,7 +53,7 @@ pub(crate) enum Written {
 /// The open end of a capture.
 #[derive(Debug)]
 pub(crate) struct Output {
-    target: Target,
+    sink: Sink,
     file: File,
     /// Whether what was written can be cut.
     is_regular: bool,
@@ -72,24 +72,24 @@ impl Output {
     ///
     /// # Errors
     /// The file cannot be made, or standard output is a terminal.
-    pub(crate) fn open(target: Target) -> Result<Self> {
-        let (path, number) = match &target {
-            Target::Stdout => (PathBuf::from("/proc/self/fd/1"), 0),
-            Target::File(path) => (path.clone(), 0),
-            Target::Ring { path, .. } => (numbered(path, 1), 1),
+    pub(crate) fn open(sink: Sink) -> Result<Self> {
+        let (path, number) = match &sink {
+            Sink::Stdout => (PathBuf::from("/proc/self/fd/1"), 0),
+            Sink::File(path) => (path.clone(), 0),
+            Sink::Ring { path, .. } => (numbered(path, 1), 1),
         };
-        let file = match &target {
-            Target::Stdout if io::stdout().is_terminal() => {
+        let file = match &sink {
+            Sink::Stdout if io::stdout().is_terminal() => {
                 let message = "a capture is not for a terminal";
                 return Err(Error::usage(message)
                     .hint("write it to a file with -w FILE, or pipe it: … -w - | tshark -i -"));
             }
-            Target::Stdout => stdout()?,
+            Sink::Stdout => stdout()?,
             _ => create(&path)?,
         };
         let is_regular = file.metadata().is_ok_and(|meta| meta.is_file());
         Ok(Self {
-            target,
+            sink,
             file,
             is_regular,
             header: Vec::new(),
@@ -111,7 +111,7 @@ impl Output {
     /// # Errors
     /// As for [`Output::flush`].
     pub(crate) fn append(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> Result<Written> {
-        if let Target::Ring { size, .. } = self.target
+        if let Sink::Ring { size, .. } = self.sink
             && self.written + self.buffer.len() as u64 >= size
         {
             self.next_file()?;
@@ -162,7 +162,7 @@ impl Output {
             }
             self.buffer.clear();
             let shown = self.files.back().map(|path| path.display().to_string());
-            let shown = shown.filter(|_| self.target != Target::Stdout);
+            let shown = shown.filter(|_| self.sink != Sink::Stdout);
             let to = shown.unwrap_or_else(|| "standard output".to_owned());
             return Err(Error::io(format_args!("write the capture to {to}"), &error)
                 .hint("what was written until now is readable"));
@@ -173,7 +173,7 @@ impl Output {
 
     /// Goes on in the next file of a ring.
     fn next_file(&mut self) -> Result<()> {
-        let Target::Ring { path, keep, .. } = self.target.clone() else {
+        let Sink::Ring { path, keep, .. } = self.sink.clone() else {
             return Ok(());
         };
         self.flush()?;
@@ -251,12 +251,12 @@ mod tests {
     fn a_ring_keeps_the_newest_files_and_each_has_its_header() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("c.pcapng");
-        let target = Target::Ring {
+        let sink = Sink::Ring {
             path,
             size: 200,
             keep: NonZeroUsize::new(2),
         };
-        let mut output = Output::open(target).unwrap();
+        let mut output = Output::open(sink).unwrap();
         let mut header = Vec::new();
         section(&mut header);
         output.begin(header.clone());
@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_an_error() {
-        let mut output = Output::open(Target::File("/dev/full".into())).unwrap();
+        let mut output = Output::open(Sink::File("/dev/full".into())).unwrap();
         output.begin(vec![0; 4]);
         let error = output.flush().unwrap_err().to_string();
         assert!(
