@@ -486,6 +486,12 @@ impl Proxy {
     fn add(&mut self, forwards: Vec<Forward>, poll: &Poll) -> io::Result<()> {
         let mut bound = Vec::new();
         for forward in forwards {
+            if let Some(other) = self.forwards.other(&forward) {
+                return Err(io::Error::other(format!(
+                    "cannot forward {forward}: {other} is forwarded already; \
+                     remove that first, or take another port"
+                )));
+            }
             bound.push((forward, forwards::bind(&forward)?));
         }
         bound.into_iter().try_for_each(|(forward, socket)| {
@@ -502,11 +508,11 @@ impl Proxy {
         }
         let mut failed: Vec<_> = self.follow.blindness().into_iter().collect();
         for forward in changes.new {
-            let added = match self.forwards.has(&forward) {
+            if self.forwards.other(&forward).is_some() {
                 // One that was asked for by number.
-                true => continue,
-                false => self.add(vec![forward], poll),
-            };
+                continue;
+            }
+            let added = self.add(vec![forward], poll);
             failed.extend(self.follow.tried(forward, added));
         }
         failed
