@@ -175,7 +175,10 @@ fn errors_of_pings_come_back() {
         ),
     ] {
         let (_, said) = session.run(&format!("ping -n -c 2 -W 30 {address}"));
-        assert!(said.contains(&format!("From {from} icmp_seq=2 {says}")), "{said}");
+        assert!(
+            said.contains(&format!("From {from} icmp_seq=2 {says}")),
+            "{said}"
+        );
     }
     net.host.sh("ip route del default").ok();
     let (_, said) = session.run("ping -n -c 1 -W 30 198.51.100.1");
@@ -299,7 +302,10 @@ fn ten_thousand_connections() {
     assert_eq!(session.finish(PATIENCE).0, 0);
     // The tables have their size after the first round.
     let memory = after.iter().map(|usage| usage.memory);
-    assert!(memory.max() < Some(after[0].memory + 2048), "{before:?} {after:?}");
+    assert!(
+        memory.max() < Some(after[0].memory + 2048),
+        "{before:?} {after:?}"
+    );
     assert_eq!(session.exit(0).code(), Some(0));
 }
 

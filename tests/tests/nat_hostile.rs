@@ -185,7 +185,10 @@ fn a_flood_from_inside_harms_nobody_else() {
         let before = parts.map(|pid| usage(pid).unwrap());
         sleep(Duration::from_secs(1));
         let after = parts.map(|pid| usage(pid).unwrap());
-        before.iter().zip(after).all(|(b, a)| a.ticks - b.ticks < 20)
+        before
+            .iter()
+            .zip(after)
+            .all(|(b, a)| a.ticks - b.ticks < 20)
     });
     // One line for a cause, whatever the number.
     wait_until("the user is warned", PATIENCE, || {

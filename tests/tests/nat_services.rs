@@ -319,7 +319,14 @@ fn leases_of_ipv6_are_extended_and_end() {
     let script = lab.write("leases6.py", LEASES6);
     let answers = lab.write("answers", "solicit request renew rebind");
     let server = lab
-        .vdens(["--addr", "fd00:7::1/64", &cable, "python3", &script, &answers])
+        .vdens([
+            "--addr",
+            "fd00:7::1/64",
+            &cable,
+            "python3",
+            &script,
+            &answers,
+        ])
         .spawn();
     let client = lab.vdens(["--auto=60", "-v", &cable, "sh"]).session();
     let has_address = || client.ok("ip -6 addr show vde0").contains("fd00:7::50/128");
@@ -331,16 +338,23 @@ fn leases_of_ipv6_are_extended_and_end() {
     // Another server extends it.
     std::fs::write(&answers, "solicit request rebind").unwrap();
     let before = asked("rebind");
-    wait_until("all servers are asked", PATIENCE, || asked("rebind") > before);
+    wait_until("all servers are asked", PATIENCE, || {
+        asked("rebind") > before
+    });
     std::fs::write(&answers, "").unwrap();
     wait_until("the lease ends", PATIENCE, || !has_address());
     let lost = "vde0: lost the address fd00:7::50/128";
     assert!(client.proc().stderr().contains(lost));
     std::fs::write(&answers, "solicit request renew refuse").unwrap();
-    wait_until("there is an address again, until that is refused", PATIENCE, || {
-        let said = client.proc().stderr();
-        said.contains("has the address fd00:7::50/128 now") && said.contains("refuses to extend")
-    });
+    wait_until(
+        "there is an address again, until that is refused",
+        PATIENCE,
+        || {
+            let said = client.proc().stderr();
+            said.contains("has the address fd00:7::50/128 now")
+                && said.contains("refuses to extend")
+        },
+    );
     std::fs::write(&answers, "solicit request renew rebind").unwrap();
     wait_until("there is an address again", PATIENCE, has_address);
     assert_eq!(client.exit(0).code(), Some(0));

@@ -11,14 +11,16 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 use tempfile::TempDir;
+use vdens_plugin_kit::process::open_pidfd;
 use vdens_plugin_kit::trust::{self, Fault};
 use vdens_plugin_kit::{Error, ErrorKind, Result};
 
@@ -83,7 +85,11 @@ impl Directory {
 fn lock(directory: &Path) -> Option<Flock<File>> {
     let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
     let mut options = OpenOptions::new();
-    let file = options.read(true).custom_flags(flags).open(directory).ok()?;
+    let file = options
+        .read(true)
+        .custom_flags(flags)
+        .open(directory)
+        .ok()?;
     let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()?;
     let (locked, named) = (lock.metadata().ok()?, fs::symlink_metadata(directory).ok()?);
     let is_same = (locked.dev(), locked.ino()) == (named.dev(), named.ino());
@@ -186,9 +192,6 @@ const START: Duration = Duration::from_secs(10);
 /// How long the proxy may take to end, with its gateway: less than the host gives a worker.
 const END: Duration = Duration::from_millis(1500);
 
-/// How often it is looked whether it has ended.
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
-
 /// What the proxy's process does before it becomes the proxy.
 fn detach() -> io::Result<()> {
     // One that is stopped does not see that this process ends: it goes on then, and does.
@@ -205,6 +208,8 @@ fn detach() -> io::Result<()> {
 pub(crate) struct Proxy {
     socket: UnixStream,
     child: Child,
+    /// Its pidfd, which is readable when it has ended.
+    process: OwnedFd,
     /// The beginning of a line that is not whole yet.
     part: Vec<u8>,
     heartbeat: Heartbeat,
@@ -230,9 +235,11 @@ impl Proxy {
         unsafe { command.pre_exec(detach) };
         let child = command.spawn().map_err(|e| failed(&e))?;
         drop(command);
+        let process = open_pidfd(child.id()).map_err(|e| failed(&e))?;
         let mut proxy = Self {
             socket: ours,
             child,
+            process,
             part: Vec::new(),
             heartbeat: Heartbeat::default(),
         };
@@ -300,13 +307,16 @@ impl Drop for Proxy {
         // It ends its gateway first. The directory can be removed only when nothing makes files in
         // it.
         let deadline = Instant::now() + END;
-        while let Ok(None) = self.child.try_wait() {
-            if Instant::now() >= deadline {
-                let _ = self.child.kill();
-                let _ = self.child.wait();
-                return;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            let mut fds = [PollFd::new(self.process.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, timeout) {
+                Err(Errno::EINTR) => {}
+                Ok(0) | Err(_) => break drop(self.child.kill()),
+                Ok(_) => break,
             }
-            sleep(LOOK_AGAIN);
         }
+        let _ = self.child.wait();
     }
 }

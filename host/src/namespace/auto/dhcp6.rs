@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use dhcproto::v6::{DhcpOption, IANA, Message, MessageType, ORO, OptionCode};
 use dhcproto::{Decodable, Encodable};
 use ipnet::Ipv6Net;
-use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn6, bind, recv, sendto, setsockopt,
     socket, sockopt,

@@ -153,7 +153,9 @@ impl Client {
 
     /// The leases that end.
     fn held(self) -> impl Iterator<Item = Held> {
-        let v4 = self.lease.map(|(lease, since)| (Leased::V4(self.dhcp4, lease), since));
+        let v4 = self
+            .lease
+            .map(|(lease, since)| (Leased::V4(self.dhcp4, lease), since));
         let v6 = self.ipv6.and_then(Ipv6::leased);
         let v6 = v6.map(|(dhcp6, lease, since)| (Leased::V6(dhcp6, lease), since));
         let all = [v4, v6].into_iter().flatten();
@@ -248,10 +250,7 @@ pub(super) fn configure(interfaces: &[Interface], limit: Duration) -> Result<(Na
             return Err(client.silence(limit));
         }
         if open.is_empty() || now >= start + limit {
-            return Ok((
-                names,
-                clients.into_iter().flat_map(Client::held).collect(),
-            ));
+            return Ok((names, clients.into_iter().flat_map(Client::held).collect()));
         }
         wait(&watch, &open, wake.saturating_duration_since(now))?;
     }
