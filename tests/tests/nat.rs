@@ -238,6 +238,8 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 # A connection takes two of the proxy's descriptors.
 at_once = min(10000, hard // 2 - 500)
 rounds = max(2, -(-10000 // at_once))
+def wait(word, round):
+    while not os.path.exists("%s/%s%d" % (sys.argv[1], word, round + 1)): time.sleep(0.05)
 def connect(round, deadline):
     while True:
         try:
@@ -254,8 +256,9 @@ for round in range(rounds):
     for i, s in enumerate(all):
         assert s.recv(100) == b"%d" % i, i
     print("round", round + 1, "of", rounds, "has", at_once, flush=True)
-    while not os.path.exists(sys.argv[1] + str(round + 1)): time.sleep(0.05)
+    wait("close", round)
     for s in all: s.close()
+    wait("closed", round)
 "#;
 
 #[test]
@@ -268,8 +271,8 @@ fn ten_thousand_connections() {
     let proxy = proxy(&lab);
     let usage = || usage(proxy).unwrap();
     let before = usage();
-    let (script, go_on) = (lab.write("many.py", MANY), lab.write("go-on", ""));
-    session.start(&format!("python3 {script} {go_on}"));
+    let (script, told) = (lab.write("many.py", MANY), lab.mkdir("told"));
+    session.start(&format!("python3 {script} {told}"));
     let patience = stretched(Duration::from_secs(300));
     let (mut round, mut rounds) = (1, 2);
     let mut after = Vec::new();
@@ -292,10 +295,11 @@ fn ten_thousand_connections() {
         // Four KiB each, and what a pipe and a buffer for all take.
         let most = 4 * at_once as u64 + 4096;
         assert!(open.memory < before.memory + most, "{before:?} {open:?}");
-        lab.write(&format!("go-on{round}"), "");
+        lab.write(&format!("told/close{round}"), "");
         wait_until("all connections are closed", PATIENCE, || {
             usage().descriptors < before.descriptors + 200
         });
+        lab.write(&format!("told/closed{round}"), "");
         after.push(usage());
         round += 1;
     }
