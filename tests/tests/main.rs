@@ -3,6 +3,7 @@
 //! one module.
 
 mod bad_input;
+mod capture;
 mod channels;
 mod check_plugin;
 mod cmd;
@@ -26,6 +27,7 @@ mod login;
 mod many_sessions;
 mod mistakes;
 mod name_servers;
+mod named_sessions;
 mod nat;
 mod nat_clients;
 mod nat_faults;

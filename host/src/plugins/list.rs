@@ -15,7 +15,7 @@ use crate::plugins::search::{self, SearchPath};
 
 /// A plugin file.
 #[derive(Debug, Serialize)]
-struct Entry {
+struct ListedPlugin {
     scheme: String,
     path: String,
     /// The file that is used in its place.
@@ -34,7 +34,7 @@ struct Directory {
     exists: bool,
     /// Why it cannot be read.
     unread: Option<String>,
-    plugins: Vec<Entry>,
+    plugins: Vec<ListedPlugin>,
 }
 
 /// Prints the listing.
@@ -64,13 +64,13 @@ fn directory(dir: search::Directory) -> Result<Directory> {
     })
 }
 
-fn entry(plugin: search::PluginFile) -> Result<Entry> {
+fn entry(plugin: search::PluginFile) -> Result<ListedPlugin> {
     let found = Probe::start(&plugin.path, &plugin.scheme)?.finish();
     let capability_names = match found {
         Found::Plugin { capabilities, .. } => Capabilities(capabilities).names().collect(),
         Found::Refused { .. } => Vec::new(),
     };
-    Ok(Entry {
+    Ok(ListedPlugin {
         scheme: plugin.scheme,
         path: plugin.path.display().to_string(),
         shadowed_by: plugin.shadowed_by.map(|path| path.display().to_string()),
@@ -102,7 +102,7 @@ fn render(dirs: &[Directory]) -> Text {
     text
 }
 
-fn describe(entry: &Entry) -> String {
+fn describe(entry: &ListedPlugin) -> String {
     let mut line = match &entry.found {
         Found::Plugin {
             description,

@@ -5,8 +5,8 @@
 //! such lock; their control socket answers. Stale sockets of a dead switch are removed. A directory
 //! with anything but sockets in it is left alone.
 //!
-//! An [`Entry`] removes its socket when it is dropped. The directory, which every entry keeps
-//! alive, removes itself. Nothing is removed that is not the very inode that was made here.
+//! A [`DirectorySocket`] removes its socket when it is dropped. The directory, which every socket
+//! keeps alive, removes itself. Nothing is removed that is not the very inode that was made here.
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
@@ -139,7 +139,7 @@ impl Directory {
     }
 
     /// Makes the control socket.
-    pub(crate) fn listen(self: &Arc<Self>) -> Result<(UnixListener, Entry)> {
+    pub(crate) fn listen(self: &Arc<Self>) -> Result<(UnixListener, DirectorySocket)> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)
             .map_err(|errno| Error::io("make a socket", &errno.into()))?;
@@ -149,13 +149,17 @@ impl Directory {
     }
 
     /// Binds the data socket of port `number`.
-    pub(crate) fn bind_data(self: &Arc<Self>, socket: &UnixDatagram, number: u32) -> Result<Entry> {
+    pub(crate) fn bind_data(
+        self: &Arc<Self>,
+        socket: &UnixDatagram,
+        number: u32,
+    ) -> Result<DirectorySocket> {
         let path = self.path.join(format!("fd{number}"));
         BoundSocket::bind(socket, &path, self.access).map(|bound| self.entry(bound))
     }
 
-    fn entry(self: &Arc<Self>, socket: BoundSocket) -> Entry {
-        Entry {
+    fn entry(self: &Arc<Self>, socket: BoundSocket) -> DirectorySocket {
+        DirectorySocket {
             socket,
             _directory: Arc::clone(self),
         }
@@ -180,12 +184,12 @@ impl Drop for Directory {
 
 /// A socket in the directory; dropping it removes it.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct DirectorySocket {
     socket: BoundSocket,
     _directory: Arc<Directory>,
 }
 
-impl Entry {
+impl DirectorySocket {
     pub(crate) fn path(&self) -> &Path {
         self.socket.path()
     }

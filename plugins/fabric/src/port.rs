@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 use vdens_plugin_kit::{BATCH_FRAMES, FarEnd, Frame, Offloads, TxBatch, send_datagrams};
 
-use crate::directory::Entry;
+use crate::directory::DirectorySocket;
 use crate::memory::Memory;
 use crate::queue::Queue;
 
@@ -109,7 +109,7 @@ pub(crate) struct Port {
     pub(crate) control: UnixStream,
     pub(crate) data: UnixDatagram,
     /// The data socket's place in the directory; removed with the port.
-    _entry: Entry,
+    _entry: DirectorySocket,
     pub(crate) queue: Queue,
     /// What the client is and takes. No frames pass here once its interface is on the bridge.
     pub(crate) far_end: FarEnd,
@@ -128,7 +128,7 @@ impl Port {
         client: String,
         control: UnixStream,
         data: UnixDatagram,
-        entry: Entry,
+        entry: DirectorySocket,
         far_end: FarEnd,
     ) -> Self {
         let user =

@@ -29,7 +29,7 @@ use vdens_plugin_kit::{
 use crate::Kind;
 use crate::config::Config;
 use crate::control::{self, Applicant, Applicants, Peer, Refusal};
-use crate::directory::{Directory, Entry};
+use crate::directory::{Directory, DirectorySocket};
 use crate::forwarding::Fabric;
 use crate::memory::Memory;
 use crate::port::{BRIDGE, LOCAL, Port, PortId};
@@ -155,7 +155,7 @@ pub(crate) struct Switch {
     // Dropped before the ports: a client that loses its port must not find the switch again, and
     // make a socket in the directory that is about to be removed.
     listener: UnixListener,
-    _control: Entry,
+    _control: DirectorySocket,
     kind: Kind,
     host: Host,
     /// How long a station is remembered.

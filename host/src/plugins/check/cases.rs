@@ -10,7 +10,7 @@ use vdens_plugin_kit::{
     BATCH_FRAMES, Capabilities, Error, ErrorKind, MAX_LEGACY_FRAME, MIN_FRAME, Result,
 };
 
-use super::Verdict;
+use super::CheckResult;
 use super::bench::{Bench, FRAME_LIMIT};
 use super::frames::{Flaw, compare, frame};
 use crate::plugins::search::SearchPath;
@@ -33,17 +33,17 @@ impl Subject {
         self.capabilities.contains(Capabilities::ONE_END)
     }
 
-    /// An empty bench, or the verdict if no VNL was given.
-    fn bench(&self) -> Result<Bench, Verdict> {
+    /// An empty bench, or the result if no VNL was given.
+    fn bench(&self) -> Result<Bench, CheckResult> {
         let vnls = self.vnls.clone();
-        let vnls = vnls.ok_or_else(|| Verdict::skipped("no VNL was given"))?;
+        let vnls = vnls.ok_or_else(|| CheckResult::skipped("no VNL was given"))?;
         Ok(Bench::new(self.path.clone(), vnls))
     }
 
-    /// A bench for two ends, or the verdict if links have only one.
-    fn cable(&self) -> Result<Bench, Verdict> {
+    /// A bench for two ends, or the result if links have only one.
+    fn cable(&self) -> Result<Bench, CheckResult> {
         match self.has_one_end() {
-            true => Err(Verdict::skipped(
+            true => Err(CheckResult::skipped(
                 "it says that its links have one end (capability one-end)",
             )),
             false => self.bench(),
@@ -60,7 +60,7 @@ impl Subject {
 }
 
 /// A case. An error comes from the link, and counts as a failure.
-pub(super) type Check = fn(&Subject) -> Result<Verdict>;
+pub(super) type Check = fn(&Subject) -> Result<CheckResult>;
 
 /// All cases, in the order of the report.
 pub(super) const ALL: &[(&str, Check)] = &[
@@ -77,7 +77,7 @@ pub(super) const ALL: &[(&str, Check)] = &[
     ("leftovers", leftovers),
 ];
 
-/// Unwraps a step, or ends the case with the verdict of the step.
+/// Unwraps a step, or ends the case with the result of the step.
 macro_rules! ready {
     ($step:expr) => {
         match $step {
@@ -90,8 +90,8 @@ macro_rules! ready {
 const NO_CARRIER: &str = "state() must report carrier while the far end exists (State::UP); \
     a link that cannot know reports it always";
 
-/// The verdict on a link that reported an error.
-pub(super) fn broken(error: Error) -> Verdict {
+/// The result on a link that reported an error.
+pub(super) fn broken(error: Error) -> CheckResult {
     let remedy = match error.kind {
         ErrorKind::Panic => {
             "a plugin must not panic: return an Error; RUST_BACKTRACE=1 shows where it panicked"
@@ -101,20 +101,20 @@ pub(super) fn broken(error: Error) -> Verdict {
         }
         _ => &error.hint,
     };
-    Verdict::failed(error.message.clone(), remedy)
+    CheckResult::failed(error.message.clone(), remedy)
 }
 
 /// A person can read the plugin's description.
-pub(super) fn manifest(description: &str, version: &str) -> Verdict {
+pub(super) fn manifest(description: &str, version: &str) -> CheckResult {
     if description.trim().is_empty() || description.contains('\n') {
         let why = format!("the description is {description:?}");
-        return Verdict::failed(why, "describe the transport in one line in export_plugin!");
+        return CheckResult::failed(why, "describe the transport in one line in export_plugin!");
     }
-    Verdict::Ok(format!("{version}, {description}"))
+    CheckResult::Ok(format!("{version}, {description}"))
 }
 
 /// A malformed VNL is accepted, or refused in one line without a panic.
-fn odd_vnls(subject: &Subject) -> Result<Verdict> {
+fn odd_vnls(subject: &Subject) -> Result<CheckResult> {
     let long = "x".repeat(5000);
     let opener = |argument: &str| {
         let vnl = format!("{}://{argument}", subject.scheme);
@@ -135,44 +135,44 @@ fn odd_vnls(subject: &Subject) -> Result<Verdict> {
         let line = error.to_string();
         if error.message.trim().is_empty() || line.contains('\n') {
             let why = format!("the error for {}://{shown} is {line:?}", subject.scheme);
-            return Ok(Verdict::failed(
+            return Ok(CheckResult::failed(
                 why,
                 "an error is one line that says what is wrong",
             ));
         }
     }
-    Ok(Verdict::Ok(format!(
+    Ok(CheckResult::Ok(format!(
         "{refused} of {} refused in one line",
         odd.len()
     )))
 }
 
 /// Both ends can be opened, and report carrier.
-fn open(subject: &Subject) -> Result<Verdict> {
+fn open(subject: &Subject) -> Result<CheckResult> {
     let mut bench = ready!(subject.bench());
     if subject.has_one_end() {
         bench.open(0)?;
-        return Ok(Verdict::ok());
+        return Ok(CheckResult::ok());
     }
     bench.open(0)?;
     let alone = bench.carrier(0);
     bench.open(1)?;
     if !bench.await_carrier()? {
-        return Ok(Verdict::failed(
+        return Ok(CheckResult::failed(
             "both ends are open, but one has no carrier",
             NO_CARRIER,
         ));
     }
-    Ok(Verdict::Ok(match alone {
+    Ok(CheckResult::Ok(match alone {
         true => "carrier before the far end exists".into(),
         false => "carrier comes with the far end".into(),
     }))
 }
 
-fn flawed(flaw: Flaw, sent: &[Vec<u8>]) -> Verdict {
+fn flawed(flaw: Flaw, sent: &[Vec<u8>]) -> CheckResult {
     let len = |at: usize| sent.get(at).map_or(0, Vec::len);
     match flaw {
-        Flaw::Lost(at) => Verdict::failed(
+        Flaw::Lost(at) => CheckResult::failed(
             format!(
                 "frame {} of {}, of {} bytes, did not arrive",
                 at + 1,
@@ -181,15 +181,15 @@ fn flawed(flaw: Flaw, sent: &[Vec<u8>]) -> Verdict {
             ),
             "the link must deliver each frame that send() counted, and make fd() readable for it",
         ),
-        Flaw::Changed(at) => Verdict::failed(
+        Flaw::Changed(at) => CheckResult::failed(
             format!("frame {} arrived changed, or was never sent", at + 1),
             "the link must deliver the bytes of a frame, and their number, unchanged",
         ),
-        Flaw::Reordered(at) => Verdict::failed(
+        Flaw::Reordered(at) => CheckResult::failed(
             format!("frame {} arrived after one that was sent later", at + 1),
             "deliver frames in the order in which send() was given them",
         ),
-        Flaw::Repeated(at) => Verdict::failed(
+        Flaw::Repeated(at) => CheckResult::failed(
             format!("frame {} arrived more than once", at + 1),
             "send() returns how many frames it took: only the others are offered again",
         ),
@@ -214,7 +214,7 @@ fn lengths() -> Vec<usize> {
 }
 
 /// Frames of each length pass both ways, unchanged.
-fn frames(subject: &Subject) -> Result<Verdict> {
+fn frames(subject: &Subject) -> Result<CheckResult> {
     let mut bench = ready!(subject.cable());
     bench.open_both()?;
     let lengths = lengths();
@@ -232,7 +232,7 @@ fn frames(subject: &Subject) -> Result<Verdict> {
             Some(flaw) => return Ok(flawed(flaw, &sent)),
         }
     }
-    Ok(Verdict::Ok(match longest {
+    Ok(CheckResult::Ok(match longest {
         MAX_LEGACY_FRAME => format!("{MIN_FRAME} to {MAX_LEGACY_FRAME} bytes, both ways"),
         longest => format!(
             "{MIN_FRAME} to {longest} bytes, both ways; longer frames are lost: the MTU is {} at most",
@@ -242,7 +242,7 @@ fn frames(subject: &Subject) -> Result<Verdict> {
 }
 
 /// Batches of each size arrive complete and in order.
-fn batches(subject: &Subject) -> Result<Verdict> {
+fn batches(subject: &Subject) -> Result<CheckResult> {
     let mut bench = ready!(subject.cable());
     bench.open_both()?;
     let mut number = 0;
@@ -258,7 +258,7 @@ fn batches(subject: &Subject) -> Result<Verdict> {
             }
         }
     }
-    Ok(Verdict::Ok(format!(
+    Ok(CheckResult::Ok(format!(
         "of 1 to {BATCH_FRAMES} frames, both ways, in order"
     )))
 }
@@ -275,28 +275,28 @@ fn wakes(bench: &mut Bench) -> Result<u32> {
     Ok(bench.wakes - before)
 }
 
-fn busy(when: &str, wakes: u32) -> Verdict {
-    Verdict::failed(
+fn busy(when: &str, wakes: u32) -> CheckResult {
+    CheckResult::failed(
         format!("{when} fd() becomes readable again and again: {wakes} times in a second"),
         "recv() must consume what made fd() readable",
     )
 }
 
 /// A link without traffic does not keep the host busy.
-fn idle(subject: &Subject) -> Result<Verdict> {
+fn idle(subject: &Subject) -> Result<CheckResult> {
     let mut bench = ready!(subject.bench());
     subject.open(&mut bench)?;
     let wakes = wakes(&mut bench)?;
     if wakes > CALM {
         return Ok(busy("without traffic", wakes));
     }
-    Ok(Verdict::Ok(format!(
+    Ok(CheckResult::Ok(format!(
         "{wakes} wake-ups in a second without traffic"
     )))
 }
 
 /// Each frame that is sent while the host waits wakes the host.
-fn wake_up(subject: &Subject) -> Result<Verdict> {
+fn wake_up(subject: &Subject) -> Result<CheckResult> {
     let mut bench = ready!(subject.cable());
     bench.open_both()?;
     let mut worst = Duration::ZERO;
@@ -311,18 +311,18 @@ fn wake_up(subject: &Subject) -> Result<Verdict> {
                 number + 1
             );
             let remedy = "fd() must be readable as long as there is something to receive";
-            return Ok(Verdict::failed(why, remedy));
+            return Ok(CheckResult::failed(why, remedy));
         }
         worst = worst.max(start.elapsed());
     }
-    Ok(Verdict::Ok(format!(
+    Ok(CheckResult::Ok(format!(
         "200 times, within {} ms",
         worst.as_millis() + 1
     )))
 }
 
 /// While the far end does not receive, sending neither blocks nor fails. It resumes afterwards.
-fn full_queue(subject: &Subject) -> Result<Verdict> {
+fn full_queue(subject: &Subject) -> Result<CheckResult> {
     let mut bench = ready!(subject.bench());
     subject.open(&mut bench)?;
     let start = Instant::now();
@@ -341,14 +341,14 @@ fn full_queue(subject: &Subject) -> Result<Verdict> {
         let why = "send() accepts nothing although send_fd() is writable";
         let remedy =
             "send_fd() must be writable only when send() can accept frames, or the host spins";
-        return Ok(Verdict::failed(why, remedy));
+        return Ok(CheckResult::failed(why, remedy));
     }
     let refusal = match full {
         true => format!("full after {} frames", sent.len()),
         false => format!("{} frames taken", sent.len()),
     };
     if subject.has_one_end() {
-        return Ok(Verdict::Ok(refusal));
+        return Ok(CheckResult::Ok(refusal));
     }
     // The transport may have dropped frames. The rest must arrive in order.
     bench.serve_until(FRAME_LIMIT, |bench| bench.wakes > u32::MAX - 1)?;
@@ -373,11 +373,11 @@ fn full_queue(subject: &Subject) -> Result<Verdict> {
     let more: Vec<_> = (0..10).map(|n| frame(0, n, 100)).collect();
     let again = bench.pass(0, &more, 1)?;
     match compare(&more, &again) {
-        Some(_) => Ok(Verdict::failed(
+        Some(_) => Ok(CheckResult::failed(
             format!("{refusal}; after the far end received them, no more frames arrived"),
             "a link whose queue was full must resume when there is room",
         )),
-        None => Ok(Verdict::Ok(format!(
+        None => Ok(CheckResult::Ok(format!(
             "{refusal}, {} arrived; then it resumes",
             got.len()
         ))),
@@ -385,7 +385,7 @@ fn full_queue(subject: &Subject) -> Result<Verdict> {
 }
 
 /// When the far end closes, the link reports it or continues, and does not spin.
-fn hang_up(subject: &Subject) -> Result<Verdict> {
+fn hang_up(subject: &Subject) -> Result<CheckResult> {
     let mut bench = ready!(subject.cable());
     bench.open_both()?;
     bench.close(1);
@@ -394,7 +394,7 @@ fn hang_up(subject: &Subject) -> Result<Verdict> {
         Ok(false) => "the link stays up",
         Err(error) if error.kind == ErrorKind::Panic => return Ok(broken(error)),
         Err(error) => {
-            return Ok(Verdict::Ok(format!(
+            return Ok(CheckResult::Ok(format!(
                 "the link breaks, so the host opens it again: {}",
                 error.message
             )));
@@ -405,7 +405,7 @@ fn hang_up(subject: &Subject) -> Result<Verdict> {
         match bench.offer(0, &[frame(0, number, 100)]) {
             Err(error) if error.kind == ErrorKind::Panic => return Ok(broken(error)),
             Err(error) => {
-                return Ok(Verdict::Ok(format!(
+                return Ok(CheckResult::Ok(format!(
                     "{told}; sending breaks the link, so the host opens it again: {}",
                     error.message
                 )));
@@ -418,8 +418,8 @@ fn hang_up(subject: &Subject) -> Result<Verdict> {
         return Ok(busy("after the far end closed", wakes));
     }
     match told {
-        "carrier goes" => Ok(Verdict::Ok(told.into())),
-        _ => Ok(Verdict::skipped(
+        "carrier goes" => Ok(CheckResult::Ok(told.into())),
+        _ => Ok(CheckResult::skipped(
             "the link keeps its carrier: right if there can be other peers, or the link cannot know; \
                 a cable reports State::DOWN",
         )),
@@ -427,14 +427,14 @@ fn hang_up(subject: &Subject) -> Result<Verdict> {
 }
 
 /// An end, or both, can be closed and opened again. Then frames pass as before.
-fn reopening(subject: &Subject) -> Result<Verdict> {
+fn reopening(subject: &Subject) -> Result<CheckResult> {
     let mut bench = ready!(subject.bench());
     if subject.has_one_end() {
         for _ in 0..3 {
             bench.open(0)?;
             bench.close(0);
         }
-        return Ok(Verdict::Ok("3 times".into()));
+        return Ok(CheckResult::Ok("3 times".into()));
     }
     bench.open_both()?;
     for (round, closed) in [&[1][..], &[0], &[0, 1], &[1]].into_iter().enumerate() {
@@ -449,7 +449,7 @@ fn reopening(subject: &Subject) -> Result<Verdict> {
             }
         }
         if !settles(&mut bench)? {
-            return Ok(Verdict::failed(
+            return Ok(CheckResult::failed(
                 format!(
                     "no frame arrives after an end was closed and opened again (round {})",
                     round + 1
@@ -458,7 +458,7 @@ fn reopening(subject: &Subject) -> Result<Verdict> {
             ));
         }
     }
-    Ok(Verdict::Ok("either end, and both".into()))
+    Ok(CheckResult::Ok("either end, and both".into()))
 }
 
 /// Waits until frames pass both ways. Opens the ends again if one breaks, as the host does.
@@ -518,7 +518,7 @@ fn is_closed_on_exec(number: i32) -> bool {
 }
 
 /// Closing a link closes its descriptors. A program that is executed inherits none.
-fn descriptors(subject: &Subject) -> Result<Verdict> {
+fn descriptors(subject: &Subject) -> Result<CheckResult> {
     let mut bench = ready!(subject.bench());
     let untouched = open_descriptors();
     let round = |bench: &mut Bench| {
@@ -540,7 +540,7 @@ fn descriptors(subject: &Subject) -> Result<Verdict> {
     bench.close_both();
     if let Some((_, target)) = inherited {
         let why = format!("a descriptor of the link is not close-on-exec: {target}");
-        return Ok(Verdict::failed(
+        return Ok(CheckResult::failed(
             why,
             "open it with O_CLOEXEC or its like (SOCK_CLOEXEC, EFD_CLOEXEC, …)",
         ));
@@ -554,10 +554,10 @@ fn descriptors(subject: &Subject) -> Result<Verdict> {
         .filter(|(number, _)| !before.contains_key(number))
         .collect();
     match leaked.first() {
-        None => Ok(Verdict::Ok(
+        None => Ok(CheckResult::Ok(
             "all closed with the link, all close-on-exec".into(),
         )),
-        Some((_, target)) => Ok(Verdict::failed(
+        Some((_, target)) => Ok(CheckResult::failed(
             format!(
                 "{} descriptors stay open after 5 links were closed, such as {target}",
                 leaked.len()
@@ -587,7 +587,7 @@ fn paths_made(vnl: &str) -> Vec<PathBuf> {
 }
 
 /// Closing a link removes what it made in the file system.
-fn leftovers(subject: &Subject) -> Result<Verdict> {
+fn leftovers(subject: &Subject) -> Result<CheckResult> {
     let mut bench = ready!(subject.bench());
     let vnl = subject.vnls.as_ref().map_or("", |vnls| vnls[0].as_str());
     let before = paths_made(vnl);
@@ -602,9 +602,9 @@ fn leftovers(subject: &Subject) -> Result<Verdict> {
                 left.display()
             );
             let remedy = "dropping the link must remove what it made";
-            Ok(Verdict::failed(why, remedy))
+            Ok(CheckResult::failed(why, remedy))
         }
-        None if made => Ok(Verdict::Ok("what it made is removed".into())),
-        None => Ok(Verdict::Ok("none".into())),
+        None if made => Ok(CheckResult::Ok("what it made is removed".into())),
+        None => Ok(CheckResult::Ok("none".into())),
     }
 }

@@ -11,8 +11,8 @@
 //! that blocks from a slow one. The cases test, from outside, what the kit's documentation of
 //! `Link` asks for.
 //!
-//! A [`Verdict`] is one line: `ok`, `FAILED` with the reason and a remedy, or `skipped` with the
-//! reason.
+//! A [`CheckResult`] is one line: `ok`, `FAILED` with the reason and a remedy, or `skipped` with
+//! the reason.
 
 mod bench;
 mod cases;
@@ -39,7 +39,7 @@ const CHECK_LIMIT: Duration = Duration::from_secs(60);
 
 /// The result of a check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Verdict {
+pub(crate) enum CheckResult {
     /// The plugin does what it should. The text is a remark.
     Ok(String),
     /// The plugin does not do what it should.
@@ -53,7 +53,7 @@ pub(crate) enum Verdict {
     Skipped(String),
 }
 
-impl Verdict {
+impl CheckResult {
     /// `Ok` without a remark.
     pub(crate) fn ok() -> Self {
         Self::Ok(String::new())
@@ -71,7 +71,7 @@ impl Verdict {
     }
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for CheckResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ok(remark) | Self::Skipped(remark) => f.write_str(remark),
@@ -119,18 +119,18 @@ impl Results {
         Ok(results)
     }
 
-    fn line(&mut self, check: &'static str, verdict: Verdict) -> Result<()> {
+    fn line(&mut self, check: &'static str, verdict: CheckResult) -> Result<()> {
         let (word, count) = match verdict {
-            Verdict::Ok(_) => ("ok", &mut self.ok),
-            Verdict::Failed { .. } => ("FAILED", &mut self.failed),
-            Verdict::Skipped(_) => ("skipped", &mut self.skipped),
+            CheckResult::Ok(_) => ("ok", &mut self.ok),
+            CheckResult::Failed { .. } => ("FAILED", &mut self.failed),
+            CheckResult::Skipped(_) => ("skipped", &mut self.skipped),
         };
         *count += 1;
         self.say(&format!("{word:7}  {check:14}  {verdict}"))?;
         let (verdict, message, remedy) = match verdict {
-            Verdict::Ok(remark) => ("ok", remark, String::new()),
-            Verdict::Failed { why, remedy } => ("failed", why, remedy),
-            Verdict::Skipped(why) => ("skipped", why, String::new()),
+            CheckResult::Ok(remark) => ("ok", remark, String::new()),
+            CheckResult::Failed { why, remedy } => ("failed", why, remedy),
+            CheckResult::Skipped(why) => ("skipped", why, String::new()),
         };
         self.checks.push(Line {
             check,
@@ -179,11 +179,11 @@ pub fn run(plugin: &Path, vnls: Vec<String>, path: &SearchPath, json: bool) -> R
             capabilities,
         } => {
             for stage in ["trust", "load"] {
-                results.line(stage, Verdict::ok())?;
+                results.line(stage, CheckResult::ok())?;
             }
-            results.line("ABI", Verdict::Ok(format!("version {abi}")))?;
+            results.line("ABI", CheckResult::Ok(format!("version {abi}")))?;
             for stage in ["layout", "scheme"] {
-                results.line(stage, Verdict::ok())?;
+                results.line(stage, CheckResult::ok())?;
             }
             results.line("manifest", cases::manifest(&description, &version))?;
             Some(Capabilities(capabilities))
@@ -267,16 +267,16 @@ fn refused(results: &mut Results, stage: LoadStage, why: &str, hint: &str) -> Re
     ];
     for (at, name) in stages {
         if at < stage {
-            results.line(name, Verdict::ok())?;
+            results.line(name, CheckResult::ok())?;
         } else if at == stage {
-            results.line(name, Verdict::failed(why, hint))?;
+            results.line(name, CheckResult::failed(why, hint))?;
         }
     }
     Ok(())
 }
 
 /// Runs a check in a child process.
-fn run_case(check: cases::Check, subject: &cases::Subject) -> Result<Verdict> {
+fn run_case(check: cases::Check, subject: &cases::Subject) -> Result<CheckResult> {
     let child = Isolated::start(|to| {
         let watchdog = watchdog::Watchdog::start(to);
         let verdict = check(subject).unwrap_or_else(cases::broken);
@@ -285,7 +285,7 @@ fn run_case(check: cases::Check, subject: &cases::Subject) -> Result<Verdict> {
     let fate = child.finish(Instant::now() + CHECK_LIMIT);
     if let (Ok(verdict), left) = (serde_json::from_slice(&fate.said), fate.left) {
         return Ok(match (verdict, left) {
-            (Verdict::Ok(_), Some(name)) => Verdict::failed(
+            (CheckResult::Ok(_), Some(name)) => CheckResult::failed(
                 format!("the process '{name}' is still running after the links were closed"),
                 "dropping the link must end what it started, and wait for it",
             ),
@@ -301,5 +301,5 @@ fn run_case(check: cases::Check, subject: &cases::Subject) -> Result<Verdict> {
         ),
     };
     let remedy = "read its messages above, or run the check in a debugger";
-    Ok(Verdict::failed(how, remedy))
+    Ok(CheckResult::failed(how, remedy))
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, raise};
 
-use super::Verdict;
+use super::CheckResult;
 
 /// How long opening a link may take.
 const OPEN: Duration = Duration::from_secs(10);
@@ -17,7 +17,7 @@ const CALL: Duration = Duration::from_secs(5);
 
 /// The calls that are running. `open` runs beside others.
 static CALLS: Mutex<Vec<(&'static str, Instant)>> = Mutex::new(Vec::new());
-/// Where the verdict is written, once.
+/// Where the result is written, once.
 static REPORT: Mutex<Option<File>> = Mutex::new(None);
 
 /// A watchdog. A process has one at most.
@@ -25,15 +25,15 @@ static REPORT: Mutex<Option<File>> = Mutex::new(None);
 pub(super) struct Watchdog(());
 
 impl Watchdog {
-    /// Starts to watch. The verdict is written to `to`.
+    /// Starts to watch. The result is written to `to`.
     pub(super) fn start(to: File) -> Self {
         *REPORT.lock().unwrap_or_else(PoisonError::into_inner) = Some(to);
         thread::spawn(watch);
         Self(())
     }
 
-    /// Writes the verdict.
-    pub(super) fn finish(self, verdict: &Verdict) {
+    /// Writes the result.
+    pub(super) fn finish(self, verdict: &CheckResult) {
         write(verdict);
     }
 }
@@ -50,10 +50,10 @@ pub(super) fn call<T>(name: &'static str, code: impl FnOnce() -> T) -> T {
     result
 }
 
-fn write(verdict: &Verdict) {
+fn write(verdict: &CheckResult) {
     let file = REPORT.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(mut file) = file {
-        // If the parent is gone, nothing needs the verdict.
+        // If the parent is gone, nothing needs the result.
         let _ = file.write_all(&serde_json::to_vec(verdict).unwrap_or_default());
     }
 }
@@ -74,7 +74,7 @@ fn watch() {
             "open" => "open() must give up after a while, with an error that says what is missing",
             _ => "a link must not block: use non-blocking descriptors, and return on EAGAIN",
         };
-        write(&Verdict::failed(why, remedy));
+        write(&CheckResult::failed(why, remedy));
         // The plugin did not return, so nothing can be closed in order.
         let _ = raise(Signal::SIGKILL);
     }

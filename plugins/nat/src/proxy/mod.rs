@@ -47,6 +47,7 @@ use nix::sys::socket::{
 };
 use nix::unistd::{Pid, UnlinkatFlags, getpid, getppid, unlinkat};
 use socket2::Socket;
+use vdens_plugin_kit::control::ControlSocket;
 use vdens_plugin_kit::process::open_pidfd;
 
 use crate::forward::{self, Forward, Protocol, Wish};
@@ -54,7 +55,7 @@ use crate::gateway::{Hold, Inside, rules};
 use crate::report::{Plugin, Report};
 use crate::settings::Task;
 use crate::wire::{Channel, Received};
-use control::{Answer, Control, Request};
+use control::{Answer, Request};
 use destination::Destinations;
 use echo::Echo;
 use follow::Follow;
@@ -97,8 +98,8 @@ pub(crate) fn run(task: &Task, plugin: &mut Plugin) -> io::Result<()> {
     for &(protocol, listen) in &task.settings.follow {
         follow.add(protocol, listen)?;
     }
-    let control = Control::open(&task.directory.join("control"))?;
-    poll.read(&control, Token::Control)?;
+    let control = ControlSocket::in_directory(&task.directory).map_err(io::Error::other)?;
+    poll.read(control.fd(), Token::Control)?;
     plugin.tell(&Report::Started)?;
     let path = task.directory.join("gateway");
     let listener = socket(
@@ -227,7 +228,7 @@ fn wait_for_gateway(
 
 /// What the proxy has before there is a gateway.
 struct Outside {
-    control: Control,
+    control: ControlSocket,
     /// The forwards, and their sockets.
     bound: Vec<(Forward, Socket)>,
     follow: Follow,
@@ -385,7 +386,7 @@ struct Proxy {
     echo: Echo,
     forwards: Forwards,
     follow: Follow,
-    control: Control,
+    control: ControlSocket,
     /// The processes that the gateway belongs to.
     processes: Vec<u32>,
     /// The station that a forward leads to if it names none.
@@ -400,12 +401,10 @@ impl Proxy {
         let more = match event.token {
             Token::Plugin => false,
             Token::Control => {
-                let control = self
-                    .control
-                    .as_fd()
-                    .try_clone_to_owned()
-                    .map(Control::from)?;
-                while control.serve(|request| self.answer(request, poll)) {}
+                while let Some((request, asker)) = self.control.next_request() {
+                    let answer = self.answer(request, poll);
+                    self.control.answer(&asker, &answer);
+                }
                 false
             }
             Token::Gateway => {

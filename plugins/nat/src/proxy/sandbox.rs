@@ -13,58 +13,78 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-/// Calls that the loop makes, the allocator's and the runtime's among them. `kill` and `wait4` end
-/// the gateway, `unlinkat` removes the directory that it was in.
-const ALLOWED: &[libc::c_long] = &[
-    libc::SYS_accept4,
-    libc::SYS_bind,
-    libc::SYS_brk,
-    libc::SYS_clock_gettime,
-    libc::SYS_close,
-    libc::SYS_connect,
-    libc::SYS_dup,
-    libc::SYS_epoll_ctl,
-    libc::SYS_epoll_pwait,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-    libc::SYS_fcntl,
-    libc::SYS_fstat,
-    libc::SYS_futex,
-    libc::SYS_getpeername,
-    libc::SYS_getrandom,
-    libc::SYS_getsockname,
-    libc::SYS_getsockopt,
-    libc::SYS_ioctl,
-    libc::SYS_kill,
-    libc::SYS_listen,
-    libc::SYS_lseek,
-    libc::SYS_madvise,
-    libc::SYS_mmap,
-    libc::SYS_mremap,
-    libc::SYS_munmap,
-    libc::SYS_newfstatat,
-    libc::SYS_pidfd_send_signal,
-    libc::SYS_pipe2,
-    libc::SYS_read,
-    libc::SYS_recvfrom,
-    libc::SYS_recvmsg,
-    libc::SYS_restart_syscall,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_sendmsg,
-    libc::SYS_sendto,
-    libc::SYS_setsockopt,
-    libc::SYS_shutdown,
-    libc::SYS_sigaltstack,
-    libc::SYS_socket,
-    libc::SYS_splice,
-    libc::SYS_statx,
-    libc::SYS_unlinkat,
-    libc::SYS_wait4,
-    libc::SYS_waitid,
-    libc::SYS_write,
-    libc::SYS_writev,
+/// Calls that the loop makes, by what it makes them for.
+const ALLOWED: &[&[libc::c_long]] = &[
+    // Memory: the allocator's.
+    &[
+        libc::SYS_brk,
+        libc::SYS_madvise,
+        libc::SYS_mmap,
+        libc::SYS_mremap,
+        libc::SYS_munmap,
+    ],
+    // The loop: what is ready, and the time.
+    &[
+        libc::SYS_clock_gettime,
+        libc::SYS_epoll_ctl,
+        libc::SYS_epoll_pwait,
+        libc::SYS_futex,
+        libc::SYS_restart_syscall,
+    ],
+    // Sockets outside and inside: made, connected, and asked about themselves.
+    &[
+        libc::SYS_accept4,
+        libc::SYS_bind,
+        libc::SYS_connect,
+        libc::SYS_getpeername,
+        libc::SYS_getsockname,
+        libc::SYS_getsockopt,
+        libc::SYS_ioctl,
+        libc::SYS_listen,
+        libc::SYS_setsockopt,
+        libc::SYS_shutdown,
+        libc::SYS_socket,
+    ],
+    // What goes through them, and through the pipes between them.
+    &[
+        libc::SYS_close,
+        libc::SYS_dup,
+        libc::SYS_fcntl,
+        libc::SYS_pipe2,
+        libc::SYS_read,
+        libc::SYS_recvfrom,
+        libc::SYS_recvmsg,
+        libc::SYS_sendmsg,
+        libc::SYS_sendto,
+        libc::SYS_splice,
+        libc::SYS_write,
+        libc::SYS_writev,
+    ],
+    // The host's resolv.conf is read again when it changes; `openat` has a rule of its own.
+    &[
+        libc::SYS_fstat,
+        libc::SYS_lseek,
+        libc::SYS_newfstatat,
+        libc::SYS_statx,
+    ],
+    // The end of the gateway, and of the directory that it was in.
+    &[
+        libc::SYS_kill,
+        libc::SYS_pidfd_send_signal,
+        libc::SYS_unlinkat,
+        libc::SYS_wait4,
+        libc::SYS_waitid,
+    ],
+    // The runtime's: random numbers, signals, its own end.
+    &[
+        libc::SYS_exit,
+        libc::SYS_exit_group,
+        libc::SYS_getrandom,
+        libc::SYS_rt_sigaction,
+        libc::SYS_rt_sigprocmask,
+        libc::SYS_rt_sigreturn,
+        libc::SYS_sigaltstack,
+    ],
 ];
 
 /// Calls of x86_64 that newer architectures have not.
@@ -80,7 +100,9 @@ const OLDER: &[libc::c_long] = &[];
 pub(crate) fn enter() -> io::Result<()> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED
         .iter()
-        .chain(OLDER)
+        .chain(&[OLDER])
+        .copied()
+        .flatten()
         .map(|call| (*call, Vec::new()))
         .collect();
     // Files are read only: the access mode in the flags of openat(2).

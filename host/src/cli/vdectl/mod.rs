@@ -1,11 +1,21 @@
 //! The command line of `vdectl`.
 
+mod capture;
+mod link;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+pub use capture::CaptureOptions;
+pub use link::LinkTask;
+
 use super::Common;
+
+pub mod sessions;
+
+use sessions::SessionTask;
 
 /// Show what vdens runs, check what it needs, and manage its plugins
 #[derive(Clone, Debug, Parser)]
@@ -31,6 +41,10 @@ pub enum Task {
         json: bool,
     },
 
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    Session(SessionTask),
+
     /// Check that this machine has what vdens needs, and say how to mend what it lacks
     Doctor {
         /// Print JSON
@@ -49,6 +63,17 @@ pub enum Task {
         #[command(subcommand)]
         task: ForwardTask,
     },
+
+    /// Show and change the impairments of links that run through netem://
+    #[command(arg_required_else_help = false)]
+    Link {
+        /// What is to be done with links.
+        #[command(subcommand)]
+        task: LinkTask,
+    },
+
+    /// Write the frames of interfaces to a file or a pipe, as pcapng
+    Capture(CaptureOptions),
 
     /// List, check and write plugins
     #[command(arg_required_else_help = false)]
