@@ -157,7 +157,7 @@ impl Client {
             .lease
             .map(|(lease, since)| (Leased::V4(self.dhcp4, lease), since));
         let v6 = self.ipv6.and_then(Ipv6::leased);
-        let v6 = v6.map(|(dhcp6, lease, since)| (Leased::V6(dhcp6, lease), since));
+        let v6 = v6.map(|(dhcp6, lease, since)| (Leased::V6(Box::new(dhcp6), lease), since));
         let all = [v4, v6].into_iter().flatten();
         all.filter_map(move |(leased, since)| Held::new(self.name.clone(), leased, since))
     }

@@ -42,7 +42,7 @@ enum Stage {
 /// A lease, and the client that got it.
 pub(super) enum Leased {
     V4(Dhcp4, dhcp4::Lease),
-    V6(Dhcp6, dhcp6::Lease),
+    V6(Box<Dhcp6>, dhcp6::Lease),
 }
 
 impl Leased {
