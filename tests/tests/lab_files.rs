@@ -1,5 +1,10 @@
 //! Lab files: what is wrong with one is said in a line with its place, and nothing is made.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "what a test asks for is there, or the test has failed"
+)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -163,11 +168,11 @@ fn several_faults_are_reported_at_once_also_as_json() {
     );
     let output = lab.vdectl(["lab", "validate", "x.toml"]).run();
     let places: Vec<_> = output.stderr.lines().map(|line| &line[..11]).collect();
-    assert_eq!(places, ["x.toml:3:16", "x.toml:5:8:"], "{output:?}");
+    assert_eq!(places, ["x.toml:3:17", "x.toml:5:8:"], "{output:?}");
     let (status, report) = report(&lab, "x.toml");
     assert_eq!((status, &report["valid"]), (Some(1), &Value::Bool(false)));
     let fault = &report["faults"][0];
-    assert_eq!((&fault["line"], &fault["column"]), (&3.into(), &16.into()));
+    assert_eq!((&fault["line"], &fault["column"]), (&3.into(), &17.into()));
     assert_eq!(fault["message"], "there is no node 'b'");
     assert_eq!(fault["hint"], "the nodes are a");
     assert!(report.get("lab").is_none());
@@ -208,7 +213,7 @@ fn type_of(schema: &Value) -> String {
     }
     match &schema["type"] {
         Value::Array(types) => {
-            let types: Vec<_> = types.iter().map(|one| word(one)).collect();
+            let types: Vec<_> = types.iter().map(word).collect();
             types.join(" or ")
         }
         one if one == "array" => format!("list of {}", type_of(&schema["items"])),
