@@ -1,5 +1,7 @@
 //! Lab files: what is wrong with one is said in a line with its place, and nothing is made.
 
+#![allow(clippy::unwrap_used, reason = "panicking is how a test reports")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -208,7 +210,7 @@ fn type_of(schema: &Value) -> String {
     }
     match &schema["type"] {
         Value::Array(types) => {
-            let types: Vec<_> = types.iter().map(|one| word(one)).collect();
+            let types: Vec<_> = types.iter().map(word).collect();
             types.join(" or ")
         }
         one if one == "array" => format!("list of {}", type_of(&schema["items"])),
