@@ -1,9 +1,6 @@
 //! Lab files: what is wrong with one is said in a line with its place, and nothing is made.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "what a test asks for is there, or the test has failed"
-)]
+#![allow(clippy::unwrap_used, reason = "panicking is how a test reports")]
 
 use std::collections::BTreeMap;
 use std::fs;

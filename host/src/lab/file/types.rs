@@ -32,7 +32,7 @@ pub(super) struct File {
     /// The switches.
     #[serde(default)]
     pub switches: Vec<SwitchEntry>,
-    /// The tests of `vdectl lab test`.
+    /// The tests: commands that tell whether the lab works.
     #[serde(default)]
     pub tests: Vec<TestEntry>,
 }
