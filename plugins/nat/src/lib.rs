@@ -51,8 +51,8 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// The link: the cable's end, while the proxy lives.
 struct Nat {
-    /// Before the cable: the gateway's session is told to end before it sees its peer go, because it
-    /// would take the time to unplug its port.
+    /// Before the cable: the gateway's session is told to end before it sees its peer go, because
+    /// it would take the time to unplug its port.
     proxy: Proxy,
     cable: Box<dyn Link>,
     /// Readable at each beat.

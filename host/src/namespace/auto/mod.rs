@@ -258,10 +258,11 @@ pub(super) fn configure(interfaces: &[Interface], limit: Duration) -> Result<(Na
     }
 }
 
-/// Adapts TCP to cables to gateways of `nat://`: these end all connections, in this kernel's memory.
-/// So frames may be as long as the kernel can make them, and there is no congestion to look for:
-/// with BBR, which sends by the clock, a stream takes a quarter more processor time. The setting is
-/// one for all interfaces, so it is left alone beside others. What fails only costs speed.
+/// Adapts TCP to cables to gateways of `nat://`. These end all connections, in this kernel's
+/// memory: frames may be as long as the kernel can make them, and there is no congestion to look
+/// for. With BBR, which sends by the clock, a stream takes a quarter more processor time. That
+/// setting is one for all interfaces, so it is left alone beside others. What fails only costs
+/// speed.
 fn adapt_tcp(netlink: &Netlink, clients: &[Client]) {
     let is_cable = |client: &&Client| {
         let lease = client.lease.as_ref();
