@@ -2,4 +2,6 @@
 
 pub mod doctor;
 pub mod forward;
+pub mod graph;
 pub mod status;
+pub mod top;
