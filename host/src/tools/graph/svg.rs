@@ -182,7 +182,9 @@ mod tests {
                 .collect(),
         };
         let session = |name, note, interfaces| node(Kind::Namespace, name, note, interfaces);
-        let host = |name, note, address, is_up| session(name, note, &[("vde0", address, is_up)]);
+        let host = |name, note, address, is_up| {
+            node(Kind::Namespace, name, note, &[("vde0", address, is_up)])
+        };
         let nodes = vec![
             session(
                 "r1",
