@@ -27,6 +27,7 @@ mod login;
 mod many_sessions;
 mod mistakes;
 mod name_servers;
+mod named_sessions;
 mod nat;
 mod nat_clients;
 mod nat_faults;

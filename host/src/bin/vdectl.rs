@@ -14,6 +14,7 @@ use vdens::sys::process::fail_on_panic;
 use vdens::tools::doctor;
 use vdens::tools::forward::{self, Change};
 use vdens::tools::graph;
+use vdens::tools::sessions;
 use vdens::tools::status::{client, text};
 use vdens::tools::top;
 
@@ -31,6 +32,11 @@ fn main() {
 }
 
 fn run(Vdectl { task, common }: &Vdectl) -> Result<i32> {
+    // These start what others wait for, and must be quick.
+    if let Task::Session(task) = task {
+        logging::start(&common.logging(&Config::default()))?;
+        return sessions::run(task, common.quiet);
+    }
     // The doctor examines the configuration itself, and goes on when it is wrong.
     if let Task::Doctor { json } = task {
         return doctor::run(common, *json);
@@ -41,7 +47,7 @@ fn run(Vdectl { task, common }: &Vdectl) -> Result<i32> {
     let path = common.search_path(&config)?;
     match task {
         Task::Status { json } => show_status(common, *json)?,
-        Task::Doctor { .. } => {}
+        Task::Doctor { .. } | Task::Session(_) => {}
         Task::Graph {
             name,
             format,

@@ -102,6 +102,9 @@ pub(crate) struct Links {
     pub wait: Option<Wait>,
 }
 
+/// How long `--wait-carrier` waits, unless it says otherwise, in seconds.
+const CARRIER_SECONDS: &str = "30";
+
 /// How long `--auto` waits for the network's answer, unless it says otherwise, in seconds.
 const AUTO_SECONDS: &str = "10";
 
@@ -110,10 +113,9 @@ const AUTO_SECONDS: &str = "10";
 #[command(name = "vdens", version, disable_help_subcommand = true)]
 #[command(
     override_usage = "vdens [OPTIONS] [VNL [COMMAND [ARG]...]]\n       vdens [OPTIONS] --multi [VNL]... [-- COMMAND [ARG]...]",
-    after_help = "A VNL (Virtual Network Locator) names what the interface vde0 is plugged into: ptp:///tmp/cable, \
-        vde:///tmp/switch, tap://tap0. A plain path is vde://PATH, =COMMAND is a command that speaks \
-        vdestream. Without a VNL, or with '-' or 'no', there is no interface. Without a COMMAND, \
-        your shell is started.\n\nvdectl shows what is running, checks this machine and manages plugins."
+    after_help = "A VNL (Virtual Network Locator) says what vde0 is plugged into: ptp:///tmp/cable, vde:///tmp/switch, \
+        tap://tap0. A plain path is vde://PATH, =COMMAND speaks vdestream, '-' or 'no' is no interface. Without a COMMAND, \
+        your shell starts.\n\nvdectl shows what is running, checks this machine and manages plugins."
 )]
 pub struct Vdens {
     /// Make one interface for each VNL up to '--'
@@ -140,17 +142,42 @@ pub struct Vdens {
     #[arg(short, long)]
     pub sysadm: bool,
 
+    /// Name the session, so that vdectl finds it
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// Go to the background; needs --name
+    #[arg(short, long, requires = "name")]
+    pub detach: bool,
+
+    /// End all that the command starts with it
+    #[arg(long)]
+    pub pid: bool,
+
+    /// Appear as root, uid 0, to the command
+    #[arg(long)]
+    pub root: bool,
+
+    /// Likewise, with your subordinate ids
+    #[arg(long)]
+    pub map_auto: bool,
+
     /// Accepted for compatibility; has no effect
-    #[arg(short, long)]
+    #[arg(short, long, hide = true)]
     pub clone: bool,
 
     /// Accepted for compatibility; has no effect
-    #[arg(short, long)]
+    #[arg(short, long, hide = true)]
     pub unshare: bool,
 
     /// Set lo and all interfaces up
     #[arg(long)]
     pub up: bool,
+
+    /// Run the command when links have carrier
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
+        default_missing_value = CARRIER_SECONDS, value_parser = seconds)]
+    pub wait_carrier: Option<Duration>,
 
     /// Configure by DHCP and IPv6; implies --up
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,

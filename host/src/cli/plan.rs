@@ -19,6 +19,8 @@ use crate::error::{Error, Result};
 use crate::ipc::MAX_FDS;
 use crate::namespace::resolv::Resolv;
 use crate::namespace::{Interface, Plan};
+use crate::sys::names;
+use crate::sys::user_namespace::Ids;
 use crate::worker::Job;
 use crate::worker::target::LinkTarget;
 
@@ -127,7 +129,14 @@ impl Session {
             || defaults.up == Some(true)
             || !cli.addr.is_empty()
             || !cli.gateway.is_empty()
-            || auto.is_some();
+            || auto.is_some()
+            || cli.wait_carrier.is_some();
+        cli.name.as_deref().map_or(Ok(()), names::check)?;
+        let ids = match (cli.root, cli.map_auto) {
+            (_, true) => Ids::Subordinate,
+            (true, false) => Ids::Root,
+            (false, false) => Ids::Own,
+        };
         let plan = Plan {
             label: label(&interfaces, &targets),
             up,
@@ -136,9 +145,15 @@ impl Session {
             resolv: resolv(cli, config)?,
             auto,
             sysadmin: cli.sysadm,
-            panel: cli.links.uses_panel(config),
+            ids,
+            own_pids: cli.pid || cli.detach,
+            name: cli.name.clone(),
+            is_detached: cli.detach,
+            wait_carrier: cli.wait_carrier,
+            // The panel's members have one id.
+            panel: cli.links.uses_panel(config) && ids != Ids::Subordinate,
             big_tcp: cli.big_tcp || defaults.big_tcp == Some(true),
-            welcome: (command.is_empty() && !cli.common.quiet)
+            welcome: (command.is_empty() && !cli.common.quiet && !cli.detach)
                 .then(|| welcome(&interfaces, &targets)),
             command,
             interfaces,

@@ -26,7 +26,13 @@ pub(crate) enum ToNamespace {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum FromNamespace {
-    /// The namespace exists. Descriptor: the network namespace.
+    /// The PID namespace exists, and its first process is a child of the supervisor and goes on in
+    /// this one's place. Descriptor: its pidfd.
+    FirstProcess {
+        /// Its id.
+        pid: u32,
+    },
+    /// The namespace exists. Descriptors: the network namespace, and a netlink socket in it.
     NamespaceMade,
     /// The interfaces exist and are configured. Descriptors: a watch over them, and each tap that
     /// the child has made.

@@ -19,7 +19,7 @@ use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
 
-use super::{NOTHING, while_mounted};
+use super::{NOTHING, in_memory};
 use crate::error::{Error, Result, system};
 use crate::namespace::auto::Names;
 
@@ -132,11 +132,6 @@ fn overlay_etc() -> Result<()> {
         mount(kind, "/etc", kind, none, Some(&*options))
             .map_err(system(format_args!("make {TARGET}, which does not exist")))
     })
-}
-
-/// Calls `work` with a directory on a tmpfs.
-fn in_memory(work: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    while_mounted("tmpfs", MsFlags::empty(), "mode=0755", work)
 }
 
 fn bind(source: &Path, place: &OwnedFd) -> Result<()> {

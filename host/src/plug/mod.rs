@@ -442,6 +442,7 @@ fn entry(end: &PlugEnd, report: Report) -> Entry<Report> {
     };
     let link = LinkEntry {
         interface: String::new(),
+        addresses: Vec::new(),
         vnl: end.name.clone(),
         service: status::Service::Served,
         worker: None,

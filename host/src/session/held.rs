@@ -284,6 +284,7 @@ impl HeldLink {
         let interface = self.job.interface.clone();
         Entry {
             link: LinkEntry {
+                addresses: Vec::new(),
                 vnl: self.job.target.to_string(),
                 service,
                 worker: pid.map(|pid| pid.as_raw().cast_unsigned()),

@@ -19,6 +19,9 @@
 //! again (`link`). A session without a link starts in that phase, because its namespace child waits
 //! for nothing.
 //!
+//! In a PID namespace, its first process takes the namespace child's place: the child forks it and
+//! ends.
+//!
 //! The system's limits may leave no room for both the panel and the namespace. The namespace child
 //! finds that out. Then the session ends all children, leaves the panel, which makes room, and
 //! starts over.
@@ -77,6 +80,12 @@ pub(super) enum Event {
 pub(super) enum Action {
     /// Fork the namespace child.
     StartNamespace,
+    /// Hold that process in place of the namespace child.
+    HoldFirstProcess(u32, OwnedFd),
+    /// Hold the netlink socket in the network namespace.
+    HoldNetlink(OwnedFd),
+    /// Say that the session runs.
+    Announce,
     /// Make ports of the panel for some links, in that network namespace.
     MakePorts(OwnedFd, Vec<usize>),
     /// Send a message to the namespace child.
@@ -256,7 +265,7 @@ impl Machine {
                 let message = "cannot run the command: the process that prepares it has died";
                 return Err(Error::closed(message).into());
             }
-            Event::NamespaceClosed => {}
+            Event::NamespaceClosed => actions.push(Action::Announce),
             Event::CommandEnded(exit) => *actions = self.end(Next::Finish(Ok(exit.code()))),
             Event::PortsMade { refused } => actions.push(self.make_interfaces(&refused, now)?),
             Event::Worker(index, event) => {
@@ -265,7 +274,7 @@ impl Machine {
             }
             Event::Failed(error) => return Err(error.into()),
             Event::Signal(signal) if !is_running => return Err(Failure::Signal(signal)),
-            Event::Signal(signal @ (Signal::SIGTERM | Signal::SIGHUP)) => {
+            Event::Signal(signal @ (Signal::SIGTERM | Signal::SIGHUP | Signal::SIGPWR)) => {
                 actions.push(Action::PassOn(signal));
             }
             // The terminal has sent it to the command, too.
@@ -303,9 +312,16 @@ impl Machine {
     ) -> Result<(), Failure> {
         match (message, &self.phase) {
             (FromNamespace::NamespaceMade, Phase::NamespacePending) => {
-                let network = fds.pop();
-                let network = network.ok_or_else(|| malformed("no namespace came along"))?;
+                let (Some(netlink), Some(network)) = (fds.pop(), fds.pop()) else {
+                    return Err(malformed("no namespace came along").into());
+                };
+                actions.push(Action::HoldNetlink(netlink));
                 self.enter(Phase::Opening { network }, now);
+            }
+            (FromNamespace::FirstProcess { pid }, _) => {
+                let pidfd = fds.pop();
+                let pidfd = pidfd.ok_or_else(|| malformed("no process came along"))?;
+                actions.push(Action::HoldFirstProcess(pid, pidfd));
             }
             (FromNamespace::InterfacesMade, Phase::InterfacesPending) => {
                 self.enter(Phase::Settling, now);

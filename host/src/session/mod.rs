@@ -17,6 +17,9 @@
 //! | `run` | the loop that polls, makes events, and performs the actions |
 //! | `held` | what the supervisor holds for a link: its worker's channels, its interface |
 //!
+//! In the background (`-d`) a child is the supervisor, and says over a channel when the session
+//! runs, so that the parent's exit status is true.
+//!
 //! The supervisor is single-threaded and loads no plugin, so it may fork at any time. Each child
 //! first drops what it has inherited and does not need, so that a process sees when the channel's
 //! other end is closed.
@@ -26,12 +29,19 @@ mod link;
 mod machine;
 mod run;
 
+use std::process;
+
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
+use nix::unistd::setsid;
 use vdens_plugin_kit::PanelAddress;
 
-use crate::error::{EXIT_FAILURE, Error};
+use crate::error::{EXIT_FAILURE, Error, system};
+use crate::ipc::{Channel, Nothing, Startup};
 use crate::namespace::Plan;
 use crate::panel::{Panel, new_place};
+use crate::sys::child::Child;
+use crate::sys::process::detach;
 use crate::sys::runtime;
 use crate::sys::signals::Signals;
 use crate::worker::Job;
@@ -54,13 +64,60 @@ impl From<Error> for Failure {
 }
 
 /// Runs the command in a namespace as planned, with one link a job, in the order of the plan's
-/// interfaces. Returns the command's exit status, 128 + n if signal n ended it.
+/// interfaces. Returns the command's exit status, 128 + n if signal n ended it; in the background,
+/// 0 when the session runs.
 ///
 /// # Errors
 /// The namespace or a link cannot be made, or the command cannot be executed.
-pub fn run(plan: &Plan, mut jobs: Vec<Job>) -> Result<i32, Failure> {
-    let signals = Signals::block()?;
+pub fn run(plan: &Plan, jobs: Vec<Job>) -> Result<i32, Failure> {
     runtime::complain();
+    if !plan.is_detached {
+        return supervise(plan, jobs, &mut None);
+    }
+    let (channel, theirs) = Channel::<Nothing, Startup>::pair()?;
+    if Child::fork()?.is_some() {
+        drop(theirs);
+        return match channel.receive()?.well_formed()? {
+            Some((Startup::Open, _)) => Ok(0),
+            Some((Startup::Failed(error), _)) => Err(error.into()),
+            None => Err(Error::closed("the background process died while starting").into()),
+        };
+    }
+    drop(channel);
+    let mut starter = Some(theirs);
+    let outcome = start_background().and_then(|()| supervise(plan, jobs, &mut starter));
+    let status = match (outcome, starter) {
+        (Ok(status), _) => status,
+        (Err(Failure::Error(status, error)), Some(starter)) => {
+            // If the process that the user started has exited, nobody is left to tell.
+            let _ = starter.send(&Startup::Failed(error), &[]);
+            status
+        }
+        (Err(Failure::Error(status, error)), None) => {
+            log::error!("{error}");
+            status
+        }
+        (Err(Failure::Signal(signal)), _) => 128 + signal as i32,
+    };
+    process::exit(status)
+}
+
+/// Makes this child a process in the background, which ends with the process that the user started
+/// until the session runs.
+fn start_background() -> Result<(), Failure> {
+    setsid().map_err(system("start a session"))?;
+    set_pdeathsig(Signal::SIGTERM).map_err(system("ask for a signal at the parent's death"))?;
+    detach()?;
+    Ok(())
+}
+
+/// Supervises the session. Tells `starter` when it runs.
+fn supervise(
+    plan: &Plan,
+    mut jobs: Vec<Job>,
+    starter: &mut Option<Channel<Startup, Nothing>>,
+) -> Result<i32, Failure> {
+    let signals = Signals::block()?;
     let panel = panel_for(plan, &jobs);
     if let Ok(panel) = &panel {
         for job in &mut jobs {
@@ -70,7 +127,7 @@ pub fn run(plan: &Plan, mut jobs: Vec<Job>) -> Result<i32, Failure> {
             });
         }
     }
-    Supervisor::run(plan, jobs, &signals, panel)
+    Supervisor::run(plan, jobs, &signals, panel, starter)
 }
 
 /// The panel, or why there is none.

@@ -10,12 +10,15 @@
 //! The requests on a worker's second channel neither depend on the session's state nor change it,
 //! so the loop executes them without the machine.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
+use ipnet::IpNet;
 use nix::poll::{PollFd, PollFlags};
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid};
 
@@ -23,17 +26,21 @@ use super::held::{Channels, HeldLink, WorkerProcess, lost_interface};
 use super::link::{LinkAction, WorkerEvent};
 use super::machine::{Action, Event, Machine};
 use super::{Failure, without_panel};
-use crate::error::{EXIT_FAILURE, Result};
+use crate::error::{EXIT_FAILURE, Result, system};
 use crate::ipc::status::server::Server;
 use crate::ipc::status::{self, Process};
 use crate::ipc::{
-    Channel, FromNamespace, FromWorker, Received, Reply, ReportReply, ToNamespace, malformed,
+    Channel, FromNamespace, FromWorker, Nothing, Received, Reply, ReportReply, Startup,
+    ToNamespace, malformed,
 };
 use crate::namespace::{self, Plan};
 use crate::panel::Panel;
 use crate::sys::child::{Child, Exit, end_all, exit_child, reap_strangers};
+use crate::sys::names::{Claim, Kind, Member};
+use crate::sys::netlink::Netlink;
 use crate::sys::process::{give_back_memory, wait};
 use crate::sys::signals::Signals;
+use crate::sys::terminal::Foreground;
 use crate::worker::carrier::LinkWatch;
 use crate::worker::reconnecting::Wait;
 use crate::worker::{self, Job};
@@ -71,6 +78,12 @@ pub(super) struct Supervisor<'a> {
     machine: Machine,
     started: SystemTime,
     status: Option<Server>,
+    /// A netlink socket in the network namespace, once that is made.
+    netlink: Option<Netlink>,
+    /// The session's name, if it has one.
+    claim: Option<Claim>,
+    /// Who waits for the session to run, if it starts in the background.
+    starter: &'a mut Option<Channel<Startup, Nothing>>,
     outcome: Option<Result<i32, Failure>>,
 }
 
@@ -81,7 +94,14 @@ impl<'a> Supervisor<'a> {
         jobs: Vec<Job>,
         signals: &'a Signals,
         panel: Result<Panel, String>,
+        starter: &'a mut Option<Channel<Startup, Nothing>>,
     ) -> Result<i32, Failure> {
+        let claim = |name: &String| Claim::take(name, Kind::Session);
+        let claim = plan.name.as_ref().map(claim).transpose()?;
+        let terminal = match plan.own_pids {
+            true => Foreground::of_this_process(),
+            false => None,
+        };
         let names = jobs
             .iter()
             .map(|job| format!("{} ({})", job.interface, job.target));
@@ -101,12 +121,18 @@ impl<'a> Supervisor<'a> {
             links: jobs.into_iter().map(HeldLink::new).collect(),
             started: SystemTime::now(),
             status: None,
+            netlink: None,
+            claim,
+            starter,
             outcome: None,
         };
         supervisor.perform_all(actions);
         supervisor.status = Server::start();
         loop {
             if let Some(outcome) = supervisor.outcome {
+                if let Some(terminal) = terminal {
+                    terminal.restore();
+                }
                 return outcome;
             }
             if let Err(error) = supervisor.turn() {
@@ -328,7 +354,15 @@ impl<'a> Supervisor<'a> {
             }
             Action::TakeInterfaces(fds) => self.take_interfaces(fds)?,
             Action::Link(index, action) => self.perform_for_link(index, action, events),
+            Action::HoldFirstProcess(pid, pidfd) => self.command = Some(Child::adopt(pid, pidfd)),
+            Action::HoldNetlink(socket) => self.netlink = Some(Netlink::from(socket)),
+            Action::Announce => self.announce()?,
             Action::PassOn(signal) => {
+                // Only the first process of a PID namespace can end everything.
+                let signal = match (signal, self.plan.own_pids) {
+                    (Signal::SIGPWR, false) => Signal::SIGTERM,
+                    (signal, _) => signal,
+                };
                 // A command that is stopped takes the signal only when it goes on.
                 let signals = [signal, Signal::SIGCONT];
                 let pass_on = |command: &Child| signals.map(|signal| command.signal(signal));
@@ -377,12 +411,34 @@ impl<'a> Supervisor<'a> {
         let (channel, theirs) = Channel::pair()?;
         let Some(command) = Child::fork()? else {
             drop(channel);
-            self.status = None;
-            let panel = self.panel.as_ref().ok();
-            exit_child(|| namespace::run(self.plan, panel, &theirs, self.signals, parent));
+            self.let_go();
+            let panel = mem::replace(&mut self.panel, Err(String::new())).ok();
+            exit_child(|| namespace::run(self.plan, panel, theirs, self.signals, parent));
         };
         self.command = Some(command);
         self.namespace = Some(channel);
+        Ok(())
+    }
+
+    /// Lets go, in a child, of what only the supervisor needs.
+    fn let_go(&mut self) {
+        self.status = None;
+        self.netlink = None;
+        self.claim = None;
+        *self.starter = None;
+    }
+
+    /// Says that the session runs: to those who look for its name, and to the process that has
+    /// started it in the background.
+    fn announce(&mut self) -> Result<()> {
+        if let (Some(claim), Some(command)) = (&mut self.claim, &self.command) {
+            let member = Member::of(claim.name(), command.pid().as_raw().cast_unsigned());
+            claim.publish(member.into_iter().collect())?;
+        }
+        if let Some(starter) = self.starter.take() {
+            set_pdeathsig(None).map_err(system("leave the parent"))?;
+            starter.send(&Startup::Open, &[])?;
+        }
         Ok(())
     }
 
@@ -396,7 +452,7 @@ impl<'a> Supervisor<'a> {
             let HeldLink { job, stored, .. } = self.links.swap_remove(index);
             self.links.clear();
             self.namespace = None;
-            self.status = None;
+            self.let_go();
             let channels = worker::Channels {
                 control: its_control,
                 orders: its_requests,
@@ -439,14 +495,23 @@ impl<'a> Supervisor<'a> {
             return;
         };
         let command = self.command.as_ref().map(Child::pid);
+        let addresses = self.netlink.as_ref().map(addresses).unwrap_or_default();
         let links = self.links.iter_mut().enumerate();
+        let links = links.map(|(index, link)| {
+            let mut entry = link.entry(self.machine.link(index), command);
+            let addresses = addresses.get(&entry.link.interface);
+            entry.link.addresses = addresses.cloned().unwrap_or_default();
+            entry
+        });
         let process = Process {
-            links: links
-                .map(|(index, link)| link.entry(self.machine.link(index), command))
-                .collect(),
+            links: links.collect(),
+            name: self.plan.name.clone(),
+            hostname: self.plan.hostname.clone().unwrap_or_else(hostname),
+            command_pid: command.map(|pid| pid.as_raw().cast_unsigned()),
+            has_own_pids: self.plan.own_pids,
             ..status::this_process(
                 "vdens",
-                &namespace::command_words(&self.plan.command),
+                &self.plan.command_words(),
                 self.started,
                 self.panel.as_ref().err().map_or("", String::as_str),
             )
@@ -461,4 +526,29 @@ impl<'a> Supervisor<'a> {
         end_all(workers.chain(self.command.take()), CLEANUP_LIMIT);
         self.links.iter_mut().for_each(HeldLink::close_stored);
     }
+}
+
+/// The addresses of all interfaces in a network namespace, by the interfaces' names. None if the
+/// kernel does not tell.
+fn addresses(netlink: &Netlink) -> HashMap<String, Vec<IpNet>> {
+    let mut by_name: HashMap<String, Vec<IpNet>> = HashMap::new();
+    let found = netlink
+        .links()
+        .and_then(|links| Ok((links, netlink.addresses()?)));
+    let (links, addresses) = found.unwrap_or_else(|error| {
+        log::debug!("{error}");
+        Default::default()
+    });
+    for (index, address) in addresses {
+        if let Some(link) = links.iter().find(|link| link.index == index) {
+            by_name.entry(link.name.clone()).or_default().push(address);
+        }
+    }
+    by_name
+}
+
+/// The host name of this process.
+fn hostname() -> String {
+    let name = nix::unistd::gethostname().unwrap_or_default();
+    name.to_string_lossy().into_owned()
 }

@@ -92,6 +92,16 @@ impl Child {
         }
     }
 
+    /// A child that another process has forked for this one (CLONE_PARENT, clone(2)).
+    pub(crate) fn adopt(pid: u32, pidfd: OwnedFd) -> Self {
+        let pid = Pid::from_raw(pid.cast_signed());
+        Self {
+            pid,
+            pidfd,
+            exit: None,
+        }
+    }
+
     /// Its process id.
     pub(crate) fn pid(&self) -> Pid {
         self.pid

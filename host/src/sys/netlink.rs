@@ -370,6 +370,23 @@ impl Netlink {
             .map_err(|error| Error::io("list interfaces", &error))
     }
 
+    /// The addresses of all interfaces, each with the index of its interface.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(crate) fn addresses(&self) -> Result<Vec<(u32, IpNet)>> {
+        let mut addresses = Vec::new();
+        let take = |message| {
+            if let RouteNetlinkMessage::NewAddress(message) = message {
+                addresses.extend(address_of(&message));
+            }
+        };
+        let message = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        self.exchange(message, NLM_F_DUMP, take)
+            .map_err(|error| Error::io("list addresses", &error))?;
+        Ok(addresses)
+    }
+
     /// The index of an interface.
     fn index(&self, interface: &str) -> Result<u32> {
         let links = self.get_links(named(interface), NLM_F_ACK);
@@ -488,12 +505,18 @@ pub(crate) struct LinkView {
     pub name: String,
     /// The index of the bridge that it is a port of.
     pub bridge: Option<u32>,
+    /// Whether it is up and frames can pass: it has carrier, and the kernel has taken note of it.
+    pub is_running: bool,
 }
 
 impl LinkView {
     fn new(link: &LinkMessage) -> Self {
         let mut view = Self {
             index: link.header.index,
+            is_running: link
+                .header
+                .flags
+                .contains(LinkFlags::Running | LinkFlags::LowerUp),
             ..Self::default()
         };
         for attribute in &link.attributes {
@@ -505,6 +528,27 @@ impl LinkView {
         }
         view
     }
+}
+
+/// An address, with the index of its interface. The local address is this end's where the interface
+/// has another at its far end (`IFA_LOCAL`, linux/if_addr.h).
+fn address_of(message: &AddressMessage) -> Option<(u32, IpNet)> {
+    let local = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            AddressAttribute::Local(address) => Some(*address),
+            _ => None,
+        });
+    let address = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        });
+    let net = IpNet::new(local.or(address)?, message.header.prefix_len).ok()?;
+    Some((message.header.index, net))
 }
 
 fn serialize(

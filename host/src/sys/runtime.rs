@@ -187,7 +187,11 @@ impl Dir {
         is_removed
     }
 
-    fn open(path: PathBuf) -> Result<Self> {
+    /// The directory at a path.
+    ///
+    /// # Errors
+    /// As for [`Dir::dir`].
+    pub(crate) fn open(path: PathBuf) -> Result<Self> {
         Self::look(&path.clone(), path)
     }
 

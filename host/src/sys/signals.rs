@@ -6,22 +6,25 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{
     SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
 };
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-
-use nix::sys::prctl::set_pdeathsig;
 use nix::unistd::{Pid, getppid};
 
 use crate::error::{Error, Result, system};
+use crate::sys::process::wait;
 
 /// The signals that a supervisor or a plug reads.
-const HANDLED: [Signal; 5] = [
+const HANDLED: [Signal; 6] = [
     Signal::SIGTERM,
     Signal::SIGHUP,
     Signal::SIGINT,
     Signal::SIGQUIT,
+    // A session is to be stopped, with everything in it. An init process takes this signal so, too.
+    Signal::SIGPWR,
     Signal::SIGCHLD,
 ];
 
@@ -54,6 +57,17 @@ impl Signals {
     pub(crate) fn next(&self) -> Option<Signal> {
         let info = self.fd.read_signal().ok().flatten()?;
         Signal::try_from(info.ssi_signo.cast_signed()).ok()
+    }
+
+    /// Waits for the next signal. `None` if waiting fails.
+    pub(crate) fn wait(&self) -> Option<Signal> {
+        loop {
+            if let Some(signal) = self.next() {
+                return Some(signal);
+            }
+            let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+            wait(&mut fds, None).ok()?;
+        }
     }
 
     /// Restores the signal mask that this process was started with, in a forked child.

@@ -1,47 +1,82 @@
-//! Makes user namespaces with the caller's ids, and explains why the kernel refuses one.
+//! Makes user namespaces, and explains why the kernel refuses one.
 //!
 //! A session's namespace and the panel's are both made here. An unprivileged process may map its
 //! own uid and gid alone, and only after it has denied itself setgroups(2) (user_namespaces(7)).
+//! With the setuid programs newuidmap(1) and newgidmap(1) it can map the subordinate ids, too, that
+//! /etc/subuid and /etc/subgid give its user. They must run in the parent's namespace, so a child
+//! is forked for them before the namespace is made.
 //! What forbids a user namespace differs by distribution, so an error names the setting that
 //! decides.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{getegid, geteuid};
+use nix::unistd::{User, getegid, geteuid};
 
-use crate::error::{Error, Result, system};
+use crate::error::{Error, ErrorKind, Result, system};
+use crate::sys::child::{Child, Exit, exit_child};
 
 /// How long the kernel may take to remove namespaces without processes. It removes the network
 /// namespaces of the whole machine one after the other.
 const LEAVING: Duration = Duration::from_secs(2);
 
-/// Makes the namespaces of `flags`, a user namespace among them, with the caller's ids mapped to
-/// themselves, and enters them. For processes with one thread.
+/// Under which ids the user appears in a user namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Ids {
+    /// Under its own uid and gid. There are no others.
+    #[default]
+    Own,
+    /// As root, uid and gid 0. There are no others.
+    Root,
+    /// As root; the user's subordinate ids are 1, 2, ….
+    Subordinate,
+}
+
+/// As [`unshare_as`], with the caller's ids mapped to themselves.
+///
+/// # Errors
+/// As for [`unshare_as`].
+pub(crate) fn unshare_mapped(flags: CloneFlags) -> Result<()> {
+    unshare_as(Ids::Own, flags)
+}
+
+/// Makes the namespaces of `flags`, a user namespace among them, with the ids mapped, and enters
+/// them. For processes with one thread.
 ///
 /// # Errors
 /// The kernel or a limit does not allow it; the hint says which setting decides.
-pub(crate) fn unshare_mapped(flags: CloneFlags) -> Result<()> {
-    let ids = (geteuid(), getegid());
+pub(crate) fn unshare_as(ids: Ids, flags: CloneFlags) -> Result<()> {
+    let (uid, gid) = (geteuid(), getegid());
+    let inside = match ids {
+        Ids::Own => (uid.as_raw(), gid.as_raw()),
+        Ids::Root => (0, 0),
+        Ids::Subordinate => {
+            let mapper = Mapper::start()?;
+            unshare(flags).map_err(no_namespace)?;
+            return mapper.map();
+        }
+    };
     unshare(flags).map_err(no_namespace)?;
     write_map("setgroups", "deny")?;
-    write_map("uid_map", &format!("{0} {0} 1", ids.0))?;
-    write_map("gid_map", &format!("{0} {0} 1", ids.1))
+    write_map("uid_map", &format!("{} {uid} 1", inside.0))?;
+    write_map("gid_map", &format!("{} {gid} 1", inside.1))
 }
 
-/// As [`unshare_mapped`], but where there are too many namespaces it waits for room. The kernel
-/// still counts those of a panel that this process has left a moment ago.
+/// As [`unshare_as`], but where there are too many namespaces it waits for room. The kernel still
+/// counts those of a panel that this process has left a moment ago.
 ///
 /// # Errors
-/// As for [`unshare_mapped`].
-pub(crate) fn unshare_when_there_is_room(flags: CloneFlags) -> Result<()> {
+/// As for [`unshare_as`].
+pub(crate) fn unshare_when_there_is_room(ids: Ids, flags: CloneFlags) -> Result<()> {
     let deadline = Instant::now() + LEAVING;
     loop {
-        match unshare_mapped(flags) {
+        match unshare_as(ids, flags) {
             Err(error)
                 if is_crowded(&error)
                     && forbidding_limit().is_none()
@@ -50,6 +85,108 @@ pub(crate) fn unshare_when_there_is_room(flags: CloneFlags) -> Result<()> {
                 sleep(Duration::from_millis(5));
             }
             outcome => return outcome,
+        }
+    }
+}
+
+/// A child in the parent's namespace that maps the subordinate ids of this process's namespace,
+/// once that is made.
+struct Mapper {
+    child: Child,
+    /// Where it waits, and what it says: nothing if it has mapped the ids.
+    channel: UnixStream,
+}
+
+impl Mapper {
+    fn start() -> Result<Self> {
+        let cannot = |error| Error::io("start a process that maps ids", &error);
+        let commands = [
+            map_command("newuidmap", "/etc/subuid", geteuid().as_raw())?,
+            map_command("newgidmap", "/etc/subgid", getegid().as_raw())?,
+        ];
+        let (channel, mut theirs) = UnixStream::pair().map_err(cannot)?;
+        if let Some(child) = Child::fork()? {
+            return Ok(Self { child, channel });
+        }
+        drop(channel);
+        exit_child(|| {
+            // The end of the file says that the namespace could not be made.
+            if theirs.read(&mut [0]).unwrap_or(0) == 0 {
+                return 0;
+            }
+            let mut outcomes = commands.into_iter().map(run_map_command);
+            let complaint = outcomes.find_map(Result::err).unwrap_or_default();
+            i32::from(theirs.write_all(complaint.as_bytes()).is_err())
+        })
+    }
+
+    fn map(mut self) -> Result<()> {
+        let mut complaint = String::new();
+        let asked = self.channel.write_all(b"!");
+        asked
+            .and_then(|()| self.channel.read_to_string(&mut complaint))
+            .map_err(|error| Error::io("map subordinate ids", &error))?;
+        let exit = self.child.wait(None);
+        match (complaint.trim(), exit) {
+            ("", Some(Exit::Status(0))) => Ok(()),
+            ("", _) => Err(Error::closed("the process that maps ids has died")),
+            (complaint, _) => {
+                let message = format!("cannot map subordinate ids: {complaint}");
+                Err(Error::new(ErrorKind::Permission, message))
+            }
+        }
+    }
+}
+
+/// The command that maps 0 to `id`, and 1, 2, … to the ids that `file` gives this user.
+fn map_command(program: &'static str, file: &str, id: u32) -> Result<Command> {
+    let uid = geteuid();
+    let user = User::from_uid(uid).ok().flatten().map(|user| user.name);
+    let user = user.unwrap_or_else(|| uid.to_string());
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let Some((first, count)) = subordinate_ids(&text, &user, uid.as_raw()) else {
+        let message = format!("{file} has no subordinate ids for {user}");
+        return Err(Error::new(ErrorKind::Permission, message).hint(format!(
+            "sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"
+        )));
+    };
+    let mut command = Command::new(program);
+    let numbers = [std::process::id(), 0, id, 1, 1, first, count];
+    command.args(numbers.map(|number| number.to_string()));
+    Ok(command)
+}
+
+/// The first range of ids that a file like /etc/subuid gives a user, and its length (subuid(5)).
+fn subordinate_ids(text: &str, user: &str, uid: u32) -> Option<(u32, u32)> {
+    let uid = uid.to_string();
+    text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        fields.next().filter(|name| [user, &uid].contains(name))?;
+        let first = fields.next()?.trim().parse().ok()?;
+        let count = fields.next()?.trim().parse().ok()?;
+        (count > 0).then_some((first, count))
+    })
+}
+
+/// Runs it; what is to be said if it fails.
+fn run_map_command(mut command: Command) -> Result<(), String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            format!("{program} is not installed; sudo apt-get install uidmap")
+        }
+        _ => format!("{program}: {error}"),
+    })?;
+    match output.status.success() {
+        true => Ok(()),
+        false => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let said = said.lines().next().unwrap_or_default().to_owned();
+            Err(match said.is_empty() {
+                true => format!("{program} ended with {}", output.status),
+                false => said,
+            })
         }
     }
 }
@@ -138,5 +275,20 @@ fn no_namespace(errno: Errno) -> Error {
             error.hint("not possible in a chroot, nor where a security module forbids it")
         }
         _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subordinate_ids_are_found_by_name_and_by_number() {
+        let text = "other:100000:65536\n# a comment\nme:165536:65536\n1000:300000:10\nno:x:1\n";
+        let ids = |user, uid| subordinate_ids(text, user, uid);
+        assert_eq!(ids("me", 7), Some((165_536, 65_536)));
+        assert_eq!(ids("somebody", 1000), Some((300_000, 10)));
+        assert_eq!(ids("no", 7), None);
+        assert_eq!(ids("m", 7), None);
     }
 }

@@ -3,5 +3,7 @@
 pub mod doctor;
 pub mod forward;
 pub mod graph;
+pub mod sessions;
 pub mod status;
+pub(crate) mod targets;
 pub mod top;

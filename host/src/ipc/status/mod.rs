@@ -19,6 +19,7 @@ use std::ffi::OsString;
 use std::process;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use vdens_plugin_kit::{Peer, SwitchStatus, Tier};
 
@@ -41,11 +42,28 @@ pub(crate) struct Process<R> {
     pub directory: String,
     /// When it started, in seconds since 1970.
     pub started: u64,
+    /// The session's or lab's name, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The session's host name; empty for a plug.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub hostname: String,
+    /// The session's command, or the first process of its PID namespace; its namespaces are the
+    /// session's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command_pid: Option<u32>,
+    /// Whether the session has a PID namespace.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub has_own_pids: bool,
     /// Why there is no panel; empty if there is one.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub no_panel: String,
     /// Its links, in order.
     pub links: Vec<Entry<R>>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// A link, and its worker's report, if there is one.
@@ -64,6 +82,9 @@ pub(crate) struct LinkEntry {
     /// The interface's name; empty for an end of a plug.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub interface: String,
+    /// The interface's addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpNet>,
     /// The VNL that it is plugged into.
     pub vnl: String,
     /// How it is served.
@@ -179,6 +200,10 @@ pub(crate) fn this_process<R>(
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
             .as_secs(),
+        name: None,
+        hostname: String::new(),
+        command_pid: None,
+        has_own_pids: false,
         no_panel: no_panel.into(),
         links: Vec::new(),
     }

@@ -11,8 +11,8 @@
 //! that blocks from a slow one. The cases test, from outside, what the kit's documentation of
 //! `Link` asks for.
 //!
-//! A [`CheckResult`] is one line: `ok`, `FAILED` with the reason and a remedy, or `skipped` with the
-//! reason.
+//! A [`CheckResult`] is one line: `ok`, `FAILED` with the reason and a remedy, or `skipped` with
+//! the reason.
 
 mod bench;
 mod cases;

@@ -44,6 +44,8 @@ fn short(actions: Vec<Action>) -> Vec<String> {
     let short = |action| match action {
         Action::MakePorts(_, links) => format!("MakePorts({links:?})"),
         Action::TakeInterfaces(fds) => format!("TakeInterfaces({})", fds.len()),
+        Action::HoldNetlink(_) => "HoldNetlink".into(),
+        Action::HoldFirstProcess(pid, _) => format!("HoldFirstProcess({pid})"),
         Action::LeavePanel(error) => format!("LeavePanel({})", error.message),
         Action::Finish(Err(Failure::Error(status, error))) => {
             format!("Finish({status}: {})", error.message)
@@ -73,7 +75,7 @@ impl Session {
     fn at(phase: Reached, links: usize) -> Self {
         let (mut session, _) = Self::start(links, true);
         if phase >= Opening {
-            session.namespace(FromNamespace::NamespaceMade, 1);
+            session.namespace(FromNamespace::NamespaceMade, 2);
         }
         if phase >= InterfacesPending {
             for index in 0..links {
@@ -175,11 +177,8 @@ fn a_session_starts_and_ends() {
     assert_eq!(actions, ["StartNamespace", "0: Start", "1: Start"]);
     let on_panel = FromWorker::Open { wants_panel: true };
     assert!(session.message(1, on_panel).is_empty());
-    assert!(
-        session
-            .namespace(FromNamespace::NamespaceMade, 1)
-            .is_empty()
-    );
+    let made = session.namespace(FromNamespace::NamespaceMade, 2);
+    assert_eq!(made, ["HoldNetlink"]);
     let as_tap = FromWorker::Open { wants_panel: false };
     assert_eq!(session.message(0, as_tap), ["MakePorts([1])"]);
     assert_eq!(
@@ -195,7 +194,7 @@ fn a_session_starts_and_ends() {
         session.message(1, FromWorker::Settled),
         ["ToNamespace(Run)", "GiveBackMemory"]
     );
-    assert!(session.step(Event::NamespaceClosed).is_empty());
+    assert_eq!(session.step(Event::NamespaceClosed), ["Announce"]);
     session.ends(Event::CommandEnded(Exit::Status(7)), "Finish(Ok(7))");
 }
 
@@ -242,6 +241,17 @@ fn a_namespace_child_that_ends_early_ends_the_session() {
 }
 
 #[test]
+fn the_first_process_of_a_pid_namespace_takes_the_childs_place() {
+    // With a link, and without one, where the session runs already.
+    for links in [1, 0] {
+        let (mut session, _) = Session::start(links, false);
+        let first = session.namespace(FromNamespace::FirstProcess { pid: 7 }, 1);
+        assert_eq!(first, ["HoldFirstProcess(7)"]);
+        assert_eq!(session.machine.is_running(), links == 0);
+    }
+}
+
+#[test]
 fn a_message_of_the_namespace_child_that_is_not_its_turn_is_malformed() {
     use FromNamespace::{InterfacesMade, NamespaceMade};
     for phase in PHASES {
@@ -250,12 +260,16 @@ fn a_message_of_the_namespace_child_that_is_not_its_turn_is_malformed() {
             (InterfacesMade, InterfacesPending),
         ] {
             if phase != turn {
-                let event = Event::Namespace(message, vec![fd()]);
+                let event = Event::Namespace(message, vec![fd(), fd()]);
                 Session::at(phase, 1).ends(event, "malformed message");
             }
         }
     }
-    let event = Event::Namespace(NamespaceMade, Vec::new());
+    for fds in [vec![], vec![fd()]] {
+        let event = Event::Namespace(NamespaceMade, fds);
+        Session::at(NamespacePending, 1).ends(event, "malformed message");
+    }
+    let event = Event::Namespace(FromNamespace::FirstProcess { pid: 7 }, Vec::new());
     Session::at(NamespacePending, 1).ends(event, "malformed message");
 }
 
@@ -433,15 +447,15 @@ fn a_status_query_is_answered_in_each_phase() {
 
 #[test]
 fn a_signal_ends_the_session_or_goes_to_the_command() {
-    use Signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
-    for signal in [SIGTERM, SIGHUP, SIGINT, SIGQUIT] {
+    use Signal::{SIGHUP, SIGINT, SIGPWR, SIGQUIT, SIGTERM};
+    for signal in [SIGTERM, SIGHUP, SIGPWR, SIGINT, SIGQUIT] {
         for phase in BEFORE_RUNNING {
             let finish = format!("Finish(Err(Signal({signal:?})))");
             Session::at(phase, 1).ends(Event::Signal(signal), &finish);
         }
         let actions = Session::at(Running, 1).step(Event::Signal(signal));
         match signal {
-            SIGTERM | SIGHUP => assert_eq!(actions, [format!("PassOn({signal:?})")]),
+            SIGTERM | SIGHUP | SIGPWR => assert_eq!(actions, [format!("PassOn({signal:?})")]),
             // The terminal sends these to the command itself.
             _ => assert!(actions.is_empty(), "{actions:?}"),
         }
@@ -488,7 +502,7 @@ fn each_phase_before_the_command_has_a_limit_of_time() {
     for wait in [Duration::from_secs(60), Duration::MAX] {
         let (mut session, _) = Session::start(1, true);
         session.machine.opening_limit = OPENING_LIMIT.saturating_add(wait);
-        session.namespace(FromNamespace::NamespaceMade, 1);
+        session.namespace(FromNamespace::NamespaceMade, 2);
         assert!(session.after(Duration::from_secs(69)).is_empty());
     }
 }
@@ -505,7 +519,7 @@ fn a_session_starts_over_without_the_panel_if_there_is_no_room_for_both() {
     );
     assert_eq!(session.is_due_after(), NAMESPACE_LIMIT);
     assert_eq!(session.service(0), Service::Served);
-    session.namespace(FromNamespace::NamespaceMade, 1);
+    session.namespace(FromNamespace::NamespaceMade, 2);
     // It is another worker, which opens the link again.
     let open = FromWorker::Open { wants_panel: false };
     assert_eq!(session.message(0, open), ["MakePorts([])"]);

@@ -21,7 +21,7 @@ use crate::panel::{enter, make, open_namespace};
 use crate::sys::isolate::{Ending, Isolated};
 use crate::sys::netlink::Netlink;
 use crate::sys::user_namespace::{
-    blame_apparmor, sysctl, unshare_mapped, unshare_when_there_is_room,
+    Ids, blame_apparmor, sysctl, unshare_mapped, unshare_when_there_is_room,
 };
 
 const NAMESPACES: &str = "namespaces";
@@ -101,7 +101,7 @@ fn try_out(reporter: &Reporter, limits: &str) {
         return;
     };
     let alone = in_child(|| {
-        unshare_when_there_is_room(MEMBER)?;
+        unshare_when_there_is_room(Ids::Own, MEMBER)?;
         member(reporter, limits).map(|net| vec![net])
     });
     reporter.add(&match alone {

@@ -243,14 +243,25 @@ impl Builder {
     }
 
     fn session(&mut self, process: &Process<Report>) {
-        let note = format!("vdens {}", process.pid);
-        let node = self.node(Kind::Namespace, process.command.join(" "), note);
+        let command = process.command.join(" ");
+        let id = format!("{} {}", process.program, process.pid);
+        let (name, note) = match &process.name {
+            Some(name) if command.is_empty() => (name.clone(), id),
+            Some(name) => (name.clone(), format!("{id}: {command}")),
+            None => (command, id),
+        };
+        let node = self.node(Kind::Namespace, name, note);
         for entry in &process.links {
             let end = self.interface(
                 node,
                 Interface {
                     name: entry.link.interface.clone(),
-                    addresses: Vec::new(),
+                    addresses: entry
+                        .link
+                        .addresses
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect(),
                     is_up: is_up(entry),
                 },
             );
@@ -509,6 +520,20 @@ pub(super) mod tests {
         let process =
             serde_json::from_value(process).map_err(|error| Error::usage(error.to_string()));
         Answer { pid, process }
+    }
+
+    #[test]
+    fn a_session_has_its_name_and_its_addresses() {
+        let mut answer = answer(10, &[("vde0", "null://", up())]);
+        let process = answer.process.as_mut().unwrap();
+        process.name = Some("r1".into());
+        process.links[0].link.addresses = vec!["10.0.0.1/24".parse().unwrap()];
+        let node = &Graph::of(&[answer]).nodes[0];
+        assert_eq!(
+            (node.name.as_str(), node.note.as_str()),
+            ("r1", "vdens 10: sh -i")
+        );
+        assert_eq!(node.interfaces[0].addresses, ["10.0.0.1/24"]);
     }
 
     fn up() -> Value {

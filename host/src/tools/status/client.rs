@@ -73,6 +73,24 @@ pub(crate) fn ask_again() -> Result<Vec<Answer>> {
     Ok(chunks.flat_map(|chunk| ask(chunk, &mut room)).collect())
 }
 
+/// Asks one process of this user. `None` if there is no such process.
+///
+/// # Errors
+/// A directory cannot be read, or the process does not answer.
+pub(crate) fn ask_one(pid: u32) -> Result<Option<Process<Report>>> {
+    let name = directory()?;
+    let mut room = MAX_ANSWERS;
+    for base in Dir::all() {
+        let Ok(dir) = base.dir(&name) else { continue };
+        let dir = Arc::new(dir);
+        let answer = ask(&[Socket { pid, dir }], &mut room).pop();
+        if let Some(answer) = answer {
+            return answer.process.map(Some);
+        }
+    }
+    Ok(None)
+}
+
 /// The asking end of a connection to a process.
 type StatusChannel = Channel<Nothing, ReportReply>;
 

@@ -31,6 +31,12 @@ enum Shown<'a> {
         command: &'a [String],
         directory: &'a str,
         started: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        name: Option<&'a str>,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        hostname: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        command_pid: Option<u32>,
         #[serde(skip_serializing_if = "str::is_empty")]
         no_panel: &'a str,
         links: Vec<ShownLink<'a>>,
@@ -78,6 +84,9 @@ fn shown(answer: &Answer) -> Shown<'_> {
                 command: &process.command,
                 directory: &process.directory,
                 started: process.started,
+                name: process.name.as_deref(),
+                hostname: &process.hostname,
+                command_pid: process.command_pid,
                 no_panel: &process.no_panel,
                 links: links.collect(),
             }
@@ -112,8 +121,10 @@ fn one_as_text(text: &mut Text, answer: &Answer) {
             return;
         }
     };
+    let name = process.name.as_ref();
     text.line(format_args!(
-        "{} {}, for {}, in {}: {}",
+        "{}{} {}, for {}, in {}: {}",
+        name.map_or_else(String::new, |name| format!("{name}: ")),
         process.program,
         process.pid,
         age(process.started, SystemTime::now()),
@@ -378,6 +389,7 @@ mod tests {
         };
         let link = LinkEntry {
             interface: "vde0".into(),
+            addresses: Vec::new(),
             vnl: "switch:///tmp/sw".into(),
             service: Service::Served,
             worker: Some(12),
@@ -399,6 +411,10 @@ mod tests {
             command: vec!["sh".into(), "-c".into(), "a b".into()],
             directory: "/tmp".into(),
             started: 0,
+            name: None,
+            hostname: String::new(),
+            command_pid: None,
+            has_own_pids: false,
             no_panel: String::new(),
             links: vec![entry],
         }

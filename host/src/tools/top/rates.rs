@@ -179,7 +179,8 @@ fn samples(answers: &[Answer]) -> BTreeMap<String, Sample> {
 }
 
 fn of_process(process: &Process<Report>) -> Vec<(String, Sample)> {
-    let own = format!("{} {}", process.program, process.pid);
+    let own = process.name.clone();
+    let own = own.unwrap_or_else(|| format!("{} {}", process.program, process.pid));
     let links = process.links.iter().enumerate().map(|(number, entry)| {
         let name = match entry.link.interface.as_str() {
             "" => format!("{own}:{number}"),

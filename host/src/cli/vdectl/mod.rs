@@ -9,6 +9,10 @@ use clap::{Parser, Subcommand};
 use super::Common;
 use crate::tools::graph::Format;
 
+pub mod sessions;
+
+use sessions::SessionTask;
+
 /// Show what vdens runs, check what it needs, and manage its plugins
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vdectl", version, disable_help_subcommand = true)]
@@ -32,6 +36,10 @@ pub enum Task {
         #[arg(long)]
         json: bool,
     },
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    Session(SessionTask),
 
     /// Check that this machine has what vdens needs, and say how to mend what it lacks
     Doctor {
