@@ -23,23 +23,20 @@ fn a_switch_with_sessions_a_cable_and_a_peer_outside() {
         .vdens(["--multi", &client, &impaired, &gone, "--", "sh", "-i"])
         .session();
     a.ok(":");
-    let b = lab.vdens([&cable, "cat", "<b>\"\\\n\u{1b}"]).spawn();
-    let legacy = lab.debian("vdens", [&client, "cat"]).spawn();
+    let b = lab
+        .vdens([&cable, "sh", "-c", "exec sleep 1000", "<b>\"\\\n\u{1b}"])
+        .spawn();
+    let legacy = lab.debian("vdens", [&client, "sleep", "1000"]).spawn();
     let [a_pid, plug_pid] = [a.proc().pid(), plug.pid()];
     let dir = lab.dir().display().to_string();
     for line in [
         format!("sh -i (vdens {a_pid})\n  vde0 up -- sw\n"),
-        "\n  vde1 up -- cat <b>\"\\\\n\\u{1b}:vde0 [delay=20ms]\n".to_owned(),
+        "\n  vde1 up -- sh -c exec sleep 1000 <b>\"\\\\n\\u{1b}:vde0 [delay=20ms]\n".to_owned(),
         format!("\n  vde2 DOWN -- ptp://{dir}/gone DOWN\n"),
         format!("\n\nsw (switch, vde_plug {plug_pid})\n  -- sh -i:vde0\n  -- "),
         "\n  vde0 up -- sh -i:vde1 [delay=20ms]\n".to_owned(),
     ] {
-        wait_until(&line, PATIENCE, || {
-            graph(&lab, &[]).contains(&line) || {
-                eprintln!("{}", graph(&lab, &[]));
-                false
-            }
-        });
+        wait_until(&line, PATIENCE, || graph(&lab, &[]).contains(&line));
     }
     // The legacy client is no process that answers.
     let text = graph(&lab, &[]);

@@ -103,12 +103,13 @@ fn on_a_terminal_it_follows_the_links_and_the_keys() {
     };
     assert!(terminal.screen().contains("no carrier"));
     // null:// drops nothing and takes all: the link that moves something comes first.
-    a.start("while :; do ping -q -c 1 -W 0.05 -I vde0 ff02::1%vde0; done >/dev/null 2>&1");
+    a.start("ping -q -c 100 -i 0.05 ff02::1%vde0 >/dev/null");
     wait_until("a sparkline", PATIENCE, || terminal.screen().contains('█'));
     assert!(line("vde0") < line("vde1"));
     terminal.press("n");
     assert!(line("vde0") < line("vde1"));
     // A session that ends leaves the screen.
+    a.finish(PATIENCE);
     a.exit(0);
     terminal.wait_for("0 links");
     terminal.press("q");

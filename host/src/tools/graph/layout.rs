@@ -8,7 +8,8 @@
 //! graph is long. A switch with many leaves has every other one at its left.
 //!
 //! The picture and its mirror image are equally good to `dagre`. The one is taken in which the links
-//! of a node leave it in the order of its interfaces, so that fewer cross.
+//! of a node leave it in the order of its interfaces, so that fewer cross; those of a switch, in
+//! the order of the nodes.
 //!
 //! A link begins at the row of its interface. From there it runs level to the edge of its column,
 //! and level through each column on its way, because other boxes may be above and below. In the
@@ -216,8 +217,8 @@ impl Picture {
     fn is_upside_down(&self, graph: &Graph) -> bool {
         let mut at = vec![Vec::new(); self.nodes.len()];
         for Link { ends: [a, b], .. } in &graph.links {
-            at[a.node].push((a.interface, self.nodes[b.node].place.y));
-            at[b.node].push((b.interface, self.nodes[a.node].place.y));
+            at[a.node].push(((a.interface, b.node), self.nodes[b.node].place.y));
+            at[b.node].push(((b.interface, a.node), self.nodes[a.node].place.y));
         }
         let mut balance = 0_i64;
         for list in &at {
