@@ -11,7 +11,7 @@ use std::time::Instant;
 use crate::lab::Lab;
 use crate::process::check_interrupted;
 use crate::results::{Failure, Group, Results};
-use crate::{Result, costs, crowd, idle, links, stuck, switches, tell, uplink};
+use crate::{Result, costs, crowd, idle, links, netem, stuck, switches, tell, uplink};
 
 /// Keys of measures and their values.
 pub(crate) type Values = Vec<(String, f64)>;
@@ -92,6 +92,11 @@ pub(crate) fn groups(lab: &Lab, plan: &Plan) -> Vec<(Group, Vec<String>, Visit)>
             Visit::Rows(crowd::visit),
         ),
         (idle::group(lab), idle::probes(), Visit::Rows(idle::visit)),
+        (
+            netem::group(lab),
+            netem::probes(),
+            Visit::Rows(netem::visit),
+        ),
         (
             uplink::group(lab),
             uplink::probes(plan),

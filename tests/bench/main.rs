@@ -3,8 +3,8 @@
 //! Theory of operation. `lab` is the machine: who runs programs, and namespaces; `process` ends
 //! what was started. `network` wires contenders, `traffic` measures between two nodes by means of
 //! `tools`, which are this same program inside the namespaces. `internet` wires the contenders of
-//! `uplink`. That, `links`, `switches`, `stuck`, `costs`, `crowd` and `idle` are the groups of
-//! measurements, which `bench` runs in rounds. `results` keeps what comes out, and `report` prints
+//! `uplink`. That, `links`, `switches`, `stuck`, `costs`, `crowd`, `idle` and `netem` are the groups
+//! of measurements, which `bench` runs in rounds. `results` keeps what comes out, and `report` prints
 //! it. `figures` is the results file, from which `pages` and `chart` draw the pages. `compare`
 //! shows two builds beside each other. docs/performance.md is the manual.
 
@@ -18,6 +18,7 @@ mod idle;
 mod internet;
 mod lab;
 mod links;
+mod netem;
 mod network;
 mod pages;
 mod process;

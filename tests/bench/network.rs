@@ -20,6 +20,8 @@ pub(crate) enum Medium {
     /// A kernel bridge with veth pairs, without vdens.
     Bridge,
     Ptp,
+    /// A cable, whose first end goes through `netem://` with these keys.
+    Netem(&'static str),
     /// `vde_plug null:// switch://…`
     Plug(Maker),
     VdeSwitch,
@@ -165,6 +167,18 @@ impl Contender {
             Medium::Ptp => {
                 let mode = if self.two_users { "[mode=0777]" } else { "" };
                 self.members(lab, &mut network, count, &format!("ptp://{place}{mode}"))?;
+            }
+            Medium::Netem(keys) => {
+                let cable = format!("ptp://{place}");
+                for (number, vnl) in [&format!("netem://{keys}{{{cable}}}"), &cable]
+                    .into_iter()
+                    .enumerate()
+                {
+                    let (program, words) = self.vdens(lab, number, vnl);
+                    let command = lab.command(Who::First, &program, words);
+                    network.members.0.push(Proc::spawn(command));
+                    network.add_node(lab, number, Who::First, number)?;
+                }
             }
             Medium::Plug(maker) => {
                 let mode = if self.two_users { "[mode=0777]" } else { "" };

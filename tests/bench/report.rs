@@ -6,7 +6,7 @@
 use std::fmt::Write;
 
 use crate::results::{Better, Group, Measure, Results, Row, Summary};
-use crate::{costs, crowd, figures, idle, links, stuck, switches, uplink};
+use crate::{costs, crowd, figures, idle, links, netem, stuck, switches, uplink};
 
 /// Three digits, whatever the size.
 pub(crate) fn figure(value: f64) -> String {
@@ -382,6 +382,16 @@ fn bars(results: &Results) -> Vec<Bar> {
             // 0.01 s, to the hundredth.
             add(idle::ID, measure, &what, Better::Less, 0.015);
         }
+    }
+    for (measure, title, unit, bar) in netem::MEASURES {
+        let found = results.summary(netem::ID, "ours", measure);
+        bars.push(Bar {
+            what: format!("{}/ours: {title}, {unit}", netem::ID),
+            found: found.map(|found| found.median),
+            better: Better::Less,
+            bar: *bar,
+            note: String::new(),
+        });
     }
     bars
 }

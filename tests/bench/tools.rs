@@ -30,6 +30,7 @@ use serde_json::json;
 use crate::Result;
 
 mod connections;
+mod stamps;
 
 /// The size of a datagram, unless another one is asked for.
 const PAYLOAD: usize = 64;
@@ -161,6 +162,24 @@ pub(crate) enum Tool {
         /// How many a second; 0 is as many as possible
         rate: u64,
     },
+    /// Send datagrams with the time in them
+    Stamp {
+        /// Where
+        to: SocketAddr,
+        /// For how long
+        milliseconds: u64,
+        /// How many a second
+        rate: u64,
+    },
+    /// Count what `stamp` sends, and what comes in time
+    Late {
+        /// The port
+        port: u16,
+        /// For how long, at most
+        milliseconds: u64,
+        /// How late it is to come
+        microseconds: u64,
+    },
     /// Send broadcast frames with many source addresses
     Learn {
         /// The interface
@@ -231,6 +250,20 @@ impl Tool {
                 milliseconds,
                 rate,
             } => flood(to, size, millis(milliseconds), rate),
+            Self::Stamp {
+                to,
+                milliseconds,
+                rate,
+            } => stamps::stamp(to, millis(milliseconds), rate),
+            Self::Late {
+                port,
+                milliseconds,
+                microseconds,
+            } => stamps::late(
+                port,
+                millis(milliseconds),
+                Duration::from_micros(microseconds),
+            ),
             Self::Learn {
                 interface,
                 addresses,

@@ -13,6 +13,7 @@ mod control;
 mod hello;
 mod memory;
 mod nat;
+mod netem;
 mod offload;
 mod packets;
 mod pump;
@@ -35,7 +36,7 @@ const GROWTH: usize = 32 << 20;
 pub(crate) const LONGEST_INPUT: usize = 128 * 1024;
 
 /// All targets: the name, which is also that of the corpus's directory, and a constructor.
-pub(crate) const TARGETS: [(&str, Make); 14] = [
+pub(crate) const TARGETS: [(&str, Make); 15] = [
     ("auto", || Box::new(nat::Auto)),
     ("cut", || Box::new(offload::Cut::default())),
     ("hello", || Box::new(hello::Messages)),
@@ -44,6 +45,7 @@ pub(crate) const TARGETS: [(&str, Make); 14] = [
     ("nat-keys", || Box::new(nat::Keys)),
     ("nat-messages", || Box::new(nat::Messages)),
     ("nat-packets", || Box::new(nat::Packets)),
+    ("netem-keys", || Box::new(netem::NetemKeys)),
     ("pump", || Box::new(pump::Pumped::new())),
     ("reply", || Box::new(control::Replies)),
     ("request", || Box::new(control::Requests)),

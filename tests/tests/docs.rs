@@ -85,6 +85,11 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "needs a gateway; nat_services.rs has one",
     ),
     (
+        "docs/capture.md",
+        "$ vdectl capture r1:vde0",
+        "needs Wireshark's window; capture.rs pipes into tshark",
+    ),
+    (
         "docs/schemes/libvdeplug.md",
         "$ vdens --addr 10.0.2.15/24",
         "as in README.md; libvdeplug.rs",
@@ -394,7 +399,14 @@ fn the_demo_works() {
 fn the_command_reference_is_what_help_says() {
     let lab = Lab::new();
     let reference = read("docs/commands.md");
-    for words in ["vdens", "vde_plug", "vdectl", "vdectl plugin"] {
+    for words in [
+        "vdens",
+        "vde_plug",
+        "vdectl",
+        "vdectl plugin",
+        "vdectl link",
+        "vdectl capture",
+    ] {
         let (program, subcommand) = words.split_once(' ').unwrap_or((words, "--help"));
         let help = lab
             .command(lab.bin().join(program), [subcommand, "--help"])

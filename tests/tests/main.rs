@@ -3,6 +3,7 @@
 //! one module.
 
 mod bad_input;
+mod capture;
 mod channels;
 mod check_plugin;
 mod cmd;

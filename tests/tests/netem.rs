@@ -211,3 +211,141 @@ fn bad_keys_are_refused() {
         lab.vdens([vnl, "true"]).refused(&[words]);
     }
 }
+
+/// The time of the fastest of three pings, in milliseconds.
+fn round_trip(session: &Session<'_>) -> f64 {
+    let pings = session.ok("ping -c 3 -i 0.2 -w 60 10.0.0.2");
+    let times = pings.split("time=").skip(1);
+    let times = times.filter_map(|text| text.split(' ').next()?.parse().ok());
+    times.fold(f64::MAX, f64::min)
+}
+
+#[test]
+fn impairments_change_while_the_link_runs() {
+    let lab = Lab::new();
+    let (a, _b) = cable(&lab, "cable", "seed=1");
+    carrier(&a);
+    let link = format!("{}:vde0", a.proc().pid());
+    let set = |words: &[&str]| lab.vdectl(["link", "set", &link]).args(words);
+    // Never less than the delay; more only on a busy machine.
+    let least = stretched(Duration::from_millis(50)).as_secs_f64() * 1e3;
+    assert!(round_trip(&a) < least);
+    set(&["delay=100ms", "jitter=1ms", "ordered"]).ok();
+    let seen = round_trip(&a);
+    assert!((198.0..200.0 + least).contains(&seen), "{seen} ms");
+    // A key for one direction goes before the other, and one for both takes its place.
+    set(&["rx.delay=0s", "jitter=", "ordered="]).ok();
+    let seen = round_trip(&a);
+    assert!((100.0..100.0 + least).contains(&seen), "{seen} ms");
+    set(&["loss=100%"]).ok();
+    assert_ne!(a.run("ping -c 2 -i 0.2 -W 1 10.0.0.2").0, 0);
+    let shown = lab.vdectl(["link", "show", &link]).ok();
+    let keys = format!("{link}  up delay=100ms loss=100% rx.delay=0s seed=1");
+    assert!(shown.starts_with(&keys), "{shown}");
+    assert!(shown.contains("lost 2,"), "{shown}");
+    let json = lab.vdectl(["link", "show", "--json"]).ok();
+    assert!(json.contains(r#""loss": "100%""#), "{json}");
+    let status = lab.vdectl(["status"]).ok();
+    assert!(status.contains("delay=100ms"), "{status}");
+    // Whatever is wrong, nothing is changed.
+    for (words, why) in [
+        (["delay=5ms", "delai=1ms"], "unknown key 'delai'"),
+        (["delay=5ms", "loss=1"], "bad value '1' for key 'loss'"),
+        (
+            ["delay=5ms", "gap=2"],
+            "'gap' has no meaning without 'reorder'",
+        ),
+    ] {
+        set(&words).refused(&["cannot change", why]);
+    }
+    assert_eq!(lab.vdectl(["link", "show", &link]).ok(), shown);
+    lab.vdectl(["link", "set", &link, "--replace"]).ok();
+    assert!(round_trip(&a) < least);
+}
+
+#[test]
+fn a_link_that_is_down_has_no_carrier_at_either_end() {
+    let lab = Lab::new();
+    let (a, b) = cable(&lab, "cable", "delay=1ms");
+    carrier(&a);
+    carrier(&b);
+    let link = a.proc().pid().to_string();
+    lab.vdectl(["link", "down", &link]).ok();
+    for end in [&a, &b] {
+        wait_until("no carrier", PATIENCE, || {
+            end.ok("ip link show vde0").contains("NO-CARRIER")
+        });
+    }
+    let shown = lab.vdectl(["link", "show"]).ok();
+    assert!(shown.contains(":vde0  down delay=1ms"), "{shown}");
+    lab.vdectl(["link", "up", &link]).ok();
+    carrier(&a);
+    carrier(&b);
+    a.ping("10.0.0.2");
+}
+
+#[test]
+fn a_slow_rate_that_was_set_by_mistake_delays_nothing_once_it_is_mended() {
+    let lab = Lab::new();
+    let (a, _b) = cable(&lab, "cable", "rate=1kbit");
+    carrier(&a);
+    // Eight seconds for each, one after the other.
+    a.run("ping -c 5 -i 0.01 -s 1000 -w 1 10.0.0.2");
+    let link = format!("{}:vde0", a.proc().pid());
+    lab.vdectl(["link", "set", &link, "rate=1gbit"]).ok();
+    a.ok("ping -c 1 -w 3 10.0.0.2");
+}
+
+#[test]
+fn what_cannot_be_changed_is_said() {
+    let lab = Lab::new();
+    let plain = lab.vdens([&lab.vnl("ptp", "plain"), "sh"]).session();
+    plain.ok("true");
+    let link = format!("{}:vde0", plain.proc().pid());
+    lab.vdectl(["link", "set", &link, "delay=1ms"]).refused(&[
+        "has no link through netem://",
+        "start it with netem://{VNL}",
+    ]);
+    assert_eq!(lab.vdectl(["link", "show"]).ok(), "");
+    lab.vdectl(["link", "set", &link]).refused(&["KEY=VALUE"]);
+    // Without an interface's name, one of several links is not meant.
+    let (one, two) = (lab.vnl("ptp", "one"), lab.vnl("ptp", "two"));
+    let [one, two] = [one, two].map(|vnl| format!("netem://delay=1ms{{netem://loss=1%{{{vnl}}}}}"));
+    let both = lab.vdens(["--multi", &one, &two, "--", "sh"]).session();
+    both.ok("true");
+    let pid = both.proc().pid();
+    lab.vdectl(["link", "down", &pid.to_string()])
+        .refused(&["more than one link", &format!("{pid}:vde0, {pid}:vde1")]);
+    // Of links within each other, the outermost is meant.
+    let shown = lab.vdectl(["link", "show", &format!("{pid}:vde1")]).ok();
+    assert!(
+        shown.starts_with(&format!("{pid}:vde1  up delay=1ms\n")),
+        "{shown}"
+    );
+}
+
+#[test]
+fn a_worker_that_is_killed_leaves_no_socket_behind() {
+    let lab = Lab::new();
+    let (a, b) = cable(&lab, "cable", "delay=1ms");
+    carrier(&a);
+    let sockets = || {
+        let found = lab
+            .sh("ls -d \"$XDG_RUNTIME_DIR\"/vdens-netem-*")
+            .run()
+            .stdout;
+        found.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = sockets();
+    assert_eq!(before.len(), 1, "{before:?}");
+    let worker = before[0].rsplit('-').nth(1).unwrap();
+    lab.sh(&format!("kill -9 {worker}")).ok();
+    wait_until("the worker is replaced", PATIENCE, || {
+        let now = sockets();
+        now.len() == 1 && now != before
+    });
+    carrier(&b);
+    a.ping("10.0.0.2");
+    drop((a, b));
+    assert!(sockets().is_empty());
+}

@@ -3,7 +3,7 @@
 use std::process::exit;
 
 use vdens::cli::config::Config;
-use vdens::cli::vdectl::{ForwardTask, PluginTask, Task, Vdectl};
+use vdens::cli::vdectl::{CaptureOptions, ForwardTask, LinkTask, PluginTask, Task, Vdectl};
 use vdens::cli::{self, Common};
 use vdens::error::{EXIT_FAILURE, Result};
 use vdens::logging;
@@ -11,12 +11,11 @@ use vdens::output::report;
 use vdens::plugins::{check, list, scaffold};
 use vdens::sys::privilege;
 use vdens::sys::process::fail_on_panic;
-use vdens::tools::doctor;
 use vdens::tools::forward::{self, Change};
-use vdens::tools::graph;
+use vdens::tools::link::{self, Request};
 use vdens::tools::sessions;
 use vdens::tools::status::{client, text};
-use vdens::tools::top;
+use vdens::tools::{capture, doctor, graph, top};
 
 const PROGRAM: &str = "vdectl";
 
@@ -70,6 +69,8 @@ fn run(Vdectl { task, common }: &Vdectl) -> Result<i32> {
             ForwardTask::Add { forwards } => forward::change(*of, &Change::Add, forwards)?,
             ForwardTask::Remove { forwards } => forward::change(*of, &Change::Remove, forwards)?,
         },
+        Task::Link { task } => change_link(task)?,
+        Task::Capture(options) => start_capture(options, common)?,
         Task::Plugin { task } => match task {
             PluginTask::List { json } => list::run(&path, *json)?,
             PluginTask::Check { json, plugin, vnls } => {
@@ -80,6 +81,39 @@ fn run(Vdectl { task, common }: &Vdectl) -> Result<i32> {
         },
     }
     Ok(0)
+}
+
+/// Captures until the user ends it.
+fn start_capture(options: &CaptureOptions, common: &Common) -> Result<()> {
+    let places = capture::places(&options.links)?;
+    let options = capture::Options {
+        write: options.write.clone(),
+        snaplen: options.snaplen,
+        filter: options.filter.clone(),
+        ring: options.ring,
+        files: options.files,
+    };
+    capture::run(&places, &options, common.quiet)
+}
+
+/// Shows or changes links.
+fn change_link(task: &LinkTask) -> Result<()> {
+    match task {
+        LinkTask::Show { json, link } => link::show(link.as_deref(), *json),
+        LinkTask::Set {
+            replace,
+            link,
+            keys,
+        } => {
+            let request = Request::Set {
+                replace: *replace,
+                words: keys.clone(),
+            };
+            link::change(std::slice::from_ref(link), &request)
+        }
+        LinkTask::Down { links } => link::change(links, &Request::Down),
+        LinkTask::Up { links } => link::change(links, &Request::Up),
+    }
 }
 
 /// Lists what is running.

@@ -107,6 +107,24 @@ impl FromStr for MacAddress {
     }
 }
 
+/// A size in bytes: a number, and `k`, `M` or `G` for powers of 1024.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(['k', 'K', 'M', 'G']);
+    let scale = match &text[digits.len()..] {
+        "" => 1,
+        "k" | "K" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        _ => 0,
+    };
+    let size = digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(scale));
+    size.filter(|size| *size > 0)
+        .ok_or_else(|| "a size in bytes is wanted, such as 500k, 100M or 1G".to_owned())
+}
+
 pub(super) fn wait(text: &str) -> Result<Wait, String> {
     if text.is_empty() {
         return Ok(Wait::Meanwhile);

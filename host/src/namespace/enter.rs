@@ -77,10 +77,6 @@ impl Door {
         })
     }
 
-    #[allow(
-        dead_code,
-        reason = "the commands that look into a session are on their way"
-    )]
     /// Runs `work` in a child that has joined the namespaces, with all capabilities over them, but
     /// for the PID namespace. Returns the descriptors that it results in.
     ///

@@ -1,37 +1,19 @@
 //! `vdectl forward`: ports of the host that lead into a network behind `nat://`, changed while it
 //! runs.
 //!
-//! Each gateway has a socket for requests in a directory of its own (`control` in `vdens-nat-*`),
-//! in the runtime directory or where temporary files are. Only directories of this user's that are
-//! closed to others are looked at. Requests and answers are JSON in one datagram each
-//! (plugins/nat/src/proxy/control.rs). The answer comes to a socket beside the gateway's: paths,
-//! unlike addresses of the kernel's choice, lead from one network namespace to another (unix(7)).
+//! Each gateway has a socket for requests ([`vdens_plugin_kit::control`]); what it is asked and
+//! answers is in plugins/nat/src/proxy/control.rs.
 
-use std::env;
-use std::fs;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::process;
-use std::time::Duration;
+use std::path::PathBuf;
 
-use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, recv, send, setsockopt,
-    socket, sockopt,
-};
-use nix::sys::time::{TimeVal, TimeValLike};
-use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
+use vdens_plugin_kit::control;
 
-use crate::error::{Error, ErrorKind, Result, system};
+use crate::error::{Error, ErrorKind, Result};
 use crate::output::Text;
 
-/// How long a gateway has to answer.
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
-
-/// The longest answer, in bytes: a few thousand forwards.
-const LONGEST: usize = 1 << 20;
+/// The scheme whose links are asked.
+const SCHEME: &str = "nat";
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,10 +92,8 @@ pub fn change(of: Option<u32>, change: &Change, forwards: &[String]) -> Result<(
             Change::Add => "add",
             Change::Remove => "remove",
         };
-        let answer = ask(
-            &path,
-            &serde_json::json!({ verb: [protocol, text] }).to_string(),
-        )?;
+        let request = serde_json::json!({ verb: [protocol, text] });
+        let answer: Answer = control::ask(&path, &request)?;
         if let Some(error) = answer.error {
             return Err(Error::new(ErrorKind::Other, error));
         }
@@ -123,27 +103,9 @@ pub fn change(of: Option<u32>, change: &Change, forwards: &[String]) -> Result<(
 
 /// The gateways that answer: where their sockets are, and what they say.
 fn gateways(of: Option<u32>) -> Result<Vec<(PathBuf, Answer)>> {
-    let runtime = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    let mut directories: Vec<_> = runtime.into_iter().chain([env::temp_dir()]).collect();
-    directories.dedup();
-    let entries = directories
-        .iter()
-        .filter_map(|dir| fs::read_dir(dir).ok())
-        .flatten()
-        .flatten();
-    let mut found: Vec<_> = entries
-        .filter(|entry| {
-            entry
-                .file_name()
-                .to_string_lossy()
-                .starts_with("vdens-nat-")
-        })
-        .map(|entry| entry.path())
-        .filter(|dir| is_own(dir))
-        .map(|dir| dir.join("control"))
-        // One that does not answer has ended.
-        .filter_map(|path| Some((path.clone(), ask(&path, "\"list\"").ok()?)))
-        .collect();
+    let ask = |path: PathBuf| Some((path.clone(), control::ask(&path, &"list").ok()?));
+    // One that does not answer has ended.
+    let mut found: Vec<(_, Answer)> = control::find(SCHEME).into_iter().filter_map(ask).collect();
     if let Some(of) = of {
         found.retain(|(_, answer)| answer.processes.contains(&of));
         if found.is_empty() {
@@ -153,42 +115,4 @@ fn gateways(of: Option<u32>) -> Result<Vec<(PathBuf, Answer)>> {
         }
     }
     Ok(found)
-}
-
-/// Whether a directory is this user's and closed to others.
-fn is_own(directory: &Path) -> bool {
-    directory.symlink_metadata().is_ok_and(|meta| {
-        meta.is_dir() && meta.uid() == geteuid().as_raw() && meta.mode() & 0o077 == 0
-    })
-}
-
-fn ask(path: &Path, request: &str) -> Result<Answer> {
-    let answers = path.with_file_name(format!("answers-{}", process::id()));
-    let exchange = || {
-        let flags = SockFlag::SOCK_CLOEXEC;
-        let fd = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
-        bind(fd.as_raw_fd(), &UnixAddr::new(&answers)?)?;
-        connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
-        let limit = TimeVal::seconds(ANSWER_LIMIT.as_secs() as i64);
-        setsockopt(&fd, sockopt::ReceiveTimeout, &limit)?;
-        setsockopt(&fd, sockopt::SendTimeout, &limit)?;
-        send(fd.as_raw_fd(), request.as_bytes(), MsgFlags::MSG_NOSIGNAL)?;
-        let mut answer = vec![0; LONGEST];
-        let length = recv(fd.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-        answer.truncate(length);
-        Ok::<_, Errno>(answer)
-    };
-    let answer = exchange();
-    // It is there unless the gateway's directory is gone.
-    let _ = fs::remove_file(&answers);
-    let answer = answer.map_err(system(format_args!(
-        "ask the gateway at {}",
-        path.display()
-    )))?;
-    serde_json::from_slice(&answer).map_err(|error| {
-        Error::new(
-            ErrorKind::Protocol,
-            format!("the gateway's answer: {error}"),
-        )
-    })
 }

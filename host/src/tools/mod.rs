@@ -1,8 +1,10 @@
 //! What a user is shown: the running processes, and whether this machine has what vdens needs.
 
+pub mod capture;
 pub mod doctor;
 pub mod forward;
 pub mod graph;
+pub mod link;
 pub mod sessions;
 pub mod status;
 pub(crate) mod targets;

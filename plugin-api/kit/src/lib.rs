@@ -147,6 +147,7 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub mod adapters;
 mod batch;
 pub mod bound_socket;
+pub mod control;
 mod datagram;
 mod error;
 pub mod far_end;

@@ -10,12 +10,9 @@
 //! have a fate of its own, the link takes no super-frames, and the host cuts them; it asks the same
 //! of the far end. Its carrier is the nested link's.
 //!
-//! Modules: `settings` are the keys, with `units`; `random` is chance; `path` is one direction.
-
-mod path;
-mod random;
-mod settings;
-mod units;
+//! `vdectl link` changes the keys while the link runs, through a socket of the link's own
+//! ([`ControlSocket`]). It also takes the carrier away: the nested link is closed until it is given back,
+//! so that the far end sees it, too. The crate `vdens-impairment` has the keys and what they do.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -24,20 +21,29 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use vdens_impairment::request::{Answer, Request, SCHEME};
+use vdens_impairment::{Keys, Path, Settings};
+use vdens_plugin_kit::control::ControlSocket;
 use vdens_plugin_kit::{
-    Batch, Capabilities, Error, Link, OpenRequest, Result, RxBatch, State, Status, TxBatch,
-    export_plugin,
+    Batch, Capabilities, Error, Host, Link, OpenRequest, Result, RxBatch, State, Status, TxBatch,
+    export_plugin, log,
 };
-
-use path::Path;
-use settings::Settings;
 
 /// An impaired network.
 struct Netem {
-    nested: Box<dyn Link>,
+    /// `None` while the carrier is taken away.
+    nested: Option<Box<dyn Link>>,
+    host: Host,
+    /// What is asked and answered while the link runs, if that is possible.
+    control: Option<ControlSocket>,
+    /// The interface that the link serves, and the VNL of the network.
+    names: (String, String),
+    keys: Keys,
+    seed: u64,
     tx: Path,
     rx: Path,
-    seed: u64,
+    /// The state of the host's other side.
+    other_side: State,
     /// Times are counted from here.
     start: Instant,
     /// Frames for the nested link. It has taken the first `taken` of them.
@@ -51,14 +57,25 @@ struct Netem {
 }
 
 impl Netem {
-    fn open(settings: Settings, nested: Box<dyn Link>) -> Result<Self> {
+    fn open(request: &OpenRequest<'_>) -> Result<Self> {
+        let (keys, network) = Keys::with_network(request.argument())?;
+        let settings = Settings::of(&keys)?;
+        let nested = request.host.open(&network)?;
         let seed = settings.seed.unwrap_or_else(|| fastrand::u64(..));
-        let mut seeds = fastrand::Rng::with_seed(seed);
+        let [tx, rx] = seeds(seed);
+        // Without, the link only cannot be changed.
+        let control = ControlSocket::open(SCHEME)
+            .inspect_err(|error| log::warn!("vdectl link cannot change netem://: {error}"));
         let mut netem = Self {
-            nested,
-            tx: Path::new(settings.tx, seeds.u64(..)),
-            rx: Path::new(settings.rx, seeds.u64(..)),
+            nested: Some(nested),
+            host: request.host,
+            control: control.ok(),
+            names: (request.host.port().interface, network),
+            keys,
             seed,
+            tx: Path::new(settings.tx, tx),
+            rx: Path::new(settings.rx, rx),
+            other_side: State::DOWN,
             start: Instant::now(),
             outgoing: Batch::new(),
             taken: 0,
@@ -66,8 +83,104 @@ impl Netem {
             incoming: Batch::new(),
             wakeups: Wakeups::new()?,
         };
+        if let Some(control) = &netem.control {
+            netem
+                .wakeups
+                .watch_control(control.fd())
+                .map_err(cannot_wait)?;
+        }
         netem.wait()?;
         Ok(netem)
+    }
+
+    /// Serves what is asked.
+    fn serve(&mut self, now: Duration) {
+        while let Some((request, asker)) =
+            self.control.as_ref().and_then(ControlSocket::next_request)
+        {
+            let error = self.perform(request, now).err();
+            let answer = self.answer(error);
+            if let Some(control) = &self.control {
+                control.answer(&asker, &answer);
+            }
+        }
+    }
+
+    fn perform(&mut self, request: Request, now: Duration) -> Result<()> {
+        match request {
+            Request::Show => return Ok(()),
+            Request::Set { replace, words } => self.set(replace, &words, now)?,
+            Request::Down => self.take_down(),
+            Request::Up => self.bring_up()?,
+        }
+        self.announce();
+        Ok(())
+    }
+
+    /// Changes keys, all or none.
+    fn set(&mut self, replace: bool, words: &[String], now: Duration) -> Result<()> {
+        let mut keys = match replace {
+            true => Keys::default(),
+            false => self.keys.clone(),
+        };
+        words.iter().try_for_each(|word| keys.change(word))?;
+        let settings = Settings::of(&keys)?;
+        self.tx.change(now, settings.tx);
+        self.rx.change(now, settings.rx);
+        // A seed that is set again starts chance again.
+        if words.iter().any(|word| word.starts_with("seed="))
+            && let Some(seed) = settings.seed
+        {
+            let [tx, rx] = seeds(seed);
+            self.tx.reseed(tx);
+            self.rx.reseed(rx);
+            self.seed = seed;
+        }
+        self.keys = keys;
+        Ok(())
+    }
+
+    fn take_down(&mut self) {
+        if let Some(mut nested) = self.nested.take() {
+            // What outlives the link, such as a tap of the session's, shows it.
+            nested.other_side(State::DOWN);
+        }
+        self.tx.cut(true);
+        self.rx.cut(true);
+        self.outgoing.clear();
+        self.taken = 0;
+    }
+
+    fn bring_up(&mut self) -> Result<()> {
+        if self.nested.is_none() {
+            self.nested = Some(self.host.open(&self.names.1)?);
+        }
+        self.tx.cut(false);
+        self.rx.cut(false);
+        Ok(())
+    }
+
+    fn answer(&self, error: Option<Error>) -> Answer {
+        let own = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+        Answer {
+            error: error.map(|error| error.to_string()),
+            processes: vec![std::process::id(), std::os::unix::process::parent_id()],
+            interface: self.names.0.clone(),
+            network: self.names.1.clone(),
+            is_down: self.nested.is_none(),
+            keys: self.keys.iter().map(own).collect(),
+            tx: summary(&self.tx),
+            rx: summary(&self.rx),
+        }
+    }
+
+    /// Tells the nested link the state of what is behind this one.
+    fn announce(&mut self) {
+        let state = self.other_side;
+        let offloads = state.offloads.intersection(self.rx.settings().offloads());
+        if let Some(nested) = &mut self.nested {
+            nested.other_side(state.with_offloads(offloads));
+        }
     }
 
     /// Gives the nested link the frames that are due, until it takes no more.
@@ -90,7 +203,9 @@ impl Netem {
     }
 
     fn send_outgoing(&mut self) -> Result<()> {
-        self.taken += self.nested.send(&mut self.outgoing.tx(self.taken))?;
+        if let Some(nested) = &mut self.nested {
+            self.taken += nested.send(&mut self.outgoing.tx(self.taken))?;
+        }
         self.dropped += self.outgoing.take_dropped();
         Ok(())
     }
@@ -99,10 +214,15 @@ impl Netem {
     fn wait(&mut self) -> Result<()> {
         let due_out = self.tx.next_due().filter(|_| !self.is_blocked());
         let due = [due_out, self.rx.next_due()].into_iter().flatten().min();
-        let blocked = self.is_blocked().then(|| self.nested.send_fd());
         let set = self.wakeups.set_timer(due, self.start.elapsed());
-        set.and_then(|()| self.wakeups.watch(self.nested.fd(), blocked))
-            .map_err(cannot_wait)
+        let watched = set.and_then(|()| match &self.nested {
+            Some(nested) => {
+                let blocked = self.is_blocked().then(|| nested.send_fd());
+                self.wakeups.watch(nested.fd(), blocked)
+            }
+            None => Ok(()),
+        });
+        watched.map_err(cannot_wait)
     }
 }
 
@@ -112,14 +232,17 @@ impl Link for Netem {
     }
 
     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
-        let (may_recv, may_send) = self.wakeups.nested_is_ready().map_err(cannot_wait)?;
-        if may_recv {
-            self.nested.recv(&mut self.incoming.rx())?;
+        let ready = self.wakeups.ready().map_err(cannot_wait)?;
+        if let Some(nested) = self.nested.as_mut().filter(|_| ready.may_recv) {
+            nested.recv(&mut self.incoming.rx())?;
         }
-        if may_send && self.is_blocked() {
+        if ready.may_send && self.is_blocked() {
             self.send_outgoing()?;
         }
         let now = self.start.elapsed();
+        if ready.is_asked {
+            self.serve(now);
+        }
         let before = self.rx.counters().dropped;
         for frame in self.incoming.tx(0).frames() {
             self.rx.take(now, frame);
@@ -146,46 +269,63 @@ impl Link for Netem {
     }
 
     fn other_side(&mut self, state: State) {
-        self.nested.other_side(State {
-            offloads: state.offloads.intersection(self.rx.settings().offloads()),
-            ..state
-        });
+        self.other_side = state;
+        self.announce();
     }
 
     fn state(&self) -> State {
-        let state = self.nested.state();
-        State {
-            offloads: state.offloads.intersection(self.tx.settings().offloads()),
-            ..state
-        }
+        let state = self
+            .nested
+            .as_ref()
+            .map_or(State::DOWN, |nested| nested.state());
+        let offloads = state.offloads.intersection(self.tx.settings().offloads());
+        state.with_offloads(offloads)
     }
 
     fn status(&self) -> Status {
-        let mut status = self.nested.status();
+        let mut status = match &self.nested {
+            Some(nested) => nested.status(),
+            None => Status {
+                reason: "vdectl link down".to_owned(),
+                ..Status::default()
+            },
+        };
         let extra = &mut status.extra;
         extra.insert("seed".to_owned(), self.seed.to_string());
-        for (direction, path) in [("tx", &self.tx), ("rx", &self.rx)] {
-            let counters = path.counters();
-            let text = format!(
-                "in flight {}, lost {}, duplicated {}, corrupted {}, reordered {}, dropped {}",
-                path.in_flight(),
-                counters.lost,
-                counters.duplicated,
-                counters.corrupted,
-                counters.reordered,
-                counters.dropped,
-            );
-            extra.insert(direction.to_owned(), text);
-        }
+        extra.insert("keys".to_owned(), self.keys.to_string());
+        extra.insert("tx".to_owned(), summary(&self.tx));
+        extra.insert("rx".to_owned(), summary(&self.rx));
         status
     }
 
     fn is_shared(&self) -> bool {
-        self.nested.is_shared()
+        self.nested
+            .as_ref()
+            .is_some_and(|nested| nested.is_shared())
     }
 }
 
-/// What makes the link's descriptor readable: a frame that is due, and the nested link.
+/// The seeds of both directions.
+fn seeds(seed: u64) -> [u64; 2] {
+    let mut seeds = fastrand::Rng::with_seed(seed);
+    [seeds.u64(..), seeds.u64(..)]
+}
+
+/// What became of the frames of one direction.
+fn summary(path: &Path) -> String {
+    let counters = path.counters();
+    format!(
+        "in flight {}, lost {}, duplicated {}, corrupted {}, reordered {}, dropped {}",
+        path.in_flight(),
+        counters.lost,
+        counters.duplicated,
+        counters.corrupted,
+        counters.reordered,
+        counters.dropped,
+    )
+}
+
+/// What makes the link's descriptor readable: a frame that is due, the nested link, and requests.
 struct Wakeups {
     epoll: Epoll,
     timer: TimerFd,
@@ -193,9 +333,21 @@ struct Wakeups {
     expires: Option<Duration>,
 }
 
-/// What the epoll instance says of the nested link's descriptors, and of the timer.
-const NESTED: u64 = 1;
+/// What the epoll instance says of the timer, the nested link's descriptors, and the requests.
 const TIMER: u64 = 0;
+const NESTED: u64 = 1;
+const CONTROL: u64 = 2;
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ready {
+    /// The nested link is to be called for receiving.
+    may_recv: bool,
+    /// The nested link is to be called for sending.
+    may_send: bool,
+    /// There is a request.
+    is_asked: bool,
+}
 
 impl Wakeups {
     fn new() -> Result<Self> {
@@ -258,16 +410,27 @@ impl Wakeups {
         }
     }
 
-    /// Whether the nested link is to be called: for receiving, and for sending.
-    fn nested_is_ready(&self) -> nix::Result<(bool, bool)> {
+    fn watch_control(&self, control: BorrowedFd<'_>) -> nix::Result<()> {
+        self.epoll
+            .add(control, EpollEvent::new(EpollFlags::EPOLLIN, CONTROL))
+    }
+
+    fn ready(&self) -> nix::Result<Ready> {
         let mut events = [EpollEvent::empty(); 4];
         let count = self.epoll.wait(&mut events, EpollTimeout::ZERO)?;
-        let nested = events[..count]
-            .iter()
-            .filter(|event| event.data() == NESTED);
-        let flags = nested.fold(EpollFlags::empty(), |all, event| all | event.events());
-        let send = flags.intersects(EpollFlags::EPOLLOUT);
-        Ok((flags.intersects(!EpollFlags::EPOLLOUT), send))
+        let mut ready = Ready::default();
+        for event in &events[..count] {
+            match event.data() {
+                NESTED => {
+                    let flags = event.events();
+                    ready.may_recv |= flags.intersects(!EpollFlags::EPOLLOUT);
+                    ready.may_send |= flags.intersects(EpollFlags::EPOLLOUT);
+                }
+                CONTROL => ready.is_asked = true,
+                _ => {}
+            }
+        }
+        Ok(ready)
     }
 }
 
@@ -281,9 +444,7 @@ fn cannot_wait(errno: Errno) -> Error {
 }
 
 fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
-    let settings = Settings::parse(request.argument())?;
-    let nested = request.host.open(&settings.nested)?;
-    Ok(Box::new(Netem::open(settings, nested)?))
+    Ok(Box::new(Netem::open(request)?))
 }
 
 export_plugin! {

@@ -1,10 +1,16 @@
 //! The command line of `vdectl`.
 
+mod capture;
+mod link;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+
+pub use capture::CaptureOptions;
+pub use link::LinkTask;
 
 use super::Common;
 use crate::tools::graph::Format;
@@ -88,6 +94,17 @@ pub enum Task {
         #[command(subcommand)]
         task: ForwardTask,
     },
+
+    /// Show and change the impairments of links that run through netem://
+    #[command(arg_required_else_help = false)]
+    Link {
+        /// What is to be done with links.
+        #[command(subcommand)]
+        task: LinkTask,
+    },
+
+    /// Write the frames of interfaces to a file or a pipe, as pcapng
+    Capture(CaptureOptions),
 
     /// List, check and write plugins
     #[command(arg_required_else_help = false)]

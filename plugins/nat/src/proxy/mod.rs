@@ -47,13 +47,14 @@ use nix::sys::socket::{
 };
 use nix::unistd::{Pid, UnlinkatFlags, getpid, getppid, unlinkat};
 use socket2::Socket;
+use vdens_plugin_kit::control::ControlSocket;
 
 use crate::forward::{self, Forward, Protocol, Wish};
 use crate::gateway::{Hold, Inside, rules};
 use crate::report::{Plugin, Report};
 use crate::settings::Task;
 use crate::wire::{Channel, Received};
-use control::{Answer, ControlSocket, Request};
+use control::{Answer, Request};
 use destination::Destinations;
 use echo::Echo;
 use follow::Follow;
@@ -99,8 +100,8 @@ pub(crate) fn run(task: &Task, plugin: &mut Plugin) -> io::Result<()> {
     for &(protocol, listen) in &task.settings.follow {
         follow.add(protocol, listen)?;
     }
-    let control = ControlSocket::open(&task.directory.join("control"))?;
-    poll.read(&control, Token::Control)?;
+    let control = ControlSocket::in_directory(&task.directory).map_err(io::Error::other)?;
+    poll.read(control.fd(), Token::Control)?;
     plugin.tell(&Report::Started)?;
     let path = task.directory.join("gateway");
     let listener = socket(
@@ -399,12 +400,10 @@ impl Proxy {
         let more = match event.token {
             Token::Plugin => false,
             Token::Control => {
-                let control = self
-                    .control
-                    .as_fd()
-                    .try_clone_to_owned()
-                    .map(ControlSocket::from)?;
-                while control.serve(|request| self.answer(request, poll)) {}
+                while let Some((request, asker)) = self.control.next_request() {
+                    let answer = self.answer(request, poll);
+                    self.control.answer(&asker, &answer);
+                }
                 false
             }
             Token::Gateway => {

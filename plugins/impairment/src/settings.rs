@@ -1,27 +1,12 @@
-//! What a `netem://` VNL asks for: its keys as data.
-//!
-//! A key holds for both directions, with `tx.` in front for frames that the interface sends, with
-//! `rx.` for those that it receives. The key of one direction wins.
+//! What the keys of a link mean: its impairments as data.
 
 use std::time::Duration;
 
-use vdens_plugin_kit::vnl::{Keys, Spec};
 use vdens_plugin_kit::{Error, Offloads, Result};
 
+use crate::Keys;
 use crate::random::{Chance, Distribution, Loss};
 use crate::units;
-
-/// Each key three times.
-macro_rules! keys {
-    ($($key:literal)*) => {
-        Keys::new(&["seed", $($key, concat!("tx.", $key), concat!("rx.", $key)),*])
-    };
-}
-
-const KEYS: Keys = keys!(
-    "delay" "jitter" "correlation" "distribution" "ordered" "loss" "gemodel" "duplicate" "reorder"
-    "gap" "corrupt" "rate" "burst" "limit"
-);
 
 /// Frames that wait for the rate, unless `limit` says otherwise: as in tc.
 const LIMIT: usize = 1000;
@@ -32,32 +17,32 @@ const WHOLE: f64 = 1e9;
 
 /// The impairments of one direction.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Direction {
-    pub delay: Duration,
-    pub jitter: Duration,
+pub struct Direction {
+    pub(crate) delay: Duration,
+    pub(crate) jitter: Duration,
     /// The correlation of each delay with the one before, from 0 to 1.
-    pub correlation: f64,
-    pub distribution: Distribution,
+    pub(crate) correlation: f64,
+    pub(crate) distribution: Distribution,
     /// Whether a frame waits for those before it, whatever the jitter.
-    pub is_ordered: bool,
-    pub loss: Loss,
-    pub duplicate: Chance,
+    pub(crate) is_ordered: bool,
+    pub(crate) loss: Loss,
+    pub(crate) duplicate: Chance,
     /// The frames that are not delayed: every `gap`th, with this chance.
-    pub reorder: Chance,
-    pub gap: u32,
-    pub corrupt: Chance,
+    pub(crate) reorder: Chance,
+    pub(crate) gap: u32,
+    pub(crate) corrupt: Chance,
     /// Bits per second.
-    pub rate: Option<f64>,
+    pub(crate) rate: Option<f64>,
     /// Bytes that may go at once after a silence.
-    pub burst: f64,
+    pub(crate) burst: f64,
     /// The most frames that wait for the rate.
-    pub limit: usize,
+    pub(crate) limit: usize,
 }
 
 impl Direction {
     /// What may be left undone in the frames: nothing where a bit is to be wrong, a checksum where
     /// each frame has a fate of its own, and otherwise everything.
-    pub(crate) fn offloads(&self) -> Offloads {
+    pub fn offloads(&self) -> Offloads {
         let varies = !self.jitter.is_zero()
             || self.loss.is_possible()
             || self.duplicate.probability > 0.0
@@ -70,8 +55,8 @@ impl Direction {
     }
 
     /// Reads the keys of the direction with this prefix.
-    fn of(spec: &Spec, prefix: &str) -> Result<Self> {
-        let get = |key: &str| spec.get(&format!("{prefix}{key}")).or(spec.get(key));
+    fn of(keys: &Keys, prefix: &str) -> Result<Self> {
+        let get = |key: &str| keys.get(&format!("{prefix}{key}")).or(keys.get(key));
         let time = |key: &str| get(key).map_or(Ok(Duration::ZERO), |text| units::time(key, text));
         let chance = |key: &str| -> Result<Chance> {
             let Some(text) = get(key) else {
@@ -168,50 +153,42 @@ fn channel(text: &str) -> Result<Loss> {
 
 /// A link's impairments.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Settings {
+pub struct Settings {
     /// Of the frames that the interface sends.
     pub tx: Direction,
     /// Of the frames that it receives.
     pub rx: Direction,
     /// Decides all that is left to chance.
     pub seed: Option<u64>,
-    /// The VNL of the network.
-    pub nested: String,
 }
 
 impl Settings {
-    /// Reads a VNL's argument.
+    /// What the keys mean.
     ///
     /// # Errors
-    /// A value is none of its kind, keys contradict each other, or no network is named.
-    pub(crate) fn parse(argument: &str) -> Result<Self> {
-        // There is no address before the first key.
-        let spec = Spec::address_grammar(&format!("/{}", escape_percent(argument)), &KEYS)?;
-        let Some(nested) = spec.nested().filter(|vnl| !vnl.is_empty()) else {
-            return Err(Error::usage("netem:// names no network to impair")
-                .hint("write netem://delay=50ms{VNL}, in quotes in a shell"));
-        };
+    /// A value is none of its kind, or keys contradict each other.
+    pub fn of(keys: &Keys) -> Result<Self> {
+        let seed = keys.get("seed").map(|text| {
+            text.parse().map_err(|_| {
+                let shown = text.escape_debug();
+                Error::usage(format!("bad value '{shown}' for key 'seed'"))
+                    .hint("write a number from 0 to 18446744073709551615")
+            })
+        });
         Ok(Self {
-            tx: Direction::of(&spec, "tx.")?,
-            rx: Direction::of(&spec, "rx.")?,
-            seed: spec.number("seed")?,
-            nested: nested.to_owned(),
+            tx: Direction::of(keys, "tx.")?,
+            rx: Direction::of(keys, "rx.")?,
+            seed: seed.transpose()?,
         })
     }
-}
 
-/// Lets a `%` that ends a value stand for itself; elsewhere it is the start of `%XX`.
-fn escape_percent(argument: &str) -> String {
-    let (keys, nested) = argument.split_at(argument.find('{').unwrap_or(argument.len()));
-    let mut escaped = String::with_capacity(argument.len());
-    let mut chars = keys.chars().peekable();
-    while let Some(c) = chars.next() {
-        escaped.push(c);
-        if c == '%' && matches!(chars.peek(), None | Some(',' | '/')) {
-            escaped.push_str("25");
-        }
+    /// Reads keys as a VNL has them ([`Keys::parse`]).
+    ///
+    /// # Errors
+    /// As for [`Keys::parse`] and [`Settings::of`].
+    pub fn parse(text: &str) -> Result<Self> {
+        Self::of(&Keys::parse(text)?)
     }
-    escaped + nested
 }
 
 #[cfg(test)]
@@ -220,14 +197,8 @@ mod tests {
 
     #[test]
     fn keys_hold_for_both_directions_or_one() {
-        let settings =
-            Settings::parse("delay=50ms/loss=1%,25%/rx.loss=2%/tx.rate=10mbit{ptp:///tmp/a%b}");
-        let Settings {
-            tx,
-            rx,
-            seed,
-            nested,
-        } = settings.unwrap();
+        let settings = Settings::parse("delay=50ms/loss=1%,25%/rx.loss=2%/tx.rate=10mbit");
+        let Settings { tx, rx, seed } = settings.unwrap();
         assert_eq!((tx.delay, rx.delay), (Duration::from_millis(50), tx.delay));
         let chance = |probability, correlation| {
             Loss::Random(Chance {
@@ -238,7 +209,6 @@ mod tests {
         assert_eq!((tx.loss, rx.loss), (chance(0.01, 0.25), chance(0.02, 0.0)));
         assert_eq!((tx.rate, rx.rate), (Some(10e6), None));
         assert_eq!((tx.limit, tx.gap, seed), (1000, 1, None));
-        assert_eq!(nested, "ptp:///tmp/a%b");
     }
 
     #[test]
@@ -254,7 +224,7 @@ mod tests {
             ("duplicate=1%", Offloads::CSUM),
             ("corrupt=1%/loss=1%", Offloads::NONE),
         ] {
-            let settings = Settings::parse(&format!("tx.limit=1/rate=1gbit/{keys}{{null://}}"));
+            let settings = Settings::parse(&format!("tx.limit=1/rate=1gbit/{keys}"));
             let settings = settings.unwrap();
             assert_eq!(settings.rx.offloads(), offloads, "{keys}");
             assert_eq!(settings.tx.offloads(), offloads, "{keys}");
@@ -279,26 +249,20 @@ mod tests {
 
     #[test]
     fn bad_keys_are_refused_in_one_line() {
-        for (argument, words) in [
-            ("", "names no network"),
-            ("delay=1ms", "names no network"),
-            ("delay=1ms{}", "names no network"),
-            ("delay=50{null://}", "bad value '50' for key 'delay'"),
-            ("delai=1ms{null://}", "unknown key 'delai'"),
-            ("loss=1%/gemodel=1%{null://}", "exclude each other"),
-            (
-                "reorder=1%{null://}",
-                "'reorder' has no meaning without 'delay'",
-            ),
-            ("limit=10{null://}", "'limit' has no meaning without 'rate'"),
-            ("rate=1mbit/limit=0{null://}", "a number from 1 on"),
-            ("jitter=1ms/distribution=x{null://}", "no distribution 'x'"),
-            ("seed=x{null://}", "bad value 'x' for key 'seed'"),
-            ("loss=%zz{null://}", "% without two"),
+        for (keys, words) in [
+            ("delay=50", "bad value '50' for key 'delay'"),
+            ("delai=1ms", "unknown key 'delai'"),
+            ("loss=1%/gemodel=1%", "exclude each other"),
+            ("reorder=1%", "'reorder' has no meaning without 'delay'"),
+            ("limit=10", "'limit' has no meaning without 'rate'"),
+            ("rate=1mbit/limit=0", "a number from 1 on"),
+            ("jitter=1ms/distribution=x", "no distribution 'x'"),
+            ("seed=x", "bad value 'x' for key 'seed'"),
+            ("loss=%zz", "% without two"),
         ] {
-            let error = Settings::parse(argument).unwrap_err().to_string();
-            assert!(error.contains(words), "{argument}: {error}");
-            assert!(!error.contains('\n'), "{argument}: {error}");
+            let error = Settings::parse(keys).unwrap_err().to_string();
+            assert!(error.contains(words), "{keys}: {error}");
+            assert!(!error.contains('\n'), "{keys}: {error}");
         }
     }
 }

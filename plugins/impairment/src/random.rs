@@ -176,6 +176,11 @@ impl Distribution {
     /// Reads a table as `/usr/lib/tc` has them: numbers, and comments from `#` to a line's end.
     fn read(path: &Path) -> Result<Self> {
         let cannot = |e: &std::io::Error| Error::path("read the distribution", path, e);
+        // Anything else could keep the reader waiting.
+        let meta = path.metadata().map_err(|e| cannot(&e))?;
+        if !meta.is_file() {
+            return Err(Error::usage(format!("{} is no file", path.display())));
+        }
         // A number has at most six digits and a separator.
         let limit = 16 * Self::MAX as u64;
         let mut text = String::new();

@@ -33,6 +33,8 @@ const MAX_SPARE: usize = 1024;
 #[derive(Debug)]
 struct InFlight {
     due: Duration,
+    /// When it left the queue for the rate, or will.
+    departure: Duration,
     /// Its number, so that frames which are due at the same time stay in order.
     number: u64,
     header: VnetHeader,
@@ -62,12 +64,16 @@ impl Eq for InFlight {}
 
 /// What became of frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counters {
+pub struct Counters {
+    /// As the keys say.
     pub lost: u64,
+    /// Sent twice.
     pub duplicated: u64,
+    /// With a wrong bit.
     pub corrupted: u64,
+    /// Not delayed.
     pub reordered: u64,
-    /// Over the limit, or more in flight than memory is for.
+    /// Over the limit, more in flight than memory is for, or while the link was down.
     pub dropped: u64,
 }
 
@@ -123,10 +129,9 @@ impl Size {
     }
 }
 
-/// One direction of a link.
+/// All that is left to chance.
 #[derive(Debug)]
-pub(crate) struct Path {
-    settings: Direction,
+struct Dice {
     loss: Channel,
     duplicate: Event,
     corrupt: Event,
@@ -134,6 +139,30 @@ pub(crate) struct Path {
     delay: Delay,
     /// Frames since the last that was reordered.
     since_reordered: u32,
+}
+
+impl Dice {
+    fn new(seed: u64) -> Self {
+        let mut seeds = fastrand::Rng::with_seed(seed);
+        let mut seed = || seeds.u64(..);
+        Self {
+            loss: Channel::new(seed()),
+            duplicate: Event::new(seed()),
+            corrupt: Event::new(seed()),
+            reorder: Event::new(seed()),
+            delay: Delay::new(seed()),
+            since_reordered: 0,
+        }
+    }
+}
+
+/// One direction of a link.
+#[derive(Debug)]
+pub struct Path {
+    settings: Direction,
+    dice: Dice,
+    /// Whether all frames are dropped.
+    is_cut: bool,
     waiting: Waiting,
     in_flight: BinaryHeap<InFlight>,
     bytes_in_flight: usize,
@@ -146,17 +175,11 @@ pub(crate) struct Path {
 
 impl Path {
     /// A path with these impairments. `seed` decides all that is left to chance.
-    pub(crate) fn new(settings: Direction, seed: u64) -> Self {
-        let mut seeds = fastrand::Rng::with_seed(seed);
-        let mut seed = || seeds.u64(..);
+    pub fn new(settings: Direction, seed: u64) -> Self {
         Self {
             settings,
-            loss: Channel::new(seed()),
-            duplicate: Event::new(seed()),
-            corrupt: Event::new(seed()),
-            reorder: Event::new(seed()),
-            delay: Delay::new(seed()),
-            since_reordered: 0,
+            dice: Dice::new(seed),
+            is_cut: false,
             waiting: Waiting::default(),
             in_flight: BinaryHeap::new(),
             bytes_in_flight: 0,
@@ -167,23 +190,76 @@ impl Path {
         }
     }
 
-    pub(crate) fn settings(&self) -> &Direction {
+    /// The impairments.
+    pub fn settings(&self) -> &Direction {
         &self.settings
     }
 
-    pub(crate) fn counters(&self) -> Counters {
+    /// Has other impairments from `now` on. Frames in flight keep their delay, but those that wait
+    /// for the rate leave at the new one.
+    pub fn change(&mut self, now: Duration, settings: Direction) {
+        let stretch = match (self.settings.rate, settings.rate) {
+            (Some(old), Some(new)) => old / new,
+            (Some(_), None) => 0.0,
+            (None, _) => 1.0,
+        };
+        self.settings = settings;
+        if stretch == 1.0 {
+            return;
+        }
+        let again = |at: Duration| match at.checked_sub(now) {
+            Some(left) => now + left.mul_f64(stretch),
+            None => at,
+        };
+        self.waiting.free = again(self.waiting.free);
+        for (at, _) in &mut self.waiting.departures {
+            *at = again(*at);
+        }
+        let mut frames = std::mem::take(&mut self.in_flight).into_vec();
+        for frame in &mut frames {
+            let departure = again(frame.departure);
+            frame.due = frame.due - frame.departure + departure;
+            frame.departure = departure;
+        }
+        self.last_due = frames.iter().map(|frame| frame.due).max().unwrap_or(now);
+        self.in_flight = frames.into();
+    }
+
+    /// Draws anew all that is left to chance.
+    pub fn reseed(&mut self, seed: u64) {
+        self.dice = Dice::new(seed);
+    }
+
+    /// Loses all frames in flight and those that come, or no longer does.
+    pub fn cut(&mut self, is_cut: bool) {
+        self.is_cut = is_cut;
+        if is_cut {
+            self.counters.dropped += self.in_flight.len() as u64;
+            self.in_flight.clear();
+            self.bytes_in_flight = 0;
+            self.waiting = Waiting::default();
+            self.last_due = Duration::ZERO;
+        }
+    }
+
+    /// What became of frames.
+    pub fn counters(&self) -> Counters {
         self.counters
     }
 
     /// Frames in flight.
-    pub(crate) fn in_flight(&self) -> usize {
+    pub fn in_flight(&self) -> usize {
         self.in_flight.len()
     }
 
     /// Takes a frame that arrives `now`. Times are from a start of the caller's choice.
-    pub(crate) fn take(&mut self, now: Duration, frame: Frame<'_>) {
-        let is_duplicated = self.duplicate.happens(self.settings.duplicate);
-        let is_lost = self.loss.loses(self.settings.loss);
+    pub fn take(&mut self, now: Duration, frame: Frame<'_>) {
+        if self.is_cut {
+            self.counters.dropped += 1;
+            return;
+        }
+        let is_duplicated = self.dice.duplicate.happens(self.settings.duplicate);
+        let is_lost = self.dice.loss.loses(self.settings.loss);
         self.counters.duplicated += u64::from(is_duplicated);
         self.counters.lost += u64::from(is_lost);
         for _ in 0..1 + u8::from(is_duplicated) - u8::from(is_lost) {
@@ -192,7 +268,8 @@ impl Path {
     }
 
     fn launch(&mut self, now: Duration, frame: Frame<'_>) {
-        let Some(due) = self.due(now, Size::of(frame.header(), frame.bytes().len())) else {
+        let size = Size::of(frame.header(), frame.bytes().len());
+        let Some((departure, due)) = self.times(now, size) else {
             self.counters.dropped += 1;
             return;
         };
@@ -202,8 +279,8 @@ impl Path {
         }
         let mut bytes = self.spare.pop().unwrap_or_default();
         bytes.extend_from_slice(frame.bytes());
-        if self.corrupt.happens(self.settings.corrupt) {
-            let bit = self.corrupt.below(bytes.len() * 8);
+        if self.dice.corrupt.happens(self.settings.corrupt) {
+            let bit = self.dice.corrupt.below(bytes.len() * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
             self.counters.corrupted += 1;
         }
@@ -211,14 +288,15 @@ impl Path {
         self.number += 1;
         self.in_flight.push(InFlight {
             due,
+            departure,
             number: self.number,
             header: frame.header(),
             bytes,
         });
     }
 
-    /// When a frame is due that arrives `now`; `None` if it is dropped.
-    fn due(&mut self, now: Duration, frame: Size) -> Option<Duration> {
+    /// When a frame departs and is due that arrives `now`; `None` if it is dropped.
+    fn times(&mut self, now: Duration, frame: Size) -> Option<(Duration, Duration)> {
         let Direction {
             reorder,
             gap,
@@ -229,33 +307,33 @@ impl Path {
             is_ordered,
             ..
         } = self.settings;
-        self.since_reordered = self.since_reordered.saturating_add(1);
-        let may_reorder = reorder.probability > 0.0 && self.since_reordered >= gap;
-        if may_reorder && self.reorder.happens(reorder) {
-            self.since_reordered = 0;
+        self.dice.since_reordered = self.dice.since_reordered.saturating_add(1);
+        let may_reorder = reorder.probability > 0.0 && self.dice.since_reordered >= gap;
+        if may_reorder && self.dice.reorder.happens(reorder) {
+            self.dice.since_reordered = 0;
             self.counters.reordered += 1;
-            return Some(now);
+            return Some((now, now));
         }
         let departure = self.waiting.departs(now, frame, &self.settings)?;
         let mut seconds = delay.as_secs_f64();
         if !jitter.is_zero() {
-            seconds += jitter.as_secs_f64() * self.delay.variation(distribution, correlation);
+            seconds += jitter.as_secs_f64() * self.dice.delay.variation(distribution, correlation);
         }
         let mut due = departure + Duration::from_secs_f64(seconds.max(0.0));
         if is_ordered {
             due = due.max(self.last_due);
             self.last_due = due;
         }
-        Some(due)
+        Some((departure, due))
     }
 
     /// When the next frame is due.
-    pub(crate) fn next_due(&self) -> Option<Duration> {
+    pub fn next_due(&self) -> Option<Duration> {
         self.in_flight.peek().map(|frame| frame.due)
     }
 
     /// Moves the frames that are due into a batch, as many as fit.
-    pub(crate) fn deliver(&mut self, now: Duration, batch: &mut RxBatch<'_>) {
+    pub fn deliver(&mut self, now: Duration, batch: &mut RxBatch<'_>) {
         while let Some(frame) = self.in_flight.peek()
             && frame.due <= now
             && batch.push_offloaded(frame.header, &frame.bytes)
@@ -279,7 +357,7 @@ mod tests {
     use vdens_plugin_kit::{BATCH_FRAMES, Batch};
 
     fn path(keys: &str) -> Path {
-        let settings = Settings::parse(&format!("{keys}{{null://}}")).unwrap();
+        let settings = Settings::parse(keys).unwrap();
         Path::new(settings.tx, settings.seed.unwrap_or(1))
     }
 
@@ -374,6 +452,52 @@ mod tests {
         path.deliver(now, &mut batch.rx());
         assert_eq!(batch.len(), 4);
         assert_eq!(path.next_due(), Some(now + MS));
+    }
+
+    #[test]
+    fn what_waits_for_a_rate_leaves_at_the_new_one() {
+        // A frame takes 8 ms, and then 1 ms.
+        for (keys, times) in [
+            ("delay=5ms/rate=8mbit", [13, 15, 16, 17]),
+            ("delay=9ms/rate=4mbit", [13, 16, 18, 24]),
+            ("delay=5ms", [13, 14, 14, 14]),
+        ] {
+            let mut path = path("delay=5ms/rate=1mbit");
+            let mut batch = Batch::new();
+            for _ in 0..3 {
+                batch.rx().push(&[0; 1000]);
+            }
+            batch
+                .tx(0)
+                .frames()
+                .for_each(|frame| path.take(Duration::ZERO, frame));
+            let now = 9 * MS;
+            path.change(now, Settings::parse(keys).unwrap().tx);
+            path.take(now, batch.tx(0).frame(0).unwrap());
+            let mut due: Vec<_> = path.in_flight.iter().map(|frame| frame.due).collect();
+            due.sort_unstable();
+            let expected = times.map(|at| at * MS);
+            for (due, expected) in due.iter().zip(expected) {
+                assert!(
+                    due.abs_diff(expected) <= MS,
+                    "{keys}: {due:?}, not {expected:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_cut_link_loses_everything() {
+        let mut path = path("delay=5ms/rate=1mbit");
+        let delivered = |path: &mut Path| run(path, 3, 1000, MS).len();
+        let mut batch = Batch::new();
+        batch.rx().push(&[0; 1000]);
+        path.take(MS, batch.tx(0).frame(0).unwrap());
+        path.cut(true);
+        assert_eq!((path.in_flight(), delivered(&mut path)), (0, 0));
+        assert_eq!(path.counters().dropped, 4);
+        path.cut(false);
+        assert_eq!(delivered(&mut path), 3);
     }
 
     #[test]

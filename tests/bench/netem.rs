@@ -1,0 +1,152 @@
+//! The group `netem`: how exactly `netem://` does what it is told.
+//!
+//! Theory of operation. Two namespaces share a cable, and what the first sends goes through
+//! `netem://`. A paced sender puts the time into each datagram, and the receiver compares: both
+//! have the same clock. The rate is that of the Ethernet frames, so what arrives of TCP is scaled
+//! by the headers, which a full segment has 66 bytes of.
+
+use std::time::Duration;
+
+use crate::Result;
+use crate::bench::{Bench, Values};
+use crate::lab::{Lab, PATIENCE};
+use crate::network::{Contender, Medium, Network, wait_for_port};
+use crate::results::{Better, Group, Measure, Row};
+use crate::traffic::{Offer, TcpRun, json, number, udp};
+
+/// The group's name.
+pub(crate) const ID: &str = "netem";
+
+/// What is measured: keys, titles, units, and what is good enough.
+pub(crate) const MEASURES: &[(&str, &str, &str, f64)] = &[
+    (
+        "delay",
+        "100 kpps, delay=70ms: frames not within 1 ms of it",
+        "%",
+        1.0,
+    ),
+    (
+        "loss",
+        "100 kpps, loss=10%: off the expected count",
+        "σ",
+        3.3,
+    ),
+    ("udp", "Datagrams, rate=100mbit: off it", "%", 1.0),
+    ("tcp", "TCP, rate=1gbit: off it", "%", 1.0),
+];
+
+/// Datagrams a second.
+const RATE: u64 = 100_000;
+/// The port that datagrams are sent to.
+const PORT: u16 = 7009;
+/// The bytes of a datagram of 64 bytes as an Ethernet frame.
+const FRAME: f64 = 64.0 + 8.0 + 20.0 + 14.0;
+/// The bytes of a full TCP segment with timestamps, at an MTU of 1500, as an Ethernet frame and
+/// without headers.
+const SEGMENT: (f64, f64) = (1514.0, 1448.0);
+
+/// The group's rows and measures.
+pub(crate) fn group(lab: &Lab) -> Group {
+    let measure = |(key, title, unit, _): &(&'static str, &'static str, &'static str, f64)| {
+        Measure::new(*key, *title, unit, Better::Less).absolute()
+    };
+    Group {
+        id: ID,
+        title: "Accuracy of netem://",
+        reference: None,
+        rivals: "",
+        rows: vec![Row {
+            id: "ours",
+            title: "ours".to_owned(),
+            rival: None,
+            missing: contender("").missing(lab),
+        }],
+        measures: MEASURES.iter().map(measure).collect(),
+    }
+}
+
+/// The names of what is run.
+pub(crate) fn probes() -> Vec<String> {
+    MEASURES.iter().map(|(key, ..)| (*key).to_owned()).collect()
+}
+
+/// Measures a row.
+pub(crate) fn visit(bench: &mut Bench<'_>, row: &str, probes: &[String]) {
+    let (lab, millis) = (bench.lab, bench.plan.millis());
+    for probe in probes {
+        bench.measure(ID, row, probe, || {
+            let value = match probe.as_str() {
+                "delay" => delay(lab, millis),
+                "loss" => loss(lab, millis),
+                "udp" => datagrams(lab, millis),
+                _ => tcp(lab, millis),
+            };
+            Ok::<Values, _>(vec![(probe.clone(), value?)])
+        });
+    }
+}
+
+const fn contender(keys: &'static str) -> Contender {
+    Contender::ours("ours", "ours", Medium::Netem(keys))
+}
+
+fn wire<'lab>(lab: &'lab Lab, keys: &'static str) -> Result<Network<'lab>> {
+    contender(keys).wire(lab, 2)
+}
+
+/// The share of frames that are not in time, in percent. One that is lost is not.
+fn delay(lab: &Lab, millis: u64) -> Result<f64> {
+    let network = wire(lab, "tx.delay=70ms")?;
+    let [from, to] = &network.nodes[..] else {
+        return Err("not two namespaces".into());
+    };
+    let limit = Duration::from_millis(millis) + PATIENCE;
+    let late = lab.tool_inside(to, &format!("late {PORT} {} 70000", millis + 5000));
+    wait_for_port(&late, "udp", PORT)?;
+    let stamp = format!("stamp {}:{PORT} {millis} {RATE}", to.address);
+    let sent = json(&lab.tool_inside(from, &stamp).output(limit)?)?;
+    let report = json(&late.output(limit)?)?;
+    network.check()?;
+    let share = number(&report, "in-time")? / number(&sent, "sent")?;
+    Ok((1.0 - share) * 100.0)
+}
+
+/// How far the count of lost frames is from its mean, in standard deviations of the binomial
+/// distribution.
+fn loss(lab: &Lab, millis: u64) -> Result<f64> {
+    const SHARE: f64 = 0.1;
+    let network = wire(lab, "tx.loss=10%")?;
+    let [from, to] = &network.nodes[..] else {
+        return Err("not two namespaces".into());
+    };
+    let found = udp(lab, from, to, Offer::Paced(RATE), millis)?;
+    network.check()?;
+    let sent = found.offered * millis as f64;
+    let deviation = (SHARE * (1.0 - SHARE) / sent).sqrt();
+    Ok((found.loss / 100.0 - SHARE).abs() / deviation)
+}
+
+fn datagrams(lab: &Lab, millis: u64) -> Result<f64> {
+    let network = wire(lab, "tx.rate=100mbit")?;
+    let [from, to] = &network.nodes[..] else {
+        return Err("not two namespaces".into());
+    };
+    // Half as much again as the line takes.
+    let found = udp(lab, from, to, Offer::Paced(RATE * 7 / 4), millis)?;
+    network.check()?;
+    let seen = found.rate * 1e3 * FRAME * 8.0;
+    Ok((seen / 100e6 - 1.0).abs() * 100.0)
+}
+
+fn tcp(lab: &Lab, millis: u64) -> Result<f64> {
+    let network = wire(lab, "tx.rate=1gbit")?;
+    let [from, to] = &network.nodes[..] else {
+        return Err("not two namespaces".into());
+    };
+    // The start and what is in the queue at the end count less in a longer run.
+    let seconds = (millis / 1000).max(1) * 2;
+    let found = TcpRun::start(lab, from, to, 1, seconds, false)?.finish()?;
+    network.check()?;
+    let (frame, payload) = SEGMENT;
+    Ok((found.rate * frame / payload - 1.0).abs() * 100.0)
+}
