@@ -16,8 +16,10 @@
 //! Nested VNLs are peeled off: they become the link's label.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 
+use ipnet::IpNet;
 use vdens_plugin_kit::Peer;
 use vdens_plugin_kit::vnl::{Keys, Spec, Vnl};
 
@@ -256,12 +258,7 @@ impl Builder {
                 node,
                 Interface {
                     name: entry.link.interface.clone(),
-                    addresses: entry
-                        .link
-                        .addresses
-                        .iter()
-                        .map(ToString::to_string)
-                        .collect(),
+                    addresses: shown(&entry.link.addresses),
                     is_up: is_up(entry),
                 },
             );
@@ -440,6 +437,16 @@ fn joined(a: &str, b: &str) -> String {
     }
 }
 
+/// The addresses worth a place in the picture: every interface has one of the link, fe80::/10.
+pub(super) fn shown(addresses: &[IpNet]) -> Vec<String> {
+    let is_shown = |address: &&IpNet| match address.addr() {
+        IpAddr::V4(_) => true,
+        IpAddr::V6(address) => !address.is_unicast_link_local(),
+    };
+    let shown = addresses.iter().filter(is_shown);
+    shown.map(ToString::to_string).collect()
+}
+
 fn is_up(entry: &Entry<Report>) -> bool {
     entry.link.service == Service::Served && entry.report.as_ref().is_some_and(|r| r.carrier)
 }
@@ -527,7 +534,9 @@ pub(super) mod tests {
         let mut answer = answer(10, &[("vde0", "null://", up())]);
         let process = answer.process.as_mut().unwrap();
         process.name = Some("r1".into());
-        process.links[0].link.addresses = vec!["10.0.0.1/24".parse().unwrap()];
+        process.links[0].link.addresses = ["10.0.0.1/24", "fe80::1/64"]
+            .map(|a| a.parse().unwrap())
+            .to_vec();
         let node = &Graph::of(&[answer]).nodes[0];
         assert_eq!(
             (node.name.as_str(), node.note.as_str()),

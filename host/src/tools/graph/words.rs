@@ -145,12 +145,14 @@ pub(super) fn mermaid(graph: &Graph) -> String {
     }
     for (index, link) in graph.links.iter().enumerate() {
         let [a, b] = link.ends;
-        let interfaces = [a, b].map(|end| graph.interface(end).map_or("", |i| i.name.as_str()));
-        let label = match (interfaces, link.label.as_str()) {
-            (["", ""], label) => label.to_owned(),
-            ([a, b], "") => format!("{a} - {b}"),
-            ([a, b], label) => format!("{a} - {b}: {label}"),
-        };
+        let interfaces = [a, b].into_iter().filter_map(|end| graph.interface(end));
+        let names: Vec<&str> = interfaces
+            .map(|interface| interface.name.as_str())
+            .collect();
+        let names = names.join(" - ");
+        let parts = [names.as_str(), &link.label].into_iter();
+        let parts: Vec<&str> = parts.filter(|part| !part.is_empty()).collect();
+        let label = parts.join(": ");
         let label = match label.as_str() {
             "" => String::new(),
             label => format!("|\"{}\"|", MermaidEscaped(label)),
