@@ -10,6 +10,7 @@ cd "$(dirname "$0")"
 # tests drive them with.
 packages="gcc g++ libc6-dev iproute2 iputils-ping ethtool util-linux procps passwd tmux socat tcpdump tshark iperf3 iptables nftables python3
           vdens vdeplug vde-switch vde-wirefilter qemu-system-x86 cpio gzip busybox-static bubblewrap curl dnsmasq-base libcap2-bin
+          uidmap keepalived frr
           wget openssh-client openssh-server bind9-dnsutils git isc-dhcp-client
           libvdeplug2 libvdeplug-slirp libvdeplug-agno libvdeplug-vlan passt slirp4netns"
 # A second compiler, for plugins: Debian's, or what the system has.
@@ -28,6 +29,8 @@ fi
 for user in vdens-test vdens-test2; do
     id "$user" >/dev/null 2>&1 || useradd --system --no-create-home --home-dir /nonexistent --shell /bin/sh --user-group "$user"
 done
+# Subordinate ids, for sessions with more than one user.
+grep -q ^vdens-test: /etc/subuid || usermod --add-subuids 300000-365535 --add-subgids 300000-365535 vdens-test
 
 [ -c /dev/net/tun ] || { mkdir -p /dev/net; mknod /dev/net/tun c 10 200; }
 chmod 0666 /dev/net/tun

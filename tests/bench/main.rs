@@ -3,10 +3,10 @@
 //! Theory of operation. `lab` is the machine: who runs programs, and namespaces; `process` ends
 //! what was started. `network` wires contenders, `traffic` measures between two nodes by means of
 //! `tools`, which are this same program inside the namespaces. `internet` wires the contenders of
-//! `uplink`. That, `links`, `switches`, `stuck`, `costs`, `crowd`, `idle` and `netem` are the groups
-//! of measurements, which `bench` runs in rounds. `results` keeps what comes out, and `report` prints
-//! it. `figures` is the results file, from which `pages` and `chart` draw the pages. `compare`
-//! shows two builds beside each other. docs/performance.md is the manual.
+//! `uplink`. That, `links`, `switches`, `stuck`, `costs`, `crowd`, `idle` and `netem` are the
+//! groups of measurements, which `bench` runs in rounds. `results` keeps what comes out, and
+//! `report` prints it. `figures` is the results file, from which `pages` and `chart` draw the
+//! pages. `compare` shows two builds beside each other. docs/performance.md is the manual.
 
 mod bench;
 mod chart;

@@ -51,6 +51,7 @@ mod plugin_refusals;
 mod plugin_search;
 mod plugin_trust;
 mod router;
+mod session_programs;
 mod several_links;
 mod short_super_frames;
 mod soak;

@@ -48,7 +48,8 @@ fn a_task_of_vdectl() {
     lab.vdectl(["stats"]).refused(&["did you mean status?"]);
     lab.vdectl(["plugin", "chek"])
         .refused(&["did you mean check?"]);
-    lab.vdectl([""; 0]).refused(&["status, doctor, forward"]);
+    lab.vdectl([""; 0])
+        .refused(&["[subcommands: status, ", "doctor, forward, "]);
 }
 
 /// A switch may have the name of a command, and of a VNL without its slashes.

@@ -300,3 +300,57 @@ fn a_command_may_wait_for_carrier() {
         far.wait(PATIENCE);
     }
 }
+
+#[test]
+fn a_shell_in_a_session_has_the_terminal() {
+    need!("tmux");
+    let lab = Lab::new();
+    start(&lab, "r1");
+    let plain = lab.vdens(["--name", "r2", "no", "sh"]).session();
+    plain.ok("true");
+    let terminal = lab.tmux();
+    let outside = terminal.ask("stty size; readlink /proc/self/ns/net").0;
+    let size = outside.lines().next().unwrap().to_owned();
+    for name in ["r1", "r2"] {
+        // The script goes on reading from the terminal when the shell has ended.
+        terminal.type_line(&format!(
+            "sh -c 'vdectl enter {name}; read word; echo got $word'"
+        ));
+        let inside = terminal.ask("stty size; readlink /proc/self/ns/net").0;
+        assert!(inside.contains(&size), "{inside}");
+        assert_ne!(inside, outside);
+        // Job control: a job is interrupted, stopped and continued, and the shell lives on.
+        terminal.type_line("set -m");
+        terminal.type_line("sleep 1000");
+        wait_until("the job runs", PATIENCE, || lab.is_running("sleep 1000"));
+        terminal.press("C-z");
+        assert!(terminal.ask("jobs").0.contains("sleep 1000"));
+        terminal.type_line("fg");
+        terminal.press("C-c");
+        assert_eq!(terminal.ask("true").1, 0);
+        terminal.type_line("exit");
+        terminal.type_line("back");
+        wait_until("the script reads on", PATIENCE, || {
+            terminal.screen().contains("got back")
+        });
+        assert_eq!(
+            terminal.ask("stty size; readlink /proc/self/ns/net").0,
+            outside
+        );
+        terminal.type_line("clear");
+    }
+    // A command is stopped together with vdectl, and continued.
+    terminal.type_line("set -m");
+    terminal.type_line("vdectl exec r1 sleep 1001");
+    wait_until("it runs", PATIENCE, || lab.is_running("sleep 1001"));
+    terminal.press("C-z");
+    assert!(terminal.ask("jobs").0.contains("vdectl exec r1"));
+    terminal.type_line("fg");
+    terminal.press("C-c");
+    assert_eq!(terminal.ask("true").1, 0);
+    wait_until("it is interrupted", PATIENCE, || {
+        !lab.is_running("sleep 1001")
+    });
+    lab.vdectl(["stop", "r1"]).ok();
+    plain.exit(0);
+}

@@ -81,6 +81,39 @@ fn whatever_is_killed_comes_back() {
     }
 }
 
+/// What nobody was left to remove, the next link removes.
+#[test]
+fn a_link_that_is_killed_with_its_proxy_leaves_nothing() {
+    need!("root");
+    let lab = Lab::new();
+    let net = Internet::new(&lab);
+    let session = lab
+        .vdens(["--auto", "nat://", "sleep", "1000"])
+        .inside(&net.host)
+        .spawn();
+    wait_until("the command runs", PATIENCE, || {
+        lab.is_running("sleep 1000")
+    });
+    let victims = [
+        session.pid(),
+        child(session.pid(), "vdens").expect("a worker"),
+        proxy(&lab),
+    ];
+    // Together: none that is left sees another one's end and cleans up.
+    let stop = |signal| victims.map(|pid| kill(Pid::from_raw(pid), signal).unwrap());
+    stop(Signal::SIGSTOP);
+    stop(Signal::SIGKILL);
+    session.wait(PATIENCE);
+    let other = || {
+        let vdens = lab.vdens(["nat://", "true"]);
+        vdens.inside(&net.host).ok();
+    };
+    wait_until("nothing is left", PATIENCE, || {
+        other();
+        parts(&lab) == (0, 0)
+    });
+}
+
 #[test]
 fn a_hundred_starts_and_kills_leave_nothing() {
     need!("root");

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vdens_tests::{Lab, PATIENCE, User, need, wait_until};
 
-use crate::nat_internet::{Internet, proxy};
+use crate::nat_internet::{Internet, proxy, usage};
 
 /// The process id of the gateway: the command of the session that is the gateway's.
 fn gateway(lab: &Lab) -> i32 {
@@ -143,21 +143,6 @@ for flood in (half_open, spoofed, datagrams, echoes, dhcp, names, neighbours, od
     flood(); print(flood.__name__, flush=True)
 "#;
 
-/// What a process uses: descriptors, memory in KiB, processor time in clock ticks.
-fn usage(pid: i32) -> Option<(usize, u64, u64)> {
-    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let memory = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let memory = memory.trim().trim_end_matches(" kB").parse().ok()?;
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, after_name) = stat.rsplit_once(')')?;
-    let ticks = after_name.split_whitespace().skip(11).take(2);
-    let ticks = ticks.filter_map(|field| field.parse::<u64>().ok()).sum();
-    Some((descriptors, memory, ticks))
-}
-
 #[test]
 fn a_flood_from_inside_harms_nobody_else() {
     need!("root", "python3");
@@ -192,19 +177,18 @@ fn a_flood_from_inside_harms_nobody_else() {
     assert_eq!(friendly.ok(&ask).trim(), "you are 192.0.2.2");
     assert_eq!([proxy(&lab), gateway(&lab)], parts, "nobody was replaced");
     for ((before, pid), most) in before.iter().zip(parts).zip([20_000, 64]) {
-        let (descriptors, memory, _) = usage(pid).unwrap();
-        assert!(descriptors < most, "{descriptors} descriptors");
-        assert!(
-            memory < before.1 + 100_000,
-            "{memory} KiB, {} before",
-            before.1
-        );
+        let now = usage(pid).unwrap();
+        assert!(now.descriptors < most, "{now:?}");
+        assert!(now.memory < before.memory + 100_000, "{now:?} {before:?}");
     }
     wait_until("nobody is busy", PATIENCE, || {
         let before = parts.map(|pid| usage(pid).unwrap());
         sleep(Duration::from_secs(1));
         let after = parts.map(|pid| usage(pid).unwrap());
-        before.iter().zip(after).all(|(b, a)| a.2 - b.2 < 20)
+        before
+            .iter()
+            .zip(after)
+            .all(|(b, a)| a.ticks - b.ticks < 20)
     });
     // One line for a cause, whatever the number.
     wait_until("the user is warned", PATIENCE, || {

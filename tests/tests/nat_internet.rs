@@ -15,6 +15,8 @@
 //! | 203.0.113.0/24, 2001:db8:bad::/48 | answered as unreachable |
 //! | 198.18.0.0/24, 2001:db8:dead::/48 | never answered |
 
+use std::fs;
+
 use vdens_tests::{Lab, Netns, PATIENCE, Proc, Session, wait_until};
 
 /// The servers: 7 echoes, 80 tells who asks, 81 resets, 83 accepts late if it was told so by UDP,
@@ -231,4 +233,32 @@ pub(crate) fn proxy(lab: &Lab) -> i32 {
     found
         .map(|(pid, _)| *pid)
         .unwrap_or_else(|| panic!("no proxy runs: {processes:?}"))
+}
+
+/// What a process uses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Usage {
+    pub(crate) descriptors: usize,
+    /// In KiB.
+    pub(crate) memory: u64,
+    /// Its processor time in clock ticks.
+    pub(crate) ticks: u64,
+}
+
+/// What a process uses; `None` if it has ended.
+pub(crate) fn usage(pid: i32) -> Option<Usage> {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let mut lines = status.lines();
+    let memory = lines.find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let memory = memory.trim().trim_end_matches(" kB").parse().ok()?;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let ticks = after_name.split_whitespace().skip(11).take(2);
+    let ticks = ticks.filter_map(|field| field.parse::<u64>().ok()).sum();
+    Some(Usage {
+        descriptors,
+        memory,
+        ticks,
+    })
 }

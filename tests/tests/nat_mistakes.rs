@@ -38,7 +38,18 @@ fn what_is_wrong_in_a_vnl_is_said() {
         ("nat://udp=0", &["'0' is no forward", "udp=8080:80"]),
         (
             "nat://tcp=8080,8080",
-            &["cannot forward tcp 127.0.0.1:8080", "ss -ltnp"],
+            &[
+                "cannot forward tcp 127.0.0.1:8080",
+                "the VNL also has",
+                "once",
+            ],
+        ),
+        (
+            "nat://udp=5000-5009,0.0.0.0:5005:53",
+            &[
+                "cannot forward udp 0.0.0.0:5005",
+                "the VNL also has udp 127.0.0.1:5005",
+            ],
         ),
     ] {
         lab.vdens([vnl, "true"]).refused(words);

@@ -276,6 +276,91 @@ fn leases_are_extended_and_end() {
     assert_eq!(server.exit(0).code(), Some(0));
 }
 
+/// Advertises a router that refers to DHCPv6, and leases an address there for four seconds. Answers
+/// the messages that a file names, with a refusal if it says so, and prints those that come.
+const LEASES6: &str = r#"
+import socket, struct, sys, threading
+index = socket.if_nametoindex("vde0")
+group = lambda address: socket.inet_pton(socket.AF_INET6, address) + struct.pack("@I", index)
+icmp = socket.socket(socket.AF_INET6, socket.SOCK_RAW, 58)
+icmp.setsockopt(41, socket.IPV6_MULTICAST_HOPS, 255)
+icmp.setsockopt(41, socket.IPV6_MULTICAST_IF, index)
+icmp.setsockopt(41, socket.IPV6_JOIN_GROUP, group("ff02::2"))
+def advertise():
+    while True:
+        if icmp.recv(1000)[0] == 133:
+            icmp.sendto(bytes([134, 0, 0, 0, 64, 0x80]) + bytes(10), ("ff02::1", 0, 0, index))
+threading.Thread(target=advertise, daemon=True).start()
+u = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); u.bind(("::", 547))
+u.setsockopt(41, socket.IPV6_JOIN_GROUP, group("ff02::1:2"))
+option = lambda code, data: struct.pack("!HH", code, len(data)) + data
+names = {1: "solicit", 3: "request", 5: "renew", 6: "rebind"}
+while True:
+    data, a = u.recvfrom(2000)
+    kind = names[data[0]]; print(kind, flush=True)
+    said = open(sys.argv[1]).read().split()
+    if kind not in said: continue
+    valid = 0 if "refuse" in said and kind == "renew" else 4
+    at, client = 4, b""
+    while at < len(data):
+        code, length = struct.unpack("!HH", data[at:at + 4])
+        if code == 1: client = data[at:at + 4 + length]
+        at += 4 + length
+    lease = option(5, socket.inet_pton(socket.AF_INET6, "fd00:7::50") + struct.pack("!II", valid, valid))
+    reply = bytes([2 if kind == "solicit" else 7]) + data[1:4] + client + option(2, b"\0\3\0\1server")
+    u.sendto(reply + option(3, struct.pack("!III", 1, 1, 2) + lease), a)
+"#;
+
+#[test]
+fn leases_of_ipv6_are_extended_and_end() {
+    need!("python3");
+    let lab = Lab::new();
+    let cable = lab.vnl("ptp", "p");
+    let script = lab.write("leases6.py", LEASES6);
+    let answers = lab.write("answers", "solicit request renew rebind");
+    let server = lab
+        .vdens([
+            "--addr",
+            "fd00:7::1/64",
+            &cable,
+            "python3",
+            &script,
+            &answers,
+        ])
+        .spawn();
+    let client = lab.vdens(["--auto=60", "-v", &cable, "sh"]).session();
+    let has_address = || client.ok("ip -6 addr show vde0").contains("fd00:7::50/128");
+    assert!(has_address());
+    let asked = |kind: &str| server.stdout().lines().filter(|line| *line == kind).count();
+    let extended = || client.proc().stderr().matches("is extended").count();
+    wait_until("the lease is extended twice", PATIENCE, || extended() >= 2);
+    assert!(has_address());
+    // Another server extends it.
+    std::fs::write(&answers, "solicit request rebind").unwrap();
+    let before = asked("rebind");
+    wait_until("all servers are asked", PATIENCE, || {
+        asked("rebind") > before
+    });
+    std::fs::write(&answers, "").unwrap();
+    wait_until("the lease ends", PATIENCE, || !has_address());
+    let lost = "vde0: lost the address fd00:7::50/128";
+    assert!(client.proc().stderr().contains(lost));
+    std::fs::write(&answers, "solicit request renew refuse").unwrap();
+    wait_until(
+        "there is an address again, until that is refused",
+        PATIENCE,
+        || {
+            let said = client.proc().stderr();
+            said.contains("has the address fd00:7::50/128 now")
+                && said.contains("refuses to extend")
+        },
+    );
+    std::fs::write(&answers, "solicit request renew rebind").unwrap();
+    wait_until("there is an address again", PATIENCE, has_address);
+    assert_eq!(client.exit(0).code(), Some(0));
+    server.terminate();
+}
+
 /// Executes a command for which the kernel has no netfilter: a seccomp filter answers
 /// `socket(AF_NETLINK, …, NETLINK_NETFILTER)` as such a kernel does, with EPROTONOSUPPORT.
 const WITHOUT_NETFILTER: &str = r#"

@@ -308,3 +308,18 @@ fn an_interface_renamed_or_moved_keeps_its_link_until_it_is_deleted() {
     a.ok("kill $n");
     is_closed(&lab, &a, 0, &b);
 }
+
+/// When both ends of a cable end together, as those of `nat://` do, its bridge stays on the panel.
+/// Later ones remove it.
+#[test]
+fn unused_bridges_do_not_pile_up() {
+    need!("root", "ip", "nsenter");
+    let lab = Lab::new();
+    let holder = lab.vdens([&lab.vnl("ptp", "p"), "sh"]).session();
+    for _ in 0..40 {
+        lab.vdens(["nat://", "true"]).ok();
+    }
+    let bridges = on_panel(&lab, &holder, "ip -o link show type bridge");
+    assert!(bridges.lines().count() < 35, "{bridges}");
+    assert_eq!(holder.exit(0).code(), Some(0));
+}

@@ -331,6 +331,9 @@ fn furnish(plan: &Plan) -> Result<()> {
         }
         if plan.ids != Ids::Own {
             run_dir::mount_private()?;
+            if let Err(error) = resolv::overlay_etc() {
+                log::info!("/etc cannot be written in the session: {error}");
+            }
         }
         if let Err(error) = sysfs::mount_fresh() {
             log::info!("/sys shows the host's interfaces: {error}");

@@ -9,7 +9,7 @@
 //! alone. So no other user sees their names or could take them first. A file without a name, from
 //! `memfd_create` or `O_TMPFILE`, would not do, because the kernel does not bind-mount it.
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -116,12 +116,18 @@ fn place() -> Result<OwnedFd> {
     .map_err(system(format_args!("find {TARGET}")))
 }
 
-/// Mounts an overlay on /etc that has an empty resolv.conf.
-fn overlay_etc() -> Result<()> {
+/// Mounts an overlay on /etc, in which the user can make and replace files that no other session
+/// sees. Its resolv.conf is a file of the user's with what the machine's says; empty if there is
+/// none.
+///
+/// # Errors
+/// The kernel refuses; before Linux 5.11 it does so always.
+pub(super) fn overlay_etc() -> Result<()> {
     in_memory(|dir| {
         let (upper, work) = (dir.join("upper"), dir.join("work"));
         let made = [&upper, &work].into_iter().try_for_each(fs::create_dir);
-        made.and_then(|()| File::create(upper.join("resolv.conf")).map(drop))
+        let text = fs::read(TARGET).unwrap_or_default();
+        made.and_then(|()| fs::write(upper.join("resolv.conf"), text))
             .map_err(|error| Error::path("write in", dir, &error))?;
         let options = format!(
             "lowerdir=/etc,upperdir={},workdir={},userxattr",

@@ -13,10 +13,12 @@
 //! The hash makes a cable's bridge known to both of its ends only: two ports are on one bridge if
 //! each end has named the other's place.
 //!
-//! Bridges without ports are deleted when a port is unplugged, and not before: deletion takes the
-//! kernel tens of milliseconds, and nothing waits for an unplugged port. When many sessions end
-//! together, those without the lock leave the bridges to the one that has it. A learning bridge has
-//! a port as long as its maker holds the tap or a port is plugged in.
+//! Bridges without ports are deleted when a port is unplugged: deletion takes the kernel tens of
+//! milliseconds, and nothing waits for an unplugged port. When many sessions end together, those
+//! without the lock leave the bridges to the one that has it. When both ends of a cable end at once,
+//! neither unplugs its port, and the bridge stays. So an end that plugs its port into each
+//! [`SWEEP`]th bridge deletes such bridges, too. A learning bridge has a port as long as its maker
+//! holds the tap or a port is plugged in.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -33,6 +35,10 @@ const CABLE: u32 = 0;
 /// The longest time that a bridge remembers an address; far below what the kernel's clock can
 /// count.
 const LONGEST_AGEING: u32 = 1_000_000;
+
+/// Of so many bridges that the panel makes in a row, one is the occasion to delete those without
+/// ports. Without a port, a bridge is some kilobytes of the kernel's memory.
+const SWEEP: u32 = 32;
 
 /// Why an order needs the registry's lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +111,11 @@ pub(super) fn execute(
             let bridge = cable_name(port, peer);
             netlink.add_bridge(&bridge, CABLE)?;
             plug(netlink, port, &bridge)?;
+            // The kernel numbers the interfaces that it makes one after another.
+            if netlink.index(&bridge)?.is_multiple_of(SWEEP) {
+                let links = netlink.links()?;
+                netlink.delete_all(links.iter().filter(|link| is_unused(link, &links, "")))?;
+            }
             Ok(None)
         }
         Order::Serve { port } => {
@@ -202,22 +213,16 @@ fn unplug(netlink: &Netlink, port: &str, may_delete: bool) -> Result<()> {
     }
     let own = links.iter().find(|link| link.name == port);
     let own = own.and_then(|link| link.bridge);
-    let used = |bridge: &LinkView| {
-        let mut ports = links
-            .iter()
-            .filter(|link| link.bridge == Some(bridge.index));
-        ports.any(|link| link.name != port)
-    };
     let is_own_cable =
         |bridge: &LinkView| own == Some(bridge.index) && bridge.name.starts_with('c');
-    let unused = links
-        .iter()
-        .filter(|link| is_bridge(&link.name) && (is_own_cable(link) || !used(link)));
-    netlink.delete_all(unused)
+    let is_doomed = |link: &&LinkView| is_own_cable(link) || is_unused(link, &links, port);
+    netlink.delete_all(links.iter().filter(is_doomed))
 }
 
-fn is_bridge(name: &str) -> bool {
-    name.starts_with(['b', 'c', 'h'])
+/// Whether a link is a bridge without a port other than `port`.
+fn is_unused(bridge: &LinkView, links: &[LinkView], port: &str) -> bool {
+    let is_port = |link: &LinkView| link.bridge == Some(bridge.index) && link.name != port;
+    bridge.name.starts_with(['b', 'c', 'h']) && !links.iter().any(is_port)
 }
 
 #[cfg(test)]

@@ -388,7 +388,10 @@ impl Netlink {
     }
 
     /// The index of an interface.
-    fn index(&self, interface: &str) -> Result<u32> {
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub(crate) fn index(&self, interface: &str) -> Result<u32> {
         let links = self.get_links(named(interface), NLM_F_ACK);
         let links = links.and_then(|links| links.into_iter().next().ok_or(Errno::ENODEV.into()));
         links

@@ -12,8 +12,8 @@
 //! beside the link's. Paths, unlike addresses of the kernel's choice, lead from one network
 //! namespace to another (unix(7)).
 //!
-//! A process that is killed leaves its directory behind. Those that [`ControlSocket::open`] made have the
-//! process's id in their name, so the next process that opens or asks removes them.
+//! A process that is killed leaves its directory behind. Those that [`ControlSocket::open`] made
+//! have the process's id in their name, so the next process that opens or asks removes them.
 
 use std::env;
 use std::fmt::Display;

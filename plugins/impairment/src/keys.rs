@@ -111,9 +111,9 @@ impl fmt::Display for Keys {
 /// Whether a value needs no quotes.
 fn is_plain(value: &str) -> bool {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || ".,%-+_".contains(c);
-    let mut after_percent = value.split('%').skip(1);
-    value.chars().all(is_plain)
-        && after_percent.all(|after| after.is_empty() || after.starts_with(','))
+    // A bare percent sign ends a number.
+    let ends_number = |(at, _)| matches!(value[at + 1..].chars().next(), None | Some(','));
+    value.chars().all(is_plain) && value.match_indices('%').all(ends_number)
 }
 
 fn spec(argument: &str) -> Result<Spec> {

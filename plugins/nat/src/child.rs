@@ -1,22 +1,26 @@
 //! The program behind the plugin: where it is, where it works, how it is started.
 
 use std::ffi::CStr;
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
+use nix::unistd::geteuid;
 use tempfile::TempDir;
+use vdens_plugin_kit::process::open_pidfd;
 use vdens_plugin_kit::trust::{self, Fault};
 use vdens_plugin_kit::{Error, ErrorKind, Result};
 
@@ -24,20 +28,82 @@ use crate::heartbeat::Heartbeat;
 use crate::report::{PING, Report};
 use crate::settings::Task;
 
-/// A directory of this link's own, closed to others. It goes when the link does.
-pub(crate) fn directory() -> Result<TempDir> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix("vdens-nat-");
-    builder.permissions(fs::Permissions::from_mode(0o700));
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    let made = runtime
-        .filter(|dir| dir.is_absolute())
-        .map(|dir| builder.tempdir_in(dir));
-    match made {
-        Some(Ok(directory)) => Ok(directory),
-        _ => builder
-            .tempdir()
-            .map_err(|e| Error::io("make a directory for nat://", &e)),
+/// How the name of a link's directory begins.
+const PREFIX: &str = "vdens-nat-";
+
+/// How many directories are made before it is given up to lock one.
+const ATTEMPTS: usize = 8;
+
+/// A directory of a link's own, closed to others. It goes when the link does. Of a link that was
+/// killed together with its proxy, the next link removes it: nobody has locked it any more.
+pub(crate) struct Directory {
+    directory: TempDir,
+    _lock: Flock<File>,
+}
+
+impl Directory {
+    /// Makes one, and removes those that were left.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub(crate) fn new() -> Result<Self> {
+        let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        let made = runtime
+            .filter(|dir| dir.is_absolute())
+            .map(|dir| Self::new_in(&dir));
+        match made {
+            Some(Ok(directory)) => Ok(directory),
+            _ => Self::new_in(&std::env::temp_dir())
+                .map_err(|e| Error::io("make a directory for nat://", &e)),
+        }
+    }
+
+    fn new_in(parent: &Path) -> io::Result<Self> {
+        remove_left(parent);
+        for _ in 0..ATTEMPTS {
+            let directory = tempfile::Builder::new()
+                .prefix(PREFIX)
+                .permissions(fs::Permissions::from_mode(0o700))
+                .tempdir_in(parent)?;
+            // Another link that looks for what was left may be first to lock it, and removes it.
+            if let Some(lock) = lock(directory.path()) {
+                return Ok(Self {
+                    directory,
+                    _lock: lock,
+                });
+            }
+        }
+        Err(io::Error::other("it cannot be locked"))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+/// Locks a directory of this user's; `None` if there is none, or another process has locked it.
+fn lock(directory: &Path) -> Option<Flock<File>> {
+    let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    let mut options = OpenOptions::new();
+    let file = options
+        .read(true)
+        .custom_flags(flags)
+        .open(directory)
+        .ok()?;
+    let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()?;
+    let (locked, named) = (lock.metadata().ok()?, fs::symlink_metadata(directory).ok()?);
+    let is_same = (locked.dev(), locked.ino()) == (named.dev(), named.ino());
+    (is_same && locked.uid() == geteuid().as_raw()).then_some(lock)
+}
+
+/// Removes the directories that links have left.
+fn remove_left(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let is_one = entry.file_name().to_string_lossy().starts_with(PREFIX);
+        if is_one && let Some(_lock) = lock(&entry.path()) {
+            // Where that fails it is tried again by the next link.
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 
@@ -126,9 +192,6 @@ const START: Duration = Duration::from_secs(10);
 /// How long the proxy may take to end, with its gateway: less than the host gives a worker.
 const END: Duration = Duration::from_millis(1500);
 
-/// How often it is looked whether it has ended.
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
-
 /// What the proxy's process does before it becomes the proxy.
 fn detach() -> io::Result<()> {
     // One that is stopped does not see that this process ends: it goes on then, and does.
@@ -145,6 +208,8 @@ fn detach() -> io::Result<()> {
 pub(crate) struct Proxy {
     socket: UnixStream,
     child: Child,
+    /// Its pidfd, which is readable when it has ended.
+    process: OwnedFd,
     /// The beginning of a line that is not whole yet.
     part: Vec<u8>,
     heartbeat: Heartbeat,
@@ -170,9 +235,11 @@ impl Proxy {
         unsafe { command.pre_exec(detach) };
         let child = command.spawn().map_err(|e| failed(&e))?;
         drop(command);
+        let process = open_pidfd(child.id()).map_err(|e| failed(&e))?;
         let mut proxy = Self {
             socket: ours,
             child,
+            process,
             part: Vec::new(),
             heartbeat: Heartbeat::default(),
         };
@@ -240,13 +307,16 @@ impl Drop for Proxy {
         // It ends its gateway first. The directory can be removed only when nothing makes files in
         // it.
         let deadline = Instant::now() + END;
-        while let Ok(None) = self.child.try_wait() {
-            if Instant::now() >= deadline {
-                let _ = self.child.kill();
-                let _ = self.child.wait();
-                return;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            let mut fds = [PollFd::new(self.process.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, timeout) {
+                Err(Errno::EINTR) => {}
+                Ok(0) | Err(_) => break drop(self.child.kill()),
+                Ok(_) => break,
             }
-            sleep(LOOK_AGAIN);
         }
+        let _ = self.child.wait();
     }
 }

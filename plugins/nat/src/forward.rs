@@ -53,6 +53,18 @@ pub(crate) struct Forward {
     pub to: SocketAddr,
 }
 
+impl Forward {
+    /// Whether the two cannot be at the same time: one listens where the other one does.
+    pub(crate) fn collides(&self, other: &Self) -> bool {
+        let (one, two) = (self.listen.ip(), other.listen.ip());
+        let is_same_port = self.listen.port() == other.listen.port();
+        self.protocol == other.protocol
+            && is_same_port
+            && one.is_ipv4() == two.is_ipv4()
+            && (one == two || one.is_unspecified() || two.is_unspecified())
+    }
+}
+
 impl fmt::Display for Forward {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let protocol = self.protocol.key();
@@ -162,6 +174,24 @@ mod tests {
         ] {
             let wish = parse(Protocol::Tcp, text, [10, 0, 2, 15].into());
             assert_eq!(wish, Ok(Wish::Auto(listen.parse().unwrap())), "{text}");
+        }
+    }
+
+    #[test]
+    fn two_that_listen_at_one_place_collide() {
+        for (one, other, collide) in [
+            ("8080:80", "8080:81", true),
+            ("8080", "8081", false),
+            ("8080", "0.0.0.0:8080:80", true),
+            ("192.0.2.1:8080:80", "0.0.0.0:8080:80", true),
+            ("192.0.2.1:8080:80", "8080:80", false),
+            ("8080:80", "[::]:8080:80", false),
+        ] {
+            let [tcp, other_tcp] = [one, other].map(|text| ports(Protocol::Tcp, text).unwrap()[0]);
+            assert_eq!(tcp.collides(&other_tcp), collide, "{one} {other}");
+            assert_eq!(other_tcp.collides(&tcp), collide, "{other} {one}");
+            let udp = ports(Protocol::Udp, other).unwrap()[0];
+            assert!(!tcp.collides(&udp), "{one} {other}");
         }
     }
 

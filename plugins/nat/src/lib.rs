@@ -36,13 +36,12 @@ use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use tempfile::TempDir;
 use vdens_plugin_kit::{
     Capabilities, Error, ErrorKind, Link, OpenRequest, Result, RxBatch, State, Status, TxBatch,
     export_plugin, log,
 };
 
-use child::Proxy;
+use child::{Directory, Proxy};
 use heartbeat::BEAT;
 use report::Report;
 use settings::{Settings, Task};
@@ -52,8 +51,10 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// The link: the cable's end, while the proxy lives.
 struct Nat {
-    cable: Box<dyn Link>,
+    /// Before the cable: the gateway's session is told to end before it sees its peer go, because it
+    /// would take the time to unplug its port.
     proxy: Proxy,
+    cable: Box<dyn Link>,
     /// Readable at each beat.
     beat: TimerFd,
     /// When the proxy was looked after last.
@@ -63,7 +64,7 @@ struct Nat {
     /// The last that the proxy told for `vdectl status`.
     told: BTreeMap<String, String>,
     /// Where the cable is; removed with the link.
-    _directory: TempDir,
+    _directory: Directory,
 }
 
 impl Link for Nat {
@@ -163,7 +164,7 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
         return stand_in(request, why);
     }
     settings.check_machine()?;
-    let directory = child::directory()?;
+    let directory = Directory::new()?;
     let port = request.host.port();
     // Without an interface, the other end is a switch, say.
     let inside = match port.interface.is_empty() {

@@ -130,12 +130,24 @@ impl Settings {
                     Error::usage(message).hint(format!("for example {key}=8080:80"))
                 })?;
                 match wish {
-                    Wish::Ports(forwards) => settings.forwards.extend(forwards),
+                    Wish::Ports(forwards) => settings.add(&forwards)?,
                     Wish::Auto(listen) => settings.follow.push((protocol, listen)),
                 }
             }
         }
         Ok(settings)
+    }
+
+    /// Adds forwards, each of which has a port of its own.
+    fn add(&mut self, forwards: &[Forward]) -> Result<()> {
+        for forward in forwards {
+            if let Some(other) = self.forwards.iter().find(|other| forward.collides(other)) {
+                let message = format!("cannot forward {forward}: the VNL also has {other}");
+                return Err(Error::usage(message).hint("give each port of the host once"));
+            }
+            self.forwards.push(*forward);
+        }
+        Ok(())
     }
 
     /// Checks that there is a network inside, and that stations fit in it.

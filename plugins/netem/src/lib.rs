@@ -11,8 +11,9 @@
 //! of the far end. Its carrier is the nested link's.
 //!
 //! `vdectl link` changes the keys while the link runs, through a socket of the link's own
-//! ([`ControlSocket`]). It also takes the carrier away: the nested link is closed until it is given back,
-//! so that the far end sees it, too. The crate `vdens-impairment` has the keys and what they do.
+//! ([`ControlSocket`]). It also takes the carrier away: the nested link is closed until it is given
+//! back, so that the far end sees it, too. The crate `vdens-impairment` has the keys and what they
+//! do.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};

@@ -31,7 +31,7 @@ const LONGEST: usize = 4096;
 /// lease is too short for that.
 const EXTEND: Duration = Duration::from_secs(60);
 
-/// A lease that never ends, in seconds (RFC 2131, section 3.3).
+/// A lease that never ends, in seconds (RFC 2131, section 3.3; RFC 8415, section 7.7).
 const FOR_EVER: u32 = u32::MAX;
 
 /// When a lease is to be extended and when it ends, from its begin on.
@@ -56,13 +56,38 @@ pub(super) struct Lease {
     pub names: Names,
 }
 
+impl Times {
+    /// The times of a lease that ends after `end` seconds, with those that the server has told for
+    /// T1 and T2, else half and seven eighths through it. `None`: it never ends.
+    pub(super) fn new(renew: Option<u32>, rebind: Option<u32>, end: u32) -> Option<Self> {
+        if end == FOR_EVER {
+            return None;
+        }
+        let seconds = |time: u32| Duration::from_secs(time.into());
+        // A lease of no time at all would be asked for without a pause.
+        let end = seconds(end.max(2));
+        let usual = Self {
+            renew: end / 2,
+            rebind: end * 7 / 8,
+            end,
+        };
+        let told = Self {
+            renew: renew.map_or(usual.renew, seconds),
+            rebind: rebind.map_or(usual.rebind, seconds),
+            end,
+        };
+        let can_be = told.renew < told.rebind && told.rebind < end && !told.renew.is_zero();
+        Some(if can_be { told } else { usual })
+    }
+}
+
 impl Lease {
-    /// Configures the interface, with the MTU that the server offers unless the user's stays.
+    /// Configures the interface.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub(super) fn apply(&self, netlink: &Netlink, interface: &str, keep_mtu: bool) -> Result<()> {
-        if let Some(mtu) = self.mtu.filter(|_| !keep_mtu) {
+    pub(super) fn apply(&self, netlink: &Netlink, interface: &str) -> Result<()> {
+        if let Some(mtu) = self.mtu {
             netlink.set_mtu(interface, mtu.into())?;
         }
         netlink.add_address(interface, IpNet::V4(self.address))?;
@@ -99,6 +124,8 @@ enum Phase {
 pub(super) struct Dhcp4 {
     socket: OwnedFd,
     mac: Mac,
+    /// Whether the user has chosen the MTU, so that the server's is not taken.
+    keep_mtu: bool,
     transaction: u32,
     phase: Phase,
     repeat: Repeat,
@@ -109,7 +136,7 @@ impl Dhcp4 {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub(super) fn open(interface: &str, mac: Mac, now: Instant) -> Result<Self> {
+    pub(super) fn open(interface: &str, mac: Mac, keep_mtu: bool, now: Instant) -> Result<Self> {
         let open = || {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             let socket = socket(AddressFamily::Inet, SockType::Datagram, flags, None)?;
@@ -125,6 +152,7 @@ impl Dhcp4 {
         Ok(Self {
             socket,
             mac,
+            keep_mtu,
             transaction: random,
             phase: Phase::Offer,
             repeat: Repeat::new(now),
@@ -152,12 +180,7 @@ impl Dhcp4 {
             address: lease.address.addr(),
             server: (!all).then_some(lease.server),
         };
-        let shortest = EXTEND.min(pause);
-        self.repeat = Repeat {
-            next: now,
-            pause: shortest,
-            longest: pause.max(shortest),
-        };
+        self.repeat = Repeat::rarely(now, EXTEND, pause);
     }
 
     /// Looks for a server anew.
@@ -238,16 +261,12 @@ impl Dhcp4 {
             (Phase::Acknowledgement { server, address }, MessageType::Ack)
                 if server == from && *address == message.yiaddr() =>
             {
-                let lease = lease(message)?;
-                self.phase = Phase::Done;
-                Some(lease)
+                self.take(message)
             }
             (Phase::Extension { address, .. }, MessageType::Ack)
                 if *address == message.yiaddr() =>
             {
-                let lease = lease(message)?;
-                self.phase = Phase::Done;
-                Some(lease)
+                self.take(message)
             }
             (Phase::Extension { .. }, MessageType::Nak) => {
                 self.phase = Phase::Refused;
@@ -255,6 +274,14 @@ impl Dhcp4 {
             }
             _ => None,
         }
+    }
+
+    /// Takes an acknowledgement.
+    fn take(&mut self, message: &Message) -> Option<Lease> {
+        let mut lease = lease(message)?;
+        lease.mtu = lease.mtu.filter(|_| !self.keep_mtu);
+        self.phase = Phase::Done;
+        Some(lease)
     }
 
     fn ask(&self) -> Result<()> {
@@ -358,34 +385,21 @@ fn lease(message: &Message) -> Option<Lease> {
     })
 }
 
-/// When a lease is to be extended; without times from the server, half and seven eighths through
-/// it.
+/// When a lease is to be extended.
 fn times(message: &Message) -> Option<Times> {
     let options = message.opts();
     let Some(&DhcpOption::AddressLeaseTime(end)) = options.get(OptionCode::AddressLeaseTime) else {
         return None;
     };
-    if end == FOR_EVER {
-        return None;
-    }
-    // A lease of no time at all would be asked for without a pause.
-    let end = Duration::from_secs(end.max(2).into());
-    let rebind = match options.get(OptionCode::Rebinding) {
-        Some(&DhcpOption::Rebinding(seconds)) => Duration::from_secs(seconds.into()),
-        _ => end * 7 / 8,
-    };
     let renew = match options.get(OptionCode::Renewal) {
-        Some(&DhcpOption::Renewal(seconds)) => Duration::from_secs(seconds.into()),
-        _ => end / 2,
+        Some(&DhcpOption::Renewal(seconds)) => Some(seconds),
+        _ => None,
     };
-    if renew < rebind && rebind < end && !renew.is_zero() {
-        return Some(Times { renew, rebind, end });
-    }
-    Some(Times {
-        renew: end / 2,
-        rebind: end * 7 / 8,
-        end,
-    })
+    let rebind = match options.get(OptionCode::Rebinding) {
+        Some(&DhcpOption::Rebinding(seconds)) => Some(seconds),
+        _ => None,
+    };
+    Times::new(renew, rebind, end)
 }
 
 /// See [`super::names_in`].

@@ -1,30 +1,27 @@
-//! IPv6: router advertisements (RFC 4861, RFC 8106), and DHCPv6 (RFC 8415) where they say that it
-//! has more.
+//! IPv6: router advertisements (RFC 4861, RFC 8106), and DHCPv6 ([`super::dhcp6`]) where they say
+//! that it has more.
 //!
 //! The kernel makes addresses and routes from advertisements by itself. Here the router is asked
 //! for one at once, name servers and search domains are read from it, and DHCPv6 is asked for
 //! addresses (the flag M) or for other configuration (the flag O).
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::mem;
+use std::net::{IpAddr, Ipv6Addr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use dhcproto::v6::{DhcpOption, IANA, Message, MessageType, ORO, OptionCode};
-use dhcproto::{Decodable, Encodable};
-use ipnet::{IpNet, Ipv6Net};
+use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{
     AddressFamily, Ipv6MembershipRequest, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6,
-    bind, recv, sendto, setsockopt, socket, sockopt,
+    recv, sendto, setsockopt, socket, sockopt,
 };
 
+use super::dhcp6::{Dhcp6, Lease};
 use super::{Names, Repeat};
-use crate::error::{Error, Result, system};
+use crate::error::{Result, system};
 use crate::sys::netlink::{Mac, Netlink};
-
-const CLIENT: u16 = 546;
-const SERVER: u16 = 547;
 
 const SOLICITATION: u8 = 133;
 const ADVERTISEMENT: u8 = 134;
@@ -40,26 +37,23 @@ enum Phase {
     Advertisement,
     /// The kernel's address.
     Address(Names),
-    /// DHCPv6's answer to a question of this kind.
-    Dhcp(MessageType, Names),
+    /// DHCPv6's answer.
+    Dhcp(Names),
     Done,
 }
 
 /// The client of one interface.
 pub(super) struct Ipv6 {
     icmp: OwnedFd,
-    dhcp: OwnedFd,
+    dhcp: Dhcp6,
     interface: u32,
     mac: Mac,
-    transaction: [u8; 3],
     phase: Phase,
     repeat: Repeat,
     /// What the advertisement leaves to DHCPv6.
     more: More,
-    /// The server that offered an address, and its offer.
-    offer: Option<(DhcpOption, DhcpOption)>,
-    /// The names, when all is configured.
-    finished: Option<Names>,
+    /// What DHCPv6 has leased, and when.
+    lease: Option<(Lease, Instant)>,
 }
 
 /// What DHCPv6 has.
@@ -87,49 +81,39 @@ impl Ipv6 {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub(super) fn open(interface: &str, mac: Mac, now: Instant) -> Result<Option<Self>> {
-        let index = if_nametoindex(interface).map_err(system(format_args!("find {interface}")))?;
+    pub(super) fn open(name: &str, mac: Mac, now: Instant) -> Result<Option<Self>> {
+        let interface = if_nametoindex(name).map_err(system(format_args!("find {name}")))?;
         let open = || {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             let icmp = SockProtocol::IcmpV6;
             let icmp = socket(AddressFamily::Inet6, SockType::Raw, flags, icmp)?;
-            setsockopt(&icmp, sockopt::BindToDevice, &interface.into())?;
+            setsockopt(&icmp, sockopt::BindToDevice, &name.into())?;
             // Solicitations with fewer hops left are ignored (RFC 4861, section 6.1.1).
             setsockopt(&icmp, sockopt::Ipv6MulticastHops, &255)?;
             let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
             let group = Ipv6MembershipRequest::new(all_nodes);
             // Every node is a member of this group anyway.
             let _ = setsockopt(&icmp, sockopt::Ipv6AddMembership, &group);
-            let dhcp = socket(AddressFamily::Inet6, SockType::Datagram, flags, None)?;
-            setsockopt(&dhcp, sockopt::Ipv6V6Only, &true)?;
-            setsockopt(&dhcp, sockopt::ReuseAddr, &true)?;
-            setsockopt(&dhcp, sockopt::BindToDevice, &interface.into())?;
-            bind(dhcp.as_raw_fd(), &address(Ipv6Addr::UNSPECIFIED, CLIENT, 0))?;
-            Ok((icmp, dhcp))
+            Ok(icmp)
         };
-        let (icmp, dhcp) = match open() {
+        let icmp = match open() {
             Err(Errno::EAFNOSUPPORT) => return Ok(None),
-            made => made.map_err(system(format_args!("open IPv6 sockets on {interface}")))?,
+            made => made.map_err(system(format_args!("open an ICMPv6 socket on {name}")))?,
         };
-        let random = getrandom::u32()
-            .map_err(|error| Error::io("get a random number", &std::io::Error::from(error)))?;
-        let [a, b, c, _] = random.to_ne_bytes();
         Ok(Some(Self {
             icmp,
-            dhcp,
-            interface: index,
+            dhcp: Dhcp6::open(name, interface, mac, now)?,
+            interface,
             mac,
-            transaction: [a, b, c],
             phase: Phase::Advertisement,
             repeat: Repeat::new(now),
             more: More::Nothing,
-            offer: None,
-            finished: None,
+            lease: None,
         }))
     }
 
     pub(super) fn fds(&self) -> [BorrowedFd<'_>; 2] {
-        [self.icmp.as_fd(), self.dhcp.as_fd()]
+        [self.icmp.as_fd(), self.dhcp.fd()]
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -139,6 +123,13 @@ impl Ipv6 {
     /// Repeats the question at once.
     pub(super) fn ask_again(&mut self, now: Instant) {
         self.repeat = Repeat::new(now);
+        self.dhcp.ask_again(now);
+    }
+
+    /// The client of DHCPv6, its lease and since when it has that, if it leases an address.
+    pub(super) fn leased(self) -> Option<(Dhcp6, Lease, Instant)> {
+        let (lease, since) = self.lease?;
+        Some((self.dhcp, lease, since))
     }
 
     /// What has not been answered, for a person.
@@ -146,7 +137,7 @@ impl Ipv6 {
         match self.phase {
             Phase::Advertisement => "no IPv6 router advertises itself",
             Phase::Address(_) => "the IPv6 router's advertisement gives no address",
-            Phase::Dhcp(..) => "the IPv6 router refers to DHCPv6, where no server answers",
+            Phase::Dhcp(_) => "the IPv6 router refers to DHCPv6, where no server answers",
             Phase::Done => "IPv6 is configured",
         }
     }
@@ -154,8 +145,9 @@ impl Ipv6 {
     /// When [`Ipv6::advance`] has something to do.
     pub(super) fn due(&self) -> Option<Instant> {
         match self.phase {
+            Phase::Advertisement | Phase::Address(_) => Some(self.repeat.next),
+            Phase::Dhcp(_) => self.dhcp.due(),
             Phase::Done => None,
-            _ => Some(self.repeat.next),
         }
     }
 }
@@ -178,164 +170,91 @@ impl Ipv6 {
             {
                 self.more = told.more;
                 self.repeat = Repeat::new(now);
-                self.phase = match told.autonomous {
-                    true => Phase::Address(told.names),
-                    false => self.after_address(told.names),
-                };
+                self.phase = Phase::Address(told.names);
+                if !told.autonomous {
+                    return self.after_address(netlink, interface, now);
+                }
             }
         }
-        if let Phase::Address(names) = &self.phase
-            && has_address(interface)
-        {
-            let names = names.clone();
-            self.repeat = Repeat::new(now);
-            self.phase = self.after_address(names);
-        }
-        while let Ok(length) = recv(self.dhcp.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            if let Ok(message) = Message::from_bytes(&buffer[..length])
-                && let Some(address) = self.receive(&message, interface, now)
-            {
-                netlink.add_address(interface, IpNet::V6(address))?;
+        match self.phase {
+            Phase::Address(_) if has_address(interface) => {
+                return self.after_address(netlink, interface, now);
             }
-        }
-        match &mut self.phase {
-            Phase::Done => {}
             Phase::Address(_) => self.repeat.next = now + LOOK,
-            Phase::Advertisement | Phase::Dhcp(..) if self.repeat.is_due(now) => self.ask()?,
-            Phase::Advertisement | Phase::Dhcp(..) => {}
+            Phase::Advertisement if self.repeat.is_due(now) => self.solicit()?,
+            Phase::Dhcp(_) => return self.ask_dhcp(netlink, interface, now),
+            Phase::Advertisement | Phase::Done => {}
         }
-        Ok(self.finished.take())
+        Ok(None)
     }
 
-    /// What comes when the kernel has made its addresses.
-    fn after_address(&mut self, names: Names) -> Phase {
+    /// Goes on when the kernel has made its addresses.
+    fn after_address(
+        &mut self,
+        netlink: &Netlink,
+        interface: &str,
+        now: Instant,
+    ) -> Result<Option<Names>> {
+        let Phase::Address(names) = mem::replace(&mut self.phase, Phase::Done) else {
+            return Ok(None);
+        };
         match self.more {
-            More::Nothing => self.finish(names),
-            More::Other => Phase::Dhcp(MessageType::InformationRequest, names),
-            More::Addresses => Phase::Dhcp(MessageType::Solicit, names),
+            More::Nothing => return Ok(Some(names)),
+            More::Other => self.dhcp.ask_for_information(now),
+            More::Addresses => self.dhcp.ask_for_address(now),
         }
+        self.phase = Phase::Dhcp(names);
+        self.ask_dhcp(netlink, interface, now)
     }
 
-    fn finish(&mut self, names: Names) -> Phase {
-        self.finished = Some(names);
-        Phase::Done
-    }
-
-    /// Takes a DHCPv6 server's message; an address if it leases one.
-    fn receive(&mut self, message: &Message, interface: &str, now: Instant) -> Option<Ipv6Net> {
-        let Phase::Dhcp(asked, names) = &self.phase else {
-            return None;
+    /// Asks DHCPv6, and takes its answer.
+    fn ask_dhcp(
+        &mut self,
+        netlink: &Netlink,
+        interface: &str,
+        now: Instant,
+    ) -> Result<Option<Names>> {
+        let Some(told) = self.dhcp.advance(now)? else {
+            return Ok(None);
         };
-        let options = message.opts();
-        if message.xid() != self.transaction || options.get(OptionCode::ServerId).is_none() {
-            return None;
+        if let Some(lease) = told.lease {
+            netlink.add_address(interface, IpNet::V6(lease.address))?;
+            self.lease = Some((lease, now));
         }
-        let mut names = names.clone();
-        match (asked, message.msg_type()) {
-            (MessageType::Solicit, MessageType::Advertise) => {
-                let offer = options
-                    .get(OptionCode::ServerId)
-                    .zip(options.get(OptionCode::IANA));
-                let (server, association) = offer?;
-                leased(association)?;
-                self.offer = Some((server.clone(), association.clone()));
-                self.repeat = Repeat::new(now);
-                self.phase = Phase::Dhcp(MessageType::Request, names);
-                None
-            }
-            (MessageType::InformationRequest | MessageType::Request, MessageType::Reply) => {
-                let address = match asked {
-                    MessageType::Request => Some(leased(options.get(OptionCode::IANA)?)?),
-                    _ => None,
-                };
-                let mut told = Names::default();
-                if let Some(DhcpOption::DomainNameServers(servers)) =
-                    options.get(OptionCode::DomainNameServers)
-                {
-                    for server in servers {
-                        told.add_server(IpAddr::V6(*server), interface);
-                    }
-                }
-                if let Some(DhcpOption::DomainSearchList(domains)) =
-                    options.get(OptionCode::DomainSearchList)
-                {
-                    domains
-                        .iter()
-                        .for_each(|domain| told.add_domain(&domain.to_string()));
-                }
-                names.add(&told);
-                self.phase = self.finish(names);
-                address
-            }
-            _ => None,
-        }
+        let Phase::Dhcp(mut names) = mem::replace(&mut self.phase, Phase::Done) else {
+            return Ok(None);
+        };
+        names.add(&told.names);
+        Ok(Some(names))
     }
 
-    fn ask(&self) -> Result<()> {
-        let (socket, bytes, to) = match &self.phase {
-            Phase::Advertisement => {
-                // The kernel completes the checksum (RFC 3542, section 3.1). Option 1 is this
-                // end's Ethernet address.
-                let mut bytes = vec![SOLICITATION, 0, 0, 0, 0, 0, 0, 0, 1, 1];
-                bytes.extend(self.mac);
-                let routers = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
-                (&self.icmp, bytes, address(routers, 0, self.interface))
-            }
-            Phase::Dhcp(kind, _) => {
-                let servers = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
-                (
-                    &self.dhcp,
-                    self.question(*kind)?,
-                    address(servers, SERVER, self.interface),
-                )
-            }
-            Phase::Address(_) | Phase::Done => return Ok(()),
-        };
-        match sendto(socket.as_raw_fd(), &bytes, &to, MsgFlags::empty()) {
+    fn solicit(&self) -> Result<()> {
+        // The kernel completes the checksum (RFC 3542, section 3.1). Option 1 is this end's
+        // Ethernet address.
+        let mut bytes = vec![SOLICITATION, 0, 0, 0, 0, 0, 0, 0, 1, 1];
+        bytes.extend(self.mac);
+        let routers = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
+        let to = SockaddrIn6::from(SocketAddrV6::new(routers, 0, 0, self.interface));
+        match sendto(self.icmp.as_raw_fd(), &bytes, &to, MsgFlags::empty()) {
             Ok(_) => Ok(()),
-            // No carrier or no link-local address yet, or a full queue: the question is repeated.
-            Err(
-                Errno::ENETDOWN
-                | Errno::ENOBUFS
-                | Errno::EAGAIN
-                | Errno::ENETUNREACH
-                | Errno::EADDRNOTAVAIL
-                | Errno::EHOSTUNREACH,
-            ) => Ok(()),
+            Err(errno) if may_pass(errno) => Ok(()),
             Err(errno) => Err(system("ask for IPv6 configuration")(errno)),
         }
     }
+}
 
-    fn question(&self, kind: MessageType) -> Result<Vec<u8>> {
-        let mut message = Message::new_with_id(kind, self.transaction);
-        let options = message.opts_mut();
-        // A DUID of the link-layer address (RFC 8415, section 11.4): Ethernet.
-        let mut id = vec![0, 3, 0, 1];
-        id.extend(self.mac);
-        options.insert(DhcpOption::ClientId(id));
-        options.insert(DhcpOption::ElapsedTime(0));
-        let wanted = vec![OptionCode::DomainNameServers, OptionCode::DomainSearchList];
-        options.insert(DhcpOption::ORO(ORO { opts: wanted }));
-        match (kind, &self.offer) {
-            (MessageType::Solicit, _) => {
-                let association = IANA {
-                    id: 1,
-                    t1: 0,
-                    t2: 0,
-                    opts: Default::default(),
-                };
-                options.insert(DhcpOption::IANA(association));
-            }
-            (MessageType::Request, Some((server, association))) => {
-                options.insert(server.clone());
-                options.insert(association.clone());
-            }
-            _ => {}
-        }
-        message
-            .to_vec()
-            .map_err(|error| Error::usage(error.to_string()))
-    }
+/// Whether a question that met an error is to be repeated: there is no carrier or no link-local
+/// address yet, or a queue is full.
+pub(super) fn may_pass(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::ENETDOWN
+            | Errno::ENOBUFS
+            | Errno::EAGAIN
+            | Errno::ENETUNREACH
+            | Errno::EADDRNOTAVAIL
+            | Errno::EHOSTUNREACH
+    )
 }
 
 impl Advertisement {
@@ -405,17 +324,6 @@ fn domains(mut bytes: &[u8]) -> Vec<String> {
     found
 }
 
-/// The address in an identity association (RFC 8415, section 21.4).
-fn leased(association: &DhcpOption) -> Option<Ipv6Net> {
-    let DhcpOption::IANA(association) = association else {
-        return None;
-    };
-    match association.opts.get(OptionCode::IAAddr) {
-        Some(DhcpOption::IAAddr(lease)) => Ipv6Net::new(lease.addr, 128).ok(),
-        _ => None,
-    }
-}
-
 /// Whether the kernel has made an address that reaches further than the link.
 fn has_address(interface: &str) -> bool {
     let Ok(addresses) = nix::ifaddrs::getifaddrs() else {
@@ -432,15 +340,8 @@ fn has_address(interface: &str) -> bool {
         })
 }
 
-fn address(ip: Ipv6Addr, port: u16, scope: u32) -> SockaddrIn6 {
-    std::net::SocketAddrV6::new(ip, port, 0, scope).into()
-}
-
 /// See [`super::names_in`].
 pub(super) fn names_in(bytes: &[u8]) -> Option<Names> {
-    if let Ok(message) = Message::from_bytes(bytes) {
-        message.opts().get(OptionCode::IANA).and_then(leased);
-    }
     Some(Advertisement::parse(bytes, "vde0")?.names)
 }
 

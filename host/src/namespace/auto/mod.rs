@@ -14,6 +14,7 @@
 
 mod changes;
 mod dhcp4;
+mod dhcp6;
 mod ipv6;
 mod renew;
 
@@ -32,7 +33,7 @@ use changes::Changes;
 
 use dhcp4::{Dhcp4, Lease};
 use ipv6::Ipv6;
-use renew::Held;
+use renew::{Held, Leased};
 
 pub(super) use renew::start as keep;
 
@@ -109,6 +110,17 @@ impl Repeat {
         }
     }
 
+    /// At once, and then in distances that are not shorter than `shortest` and become `pause`; less
+    /// if that is less.
+    fn rarely(now: Instant, shortest: Duration, pause: Duration) -> Self {
+        let shortest = shortest.min(pause);
+        Self {
+            next: now,
+            pause: shortest,
+            longest: pause,
+        }
+    }
+
     /// Whether it is time to ask.
     fn is_due(&mut self, now: Instant) -> bool {
         let due = now >= self.next;
@@ -123,8 +135,6 @@ impl Repeat {
 /// One interface's questions.
 struct Client {
     name: String,
-    /// Whether the user has chosen the MTU.
-    keep_mtu: bool,
     dhcp4: Dhcp4,
     lease: Option<(Lease, Instant)>,
     ipv6: Option<Ipv6>,
@@ -141,10 +151,15 @@ impl Client {
         }
     }
 
-    /// The lease, if it is one that ends.
-    fn held(self) -> Option<Held> {
-        let (lease, since) = self.lease?;
-        Held::new(self.name, self.dhcp4, lease, since)
+    /// The leases that end.
+    fn held(self) -> impl Iterator<Item = Held> {
+        let v4 = self
+            .lease
+            .map(|(lease, since)| (Leased::V4(self.dhcp4, lease), since));
+        let v6 = self.ipv6.and_then(Ipv6::leased);
+        let v6 = v6.map(|(dhcp6, lease, since)| (Leased::V6(Box::new(dhcp6), lease), since));
+        let all = [v4, v6].into_iter().flatten();
+        all.filter_map(move |(leased, since)| Held::new(self.name.clone(), leased, since))
     }
 
     fn silence(&self, limit: Duration) -> Error {
@@ -187,9 +202,8 @@ pub(super) fn configure(interfaces: &[Interface], limit: Duration) -> Result<(Na
         let mac = mac(name)?;
         clients.push(Client {
             name: name.to_owned(),
-            keep_mtu: interface.mtu.is_some(),
             lease: None,
-            dhcp4: Dhcp4::open(name, mac, start)?,
+            dhcp4: Dhcp4::open(name, mac, interface.mtu.is_some(), start)?,
             ipv6: Ipv6::open(name, mac, start)?,
             since: None,
         });
@@ -204,7 +218,7 @@ pub(super) fn configure(interfaces: &[Interface], limit: Duration) -> Result<(Na
         for client in clients.iter_mut().filter(|client| !client.is_done(now)) {
             let leased = client.dhcp4.advance(now)?;
             if let Some(lease) = &leased {
-                lease.apply(&netlink, &client.name, client.keep_mtu)?;
+                lease.apply(&netlink, &client.name)?;
                 names.add(&lease.names);
                 client.lease = Some((lease.clone(), now));
             }
@@ -236,10 +250,7 @@ pub(super) fn configure(interfaces: &[Interface], limit: Duration) -> Result<(Na
             return Err(client.silence(limit));
         }
         if open.is_empty() || now >= start + limit {
-            return Ok((
-                names,
-                clients.into_iter().filter_map(Client::held).collect(),
-            ));
+            return Ok((names, clients.into_iter().flat_map(Client::held).collect()));
         }
         wait(&watch, &open, wake.saturating_duration_since(now))?;
     }
@@ -279,6 +290,10 @@ fn mac(interface: &str) -> Result<Mac> {
 
 /// What a message says of names, whatever kind of message it is: for the fuzzer.
 pub(crate) fn names_in(message: &[u8]) -> Vec<Names> {
-    let found = [dhcp4::names_in(message), ipv6::names_in(message)];
+    let found = [
+        dhcp4::names_in(message),
+        dhcp6::names_in(message),
+        ipv6::names_in(message),
+    ];
     found.into_iter().flatten().collect()
 }

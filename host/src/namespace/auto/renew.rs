@@ -1,4 +1,5 @@
-//! Leases of DHCP are renewed while the session runs (RFC 2131, section 4.4.5).
+//! Leases are renewed while the session runs: of DHCP for IPv4 (RFC 2131, section 4.4.5) and of
+//! DHCPv6 (RFC 8415, sections 18.2.4 and 18.2.5).
 //!
 //! # Theory of operation
 //!
@@ -10,15 +11,17 @@
 //! for a server begins anew. What the servers say of names is not read again: the command may have
 //! read /etc/resolv.conf already.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::setsid;
 use vdens_plugin_kit::process::open_pidfd;
 
-use super::dhcp4::{Dhcp4, Lease};
+use super::dhcp4::{self, Dhcp4, Times};
+use super::dhcp6::{self, Dhcp6};
 use crate::error::{EXIT_FAILURE, Error, Result, system};
 use crate::sys::child::{Child, exit_child};
 use crate::sys::netlink::Netlink;
@@ -36,22 +39,104 @@ enum Stage {
     Lost,
 }
 
+/// A lease, and the client that got it.
+pub(super) enum Leased {
+    V4(Dhcp4, dhcp4::Lease),
+    V6(Box<Dhcp6>, dhcp6::Lease),
+}
+
+impl Leased {
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::V4(dhcp4, _) => dhcp4.fd(),
+            Self::V6(dhcp6, _) => dhcp6.fd(),
+        }
+    }
+
+    fn address(&self) -> IpNet {
+        match self {
+            Self::V4(_, lease) => lease.address.into(),
+            Self::V6(_, lease) => lease.address.into(),
+        }
+    }
+
+    /// `None`: the lease never ends.
+    fn times(&self) -> Option<Times> {
+        match self {
+            Self::V4(_, lease) => lease.times,
+            Self::V6(_, lease) => lease.times,
+        }
+    }
+
+    /// When [`Leased::advance`] has something to say.
+    fn due(&self) -> Option<Instant> {
+        match self {
+            Self::V4(dhcp4, _) => dhcp4.due(),
+            Self::V6(dhcp6, _) => dhcp6.due(),
+        }
+    }
+
+    /// Asks to extend the lease: the server that gave it, or all.
+    fn extend(&mut self, all: bool, pause: Duration, now: Instant) {
+        match self {
+            Self::V4(dhcp4, lease) => dhcp4.extend(lease, all, pause, now),
+            Self::V6(dhcp6, lease) => dhcp6.extend(lease, all, pause, now),
+        }
+    }
+
+    /// Looks for a server anew.
+    fn start_over(&mut self, now: Instant) {
+        match self {
+            Self::V4(dhcp4, _) => dhcp4.start_over(now),
+            Self::V6(dhcp6, _) => dhcp6.ask_for_address(now),
+        }
+    }
+
+    fn was_refused(&self) -> bool {
+        match self {
+            Self::V4(dhcp4, _) => dhcp4.was_refused(),
+            Self::V6(dhcp6, _) => dhcp6.was_refused(),
+        }
+    }
+
+    /// Reads what has come and asks what is to be asked; whether the lease is a new one or was
+    /// extended.
+    fn advance(&mut self, now: Instant) -> Result<bool> {
+        match self {
+            Self::V4(dhcp4, lease) => {
+                let new = dhcp4.advance(now)?;
+                Ok(new.map(|new| *lease = new).is_some())
+            }
+            Self::V6(dhcp6, lease) => {
+                let new = dhcp6.advance(now)?.and_then(|told| told.lease);
+                Ok(new.map(|new| *lease = new).is_some())
+            }
+        }
+    }
+
+    /// Configures the interface.
+    fn apply(&self, netlink: &Netlink, interface: &str) -> Result<()> {
+        match self {
+            Self::V4(_, lease) => lease.apply(netlink, interface),
+            Self::V6(_, lease) => netlink.add_address(interface, lease.address.into()),
+        }
+    }
+}
+
 /// An interface's lease.
 pub(crate) struct Held {
     interface: String,
-    dhcp4: Dhcp4,
-    lease: Lease,
+    leased: Leased,
     since: Instant,
     stage: Stage,
 }
 
 impl Held {
     /// A lease that was just given; `None` if it never ends.
-    pub(super) fn new(interface: String, dhcp4: Dhcp4, lease: Lease, now: Instant) -> Option<Self> {
-        lease.times.map(|_| Self {
+    pub(super) fn new(interface: String, leased: Leased, now: Instant) -> Option<Self> {
+        leased.times().is_some().then_some(Self {
             interface,
-            dhcp4,
-            lease,
+            leased,
             since: now,
             stage: Stage::Bound,
         })
@@ -59,7 +144,7 @@ impl Held {
 
     /// When the next stage begins.
     fn end_of_stage(&self) -> Option<Instant> {
-        let times = self.lease.times?;
+        let times = self.leased.times()?;
         let after = match self.stage {
             Stage::Bound => times.renew,
             Stage::Renewing => times.rebind,
@@ -71,7 +156,7 @@ impl Held {
 
     /// When [`Held::advance`] has something to do.
     fn due(&self) -> Option<Instant> {
-        let due = [self.end_of_stage(), self.dhcp4.due()];
+        let due = [self.end_of_stage(), self.leased.due()];
         due.into_iter().flatten().min()
     }
 
@@ -80,19 +165,19 @@ impl Held {
         if self.end_of_stage().is_none_or(|end| now < end) {
             return;
         }
-        let Some(times) = self.lease.times else {
+        let Some(times) = self.leased.times() else {
             return;
         };
         match self.stage {
             Stage::Bound => {
                 self.stage = Stage::Renewing;
                 let pause = (times.rebind - times.renew) / 2;
-                self.dhcp4.extend(&self.lease, false, pause, now);
+                self.leased.extend(false, pause, now);
             }
             Stage::Renewing => {
                 self.stage = Stage::Rebinding;
                 let pause = (times.end - times.rebind) / 2;
-                self.dhcp4.extend(&self.lease, true, pause, now);
+                self.leased.extend(true, pause, now);
             }
             Stage::Rebinding => self.lose(netlink, "no DHCP server has extended its lease", now),
             Stage::Lost => {}
@@ -100,34 +185,30 @@ impl Held {
     }
 
     fn lose(&mut self, netlink: &Netlink, why: &str, now: Instant) {
-        let address = self.lease.address;
+        let address = self.leased.address();
         log::warn!("{}: lost the address {address}: {why}", self.interface);
-        let _ = netlink.remove_address(&self.interface, address.into());
+        let _ = netlink.remove_address(&self.interface, address);
         self.stage = Stage::Lost;
-        self.dhcp4.start_over(now);
+        self.leased.start_over(now);
     }
 
     /// Reads what has come and asks what is to be asked.
     fn advance(&mut self, netlink: &Netlink, now: Instant) -> Result<()> {
         self.progress(netlink, now);
-        let answer = self.dhcp4.advance(now)?;
-        if self.dhcp4.was_refused() && self.stage != Stage::Lost {
+        let is_given = self.leased.advance(now)?;
+        if self.leased.was_refused() && self.stage != Stage::Lost {
             self.lose(netlink, "the DHCP server refuses to extend its lease", now);
         }
-        let Some(lease) = answer else {
+        if !is_given {
             return Ok(());
-        };
-        if self.stage == Stage::Lost {
-            lease.apply(netlink, &self.interface, false)?;
-            log::warn!("{}: has the address {} now", self.interface, lease.address);
-        } else {
-            log::info!(
-                "{}: the lease of {} is extended",
-                self.interface,
-                lease.address
-            );
         }
-        self.lease = lease;
+        let (interface, address) = (&self.interface, self.leased.address());
+        if self.stage == Stage::Lost {
+            self.leased.apply(netlink, interface)?;
+            log::warn!("{interface}: has the address {address} now");
+        } else {
+            log::info!("{interface}: the lease of {address} is extended");
+        }
         self.since = now;
         self.stage = Stage::Bound;
         Ok(())
@@ -158,7 +239,7 @@ pub(crate) fn start(held: Vec<Held>, signals: &Signals) -> Result<()> {
 fn run(mut held: Vec<Held>, command: &OwnedFd, signals: &Signals) -> i32 {
     // The terminal's signals are for the command.
     let _ = setsid();
-    let kept = held.iter().map(|held| held.dhcp4.fd().as_raw_fd());
+    let kept = held.iter().map(|held| held.leased.fd().as_raw_fd());
     close_all_but(
         kept.chain([command.as_raw_fd(), libc::STDERR_FILENO])
             .collect(),
@@ -184,7 +265,7 @@ fn serve(held: &mut [Held], command: &OwnedFd) -> Result<()> {
         let timeout = wait.map_or(PollTimeout::NONE, |wait| {
             PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
         });
-        let sockets = held.iter().map(|held| held.dhcp4.fd());
+        let sockets = held.iter().map(|held| held.leased.fd());
         let mut fds: Vec<_> = [command.as_fd()]
             .into_iter()
             .chain(sockets)

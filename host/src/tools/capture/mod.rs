@@ -32,7 +32,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use vdens_plugin_kit::process::open_pidfd;
 
 use crate::error::{Error, ErrorKind, Result, system};
-use crate::output::report;
+use crate::output::complain;
 use crate::sys::process::wait;
 use crate::sys::signals::Signals;
 use crate::tools::status::client::ask_one;
@@ -41,9 +41,6 @@ use filter::Filter;
 use output::{Output, Sink, Written};
 use pcapng::{Interface, Packet, Statistics};
 use ring::{Captured, Ring};
-
-/// The program, for what it reports.
-const PROGRAM: &str = "vdectl";
 
 /// The memory of all rings together, in bytes, and the most of one.
 const MEMORY: usize = 64 << 20;
@@ -143,10 +140,10 @@ pub fn run(places: &[Place], options: &Options, is_quiet: bool) -> Result<()> {
     let signals = Signals::block()?;
     let mut capture = Capture { links, output };
     if !is_quiet {
-        report(
-            PROGRAM,
-            format_args!("capturing on {}; end with Ctrl-C", names(places)),
-        );
+        complain(format_args!(
+            "capturing on {}; end with Ctrl-C",
+            names(places)
+        ));
     }
     let result = capture.run(&signals);
     let result = result.and_then(|written| capture.finish(written));
@@ -289,13 +286,10 @@ impl Link {
             received, dropped, ..
         } = self.statistics;
         let name = &self.place.name;
-        report(
-            PROGRAM,
-            format_args!(
-                "{name}: {} frames captured, {dropped} lost",
-                received.saturating_sub(dropped)
-            ),
-        );
+        complain(format_args!(
+            "{name}: {} frames captured, {dropped} lost",
+            received.saturating_sub(dropped)
+        ));
     }
 }
 

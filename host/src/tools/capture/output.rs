@@ -4,8 +4,8 @@
 //!
 //! Blocks are appended to a buffer ([`Output::append`]) that is written when it is large enough,
 //! and when the capture has nothing else to do ([`Output::flush`]). A pipe takes as much as it has
-//! room for. Until it takes the rest, the capture reads no further packets ([`Output::is_blocked`]),
-//! and the kernel drops what does not fit into its rings.
+//! room for. Until it takes the rest, the capture reads no further packets
+//! ([`Output::is_blocked`]), and the kernel drops what does not fit into its rings.
 //!
 //! When a file cannot be written, because the disk is full say, it is cut behind its last whole
 //! block: so it stays readable.

@@ -15,7 +15,7 @@ use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg,
 };
 
-use super::unreachable::Failure;
+use super::unreachable::{Failure, HEADER};
 
 /// The longest piece, in bytes: what a UDP packet can hold.
 pub(crate) const LONGEST: usize = 65_535;
@@ -223,11 +223,11 @@ fn send_piece(
     sendmsg(fd, &[IoSlice::new(bytes)], &control, flags, Some(&to)).map(drop)
 }
 
-/// The next error that a datagram met which the socket sent.
-pub(crate) fn failure(socket: impl AsFd) -> Option<Failure> {
+/// The next error that a packet met which the socket sent; of an echo request `start` is then its
+/// header.
+pub(crate) fn failure(socket: impl AsFd, start: &mut [u8; HEADER]) -> Option<Failure> {
     let mut control = cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
-    let mut start = [0; 64];
-    let mut parts = [IoSliceMut::new(&mut start)];
+    let mut parts = [IoSliceMut::new(start)];
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_ERRQUEUE;
     let fd = socket.as_fd().as_raw_fd();
     let message = recvmsg::<SockaddrStorage>(fd, &mut parts, Some(&mut control), flags).ok()?;

@@ -53,6 +53,12 @@ impl Destinations {
         Destination::Outside(to)
     }
 
+    /// The gateway's address of the family of another one.
+    pub(crate) fn gateway(&self, of: IpAddr) -> IpAddr {
+        let same = |ip: &&IpAddr| ip.is_ipv4() == of.is_ipv4();
+        self.gateways.iter().find(same).copied().unwrap_or(of)
+    }
+
     /// Whether an address is the gateway's own, so that the gateway answers echo requests to it.
     pub(crate) fn is_own(&self, address: IpAddr) -> bool {
         self.gateways.contains(&address)

@@ -2,7 +2,8 @@
 //! `net.ipv4.ping_group_range` allows them.
 //!
 //! A ping socket replaces the identifier of what it sends by its own, so each client address and
-//! identifier has a socket. The gateway's own addresses are answered here.
+//! identifier has a socket. The gateway's own addresses are answered here. Errors that a request
+//! meets outside come back as ICMP ([`unreachable`]).
 
 use std::collections::HashMap;
 use std::io;
@@ -11,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
 use slab::Slab;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -18,7 +20,7 @@ use super::datagram::{self, LONGEST};
 use super::destination::{Destination, Destinations};
 use super::poll::{Poll, Token};
 use super::spare::not_last;
-use super::unreachable::{self, Failure};
+use super::unreachable::{self, Failure, HEADER, Sent};
 
 /// How long a socket lives while no answer comes.
 const IDLE: Duration = Duration::from_secs(30);
@@ -102,15 +104,42 @@ impl Echo {
             let client = (from, [message[4], message[5]]);
             let message = message.to_vec();
             match self.ping(poll, client) {
-                Ok(index) => {
-                    let ping = &mut self.pings[index];
-                    ping.used = Instant::now();
-                    let _ = ping.socket.send_to(&message, &to.into());
-                }
+                Ok(index) => self.send(index, &message, to, destinations),
                 Err(error) => self.refused = Some(error.to_string()),
             }
         }
         true
+    }
+
+    /// Sends a request on.
+    fn send(&mut self, index: usize, message: &[u8], to: SocketAddr, destinations: &Destinations) {
+        self.pings[index].used = Instant::now();
+        let send = |echo: &Self| echo.pings[index].socket.send_to(message, &to.into());
+        let mut sent = send(self);
+        // The socket tells of an error that an earlier request met.
+        if sent.is_err() && self.tell_failures(index) {
+            sent = send(self);
+        }
+        let why = sent.err().and_then(|error| error.raw_os_error());
+        if let Some(libc::ENETUNREACH | libc::EHOSTUNREACH) = why
+            && let Some(header) = message.first_chunk()
+        {
+            let failure = Failure::no_route(to, destinations.gateway(to.ip()));
+            let client = SocketAddr::new(self.pings[index].client.0, 0);
+            self.fail(&failure, client, Sent::Echo(*header));
+        }
+    }
+
+    /// Tells a client which of its requests have met an error; `false` if none has.
+    fn tell_failures(&self, index: usize) -> bool {
+        let Ping { client, socket, .. } = &self.pings[index];
+        let (mut header, mut any) = ([0; HEADER], false);
+        while let Some(failure) = datagram::failure(socket, &mut header) {
+            header[4..6].copy_from_slice(&client.1);
+            self.fail(&failure, SocketAddr::new(client.0, 0), Sent::Echo(header));
+            any = true;
+        }
+        any
     }
 
     fn ping(&mut self, poll: &Poll, client: Client) -> io::Result<usize> {
@@ -128,6 +157,10 @@ impl Echo {
         };
         let kind = Type::DGRAM.nonblocking().cloexec();
         let socket = Socket::new(domain, kind, Some(protocol)).and_then(not_last)?;
+        let _ = match client.0 {
+            IpAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4RecvErr, &true),
+            IpAddr::V6(_) => setsockopt(&socket, sockopt::Ipv6RecvErr, &true),
+        };
         let index = self.pings.insert(Ping {
             client,
             socket,
@@ -150,7 +183,10 @@ impl Echo {
             let received = match datagram::receive(&ping.socket, &mut self.buffer) {
                 Ok(received) => received,
                 Err(Errno::EAGAIN) => return false,
-                Err(_) => continue,
+                Err(_) => {
+                    self.tell_failures(index);
+                    continue;
+                }
             };
             ping.used = Instant::now();
             let message = &mut self.buffer[..received.length];
@@ -166,10 +202,10 @@ impl Echo {
         true
     }
 
-    /// Tells a client that a datagram of its cannot be delivered.
-    pub(crate) fn fail(&self, failure: &Failure, client: SocketAddr) {
+    /// Tells a client that what it sent cannot be delivered.
+    pub(crate) fn fail(&self, failure: &Failure, client: SocketAddr, sent: Sent) {
         let family = usize::from(client.is_ipv6());
-        if let Some(message) = unreachable::message(failure, client)
+        if let Some(message) = unreachable::message(failure, client, sent)
             && let Some(inside) = self.inside.get(family)
         {
             let to = SocketAddr::new(client.ip(), 0);

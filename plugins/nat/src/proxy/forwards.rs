@@ -61,10 +61,9 @@ impl Forwards {
         self.places.keys()
     }
 
-    /// Whether the address that a forward listens on is one of a forward's already.
-    pub(crate) fn has(&self, forward: &Forward) -> bool {
-        let mut same = self.places.keys().filter(|f| f.listen == forward.listen);
-        same.any(|f| f.protocol == forward.protocol)
+    /// The forward that listens already where another one would.
+    pub(crate) fn other(&self, forward: &Forward) -> Option<&Forward> {
+        self.places.keys().find(|other| other.collides(forward))
     }
 
     /// Begins to forward, with a socket of [`bind`].

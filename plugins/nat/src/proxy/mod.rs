@@ -48,6 +48,7 @@ use nix::sys::socket::{
 use nix::unistd::{Pid, UnlinkatFlags, getpid, getppid, unlinkat};
 use socket2::Socket;
 use vdens_plugin_kit::control::ControlSocket;
+use vdens_plugin_kit::process::open_pidfd;
 
 use crate::forward::{self, Forward, Protocol, Wish};
 use crate::gateway::{Hold, Inside, rules};
@@ -81,9 +82,6 @@ const START: Duration = Duration::from_secs(10);
 /// How long the gateway's session may take to clean up: the supervisor's own limit, and a second.
 const CLEANUP: Duration = Duration::from_secs(3);
 
-/// How often it is looked whether it has ended.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
-
 /// Runs until the plugin ends.
 ///
 /// # Errors
@@ -114,8 +112,10 @@ pub(crate) fn run(task: &Task, plugin: &mut Plugin) -> io::Result<()> {
     bind(listener.as_raw_fd(), &UnixAddr::new(&path)?)?;
     listen(&listener, Backlog::new(1)?)?;
     let directory = File::open(&task.directory)?;
-    let mut ending = Poll::new()?;
     let mut gateway = start_gateway(task, &path)?;
+    let mut end = Poll::new()?;
+    let process = open_pidfd(gateway.id())?;
+    end.read(&process, Token::Gateway)?;
     let outside = Outside {
         control,
         bound,
@@ -131,7 +131,7 @@ pub(crate) fn run(task: &Task, plugin: &mut Plugin) -> io::Result<()> {
         // The plugin need not wait for the gateway's end.
         let _ = plugin.tell(&Report::of(&error));
     }
-    end_gateway(&mut gateway, &mut ending);
+    end_gateway(&mut gateway, &mut end);
     // The plugin removes the directory, unless it was killed.
     for name in ["gateway", "control", "cable", "cable+"] {
         let _ = unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir);
@@ -141,12 +141,13 @@ pub(crate) fn run(task: &Task, plugin: &mut Plugin) -> io::Result<()> {
 }
 
 /// Waits until the gateway's session has cleaned up, which is without the proxy, and kills it if it
-/// does not. `clock` has nothing to wait for: the sandbox allows no other sleep.
-fn end_gateway(gateway: &mut Child, clock: &mut Poll) {
+/// does not. `end` tells of its end.
+fn end_gateway(gateway: &mut Child, end: &mut Poll) {
     let deadline = Instant::now() + CLEANUP;
     let _ = kill(Pid::from_raw(gateway.id() as i32), Signal::SIGTERM);
     while let Ok(None) = gateway.try_wait() {
-        if Instant::now() >= deadline || clock.wait(Some(LOOK_AGAIN), &mut Vec::new()).is_err() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() || end.wait(Some(left), &mut Vec::new()).is_err() {
             let _ = gateway.kill();
             let _ = gateway.wait();
             return;
@@ -485,6 +486,12 @@ impl Proxy {
     fn add(&mut self, forwards: Vec<Forward>, poll: &Poll) -> io::Result<()> {
         let mut bound = Vec::new();
         for forward in forwards {
+            if let Some(other) = self.forwards.other(&forward) {
+                return Err(io::Error::other(format!(
+                    "cannot forward {forward}: {other} is forwarded already; \
+                     remove that first, or take another port"
+                )));
+            }
             bound.push((forward, forwards::bind(&forward)?));
         }
         bound.into_iter().try_for_each(|(forward, socket)| {
@@ -501,11 +508,11 @@ impl Proxy {
         }
         let mut failed: Vec<_> = self.follow.blindness().into_iter().collect();
         for forward in changes.new {
-            let added = match self.forwards.has(&forward) {
+            if self.forwards.other(&forward).is_some() {
                 // One that was asked for by number.
-                true => continue,
-                false => self.add(vec![forward], poll),
-            };
+                continue;
+            }
+            let added = self.add(vec![forward], poll);
             failed.extend(self.follow.tried(forward, added));
         }
         failed

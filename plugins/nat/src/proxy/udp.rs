@@ -30,7 +30,7 @@ use super::names::Names;
 use super::poll::{Poll, Token};
 use super::spare::not_last;
 use super::stock::Stock;
-use super::unreachable::Failure;
+use super::unreachable::{Failure, HEADER, Sent};
 
 /// How long a mapping lives while nothing passes: RFC 4787 (REQ-5) recommends five minutes.
 const IDLE: Duration = Duration::from_secs(300);
@@ -129,9 +129,9 @@ impl Udp {
             match destinations.find(to) {
                 Destination::Nowhere if is_forward && destinations.is_own(to.ip()) => {
                     let to = SocketAddr::new(loopback(to.ip()), to.port());
-                    self.send(poll, run, bytes, to, echo);
+                    self.send(poll, run, bytes, to, destinations, echo);
                 }
-                Destination::Outside(to) => self.send(poll, run, bytes, to, echo),
+                Destination::Outside(to) => self.send(poll, run, bytes, to, destinations, echo),
                 Destination::Names => {
                     let size = run.segment().map_or(bytes.len(), usize::from).max(1);
                     for question in bytes.chunks(size) {
@@ -155,7 +155,15 @@ impl Udp {
     }
 
     /// Sends datagrams from inside to where they are to go outside.
-    fn send(&mut self, poll: &Poll, run: &Run, bytes: &[u8], to: SocketAddr, echo: &Echo) {
+    fn send(
+        &mut self,
+        poll: &Poll,
+        run: &Run,
+        bytes: &[u8],
+        to: SocketAddr,
+        destinations: &Destinations,
+        echo: &Echo,
+    ) {
         let Ok(index) = self.mapping(poll, run.from, to.is_ipv4()) else {
             self.counts.dropped += 1;
             return;
@@ -167,8 +175,8 @@ impl Udp {
         if let Err(error) = sent {
             // The socket tells of an error that an earlier datagram met.
             let mut is_earlier = false;
-            while let Some(failure) = datagram::failure(&mapping.socket) {
-                echo.fail(&failure, mapping.client);
+            while let Some(failure) = datagram::failure(&mapping.socket, &mut [0; HEADER]) {
+                echo.fail(&failure, mapping.client, Sent::Datagram);
                 is_earlier = true;
             }
             if is_earlier && error != Errno::EMSGSIZE {
@@ -180,16 +188,8 @@ impl Udp {
             Err(error) => {
                 self.counts.dropped += 1;
                 if let Errno::ENETUNREACH | Errno::EHOSTUNREACH = error {
-                    let from = own(&self.gateways, to.ip());
-                    let (kind, code) = if to.is_ipv4() { (3, 0) } else { (1, 0) };
-                    let failure = Failure {
-                        to,
-                        from,
-                        kind,
-                        code,
-                        mtu: 0,
-                    };
-                    echo.fail(&failure, mapping.client);
+                    let failure = Failure::no_route(to, destinations.gateway(to.ip()));
+                    echo.fail(&failure, mapping.client, Sent::Datagram);
                 }
             }
         }
@@ -300,8 +300,8 @@ impl Udp {
             // An error that an earlier datagram met.
             Some(_) => {
                 self.counts.dropped += 1;
-                while let Some(failure) = datagram::failure(&mapping.socket) {
-                    echo.fail(&failure, client);
+                while let Some(failure) = datagram::failure(&mapping.socket, &mut [0; HEADER]) {
+                    echo.fail(&failure, client, Sent::Datagram);
                 }
                 true
             }
@@ -374,10 +374,4 @@ fn answering<'a>(
         Entry::Occupied(entry) => Ok(entry.into_mut()),
         Entry::Vacant(entry) => Ok(entry.insert(stock.answering(key.0, key.1)?)),
     }
-}
-
-/// The gateway's address of the family of another one.
-fn own(gateways: &[IpAddr], of: IpAddr) -> IpAddr {
-    let mut same = gateways.iter().filter(|ip| ip.is_ipv4() == of.is_ipv4());
-    same.next().copied().unwrap_or(of)
 }
