@@ -142,8 +142,9 @@ fn foreign_machines_ask_by_dhcp() {
         .session();
     debians.ok(&format!(
         "chmod +x {script}; ip link set vde0 up
-        dhclient -1 -4 -sf {script} -lf {home}/leases -pf {home}/pid vde0
-        kill $(cat {home}/pid); cmp {home}/resolv.conf /etc/resolv.conf"
+        dhclient -d -1 -4 -sf {script} -lf {home}/leases -pf {home}/pid vde0 &
+        until cmp -s {home}/resolv.conf /etc/resolv.conf; do kill -0 $! || exit; sleep 0.1; done
+        kill $!; wait $! || :"
     ));
     check(&debians, "vde0");
     drop((guest, debians));
