@@ -33,7 +33,7 @@ fn a_switch_with_sessions_a_cable_and_a_peer_outside() {
         format!("sh -i (vdens {a_pid})\n  vde0 up -- sw\n"),
         "\n  vde1 up -- sh -c exec sleep 1000 <b>\"\\\\n\\u{1b}:vde0 [delay=20ms]\n".to_owned(),
         format!("\n  vde2 DOWN -- ptp://{dir}/gone DOWN\n"),
-        format!("\n\nsw (switch, vde_plug {plug_pid})\n  -- sh -i:vde0\n  -- "),
+        format!("sw (switch, vde_plug {plug_pid})\n  -- sh -i:vde0\n  -- "),
         "\n  vde0 up -- sh -i:vde1 [delay=20ms]\n".to_owned(),
     ] {
         wait_until(&line, PATIENCE, || graph(&lab, &[]).contains(&line));
@@ -50,6 +50,7 @@ fn a_switch_with_sessions_a_cable_and_a_peer_outside() {
     assert_eq!(svg.matches("stroke-dasharray=\"6 4\"").count(), 1, "{svg}");
     let file = lab.path("graph.svg");
     assert_eq!(graph(&lab, &["--format=svg", "-o", &file]), "");
+    lab.expect("graph.svg");
     lab.command("python3", ["-c", WELL_FORMED, &file]).ok();
     let dot = graph(&lab, &["--format", "dot"]);
     assert!(dot.contains("color=red"), "{dot}");
@@ -83,6 +84,7 @@ fn nothing_to_draw() {
     assert_eq!(graph(&lab, &[]), "");
     let file = lab.path("graph.svg");
     graph(&lab, &["--format", "svg", "--output", &file]);
+    lab.expect("graph.svg");
     let svg = fs::read_to_string(file).unwrap_or_default();
     assert!(
         svg.starts_with("<svg ") && svg.ends_with("</svg>\n"),

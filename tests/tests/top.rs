@@ -31,13 +31,15 @@ fn rates_for_scripts() {
     let vnl = lab.vnl("ptp", "p");
     let b = lab.vdens(["--addr", "10.0.0.2/24", &vnl, "sh"]).session();
     b.ok(":");
-    let a = lab.vdens(["--addr", "10.0.0.1/24", &vnl, "sh"]).session();
-    a.ping("10.0.0.2");
+    let ping = ["ping", "-q", "-i", "0.02", "-s", "1000", "10.0.0.2"];
+    let a = lab
+        .vdens(["--addr", "10.0.0.1/24", &vnl])
+        .args(ping)
+        .spawn();
     let _idle = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
     lab.wait_for("sw/ctl");
-    a.start("ping -q -i 0.02 -s 1000 10.0.0.2 >/dev/null");
     let name = |pid: i32| format!("vdens {pid}:vde0");
-    let (first, second) = (name(a.proc().pid()), name(b.proc().pid()));
+    let (first, second) = (name(a.pid()), name(b.proc().pid()));
     let mut found = Vec::new();
     wait_until("the pings are counted", PATIENCE, || {
         found = links(&lab);

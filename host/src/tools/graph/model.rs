@@ -101,7 +101,7 @@ impl Graph {
         for answer in answers {
             match &answer.process {
                 Ok(process) => builder.process(process),
-                Err(error) => _ = builder.silent(answer.pid, &error.message),
+                Err(error) => builder.silent(answer.pid, &error.message),
             }
         }
         builder.finish()
