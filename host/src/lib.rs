@@ -28,6 +28,7 @@ pub mod error;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod ipc;
+pub mod lab;
 pub mod logging;
 pub(crate) mod namespace;
 pub mod output;

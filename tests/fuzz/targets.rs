@@ -11,6 +11,7 @@
 
 mod control;
 mod hello;
+mod lab;
 mod memory;
 mod nat;
 mod netem;
@@ -36,11 +37,12 @@ const GROWTH: usize = 32 << 20;
 pub(crate) const LONGEST_INPUT: usize = 128 * 1024;
 
 /// All targets: the name, which is also that of the corpus's directory, and a constructor.
-pub(crate) const TARGETS: [(&str, Make); 15] = [
+pub(crate) const TARGETS: [(&str, Make); 16] = [
     ("auto", || Box::new(nat::Auto)),
     ("cut", || Box::new(offload::Cut::default())),
     ("hello", || Box::new(hello::Messages)),
     ("join", || Box::new(offload::Join::default())),
+    ("lab", || Box::new(lab::LabFile)),
     ("nat-dhcp", || Box::new(nat::Dhcp)),
     ("nat-keys", || Box::new(nat::Keys)),
     ("nat-messages", || Box::new(nat::Messages)),

@@ -404,6 +404,7 @@ fn the_command_reference_is_what_help_says() {
         "vde_plug",
         "vdectl",
         "vdectl plugin",
+        "vdectl lab",
         "vdectl link",
         "vdectl capture",
     ] {

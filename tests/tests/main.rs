@@ -22,6 +22,7 @@ mod hub;
 mod installation;
 mod integrity;
 mod interop;
+mod lab_files;
 mod leftovers;
 mod libvdeplug;
 mod login;

@@ -3,9 +3,11 @@
 use std::process::exit;
 
 use vdens::cli::config::Config;
+use vdens::cli::vdectl::lab::LabTask;
 use vdens::cli::vdectl::{CaptureOptions, ForwardTask, LinkTask, PluginTask, Task, Vdectl};
 use vdens::cli::{self, Common};
 use vdens::error::{EXIT_FAILURE, Result};
+use vdens::lab::file;
 use vdens::logging;
 use vdens::output::report;
 use vdens::plugins::{check, list, scaffold};
@@ -69,6 +71,7 @@ fn run(Vdectl { task, common }: &Vdectl) -> Result<i32> {
             ForwardTask::Add { forwards } => forward::change(*of, &Change::Add, forwards)?,
             ForwardTask::Remove { forwards } => forward::change(*of, &Change::Remove, forwards)?,
         },
+        Task::Lab { task } => return lab(task, common, &config),
         Task::Link { task } => change_link(task)?,
         Task::Capture(options) => start_capture(options, common)?,
         Task::Plugin { task } => match task {
@@ -79,6 +82,17 @@ fn run(Vdectl { task, common }: &Vdectl) -> Result<i32> {
             }
             PluginTask::New { dir, api } => scaffold::run(dir, api.as_deref(), &path)?,
         },
+    }
+    Ok(0)
+}
+
+/// Runs, changes and shows labs.
+fn lab(task: &LabTask, common: &Common, config: &Config) -> Result<i32> {
+    match task {
+        LabTask::Validate { json, file } => {
+            return file::validate(file, *json, &common.plugins(config)?);
+        }
+        LabTask::Schema => file::schema::schema()?.print()?,
     }
     Ok(0)
 }

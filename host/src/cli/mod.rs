@@ -64,7 +64,7 @@ impl Common {
     ///
     /// # Errors
     /// As for [`Common::search_path`].
-    pub(crate) fn plugins(&self, config: &Config) -> Result<InstalledPlugins> {
+    pub fn plugins(&self, config: &Config) -> Result<InstalledPlugins> {
         let libvdeplug = config.plugins.libvdeplug.unwrap_or_default();
         let path = self.search_path(config)?;
         let is_fallback = libvdeplug == Libvdeplug::Fallback;

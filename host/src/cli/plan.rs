@@ -236,7 +236,7 @@ fn is_same_family(a: IpNet, b: IpNet) -> bool {
 }
 
 /// Checks a host name: labels as in RFC 1123, section 2.1, and no longer than the kernel's.
-fn check_hostname(name: &str) -> Result<()> {
+pub(crate) fn check_hostname(name: &str) -> Result<()> {
     let is_label = |label: &str| {
         let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
         (1..=63).contains(&label.len())

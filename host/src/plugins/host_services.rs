@@ -34,7 +34,7 @@ const BRIDGE: &str = "libvdeplug";
 
 /// Where the plugins for schemes are.
 #[derive(Clone, Debug)]
-pub(crate) struct InstalledPlugins {
+pub struct InstalledPlugins {
     path: SearchPath,
     /// Whether a scheme without a plugin is opened through libvdeplug.
     libvdeplug: bool,

@@ -94,7 +94,7 @@ fn check_error(message: &str, text: &str) -> Result<(), String> {
 }
 
 /// As it stands in a basic string (TOML 1.0, "String").
-fn escaped(value: &str) -> String {
+pub(super) fn escaped(value: &str) -> String {
     let escape = |c: char| match c {
         '"' | '\\' => format!("\\{c}"),
         c if c.is_control() => format!("\\u{:04x}", u32::from(c)),

@@ -1,6 +1,7 @@
 //! The command line of `vdectl`.
 
 mod capture;
+pub mod lab;
 mod link;
 
 use std::ffi::OsString;
@@ -12,6 +13,7 @@ use clap::{Parser, Subcommand};
 pub use capture::CaptureOptions;
 pub use link::LinkTask;
 
+use self::lab::LabTask;
 use super::Common;
 use crate::tools::graph::Format;
 
@@ -93,6 +95,14 @@ pub enum Task {
         /// What is to be done with forwards.
         #[command(subcommand)]
         task: ForwardTask,
+    },
+
+    /// Run networks of nodes, links and switches, made from a file
+    #[command(arg_required_else_help = false)]
+    Lab {
+        /// What is to be done with labs.
+        #[command(subcommand)]
+        task: LabTask,
     },
 
     /// Show and change the impairments of links that run through netem://

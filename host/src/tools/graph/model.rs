@@ -10,8 +10,8 @@
 //! - a cable with two ends is a link between them; with one, a link to a peer that is no process of
 //!   this user, or to nobody;
 //! - a switch is a node, and each end is a link to it; a switch that nobody here runs is outside;
-//! - every other network is a node outside. Two ends of one group, of `vxlan://` for example, are in
-//!   one network. A `nat://` or a command is a network for each end.
+//! - every other network is a node outside. Two ends of one group, of `vxlan://` for example, are
+//!   in one network. A `nat://` or a command is a network for each end.
 //!
 //! Nested VNLs are peeled off: they become the link's label.
 
