@@ -207,6 +207,15 @@ fn what_a_session_starts_ends_with_it() {
         assert!(lab.is_running(sleeper));
     }
     assert_eq!(session.exit(3).code(), Some(3));
+    // However soon the command ends, its status is the session's.
+    for _ in 0..20 {
+        assert_eq!(
+            lab.vdens(["--pid", "no", "sh", "-c", "exit 5"])
+                .run()
+                .code(),
+            Some(5)
+        );
+    }
     for sleeper in ["sleep 4711", "sleep 4712"] {
         assert!(!lab.is_running(sleeper), "{sleeper}");
     }

@@ -65,6 +65,18 @@ enum Source {
     Status,
 }
 
+/// The first process of the PID namespace, a child that this process has not forked. It may end
+/// before the message about it comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FirstProcess {
+    /// There is none, or it is held like any child.
+    Settled,
+    /// It may be there already, so a child that is not known may be it.
+    Expected,
+    /// It is held now, and may have ended before.
+    JustHeld,
+}
+
 pub(super) struct Supervisor<'a> {
     plan: &'a Plan,
     signals: &'a Signals,
@@ -72,6 +84,7 @@ pub(super) struct Supervisor<'a> {
     panel: Result<Panel, String>,
     /// The namespace child, which becomes the command.
     command: Option<Child>,
+    first: FirstProcess,
     /// The channel to it, until it is the command.
     namespace: Option<Channel<ToNamespace, FromNamespace>>,
     links: Vec<HeldLink>,
@@ -116,6 +129,7 @@ impl<'a> Supervisor<'a> {
             signals,
             panel,
             command: None,
+            first: FirstProcess::Settled,
             namespace: None,
             machine,
             links: jobs.into_iter().map(HeldLink::new).collect(),
@@ -170,6 +184,10 @@ impl<'a> Supervisor<'a> {
             if is_ready {
                 self.receive(source)?;
             }
+        }
+        if self.first == FirstProcess::JustHeld {
+            self.first = FirstProcess::Settled;
+            self.reap()?;
         }
         self.handle(Event::Time);
         Ok(())
@@ -323,7 +341,9 @@ impl<'a> Supervisor<'a> {
     fn reap(&mut self) -> Result<()> {
         let workers = self.links.iter().filter_map(HeldLink::child);
         let known: Vec<Pid> = workers.chain(&self.command).map(Child::pid).collect();
-        reap_strangers(|pid| known.contains(&pid));
+        if self.first == FirstProcess::Settled {
+            reap_strangers(|pid| known.contains(&pid));
+        }
         if self.command.as_mut().and_then(Child::reap).is_some() {
             while self.receive(Source::Namespace)? {}
         }
@@ -354,7 +374,10 @@ impl<'a> Supervisor<'a> {
             }
             Action::TakeInterfaces(fds) => self.take_interfaces(fds)?,
             Action::Link(index, action) => self.perform_for_link(index, action, events),
-            Action::HoldFirstProcess(pid, pidfd) => self.command = Some(Child::adopt(pid, pidfd)),
+            Action::HoldFirstProcess(pid, pidfd) => {
+                self.command = Some(Child::adopt(pid, pidfd));
+                self.first = FirstProcess::JustHeld;
+            }
             Action::HoldNetlink(socket) => self.netlink = Some(Netlink::from(socket)),
             Action::Announce => self.announce()?,
             Action::PassOn(signal) => {
@@ -416,6 +439,10 @@ impl<'a> Supervisor<'a> {
             exit_child(|| namespace::run(self.plan, panel, theirs, self.signals, parent));
         };
         self.command = Some(command);
+        self.first = match self.plan.own_pids {
+            true => FirstProcess::Expected,
+            false => FirstProcess::Settled,
+        };
         self.namespace = Some(channel);
         Ok(())
     }
