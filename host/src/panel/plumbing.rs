@@ -15,8 +15,8 @@
 //!
 //! Bridges without ports are deleted when a port is unplugged: deletion takes the kernel tens of
 //! milliseconds, and nothing waits for an unplugged port. When many sessions end together, those
-//! without the lock leave the bridges to the one that has it. When both ends of a cable end at once,
-//! neither unplugs its port, and the bridge stays. So an end that plugs its port into each
+//! without the lock leave the bridges to the one that has it. When both ends of a cable end at
+//! once, neither unplugs its port, and the bridge stays. So an end that plugs its port into each
 //! [`SWEEP`]th bridge deletes such bridges, too. A learning bridge has a port as long as its maker
 //! holds the tap or a port is plugged in.
 
