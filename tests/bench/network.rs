@@ -20,8 +20,8 @@ pub(crate) enum Medium {
     /// A kernel bridge with veth pairs, without vdens.
     Bridge,
     Ptp,
-    /// A cable, whose first end goes through `netem://` with these keys.
-    Netem(&'static str),
+    /// A cable, whose first end goes through `netem://`.
+    Netem,
     /// `vde_plug null:// switch://…`
     Plug(Maker),
     VdeSwitch,
@@ -168,9 +168,9 @@ impl Contender {
                 let mode = if self.two_users { "[mode=0777]" } else { "" };
                 self.members(lab, &mut network, count, &format!("ptp://{place}{mode}"))?;
             }
-            Medium::Netem(keys) => {
+            Medium::Netem => {
                 let cable = format!("ptp://{place}");
-                for (number, vnl) in [&format!("netem://{keys}{{{cable}}}"), &cable]
+                for (number, vnl) in [&format!("netem://{{{cable}}}"), &cable]
                     .into_iter()
                     .enumerate()
                 {

@@ -229,6 +229,32 @@ fn an_mtu_is_offered() {
     server.terminate();
 }
 
+/// A cable to a gateway is short: TCP needs no congestion control there.
+#[test]
+fn tcp_is_adapted_to_a_cable() {
+    need!("root");
+    let lab = Lab::new();
+    let host = host(&lab);
+    let congestion_control = |words: &[&str]| {
+        let vdens = lab.vdens(words);
+        let said = vdens.args(["cat", "/proc/sys/net/ipv4/tcp_congestion_control"]);
+        said.inside(&host).ok()
+    };
+    let usual = congestion_control(&["null://"]);
+    let switch = lab.vnl("switch", "sw");
+    let plug = lab.vde_plug(["nat://", &switch]).inside(&host).spawn();
+    lab.wait_for("sw/ctl");
+    let vde = lab.vnl("vde", "sw");
+    for (words, expected) in [
+        (&["--auto", "nat://"][..], "reno\n"),
+        (&["--no-panel", "--auto", "nat://"], &usual),
+        (&["--auto", &vde], &usual),
+    ] {
+        assert_eq!(congestion_control(words), expected, "{words:?}");
+    }
+    plug.terminate();
+}
+
 #[test]
 fn leases_are_extended_and_end() {
     need!("busybox");

@@ -51,8 +51,8 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// The link: the cable's end, while the proxy lives.
 struct Nat {
-    /// Before the cable: the gateway's session is told to end before it sees its peer go, because it
-    /// would take the time to unplug its port.
+    /// Before the cable: the gateway's session is told to end before it sees its peer go, because
+    /// it would take the time to unplug its port.
     proxy: Proxy,
     cable: Box<dyn Link>,
     /// Readable at each beat.
@@ -159,13 +159,14 @@ fn stand_in(request: &OpenRequest<'_>, why: &str) -> Result<Box<dyn Link>> {
 }
 
 fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
-    let settings = Settings::parse(request.argument())?;
+    let mut settings = Settings::parse(request.argument())?;
     if let Some(why) = LACKING.get() {
         return stand_in(request, why);
     }
     settings.check_machine()?;
     let directory = Directory::new()?;
     let port = request.host.port();
+    settings.is_cable = !port.interface.is_empty() && port.panel_address.is_some();
     // Without an interface, the other end is a switch, say.
     let inside = match port.interface.is_empty() {
         true => Vec::new(),

@@ -60,6 +60,8 @@ pub(crate) struct Settings {
     pub mtu: Option<u32>,
     /// The address outside to connect from.
     pub bind: Option<IpAddr>,
+    /// Whether the link is a cable on the panel to one namespace, and no network.
+    pub is_cable: bool,
     /// Whether the host has a default route of IPv6.
     pub is_router6: bool,
     /// Ports outside that lead inside.
@@ -100,6 +102,7 @@ impl Settings {
             host: value(&spec, "host", "10.0.2.2")?,
             mtu: value(&spec, "mtu", "1500")?,
             bind: value(&spec, "bind", "192.0.2.1")?,
+            is_cable: false,
             is_router6: has_default_route6(),
             forwards: Vec::new(),
             follow: Vec::new(),

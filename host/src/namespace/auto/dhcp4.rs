@@ -24,6 +24,12 @@ use crate::sys::netlink::{Mac, Netlink};
 const SERVER: u16 = 67;
 const CLIENT: u16 = 68;
 
+/// What this client is (RFC 2132, section 9.13), so that a gateway of `nat://` says [`CABLE`].
+const CLASS: &[u8] = b"vdens";
+
+/// What such a gateway says of a link that is a cable between this namespace and its own.
+const CABLE: &[u8] = b"\x01\x05cable";
+
 /// The longest message that is read, in bytes.
 const LONGEST: usize = 4096;
 
@@ -53,6 +59,8 @@ pub(super) struct Lease {
     pub times: Option<Times>,
     router: Option<Ipv4Addr>,
     mtu: Option<u16>,
+    /// Whether the link is a cable to a gateway of `nat://`, on the panel.
+    pub is_cable: bool,
     pub names: Names,
 }
 
@@ -312,7 +320,9 @@ impl Dhcp4 {
             OptionCode::DomainName,
             OptionCode::DomainSearch,
             OptionCode::InterfaceMtu,
+            OptionCode::VendorExtensions,
         ]));
+        options.insert(DhcpOption::ClassIdentifier(CLASS.to_vec()));
         let bytes = message
             .to_vec()
             .map_err(|error| Error::new(ErrorKind::Other, error.to_string()))?;
@@ -375,8 +385,13 @@ fn lease(message: &Message) -> Option<Lease> {
         Some(DhcpOption::InterfaceMtu(mtu)) if *mtu >= 68 => Some(*mtu),
         _ => None,
     };
+    let is_cable = match options.get(OptionCode::VendorExtensions) {
+        Some(DhcpOption::VendorExtensions(said)) => said == CABLE,
+        _ => false,
+    };
     Some(Lease {
         address,
+        is_cable,
         server,
         times: times(message),
         router,

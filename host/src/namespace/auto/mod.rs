@@ -18,6 +18,7 @@ mod dhcp6;
 mod ipv6;
 mod renew;
 
+use std::fs;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -250,9 +251,28 @@ pub(super) fn configure(interfaces: &[Interface], limit: Duration) -> Result<(Na
             return Err(client.silence(limit));
         }
         if open.is_empty() || now >= start + limit {
+            adapt_tcp(&netlink, &clients);
             return Ok((names, clients.into_iter().flat_map(Client::held).collect()));
         }
         wait(&watch, &open, wake.saturating_duration_since(now))?;
+    }
+}
+
+/// Adapts TCP to cables to gateways of `nat://`. These end all connections, in this kernel's
+/// memory: frames may be as long as the kernel can make them, and there is no congestion to look
+/// for. With BBR, which sends by the clock, a stream takes a quarter more processor time. That
+/// setting is one for all interfaces, so it is left alone beside others. What fails only costs
+/// speed.
+fn adapt_tcp(netlink: &Netlink, clients: &[Client]) {
+    let is_cable = |client: &&Client| {
+        let lease = client.lease.as_ref();
+        lease.is_some_and(|(lease, _)| lease.is_cable)
+    };
+    for client in clients.iter().filter(is_cable) {
+        let _ = netlink.set_big_tcp(&client.name);
+        if clients.len() == 1 {
+            let _ = fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "reno");
+        }
     }
 }
 

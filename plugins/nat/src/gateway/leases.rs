@@ -20,6 +20,12 @@ const LEASE: u32 = 86_400;
 /// How long an address that was offered is kept for the client that has not asked for it yet.
 const OFFER: Duration = Duration::from_secs(60);
 
+/// The class of clients that understand [`CABLE`] (RFC 2132, section 9.13): vdens with `--auto`.
+const CLASS: &[u8] = b"vdens";
+
+/// What such a client is told of a cable (RFC 2132, section 8.4): information 1, five bytes.
+const CABLE: &[u8] = b"\x01\x05cable";
+
 /// The bytes of an Ethernet address.
 const ADDRESS: u8 = 6;
 
@@ -35,6 +41,8 @@ pub(crate) struct Offer {
     pub dns: Ipv4Addr,
     /// In bytes.
     pub mtu: Option<u16>,
+    /// Whether the link is a cable to one client.
+    pub is_cable: bool,
     /// Search domains, the first of which is the client's own.
     pub search: Vec<Name>,
 }
@@ -210,6 +218,7 @@ impl Leases {
             server,
             dns,
             mtu,
+            is_cable,
             search,
             ..
         } = &self.offer;
@@ -225,6 +234,13 @@ impl Leases {
         options.insert(DhcpOption::DomainNameServer(vec![*dns]));
         if let Some(mtu) = mtu {
             options.insert(DhcpOption::InterfaceMtu(*mtu));
+        }
+        let class = request.opts().get(OptionCode::ClassIdentifier);
+        if *is_cable
+            && let Some(DhcpOption::ClassIdentifier(class)) = class
+            && class == CLASS
+        {
+            options.insert(DhcpOption::VendorExtensions(CABLE.to_vec()));
         }
         if let Some(first) = search.first() {
             let domain = first.to_string().trim_end_matches('.').to_owned();
@@ -254,6 +270,7 @@ mod tests {
             first: station(15),
             dns: station(3),
             mtu: Some(9000),
+            is_cable: true,
             search: vec!["lab.test.".parse().unwrap(), "x.test.".parse().unwrap()],
         })
     }

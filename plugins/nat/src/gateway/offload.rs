@@ -1,6 +1,6 @@
 //! Receive offload of the gateway's interface: datagrams that follow each other in one flow go up
-//! the kernel's layers as one packet (the feature `rx-udp-gro-forwarding` of ethtool(8)), and to the
-//! proxy as one piece.
+//! the kernel's layers as one packet (the feature `rx-udp-gro-forwarding` of ethtool(8)), and to
+//! the proxy as one piece.
 //!
 //! The kernel numbers features as it likes, so the number is found by name (linux/ethtool.h).
 

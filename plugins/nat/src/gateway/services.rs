@@ -181,6 +181,7 @@ pub(crate) fn leases(settings: &Settings) -> Option<Leases> {
         first,
         dns,
         mtu,
+        is_cable: settings.is_cable,
         search: names(&settings.search),
     };
     Some(Leases::new(offer))
