@@ -95,6 +95,11 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "as in README.md; libvdeplug.rs",
     ),
     (
+        "docs/graph.md",
+        "$ vdectl top",
+        "runs until a key is pressed; top.rs presses it",
+    ),
+    (
         "docs/commands.md",
         "# useradd --create-home",
         "makes an account and needs another machine; login.rs has its shell run the same",

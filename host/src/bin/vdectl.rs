@@ -18,7 +18,7 @@ use vdens::tools::forward::{self, Change};
 use vdens::tools::link::{self, Request};
 use vdens::tools::sessions;
 use vdens::tools::status::{client, text};
-use vdens::tools::{capture, doctor};
+use vdens::tools::{capture, doctor, graph, top};
 
 const PROGRAM: &str = "vdectl";
 
@@ -50,6 +50,23 @@ fn run(Vdectl { task, common }: &Vdectl) -> Result<i32> {
     match task {
         Task::Status { json } => show_status(common, *json)?,
         Task::Doctor { .. } | Task::Session(_) => {}
+        Task::Graph {
+            name,
+            format,
+            output,
+        } => graph::run(name.as_deref(), *format, output.as_deref())?,
+        Task::Top {
+            once,
+            json,
+            interval,
+        } => {
+            let mode = match (json, once) {
+                (true, _) => top::Mode::Json,
+                (false, true) => top::Mode::Once,
+                (false, false) => top::Mode::Live,
+            };
+            return top::run(mode, *interval);
+        }
         Task::Forward { of, task } => match task {
             ForwardTask::List { json } => forward::list(*of, *json)?,
             ForwardTask::Add { forwards } => forward::change(*of, &Change::Add, forwards)?,

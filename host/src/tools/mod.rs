@@ -3,7 +3,9 @@
 pub mod capture;
 pub mod doctor;
 pub mod forward;
+pub mod graph;
 pub mod link;
 pub mod sessions;
 pub mod status;
 pub(crate) mod targets;
+pub mod top;

@@ -6,6 +6,7 @@ mod link;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -14,6 +15,7 @@ pub use link::LinkTask;
 
 use self::lab::LabTask;
 use super::Common;
+use crate::tools::graph::Format;
 
 pub mod sessions;
 
@@ -52,6 +54,35 @@ pub enum Task {
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+
+    /// Draw what is connected with what
+    Graph {
+        /// Only what is connected with this session, switch or lab
+        name: Option<String>,
+
+        /// The form: text, a picture, or the language of a program that draws
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+
+        /// Write to a file
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+
+    /// Show what all links move, as it happens
+    Top {
+        /// Print lines once, for one interval
+        #[arg(long)]
+        once: bool,
+
+        /// Print JSON once, for one interval
+        #[arg(long)]
+        json: bool,
+
+        /// Seconds from one sample to the next, 0.1 to 3600
+        #[arg(long, value_name = "S", default_value = "1", value_parser = interval)]
+        interval: Duration,
     },
 
     /// Show and change the ports that lead into a network behind nat://
@@ -152,4 +183,13 @@ pub enum PluginTask {
         #[arg(long, value_name = "DIR|VERSION")]
         api: Option<String>,
     },
+}
+
+/// The time between two samples.
+fn interval(text: &str) -> Result<Duration, String> {
+    let seconds: Option<f64> = text.parse().ok();
+    seconds
+        .filter(|seconds| (0.1..=3600.0).contains(seconds))
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| "it is no number of seconds from 0.1 to 3600".to_owned())
 }

@@ -2,7 +2,7 @@
 //!
 //! # Theory of operation
 //!
-//! [`types`] is the file as serde reads it, each value with its place ([`place`]). [`expand`] makes
+//! [`types`] is the file as serde reads it, each value with its place ([`place`]). `expand` makes
 //! the lab of it. It fills in expressions ([`template`]), checks single words ([`check`]), reads
 //! ends ([`ends`]) and gives out addresses ([`addresses`]). Nothing here has an effect: the only
 //! file that is opened is the lab file.

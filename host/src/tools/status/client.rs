@@ -50,6 +50,14 @@ pub struct Answer {
 pub fn ask_all() -> Result<Vec<Answer>> {
     runtime::complain();
     runtime::complain_of_environment();
+    ask_again()
+}
+
+/// As [`ask_all`], without its warnings.
+///
+/// # Errors
+/// As for [`ask_all`].
+pub(crate) fn ask_again() -> Result<Vec<Answer>> {
     let name = directory()?;
     let mut all = Vec::new();
     for base in Dir::all() {

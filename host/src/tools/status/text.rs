@@ -264,7 +264,7 @@ fn ports_and_stations(text: &mut Text, switch: &SwitchStatus) {
 }
 
 /// The state of a link in a word.
-fn state(entry: &Entry<Report>) -> &'static str {
+pub(crate) fn state(entry: &Entry<Report>) -> &'static str {
     match (entry.link.service, &entry.report) {
         (Service::Silent, _) => "silent",
         (Service::Restarting, _) => "restarting",

@@ -16,7 +16,6 @@ pub(crate) mod fuzz;
 mod leases;
 mod message;
 mod nft;
-mod offload;
 mod queue;
 mod routes;
 pub(crate) mod rules;
@@ -73,8 +72,6 @@ fn prepare(settings: &Settings) -> io::Result<(Hold, Vec<Inside>, Option<Queue>,
     let hold = rules::install(INTERFACE, ipv6)?;
     routes::install(ipv6)?;
     let (inside, queue) = sockets::make(hold, ipv6)?;
-    // Without it, datagrams come one by one.
-    let _ = offload::enable(INTERFACE);
     let services = Services::open(settings, INTERFACE, settings.is_router6)?;
     Ok((hold, inside, queue, services))
 }
