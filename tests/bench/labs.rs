@@ -1,10 +1,10 @@
 //! The group `labs`: networks from a file, beside root's script and Mininet.
 //!
 //! Theory of operation. Each contender makes the same line of nodes, one link between two
-//! neighbours with an address at each end, and removes it: ours as an ordinary user with `vdectl lab
-//! up` and `down`, root with `ip netns add` and one `ip -batch`, Mininet with `--topo linear`. What
-//! a lab of 1,000 nodes takes is for ours alone: its nodes are a tree of ten below each. Traffic
-//! runs over one link of a lab, and over a veth pair between two of root's namespaces.
+//! neighbours with an address at each end, and removes it: ours as an ordinary user with `vdectl
+//! lab up` and `down`, root with `ip netns add` and one `ip -batch`, Mininet with `--topo linear`.
+//! What a lab of 1,000 nodes takes is for ours alone: its nodes are a tree of ten below each.
+//! Traffic runs over one link of a lab, and over a veth pair between two of root's namespaces.
 
 use std::fmt::Write;
 use std::fs;

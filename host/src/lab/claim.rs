@@ -1,8 +1,8 @@
-//! The socket by which `vdectl lab` reaches a lab's supervisor: in the directory `labs` of the user's
-//! runtime directory, called like the lab.
+//! The socket by which `vdectl lab` reaches a lab's supervisor: in the directory `labs` of the
+//! user's runtime directory, called like the lab.
 //!
-//! A supervisor has claimed its lab's name first ([`names`](crate::sys::names)), so a socket that is
-//! there was left by one that was killed, and is replaced.
+//! A supervisor has claimed its lab's name first ([`names`](crate::sys::names)), so a socket that
+//! is there was left by one that was killed, and is replaced.
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};

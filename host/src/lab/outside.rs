@@ -2,14 +2,14 @@
 //! has a worker process, as a session's link has.
 //!
 //! A link to the outside is a session's link: the worker opens the VNL and says whether it wants
-//! the panel. Then the supervisor makes the interface: a port of the panel, or a tap. For a switch's
-//! uplink the interface is in the lab's fabric, and a port of the switch's bridge.
+//! the panel. Then the supervisor makes the interface: a port of the panel, or a tap. For a
+//! switch's uplink the interface is in the lab's fabric, and a port of the switch's bridge.
 //!
 //! An impaired link between two nodes is a tap in each. The worker's own side is the first node's
 //! tap. What it opens is `netem://…{nearby://}`, where [`NEARBY`] means the second node's tap.
 //!
-//! A worker that ends is started again, and finds the interfaces as they are. The same state machine
-//! as a session's decides that ([`Link`]).
+//! A worker that ends is started again, and finds the interfaces as they are. The same state
+//! machine as a session's decides that ([`Link`]).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;

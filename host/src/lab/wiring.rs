@@ -264,8 +264,8 @@ impl Wiring {
         Ok(())
     }
 
-    /// Changes the addresses of interfaces, and sets new interfaces up, with the loopback interfaces
-    /// of new nodes.
+    /// Changes the addresses of interfaces, and sets new interfaces up, with the loopback
+    /// interfaces of new nodes.
     ///
     /// # Errors
     /// The kernel refuses one.

@@ -38,9 +38,9 @@ pub(crate) fn enter(namespace: BorrowedFd<'_>, kind: CloneFlags) -> Result<()> {
     setns(namespace, kind).map_err(system("enter the panel's namespace"))
 }
 
-/// Makes the user namespace H, in which the user appears as `ids` says, and the panel. Returns their
-/// descriptors, which no other process finds until they are registered, and a connection to the
-/// panel.
+/// Makes the user namespace H, in which the user appears as `ids` says, and the panel. Returns
+/// their descriptors, which no other process finds until they are registered, and a connection to
+/// the panel.
 ///
 /// # Errors
 /// The kernel or a limit does not allow it.

@@ -8,8 +8,8 @@
 //! graph is long. A switch with many leaves has every other one at its left.
 //!
 //! The picture and its mirror image are equally good to `dagre`. The one is taken in which the
-//! links of a node leave it in the order of its interfaces, so that fewer cross; those of a switch, in
-//! the order of the nodes.
+//! links of a node leave it in the order of its interfaces, so that fewer cross; those of a switch,
+//! in the order of the nodes.
 //!
 //! A link begins at the row of its interface. From there it runs level to the edge of its column,
 //! and level through each column on its way, because other boxes may be above and below. In the
