@@ -534,17 +534,6 @@ mod tests {
     }
 
     #[test]
-    fn zz_look() {
-        for (shape, graph) in shapes() {
-            std::fs::write(
-                format!("/tmp/view-{}.svg", shape.replace(' ', "-")),
-                crate::tools::graph::svg::draw(&graph),
-            )
-            .unwrap();
-        }
-    }
-
-    #[test]
     fn a_star_has_leaves_at_both_sides() {
         let star: Vec<_> = (1..60).map(|n| (0, n)).collect();
         let picture = place(&graph(60, &star));

@@ -1,8 +1,9 @@
 //! `vdectl graph`: a picture of what is connected with what.
 //!
-//! [`model`] makes a graph of what the processes report. [`layout`] finds a place for everything,
+//! [`model`] makes a graph of what the processes report, and [`lab`] of what a lab reports. [`layout`] finds a place for everything,
 //! and [`svg`] draws it; [`words`] writes the formats that need no places.
 
+mod lab;
 mod layout;
 mod model;
 mod rows;

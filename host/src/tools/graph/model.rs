@@ -197,7 +197,7 @@ pub(super) struct Builder {
     /// The switches by the processes that run them.
     switches_of: BTreeMap<u32, usize>,
     /// The processes of this user, and their workers.
-    own: Vec<u32>,
+    pub(super) own: Vec<u32>,
     /// The clients of switches.
     clients: Vec<(usize, Peer)>,
     ends: usize,
@@ -238,9 +238,10 @@ impl Builder {
         self.own.push(process.pid);
         let workers = process.links.iter().filter_map(|entry| entry.link.worker);
         self.own.extend(workers);
-        match process.program.as_str() {
-            "vde_plug" => self.plug(process),
-            _ => self.session(process),
+        match (&process.lab, process.program.as_str()) {
+            (Some(lab), _) => self.lab(lab),
+            (None, "vde_plug") => self.plug(process),
+            (None, _) => self.session(process),
         }
     }
 
@@ -330,6 +331,24 @@ impl Builder {
             Place::Joins(network) => {
                 let peer = report.and_then(|report| report.peer.clone());
                 self.join(network, end, label, vnl.clone(), is_up(entry), peer);
+            }
+            Place::Nowhere => {}
+        }
+    }
+
+    /// An end that a VNL leads to, from a directory.
+    pub(super) fn vnl(&mut self, vnl: &str, from: &str, end: End, label: String, is_up: bool) {
+        let (place, passed) = place(vnl, from);
+        let label = joined(&label, &passed);
+        match place {
+            Place::Joins(network) => self.join(network, end, label, vnl.to_owned(), is_up, None),
+            Place::Serves(path) => {
+                let name = path.file_name().unwrap_or(path.as_os_str());
+                let name = name.to_string_lossy().into_owned();
+                let node = self.node(Kind::Switch, name, String::new());
+                self.switches.insert(path, node);
+                let interface = None;
+                self.link([end, End { node, interface }], label, is_up);
             }
             Place::Nowhere => {}
         }
@@ -554,7 +573,7 @@ pub(super) mod tests {
     }
 
     /// Which nodes are linked.
-    fn pairs(graph: &Graph) -> Vec<[usize; 2]> {
+    pub(in crate::tools::graph) fn pairs(graph: &Graph) -> Vec<[usize; 2]> {
         graph
             .links
             .iter()

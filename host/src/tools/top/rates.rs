@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::ipc::status::{Counters, Entry, Process, Report};
+use crate::ipc::status::{Counters, Entry, LabStatus, Process, Report};
 use crate::sys::interface::Count;
 use crate::tools::status::client::Answer;
 use crate::tools::status::text::state;
@@ -181,6 +181,9 @@ fn samples(answers: &[Answer]) -> BTreeMap<String, Sample> {
 fn of_process(process: &Process<Report>) -> Vec<(String, Sample)> {
     let own = process.name.clone();
     let own = own.unwrap_or_else(|| format!("{} {}", process.program, process.pid));
+    if let Some(lab) = &process.lab {
+        return of_lab(lab);
+    }
     let links = process.links.iter().enumerate().map(|(number, entry)| {
         let name = match entry.link.interface.as_str() {
             "" => format!("{own}:{number}"),
@@ -189,6 +192,28 @@ fn of_process(process: &Process<Report>) -> Vec<(String, Sample)> {
         (name, of_entry(entry))
     });
     links.collect()
+}
+
+/// The interfaces of a lab's nodes.
+fn of_lab(lab: &LabStatus) -> Vec<(String, Sample)> {
+    let interfaces = lab.nodes.iter().flat_map(|node| {
+        node.interfaces.iter().map(|interface| {
+            let name = format!("{}/{}:{}", lab.name, node.name, interface.name);
+            let sample = Sample {
+                state: if interface.carrier {
+                    "up"
+                } else {
+                    "no carrier"
+                }
+                .to_owned(),
+                vnl: String::new(),
+                received: interface.traffic.received,
+                sent: interface.traffic.sent,
+            };
+            (name, sample)
+        })
+    });
+    interfaces.collect()
 }
 
 fn of_entry(entry: &Entry<Report>) -> Sample {
