@@ -26,7 +26,7 @@ fn a_switch_with_sessions_a_cable_and_a_peer_outside() {
     let b = lab
         .vdens([&cable, "sh", "-c", "exec sleep 1000", "<b>\"\\\n\u{1b}"])
         .spawn();
-    let legacy = lab.debian("vdens", [&client, "sleep", "1000"]).spawn();
+    let legacy = lab.debian("vdens", [&client, "sh"]).session();
     let [a_pid, plug_pid] = [a.proc().pid(), plug.pid()];
     let dir = lab.dir().display().to_string();
     for line in [
@@ -41,7 +41,7 @@ fn a_switch_with_sessions_a_cable_and_a_peer_outside() {
     // The legacy client is no process that answers.
     let text = graph(&lab, &[]);
     assert!(
-        text.contains(&format!("process {}", legacy.pid())),
+        text.contains(&format!("process {}", legacy.proc().pid())),
         "{text}"
     );
 

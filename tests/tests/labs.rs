@@ -37,6 +37,17 @@ impl<'a> Up<'a> {
         self.ok(node, &format!("ping -nc 1 -W 5 {address}"));
     }
 
+    /// Waits until a way to the outside is there: its far end may be ready after the lab.
+    #[track_caller]
+    fn reaches(&self, node: &str, address: &str) {
+        let ping = format!("ping -nc 1 -W 1 {address}");
+        let node = format!("{}/{node}", self.name);
+        wait_until(&ping, PATIENCE, || {
+            let ping = ["lab", "exec", &node, "sh", "-c", &ping];
+            self.kit.vdectl(ping).run().code() == Some(0)
+        });
+    }
+
     /// Changes the file, and applies that; what `apply` prints.
     #[track_caller]
     fn apply(&self, text: &str) -> String {
@@ -215,7 +226,7 @@ fn repeated_labs_leak_nothing() {
 }
 
 #[test]
-fn two_labs_are_side_by_side() {
+fn two_labs_and_sessions_are_side_by_side() {
     let kit = Lab::new();
     let text = |net: u8| {
         format!(
@@ -224,14 +235,20 @@ fn two_labs_are_side_by_side() {
     };
     let one = Up::new(&kit, "one", &text(1));
     let two = Up::new(&kit, "two", &text(2));
+    let cable = kit.vnl("ptp", "p");
+    let end = |address| kit.vdens(["--addr", address, &cable, "sh"]).session();
+    let (session, other) = (end("10.3.0.1/24"), end("10.3.0.2/24"));
     one.ping("h1", "10.1.0.2");
     two.ping("h1", "10.2.0.2");
+    session.ping("10.3.0.2");
     kit.vdectl(["lab", "exec", "h1", "true"])
         .refused(&["one, two", "one/h1"]);
     kit.vdectl(["lab", "down"])
         .refused(&["several labs", "one, two"]);
     drop(one);
     two.ping("h2", "10.2.0.1");
+    session.ping("10.3.0.2");
+    drop(other);
 }
 
 #[test]
@@ -305,7 +322,7 @@ ends = ["r1:eth2=10.6.0.1/24", "x:eth0=10.6.0.2/24"]
     }
     assert!(!told.contains("r2"), "{told}");
     lab.ping("x", "10.1.0.2");
-    assert!(kit.is_running("sleep 4321"));
+    wait_until("the service", PATIENCE, || kit.is_running("sleep 4321"));
     kit.vdectl(["lab", "exec", "live/h2", "true"])
         .refused(&["no running lab has a node"]);
     // The connection lives, and no ping was lost.
@@ -331,7 +348,9 @@ ends = ["r1:eth2=10.6.0.1/24", "x:eth0=10.6.0.2/24"]
         .refused(&["net.ipv4.nosuch"]);
     lab.ping("h1", "10.2.0.1");
     lab.apply(&changed.replace("sleep 4321", "sleep 4322"));
-    assert!(kit.is_running("sleep 4322") && !kit.is_running("sleep 4321"));
+    wait_until("the other service", PATIENCE, || {
+        kit.is_running("sleep 4322") && !kit.is_running("sleep 4321")
+    });
     drop(server);
 }
 
@@ -487,7 +506,7 @@ uplink = "{}"
     let c = peer("10.2.0.2/24", &kit.vnl("ptp", "up"));
     lab.ping("a", "10.0.0.2");
     lab.ping("b", "10.1.0.2");
-    lab.ping("c", "10.2.0.2");
+    lab.reaches("c", "10.2.0.2");
     // A worker that is killed is replaced.
     let status = kit.vdectl(["lab", "status"]).ok();
     let link = status
@@ -526,8 +545,7 @@ ports = ["h:eth0=10.0.2.10/24"]
 uplink = "nat://"
 "#;
     let lab = Up::new(&kit, "natted", text);
-    // The gateway answers.
-    lab.ping("h", "10.0.2.2");
+    lab.reaches("h", "10.0.2.2");
 }
 
 #[test]

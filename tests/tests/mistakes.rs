@@ -49,7 +49,7 @@ fn a_task_of_vdectl() {
     lab.vdectl(["plugin", "chek"])
         .refused(&["did you mean check?"]);
     lab.vdectl([""; 0])
-        .refused(&["[subcommands: status, ", "doctor, forward, "]);
+        .refused(&["[subcommands: status, ", "doctor, graph, ", "lab, "]);
 }
 
 /// A switch may have the name of a command, and of a VNL without its slashes.
