@@ -291,3 +291,19 @@ fn many_are_listed_quickly() {
         process.signal(Signal::SIGTERM);
     }
 }
+
+/// A session answers while it makes its interfaces, and goes on making them.
+#[test]
+fn questions_do_not_disturb_a_start() {
+    let lab = Lab::new();
+    let asking = lab
+        .sh("while :; do vdectl status --json >status.json; done")
+        .spawn();
+    for n in 0..10 {
+        let cable = lab.vnl("ptp", &format!("cable{n}"));
+        let words = ["--addr", "10.0.0.1/24", "--addr", "fd00::1/64", &cable];
+        lab.vdens(words).args(["true"]).ok();
+    }
+    drop(asking);
+    lab.expect("status.json");
+}

@@ -257,15 +257,18 @@ fn interfaces(plan: &Plan, channel: &NamespaceChannel) -> Result<bool> {
     }
     let namespace = File::open("/proc/self/ns/net")
         .map_err(|error| Error::io("open the network namespace", &error))?;
-    let netlink = Netlink::open()?;
-    let fds = [namespace.as_fd(), netlink.as_fd()];
+    // The supervisor gets a socket of its own: of two processes that wait for answers at one
+    // socket, each may receive the other's.
+    let supervisors = Netlink::open()?;
+    let fds = [namespace.as_fd(), supervisors.as_fd()];
     channel.send(&FromNamespace::NamespaceMade, &fds)?;
-    drop(namespace);
+    drop((namespace, supervisors));
     let taps = match channel.receive()?.well_formed()? {
         Some((ToNamespace::MakeInterfaces(taps), _)) => taps,
         Some((ToNamespace::Run, _)) => return Err(malformed("it comes too early")),
         None => return Ok(false),
     };
+    let netlink = Netlink::open()?;
     let mut made = Vec::new();
     for (interface, is_tap) in plan.interfaces.iter().zip(taps) {
         if is_tap {

@@ -58,7 +58,7 @@ impl Keys {
     /// both directions takes the place of those for one.
     ///
     /// # Errors
-    /// There is no such key.
+    /// There is no such key, or the value has a NUL byte, which no VNL can have.
     pub fn change(&mut self, word: &str) -> Result<()> {
         let (name, value) = match word.split_once('=') {
             Some((name, "")) => (name, None),
@@ -69,6 +69,11 @@ impl Keys {
             let message = format!("unknown key '{}'", name.escape_debug());
             return Err(Error::usage(message).hint(format!("valid keys: {}", NAMES.join(", "))));
         };
+        if word.contains('\0') {
+            return Err(Error::usage(format!(
+                "the value of {key} has a NUL byte in it"
+            )));
+        }
         self.0
             .retain(|set, _| *set != key && direction(set) != Some(key));
         self.0.extend(value.map(|value| (key, value.to_owned())));

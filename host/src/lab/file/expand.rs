@@ -36,7 +36,7 @@ use crate::plugins::search::similar;
 const MAX_NODES: usize = 4096;
 
 /// What a lab may take, in bytes: several times what one of [`MAX_NODES`] in a line needs.
-const BUDGET: usize = 8 << 20;
+const BUDGET: usize = 4 << 20;
 
 /// What each thing in a lab takes beside its text, in bytes.
 const OVERHEAD: usize = 64;

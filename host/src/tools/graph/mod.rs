@@ -1,7 +1,8 @@
 //! `vdectl graph`: a picture of what is connected with what.
 //!
-//! [`model`] makes a graph of what the processes report, and [`lab`] of what a lab reports. [`layout`] finds a place for everything,
-//! and [`svg`] draws it; [`words`] writes the formats that need no places.
+//! [`model`] makes a graph of what the processes report, and [`lab`] of what a lab reports.
+//! [`layout`] finds a place for everything, and [`svg`] draws it; [`words`] writes the formats that
+//! need no places.
 
 mod lab;
 mod layout;
