@@ -180,11 +180,11 @@ fn roots_line(count: usize) -> (String, String) {
         let mut batch = "link set lo up\n".to_owned();
         if number > 1 {
             let [_, own] = addresses(number - 1);
-            let _ = writeln!(batch, "addr add {own} dev l\nlink set l up");
+            let _ = writeln!(batch, "addr add {own} dev l\nlink set dev l up");
         }
         if number < count {
             let [own, _] = addresses(number);
-            let _ = writeln!(batch, "addr add {own} dev r\nlink set r up");
+            let _ = writeln!(batch, "addr add {own} dev r\nlink set dev r up");
         }
         let _ = writeln!(up, "ip -n {} -batch - <<'END'\n{batch}END", name(number));
     }

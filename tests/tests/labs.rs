@@ -550,7 +550,7 @@ uplink = "nat://"
 
 #[test]
 fn what_runs_in_nodes() {
-    need!("dnsmasq", "tcpdump", "nginx");
+    need!("dnsmasq", "tcpdump", "python3");
     let kit = Lab::new();
     let text = r#"
 [nodes.server]
