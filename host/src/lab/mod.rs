@@ -9,7 +9,7 @@
 //! | `spawn`, `node` | starting nodes, and the process that is process 1 in each |
 //! | `wiring` | the links that the kernel carries |
 //! | `outside` | the links that have a worker |
-//! | `claim` | the lab's name, and the socket by which `vdectl lab` reaches the supervisor |
+//! | `claim` | the socket by which `vdectl lab` reaches the supervisor |
 //! | `commands` | `vdectl lab` |
 
 pub(crate) mod claim;
