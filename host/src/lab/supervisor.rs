@@ -41,8 +41,8 @@ use super::spawn::{self, Inheritance};
 use super::wiring::{Network, Wiring};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ipc::status::lab::{
-    Happening, InterfaceStatus, LabEvent, LabState, LabStatus, LinkEnd, LinkStatus, NodeStatus,
-    ServiceStatus, is_shown,
+    Happening, LabEvent, LabState, LabStatus, LinkEnd, LinkStatus, NodeStatus, ServiceStatus,
+    is_shown,
 };
 use crate::ipc::status::server::Server;
 use crate::ipc::status::{Process, Report, this_process};
@@ -733,10 +733,13 @@ impl<'a> Supervisor<'a> {
                 .network
                 .as_ref()
                 .map(|network| network.netlink.interfaces());
-            let mut views = views.and_then(Result::ok).unwrap_or_default();
-            views.sort_by_key(|view| view.index);
+            let mut interfaces = views.and_then(Result::ok).unwrap_or_default();
+            interfaces.retain(|interface| interface.name != "lo");
+            interfaces.sort_by_key(|interface| interface.index);
+            for interface in &mut interfaces {
+                interface.addresses.retain(is_shown);
+            }
             let shape = self.shape.nodes.get(name);
-            let interfaces = views.into_iter().filter(|view| view.name != "lo");
             NodeStatus {
                 name: name.clone(),
                 pid: node.pid.as_raw().cast_unsigned(),
@@ -744,16 +747,7 @@ impl<'a> Supervisor<'a> {
                     .map(|shape| shape.node.hostname.clone())
                     .unwrap_or_default(),
                 working: node.working.as_ref().map(told),
-                interfaces: interfaces
-                    .map(|view| InterfaceStatus {
-                        name: view.name,
-                        addresses: view.addresses.into_iter().filter(is_shown).collect(),
-                        mac: view.mac,
-                        mtu: view.mtu,
-                        carrier: view.carrier,
-                        traffic: view.traffic,
-                    })
-                    .collect(),
+                interfaces,
                 services: node.services.clone(),
             }
         };

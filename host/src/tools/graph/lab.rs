@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::model::{Builder, End, Interface, Kind, shown};
+use super::builder::{Builder, shown};
+use super::model::{End, Interface, Kind};
 use crate::ipc::status::lab::{LabStatus, LinkEnd, NodeStatus};
 
 impl Builder {
@@ -79,8 +80,8 @@ impl Builder {
 
 #[cfg(test)]
 mod tests {
+    use crate::tools::graph::builder::tests::{answer, pairs};
     use crate::tools::graph::model::Graph;
-    use crate::tools::graph::model::tests::{answer, pairs};
     use serde_json::json;
 
     #[test]

@@ -1,0 +1,89 @@
+//! Which end of a link is left.
+//!
+//! A node's rank is its distance from one at the rim of its part of the graph, and a link goes from
+//! the lower rank to the higher. A node with many leaves has every other one at its left.
+
+use std::collections::VecDeque;
+
+use crate::tools::graph::model::{End, Graph, Link};
+
+/// How many leaves a node may have at one side.
+const LEAVES: usize = 6;
+
+/// Which nodes are left of which.
+#[derive(Debug)]
+pub(super) struct Orientation {
+    /// A node's rank. A link goes from the lower to the higher one.
+    rank: Vec<usize>,
+    /// Whether a leaf has changed sides.
+    is_turned: Vec<bool>,
+}
+
+impl Orientation {
+    /// That of a graph's nodes.
+    pub(super) fn of(graph: &Graph) -> Self {
+        let mut neighbours = vec![Vec::new(); graph.nodes.len()];
+        for Link { ends: [a, b], .. } in &graph.links {
+            if a.node != b.node {
+                neighbours[a.node].push(b.node);
+                neighbours[b.node].push(a.node);
+            }
+        }
+        for list in &mut neighbours {
+            list.sort_unstable();
+            list.dedup();
+        }
+        let mut this = Self {
+            rank: vec![usize::MAX; graph.nodes.len()],
+            is_turned: vec![false; graph.nodes.len()],
+        };
+        for first in 0..graph.nodes.len() {
+            if this.rank[first] != usize::MAX {
+                continue;
+            }
+            // Nearly the longest of the shortest ways: from the node that is farthest from any.
+            let far = |node| {
+                let (_, order) = distances(&neighbours, node);
+                order.last().copied().unwrap_or(node)
+            };
+            let (rank, order) = distances(&neighbours, far(far(first)));
+            order.iter().for_each(|node| this.rank[*node] = rank[*node]);
+        }
+        for hub in &neighbours {
+            let leaves = hub.iter().filter(|leaf| neighbours[**leaf].len() == 1);
+            if leaves.clone().count() > LEAVES {
+                leaves
+                    .step_by(2)
+                    .for_each(|leaf| this.is_turned[*leaf] = true);
+            }
+        }
+        this
+    }
+
+    /// The ends of a link, the left one first.
+    pub(super) fn ends(&self, link: &Link) -> [End; 2] {
+        let [a, b] = link.ends;
+        let is_ordered = (self.rank[a.node], a.node) <= (self.rank[b.node], b.node);
+        match is_ordered != (self.is_turned[a.node] || self.is_turned[b.node]) {
+            true => [a, b],
+            false => [b, a],
+        }
+    }
+}
+
+/// The distance of each node that can be reached from `start`, and these nodes, near ones first.
+fn distances(neighbours: &[Vec<usize>], start: usize) -> (Vec<usize>, Vec<usize>) {
+    let mut distance = vec![usize::MAX; neighbours.len()];
+    let (mut order, mut queue) = (Vec::new(), VecDeque::from([start]));
+    distance[start] = 0;
+    while let Some(node) = queue.pop_front() {
+        order.push(node);
+        for &next in &neighbours[node] {
+            if distance[next] == usize::MAX {
+                distance[next] = distance[node] + 1;
+                queue.push_back(next);
+            }
+        }
+    }
+    (distance, order)
+}
