@@ -2,14 +2,15 @@
 //!
 //! Theory of operation. A `vde_plug` between two cables delays what the benchmark's own tool sends
 //! into the one and receives from the other. It has a processor of the machine, and the tool
-//! another. The time of a frame is taken where it goes into the plug's socket and where it comes out
-//! of it, so this is `netem://` and no more.
+//! another. The time of a frame is taken where it goes into the plug's socket and where it comes
+//! out of it, so this is `netem://` and no more.
 //!
 //! What users have is more: two namespaces share a cable, and what the first sends goes through
-//! `netem://`. There the time is taken from the sender's call to the receiver's kernel, so the whole
-//! path counts, and what this is without a delay is measured beside. The rate is that of the
-//! Ethernet frames, so what arrives of TCP is scaled by the headers, which a full segment has 66
-//! bytes of.
+//! `netem://`. There the time is taken from the sender's call to the receiver's kernel. So the
+//! whole path counts, and what this is without a delay is measured beside.
+//!
+//! The rate is that of the Ethernet frames, so what arrives of TCP is scaled by the headers, which
+//! a full segment has 66 bytes of.
 
 use std::path::Path;
 use std::time::Duration;

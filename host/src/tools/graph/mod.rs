@@ -1,8 +1,8 @@
 //! `vdectl graph`: a picture of what is connected with what.
 //!
-//! [`builder`] makes a graph ([`model`]) of what the processes report, and [`lab`] of what a lab reports.
-//! [`layout`] finds a place for everything, and [`svg`] draws it; [`words`] writes the formats that
-//! need no places.
+//! [`builder`] makes a graph ([`model`]) of what the processes report, and [`lab`] of what a lab
+//! reports. [`layout`] finds a place for everything, and [`svg`] draws it; [`words`] writes the
+//! formats that need no places.
 
 mod builder;
 mod lab;
