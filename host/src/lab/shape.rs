@@ -212,6 +212,14 @@ impl Shape {
             mtu: attachment.mtu,
         }
     }
+
+    /// Notes that cables are gone, with the interfaces at their ends.
+    pub(crate) fn lose(&mut self, cables: &[Cable]) {
+        self.cables.retain(|cable| !cables.contains(cable));
+        let plugs: Vec<&Plug> = cables.iter().flat_map(Cable::plugs).collect();
+        self.addresses
+            .retain(|(interface, _)| plugs.iter().all(|plug| plug.interface != *interface));
+    }
 }
 
 /// What is to be done to make one shape another.
