@@ -7,6 +7,8 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use vdens_impairment::request::Request as LinkChange;
+
 use super::Request;
 use crate::error::{Error, Result};
 use crate::ipc::listener::{BACKLOG, Listener};
@@ -15,6 +17,7 @@ use crate::ipc::status::lab::{Happening, LabEvent, LabState};
 use crate::ipc::status::server::Server;
 use crate::ipc::{Channel, FromLab, MAX_REPORT, Received, ToLab, malformed, read_report};
 use crate::ipc::control::{self, Asker};
+use crate::lab::shape::Interface;
 use crate::sys::names::{Claim, Kind, Member};
 
 /// Where something can come in.
@@ -32,8 +35,10 @@ pub(super) enum Wish {
     Status,
     /// The end of the lab.
     End,
-    /// A change. The connection waits for the outcome.
+    /// A change of the lab. The connection waits for the outcome.
     Change(Asker, Result<Request>),
+    /// A change of the link at an interface. The same.
+    Link(Asker, Interface, LinkChange),
     /// Events from now on. The first says what the lab does.
     Watch(Asker),
 }
@@ -147,6 +152,9 @@ impl Front {
                     .and_then(|fd| read_report(fd, MAX_REPORT))
                     .and_then(|text| serde_json::from_str::<Request>(&text).map_err(malformed));
                 Some(Wish::Change(asker, request))
+            }
+            Ok(Received::Message(ToLab::Link { node, interface: name, change }, _)) => {
+                Some(Wish::Link(asker, Interface { node, name }, change))
             }
             Ok(Received::Malformed(why)) => Some(Wish::Change(asker, Err(malformed(why)))),
             Ok(Received::Closed) | Err(_) => None,

@@ -19,6 +19,7 @@
 //! killed, the kernel kills them, and everything in the nodes.
 
 mod front;
+mod links;
 mod nodes;
 mod parts;
 mod report;
@@ -249,22 +250,42 @@ impl<'a> Supervisor<'a> {
             }
             Wish::End => self.phase = Phase::Ending,
             Wish::Watch(asker) => self.front.watch(asker, self.state()),
-            Wish::Change(asker, request) => match request.and_then(|wanted| self.change(wanted)) {
-                Ok(summary) => self.phase = Phase::Changing(asker, summary),
-                Err(error) => answer(&asker, &FromLab::Failed(error)),
-            },
+            Wish::Change(asker, request) => {
+                let changed = request.and_then(|request| self.change(request));
+                self.begin(asker, changed);
+            }
+            Wish::Link(asker, interface, change) => {
+                let changed = self.check_idle();
+                let changed = changed.and_then(|()| self.parts.change_link(&interface, &change));
+                self.begin(asker, changed.map(|()| Vec::new()));
+            }
         }
         Ok(())
     }
 
+    /// Waits for the end of a change that has begun, or says why it has not.
+    fn begin(&mut self, asker: Asker, changed: Result<Vec<String>>) {
+        match changed {
+            Ok(summary) => self.phase = Phase::Changing(asker, summary),
+            Err(error) => answer(&asker, &FromLab::Failed(error)),
+        }
+    }
+
+    /// Whether a change may begin.
+    fn check_idle(&self) -> Result<()> {
+        match self.phase {
+            Phase::Running => Ok(()),
+            _ => {
+                let message = format!("the lab '{}' is changing already", self.front.name());
+                Err(Error::new(ErrorKind::Busy, message)
+                    .hint("try again when it has changed: vdectl lab status"))
+            }
+        }
+    }
+
     /// Begins a change. Returns what changes, a line each.
     fn change(&mut self, request: Request) -> Result<Vec<String>> {
-        if !matches!(self.phase, Phase::Running) {
-            let name = self.front.name();
-            let message = format!("the lab '{name}' is changing already");
-            return Err(Error::new(ErrorKind::Busy, message)
-                .hint("try again when it has changed: vdectl lab status"));
-        }
+        self.check_idle()?;
         let map_auto = |node: &&Node| node.map_auto;
         if let Some(node) = request.lab.nodes.iter().find(map_auto)
             && !self.parts.panel.has_subordinate_ids()

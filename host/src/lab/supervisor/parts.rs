@@ -7,17 +7,20 @@
 //! Links to the outside get their interfaces when their workers have opened them
 //! ([`Parts::make_interfaces`]).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::iter;
 
 use nix::unistd::Pid;
+use vdens_impairment::Keys;
+use vdens_impairment::request::Request;
 
+use super::links::Down;
 use super::nodes::Nodes;
 use crate::error::{Error, Result};
 use crate::ipc::status::lab::Happening;
 use crate::lab::model::{Lab, Node};
 use crate::lab::outside::{NodeTap, Outside, Surroundings};
-use crate::lab::shape::{Cable, Difference, Plug, Shape};
+use crate::lab::shape::{Cable, Difference, Interface, Plug, Shape};
 use crate::lab::spawn::Inheritance;
 use crate::lab::wiring::Wiring;
 use crate::panel::Panel;
@@ -29,11 +32,13 @@ pub(super) struct Parts<'a> {
     signals: &'a Signals,
     inheritance: Inheritance,
     pub(super) panel: Panel,
-    wiring: Wiring,
+    pub(super) wiring: Wiring,
     pub(super) outside: Outside,
     pub(super) nodes: Nodes,
     /// The lab as it is.
     pub(super) shape: Shape,
+    /// The links that were taken down, by the interface at their first end.
+    pub(super) down: BTreeMap<Interface, Down>,
     /// What has happened, until it is told.
     pub(super) happened: Vec<Happening>,
 }
@@ -62,6 +67,7 @@ impl<'a> Parts<'a> {
             outside: Outside::new(plugins),
             nodes: Nodes::default(),
             shape: Shape::default(),
+            down: BTreeMap::new(),
             happened: Vec::new(),
         })
     }
@@ -84,6 +90,14 @@ impl<'a> Parts<'a> {
         let added = change.add_switches.iter().cloned();
         self.shape.switches.extend(added);
         self.connect(&change, forget)?;
+        for [old, new] in &change.impair {
+            let keys = |cable: &Cable| Keys::parse(cable.impairments().unwrap_or_default());
+            let request = Request::Set {
+                replace: false,
+                words: keys(old)?.changes_to(&keys(new)?),
+            };
+            self.impair([old, new], &request)?;
+        }
         self.nodes.queue(&change.work);
         self.shape = target.clone();
         let changes = change.summary();
@@ -104,7 +118,7 @@ impl<'a> Parts<'a> {
                 fabric.netlink.delete(&name)?;
             }
         }
-        self.shape.lose(&change.cut);
+        self.lose(&change.cut);
         self.nodes.end(&change.end, self.signals);
         for node in &change.end {
             let node = node.clone();
@@ -262,10 +276,24 @@ impl<'a> Parts<'a> {
             plugs.any(|plug| plug.interface.node == name)
         };
         let lost: Vec<Cable> = self.shape.cables.iter().filter(is_of).cloned().collect();
-        self.shape.lose(&lost);
+        self.lose(&lost);
         let node = name.clone();
         self.happened.push(Happening::NodeEnded { node });
         Ok(Some(name))
+    }
+
+    /// Notes that cables are gone.
+    fn lose(&mut self, cables: &[Cable]) {
+        self.shape.lose(cables);
+        for plug in cables.iter().flat_map(Cable::plugs) {
+            self.down.remove(&plug.interface);
+        }
+    }
+
+    /// Whether a link was taken down.
+    pub(super) fn is_down(&self, cable: &Cable) -> bool {
+        let first = cable.plugs().first();
+        first.is_some_and(|plug| self.down.contains_key(&plug.interface))
     }
 
     /// Ends all.

@@ -9,10 +9,8 @@ pub(super) fn report(parts: &Parts<'_>, name: &str, file: &str, state: LabState)
     let nodes = parts.nodes.status(&parts.shape);
     let links = parts.shape.cables.iter().map(|cable| LinkStatus {
         ends: ends(cable),
-        impairments: match cable {
-            Cable::Impaired { impairments, .. } => Some(impairments.clone()),
-            _ => None,
-        },
+        impairments: cable.impairments().map(str::to_owned),
+        is_down: parts.is_down(cable),
         carrier: cable.plugs().iter().all(|plug| has_carrier(plug, &nodes)),
         worker: parts.outside.worker(cable),
     });
@@ -44,7 +42,7 @@ fn ends(cable: &Cable) -> [LinkEnd; 2] {
     match cable {
         Cable::Direct(plugs) | Cable::Impaired { plugs, .. } => plugs.each_ref().map(interface),
         Cable::Port { plug, switch } => [interface(plug), LinkEnd::Switch(switch.clone())],
-        Cable::Outside { plug, vnl } => [interface(plug), LinkEnd::Vnl(vnl.clone())],
+        Cable::Outside { plug, vnl, .. } => [interface(plug), LinkEnd::Vnl(vnl.clone())],
         Cable::Uplink { switch, vnl } => {
             [LinkEnd::Switch(switch.clone()), LinkEnd::Vnl(vnl.clone())]
         }
