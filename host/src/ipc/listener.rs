@@ -98,7 +98,9 @@ impl Listener {
                 Err(Errno::EAGAIN) => return Ok(None),
                 Err(Errno::EINTR | Errno::ECONNABORTED) => {}
                 // Out of descriptors. The socket would stay readable, so the connection is refused.
-                Err(errno) => self.refuse().map_err(|_| system("accept connections")(errno))?,
+                Err(errno) => self
+                    .refuse()
+                    .map_err(|_| system("accept connections")(errno))?,
             }
         }
     }

@@ -409,7 +409,8 @@ impl Outside {
             return Ok(());
         };
         let answer = question.answer::<Answer>();
-        let outcome = answer.and_then(|answer| answer.error.map_or(Ok(()), |why| Err(Error::usage(why))));
+        let outcome =
+            answer.and_then(|answer| answer.error.map_or(Ok(()), |why| Err(Error::usage(why))));
         outcome.map_err(|error| of_cable(&link.cable, error))
     }
 
@@ -417,7 +418,10 @@ impl Outside {
     pub(super) fn deadline(&self) -> Option<Instant> {
         let has_worker = self.links.iter().any(|link| link.link.stage().is_some());
         let restarts = self.links.iter().filter_map(|link| link.link.restart());
-        let changes = self.links.iter().filter_map(|link| Some(link.change.as_ref()?.1));
+        let changes = self
+            .links
+            .iter()
+            .filter_map(|link| Some(link.change.as_ref()?.1));
         let dues = restarts.chain(changes);
         dues.chain(has_worker.then_some(self.beat)).min()
     }

@@ -651,10 +651,7 @@ mod tests {
         let mut new = old.clone();
         new.links[0].impairments = Some("loss=1%".into());
         let change = difference(&old, &new);
-        assert_eq!(
-            change.summary(),
-            ["* link r1:eth0 – r2:eth0: loss=1%"]
-        );
+        assert_eq!(change.summary(), ["* link r1:eth0 – r2:eth0: loss=1%"]);
         let [before, after] = &change.impair[0];
         assert_eq!(before.impairments(), Some("delay=20ms"));
         assert_eq!(after.vnl().unwrap(), "netem://loss=1%{nearby://}");

@@ -14,9 +14,9 @@ use std::mem;
 use std::path::PathBuf;
 
 use serde::Serialize;
-use vdens_impairment::swapped_word;
 pub use vdens_impairment::request::Request;
 use vdens_impairment::request::{Answer, SCHEME};
+use vdens_impairment::swapped_word;
 use vdens_plugin_kit::control as sockets;
 
 use super::status::client;
@@ -147,7 +147,15 @@ pub fn show(name: Option<&str>, json: bool) -> Result<()> {
     let links: Vec<&Link> = match name {
         Some(name) => vec![find(&all, name)?],
         None => {
-            let is_second = |link: &Link| matches!(link.place, Place::Lab { is_second: true, .. });
+            let is_second = |link: &Link| {
+                matches!(
+                    link.place,
+                    Place::Lab {
+                        is_second: true,
+                        ..
+                    }
+                )
+            };
             all.iter().filter(|link| !is_second(link)).collect()
         }
     };
@@ -319,7 +327,9 @@ fn seen(answer: &Answer, is_second: bool) -> Impaired {
     if is_second {
         mem::swap(&mut impaired.sent, &mut impaired.received);
         let keys = mem::take(&mut impaired.keys).into_iter();
-        impaired.keys = keys.map(|(key, value)| (swapped_word(&key), value)).collect();
+        impaired.keys = keys
+            .map(|(key, value)| (swapped_word(&key), value))
+            .collect();
     }
     impaired
 }

@@ -247,7 +247,11 @@ mod tests {
                 "delay=7ms/tx.delay=1ms/ordered",
                 &["loss=", "delay=7ms", "tx.delay=1ms", "ordered"],
             ),
-            ("tx.loss=1%", "loss=1%/seed=3", &["tx.loss=", "seed=3", "loss=1%"]),
+            (
+                "tx.loss=1%",
+                "loss=1%/seed=3",
+                &["tx.loss=", "seed=3", "loss=1%"],
+            ),
             ("delay=5ms", "", &["delay="]),
         ] {
             let [mut keys, new] = [old, new].map(|text| Keys::parse(text).unwrap());

@@ -14,8 +14,8 @@ use nix::unistd::setsid;
 
 use super::find;
 use crate::error::{EXIT_FAILURE, Error, Result, system};
-use crate::ipc::{Channel, FromLab, Nothing, Startup, ToLab};
 use crate::ipc::control;
+use crate::ipc::{Channel, FromLab, Nothing, Startup, ToLab};
 use crate::lab::file;
 use crate::lab::spawn::Inheritance;
 use crate::lab::supervisor::{Request, Supervisor};

@@ -4,8 +4,8 @@ use std::io::{self, Write};
 
 use super::find;
 use crate::error::{Error, Result};
-use crate::ipc::{FromLab, MAX_REPORT, ReportReply, ToLab, read_report};
 use crate::ipc::control;
+use crate::ipc::{FromLab, MAX_REPORT, ReportReply, ToLab, read_report};
 use crate::output::{Line, written};
 
 /// Prints what happens in a lab, a JSON object a line, until the lab ends. Without a name, there

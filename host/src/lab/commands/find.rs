@@ -1,9 +1,9 @@
 //! Finding labs and their nodes by what the user names.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::ipc::control;
 use crate::ipc::status::LabStatus;
 use crate::ipc::status::lab::NodeStatus;
-use crate::ipc::control;
 use crate::tools::status::client;
 
 /// A running lab.

@@ -21,8 +21,8 @@ use nix::sys::socket::{
 use super::join::{self, Streams};
 use super::{change, find};
 use crate::error::{Error, Result, system};
-use crate::lab::model::{Lab, Test};
 use crate::ipc::control;
+use crate::lab::model::{Lab, Test};
 use crate::lab::{file, of_node};
 use crate::namespace::enter::Door;
 use crate::output::Text;

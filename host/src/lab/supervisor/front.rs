@@ -11,12 +11,12 @@ use vdens_impairment::request::Request as LinkChange;
 
 use super::Request;
 use crate::error::{Error, Result};
+use crate::ipc::control::{self, Asker};
 use crate::ipc::listener::{BACKLOG, Listener};
 use crate::ipc::status::Process;
 use crate::ipc::status::lab::{Happening, LabEvent, LabState};
 use crate::ipc::status::server::Server;
-use crate::ipc::{Channel, FromLab, MAX_REPORT, Received, ToLab, malformed, read_report};
-use crate::ipc::control::{self, Asker};
+use crate::ipc::{Channel, MAX_REPORT, Received, ToLab, malformed, read_report};
 use crate::lab::shape::Interface;
 use crate::sys::names::{Claim, Kind, Member};
 
@@ -109,7 +109,9 @@ impl Front {
                 if accepted.is_err() {
                     self.status = None;
                 }
-                accepted.is_ok_and(|is_asked| is_asked).then_some(Wish::Status)
+                accepted
+                    .is_ok_and(|is_asked| is_asked)
+                    .then_some(Wish::Status)
             }
             Door::Control => {
                 self.accept();
@@ -153,9 +155,14 @@ impl Front {
                     .and_then(|text| serde_json::from_str::<Request>(&text).map_err(malformed));
                 Some(Wish::Change(asker, request))
             }
-            Ok(Received::Message(ToLab::Link { node, interface: name, change }, _)) => {
-                Some(Wish::Link(asker, Interface { node, name }, change))
-            }
+            Ok(Received::Message(
+                ToLab::Link {
+                    node,
+                    interface: name,
+                    change,
+                },
+                _,
+            )) => Some(Wish::Link(asker, Interface { node, name }, change)),
             Ok(Received::Malformed(why)) => Some(Wish::Change(asker, Err(malformed(why)))),
             Ok(Received::Closed) | Err(_) => None,
         }
@@ -170,7 +177,10 @@ impl Front {
 
     /// Sends an asker the events from now on.
     pub(super) fn watch(&mut self, asker: Asker, state: LabState) {
-        if asker.send_report(&self.event(Happening::State { state })).is_ok() {
+        if asker
+            .send_report(&self.event(Happening::State { state }))
+            .is_ok()
+        {
             self.watchers.push(asker);
         }
     }

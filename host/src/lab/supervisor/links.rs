@@ -79,9 +79,19 @@ impl Parts<'_> {
         };
         let words: Vec<String> = words
             .iter()
-            .map(|word| if is_second { swapped_word(word) } else { word.clone() })
+            .map(|word| {
+                if is_second {
+                    swapped_word(word)
+                } else {
+                    word.clone()
+                }
+            })
             .collect();
-        let mut keys = if replace { Keys::default() } else { Keys::parse(text)? };
+        let mut keys = if replace {
+            Keys::default()
+        } else {
+            Keys::parse(text)?
+        };
         words.iter().try_for_each(|word| keys.change(word))?;
         Settings::of(&keys)?;
         let new = cable.with_impairments(&keys.to_string());

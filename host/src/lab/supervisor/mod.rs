@@ -35,13 +35,13 @@ use serde::{Deserialize, Serialize};
 
 use self::front::{Door, Front, Wish};
 use self::parts::Parts;
-use crate::ipc::control::Asker;
 use super::model::{Lab, Node};
 use super::of_node;
 use super::outside::Way;
 use super::spawn::Inheritance;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ipc::FromLab;
+use crate::ipc::control::Asker;
 use crate::ipc::status::lab::{Happening, LabState};
 use crate::ipc::status::{Process, this_process};
 use crate::plugins::host_services::InstalledPlugins;

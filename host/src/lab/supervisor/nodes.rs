@@ -70,9 +70,11 @@ impl Nodes {
             forget();
         };
         let outcome = spawn::start(fresh, panel, from_here, &mut forget, &mut started);
-        let names = || fresh.iter().map(|node| &node.name);
-        let channels = names().map(String::as_str).zip(started.iter().map(|it| &it.1));
-        let made = outcome.and_then(|()| spawn::await_made(channels));
+        let made = outcome.and_then(|()| {
+            let channels = started.iter().map(|(_, channel)| channel);
+            let names = fresh.iter().map(|node| node.name.as_str());
+            spawn::await_made(names.zip(channels))
+        });
         let made = match made {
             Ok(made) => made,
             Err(error) => {
@@ -80,7 +82,8 @@ impl Nodes {
                 return Err(error);
             }
         };
-        for ((name, (pid, channel)), [namespace, netlink]) in names().zip(started).zip(made) {
+        let names = fresh.iter().map(|node| &node.name);
+        for ((name, (pid, channel)), [namespace, netlink]) in names.zip(started).zip(made) {
             let netlink = netlink.into();
             let node = NodeProcess {
                 pid,
@@ -228,7 +231,10 @@ impl Nodes {
     /// Ends nodes, and waits until they have ended.
     pub(super) fn end(&mut self, names: &[String], signals: &Signals) {
         let ended = names.iter().filter_map(|name| self.0.remove(name));
-        end(ended.map(|node| (node.pid, node.channel)).collect(), signals);
+        end(
+            ended.map(|node| (node.pid, node.channel)).collect(),
+            signals,
+        );
     }
 
     /// Ends all nodes.

@@ -169,7 +169,8 @@ impl<'a> Parts<'a> {
         self.shape.cables.extend(change.connect.iter().cloned());
         let fresh = change.start.iter().map(|node| node.node.name.as_str());
         let nodes = |name: &str| self.nodes.network(name);
-        self.wiring.address(fresh, &change.take, &change.give, nodes)?;
+        self.wiring
+            .address(fresh, &change.take, &change.give, nodes)?;
         self.wiring.restore_routes(nodes);
         Ok(())
     }
