@@ -386,12 +386,16 @@ fn start_switch(lab: &Lab, target: Target) -> (Proc<'_>, std::process::ChildStdi
         _ => lab.vde_plug(["null://", &lab.vnl("switch", "sw")]),
     };
     let switch = switch.spawn_piped();
-    // A switch that was killed has left its socket, so a socket is not enough.
+    wait_for_switch(lab);
+    switch
+}
+
+/// A switch that was killed has left its socket, so a socket is not enough.
+fn wait_for_switch(lab: &Lab) {
     let control = lab.path("sw/ctl");
     wait_until("the switch", PATIENCE, || {
         std::os::unix::net::UnixStream::connect(&control).is_ok()
     });
-    switch
 }
 
 /// Tests of the matrix: target, whether on the panel, and what the machine needs.
@@ -478,6 +482,14 @@ fn holds_no_more(lab: &Lab, session: &Session<'_>, work: impl FnOnce()) {
         after == before
     });
     assert_eq!(before, after);
+}
+
+/// Ends a session whose port is plugged in. A switch that is killed before it has a member may leave
+/// its bridge on the panel, until a port is unplugged while nobody plugs another one in.
+#[track_caller]
+fn unplug_one(session: Session<'_>) {
+    session.ping("10.0.0.2");
+    session.exit(0);
 }
 
 /// A worker's successors come ever later, so the hundred are shared by twenty sessions.
@@ -616,7 +628,7 @@ fn twenty_plugs_on_the_panel() {
     let (cable, switch) = (lab.vnl("ptp", "p"), lab.vnl("switch", "sw"));
     let start_plug = || {
         let plug = lab.vde_plug(["-q", &cable, &switch]).spawn();
-        lab.wait_for("sw/ctl");
+        wait_for_switch(&lab);
         plug
     };
     let mut plug = Some(start_plug());
@@ -634,7 +646,7 @@ fn twenty_plugs_on_the_panel() {
             plug = Some(start_plug());
             a.ping("10.0.0.2");
         }
-        start(&lab.vnl("vde", "sw"), "10.0.0.3/24").exit(0);
+        unplug_one(start(&lab.vnl("vde", "sw"), "10.0.0.3/24"));
     });
     drop((a, b, plug));
 }
@@ -663,9 +675,7 @@ fn a_hundred_switches() {
                     !a.ok("ip link show vde0").contains("NO-CARRIER")
                 });
             }
-            // A switch that is killed before it has a member may leave its bridge on the panel,
-            // until the next port is unplugged.
-            start("10.0.0.3/24").exit(0);
+            unplug_one(start("10.0.0.3/24"));
         });
         drop((a, b, switch));
     }
