@@ -9,10 +9,8 @@
 //! | `spawn`, `node` | starting nodes, and the process that is process 1 in each |
 //! | `wiring` | the links that the kernel carries |
 //! | `outside` | the links that have a worker |
-//! | `claim` | the socket by which `vdectl lab` reaches the supervisor |
-//! | `commands` | `vdectl lab` |
+//! | `commands` | `vdectl lab`, which reaches the supervisor through [`control`](crate::ipc::control) |
 
-pub(crate) mod claim;
 pub mod commands;
 pub mod file;
 pub(crate) mod model;

@@ -6,10 +6,15 @@
 //! switch's uplink the interface is in the lab's fabric, and a port of the switch's bridge.
 //!
 //! An impaired link between two nodes is a tap in each. The worker's own side is the first node's
-//! tap. What it opens is `netem://…{nearby://}`, where [`NEARBY`] means the second node's tap.
+//! tap. What it opens is `netem://…{nearby://}`, where [`NEARBY`](worker::NEARBY) means the second node's tap.
 //!
 //! A worker that ends is started again, and finds the interfaces as they are. The same state
 //! machine as a session's decides that ([`Link`]).
+//!
+//! Impairments change while a worker runs: the supervisor asks the worker's `netem://` link, as
+//! `vdectl link` asks that of a session. It does not wait for the answer, because a link that is
+//! set up again may have a request for the supervisor first. A worker that does not answer is
+//! killed: the next one opens the link with the new impairments.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -18,12 +23,14 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
 use nix::unistd::{Pid, getpid};
+use vdens_impairment::request::{Answer, Request, SCHEME};
 use vdens_plugin_kit::PanelAddress;
+use vdens_plugin_kit::control::{self, Question};
 use vdens_plugin_kit::tap::Tap;
 
 use super::shape::Cable;
 use super::wiring::Network;
-use crate::error::{EXIT_FAILURE, Error, Result};
+use crate::error::{EXIT_FAILURE, Error, ErrorKind, Result};
 use crate::ipc::{Channel, FromWorker, Received, Reply, ReportReply, malformed};
 use crate::panel::{Panel, new_place, port_index};
 use crate::plugins::host_services::InstalledPlugins;
@@ -35,10 +42,13 @@ use crate::sys::signals::Signals;
 use crate::worker::carrier::LinkWatch;
 use crate::worker::reconnecting::Wait;
 use crate::worker::target::LinkTarget;
-use crate::worker::{self, Job, NEARBY, Nearby};
+use crate::worker::{self, Job, Nearby};
 
 /// How long workers may take to clean up at the end, before they are killed.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long a worker's link may take to change its impairments.
+const CHANGE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The default MTU of an interface, in bytes.
 const DEFAULT_MTU: u32 = 1500;
@@ -50,6 +60,8 @@ pub(super) enum Way {
     Control,
     /// Where the worker asks.
     Requests,
+    /// Where its `netem://` link answers.
+    Change,
 }
 
 /// A link with a worker.
@@ -59,6 +71,31 @@ struct OutsideLink {
     link: Link,
     /// Whether it has settled once. From then on its worker may fail.
     is_running: bool,
+    /// Whether `netem://` is to give it no carrier.
+    is_unplugged: bool,
+    /// The change that its `netem://` link makes, and when that must have answered.
+    change: Option<(Question, Instant)>,
+}
+
+impl OutsideLink {
+    /// Asks the worker's `netem://` link for a change. A worker that is being started has it
+    /// already.
+    fn ask(&mut self, request: &Request) -> Result<()> {
+        let Some(worker) = self.held.child() else {
+            return Ok(());
+        };
+        // Dropped first, because the next question comes from the same place.
+        self.change = None;
+        // Of links that are nested in each other, the outermost was made last.
+        let sockets = control::find_of(SCHEME, worker.pid().as_raw().cast_unsigned());
+        let socket = sockets.last().ok_or_else(|| {
+            let message = "its process takes no changes: it has no directory for requests";
+            Error::new(ErrorKind::NotFound, message)
+        })?;
+        let question = Question::send(socket, request)?;
+        self.change = Some((question, Instant::now() + CHANGE_LIMIT));
+        Ok(())
+    }
 }
 
 /// All links with workers.
@@ -98,21 +135,18 @@ impl Outside {
         taps: Option<[NodeTap; 2]>,
         panel: &Panel,
     ) -> Result<()> {
-        let (interface, mtu, vnl) = match cable {
-            Cable::Direct(_) | Cable::Port { .. } => return Ok(()),
-            Cable::Outside { plug, vnl } => (&plug.interface.name, plug.mtu, vnl.clone()),
-            Cable::Uplink { vnl, .. } => (&format!("u{number}"), None, vnl.clone()),
-            Cable::Impaired { plugs, impairments } => (
-                &plugs[0].interface.name,
-                plugs[0].mtu,
-                format!("netem://{impairments}{{{NEARBY}}}"),
-            ),
+        let Some(vnl) = cable.vnl() else {
+            return Ok(());
+        };
+        let (interface, mtu) = match cable.plugs().first() {
+            Some(plug) => (plug.interface.name.clone(), plug.mtu),
+            None => (format!("u{number}"), None),
         };
         let target = LinkTarget::Vnl(vnl);
         target
             .scheme()
             .map_or(Ok(()), |scheme| self.plugins.check(scheme))?;
-        let name = format!("{interface} ({target})");
+        let name = format!("{cable} ({target})");
         let (near, nearby) = match taps {
             Some([near, far]) => (Some(near), Some(far.into_nearby())),
             None => (None, None),
@@ -125,7 +159,7 @@ impl Outside {
             }),
         };
         let mut held = HeldLink::new(Job {
-            interface: interface.clone(),
+            interface,
             mtu: mtu.unwrap_or(DEFAULT_MTU),
             target,
             wait: Wait::No,
@@ -141,6 +175,8 @@ impl Outside {
             held,
             link: Link::new(name, Instant::now()),
             is_running: false,
+            is_unplugged: false,
+            change: None,
         });
         Ok(())
     }
@@ -181,27 +217,33 @@ impl Outside {
 
     /// The channels that the supervisor polls.
     pub(super) fn channels(&self) -> impl Iterator<Item = (usize, Way)> {
-        (0..self.links.len()).flat_map(|at| [(at, Way::Requests), (at, Way::Control)])
+        let ways = [Way::Requests, Way::Control, Way::Change];
+        (0..self.links.len()).flat_map(move |at| ways.map(|way| (at, way)))
     }
 
     /// A channel's descriptor, while it is open.
     pub(super) fn fd(&self, at: usize, way: Way) -> Option<BorrowedFd<'_>> {
-        let channels = self.links.get(at)?.held.channels()?;
-        Some(match way {
-            Way::Control => channels.control.as_fd(),
-            Way::Requests => channels.requests.as_fd(),
-        })
+        let link = self.links.get(at)?;
+        match way {
+            Way::Control => link.held.channels().map(|it| it.control.as_fd()),
+            Way::Requests => link.held.channels().map(|it| it.requests.as_fd()),
+            Way::Change => link.change.as_ref().map(|(question, _)| question.fd()),
+        }
     }
 
     /// Receives what a worker has sent.
     ///
     /// # Errors
-    /// A link that never ran has failed.
+    /// A link that never ran has failed, or a link cannot be changed.
     pub(super) fn receive(&mut self, at: usize, way: Way, panel: &Panel) -> Result<()> {
+        if way == Way::Change {
+            return self.changed(at);
+        }
         let Some(channels) = self.links.get(at).and_then(|link| link.held.channels()) else {
             return Ok(());
         };
         let event = match way {
+            Way::Change => return Ok(()),
             Way::Requests => match channels.requests.receive() {
                 Ok(Received::Message(request, fds)) => {
                     return self.links[at].held.execute(request, fds, Some(panel));
@@ -245,7 +287,12 @@ impl Outside {
                 && matches!(link.link.stage(), Some(Stage::Open { .. }))
                 && link.held.has_interface();
             let action = action.or(is_opened.then_some(LinkAction::GiveSide));
-            link.is_running |= link.link.stage() == Some(Stage::Settled);
+            if link.link.stage() == Some(Stage::Settled) && was != link.link.stage() {
+                link.is_running = true;
+                if link.is_unplugged {
+                    link.ask(&Request::Down)?;
+                }
+            }
             let Some(action) = action else { continue };
             if let Err(error) = link.held.perform(action, Some(panel)) {
                 let failure = WorkerEvent::Message(FromWorker::Failed(error));
@@ -303,16 +350,80 @@ impl Outside {
             .perform(LinkAction::GiveSide, Some(panel))
     }
 
-    /// Whether all links have settled, or do so again after a failure.
+    /// Whether all links have settled, or do so again after a failure, and no change is under way.
     pub(super) fn is_settled(&self) -> bool {
-        self.links.iter().all(|link| link.is_running)
+        let mut links = self.links.iter();
+        links.all(|link| link.is_running && link.change.is_none())
+    }
+
+    /// Changes what impairs a cable, by a request to its `netem://` link.
+    ///
+    /// # Errors
+    /// A link that never ran has failed.
+    pub(super) fn impair(
+        &mut self,
+        [old, new]: [&Cable; 2],
+        request: &Request,
+        panel: &Panel,
+    ) -> Result<()> {
+        let Some(at) = self.links.iter().position(|link| link.cable == *old) else {
+            return Ok(());
+        };
+        let link = &mut self.links[at];
+        if let Some(vnl) = new.vnl() {
+            link.held.job.target = LinkTarget::Vnl(vnl);
+        }
+        link.cable = new.clone();
+        self.change(at, request, panel)
+    }
+
+    /// Takes the carrier of an impaired link away, or gives it back.
+    ///
+    /// # Errors
+    /// A link that never ran has failed.
+    pub(super) fn unplug(&mut self, cable: &Cable, is_down: bool, panel: &Panel) -> Result<()> {
+        let Some(at) = self.links.iter().position(|link| link.cable == *cable) else {
+            return Ok(());
+        };
+        self.links[at].is_unplugged = is_down;
+        let request = if is_down { Request::Down } else { Request::Up };
+        self.change(at, &request, panel)
+    }
+
+    /// Has a change made. A worker that cannot be asked is killed.
+    fn change(&mut self, at: usize, request: &Request, panel: &Panel) -> Result<()> {
+        let link = &mut self.links[at];
+        match link.ask(request) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                log::info!("{}", of_cable(&link.cable, error));
+                self.step(at, WorkerEvent::Closed, panel)
+            }
+        }
+    }
+
+    /// Reads a link's answer to a change.
+    fn changed(&mut self, at: usize) -> Result<()> {
+        let link = &mut self.links[at];
+        let Some((question, _)) = link.change.take() else {
+            return Ok(());
+        };
+        let answer = question.answer::<Answer>();
+        let outcome =
+            answer.and_then(|answer| answer.error.map_or(Ok(()), |why| Err(Error::usage(why))));
+        outcome.map_err(|error| of_cable(&link.cable, error))
     }
 
     /// When [`Outside::tick`] is due.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let has_worker = self.links.iter().any(|link| link.link.stage().is_some());
         let restarts = self.links.iter().filter_map(|link| link.link.restart());
-        restarts.chain(has_worker.then_some(self.beat)).min()
+        let changes = self
+            .links
+            .iter()
+            .filter_map(|link| Some(link.change.as_ref()?.1));
+        let dues = restarts.chain(changes);
+        dues.chain(has_worker.then_some(self.beat)).min()
     }
 
     /// Pings the workers, kills those that hang, and starts those that are due.
@@ -330,6 +441,11 @@ impl Outside {
             self.beat = now + BEAT;
         }
         for at in 0..self.links.len() {
+            let change = self.links[at].change.as_ref();
+            if change.is_some_and(|(_, limit)| *limit <= now) {
+                self.links[at].change = None;
+                self.step(at, WorkerEvent::Closed, panel)?;
+            }
             let OutsideLink { held, link, .. } = &mut self.links[at];
             if link.restart().is_some_and(|due| due <= now) {
                 link.start(now);
@@ -359,6 +475,8 @@ impl Outside {
             return Ok(false);
         };
         self.links[at].held.reap();
+        // What it was asked last, the next worker does at its start.
+        self.links[at].change = None;
         // What it has sent last comes first.
         while self.has_message(at) {
             self.receive(at, Way::Control, panel)?;

@@ -7,7 +7,7 @@
 //! 1. cut the cables that are gone or different, and those of nodes and switches that go;
 //! 2. end nodes, and remove switches;
 //! 3. start nodes, and make switches;
-//! 4. connect cables; take and give addresses;
+//! 4. connect cables; take and give addresses; change the impairments of cables that stay;
 //! 5. have the nodes set what changed, run the new commands, and start and stop services.
 //!
 //! What two shapes have in common is in no list, so its connections last. A node is replaced only
@@ -22,6 +22,7 @@ use ipnet::IpNet;
 use super::model::{Attachment, End, Lab, Node};
 use crate::ipc::ToNode;
 use crate::sys::netlink::Mac;
+use crate::worker::NEARBY;
 
 /// An interface of a node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,8 +45,8 @@ impl fmt::Display for Interface {
 pub(crate) struct Plug {
     /// Which.
     pub interface: Interface,
-    /// Its Ethernet address, if not the kernel's choice.
-    pub mac: Option<Mac>,
+    /// Its Ethernet address.
+    pub mac: Mac,
     /// Its MTU, if not the kernel's choice.
     pub mtu: Option<u32>,
 }
@@ -75,6 +76,8 @@ pub(crate) enum Cable {
         plug: Plug,
         /// The network.
         vnl: String,
+        /// The impairments, if it can be impaired.
+        impairments: Option<String>,
     },
     /// The same for a switch.
     Uplink {
@@ -94,6 +97,47 @@ impl Cable {
             Self::Uplink { .. } => &[],
         }
     }
+
+    /// What impairs it, if it can be impaired.
+    pub(crate) fn impairments(&self) -> Option<&str> {
+        match self {
+            Self::Impaired { impairments, .. } => Some(impairments),
+            Self::Outside { impairments, .. } => impairments.as_deref(),
+            Self::Direct(_) | Self::Port { .. } | Self::Uplink { .. } => None,
+        }
+    }
+
+    /// The same cable with other impairments, if it can be impaired.
+    pub(crate) fn with_impairments(&self, new: &str) -> Self {
+        let mut cable = self.clone();
+        match &mut cable {
+            Self::Impaired { impairments, .. }
+            | Self::Outside {
+                impairments: Some(impairments),
+                ..
+            } => new.clone_into(impairments),
+            _ => {}
+        }
+        cable
+    }
+
+    /// The VNL of what a worker impairs, or connects its interface with.
+    pub(crate) fn network(&self) -> Option<&str> {
+        match self {
+            Self::Impaired { .. } => Some(NEARBY),
+            Self::Outside { vnl, .. } | Self::Uplink { vnl, .. } => Some(vnl),
+            Self::Direct(_) | Self::Port { .. } => None,
+        }
+    }
+
+    /// What its worker opens, if it has a worker.
+    pub(crate) fn vnl(&self) -> Option<String> {
+        let network = self.network()?;
+        Some(match self.impairments() {
+            Some(impairments) => format!("netem://{impairments}{{{network}}}"),
+            None => network.to_owned(),
+        })
+    }
 }
 
 impl fmt::Display for Cable {
@@ -103,7 +147,7 @@ impl fmt::Display for Cable {
                 write!(f, "{} – {}", a.interface, b.interface)
             }
             Self::Port { plug, switch } => write!(f, "{} – {switch}", plug.interface),
-            Self::Outside { plug, vnl } => write!(f, "{} – {vnl}", plug.interface),
+            Self::Outside { plug, vnl, .. } => write!(f, "{} – {vnl}", plug.interface),
             Self::Uplink { switch, vnl } => write!(f, "{switch} – {vnl}"),
         }
     }
@@ -160,10 +204,8 @@ impl From<&Lab> for Shape {
                 [End::Node(near), End::Vnl(vnl)] | [End::Vnl(vnl), End::Node(near)] => {
                     Cable::Outside {
                         plug: shape.plug(lab, near),
-                        vnl: match &link.impairments {
-                            Some(impairments) => format!("netem://{impairments}{{{vnl}}}"),
-                            None => vnl.clone(),
-                        },
+                        vnl: vnl.clone(),
+                        impairments: link.impairments.clone(),
                     }
                 }
                 // A lab that was checked has none.
@@ -207,11 +249,33 @@ impl Shape {
         self.addresses
             .extend(addresses.map(|address| (interface.clone(), *address)));
         Plug {
+            mac: attachment
+                .mac
+                .unwrap_or_else(|| mac_of([&lab.name, &interface.node, &interface.name])),
             interface,
-            mac: attachment.mac,
             mtu: attachment.mtu,
         }
     }
+
+    /// Notes that cables are gone, with the interfaces at their ends.
+    pub(crate) fn lose(&mut self, cables: &[Cable]) {
+        self.cables.retain(|cable| !cables.contains(cable));
+        let plugs: Vec<&Plug> = cables.iter().flat_map(Cable::plugs).collect();
+        self.addresses
+            .retain(|(interface, _)| plugs.iter().all(|plug| plug.interface != *interface));
+    }
+}
+
+/// The Ethernet address of an interface that has none in the file: locally administered, and always
+/// the same for the names of lab, node and interface, so that an interface that is made again keeps
+/// it. The hash is FNV-1a with 64 bits, folded to 48.
+fn mac_of(names: [&str; 3]) -> Mac {
+    let bytes = names.iter().flat_map(|name| name.bytes().chain([0]));
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let [.., a, b, c, d, e, f] = (hash ^ hash >> 48).to_be_bytes();
+    [a & 0xfc | 0x02, b, c, d, e, f]
 }
 
 /// What is to be done to make one shape another.
@@ -229,6 +293,8 @@ pub(crate) struct Difference {
     pub add_switches: Vec<String>,
     /// Cables to make, with their interfaces.
     pub connect: Vec<Cable>,
+    /// Cables whose impairments change, as they are and as they are to be.
+    pub impair: Vec<[Cable; 2]>,
     /// Addresses to take from interfaces that stay.
     pub take: Vec<(Interface, IpNet)>,
     /// Addresses to give to interfaces, which may be new.
@@ -246,16 +312,28 @@ impl Difference {
             (None, _) => false,
         };
         let ended: BTreeSet<&String> = old.nodes.keys().filter(|name| goes(name)).collect();
-        let is_cut = |cable: &&Cable| {
+        // Two cables that differ in their impairments only are the same one.
+        let unimpaired = |cable: &Cable| cable.with_impairments("");
+        let is_lost = |cable: &Cable| {
             let mut plugs = cable.plugs().iter();
-            !new.cables.contains(*cable) || plugs.any(|plug| ended.contains(&plug.interface.node))
+            plugs.any(|plug| ended.contains(&plug.interface.node))
         };
-        let cut: BTreeSet<&Cable> = old.cables.iter().filter(is_cut).collect();
-        let connect = new.cables.iter();
-        let connect: Vec<Cable> = connect
-            .filter(|cable| !old.cables.contains(*cable) || cut.contains(*cable))
-            .cloned()
-            .collect();
+        let wanted: BTreeMap<Cable, &Cable> =
+            new.cables.iter().map(|it| (unimpaired(it), it)).collect();
+        let mut cut: Vec<&Cable> = Vec::new();
+        let mut kept: BTreeSet<&Cable> = BTreeSet::new();
+        let mut impair = Vec::new();
+        for cable in &old.cables {
+            match wanted.get(&unimpaired(cable)) {
+                Some(same) if !is_lost(cable) => {
+                    kept.insert(same);
+                    impair.extend((*same != cable).then(|| [cable, same].map(Cable::clone)));
+                }
+                _ => cut.push(cable),
+            }
+        }
+        let connect = new.cables.iter().filter(|cable| !kept.contains(cable));
+        let connect: Vec<Cable> = connect.cloned().collect();
         let interfaces_of = |cables: &mut dyn Iterator<Item = &Cable>| -> BTreeSet<Interface> {
             let plugs = cables.flat_map(Cable::plugs);
             plugs.map(|plug| plug.interface.clone()).collect()
@@ -291,6 +369,7 @@ impl Difference {
             work: work.filter(|(_, work)| !work.is_empty()).collect(),
             cut: cut.into_iter().cloned().collect(),
             connect,
+            impair,
             start,
         }
     }
@@ -313,6 +392,11 @@ impl Difference {
                 .map(|name| format!("+ switch {name}")),
         );
         lines.extend(self.connect.iter().map(|cable| format!("+ link {cable}")));
+        lines.extend(self.impair.iter().map(|[_, cable]| {
+            let keys = Some(cable.impairments().unwrap_or_default());
+            let keys = keys.filter(|keys| !keys.is_empty());
+            format!("* link {cable}: {}", keys.unwrap_or("no impairments"))
+        }));
         let fresh = self.connect.iter().flat_map(Cable::plugs);
         let fresh: BTreeSet<&Interface> = fresh.map(|plug| &plug.interface).collect();
         let address = |sign, (interface, address): &(Interface, IpNet)| {
@@ -561,6 +645,34 @@ mod tests {
     }
 
     #[test]
+    fn impairments_change_while_the_cable_stays() {
+        let mut old = lab();
+        old.links[0].impairments = Some("delay=20ms".into());
+        let mut new = old.clone();
+        new.links[0].impairments = Some("loss=1%".into());
+        let change = difference(&old, &new);
+        assert_eq!(change.summary(), ["* link r1:eth0 – r2:eth0: loss=1%"]);
+        let [before, after] = &change.impair[0];
+        assert_eq!(before.impairments(), Some("delay=20ms"));
+        assert_eq!(after.vnl().unwrap(), "netem://loss=1%{nearby://}");
+        // If a node is replaced, so is the cable.
+        new.nodes[0].root = true;
+        let change = difference(&old, &new);
+        assert!(change.impair.is_empty());
+        assert_eq!(change.connect[0].impairments(), Some("loss=1%"));
+    }
+
+    #[test]
+    fn an_interface_has_always_the_same_address() {
+        let [a, b] = ["eth0", "eth1"].map(|name| mac_of(["lab", "r1", name]));
+        assert_eq!(a, mac_of(["lab", "r1", "eth0"]));
+        assert_ne!(a, b);
+        assert_ne!(mac_of(["a", "bc", "e"]), mac_of(["ab", "c", "e"]));
+        // Locally administered, and no group's (RFC 9542, section 2.1).
+        assert!([a, b].iter().all(|mac| mac[0] & 3 == 2));
+    }
+
+    #[test]
     fn an_impaired_link_to_the_outside_is_a_nested_vnl() {
         let mut lab = nodes(&["r"]);
         lab.links = vec![Link {
@@ -568,7 +680,8 @@ mod tests {
             impairments: Some("delay=1ms".into()),
         }];
         let shape = Shape::from(&lab);
-        let cables: Vec<_> = shape.cables.iter().map(ToString::to_string).collect();
-        assert_eq!(cables, ["r:eth0 – netem://delay=1ms{vde:///s}"]);
+        let cable = shape.cables.first().unwrap();
+        assert_eq!(cable.to_string(), "r:eth0 – vde:///s");
+        assert_eq!(cable.vnl().unwrap(), "netem://delay=1ms{vde:///s}");
     }
 }

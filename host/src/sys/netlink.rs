@@ -17,6 +17,7 @@ use std::io;
 use std::iter;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use netlink_packet_core::{
@@ -34,8 +35,10 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 use nix::sys::socket::{
-    self, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, connect, recv, send,
+    self, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, connect, recv, send, setsockopt,
+    sockopt,
 };
+use nix::sys::time::{TimeVal, TimeValLike};
 
 pub(crate) use batch::{Batch, VethEnd};
 pub(crate) use view::InterfaceStatus;
@@ -66,6 +69,9 @@ const DOOMED: u32 = 1;
 /// The longest datagram that the kernel sends, in bytes (netlink_recvmsg in
 /// net/netlink/af_netlink.c).
 const LONGEST_DATAGRAM: usize = 32 << 10;
+/// How long to wait for a reply. The kernel replies before the call that sends a request returns,
+/// so nothing is waited for unless another process reads from the same socket.
+const REPLY_LIMIT: Duration = Duration::from_secs(10);
 
 /// A connection to the network configuration of one network namespace.
 #[derive(Debug)]
@@ -107,6 +113,8 @@ impl Netlink {
             let socket = socket::socket(family, kind, flags, protocol)?;
             // Connected to the kernel, it receives from no other process.
             connect(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+            let limit = TimeVal::seconds(REPLY_LIMIT.as_secs() as i64);
+            setsockopt(&socket, sockopt::ReceiveTimeout, &limit)?;
             Ok(socket.into())
         };
         open().map_err(system("open a netlink socket"))
@@ -444,7 +452,14 @@ impl Netlink {
         send(self.socket.as_raw_fd(), &request, MsgFlags::empty())?;
         let mut buffer = vec![0; LONGEST_DATAGRAM];
         loop {
-            let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            let received = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty());
+            let length = received.map_err(|errno| match errno {
+                Errno::EAGAIN => io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("no reply within {} s", REPLY_LIMIT.as_secs()),
+                ),
+                _ => errno.into(),
+            })?;
             for payload in replies(&buffer[..length], sequence) {
                 match payload? {
                     NetlinkPayload::Error(error) if error.code.is_some() => {

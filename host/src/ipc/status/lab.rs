@@ -1,10 +1,12 @@
 //! What a lab's supervisor reports of the lab: everything as it is now, not as the file has it.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::is_false;
 use crate::sys::netlink::InterfaceStatus;
 
 /// A lab.
@@ -77,6 +79,9 @@ pub(crate) struct LinkStatus {
     /// Keys of `netem://` as the first end has them, if it is impaired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub impairments: Option<String>,
+    /// Whether it was taken down.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_down: bool,
     /// Whether frames can pass.
     pub carrier: bool,
     /// The worker that moves its frames, if the kernel does not.
@@ -99,6 +104,15 @@ pub(crate) enum LinkEnd {
     Switch(String),
     /// A network outside of the lab.
     Vnl(String),
+}
+
+impl fmt::Display for LinkEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Interface { node, name } => write!(f, "{node}:{name}"),
+            Self::Switch(name) | Self::Vnl(name) => f.write_str(name),
+        }
+    }
 }
 
 /// Something that has happened in a lab, as `vdectl lab events` prints it.
@@ -148,6 +162,23 @@ pub(crate) enum Happening {
         /// Its status, and the end of its output.
         #[serde(flatten)]
         service: ServiceStatus,
+    },
+    /// A link's impairments have changed.
+    LinkImpaired {
+        /// Its ends.
+        link: String,
+        /// Keys of `netem://` as the first end has them.
+        impairments: String,
+    },
+    /// A link was taken down.
+    LinkDown {
+        /// Its ends.
+        link: String,
+    },
+    /// A link was brought up again.
+    LinkUp {
+        /// Its ends.
+        link: String,
     },
     /// The lab is as its file says.
     Running,

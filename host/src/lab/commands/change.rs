@@ -14,8 +14,8 @@ use nix::unistd::setsid;
 
 use super::find;
 use crate::error::{EXIT_FAILURE, Error, Result, system};
+use crate::ipc::control;
 use crate::ipc::{Channel, FromLab, Nothing, Startup, ToLab};
-use crate::lab::claim;
 use crate::lab::file;
 use crate::lab::spawn::Inheritance;
 use crate::lab::supervisor::{Request, Supervisor};
@@ -84,7 +84,7 @@ fn supervise(
 /// depend on that is changed.
 pub fn apply(path: &Path, plugins: &InstalledPlugins) -> Result<()> {
     let request = request(path, plugins)?;
-    let channel = claim::connect_to(&request.lab.name)?;
+    let channel = control::connect_to(&request.lab.name)?;
     let text =
         serde_json::to_vec(&request).map_err(|error| Error::io("write the lab", &error.into()))?;
     let memory = memfd_create("vdens-lab", MFdFlags::MFD_CLOEXEC)
@@ -111,7 +111,7 @@ pub fn down(name: Option<&str>) -> Result<()> {
         Some(name) => name.to_owned(),
         None => find::the_lab(None)?.lab.name,
     };
-    let channel = claim::connect_to(&name)?;
+    let channel = control::connect_to(&name)?;
     channel.send(&ToLab::Down, &[])?;
     // The end of the connection is the answer.
     while channel.receive()?.well_formed()?.is_some() {}

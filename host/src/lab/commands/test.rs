@@ -21,8 +21,9 @@ use nix::sys::socket::{
 use super::join::{self, Streams};
 use super::{change, find};
 use crate::error::{Error, Result, system};
+use crate::ipc::control;
 use crate::lab::model::{Lab, Test};
-use crate::lab::{claim, file, of_node};
+use crate::lab::{file, of_node};
 use crate::namespace::enter::Door;
 use crate::output::Text;
 use crate::plugins::host_services::InstalledPlugins;
@@ -73,7 +74,7 @@ pub fn test(lab: &str, format: Format, plugins: &InstalledPlugins) -> Result<i32
         true => file::read(path, plugins)?,
         false => file::read(Path::new(&find::the_lab(Some(lab))?.lab.file), plugins)?,
     };
-    let is_started = is_file && claim::connect_to(&lab.name).is_err();
+    let is_started = is_file && control::connect_to(&lab.name).is_err();
     if is_started {
         change::up(path, plugins.clone())?;
     }

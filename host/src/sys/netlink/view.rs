@@ -60,7 +60,8 @@ impl Netlink {
 }
 
 impl Netlink {
-    /// The routes over an interface that others than the kernel itself have made.
+    /// The routes over an interface that people have made. The kernel and the daemons make theirs
+    /// again by themselves.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -69,7 +70,10 @@ impl Netlink {
         let request = RouteNetlinkMessage::GetRoute(RouteMessage::default());
         self.exchange(request, NLM_F_DUMP, |message| {
             if let RouteNetlinkMessage::NewRoute(route) = message
-                && route.header.protocol != RouteProtocol::Kernel
+                && matches!(
+                    route.header.protocol,
+                    RouteProtocol::Boot | RouteProtocol::Static
+                )
                 && route.attributes.contains(&RouteAttribute::Oif(interface))
             {
                 routes.push(route);

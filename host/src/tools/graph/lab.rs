@@ -9,6 +9,7 @@ use std::path::Path;
 use super::builder::{Builder, shown};
 use super::model::{End, Interface, Kind};
 use crate::ipc::status::lab::{LabStatus, LinkEnd, NodeStatus};
+use crate::sys::netlink::InterfaceStatus;
 
 impl Builder {
     /// Adds a lab.
@@ -16,7 +17,7 @@ impl Builder {
         let mut ends = BTreeMap::new();
         for node in &lab.nodes {
             let index = self.member(&lab.name, node);
-            for (number, interface) in node.interfaces.iter().enumerate() {
+            for (number, interface) in in_order(node).into_iter().enumerate() {
                 let interface = (node.name.as_str(), interface.name.as_str());
                 let end = End {
                     node: index,
@@ -64,7 +65,7 @@ impl Builder {
             None => node.hostname.clone(),
         };
         let index = self.node(Kind::Namespace, format!("{lab}/{}", node.name), note);
-        for interface in &node.interfaces {
+        for interface in in_order(node) {
             self.interface(
                 index,
                 Interface {
@@ -76,6 +77,17 @@ impl Builder {
         }
         index
     }
+}
+
+/// The interfaces of a node in the order of their names and numbers: eth2 is before eth10.
+fn in_order(node: &NodeStatus) -> Vec<&InterfaceStatus> {
+    let mut interfaces: Vec<_> = node.interfaces.iter().collect();
+    interfaces.sort_by_key(|interface| {
+        let name = &interface.name;
+        let letters = name.trim_end_matches(|c: char| c.is_ascii_digit());
+        (letters, name.len(), name)
+    });
+    interfaces
 }
 
 #[cfg(test)]
@@ -97,7 +109,7 @@ mod tests {
         let end = |node: &str, name: &str| json!({"interface": {"node": node, "name": name}});
         let lab = json!({"name": "lab", "file": "/work/lab.toml", "state": "running",
         "nodes": [
-            node("r1", vec![interface("eth0", "10.0.0.1/24"), interface("eth1", "10.1.0.1/24")]),
+            node("r1", vec![interface("eth1", "10.1.0.1/24"), interface("eth0", "10.0.0.1/24")]),
             node("h1", vec![interface("eth0", "10.0.0.2/24")]),
         ],
         "switches": ["lan"],

@@ -1,11 +1,16 @@
 //! Which end of a link is left.
 //!
-//! A node's rank is its distance from one at the rim of its part of the graph, and a link goes from
-//! the lower rank to the higher. A node with many leaves has every other one at its left.
+//! A node's rank is its distance from one that is left of all, and a link goes from the lower rank
+//! to the higher. That node is one at the rim of its part of the graph; but the part's first node,
+//! if it is in the middle, as the root of a tree is. A node with many leaves has every other one at
+//! its left.
 
 use std::collections::VecDeque;
 
 use crate::tools::graph::model::{End, Graph, Link};
+
+/// The shortest way between two nodes at the rim from which on there is a middle.
+const LONG: usize = 4;
 
 /// How many leaves a node may have at one side.
 const LEAVES: usize = 6;
@@ -43,10 +48,15 @@ impl Orientation {
             }
             // Nearly the longest of the shortest ways: from the node that is farthest from any.
             let far = |node| {
-                let (_, order) = distances(&neighbours, node);
-                order.last().copied().unwrap_or(node)
+                let (distance, order) = distances(&neighbours, node);
+                let far = order.last().copied().unwrap_or(node);
+                (far, distance[far])
             };
-            let (rank, order) = distances(&neighbours, far(far(first)));
+            let (rim, depth) = far(first);
+            let (root, length) = far(rim);
+            let is_central = length >= LONG && depth * 5 <= length * 3;
+            let root = if is_central { first } else { root };
+            let (rank, order) = distances(&neighbours, root);
             order.iter().for_each(|node| this.rank[*node] = rank[*node]);
         }
         for hub in &neighbours {
