@@ -15,7 +15,6 @@ use nix::unistd::Pid;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ipc::status::lab::{Happening, NodeStatus, ServiceStatus, is_shown};
-use crate::sys::netlink::InterfaceStatus;
 use crate::ipc::{Channel, FromNode, Received, ToNode, malformed};
 use crate::lab::model::Node;
 use crate::lab::of_node;
@@ -24,6 +23,7 @@ use crate::lab::spawn::{self, Inheritance};
 use crate::lab::wiring::Network;
 use crate::panel::Panel;
 use crate::sys::names::Member;
+use crate::sys::netlink::InterfaceStatus;
 use crate::sys::process::wait;
 use crate::sys::signals::Signals;
 

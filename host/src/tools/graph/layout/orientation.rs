@@ -2,8 +2,8 @@
 //!
 //! A node's rank is its distance from one that is left of all, and a link goes from the lower rank
 //! to the higher. That node is one at the rim of its part of the graph; but the part's first node,
-//! if it is in the middle, as the root of a tree is. A node with many leaves has every other one at
-//! its left.
+//! if it is in the middle, as the root of a tree is. Then what hangs on it is at both sides. A node
+//! with many leaves has every other one at its left.
 
 use std::collections::VecDeque;
 
@@ -20,7 +20,7 @@ const LEAVES: usize = 6;
 pub(super) struct Orientation {
     /// A node's rank. A link goes from the lower to the higher one.
     rank: Vec<usize>,
-    /// Whether a leaf has changed sides.
+    /// Whether the link that leads to a node from a lower rank goes to the left.
     is_turned: Vec<bool>,
 }
 
@@ -58,25 +58,51 @@ impl Orientation {
             let root = if is_central { first } else { root };
             let (rank, order) = distances(&neighbours, root);
             order.iter().for_each(|node| this.rank[*node] = rank[*node]);
+            if is_central {
+                this.spread(root, &neighbours);
+            }
         }
         for hub in &neighbours {
             let leaves = hub.iter().filter(|leaf| neighbours[**leaf].len() == 1);
             if leaves.clone().count() > LEAVES {
                 leaves
                     .step_by(2)
-                    .for_each(|leaf| this.is_turned[*leaf] = true);
+                    .for_each(|leaf| this.is_turned[*leaf] ^= true);
             }
         }
         this
+    }
+
+    /// Puts what hangs on a node at both its sides, so that they have about as many nodes.
+    fn spread(&mut self, root: usize, neighbours: &[Vec<usize>]) {
+        let mut is_known = vec![false; neighbours.len()];
+        is_known[root] = true;
+        let (mut left, mut right) = (0, 0);
+        for &branch in &neighbours[root] {
+            let mut nodes = Vec::new();
+            let mut next = vec![branch];
+            while let Some(node) = next.pop() {
+                if !std::mem::replace(&mut is_known[node], true) {
+                    nodes.push(node);
+                    next.extend(&neighbours[node]);
+                }
+            }
+            let is_left = left < right;
+            *(if is_left { &mut left } else { &mut right }) += nodes.len();
+            nodes
+                .iter()
+                .for_each(|node| self.is_turned[*node] = is_left);
+        }
     }
 
     /// The ends of a link, the left one first.
     pub(super) fn ends(&self, link: &Link) -> [End; 2] {
         let [a, b] = link.ends;
         let is_ordered = (self.rank[a.node], a.node) <= (self.rank[b.node], b.node);
-        match is_ordered != (self.is_turned[a.node] || self.is_turned[b.node]) {
-            true => [a, b],
-            false => [b, a],
+        let [near, far] = if is_ordered { [a, b] } else { [b, a] };
+        match self.is_turned[far.node] {
+            true => [far, near],
+            false => [near, far],
         }
     }
 }

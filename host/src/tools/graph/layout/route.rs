@@ -16,6 +16,9 @@ use crate::tools::graph::rows;
 /// From one lane to the next, and to the picture.
 const LANE: f64 = 10.0;
 
+/// What the layout leaves free above and below a link, nearly.
+const FREE: f64 = 10.0;
+
 /// Where a link passes a column.
 #[derive(Clone, Copy, Debug)]
 struct Stop {
@@ -118,15 +121,25 @@ impl Picture {
             leaves: side(&to, true),
             ..to.0
         };
-        let inner = link.points.iter().map(|&(x, y)| {
+        let step = (last.y - first.y) / (link.points.len() + 1) as f64;
+        let inner = link.points.iter().zip(1..).map(|(&(x, y), number)| {
             let (enters, leaves) = fold.edges(x);
+            let (_, y) = fold.place((x, y));
+            let straight = first.y + step * f64::from(number);
+            // The layout's place is as if the rows of both boxes were one. A label stays there.
+            let y = match link.label {
+                Some(_) => y,
+                None => straight.clamp(y - FREE, y + FREE),
+            };
             Stop {
                 band: fold.band(x),
                 enters,
                 leaves,
-                y: fold.place((x, y)).1,
+                y,
             }
         });
+        // In a column without boxes there is nothing to pass.
+        let inner = inner.filter(|stop| stop.enters != stop.leaves);
         [first].into_iter().chain(inner).chain([last]).collect()
     }
 

@@ -122,13 +122,14 @@ impl Sketch {
 
     /// Whether more pairs of links would cross where they leave a node than in the mirror image.
     fn is_upside_down(&self, graph: &Graph) -> bool {
-        let mut at: BTreeMap<usize, Vec<_>> = BTreeMap::new();
+        // By the node and the side at which they leave it.
+        let mut at: BTreeMap<(usize, bool), Vec<_>> = BTreeMap::new();
         for index in self.links.keys() {
             let Link { ends: [a, b], .. } = &graph.links[*index];
             for (own, other) in [(a, b), (b, a)] {
-                let y = self.nodes[&other.node].y;
-                let leaves = at.entry(own.node).or_default();
-                leaves.push(((own.interface, other.node), y));
+                let (here, there) = (self.nodes[&own.node], self.nodes[&other.node]);
+                let leaves = at.entry((own.node, there.x > here.x)).or_default();
+                leaves.push(((own.interface, other.node), there.y));
             }
         }
         let mut balance = 0_i64;
