@@ -138,15 +138,19 @@ impl Outside {
         let Some(vnl) = cable.vnl() else {
             return Ok(());
         };
-        let (interface, mtu) = match cable.plugs().first() {
-            Some(plug) => (plug.interface.name.clone(), plug.mtu),
-            None => (format!("u{number}"), None),
+        let (interface, label, mtu) = match cable.plugs().first() {
+            Some(plug) => (
+                plug.interface.name.clone(),
+                plug.interface.to_string(),
+                plug.mtu,
+            ),
+            None => (format!("u{number}"), cable.to_string(), None),
         };
         let target = LinkTarget::Vnl(vnl);
         target
             .scheme()
             .map_or(Ok(()), |scheme| self.plugins.check(scheme))?;
-        let name = format!("{cable} ({target})");
+        let name = format!("{label} ({target})");
         let (near, nearby) = match taps {
             Some([near, far]) => (Some(near), Some(far.into_nearby())),
             None => (None, None),
@@ -160,6 +164,7 @@ impl Outside {
         };
         let mut held = HeldLink::new(Job {
             interface,
+            label,
             mtu: mtu.unwrap_or(DEFAULT_MTU),
             target,
             wait: Wait::No,
@@ -517,6 +522,21 @@ impl Outside {
     /// Drops all, in a forked process.
     pub(super) fn forget(&mut self) {
         self.links.clear();
+    }
+
+    /// The name of the interface at the first end of a cable with a worker.
+    pub(super) fn interface(&self, cable: &Cable) -> Option<&str> {
+        let link = self.links.iter().find(|link| link.cable == *cable)?;
+        Some(&link.held.job.interface)
+    }
+
+    /// The uplink whose interface in the fabric has this name.
+    pub(super) fn uplink(&self, interface: &str) -> Option<&Cable> {
+        let mut links = self.links.iter();
+        let is_it = |link: &&OutsideLink| {
+            matches!(link.cable, Cable::Uplink { .. }) && link.held.job.interface == interface
+        };
+        links.find(is_it).map(|link| &link.cable)
     }
 
     /// The process of a cable's worker.

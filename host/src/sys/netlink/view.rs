@@ -82,7 +82,7 @@ impl Netlink {
     }
 }
 
-fn view(link: &LinkMessage) -> InterfaceView {
+pub(super) fn view(link: &LinkMessage) -> InterfaceView {
     let flags = link.header.flags;
     let mut view = InterfaceView {
         index: link.header.index,
