@@ -319,7 +319,8 @@ fn example_passes(file: &str) {
     let page = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../docs/labs")
         .join(file);
-    passes(&kit, &kit.write(file, fs::read(page).unwrap()));
+    let text = fs::read(page).unwrap_or_else(|error| panic!("{file}: {error}"));
+    passes(&kit, &kit.write(file, text));
 }
 
 #[test]
