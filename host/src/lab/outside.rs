@@ -6,7 +6,8 @@
 //! switch's uplink the interface is in the lab's fabric, and a port of the switch's bridge.
 //!
 //! An impaired link between two nodes is a tap in each. The worker's own side is the first node's
-//! tap. What it opens is `netem://…{nearby://}`, where [`NEARBY`](worker::NEARBY) means the second node's tap.
+//! tap. What it opens is `netem://…{nearby://}`, where `nearby://` means the second node's tap
+//! ([`NEARBY`](worker::NEARBY)).
 //!
 //! A worker that ends is started again, and finds the interfaces as they are. The same state
 //! machine as a session's decides that ([`Link`]).
