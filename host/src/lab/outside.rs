@@ -37,16 +37,13 @@ use crate::panel::{Panel, new_place, port_index};
 use crate::plugins::host_services::InstalledPlugins;
 use crate::session::held::{Channels, HeldLink, WorkerProcess};
 use crate::session::link::{BEAT, Link, LinkAction, Stage, WorkerEvent};
-use crate::sys::child::{Child, Exit, end_all, exit_child};
+use crate::sys::child::{CLEANUP_LIMIT, Child, Exit, end_all, exit_child};
 use crate::sys::process::wait;
 use crate::sys::signals::Signals;
 use crate::worker::carrier::LinkWatch;
 use crate::worker::reconnecting::Wait;
 use crate::worker::target::LinkTarget;
 use crate::worker::{self, Job, Nearby};
-
-/// How long workers may take to clean up at the end, before they are killed.
-const CLEANUP_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long a worker's link may take to change its impairments.
 const CHANGE_LIMIT: Duration = Duration::from_secs(5);
