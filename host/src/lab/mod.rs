@@ -9,7 +9,7 @@
 //! | `spawn`, `node` | starting nodes, and the process that is process 1 in each |
 //! | `wiring` | the links that the kernel carries |
 //! | `outside` | the links that have a worker |
-//! | `commands` | `vdectl lab`, which reaches the supervisor through [`control`](crate::ipc::control) |
+//! | `commands` | `vdectl lab`, which reaches the supervisor through `ipc::control` |
 
 pub mod commands;
 pub mod file;

@@ -6,7 +6,8 @@
 //! switch's uplink the interface is in the lab's fabric, and a port of the switch's bridge.
 //!
 //! An impaired link between two nodes is a tap in each. The worker's own side is the first node's
-//! tap. What it opens is `netem://…{nearby://}`, where [`NEARBY`](worker::NEARBY) means the second node's tap.
+//! tap. What it opens is `netem://…{nearby://}`, where `nearby://` means the second node's tap
+//! ([`NEARBY`](worker::NEARBY)).
 //!
 //! A worker that ends is started again, and finds the interfaces as they are. The same state
 //! machine as a session's decides that ([`Link`]).
@@ -36,16 +37,13 @@ use crate::panel::{Panel, new_place, port_index};
 use crate::plugins::host_services::InstalledPlugins;
 use crate::session::held::{Channels, HeldLink, WorkerProcess};
 use crate::session::link::{BEAT, Link, LinkAction, Stage, WorkerEvent};
-use crate::sys::child::{Child, Exit, end_all, exit_child};
+use crate::sys::child::{CLEANUP_LIMIT, Child, Exit, end_all, exit_child};
 use crate::sys::process::wait;
 use crate::sys::signals::Signals;
 use crate::worker::carrier::LinkWatch;
 use crate::worker::reconnecting::Wait;
 use crate::worker::target::LinkTarget;
 use crate::worker::{self, Job, Nearby};
-
-/// How long workers may take to clean up at the end, before they are killed.
-const CLEANUP_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long a worker's link may take to change its impairments.
 const CHANGE_LIMIT: Duration = Duration::from_secs(5);
@@ -138,15 +136,19 @@ impl Outside {
         let Some(vnl) = cable.vnl() else {
             return Ok(());
         };
-        let (interface, mtu) = match cable.plugs().first() {
-            Some(plug) => (plug.interface.name.clone(), plug.mtu),
-            None => (format!("u{number}"), None),
+        let (interface, label, mtu) = match cable.plugs().first() {
+            Some(plug) => (
+                plug.interface.name.clone(),
+                plug.interface.to_string(),
+                plug.mtu,
+            ),
+            None => (format!("u{number}"), cable.to_string(), None),
         };
         let target = LinkTarget::Vnl(vnl);
         target
             .scheme()
             .map_or(Ok(()), |scheme| self.plugins.check(scheme))?;
-        let name = format!("{cable} ({target})");
+        let name = format!("{label} ({target})");
         let (near, nearby) = match taps {
             Some([near, far]) => (Some(near), Some(far.into_nearby())),
             None => (None, None),
@@ -160,6 +162,7 @@ impl Outside {
         };
         let mut held = HeldLink::new(Job {
             interface,
+            label,
             mtu: mtu.unwrap_or(DEFAULT_MTU),
             target,
             wait: Wait::No,
@@ -517,6 +520,21 @@ impl Outside {
     /// Drops all, in a forked process.
     pub(super) fn forget(&mut self) {
         self.links.clear();
+    }
+
+    /// The name of the interface at the first end of a cable with a worker.
+    pub(super) fn interface(&self, cable: &Cable) -> Option<&str> {
+        let link = self.links.iter().find(|link| link.cable == *cable)?;
+        Some(&link.held.job.interface)
+    }
+
+    /// The uplink whose interface in the fabric has this name.
+    pub(super) fn uplink(&self, interface: &str) -> Option<&Cable> {
+        let mut links = self.links.iter();
+        let is_it = |link: &&OutsideLink| {
+            matches!(link.cable, Cable::Uplink { .. }) && link.held.job.interface == interface
+        };
+        links.find(is_it).map(|link| &link.cable)
     }
 
     /// The process of a cable's worker.

@@ -205,12 +205,28 @@ impl Panel {
     pub(crate) fn in_network(
         &self,
         network: BorrowedFd<'_>,
-        open: impl FnOnce() -> Result<Vec<OwnedFd>>,
+        open: impl FnMut() -> Result<Vec<OwnedFd>>,
+    ) -> Result<Vec<OwnedFd>> {
+        self.in_networks(&[network], open)
+    }
+
+    /// The same in several networks, one after the other.
+    ///
+    /// # Errors
+    /// As for [`Panel::in_network`].
+    pub(crate) fn in_networks(
+        &self,
+        networks: &[BorrowedFd<'_>],
+        mut open: impl FnMut() -> Result<Vec<OwnedFd>>,
     ) -> Result<Vec<OwnedFd>> {
         in_child(|| {
             enter(self.user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
-            enter(network, CloneFlags::CLONE_NEWNET)?;
-            open()
+            let mut fds = Vec::new();
+            for network in networks {
+                enter(*network, CloneFlags::CLONE_NEWNET)?;
+                fds.extend(open()?);
+            }
+            Ok(fds)
         })
     }
 

@@ -14,7 +14,7 @@ use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use ipnet::IpNet;
 use nix::poll::{PollFd, PollFlags};
@@ -35,7 +35,7 @@ use crate::ipc::{
 };
 use crate::namespace::{self, Plan};
 use crate::panel::{Panel, port_index};
-use crate::sys::child::{Child, Exit, end_all, exit_child, reap_strangers};
+use crate::sys::child::{CLEANUP_LIMIT, Child, Exit, end_all, exit_child, reap_strangers};
 use crate::sys::names::{Claim, Kind, Member};
 use crate::sys::netlink::Netlink;
 use crate::sys::process::{give_back_memory, wait};
@@ -44,10 +44,6 @@ use crate::sys::terminal::Foreground;
 use crate::worker::carrier::LinkWatch;
 use crate::worker::reconnecting::Wait;
 use crate::worker::{self, Job};
-
-/// How long children may take to clean up at the end, before they are killed. Plugins remove their
-/// sockets, which takes milliseconds unless the machine is busy.
-const CLEANUP_LIMIT: Duration = Duration::from_secs(2);
 
 /// The end of a worker that could not be started.
 const NOT_STARTED: WorkerEvent = WorkerEvent::Ended {

@@ -10,6 +10,7 @@
 //! another number are skipped, for example the rest of a dump that failed.
 
 mod batch;
+mod monitor;
 mod view;
 
 use std::cell::Cell;
@@ -41,6 +42,7 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 
 pub(crate) use batch::{Batch, VethEnd};
+pub(crate) use monitor::LinkMonitor;
 pub(crate) use view::InterfaceStatus;
 
 use crate::error::{Error, Result, system};

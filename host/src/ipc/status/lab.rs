@@ -180,7 +180,14 @@ pub(crate) enum Happening {
         /// Its ends.
         link: String,
     },
-    /// The lab is as its file says.
+    /// An interface has got its carrier, or lost it.
+    Carrier {
+        /// `NODE:INTERFACE`, or the uplink of a switch.
+        interface: String,
+        /// Whether it has it.
+        carrier: bool,
+    },
+    /// Nothing is left to do.
     Running,
     /// Nodes, links or addresses are being changed.
     Changing {

@@ -185,6 +185,16 @@ impl Front {
         }
     }
 
+    /// Whether somebody gets the events.
+    pub(super) fn is_watched(&self) -> bool {
+        !self.watchers.is_empty()
+    }
+
+    /// Ends the connections of those who get the events.
+    pub(super) fn dismiss_watchers(&mut self) {
+        self.watchers.clear();
+    }
+
     /// Sends an event to those who watch. One who does not read loses the connection.
     pub(super) fn tell(&mut self, what: Happening) {
         if !self.watchers.is_empty() {

@@ -6,7 +6,7 @@
 //! the difference to the lab as it is to be, and performs that at once ([`parts`]). What the nodes
 //! have to do themselves comes after that ([`nodes`]). Meanwhile, and for as long as the lab runs,
 //! it waits for what nodes, workers, signals and users say ([`front`]), and handles one after the
-//! other.
+//! other. Before the commands of nodes run, it waits for links that lead outside ([`carrier`]).
 //!
 //! | Phase | |
 //! |---|---|
@@ -18,6 +18,7 @@
 //! The supervisor has one thread and loads no plugin. The nodes' inits are its children; if it is
 //! killed, the kernel kills them, and everything in the nodes.
 
+mod carrier;
 mod front;
 mod links;
 mod nodes;
@@ -33,6 +34,7 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use serde::{Deserialize, Serialize};
 
+use self::carrier::Place;
 use self::front::{Door, Front, Wish};
 use self::parts::Parts;
 use super::model::{Lab, Node};
@@ -74,6 +76,7 @@ enum Source {
     Door(Door),
     Node(String),
     Worker(usize, Way),
+    Changes(Place),
 }
 
 pub(super) struct Supervisor<'a> {
@@ -114,7 +117,8 @@ impl<'a> Supervisor<'a> {
         self.rebuild(lab)?;
         let mut ready = Some(ready);
         loop {
-            let is_done = self.parts.outside.is_settled() && self.parts.nodes.are_idle();
+            self.await_carrier();
+            let is_done = self.parts.is_settled() && self.parts.nodes.are_idle();
             match mem::replace(&mut self.phase, Phase::Running) {
                 Phase::Ending => return Ok(()),
                 Phase::Starting if is_done => {
@@ -161,16 +165,32 @@ impl<'a> Supervisor<'a> {
         happened.into_iter().for_each(|what| self.front.tell(what));
     }
 
+    /// Says which links that lead outside have no carrier yet. The lab runs without.
+    fn await_carrier(&mut self) {
+        for cable in self.parts.await_carrier() {
+            let message = format!("link {cable}: no carrier yet, its far end is not there");
+            match &mut self.phase {
+                Phase::Changing(_, summary) => summary.push(message),
+                _ => log::warn!("{message}; vdectl lab status shows when it has"),
+            }
+        }
+    }
+
     /// Gives the nodes what they have to do, when all links are up, waits until something happens,
     /// and handles it.
     fn turn(&mut self) -> Result<()> {
-        if self.parts.outside.is_settled() {
+        if let Err(error) = self.parts.watch(self.front.is_watched()) {
+            log::warn!("{error}");
+            self.front.dismiss_watchers();
+        }
+        if self.parts.is_settled() {
             self.parts.nodes.dispatch(&self.parts.shape)?;
         }
         let sources = self.sources();
         let fds = sources.iter().filter_map(|source| self.fd(source));
         let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        wait(&mut fds, self.parts.outside.deadline())?;
+        let deadlines = [self.parts.outside.deadline(), self.parts.carrier.deadline()];
+        wait(&mut fds, deadlines.into_iter().flatten().min())?;
         let ready: Vec<bool> = fds.iter().map(|fd| fd.any() == Some(true)).collect();
         drop(fds);
         // From the last to the first, as the doors are served.
@@ -190,6 +210,7 @@ impl<'a> Supervisor<'a> {
         sources.extend(self.parts.nodes.names().cloned().map(Source::Node));
         let workers = self.parts.outside.channels();
         sources.extend(workers.map(|(at, way)| Source::Worker(at, way)));
+        sources.extend(self.parts.watched().cloned().map(Source::Changes));
         sources.retain(|source| self.fd(source).is_some());
         sources
     }
@@ -200,6 +221,7 @@ impl<'a> Supervisor<'a> {
             Source::Door(door) => self.front.fd(*door),
             Source::Node(name) => self.parts.nodes.fd(name),
             Source::Worker(at, way) => self.parts.outside.fd(*at, *way),
+            Source::Changes(place) => self.parts.watched_fd(place),
         }
     }
 
@@ -212,6 +234,10 @@ impl<'a> Supervisor<'a> {
                 None => Ok(()),
             },
             Source::Worker(at, way) => parts.outside.receive(at, way, &parts.panel),
+            Source::Changes(place) => {
+                parts.read_changes(&place);
+                Ok(())
+            }
             Source::Node(name) => {
                 let happened = parts.nodes.receive(&name, &mut parts.shape);
                 let happened = happened.map_err(|error| of_node(&name, error))?;

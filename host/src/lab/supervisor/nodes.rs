@@ -293,7 +293,9 @@ impl NodeProcess {
         status: i32,
         output: String,
     ) -> Option<Happening> {
-        log::warn!("{node}: '{service}' ended with status {status}");
+        let command = service.trim().lines().next().unwrap_or_default();
+        let said = output.lines().last().unwrap_or("it printed nothing");
+        log::warn!("node {node}: the service '{command}' ended with status {status}: {said}");
         let mut services = self.services.iter_mut();
         let it = services.find(|it| it.command == service && it.ended.is_none())?;
         (it.ended, it.output) = (Some(status), output);

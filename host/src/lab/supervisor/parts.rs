@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use vdens_impairment::Keys;
 use vdens_impairment::request::Request;
 
+use super::carrier::{Carrier, Place, Watched};
 use super::links::Down;
 use super::nodes::Nodes;
 use crate::error::{Error, Result};
@@ -39,6 +40,10 @@ pub(super) struct Parts<'a> {
     pub(super) shape: Shape,
     /// The links that were taken down, by the interface at their first end.
     pub(super) down: BTreeMap<Interface, Down>,
+    /// The carrier of links that lead outside.
+    pub(super) carrier: Carrier,
+    /// The networks whose interfaces are watched.
+    pub(super) watched: BTreeMap<Place, Watched>,
     /// What has happened, until it is told.
     pub(super) happened: Vec<Happening>,
 }
@@ -68,6 +73,8 @@ impl<'a> Parts<'a> {
             nodes: Nodes::default(),
             shape: Shape::default(),
             down: BTreeMap::new(),
+            carrier: Carrier::Settled,
+            watched: BTreeMap::new(),
             happened: Vec::new(),
         })
     }
@@ -98,6 +105,7 @@ impl<'a> Parts<'a> {
             };
             self.impair([old, new], &request)?;
         }
+        self.carrier = Carrier::of(&change.connect);
         self.nodes.queue(&change.work);
         self.shape = target.clone();
         let changes = change.summary();
@@ -121,6 +129,7 @@ impl<'a> Parts<'a> {
         self.lose(&change.cut);
         self.nodes.end(&change.end, self.signals);
         for node in &change.end {
+            self.unwatch(node);
             let node = node.clone();
             self.happened.push(Happening::NodeEnded { node });
         }
@@ -271,6 +280,7 @@ impl<'a> Parts<'a> {
             return Ok(None);
         };
         self.wiring.forget(&BTreeSet::from([name.clone()]));
+        self.unwatch(&name);
         self.shape.nodes.remove(&name);
         let is_of = |cable: &&Cable| {
             let mut plugs = cable.plugs().iter();
@@ -289,6 +299,11 @@ impl<'a> Parts<'a> {
         for plug in cables.iter().flat_map(Cable::plugs) {
             self.down.remove(&plug.interface);
         }
+    }
+
+    /// Whether all links are as they are to be, so that commands may use them.
+    pub(super) fn is_settled(&self) -> bool {
+        self.outside.is_settled() && matches!(self.carrier, Carrier::Settled)
     }
 
     /// Whether a link was taken down.

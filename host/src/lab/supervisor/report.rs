@@ -11,7 +11,10 @@ pub(super) fn report(parts: &Parts<'_>, name: &str, file: &str, state: LabState)
         ends: ends(cable),
         impairments: cable.impairments().map(str::to_owned),
         is_down: parts.is_down(cable),
-        carrier: cable.plugs().iter().all(|plug| has_carrier(plug, &nodes)),
+        carrier: match cable {
+            Cable::Uplink { .. } => parts.has_carrier(cable),
+            _ => cable.plugs().iter().all(|plug| has_carrier(plug, &nodes)),
+        },
         worker: parts.outside.worker(cable),
     });
     LabStatus {

@@ -84,7 +84,7 @@ impl Netlink {
     }
 }
 
-fn view(link: &LinkMessage) -> InterfaceStatus {
+pub(super) fn view(link: &LinkMessage) -> InterfaceStatus {
     let flags = link.header.flags;
     let mut view = InterfaceStatus {
         index: link.header.index,
