@@ -117,7 +117,7 @@ fn lab(task: &LabTask, common: &Common, config: &Config) -> Result<i32> {
 
 /// Captures until the user ends it.
 fn start_capture(options: &CaptureOptions, common: &Common) -> Result<()> {
-    let places = capture::places(&options.links)?;
+    let places = capture::places(&options.links, options.lab.as_deref())?;
     let options = capture::Options {
         write: options.write.clone(),
         snaplen: options.snaplen,

@@ -556,20 +556,14 @@ impl<'a> Supervisor<'a> {
 /// The addresses of all interfaces in a network namespace, by the interfaces' names. None if the
 /// kernel does not tell.
 fn addresses(netlink: &Netlink) -> HashMap<String, Vec<IpNet>> {
-    let mut by_name: HashMap<String, Vec<IpNet>> = HashMap::new();
-    let found = netlink
-        .links()
-        .and_then(|links| Ok((links, netlink.addresses()?)));
-    let (links, addresses) = found.unwrap_or_else(|error| {
+    let interfaces = netlink.interfaces().unwrap_or_else(|error| {
         log::debug!("{error}");
-        Default::default()
+        Vec::new()
     });
-    for (index, address) in addresses {
-        if let Some(link) = links.iter().find(|link| link.index == index) {
-            by_name.entry(link.name.clone()).or_default().push(address);
-        }
-    }
-    by_name
+    let interfaces = interfaces.into_iter();
+    interfaces
+        .map(|interface| (interface.name, interface.addresses))
+        .collect()
 }
 
 /// The host name of this process.

@@ -43,6 +43,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 pub(crate) use batch::{Batch, VethEnd};
 pub(crate) use monitor::LinkMonitor;
+pub(crate) use view::InterfaceStatus;
 
 use crate::error::{Error, Result, system};
 
@@ -394,23 +395,6 @@ impl Netlink {
             .map_err(|error| Error::io("list interfaces", &error))
     }
 
-    /// The addresses of all interfaces, each with the index of its interface.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub(crate) fn addresses(&self) -> Result<Vec<(u32, IpNet)>> {
-        let mut addresses = Vec::new();
-        let take = |message| {
-            if let RouteNetlinkMessage::NewAddress(message) = message {
-                addresses.extend(address_of(&message));
-            }
-        };
-        let message = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-        self.exchange(message, NLM_F_DUMP, take)
-            .map_err(|error| Error::io("list addresses", &error))?;
-        Ok(addresses)
-    }
-
     /// The index of an interface.
     ///
     /// # Errors
@@ -562,27 +546,6 @@ impl LinkView {
         }
         view
     }
-}
-
-/// An address, with the index of its interface. The local address is this end's where the interface
-/// has another at its far end (`IFA_LOCAL`, linux/if_addr.h).
-fn address_of(message: &AddressMessage) -> Option<(u32, IpNet)> {
-    let local = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            AddressAttribute::Local(address) => Some(*address),
-            _ => None,
-        });
-    let address = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            AddressAttribute::Address(address) => Some(*address),
-            _ => None,
-        });
-    let net = IpNet::new(local.or(address)?, message.header.prefix_len).ok()?;
-    Some((message.header.index, net))
 }
 
 fn serialize(

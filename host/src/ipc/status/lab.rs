@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::is_false;
-use crate::sys::interface::Traffic;
+use crate::sys::netlink::InterfaceStatus;
 
 /// A lab.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -51,27 +51,11 @@ pub(crate) struct NodeStatus {
     /// What it does, if it still has something to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working: Option<String>,
-    /// Its interfaces but the loopback interface, in the order in which they were made.
+    /// Its interfaces but the loopback interface, in the order in which they were made, without the
+    /// addresses of the link (fe80::/10).
     pub interfaces: Vec<InterfaceStatus>,
     /// Its services.
     pub services: Vec<ServiceStatus>,
-}
-
-/// An interface of a node.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct InterfaceStatus {
-    /// Its name.
-    pub name: String,
-    /// Its addresses, without those of the link (fe80::/10).
-    pub addresses: Vec<IpNet>,
-    /// Its Ethernet address.
-    pub mac: String,
-    /// Its MTU in bytes.
-    pub mtu: u32,
-    /// Whether it is up and has carrier.
-    pub carrier: bool,
-    /// The kernel's counters.
-    pub traffic: Traffic,
 }
 
 /// A service of a node.

@@ -14,7 +14,7 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ipc::status::lab::{Happening, InterfaceStatus, NodeStatus, ServiceStatus, is_shown};
+use crate::ipc::status::lab::{Happening, NodeStatus, ServiceStatus, is_shown};
 use crate::ipc::{Channel, FromNode, Received, ToNode, malformed};
 use crate::lab::difference::told;
 use crate::lab::model::Node;
@@ -24,6 +24,7 @@ use crate::lab::spawn::{self, Inheritance};
 use crate::lab::wiring::Network;
 use crate::panel::Panel;
 use crate::sys::names::Member;
+use crate::sys::netlink::InterfaceStatus;
 use crate::sys::process::wait;
 use crate::sys::signals::Signals;
 
@@ -306,19 +307,13 @@ impl NodeProcess {
 
 /// The interfaces of a node, without the loopback interface.
 fn interfaces(network: &Network) -> Vec<InterfaceStatus> {
-    let mut views = network.netlink.interfaces().unwrap_or_default();
-    views.sort_by_key(|view| view.index);
-    let interfaces = views.into_iter().filter(|view| view.name != "lo");
+    let mut interfaces = network.netlink.interfaces().unwrap_or_default();
+    interfaces.retain(|interface| interface.name != "lo");
+    interfaces.sort_by_key(|interface| interface.index);
+    for interface in &mut interfaces {
+        interface.addresses.retain(is_shown);
+    }
     interfaces
-        .map(|view| InterfaceStatus {
-            name: view.name,
-            addresses: view.addresses.into_iter().filter(is_shown).collect(),
-            mac: view.mac,
-            mtu: view.mtu,
-            carrier: view.carrier,
-            traffic: view.traffic,
-        })
-        .collect()
 }
 
 /// The error for a command that has failed.
