@@ -5,6 +5,9 @@
 //! lab up` and `down`, root with `ip netns add` and one `ip -batch`, Mininet with `--topo linear`.
 //! What a lab of 1,000 nodes takes is for ours alone: its nodes are a tree of ten below each.
 //! Traffic runs over one link of a lab, and over a veth pair between two of root's namespaces.
+//!
+//! `vdectl exec` and nsenter(1) run `true` in one session by turns. So do streams on the panel with
+//! and without a capture of all their frames.
 
 use std::fmt::Write;
 use std::fs;
@@ -17,8 +20,9 @@ use crate::Result;
 use crate::bench::{Bench, Values};
 use crate::idle::busy;
 use crate::lab::{Lab, Maker, Node, Who, installed, is_root};
-use crate::process::{Proc, pause};
-use crate::results::{Better, Group, Measure, Row};
+use crate::network::{Contender, Medium};
+use crate::process::{Proc, pause, wait_for};
+use crate::results::{Better, Group, Measure, Row, Summary};
 use crate::traffic::{TcpRun, rtt};
 
 /// The group's name.
@@ -40,6 +44,19 @@ pub(crate) const TREE: [(&str, &str, f64); 3] = [
     ("idle", "% of a processor that 1,000 idle nodes take", 1.0),
 ];
 
+/// What takes turns with something else: the measure, what it is, its unit, and the bar.
+pub(crate) const TURNS: [(&str, &str, &str, f64); 2] = [
+    (EXEC, "`vdectl exec`, ratio to `nsenter`", "ratio", 2.0),
+    (CAPTURE, "TCP on the panel, lost to a capture", "%", 5.0),
+];
+const EXEC: &str = "exec";
+const CAPTURE: &str = "capture";
+
+/// How often a command is run in a session, each way.
+const COMMANDS: usize = 50;
+/// How often a stream is measured with a capture, and without.
+const STREAMS: usize = 8;
+
 /// How long a contender may take to make or remove a line: Mininet takes seconds.
 const LIMIT: Duration = Duration::from_secs(120);
 /// How long nodes that have just started are left alone, and then watched.
@@ -49,7 +66,10 @@ const SETTLING: Duration = Duration::from_secs(10);
 pub(crate) fn group(_: &Lab) -> Group {
     let time = |key, title| Measure::new(key, title, "ms", Better::Less);
     let no_root = (!is_root()).then(|| "it needs root".to_owned());
-    let mininet = (!installed("mn")).then(|| "mininet is not installed".to_owned());
+    // Mininet's own switch needs a kernel module, so it has the kernel's bridges.
+    let mut needs = [("mn", "mininet"), ("brctl", "bridge-utils")].into_iter();
+    let mininet = needs.find(|(program, _)| !installed(program));
+    let mininet = mininet.map(|(_, package)| format!("{package} is not installed"));
     let row = |id, title: &str, missing| Row {
         id,
         title: title.to_owned(),
@@ -76,13 +96,22 @@ pub(crate) fn group(_: &Lab) -> Group {
             Measure::new(idle.0, idle.1, "%", Better::Less).absolute(),
             Measure::new(TCP, "TCP over a link", "Gbit/s", Better::More),
             Measure::new(RTT, "Round trip over a link", "µs", Better::Less),
-        ],
+        ]
+        .into_iter()
+        .chain(
+            TURNS.map(|(key, title, unit, _)| {
+                Measure::new(key, title, unit, Better::Less).absolute()
+            }),
+        )
+        .collect(),
     }
 }
 
 /// The names of what is run.
 pub(crate) fn probes() -> Vec<String> {
-    [LINE, "tree", "link"].map(str::to_owned).to_vec()
+    [LINE, "tree", "link", EXEC, CAPTURE]
+        .map(str::to_owned)
+        .to_vec()
 }
 
 /// Measures a row.
@@ -98,6 +127,8 @@ pub(crate) fn visit(bench: &mut Bench<'_>, row: &str, probes: &[String]) {
             }
             ("link", "ours" | "root") => link(lab, row, seconds),
             ("tree", "ours") if !quick => tree(lab),
+            (EXEC, "ours") => exec(lab),
+            (CAPTURE, "ours") => capture(lab, seconds),
             _ => Ok(Values::new()),
         });
     }
@@ -339,4 +370,73 @@ fn traffic(lab: &Lab, [from, to]: &[Node; 2], seconds: u64) -> Result<Values> {
     let tcp = TcpRun::start(lab, from, to, 1, seconds, false)?.finish()?;
     let (middle, _) = rtt(lab, from, to, seconds * 1000, 1000)?;
     Ok(vec![(TCP.to_owned(), tcp.rate), (RTT.to_owned(), middle)])
+}
+
+/// How long `vdectl exec` takes in comparison with `nsenter` into the same namespaces, as the same
+/// user.
+fn exec(lab: &Lab) -> Result<Values> {
+    let vdens = lab.program(Maker::Ours, "vdens");
+    let words = ["--name", "exec", "null://", "sleep", "86400"];
+    let _session = Proc::spawn(lab.command(Who::First, &vdens, words));
+    let vdectl = lab.program(Maker::Ours, "vdectl");
+    let run = |program: &Path, words: &[&str]| {
+        Proc::spawn(lab.command(Who::First, program, words)).output(LIMIT)
+    };
+    run(&vdectl, &["wait", "exec", "--timeout", "15"])?;
+    let pid = run(&vdectl, &["pid", "exec"])?;
+    let nsenter = ["--preserve-credentials", "-Un", "-t", pid.trim(), "true"];
+    let ours = ["exec", "exec", "true"];
+    let nsenter: (&Path, &[&str]) = (Path::new("/usr/bin/nsenter"), &nsenter);
+    let mut times = [(nsenter, Vec::new()), ((&vdectl, &ours), Vec::new())];
+    for _ in 0..COMMANDS {
+        for ((program, words), times) in &mut times {
+            let start = Instant::now();
+            run(program, words)?;
+            times.push(start.elapsed().as_secs_f64());
+        }
+    }
+    let [(_, nsenter), (_, ours)] = times;
+    Ok(vec![(EXEC.to_owned(), median(ours)? / median(nsenter)?)])
+}
+
+/// The share of a stream's rate that a capture of all its frames takes, in percent.
+fn capture(lab: &Lab, seconds: u64) -> Result<Values> {
+    let panel = Contender::ours("ours", "ours", Medium::Ptp);
+    let network = panel.wire(lab, 2)?;
+    let [from, to] = &network.nodes[..] else {
+        return Err("not two namespaces".into());
+    };
+    let session = network.members().next().ok_or("no session")?;
+    let link = format!("{session}:vde0");
+    let vdectl = lab.program(Maker::Ours, "vdectl");
+    let file = lab.unique("capture");
+    let stream = || -> Result<f64> {
+        let run = TcpRun::start(lab, from, to, 1, seconds, false)?;
+        Ok(run.finish()?.rate)
+    };
+    let captured = || -> Result<f64> {
+        let words = ["capture", &link, "-w", &file];
+        let capture = Proc::spawn(lab.command(Who::First, &vdectl, words));
+        wait_for("the capture", LIMIT, || Path::new(&file).metadata().ok())?;
+        let rate = stream();
+        capture.check()?;
+        drop(capture);
+        fs::remove_file(&file)?;
+        rate
+    };
+    let mut ratios = Vec::new();
+    for turn in 0..STREAMS {
+        // Nor is one of them always the first.
+        let ratio = match turn % 2 {
+            0 => captured()? / stream()?,
+            _ => stream().and_then(|plain| Ok(captured()? / plain))?,
+        };
+        ratios.push(ratio);
+    }
+    network.check()?;
+    Ok(vec![(CAPTURE.to_owned(), (1.0 - median(ratios)?) * 100.0)])
+}
+
+fn median(values: Vec<f64>) -> Result<f64> {
+    Ok(Summary::of(values).ok_or("nothing was measured")?.median)
 }

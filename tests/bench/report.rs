@@ -408,10 +408,24 @@ fn bars(results: &Results) -> Vec<Bar> {
             note: String::new(),
         });
     }
-    for (measure, title, unit, bar) in netem::MEASURES {
-        let found = results.summary(netem::ID, "ours", measure);
+    for (measure, title, unit, bar) in labs::TURNS {
+        let found = results.summary(labs::ID, "ours", measure);
         bars.push(Bar {
-            what: format!("{}/ours: {title}, {unit}", netem::ID),
+            what: format!("{}/ours: {title}, {unit}", labs::ID),
+            found: found.map(|found| found.median),
+            better: Better::Less,
+            bar,
+            note: String::new(),
+        });
+    }
+    for (measure, title, unit, bar) in netem::MEASURES {
+        let row = match *measure {
+            netem::DELAY => netem::PLUG,
+            _ => netem::OURS,
+        };
+        let found = results.summary(netem::ID, row, measure);
+        bars.push(Bar {
+            what: format!("{}/{row}: {title}, {unit}", netem::ID),
             found: found.map(|found| found.median),
             better: Better::Less,
             bar: *bar,

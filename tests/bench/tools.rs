@@ -11,6 +11,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -180,6 +181,19 @@ pub(crate) enum Tool {
         /// How late it is to come
         microseconds: u64,
     },
+    /// Send frames with the time in them into a cable, and count what comes out of another in time
+    Cable {
+        /// The path of the first cable
+        from: PathBuf,
+        /// The path of the other
+        to: PathBuf,
+        /// For how long
+        milliseconds: u64,
+        /// How many a second
+        rate: u64,
+        /// How late they are to come
+        microseconds: u64,
+    },
     /// Send broadcast frames with many source addresses
     Learn {
         /// The interface
@@ -262,6 +276,18 @@ impl Tool {
             } => stamps::late(
                 port,
                 millis(milliseconds),
+                Duration::from_micros(microseconds),
+            ),
+            Self::Cable {
+                from,
+                to,
+                milliseconds,
+                rate,
+                microseconds,
+            } => stamps::cable(
+                [from, to],
+                millis(milliseconds),
+                rate,
                 Duration::from_micros(microseconds),
             ),
             Self::Learn {

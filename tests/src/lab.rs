@@ -259,10 +259,15 @@ impl Lab {
         ]
     }
 
-    /// Whether a process of the lab is running whose command line starts with `words`.
+    /// Whether a process of the lab is running, and not stopped, whose command line starts with
+    /// `words`.
     pub fn is_running(&self, words: &str) -> bool {
-        let processes = self.processes();
-        processes.iter().any(|(_, line)| line.starts_with(words))
+        let is_stopped = |pid: i32| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.contains(") T ")
+        };
+        let mut processes = self.processes().into_iter();
+        processes.any(|(pid, line)| line.starts_with(words) && !is_stopped(pid))
     }
 
     /// The lab's processes: id and command line.

@@ -335,6 +335,62 @@ s.send(bytes.fromhex('ffffffffffff020000000001' '81000005' '88b6') + bytes(60))\
 }
 
 #[test]
+fn all_links_of_a_lab_are_captured_each_once() {
+    need!("tshark");
+    let lab = Lab::new();
+    let text = "[nodes.h]
+count = 2
+[nodes.r]
+[[links]]
+ends = [\"h1:eth0=10.0.0.1/24\", \"r:eth0=10.0.0.9/24\"]
+[[switches]]
+name = \"lan\"
+ports = [\"r:eth1=10.1.0.9/24\", \"h2:eth0=10.1.0.2/24\"]
+";
+    let lab_file = lab.write("wan.toml", text);
+    lab.vdectl(["lab", "up", &lab_file]).ok();
+    let file = lab.path("lab.pcapng");
+    lab.expect("lab.pcapng");
+    let filter = ["--filter", "icmp", "-w", &file];
+    let words = ["--lab", "wan", filter[0], filter[1], filter[2], filter[3]];
+    let all = capture(&lab, &words);
+    for (node, address) in [("h1", "10.0.0.9"), ("h2", "10.1.0.9")] {
+        let node = format!("wan/{node}");
+        let ping = ["ping", "-nc", "1", "-w", "60", address];
+        lab.vdectl(["lab", "exec", &node]).args(ping).ok();
+    }
+    end(all, Signal::SIGINT);
+    let mut seen = frames(&lab, &file, "", &["frame.interface_name", "icmp.type"]);
+    seen.sort();
+    // The echo on the switch passes the links of both its ports.
+    let links = ["wan/h1:eth0", "wan/h2:eth0", "wan/r:eth1"];
+    let expected = links.map(|link| [[link, "0"], [link, "8"]]).concat();
+    assert_eq!(seen, expected);
+
+    // One node has its interfaces, which may be those of a link of the lab.
+    let words = ["wan/r", "--lab", "wan", "-w", &file];
+    let some = capture(&lab, &words);
+    end(some, Signal::SIGINT);
+    let about = lab.command("capinfos", ["-I", &file]).ok();
+    assert_eq!(about.matches("Name = wan/").count(), 4, "{about}");
+
+    let bare = lab.write("bare.toml", "[nodes.a]\n");
+    lab.vdectl(["lab", "up", &bare]).ok();
+    for (name, why) in [
+        ("nobody", "no lab 'nobody' of yours is running"),
+        ("bare", "the lab 'bare' has no link"),
+        ("../x", "'../x'"),
+        ("", "name"),
+    ] {
+        lab.vdectl(["capture", "--lab", name, "-w", "/dev/null"])
+            .refused(&[why]);
+    }
+    for name in ["bare", "wan"] {
+        lab.vdectl(["lab", "down", name]).ok();
+    }
+}
+
+#[test]
 fn what_cannot_be_captured_is_refused() {
     let lab = Lab::new();
     let (_a, _b, link) = cable(&lab, &[]);

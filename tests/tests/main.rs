@@ -24,6 +24,7 @@ mod integrity;
 mod interop;
 mod lab_files;
 mod labs;
+mod labs_outside;
 mod leftovers;
 mod libvdeplug;
 mod login;

@@ -335,6 +335,7 @@ fn a_shell_in_a_session_has_the_terminal() {
         terminal.press("C-z");
         assert!(terminal.ask("jobs").0.contains("sleep 1000"));
         terminal.type_line("fg");
+        wait_until("the job goes on", PATIENCE, || lab.is_running("sleep 1000"));
         terminal.press("C-c");
         assert_eq!(terminal.ask("true").1, 0);
         terminal.type_line("exit");
@@ -355,6 +356,7 @@ fn a_shell_in_a_session_has_the_terminal() {
     terminal.press("C-z");
     assert!(terminal.ask("jobs").0.contains("vdectl exec r1"));
     terminal.type_line("fg");
+    wait_until("it goes on", PATIENCE, || lab.is_running("sleep 1001"));
     terminal.press("C-c");
     assert_eq!(terminal.ask("true").1, 0);
     wait_until("it is interrupted", PATIENCE, || {

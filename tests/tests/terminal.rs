@@ -84,6 +84,9 @@ fn job_control() {
     assert!(terminal.ask("jobs").0.contains("sleep 1000"));
     assert_eq!(terminal.ask("ip link show vde0").1, 0);
     terminal.type_line("fg");
+    wait_until("the command goes on", PATIENCE, || {
+        lab.is_running("sleep 1000")
+    });
     terminal.press("C-c");
     terminal.type_line("exit");
     assert_ne!(terminal.ask("ip link show vde0").1, 0);

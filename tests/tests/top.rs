@@ -44,7 +44,12 @@ fn rates_for_scripts() {
     let mut found = Vec::new();
     wait_until("the pings are counted", PATIENCE, || {
         found = links(&lab);
-        found.len() == 4 && found[0]["sent"]["frames"].as_f64() > Some(10.0)
+        // 1042 bytes each, when the neighbours know each other.
+        let is_ping = |link: &Value| {
+            let rate = |what: &str| link["sent"][what].as_f64().unwrap_or_default();
+            rate("frames") > 10.0 && rate("bits") > 8.0 * 900.0 * rate("frames")
+        };
+        found.len() == 4 && found[..2].iter().all(is_ping)
     });
     // Those that move something come first.
     let mut busy = [&found[0]["link"], &found[1]["link"]].map(|link| link.as_str().unwrap_or(""));

@@ -115,6 +115,7 @@ impl Session {
         let pairs = interfaces.iter().zip(&targets);
         let jobs = pairs.map(|(interface, target)| Job {
             interface: interface.name.clone(),
+            label: interface.name.clone(),
             mtu: interface.mtu.unwrap_or(DEFAULT_MTU),
             target: target.clone(),
             wait: cli.links.wait.unwrap_or_default(),

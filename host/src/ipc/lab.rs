@@ -2,6 +2,7 @@
 //! supervisor.
 
 use serde::{Deserialize, Serialize};
+use vdens_impairment::request::Request as LinkChange;
 
 use super::message::{ErrorFields, ReportReply};
 use crate::error::Error;
@@ -79,6 +80,15 @@ pub(crate) enum ToLab {
     Down,
     /// Change the lab. Descriptor: the file in memory with the lab as it is to be.
     Apply,
+    /// Change one link.
+    Link {
+        /// The node at one of its ends.
+        node: String,
+        /// The interface there.
+        interface: String,
+        /// What to change, as that end has it.
+        change: LinkChange,
+    },
     /// Send an event whenever something happens.
     Watch,
 }

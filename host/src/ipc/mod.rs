@@ -27,8 +27,10 @@
 //! does.
 
 mod channel;
+pub(crate) mod control;
 mod helper;
 mod lab;
+pub(crate) mod listener;
 mod message;
 mod report;
 pub mod status;

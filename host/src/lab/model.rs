@@ -104,7 +104,7 @@ pub(crate) struct Attachment {
     pub interface: String,
     /// Its addresses, unique in the link or switch.
     pub addresses: Vec<IpNet>,
-    /// Its Ethernet address, if not the kernel's choice.
+    /// Its Ethernet address, if the file says one.
     #[serde(with = "mac_text")]
     pub mac: Option<Mac>,
     /// Its MTU in bytes, if not the kernel's choice.

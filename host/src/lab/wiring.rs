@@ -67,9 +67,7 @@ impl Wiring {
     /// The kernel refuses.
     pub(super) fn adopt(&mut self, plug: &Plug, network: &Network) -> Result<()> {
         let (name, netlink) = (&plug.interface.name, &network.netlink);
-        if let Some(mac) = plug.mac {
-            netlink.set_mac(name, mac)?;
-        }
+        netlink.set_mac(name, plug.mac)?;
         if let Some(mtu) = plug.mtu {
             netlink.set_mtu(name, mtu)?;
         }
@@ -89,6 +87,19 @@ impl Wiring {
         let bridge = bridge_name(*bridge);
         fabric.netlink.set_bridge(interface, Some(&bridge))?;
         fabric.netlink.set_up(interface)
+    }
+
+    /// Sets the switch's end of a port up or down, which belongs to this interface of a node.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(super) fn set_port(&self, interface: &Interface, is_up: bool) -> Result<()> {
+        let fabric = self.fabric.as_ref().ok_or_else(no_fabric)?;
+        let index = self.index(interface).ok_or_else(no_fabric)?;
+        match is_up {
+            true => fabric.netlink.set_up(&port_name(index)),
+            false => fabric.netlink.set_down(&port_name(index)),
+        }
     }
 
     /// An index that no interface of the lab has.
@@ -335,7 +346,7 @@ fn veth<'a>(plug: &'a Plug, index: u32, namespace: BorrowedFd<'a>) -> VethEnd<'a
         name: &plug.interface.name,
         index,
         namespace,
-        mac: plug.mac,
+        mac: Some(plug.mac),
         mtu: plug.mtu,
     }
 }

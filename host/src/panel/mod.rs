@@ -39,7 +39,7 @@ mod port;
 mod registry;
 mod service;
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sched::CloneFlags;
@@ -72,6 +72,9 @@ pub(crate) struct Panel {
     ports: RefCell<Vec<String>>,
     /// Of each pair that this process has made, one port.
     pairs: RefCell<Vec<String>>,
+    /// Whether this process has made something whose end may leave a bridge without ports: a
+    /// learning bridge or a pair.
+    leaves_bridges: Cell<bool>,
     /// `None` if no other process is to find the panel.
     registration: Option<Registration>,
 }
@@ -109,6 +112,7 @@ impl Panel {
             netlink,
             ports: RefCell::default(),
             pairs: RefCell::default(),
+            leaves_bridges: Cell::default(),
             registration: Some(registration),
         })
     }
@@ -127,6 +131,7 @@ impl Panel {
             netlink: OnceCell::from(netlink),
             ports: RefCell::default(),
             pairs: RefCell::default(),
+            leaves_bridges: Cell::default(),
             registration: None,
         })
     }
@@ -170,8 +175,13 @@ impl Panel {
                 namespace
             }
             Order::AddPair { port, .. } => {
+                self.leaves_bridges.set(true);
                 self.pairs.borrow_mut().push(port.clone());
                 Some(self.net.as_fd())
+            }
+            Order::Bridge { .. } => {
+                self.leaves_bridges.set(true);
+                namespace
             }
             _ => namespace,
         };
@@ -195,12 +205,28 @@ impl Panel {
     pub(crate) fn in_network(
         &self,
         network: BorrowedFd<'_>,
-        open: impl FnOnce() -> Result<Vec<OwnedFd>>,
+        open: impl FnMut() -> Result<Vec<OwnedFd>>,
+    ) -> Result<Vec<OwnedFd>> {
+        self.in_networks(&[network], open)
+    }
+
+    /// The same in several networks, one after the other.
+    ///
+    /// # Errors
+    /// As for [`Panel::in_network`].
+    pub(crate) fn in_networks(
+        &self,
+        networks: &[BorrowedFd<'_>],
+        mut open: impl FnMut() -> Result<Vec<OwnedFd>>,
     ) -> Result<Vec<OwnedFd>> {
         in_child(|| {
             enter(self.user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
-            enter(network, CloneFlags::CLONE_NEWNET)?;
-            open()
+            let mut fds = Vec::new();
+            for network in networks {
+                enter(*network, CloneFlags::CLONE_NEWNET)?;
+                fds.extend(open()?);
+            }
+            Ok(fds)
         })
     }
 
@@ -248,7 +274,7 @@ impl Drop for Panel {
     /// Sets this process's ports down, so that an ended session's interface has no carrier and no
     /// longer answers for its address. Its namespace may live on: the kernel removes namespaces
     /// later, and a background process of the command keeps its namespace alive. Deletes its pairs,
-    /// which are in no session's namespace.
+    /// which are in no session's namespace, and the bridges that have no ports then.
     fn drop(&mut self) {
         let Some(netlink) = self.netlink.get() else {
             return;
@@ -262,6 +288,11 @@ impl Drop for Panel {
             if let Err(error) = netlink.delete(&interface_of(port)) {
                 log::debug!("panel: {error}");
             }
+        }
+        if self.leaves_bridges.get()
+            && let Err(error) = Registry::lock().and_then(|_lock| plumbing::sweep(netlink))
+        {
+            log::debug!("panel: {error}");
         }
     }
 }

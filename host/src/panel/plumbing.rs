@@ -18,7 +18,8 @@
 //! without the lock leave the bridges to the one that has it. When both ends of a cable end at
 //! once, neither unplugs its port, and the bridge stays. So an end that plugs its port into each
 //! [`SWEEP`]th bridge deletes such bridges, too. A learning bridge has a port as long as its maker
-//! holds the tap or a port is plugged in.
+//! holds the tap or a port is plugged in; the panel service of its maker outlives the tap, and
+//! deletes the bridge if no port is left.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -113,8 +114,7 @@ pub(super) fn execute(
             plug(netlink, port, &bridge)?;
             // The kernel numbers the interfaces that it makes one after another.
             if netlink.index(&bridge)?.is_multiple_of(SWEEP) {
-                let links = netlink.links()?;
-                netlink.delete_all(links.iter().filter(|link| is_unused(link, &links, "")))?;
+                sweep(netlink)?;
             }
             Ok(None)
         }
@@ -217,6 +217,12 @@ fn unplug(netlink: &Netlink, port: &str, may_delete: bool) -> Result<()> {
         |bridge: &LinkView| own == Some(bridge.index) && bridge.name.starts_with('c');
     let is_doomed = |link: &&LinkView| is_own_cable(link) || is_unused(link, &links, port);
     netlink.delete_all(links.iter().filter(is_doomed))
+}
+
+/// Deletes the bridges without ports. The registry must be locked.
+pub(super) fn sweep(netlink: &Netlink) -> Result<()> {
+    let links = netlink.links()?;
+    netlink.delete_all(links.iter().filter(|link| is_unused(link, &links, "")))
 }
 
 /// Whether a link is a bridge without a port other than `port`.

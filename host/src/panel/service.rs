@@ -5,12 +5,13 @@
 //! before it loads a plugin. The service has one thread and no plugin. It executes the orders that
 //! come over a channel, and takes over the panel when the first one comes. It ends when the channel
 //! closes: the [`Service`] was dropped, or the process died. It ignores the signals that end the
-//! process, which reach the whole process group.
+//! process, which reach the whole process group. Nothing kills it when the process dies, because it
+//! deletes then what the process has left on the panel; each of its waits has a limit.
 
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, getpid, setsid};
+use nix::unistd::setsid;
 
 use super::{Panel, PanelClient, answer, no_successor};
 use crate::error::{EXIT_FAILURE, Result};
@@ -41,10 +42,9 @@ impl Service {
     /// There are too many processes or descriptors.
     pub(crate) fn start() -> Result<Self> {
         let (channel, theirs) = Channel::pair()?;
-        let parent = getpid();
         let Some(process) = Child::fork()? else {
             drop(channel);
-            exit_child(|| serve(&theirs, parent).map_or(EXIT_FAILURE, |()| 0));
+            exit_child(|| serve(&theirs).map_or(EXIT_FAILURE, |()| 0));
         };
         Ok(Self {
             client: PanelClient::over(channel, Some(EXECUTION_LIMIT)),
@@ -71,7 +71,7 @@ impl Drop for Service {
 }
 
 /// The service's main loop.
-fn serve(channel: &Channel<Reply, Request>, parent: Pid) -> Result<()> {
+fn serve(channel: &Channel<Reply, Request>) -> Result<()> {
     let ignored = [
         Signal::SIGHUP,
         Signal::SIGINT,
@@ -83,7 +83,6 @@ fn serve(channel: &Channel<Reply, Request>, parent: Pid) -> Result<()> {
     // cannot fail.
     let _ = setsid();
     detach()?;
-    signals::follow_parent(parent)?;
     let mut panel = None;
     loop {
         match channel.receive()? {

@@ -78,7 +78,7 @@ impl HeldLink {
 
     /// Performs an action for the link, other than starting its worker.
     pub(crate) fn perform(&mut self, action: LinkAction, panel: Option<&Panel>) -> Result<()> {
-        let name = &self.job.interface;
+        let name = &self.job.label;
         match action {
             LinkAction::GiveSide => return self.give_side(),
             LinkAction::Send(message) => return self.send(&message),

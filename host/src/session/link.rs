@@ -91,6 +91,8 @@ enum Ping {
     Answered,
     /// The ping was sent so many beats ago.
     Unanswered(u32),
+    /// It is killed for not answering, and ends when the kernel lets it.
+    GivenUp,
 }
 
 #[derive(Debug)]
@@ -270,8 +272,10 @@ impl Link {
             }
             Ping::Unanswered(_) => {
                 worker.stage = Stage::Closing;
+                worker.ping = Ping::GivenUp;
                 Some(LinkAction::KillHanging)
             }
+            Ping::GivenUp => None,
         }
     }
 

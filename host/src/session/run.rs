@@ -14,7 +14,7 @@ use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use ipnet::IpNet;
 use nix::poll::{PollFd, PollFlags};
@@ -35,7 +35,7 @@ use crate::ipc::{
 };
 use crate::namespace::{self, Plan};
 use crate::panel::{Panel, port_index};
-use crate::sys::child::{Child, Exit, end_all, exit_child, reap_strangers};
+use crate::sys::child::{CLEANUP_LIMIT, Child, Exit, end_all, exit_child, reap_strangers};
 use crate::sys::names::{Claim, Kind, Member};
 use crate::sys::netlink::Netlink;
 use crate::sys::process::{give_back_memory, wait};
@@ -44,10 +44,6 @@ use crate::sys::terminal::Foreground;
 use crate::worker::carrier::LinkWatch;
 use crate::worker::reconnecting::Wait;
 use crate::worker::{self, Job};
-
-/// How long children may take to clean up at the end, before they are killed. Plugins remove their
-/// sockets, which takes milliseconds unless the machine is busy.
-const CLEANUP_LIMIT: Duration = Duration::from_secs(2);
 
 /// The end of a worker that could not be started.
 const NOT_STARTED: WorkerEvent = WorkerEvent::Ended {
@@ -560,20 +556,14 @@ impl<'a> Supervisor<'a> {
 /// The addresses of all interfaces in a network namespace, by the interfaces' names. None if the
 /// kernel does not tell.
 fn addresses(netlink: &Netlink) -> HashMap<String, Vec<IpNet>> {
-    let mut by_name: HashMap<String, Vec<IpNet>> = HashMap::new();
-    let found = netlink
-        .links()
-        .and_then(|links| Ok((links, netlink.addresses()?)));
-    let (links, addresses) = found.unwrap_or_else(|error| {
+    let interfaces = netlink.interfaces().unwrap_or_else(|error| {
         log::debug!("{error}");
-        Default::default()
+        Vec::new()
     });
-    for (index, address) in addresses {
-        if let Some(link) = links.iter().find(|link| link.index == index) {
-            by_name.entry(link.name.clone()).or_default().push(address);
-        }
-    }
-    by_name
+    let interfaces = interfaces.into_iter();
+    interfaces
+        .map(|interface| (interface.name, interface.addresses))
+        .collect()
 }
 
 /// The host name of this process.

@@ -24,6 +24,11 @@ use vdens_plugin_kit::process::open_pidfd;
 use crate::error::{EXIT_FAILURE, Error, Result, system};
 use crate::sys::process::wait;
 
+/// How long a process that has loaded plugins may take to clean up at its end, before it is killed.
+/// Plugins remove their sockets and end their helpers, which takes milliseconds unless the machine
+/// is busy.
+pub(crate) const CLEANUP_LIMIT: Duration = Duration::from_secs(5);
+
 /// How long a killed process may take to end: on a busy machine it waits for a processor first. One
 /// that waits for a device or a file system that does not answer cannot be ended.
 const KILLED: Duration = Duration::from_secs(5);

@@ -10,6 +10,7 @@
 //! another number are skipped, for example the rest of a dump that failed.
 
 mod batch;
+mod monitor;
 mod view;
 
 use std::cell::Cell;
@@ -17,6 +18,7 @@ use std::io;
 use std::iter;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use netlink_packet_core::{
@@ -34,10 +36,14 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 use nix::sys::socket::{
-    self, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, connect, recv, send,
+    self, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, connect, recv, send, setsockopt,
+    sockopt,
 };
+use nix::sys::time::{TimeVal, TimeValLike};
 
 pub(crate) use batch::{Batch, VethEnd};
+pub(crate) use monitor::LinkMonitor;
+pub(crate) use view::InterfaceStatus;
 
 use crate::error::{Error, Result, system};
 
@@ -65,6 +71,9 @@ const DOOMED: u32 = 1;
 /// The longest datagram that the kernel sends, in bytes (netlink_recvmsg in
 /// net/netlink/af_netlink.c).
 const LONGEST_DATAGRAM: usize = 32 << 10;
+/// How long to wait for a reply. The kernel replies before the call that sends a request returns,
+/// so nothing is waited for unless another process reads from the same socket.
+const REPLY_LIMIT: Duration = Duration::from_secs(10);
 
 /// A connection to the network configuration of one network namespace.
 #[derive(Debug)]
@@ -106,6 +115,8 @@ impl Netlink {
             let socket = socket::socket(family, kind, flags, protocol)?;
             // Connected to the kernel, it receives from no other process.
             connect(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+            let limit = TimeVal::seconds(REPLY_LIMIT.as_secs() as i64);
+            setsockopt(&socket, sockopt::ReceiveTimeout, &limit)?;
             Ok(socket.into())
         };
         open().map_err(system("open a netlink socket"))
@@ -384,23 +395,6 @@ impl Netlink {
             .map_err(|error| Error::io("list interfaces", &error))
     }
 
-    /// The addresses of all interfaces, each with the index of its interface.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub(crate) fn addresses(&self) -> Result<Vec<(u32, IpNet)>> {
-        let mut addresses = Vec::new();
-        let take = |message| {
-            if let RouteNetlinkMessage::NewAddress(message) = message {
-                addresses.extend(address_of(&message));
-            }
-        };
-        let message = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-        self.exchange(message, NLM_F_DUMP, take)
-            .map_err(|error| Error::io("list addresses", &error))?;
-        Ok(addresses)
-    }
-
     /// The index of an interface.
     ///
     /// # Errors
@@ -460,7 +454,14 @@ impl Netlink {
         send(self.socket.as_raw_fd(), &request, MsgFlags::empty())?;
         let mut buffer = vec![0; LONGEST_DATAGRAM];
         loop {
-            let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            let received = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty());
+            let length = received.map_err(|errno| match errno {
+                Errno::EAGAIN => io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("no reply within {} s", REPLY_LIMIT.as_secs()),
+                ),
+                _ => errno.into(),
+            })?;
             for payload in replies(&buffer[..length], sequence) {
                 match payload? {
                     NetlinkPayload::Error(error) if error.code.is_some() => {
@@ -545,27 +546,6 @@ impl LinkView {
         }
         view
     }
-}
-
-/// An address, with the index of its interface. The local address is this end's where the interface
-/// has another at its far end (`IFA_LOCAL`, linux/if_addr.h).
-fn address_of(message: &AddressMessage) -> Option<(u32, IpNet)> {
-    let local = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            AddressAttribute::Local(address) => Some(*address),
-            _ => None,
-        });
-    let address = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            AddressAttribute::Address(address) => Some(*address),
-            _ => None,
-        });
-    let net = IpNet::new(local.or(address)?, message.header.prefix_len).ok()?;
-    Some((message.header.index, net))
 }
 
 fn serialize(

@@ -3,6 +3,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::exit;
+use std::ptr;
+use std::slice;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -57,21 +59,53 @@ pub(crate) fn map_large_allocations() {
 const STACK: usize = 128 << 10;
 
 /// Returns unused memory to the kernel, for example after a plugin is loaded: what the allocator
-/// has freed, and the pages of the stack below the caller. Both would stay as long as the process
-/// lives. For a process's first thread, whose stack is much larger than [`STACK`].
+/// has freed, the pages of the stack below the caller, and the program's code, most of which only
+/// the start needs. All of it would stay as long as the process lives. For a process's first
+/// thread, whose stack is much larger than [`STACK`].
 #[inline(never)]
 pub(crate) fn give_back_memory() {
     let frame = 0_u8;
     // SAFETY: malloc_trim takes the allocator's own locks, and touches no memory that is in use.
     // The stack below this frame holds no value; its page and the next one stay for the call of
-    // madvise itself. The kernel skips pages that were never touched.
+    // madvise itself. The kernel skips pages that were never touched. The callback is called during
+    // dl_iterate_phdr only, and needs no data.
     unsafe {
         #[cfg(target_env = "gnu")]
         libc::malloc_trim(0);
         let page = libc::sysconf(libc::_SC_PAGESIZE) as usize;
         let start = ((&raw const frame).addr() & !(page - 1)) - page - STACK;
         libc::madvise(start as *mut libc::c_void, STACK, libc::MADV_DONTNEED);
+        libc::dl_iterate_phdr(Some(unmap_program), ptr::null_mut());
     }
+}
+
+/// Takes the pages of the program's code and constants out of this process's memory. What is used
+/// again is mapped again from the page cache, where they stay. For dl_iterate_phdr, which reports
+/// the program first; returns 1, so that it reports nothing else.
+///
+/// # Safety
+/// `info` must describe what is loaded.
+unsafe extern "C" fn unmap_program(
+    info: *mut libc::dl_phdr_info,
+    _size: libc::size_t,
+    _data: *mut libc::c_void,
+) -> libc::c_int {
+    // SAFETY: the segments are mapped as the headers say. One that cannot be written has the pages
+    // of the file and no others, so that the kernel can map them again.
+    unsafe {
+        let page = libc::sysconf(libc::_SC_PAGESIZE) as usize;
+        let headers = slice::from_raw_parts((*info).dlpi_phdr, usize::from((*info).dlpi_phnum));
+        for header in headers {
+            if header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0 {
+                let start = (*info).dlpi_addr as usize + header.p_vaddr as usize;
+                let end = (start + header.p_memsz as usize) & !(page - 1);
+                let start = start.next_multiple_of(page);
+                let length = end.saturating_sub(start);
+                libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED);
+            }
+        }
+    }
+    1
 }
 
 /// Polls, until `deadline` if there is one. A signal may end the wait early.

@@ -15,6 +15,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, getppid};
 
 use crate::error::{Error, Result, system};
+use crate::sys::child::CLEANUP_LIMIT;
 use crate::sys::process::wait;
 
 /// The signals that a supervisor or a plug reads.
@@ -129,9 +130,6 @@ pub(crate) fn default(signal: Signal) {
     }
 }
 
-/// How long a child may take to clean up after its parent's death, in seconds.
-const CLEANUP: u32 = 2;
-
 /// Makes the kernel end this process when its parent dies, even if a plugin hangs: at the parent's
 /// death a signal sets an alarm, which kills the process if it has not ended by then.
 ///
@@ -140,7 +138,7 @@ const CLEANUP: u32 = 2;
 pub(crate) fn follow_parent(parent: Pid) -> Result<()> {
     extern "C" fn set_alarm(_: libc::c_int) {
         // SAFETY: alarm is async-signal-safe and touches no memory.
-        unsafe { libc::alarm(CLEANUP) };
+        unsafe { libc::alarm(CLEANUP_LIMIT.as_secs() as u32) };
     }
     let handler = SigHandler::Handler(set_alarm);
     let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());

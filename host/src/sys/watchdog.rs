@@ -12,7 +12,6 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::{self, sleep};
-use std::time::Duration;
 
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags};
@@ -20,13 +19,11 @@ use nix::sys::signal::Signal;
 use nix::unistd::{alarm, pipe2, read};
 
 use crate::error::{Error, Result, system};
+use crate::sys::child::CLEANUP_LIMIT;
 use crate::sys::process::wait;
 use crate::sys::signals::{self, Signals};
 
-/// How long the process may take to end after a signal; a worker has as long.
-const ENDING: Duration = Duration::from_secs(2);
-
-/// How long the cleanup may take, in seconds. What it removes may be on a file system that hangs.
+/// How long the watchdog's own cleanup may take, in seconds. What it removes may be on a file system that hangs.
 const CLEANUP: u32 = 1;
 
 /// The poll loop's end of the pipe from the thread.
@@ -78,7 +75,7 @@ fn watch(signals: &Signals, mut to: File, cleanup: impl FnOnce()) {
             break signal;
         }
     };
-    sleep(ENDING);
+    sleep(CLEANUP_LIMIT);
     signals::default(Signal::SIGALRM);
     alarm::set(CLEANUP);
     cleanup();

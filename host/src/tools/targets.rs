@@ -3,7 +3,7 @@
 //!
 //! | Word | Meaning |
 //! |---|---|
-//! | `NAME` | the session of that name; else the node of that name, if one lab has it |
+//! | `NAME` | the session of that name, or the node of that name, if there is one of them |
 //! | `LAB/NODE` | a lab's node |
 //! | `PID` | the session of that process |
 //! | any of them, then `:INTERFACE` | an interface there |
@@ -102,27 +102,41 @@ fn by_name(name: &str) -> Result<Target> {
         };
     }
     names::check(name)?;
-    match names::find(name)? {
-        Some(found) if found.kind == Kind::Session => match found.members.first() {
-            Some(member) => target(&found, member, name),
-            None => Err(
-                Error::new(ErrorKind::Busy, format!("'{name}' is still starting"))
-                    .hint(format!("vdectl wait {name}")),
-            ),
-        },
-        lab => node(name, lab.is_some()),
+    let all = names::all()?;
+    let nodes = all.iter().filter(|named| named.kind == Kind::Lab);
+    let nodes: Vec<(&Named, &Member)> = nodes
+        .flat_map(|lab| lab.members.iter().map(move |member| (lab, member)))
+        .filter(|(_, member)| member.name == name)
+        .collect();
+    match all.iter().find(|named| named.name == name) {
+        Some(found) if found.kind == Kind::Session => session(found, &nodes),
+        lab => node(name, lab.is_some(), &nodes),
+    }
+}
+
+/// The session of a name that no node has.
+fn session(found: &Named, nodes: &[(&Named, &Member)]) -> Result<Target> {
+    let name = &found.name;
+    if let Some((lab, _)) = nodes.first() {
+        let message = format!(
+            "'{name}' is a session, and a node of the lab '{}'",
+            lab.name
+        );
+        let process = found.holder;
+        return Err(Error::usage(message).hint(format!("write {process} or {}/{name}", lab.name)));
+    }
+    match found.members.first() {
+        Some(member) => target(found, member, name),
+        None => {
+            let error = Error::new(ErrorKind::Busy, format!("'{name}' is still starting"));
+            Err(error.hint(format!("vdectl wait {name}")))
+        }
     }
 }
 
 /// The node of a name, if one lab has it.
-fn node(name: &str, is_lab: bool) -> Result<Target> {
-    let all = names::all()?;
-    let labs = all.iter().filter(|named| named.kind == Kind::Lab);
-    let nodes: Vec<(&Named, &Member)> = labs
-        .flat_map(|lab| lab.members.iter().map(move |member| (lab, member)))
-        .filter(|(_, member)| member.name == name)
-        .collect();
-    match &nodes[..] {
+fn node(name: &str, is_lab: bool, nodes: &[(&Named, &Member)]) -> Result<Target> {
+    match nodes {
         [(lab, member)] => target(lab, member, name),
         [] if is_lab => Err(Error::usage(format!(
             "'{name}' is a lab, and one of its nodes is wanted"

@@ -51,6 +51,8 @@ pub(crate) const EXIT_NO_INTERFACE: i32 = 3;
 pub struct Job {
     /// The interface's name.
     pub(crate) interface: String,
+    /// What people call it: its name, in a lab with the node's.
+    pub(crate) label: String,
     /// Its MTU in bytes.
     pub(crate) mtu: u32,
     /// What it is to be plugged into.
@@ -157,7 +159,7 @@ pub(crate) fn run(
         Stop::Exit(status) => status,
         // The far side reopens its transport instead, so it is the interface that broke.
         Stop::Broken(_, error) => {
-            log::warn!("{}: {error}", job.interface);
+            log::warn!("{}: {error}", job.label);
             EXIT_NO_INTERFACE
         }
         Stop::Failed(error) => {
@@ -180,9 +182,9 @@ impl Worker<'_> {
     /// Opens the link and serves the interface.
     fn serve(&mut self) -> Result<Infallible, Stop> {
         let (job, opener) = (self.job.clone(), self.opener);
-        let name = format!("{} ({})", job.interface, job.target);
+        let name = format!("{} ({})", job.label, job.target);
         let options = OpenOptions {
-            description: format!("vdens {}", job.interface),
+            description: format!("vdens {}", job.label),
             ..OpenOptions::default()
         };
         let open = move || match &job.target {
@@ -236,7 +238,7 @@ impl Worker<'_> {
         match self.channel.receive()? {
             Received::Message(message, fds) => Ok(Some((message, fds))),
             Received::Malformed(why) => {
-                let interface = &self.job.interface;
+                let interface = &self.job.label;
                 log::warn!("{interface}: the supervisor sent a malformed message: {why}");
                 Ok(None)
             }
@@ -254,7 +256,7 @@ impl Worker<'_> {
                     LinkTarget::Command(_) => report,
                 };
                 if let Err(error) = self.channel.send_report(&report) {
-                    let interface = &self.job.interface;
+                    let interface = &self.job.label;
                     log::info!("{interface}: vdectl status gets no report: {error}");
                 }
             }

@@ -8,9 +8,9 @@
 //! [`find`] looks at no other. The link adds [`ControlSocket::fd`] to what it waits for, and serves
 //! [`ControlSocket::next_request`].
 //!
-//! A request is JSON in one datagram, and so is the answer ([`ask`]). The answer goes to a socket
-//! beside the link's. Paths, unlike addresses of the kernel's choice, lead from one network
-//! namespace to another (unix(7)).
+//! A request is JSON in one datagram, and so is the answer ([`ask`], [`Question`]). The answer goes
+//! to a socket beside the link's. Paths, unlike addresses of the kernel's choice, lead from one
+//! network namespace to another (unix(7)).
 //!
 //! A process that is killed leaves its directory behind. Those that [`ControlSocket::open`] made
 //! have the process's id in their name, so the next process that opens or asks removes them.
@@ -174,35 +174,92 @@ pub fn find(scheme: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Asks the link whose socket is at `path`.
+/// Those of them that a process has.
+pub fn find_of(scheme: &str, process: u32) -> Vec<PathBuf> {
+    let prefix = format!("{}{process}-", prefix(scheme));
+    let is_of = |path: &PathBuf| {
+        let directory = path.parent().and_then(Path::file_name);
+        directory.is_some_and(|name| name.to_string_lossy().starts_with(&prefix))
+    };
+    find(scheme).into_iter().filter(is_of).collect()
+}
+
+/// Asks the link whose socket is at `path`, and waits for the answer.
 ///
 /// # Errors
 /// The link has ended, does not answer in time, or its answer makes no sense.
 pub fn ask<A: DeserializeOwned>(path: &Path, request: &impl Serialize) -> Result<A> {
-    let nonsense = |error: &dyn Display| {
-        let message = format!("the answer at {} makes no sense: {error}", path.display());
-        Error::new(ErrorKind::Protocol, message)
-    };
-    let request = serde_json::to_vec(request).map_err(|error| nonsense(&error))?;
-    let answers = path.with_file_name(format!("answers-{}", process::id()));
-    let exchange = || {
-        let socket = datagram(SockFlag::empty())?;
-        bind(socket.as_raw_fd(), &UnixAddr::new(&answers)?)?;
-        connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-        let limit = TimeVal::seconds(LIMIT.as_secs() as i64);
-        setsockopt(&socket, sockopt::ReceiveTimeout, &limit)?;
-        setsockopt(&socket, sockopt::SendTimeout, &limit)?;
-        send(socket.as_raw_fd(), &request, MsgFlags::MSG_NOSIGNAL)?;
+    Question::send(path, request)?.answer()
+}
+
+/// A request that was sent to a link, and whose answer is to come. Dropping it gives that up.
+#[derive(Debug)]
+pub struct Question {
+    socket: OwnedFd,
+    /// The link's socket.
+    path: PathBuf,
+    /// Where the answer comes to.
+    answers: PathBuf,
+}
+
+impl Question {
+    /// Sends a request to the link whose socket is at `path`. A process asks a link one at a time.
+    ///
+    /// # Errors
+    /// The link has ended.
+    pub fn send(path: &Path, request: &impl Serialize) -> Result<Self> {
+        let request = serde_json::to_vec(request).map_err(|error| nonsense(path, &error))?;
+        let cannot = |errno: Errno| Error::path("ask", path, &errno.into());
+        let socket = datagram(SockFlag::empty()).map_err(cannot)?;
+        let answers = path.with_file_name(format!("answers-{}", process::id()));
+        UnixAddr::new(&answers)
+            .and_then(|address| bind(socket.as_raw_fd(), &address))
+            .map_err(cannot)?;
+        let path = path.to_owned();
+        let question = Self {
+            socket,
+            path,
+            answers,
+        };
+        let send = || {
+            let socket = &question.socket;
+            connect(socket.as_raw_fd(), &UnixAddr::new(&question.path)?)?;
+            let limit = TimeVal::seconds(LIMIT.as_secs() as i64);
+            setsockopt(socket, sockopt::ReceiveTimeout, &limit)?;
+            setsockopt(socket, sockopt::SendTimeout, &limit)?;
+            send(socket.as_raw_fd(), &request, MsgFlags::MSG_NOSIGNAL)
+        };
+        send().map_err(cannot)?;
+        Ok(question)
+    }
+
+    /// What is readable when the answer is there.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// The answer, for which it waits if need be.
+    ///
+    /// # Errors
+    /// The link does not answer in time, or its answer makes no sense.
+    pub fn answer<A: DeserializeOwned>(self) -> Result<A> {
         let mut answer = vec![0; LONGEST_ANSWER];
-        let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-        answer.truncate(length);
-        Ok::<_, Errno>(answer)
-    };
-    let answer = exchange();
-    // It is there unless the link's directory is gone.
-    let _ = fs::remove_file(&answers);
-    let answer = answer.map_err(|errno| Error::path("ask", path, &errno.into()))?;
-    serde_json::from_slice(&answer).map_err(|error| nonsense(&error))
+        let length = recv(self.socket.as_raw_fd(), &mut answer, MsgFlags::empty())
+            .map_err(|errno| Error::path("ask", &self.path, &errno.into()))?;
+        serde_json::from_slice(&answer[..length]).map_err(|error| nonsense(&self.path, &error))
+    }
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        // It is there unless the link's directory is gone.
+        let _ = fs::remove_file(&self.answers);
+    }
+}
+
+fn nonsense(path: &Path, error: &dyn Display) -> Error {
+    let message = format!("the answer at {} makes no sense: {error}", path.display());
+    Error::new(ErrorKind::Protocol, message)
 }
 
 fn datagram(flags: SockFlag) -> nix::Result<OwnedFd> {
@@ -270,6 +327,8 @@ mod tests {
         let directory = control._directory.as_ref().unwrap().0.clone();
         let paths = find("kit_test");
         assert_eq!(paths, [directory.join(NAME)]);
+        assert_eq!(find_of("kit_test", process::id()), paths);
+        assert!(find_of("kit_test", 1).is_empty());
         let asking = thread::spawn(move || ask::<Vec<u32>>(&paths[0], &"double"));
         let (request, asker) = loop {
             if let Some(next) = control.next_request::<String>() {

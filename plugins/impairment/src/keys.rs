@@ -80,6 +80,30 @@ impl Keys {
         Ok(())
     }
 
+    /// The changes, as [`Keys::change`] reads them, that make these keys the new ones. A seed that
+    /// stays is none, because setting it starts chance again.
+    pub fn changes_to(&self, new: &Self) -> Vec<String> {
+        let removed = self.iter().filter(|(key, _)| new.get(key).is_none());
+        let is_set = |(key, value): &(&str, &str)| *key != "seed" || self.get(key) != Some(value);
+        let set = new.iter().filter(is_set).map(|(key, value)| match value {
+            "" => key.to_owned(),
+            value => format!("{key}={value}"),
+        });
+        let removed = removed.map(|(key, _)| format!("{key}="));
+        removed.chain(set).collect()
+    }
+
+    /// The keys as the other end of the link has them: what one end sends, the other receives.
+    #[must_use]
+    pub fn swapped(&self) -> Self {
+        let mut swapped = Self::default();
+        // None of the words is unknown or has a NUL byte, because they are keys that are set.
+        for word in Self::default().changes_to(self) {
+            let _ = swapped.change(&swapped_word(&word));
+        }
+        swapped
+    }
+
     /// The value of a key.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str)
@@ -89,6 +113,15 @@ impl Keys {
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let set = |name: &&'static str| Some((*name, self.get(name)?));
         NAMES.iter().filter_map(set)
+    }
+}
+
+/// A change, as [`Keys::change`] reads it, as the other end of the link has it.
+pub fn swapped_word(word: &str) -> String {
+    match word.split_at_checked(3) {
+        Some(("tx.", rest)) => format!("rx.{rest}"),
+        Some(("rx.", rest)) => format!("tx.{rest}"),
+        _ => word.to_owned(),
     }
 }
 
@@ -204,5 +237,38 @@ mod tests {
             error.contains("unknown key 'delai'; valid keys: seed, delay"),
             "{error}"
         );
+    }
+    #[test]
+    fn changes_lead_from_some_keys_to_others_and_keep_the_seed() {
+        for (old, new, changes) in [
+            ("seed=1/delay=5ms", "seed=1/delay=7ms", &["delay=7ms"][..]),
+            (
+                "delay=5ms/tx.delay=1ms/loss=1%",
+                "delay=7ms/tx.delay=1ms/ordered",
+                &["loss=", "delay=7ms", "tx.delay=1ms", "ordered"],
+            ),
+            (
+                "tx.loss=1%",
+                "loss=1%/seed=3",
+                &["tx.loss=", "seed=3", "loss=1%"],
+            ),
+            ("delay=5ms", "", &["delay="]),
+        ] {
+            let [mut keys, new] = [old, new].map(|text| Keys::parse(text).unwrap());
+            let words = keys.changes_to(&new);
+            assert_eq!(words, changes);
+            words.iter().for_each(|word| keys.change(word).unwrap());
+            assert_eq!(keys, new);
+        }
+    }
+
+    #[test]
+    fn the_other_end_receives_what_one_end_sends() {
+        let keys = Keys::parse("seed=7/delay=1ms/tx.delay=2ms/rx.loss=1%/rx.ordered").unwrap();
+        let swapped = keys.swapped();
+        let shown = "seed=7/delay=1ms/rx.delay=2ms/tx.ordered/tx.loss=1%";
+        assert_eq!(swapped.to_string(), shown);
+        assert_eq!(swapped.swapped(), keys);
+        assert_eq!(swapped_word("tx.loss="), "rx.loss=");
     }
 }

@@ -18,6 +18,7 @@ use std::cmp::Ordering;
 use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
+use vdens_plugin_kit::offload::{Segments, examine};
 use vdens_plugin_kit::{Frame, RxBatch, VnetHeader};
 
 use crate::random::{Channel, Delay, Event};
@@ -116,15 +117,20 @@ struct Size {
 }
 
 impl Size {
-    fn of(header: VnetHeader, len: usize) -> Self {
-        let headers = usize::from(header.hdr_len).min(len);
-        let packets = match (header.gso_type, usize::from(header.gso_size)) {
-            (0, _) | (_, 0) => 1,
-            (_, segment) => (len - headers).div_ceil(segment).max(1),
-        };
-        Self {
-            packets,
-            bytes: len + (packets - 1) * headers,
+    fn of(frame: Frame<'_>) -> Self {
+        let len = frame.bytes().len();
+        match examine(frame) {
+            Some(Segments { count, longest }) if count > 1 => {
+                let headers = longest - usize::from(frame.header().gso_size);
+                Self {
+                    packets: count,
+                    bytes: len + (count - 1) * headers,
+                }
+            }
+            _ => Self {
+                packets: 1,
+                bytes: len,
+            },
         }
     }
 }
@@ -268,7 +274,7 @@ impl Path {
     }
 
     fn launch(&mut self, now: Duration, frame: Frame<'_>) {
-        let size = Size::of(frame.header(), frame.bytes().len());
+        let size = Size::of(frame);
         let Some((departure, due)) = self.times(now, size) else {
             self.counters.dropped += 1;
             return;
@@ -502,23 +508,37 @@ mod tests {
 
     #[test]
     fn a_super_frame_counts_as_its_packets() {
+        const HEADERS: usize = 14 + 20 + 20;
+        // What Linux says of the headers' length is that of what lies in one piece.
         let header = VnetHeader {
+            flags: 1,
             gso_type: 1,
-            hdr_len: 54,
+            hdr_len: 1514,
             gso_size: 1000,
-            ..VnetHeader::default()
+            csum_start: 34,
+            csum_offset: 16,
         };
-        let size = |header, len| {
-            let Size { packets, bytes } = Size::of(header, len);
+        let size = |header, payload: usize| {
+            let mut frame = vec![0; HEADERS + payload];
+            frame[12..15].copy_from_slice(&[0x08, 0x00, 0x45]);
+            let length = (20 + 20 + payload) as u16;
+            frame[16..18].copy_from_slice(&length.to_be_bytes());
+            frame[23] = 6;
+            frame[46] = 5 << 4;
+            let mut batch = Batch::new();
+            assert!(batch.rx().push_offloaded(header, &frame));
+            let Size { packets, bytes } = Size::of(batch.tx(0).frame(0).unwrap());
             (packets, bytes)
         };
-        assert_eq!(size(header, 54 + 2500), (3, 54 * 3 + 2500));
-        assert_eq!(size(VnetHeader::default(), 2554), (1, 2554));
+        assert_eq!(size(header, 2500), (3, HEADERS * 3 + 2500));
+        assert_eq!(size(header, 1000), (1, HEADERS + 1000));
+        assert_eq!(size(VnetHeader::default(), 2500), (1, HEADERS + 2500));
+        // What no kernel would take.
         let wrong = VnetHeader {
-            hdr_len: 9000,
+            csum_start: 9000,
             ..header
         };
-        assert_eq!(size(wrong, 60), (1, 60));
+        assert_eq!(size(wrong, 2500), (1, HEADERS + 2500));
     }
 
     #[test]

@@ -12,8 +12,12 @@ const SNAPLEN: u32 = 262_144;
 #[derive(Clone, Debug, Args)]
 pub struct CaptureOptions {
     /// What to capture on: an interface such as r1:eth0, or all interfaces of r1
-    #[arg(required = true, value_name = "LINK")]
+    #[arg(required_unless_present = "lab", value_name = "LINK")]
     pub links: Vec<String>,
+
+    /// Capture on all links of this lab, too
+    #[arg(long, value_name = "NAME")]
+    pub lab: Option<String>,
 
     /// Write to this file, or - for standard output, which is the default
     #[arg(short, long, value_name = "FILE")]

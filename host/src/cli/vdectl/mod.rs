@@ -105,7 +105,7 @@ pub enum Task {
         task: LabTask,
     },
 
-    /// Show and change the impairments of links that run through netem://
+    /// Change links that run: those of labs, and those through netem://
     #[command(arg_required_else_help = false)]
     Link {
         /// What is to be done with links.

@@ -1,11 +1,13 @@
 //! What a lab's supervisor reports of the lab: everything as it is now, not as the file has it.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::sys::interface::Traffic;
+use super::is_false;
+use crate::sys::netlink::InterfaceStatus;
 
 /// A lab.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -49,27 +51,11 @@ pub(crate) struct NodeStatus {
     /// What it does, if it still has something to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working: Option<String>,
-    /// Its interfaces but the loopback interface, in the order in which they were made.
+    /// Its interfaces but the loopback interface, in the order in which they were made, without the
+    /// addresses of the link (fe80::/10).
     pub interfaces: Vec<InterfaceStatus>,
     /// Its services.
     pub services: Vec<ServiceStatus>,
-}
-
-/// An interface of a node.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct InterfaceStatus {
-    /// Its name.
-    pub name: String,
-    /// Its addresses, without those of the link (fe80::/10).
-    pub addresses: Vec<IpNet>,
-    /// Its Ethernet address.
-    pub mac: String,
-    /// Its MTU in bytes.
-    pub mtu: u32,
-    /// Whether it is up and has carrier.
-    pub carrier: bool,
-    /// The kernel's counters.
-    pub traffic: Traffic,
 }
 
 /// A service of a node.
@@ -93,6 +79,9 @@ pub(crate) struct LinkStatus {
     /// Keys of `netem://` as the first end has them, if it is impaired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub impairments: Option<String>,
+    /// Whether it was taken down.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_down: bool,
     /// Whether frames can pass.
     pub carrier: bool,
     /// The worker that moves its frames, if the kernel does not.
@@ -115,6 +104,15 @@ pub(crate) enum LinkEnd {
     Switch(String),
     /// A network outside of the lab.
     Vnl(String),
+}
+
+impl fmt::Display for LinkEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Interface { node, name } => write!(f, "{node}:{name}"),
+            Self::Switch(name) | Self::Vnl(name) => f.write_str(name),
+        }
+    }
 }
 
 /// Something that has happened in a lab, as `vdectl lab events` prints it.
@@ -165,7 +163,31 @@ pub(crate) enum Happening {
         #[serde(flatten)]
         service: ServiceStatus,
     },
-    /// The lab is as its file says.
+    /// A link's impairments have changed.
+    LinkImpaired {
+        /// Its ends.
+        link: String,
+        /// Keys of `netem://` as the first end has them.
+        impairments: String,
+    },
+    /// A link was taken down.
+    LinkDown {
+        /// Its ends.
+        link: String,
+    },
+    /// A link was brought up again.
+    LinkUp {
+        /// Its ends.
+        link: String,
+    },
+    /// An interface has got its carrier, or lost it.
+    Carrier {
+        /// `NODE:INTERFACE`, or the uplink of a switch.
+        interface: String,
+        /// Whether it has it.
+        carrier: bool,
+    },
+    /// Nothing is left to do.
     Running,
     /// Nodes, links or addresses are being changed.
     Changing {

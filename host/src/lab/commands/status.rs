@@ -3,7 +3,7 @@
 use super::find::{self, Found};
 use crate::error::Result;
 use crate::ipc::status::LabStatus;
-use crate::ipc::status::lab::{LabState, LinkEnd, LinkStatus, NodeStatus};
+use crate::ipc::status::lab::{LabState, LinkStatus, NodeStatus};
 use crate::output::{Text, report};
 
 /// Shows a lab, or all of them.
@@ -90,20 +90,17 @@ fn describe_node(node: &NodeStatus, text: &mut Text) {
 }
 
 fn describe_link(link: &LinkStatus, text: &mut Text) {
-    let [a, b] = link.ends.each_ref().map(end);
+    let [a, b] = &link.ends;
     let impairments = link.impairments.as_ref().map(|keys| format!(", {keys}"));
-    let carrier = if link.carrier { "" } else { ", NO-CARRIER" };
+    let carrier = match (link.is_down, link.carrier) {
+        (true, _) => ", down",
+        (false, true) => "",
+        (false, false) => ", NO-CARRIER",
+    };
     let worker = link.worker.map(|pid| format!(", process {pid}"));
     text.line(format_args!(
         "  link {a} – {b}{}{carrier}{}",
         impairments.unwrap_or_default(),
         worker.unwrap_or_default()
     ));
-}
-
-fn end(end: &LinkEnd) -> String {
-    match end {
-        LinkEnd::Interface { node, name } => format!("{node}:{name}"),
-        LinkEnd::Switch(name) | LinkEnd::Vnl(name) => name.clone(),
-    }
 }

@@ -152,7 +152,8 @@ pub(super) struct EndTable {
     /// Addresses with prefix lengths.
     #[serde(default)]
     pub addresses: Vec<Placed<String>>,
-    /// The Ethernet address. By default the kernel chooses one.
+    /// The Ethernet address. By default it follows from the names of lab, node and interface, so it
+    /// is always the same.
     pub mac: Option<Placed<String>>,
     /// The MTU in bytes, from 68 to 65521, instead of the one of the link or switch.
     #[schemars(range(min = 68, max = 65521))]

@@ -382,6 +382,7 @@ fn a_worker_that_does_not_answer_is_killed() {
     let kill = ["0: CheckInterface", "0: KillHanging"];
     assert_eq!(session.after(BEAT), kill);
     assert_eq!(session.service(0), Service::Served);
+    assert_eq!(session.after(BEAT), ["0: CheckInterface"]);
     // While the supervisor itself was stopped, no worker is late.
     let mut session = Session::at(Running, 1);
     assert_eq!(session.after(Duration::from_secs(100)), ping);

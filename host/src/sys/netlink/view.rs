@@ -1,4 +1,4 @@
-//! What the interfaces of a namespace are like: for status reports.
+//! What the interfaces of a namespace are like. Status reports have them as they are here.
 
 use ipnet::IpNet;
 use netlink_packet_core::NLM_F_DUMP;
@@ -6,15 +6,17 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, Stats64};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
+use serde::{Deserialize, Serialize};
 
 use super::Netlink;
 use crate::error::{Error, Result};
 use crate::sys::interface::{Count, Traffic};
 
 /// An interface as it is now.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct InterfaceView {
-    /// Its index in its namespace.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct InterfaceStatus {
+    /// Its index in its namespace, which means nothing outside.
+    #[serde(skip)]
     pub index: u32,
     /// Its name.
     pub name: String,
@@ -35,8 +37,8 @@ impl Netlink {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub(crate) fn interfaces(&self) -> Result<Vec<InterfaceView>> {
-        let mut views: Vec<InterfaceView> = Vec::new();
+    pub(crate) fn interfaces(&self) -> Result<Vec<InterfaceStatus>> {
+        let mut views: Vec<InterfaceStatus> = Vec::new();
         let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
         self.exchange(request, NLM_F_DUMP, |message| {
             if let RouteNetlinkMessage::NewLink(link) = message {
@@ -58,7 +60,8 @@ impl Netlink {
 }
 
 impl Netlink {
-    /// The routes over an interface that others than the kernel itself have made.
+    /// The routes over an interface that people have made. The kernel and the daemons make theirs
+    /// again by themselves.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -67,7 +70,10 @@ impl Netlink {
         let request = RouteNetlinkMessage::GetRoute(RouteMessage::default());
         self.exchange(request, NLM_F_DUMP, |message| {
             if let RouteNetlinkMessage::NewRoute(route) = message
-                && route.header.protocol != RouteProtocol::Kernel
+                && matches!(
+                    route.header.protocol,
+                    RouteProtocol::Boot | RouteProtocol::Static
+                )
                 && route.attributes.contains(&RouteAttribute::Oif(interface))
             {
                 routes.push(route);
@@ -78,12 +84,12 @@ impl Netlink {
     }
 }
 
-fn view(link: &LinkMessage) -> InterfaceView {
+pub(super) fn view(link: &LinkMessage) -> InterfaceStatus {
     let flags = link.header.flags;
-    let mut view = InterfaceView {
+    let mut view = InterfaceStatus {
         index: link.header.index,
         carrier: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
-        ..InterfaceView::default()
+        ..InterfaceStatus::default()
     };
     for attribute in &link.attributes {
         match attribute {
@@ -115,8 +121,9 @@ fn traffic(counters: &Stats64) -> Traffic {
     }
 }
 
+/// An address. The local address is this end's where the interface has another at its far end
+/// (`IFA_LOCAL`, linux/if_addr.h).
 fn address(message: &AddressMessage) -> Option<IpNet> {
-    // IPv4's Address is the peer's on a point-to-point link; IPv6 has no Local then.
     let attributes = || message.attributes.iter();
     let local = attributes().find_map(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),

@@ -18,6 +18,7 @@
 mod filter;
 mod output;
 mod pcapng;
+mod places;
 mod ring;
 
 use std::fs;
@@ -27,6 +28,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::poll::{PollFd, PollFlags};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use vdens_plugin_kit::process::open_pidfd;
@@ -35,11 +37,10 @@ use crate::error::{Error, ErrorKind, Result, system};
 use crate::output::complain;
 use crate::sys::process::wait;
 use crate::sys::signals::Signals;
-use crate::tools::status::client::ask_one;
-use crate::tools::targets::{self, Target};
 use filter::Filter;
 use output::{Output, Sink, Written};
 use pcapng::{Interface, Packet, Statistics};
+pub use places::{Place, places};
 use ring::{Captured, Ring};
 
 /// The memory of all rings together, in bytes, and the most of one.
@@ -70,56 +71,6 @@ pub struct Options {
     pub files: Option<NonZeroUsize>,
 }
 
-/// An interface to capture on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// Its name for the user, `r1:eth0`.
-    name: String,
-    /// The session or node. When its process ends, the capture on the interface does.
-    target: Target,
-    /// Its name there.
-    interface: String,
-}
-
-/// The interfaces that users call by these names. One without an interface means all links of the
-/// session.
-///
-/// # Errors
-/// There is no such session, or it has no link.
-pub fn places(names: &[String]) -> Result<Vec<Place>> {
-    let mut places: Vec<Place> = Vec::new();
-    for name in names {
-        let target = targets::resolve(name)?;
-        let interfaces = match &target.interface {
-            Some(interface) => vec![interface.clone()],
-            None => links(target.process)?,
-        };
-        if interfaces.is_empty() {
-            let message = format!("{} has no interface to capture on", target.name);
-            return Err(Error::new(ErrorKind::NotFound, message));
-        }
-        for interface in interfaces {
-            let place = Place {
-                name: format!("{}:{interface}", target.name),
-                target: target.clone(),
-                interface,
-            };
-            if !places.contains(&place) {
-                places.push(place);
-            }
-        }
-    }
-    Ok(places)
-}
-
-/// The interfaces of a session's links.
-fn links(process: u32) -> Result<Vec<String>> {
-    let links = ask_one(process)?.map(|process| process.links);
-    let links = links.unwrap_or_default().into_iter();
-    let names = links.map(|entry| entry.link.interface);
-    Ok(names.filter(|name| !name.is_empty()).collect())
-}
-
 /// Captures until a signal ends it, all interfaces are gone, or nobody reads the capture any more.
 ///
 /// # Errors
@@ -129,6 +80,7 @@ pub fn run(places: &[Place], options: &Options, is_quiet: bool) -> Result<()> {
         Some(text) => Filter::new(text, options.snaplen)?,
         None => Filter::all(options.snaplen),
     };
+    allow_files()?;
     let memory = (MEMORY / places.len().max(1)).min(MOST_MEMORY);
     let links = places
         .iter()
@@ -194,6 +146,13 @@ fn header(links: &[Link], filter: &Filter, snaplen: u32) -> Vec<u8> {
         pcapng::interface_description(&mut header, &interface);
     }
     header
+}
+
+/// Opens as many files as the kernel lets this user: an interface takes two.
+fn allow_files() -> Result<()> {
+    let limit = Resource::RLIMIT_NOFILE;
+    let raised = getrlimit(limit).and_then(|(_, most)| setrlimit(limit, most, most));
+    raised.map_err(system("raise the limit of open files"))
 }
 
 /// Gives this process the lowest priority. It needs no permission, and cannot fail otherwise.

@@ -8,6 +8,10 @@
 //!
 //! All functions append one whole block, in little endian. So a file that ends behind any block is
 //! readable.
+//!
+//! There are crates for this format. The one that is kept up, pcap-file, had its last release in
+//! 2023. It takes a vector of options for each packet, and writes each block twice to find its
+//! length, which costs a capture the processor time that its network needs.
 
 /// Ethernet (LINKTYPE_ETHERNET).
 const ETHERNET: u16 = 1;

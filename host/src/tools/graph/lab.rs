@@ -6,16 +6,20 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::model::{Builder, End, Interface, Kind, shown};
+use super::builder::{Builder, shown};
+use super::model::{End, Interface, Kind};
 use crate::ipc::status::lab::{LabStatus, LinkEnd, NodeStatus};
+use crate::sys::netlink::InterfaceStatus;
 
 impl Builder {
     /// Adds a lab.
     pub(super) fn lab(&mut self, lab: &LabStatus) {
         let mut ends = BTreeMap::new();
-        for node in &lab.nodes {
+        let mut nodes: Vec<_> = lab.nodes.iter().collect();
+        nodes.sort_by_key(|node| natural(&node.name));
+        for node in nodes {
             let index = self.member(&lab.name, node);
-            for (number, interface) in node.interfaces.iter().enumerate() {
+            for (number, interface) in in_order(node).into_iter().enumerate() {
                 let interface = (node.name.as_str(), interface.name.as_str());
                 let end = End {
                     node: index,
@@ -63,7 +67,7 @@ impl Builder {
             None => node.hostname.clone(),
         };
         let index = self.node(Kind::Namespace, format!("{lab}/{}", node.name), note);
-        for interface in &node.interfaces {
+        for interface in in_order(node) {
             self.interface(
                 index,
                 Interface {
@@ -77,10 +81,23 @@ impl Builder {
     }
 }
 
+/// The interfaces of a node in the order of their names.
+fn in_order(node: &NodeStatus) -> Vec<&InterfaceStatus> {
+    let mut interfaces: Vec<_> = node.interfaces.iter().collect();
+    interfaces.sort_by_key(|interface| natural(&interface.name));
+    interfaces
+}
+
+/// The place of a name among others, so that eth2 is before eth10.
+fn natural(name: &str) -> (&str, usize, &str) {
+    let letters = name.trim_end_matches(|c: char| c.is_ascii_digit());
+    (letters, name.len(), name)
+}
+
 #[cfg(test)]
 mod tests {
+    use crate::tools::graph::builder::tests::{answer, pairs};
     use crate::tools::graph::model::Graph;
-    use crate::tools::graph::model::tests::{answer, pairs};
     use serde_json::json;
 
     #[test]
@@ -96,7 +113,7 @@ mod tests {
         let end = |node: &str, name: &str| json!({"interface": {"node": node, "name": name}});
         let lab = json!({"name": "lab", "file": "/work/lab.toml", "state": "running",
         "nodes": [
-            node("r1", vec![interface("eth0", "10.0.0.1/24"), interface("eth1", "10.1.0.1/24")]),
+            node("r1", vec![interface("eth1", "10.1.0.1/24"), interface("eth0", "10.0.0.1/24")]),
             node("h1", vec![interface("eth0", "10.0.0.2/24")]),
         ],
         "switches": ["lan"],
@@ -116,13 +133,13 @@ mod tests {
         let session = answer(10, &[("vde0", "ptp:///work/p", json!({"carrier": true}))]);
         let graph = Graph::of(&[session, supervisor]);
         let names: Vec<&str> = graph.nodes.iter().map(|node| node.name.as_str()).collect();
-        assert_eq!(names, ["sh -i", "lab/r1", "lab/h1", "lab/lan", "nat://"]);
+        assert_eq!(names, ["sh -i", "lab/h1", "lab/r1", "lab/lan", "nat://"]);
         let mut found = pairs(&graph);
         found.sort_unstable();
-        assert_eq!(found, [[0, 1], [1, 3], [2, 3], [3, 4]]);
+        assert_eq!(found, [[0, 2], [1, 3], [2, 3], [3, 4]]);
         let down = graph.links.iter().find(|link| !link.is_up).unwrap();
         assert_eq!(down.label, "delay=20ms");
-        assert_eq!(graph.nodes[1].interfaces[1].addresses, ["10.1.0.1/24"]);
+        assert_eq!(graph.nodes[2].interfaces[1].addresses, ["10.1.0.1/24"]);
         assert_eq!(graph.around("lab").unwrap().nodes.len(), 5);
     }
 }

@@ -1,12 +1,14 @@
 //! `vdectl graph`: a picture of what is connected with what.
 //!
-//! [`model`] makes a graph of what the processes report, and [`lab`] of what a lab reports.
-//! [`layout`] finds a place for everything, and [`svg`] draws it; [`words`] writes the formats that
-//! need no places.
+//! [`builder`] makes a graph ([`model`]) of what the processes report, and [`lab`] of what a lab
+//! reports. [`layout`] finds a place for everything, and [`svg`] draws it; [`words`] writes the
+//! formats that need no places.
 
+mod builder;
 mod lab;
 mod layout;
 mod model;
+mod network;
 mod rows;
 mod svg;
 mod words;

@@ -161,6 +161,7 @@ impl Display for Escaped<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tools::graph::layout::tests::shapes;
     use crate::tools::graph::model::{End, Interface, Link, Node};
     use std::fs;
     use std::path::Path;
@@ -240,5 +241,39 @@ mod tests {
             new.display(),
             file.display()
         );
+    }
+
+    /// The number in an attribute of an element.
+    fn number(element: &str, attribute: &str) -> f64 {
+        let (_, rest) = element.split_once(&format!(" {attribute}=\"")).unwrap();
+        rest.split('"').next().unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn no_two_texts_overlap_in_what_is_drawn() {
+        for (shape, graph) in shapes() {
+            let svg = draw(&graph);
+            let texts = svg.lines().filter(|line| line.starts_with("<text "));
+            let boxes: Vec<_> = texts
+                .map(|text| {
+                    let (x, y) = (number(text, "x"), number(text, "y"));
+                    // From the ascenders to the descenders of a font of this size.
+                    let (top, bottom) = (y - 0.8 * FONT_SIZE, y + 0.25 * FONT_SIZE);
+                    (x, x + number(text, "textLength"), top, bottom, text)
+                })
+                .collect();
+            assert!(graph.nodes.is_empty() || boxes.len() >= 2 * graph.nodes.len());
+            let (width, height) = (number(&svg, "width"), number(&svg, "height"));
+            for (at, a) in boxes.iter().enumerate() {
+                assert!(
+                    a.0 > 0.0 && a.1 < width && a.2 > 0.0 && a.3 < height,
+                    "{shape}: {a:?}"
+                );
+                for b in &boxes[..at] {
+                    let is_apart = a.1 <= b.0 || b.1 <= a.0 || a.3 <= b.2 || b.3 <= a.2;
+                    assert!(is_apart, "{shape}: {} {}", a.4, b.4);
+                }
+            }
+        }
     }
 }
