@@ -250,6 +250,7 @@ mod tests {
             name: "lan".into(),
             ports: vec![at(0, 1, "10.1.0.1/24"), at(2, 0, "10.1.0.2/24")],
             uplink: Some("nat://".into()),
+            mtu: None,
         }];
         lab
     }
@@ -317,6 +318,7 @@ mod tests {
             name: "lan".into(),
             ports: vec![at(0, 0, "10.1.0.2/24"), at(2, 1, "10.1.0.1/24")],
             uplink: Some("nat://".into()),
+            mtu: None,
         }];
         new.links = vec![link(at(2, 0, "10.0.0.1/24"), at(1, 0, "10.0.0.2/24"))];
         assert_eq!(difference(&lab(), &new), Difference::default());

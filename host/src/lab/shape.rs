@@ -6,7 +6,7 @@ use std::fmt;
 
 use ipnet::IpNet;
 
-use super::model::{Attachment, End, Lab, Node};
+use super::model::{Attachment, End, Lab, Node, Switch};
 use crate::sys::netlink::Mac;
 use crate::worker::NEARBY;
 
@@ -71,6 +71,8 @@ pub(crate) enum Cable {
         switch: String,
         /// The network.
         vnl: String,
+        /// The MTU of the way there, if not the default.
+        mtu: Option<u32>,
     },
 }
 
@@ -81,6 +83,14 @@ impl Cable {
             Self::Direct(plugs) | Self::Impaired { plugs, .. } => plugs,
             Self::Port { plug, .. } | Self::Outside { plug, .. } => std::slice::from_ref(plug),
             Self::Uplink { .. } => &[],
+        }
+    }
+
+    /// The MTU of its first end in bytes, if not the default.
+    pub(crate) fn mtu(&self) -> Option<u32> {
+        match self {
+            Self::Uplink { mtu, .. } => *mtu,
+            _ => self.plugs().first().and_then(|plug| plug.mtu),
         }
     }
 
@@ -134,7 +144,7 @@ impl fmt::Display for Cable {
             }
             Self::Port { plug, switch } => write!(f, "{} – {switch}", plug.interface),
             Self::Outside { plug, vnl, .. } => write!(f, "{} – {vnl}", plug.interface),
-            Self::Uplink { switch, vnl } => write!(f, "{switch} – {vnl}"),
+            Self::Uplink { switch, vnl, .. } => write!(f, "{switch} – {vnl}"),
         }
     }
 }
@@ -208,20 +218,23 @@ impl From<&Lab> for Shape {
                         plug: shape.plug(lab, near),
                         switch: name(),
                     },
-                    End::Vnl(vnl) => uplink(name(), vnl),
+                    End::Vnl(vnl) => uplink(switch, vnl),
                 };
                 shape.cables.insert(cable);
             }
-            let uplinks = switch.uplink.iter().map(|vnl| uplink(name(), vnl));
+            let uplinks = switch.uplink.iter().map(|vnl| uplink(switch, vnl));
             shape.cables.extend(uplinks);
         }
         shape
     }
 }
 
-fn uplink(switch: String, vnl: &str) -> Cable {
-    let vnl = vnl.to_owned();
-    Cable::Uplink { switch, vnl }
+fn uplink(switch: &Switch, vnl: &str) -> Cable {
+    Cable::Uplink {
+        switch: switch.name.clone(),
+        vnl: vnl.to_owned(),
+        mtu: switch.mtu,
+    }
 }
 
 impl Shape {

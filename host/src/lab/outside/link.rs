@@ -61,13 +61,9 @@ impl OutsideLink {
         let Some(vnl) = cable.vnl() else {
             return Ok(None);
         };
-        let (interface, label, mtu) = match cable.plugs().first() {
-            Some(plug) => (
-                plug.interface.name.clone(),
-                plug.interface.to_string(),
-                plug.mtu,
-            ),
-            None => (format!("u{number}"), cable.to_string(), None),
+        let (interface, label) = match cable.plugs().first() {
+            Some(plug) => (plug.interface.name.clone(), plug.interface.to_string()),
+            None => (format!("u{number}"), cable.to_string()),
         };
         let target = LinkTarget::Vnl(vnl);
         target
@@ -88,7 +84,7 @@ impl OutsideLink {
         let mut held = HeldLink::new(Job {
             interface,
             label,
-            mtu: mtu.unwrap_or(DEFAULT_MTU),
+            mtu: cable.mtu().unwrap_or(DEFAULT_MTU),
             target,
             wait: Wait::No,
             plugins: plugins.clone(),

@@ -240,6 +240,9 @@ impl<'a> Parts<'a> {
                         .fabric()
                         .ok_or_else(|| Error::closed(format!("the switch {switch} is gone")))?;
                     let name = self.outside.make_interface(at, &self.panel, fabric)?;
+                    if let Some(mtu) = cable.mtu() {
+                        fabric.netlink.set_mtu(&name, mtu)?;
+                    }
                     self.wiring.plug_in(&name, switch)?;
                 }
                 // Their interfaces are made with the cable.
