@@ -156,6 +156,10 @@ const NEEDS: &[(&str, &[&str])] = &[
         &["libvdeplug_slirp", "libvdeplug_agno"],
     ),
     ("docs/schemes/hub.md", &["tcpdump"]),
+    (
+        "docs/labs.md",
+        &["newuidmap", "/usr/lib/frr/ospfd", "tcpdump"],
+    ),
 ];
 
 /// How wide `--help` is in docs/commands.md.

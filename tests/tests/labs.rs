@@ -159,6 +159,10 @@ fn a_lab_runs_and_leaves_nothing() {
     assert!(status.contains("link r1:eth0 – r2:eth0\n"), "{status}");
     let json = kit.vdectl(["lab", "status", "small", "--json"]).ok();
     assert!(json.contains("\"10.1.0.2/24\""), "{json}");
+    // A shell in a node reads what is typed.
+    let shell = kit.vdectl(["lab", "enter", "h1"]).session();
+    assert_eq!(shell.ok("hostname"), "h1\n");
+    shell.exit(3);
     // Its name is taken, and the file is refused before anything is made.
     kit.vdectl(["lab", "up", &lab.file])
         .refused(&["small", "in use"]);
@@ -186,6 +190,24 @@ fn a_command_runs_in_many_nodes_at_once() {
     let script = "[ $(hostname) != h7 ] || exit 7";
     let worst = kit.vdectl(["lab", "exec", "h*", "sh", "-c", script]).run();
     assert_eq!(worst.code(), Some(7));
+    let json = kit
+        .vdectl([
+            "lab",
+            "exec",
+            "--json",
+            "r",
+            "sh",
+            "-c",
+            "echo 'a\"b'; exit 3",
+        ])
+        .run();
+    assert_eq!(
+        (json.code(), &*json.stdout),
+        (
+            Some(3),
+            "{\"node\":\"r\",\"stream\":\"output\",\"line\":\"a\\\"b\"}\n{\"node\":\"r\",\"status\":3}\n"
+        )
+    );
     let one = kit.vdectl(["lab", "exec", "r", "sh", "-c", "exit 3"]).run();
     assert_eq!(one.code(), Some(3));
     kit.vdectl(["lab", "exec", "nobody", "true"])
@@ -230,13 +252,37 @@ fn a_killed_supervisor_takes_everything_along() {
     let kit = Lab::new();
     let mut text = SMALL.replace("[nodes.h]", "[nodes.h]\nservices = [\"sleep 1000\"]");
     text.push_str("[[links]]\nends = [\"r1:wan=10.7.0.1/24\", \"r2:wan=10.7.0.2/24\"]\nboth = { delay = \"1ms\" }\n");
+    text.push_str("[[switches]]\nname = \"out\"\nports = [\"r2:out\"]\nuplink = \"nat://\"\n");
+    // A session holds the panel, where nothing may be left, either.
+    let holder = kit.vdens([&kit.vnl("ptp", "p"), "sh"]).session();
+    holder.ok("true");
+    let before = kit.processes().len();
+    let on_panel = || -> BTreeSet<String> {
+        if !User::is_root() {
+            return BTreeSet::new();
+        }
+        let links = super::panel_faults::on_panel(&kit, &holder, "ip -brief link");
+        let names = links
+            .lines()
+            .filter_map(|line| line.split([' ', '@']).next());
+        // Bridges without ports are removed later, a few at once.
+        let is_port = |name: &&str| !name.starts_with(['b', 'c', 'h']);
+        names.filter(is_port).map(str::to_owned).collect()
+    };
+    let interfaces = on_panel();
     let lab = Up::new(&kit, "killed", &text);
     lab.ping("r1", "10.7.0.2");
     let pid = lab.supervisor();
     std::mem::forget(lab);
     assert!(kit.is_running("sleep 1000"));
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    wait_until("everything to end", PATIENCE, || kit.processes().is_empty());
+    wait_until("everything to end", PATIENCE, || {
+        kit.processes().len() == before
+    });
+    wait_until("its interfaces to go", PATIENCE, || {
+        on_panel() == interfaces
+    });
+    holder.exit(0);
     // Its name is free, and its sockets do no harm.
     let lab = Up::new(&kit, "killed", &text);
     lab.ping("h1", "10.2.0.1");
@@ -274,7 +320,10 @@ fn fifty_labs_one_after_the_other_leak_nothing() {
     again();
     let before = everything(&kit);
     (1..50).for_each(|_| again());
-    assert_eq!(everything(&kit), before);
+    // The last supervisor may still be ending.
+    wait_until("all to be as before", PATIENCE, || {
+        everything(&kit) == before
+    });
     assert_eq!(keeper.ok("k", "ls /sys/class/net"), "lo\n");
 }
 
@@ -391,6 +440,8 @@ ends = ["r1:eth2=10.6.0.1/24", "x:eth0=10.6.0.2/24"]
     );
     // The same file again changes nothing.
     assert_eq!(lab.apply(&changed), "");
+    let json = kit.vdectl(["lab", "apply", "--json", &lab.file]).ok();
+    assert_eq!(json, "[]\n");
     // What fails is said; the lab goes on, and the corrected file does the rest.
     let broken = changed.replace(
         "[nodes.x]\n",
@@ -513,6 +564,23 @@ fn tests_of_a_lab_run() {
         xml.stdout
     );
     drop(lab);
+}
+
+#[test]
+fn a_lab_that_was_started_for_tests_ends_with_them() {
+    let kit = Lab::new();
+    let text = "[nodes.a]\nservices = [\"sleep 1000\"]\n\
+                [[tests]]\nnode = \"a\"\nrun = \"false\"\nwithin = \"10m\"\n";
+    let file = kit.write("endless.toml", text);
+    for signal in [Signal::SIGINT, Signal::SIGKILL] {
+        let test = kit.vdectl(["lab", "test", &file]).spawn();
+        wait_until("the lab", PATIENCE, || kit.is_running("sleep 1000"));
+        test.signal(signal);
+        test.wait(PATIENCE);
+        wait_until("the end of the lab", PATIENCE, || {
+            kit.processes().is_empty()
+        });
+    }
 }
 
 #[test]

@@ -113,6 +113,23 @@ fn a_far_end_that_is_missing_is_named_and_seen_when_it_comes_and_goes() {
 }
 
 #[test]
+fn long_frames_pass_an_uplink() {
+    let kit = Lab::new();
+    let vnl = kit.vnl("ptp", "up");
+    let peer = kit
+        .vdens(["--mtu", "9000", "--addr", "10.0.0.2/24", &vnl, "sh"])
+        .session();
+    let text = format!(
+        "[nodes.h]\n[[switches]]\nname = \"lan\"\nmtu = 9000\n\
+         ports = [\"h:eth0=10.0.0.1/24\"]\nuplink = \"{vnl}\"\n"
+    );
+    let lab = Up::new(&kit, "jumbo", &text);
+    lab.ok("h", "ping -nc 1 -W 5 -M do -s 8000 10.0.0.2");
+    peer.ok("ping -nc 1 -W 5 -M do -s 8000 10.0.0.1");
+    peer.exit(0);
+}
+
+#[test]
 fn links_lead_to_debians_programs() {
     need!("vdens", "vde_switch");
     let kit = Lab::new();

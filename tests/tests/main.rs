@@ -33,6 +33,7 @@ mod mistakes;
 mod name_servers;
 mod named_sessions;
 mod nat;
+mod nat_behaviour;
 mod nat_clients;
 mod nat_faults;
 mod nat_forwards;

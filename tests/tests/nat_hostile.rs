@@ -9,17 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vdens_tests::{Lab, PATIENCE, User, need, wait_until};
 
-use crate::nat_internet::{Internet, proxy, usage};
-
-/// The process id of the gateway: the command of the session that is the gateway's.
-fn gateway(lab: &Lab) -> i32 {
-    let processes = lab.processes();
-    let is_gateway = |line: &str| line.contains("vdens-nat gateway ") && !line.contains("vdens -q");
-    let found = processes.iter().find(|(_, line)| is_gateway(line));
-    found
-        .map(|(pid, _)| *pid)
-        .unwrap_or_else(|| panic!("no gateway runs: {processes:?}"))
-}
+use crate::nat_internet::{Internet, gateway, proxy, usage};
 
 #[test]
 fn a_part_that_is_stopped_is_replaced() {

@@ -235,6 +235,16 @@ pub(crate) fn proxy(lab: &Lab) -> i32 {
         .unwrap_or_else(|| panic!("no proxy runs: {processes:?}"))
 }
 
+/// The process id of the gateway: the command of the session that is the gateway's.
+pub(crate) fn gateway(lab: &Lab) -> i32 {
+    let processes = lab.processes();
+    let is_gateway = |line: &str| line.contains("vdens-nat gateway ") && !line.contains("vdens -q");
+    let found = processes.iter().find(|(_, line)| is_gateway(line));
+    found
+        .map(|(pid, _)| *pid)
+        .unwrap_or_else(|| panic!("no gateway runs: {processes:?}"))
+}
+
 /// What a process uses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Usage {

@@ -2,7 +2,7 @@
 
 use vdens_tests::{Lab, PATIENCE, need, wait_until};
 
-use crate::nat_internet::{Internet, SERVERS};
+use crate::nat_internet::{Internet, SERVERS, gateway};
 
 #[test]
 fn the_hosts_loopback_is_closed_unless_opened() {
@@ -54,11 +54,7 @@ fn no_port_leads_to_the_gateway_or_the_proxy() {
     let listening = net.host.sh("ss -Hlntu").ok();
     assert_eq!(listening.trim(), "", "the proxy listens on the host");
 
-    let processes = lab.processes();
-    let gateway = processes
-        .iter()
-        .find(|(_, line)| line.contains("vdens-nat gateway ") && !line.contains("vdens -q"));
-    let (gateway, _) = gateway.expect("a gateway runs");
+    let gateway = gateway(&lab);
     let listening = net
         .host
         .sh(&format!("nsenter -t {gateway} -n ss -Hlnt"))

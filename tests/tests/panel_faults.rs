@@ -66,7 +66,7 @@ fn sessions_start_and_end(lab: &Lab) {
 }
 
 /// What root sees on the panel, which the session holds.
-fn on_panel(lab: &Lab, holder: &Session<'_>, script: &str) -> String {
+pub(crate) fn on_panel(lab: &Lab, holder: &Session<'_>, script: &str) -> String {
     let pid = holder.proc().pid();
     let entry = fs::read_to_string(registry_of(lab).join(pid.to_string())).unwrap();
     let net = entry.split_whitespace().nth(2).unwrap();

@@ -220,6 +220,34 @@ fn iptables_legacy_ip_netns_and_bwrap_work_as_root() {
     lab.vdectl(["stop", "a"]).ok();
 }
 
+/// A container in the session's network. The locks of root's podman are in /dev/shm. The machine's
+/// cgroups are hidden, because crun(1) refuses those of two versions at once, which the container
+/// does not use.
+#[test]
+fn podman_runs_a_container_in_the_sessions_network() {
+    need!("newuidmap", "podman", "crun", "busybox");
+    let lab = Lab::new();
+    start(&lab, "--map-auto", "a", "10.0.0.1/24", "null://");
+    let (root, storage) = (lab.path("root"), lab.path("storage"));
+    run(
+        &lab,
+        "a",
+        &format!(
+            "mkdir -p {root}/bin {root}/dev {root}/etc {root}/proc {root}/run {root}/sys {root}/tmp
+             cp $(command -v busybox) {root}/bin
+             mount -t tmpfs none /dev/shm; mount -t tmpfs none /sys/fs/cgroup"
+        ),
+    );
+    let podman = format!(
+        "podman --root {storage} --runroot /run/podman --cgroup-manager cgroupfs \
+             --events-backend file run --rm --cgroups disabled --network host \
+             --rootfs {root} /bin/busybox ip addr show vde0; rm -rf {storage} {root}"
+    );
+    let inside = run(&lab, "a", &podman);
+    assert!(inside.contains("10.0.0.1/24"), "{inside}");
+    lab.vdectl(["stop", "a"]).ok();
+}
+
 #[test]
 fn nsenter_and_bwrap_join_an_ordinary_session() {
     need!("nsenter", "bwrap", "setpriv");

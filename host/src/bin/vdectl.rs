@@ -7,7 +7,8 @@ use vdens::cli::vdectl::lab::LabTask;
 use vdens::cli::vdectl::{CaptureOptions, ForwardTask, LinkTask, PluginTask, Task, Vdectl};
 use vdens::cli::{self, Common};
 use vdens::error::{EXIT_FAILURE, Result};
-use vdens::lab::commands::{change, events, exec, status, test};
+use vdens::lab::commands::change::{self, Lifetime};
+use vdens::lab::commands::{events, exec, status, test};
 use vdens::lab::file;
 use vdens::logging;
 use vdens::output::report;
@@ -90,11 +91,17 @@ fn run(Vdectl { task, common }: &Vdectl) -> Result<i32> {
 /// Runs, changes and shows labs.
 fn lab(task: &LabTask, common: &Common, config: &Config) -> Result<i32> {
     match task {
-        LabTask::Up { file } => change::up(file, common.plugins(config)?)?,
+        LabTask::Up { file } => change::up(file, common.plugins(config)?, Lifetime::Own)?,
         LabTask::Down { name } => change::down(name.as_deref())?,
-        LabTask::Apply { file } => change::apply(file, &common.plugins(config)?)?,
+        LabTask::Apply { file, json } => change::apply(file, *json, &common.plugins(config)?)?,
         LabTask::Status { name, json } => status::show(name.as_deref(), *json, PROGRAM)?,
-        LabTask::Exec { nodes, command } => return exec::exec(nodes, command),
+        LabTask::Exec {
+            json,
+            nodes,
+            command,
+        } => {
+            return exec::exec(nodes, command, *json);
+        }
         LabTask::Test { lab, format } => {
             return test::test(lab, *format, &common.plugins(config)?);
         }

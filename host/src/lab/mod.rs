@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `file` | a lab file: TOML in, a lab or faults with their places out |
 //! | `model` | a lab as its file describes it |
-//! | `shape` | the same by names, and the difference between two, without I/O |
+//! | `shape`, `difference` | the same by names, and what differs between two, without I/O |
 //! | `supervisor` | the process that makes a lab, changes it, and holds it |
 //! | `spawn`, `node` | starting nodes, and the process that is process 1 in each |
 //! | `wiring` | the links that the kernel carries |
@@ -12,6 +12,7 @@
 //! | `commands` | `vdectl lab`, which reaches the supervisor through `ipc::control` |
 
 pub mod commands;
+mod difference;
 pub mod file;
 pub(crate) mod model;
 mod node;

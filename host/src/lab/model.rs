@@ -160,6 +160,8 @@ pub(crate) struct Switch {
     pub ports: Vec<End>,
     /// One more port: the VNL that leads outside.
     pub uplink: Option<String>,
+    /// The MTU of what leads outside in bytes, if the file says one.
+    pub mtu: Option<u32>,
 }
 
 /// A command that tells whether the lab works.

@@ -23,7 +23,8 @@ use crate::sys::child::CLEANUP_LIMIT;
 use crate::sys::process::wait;
 use crate::sys::signals::{self, Signals};
 
-/// How long the watchdog's own cleanup may take, in seconds. What it removes may be on a file system that hangs.
+/// How long the watchdog's own cleanup may take, in seconds. What it removes may be on a file
+/// system that hangs.
 const CLEANUP: u32 = 1;
 
 /// The poll loop's end of the pipe from the thread.

@@ -24,6 +24,10 @@ pub enum LabTask {
 
     /// Change the running lab to what its edited file says; what is the same goes on undisturbed
     Apply {
+        /// Print what has changed as JSON
+        #[arg(long)]
+        json: bool,
+
         /// The lab file
         file: PathBuf,
     },
@@ -40,6 +44,10 @@ pub enum LabTask {
 
     /// Run a command in a node, or in many at once, as h*
     Exec {
+        /// Print a JSON object for each line of output, and for each exit status
+        #[arg(long)]
+        json: bool,
+
         /// The nodes: NODE or LAB/NODE, where * stands for any characters and ? for one
         nodes: String,
 

@@ -26,11 +26,20 @@ use crate::sys::process::detach;
 use crate::sys::runtime;
 use crate::sys::signals::Signals;
 
+/// How long a lab lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifetime {
+    /// Until it is ended.
+    Own,
+    /// As long as the process that starts it, at most.
+    Caller,
+}
+
 /// Starts the lab of a file, and returns when it runs.
 ///
 /// # Errors
 /// The file is wrong, or the lab cannot be made. Nothing is left of it.
-pub fn up(path: &Path, plugins: InstalledPlugins) -> Result<()> {
+pub fn up(path: &Path, plugins: InstalledPlugins, lifetime: Lifetime) -> Result<()> {
     let request = request(path, &plugins)?;
     runtime::complain();
     let (channel, theirs) = Channel::<Nothing, Startup>::pair()?;
@@ -45,7 +54,9 @@ pub fn up(path: &Path, plugins: InstalledPlugins) -> Result<()> {
     drop(channel);
     let mut is_announced = false;
     let outcome = supervise(&request, plugins, || {
-        set_pdeathsig(None).map_err(system("leave the parent"))?;
+        if lifetime == Lifetime::Own {
+            set_pdeathsig(None).map_err(system("leave the parent"))?;
+        }
         is_announced = true;
         theirs.send(&Startup::Open, &[])?;
         detach()
@@ -77,12 +88,12 @@ fn supervise(
 }
 
 /// Makes the lab that runs what its edited file says, and returns when it is so. Prints what
-/// changes.
+/// changes, as lines or as a JSON list.
 ///
 /// # Errors
 /// The file is wrong, no such lab runs, or something cannot be made as the file says. What does not
 /// depend on that is changed.
-pub fn apply(path: &Path, plugins: &InstalledPlugins) -> Result<()> {
+pub fn apply(path: &Path, json: bool, plugins: &InstalledPlugins) -> Result<()> {
     let request = request(path, plugins)?;
     let channel = control::connect_to(&request.lab.name)?;
     let text =
@@ -95,6 +106,7 @@ pub fn apply(path: &Path, plugins: &InstalledPlugins) -> Result<()> {
         .map_err(|error| Error::io("write the lab", &error))?;
     channel.send(&ToLab::Apply, &[memory.as_fd()])?;
     match channel.receive()?.well_formed()? {
+        Some((FromLab::Done(changes), _)) if json => Text::json(&changes)?.print(),
         Some((FromLab::Done(changes), _)) => changes.into_iter().collect::<Text>().print(),
         Some((FromLab::Failed(error), _)) => Err(error),
         Some((FromLab::Report(_), _)) => Err(crate::ipc::malformed("it is no answer")),

@@ -1,8 +1,8 @@
 //! `vdectl lab exec` and `enter`.
 //!
 //! A command in one node has this process's own standard streams. In several nodes it runs at once,
-//! without input, and each line of its output is printed behind the node's name. The exit status is
-//! the highest one.
+//! without input, and each line of its output is printed behind the node's name, or as a JSON
+//! object. The exit status is the highest one.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags};
 use nix::unistd::pipe2;
+use serde::Serialize;
 
 use super::find::{self, FoundNode};
 use super::join::{self, Streams};
@@ -27,10 +28,10 @@ use crate::sys::process::wait;
 ///
 /// # Errors
 /// There is no such node, or the command cannot be started.
-pub fn exec(pattern: &str, command: &[OsString]) -> Result<i32> {
+pub fn exec(pattern: &str, command: &[OsString], json: bool) -> Result<i32> {
     let nodes = find::nodes(pattern)?;
     match &nodes[..] {
-        [only] if !pattern.contains(['*', '?']) => {
+        [only] if !json && !pattern.contains(['*', '?']) => {
             let door = join::door(only.node.pid);
             let door = door.map_err(|error| of_node(&only.node.name, error))?;
             Ok(door.execute(command).unwrap_or_else(|(status, error)| {
@@ -38,7 +39,7 @@ pub fn exec(pattern: &str, command: &[OsString]) -> Result<i32> {
                 status
             }))
         }
-        nodes => exec_all(nodes, command),
+        nodes => exec_all(nodes, command, json),
     }
 }
 
@@ -47,14 +48,29 @@ pub fn exec(pattern: &str, command: &[OsString]) -> Result<i32> {
 /// # Errors
 /// As for [`exec`].
 pub fn enter(node: &str) -> Result<i32> {
-    exec(node, &[])
+    exec(node, &[], false)
 }
 
 /// Which of a process's streams a line came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 enum Stream {
     Output,
     Errors,
+}
+
+/// What is printed as JSON.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Event<'a> {
+    /// A command has printed a line.
+    Line {
+        node: &'a str,
+        stream: Stream,
+        line: &'a str,
+    },
+    /// A command has ended.
+    End { node: &'a str, status: i32 },
 }
 
 /// A stream of a command in a node.
@@ -63,6 +79,7 @@ struct Labelled {
     pipe: File,
     stream: Stream,
     node: String,
+    json: bool,
     /// The line that is not complete yet.
     line: Vec<u8>,
 }
@@ -87,26 +104,39 @@ impl Labelled {
             self.add(&mut text, &line);
         }
         match self.stream {
-            Stream::Output => {
-                let mut out = io::stdout().lock();
-                written(out.write_all(text.as_bytes()).and_then(|()| out.flush()))?;
-            }
-            Stream::Errors => drop(io::stderr().write_all(text.as_bytes())),
+            Stream::Errors if !self.json => drop(io::stderr().write_all(text.as_bytes())),
+            _ => print(&text)?,
         }
         Ok(read > 0)
     }
 
     fn add(&self, text: &mut String, line: &[u8]) {
         let line = String::from_utf8_lossy(line);
-        text.push_str(&format!(
-            "{}: {}\n",
-            Line(&self.node),
-            Line(line.trim_end_matches('\r'))
-        ));
+        let (node, line) = (&self.node, line.trim_end_matches('\r'));
+        text.push_str(&match self.json {
+            false => format!("{}: {}\n", Line(node), Line(line)),
+            true => json(&Event::Line {
+                node,
+                stream: self.stream,
+                line,
+            }),
+        });
     }
 }
 
-fn exec_all(nodes: &[FoundNode], command: &[OsString]) -> Result<i32> {
+/// An event as a line.
+fn json(event: &Event<'_>) -> String {
+    // Strings and numbers can always be written.
+    let text = serde_json::to_string(event).unwrap_or_default();
+    format!("{}\n", Line(text))
+}
+
+fn print(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    written(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+fn exec_all(nodes: &[FoundNode], command: &[OsString], is_json: bool) -> Result<i32> {
     // Two pipes and a process for each.
     Inheritance::take()?;
     let mut children: BTreeMap<&str, Child> = BTreeMap::new();
@@ -128,6 +158,7 @@ fn exec_all(nodes: &[FoundNode], command: &[OsString]) -> Result<i32> {
                 pipe: pipe.into(),
                 stream,
                 node: node.name.clone(),
+                json: is_json,
                 line: Vec::new(),
             });
         }
@@ -145,11 +176,16 @@ fn exec_all(nodes: &[FoundNode], command: &[OsString]) -> Result<i32> {
         }
         streams = left;
     }
-    let exits = children.into_values().map(|mut child| {
+    let mut highest = None;
+    for (node, mut child) in children {
         let exit = child.wait(None);
-        exit.map_or(EXIT_FAILURE, Exit::code)
-    });
-    Ok(exits.max().unwrap_or(EXIT_FAILURE))
+        let status = exit.map_or(EXIT_FAILURE, Exit::code);
+        if is_json {
+            print(&json(&Event::End { node, status }))?;
+        }
+        highest = highest.max(Some(status));
+    }
+    Ok(highest.unwrap_or(EXIT_FAILURE))
 }
 
 fn pipe() -> Result<(OwnedFd, OwnedFd)> {

@@ -18,8 +18,9 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
 };
 
+use super::change::{self, Lifetime};
+use super::find;
 use super::join::{self, Streams};
-use super::{change, find};
 use crate::error::{Error, Result, system};
 use crate::ipc::control;
 use crate::lab::model::{Lab, Test};
@@ -63,7 +64,8 @@ struct Verdict<'a> {
 }
 
 /// Runs the tests of a lab: of a file, whose lab is started and ended if it does not run yet, or of
-/// the lab that runs by that name. Returns the exit status.
+/// the lab that runs by that name. Returns the exit status. A lab that was started for the tests
+/// ends with this process, even if that is killed.
 ///
 /// # Errors
 /// The file is wrong, its lab cannot be started, or a test cannot be run.
@@ -76,7 +78,7 @@ pub fn test(lab: &str, format: Format, plugins: &InstalledPlugins) -> Result<i32
     };
     let is_started = is_file && control::connect_to(&lab.name).is_err();
     if is_started {
-        change::up(path, plugins.clone())?;
+        change::up(path, plugins.clone(), Lifetime::Caller)?;
     }
     let outcome = run_all(&lab, format);
     let ended = match is_started {

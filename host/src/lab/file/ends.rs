@@ -93,7 +93,7 @@ impl<'a> Written<'a> {
 /// The interfaces of one link or switch. They get their addresses when all are known.
 pub(super) struct Wiring<'a> {
     /// The MTU of those that have none of their own.
-    mtu: Option<u32>,
+    pub(super) mtu: Option<u32>,
     interfaces: Vec<Interface<'a>>,
     macs: HashMap<Mac, String>,
 }

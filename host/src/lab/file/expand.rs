@@ -375,6 +375,7 @@ impl<'a> Expansion<'a> {
         let uplink = uplink
             .map(|uplink| self.vnl(&uplink.part(), n))
             .transpose()?;
+        let mtu = wiring.mtu;
         let mut interfaces = wiring.finish(false)?.into_iter();
         let port = |port: Option<String>| match port {
             Some(vnl) => Some(End::Vnl(vnl)),
@@ -385,6 +386,7 @@ impl<'a> Expansion<'a> {
             name,
             ports,
             uplink,
+            mtu,
         });
         Ok(())
     }

@@ -84,8 +84,9 @@ pub(super) struct Supervisor<'a> {
     file: String,
     started: SystemTime,
     phase: Phase,
-    front: Front,
     parts: Parts<'a>,
+    /// Dropped last: who waits for the end of the lab learns of it then.
+    front: Front,
 }
 
 impl<'a> Supervisor<'a> {

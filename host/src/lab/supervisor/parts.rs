@@ -19,9 +19,10 @@ use super::links::Down;
 use super::nodes::Nodes;
 use crate::error::{Error, Result};
 use crate::ipc::status::lab::Happening;
+use crate::lab::difference::Difference;
 use crate::lab::model::{Lab, Node};
 use crate::lab::outside::{NodeTap, Outside, Surroundings};
-use crate::lab::shape::{Cable, Difference, Interface, Plug, Shape};
+use crate::lab::shape::{Cable, Interface, Plug, Shape};
 use crate::lab::spawn::Inheritance;
 use crate::lab::wiring::Wiring;
 use crate::panel::Panel;
@@ -239,6 +240,9 @@ impl<'a> Parts<'a> {
                         .fabric()
                         .ok_or_else(|| Error::closed(format!("the switch {switch} is gone")))?;
                     let name = self.outside.make_interface(at, &self.panel, fabric)?;
+                    if let Some(mtu) = cable.mtu() {
+                        fabric.netlink.set_mtu(&name, mtu)?;
+                    }
                     self.wiring.plug_in(&name, switch)?;
                 }
                 // Their interfaces are made with the cable.

@@ -46,7 +46,7 @@ fn ends(cable: &Cable) -> [LinkEnd; 2] {
         Cable::Direct(plugs) | Cable::Impaired { plugs, .. } => plugs.each_ref().map(interface),
         Cable::Port { plug, switch } => [interface(plug), LinkEnd::Switch(switch.clone())],
         Cable::Outside { plug, vnl, .. } => [interface(plug), LinkEnd::Vnl(vnl.clone())],
-        Cable::Uplink { switch, vnl } => {
+        Cable::Uplink { switch, vnl, .. } => {
             [LinkEnd::Switch(switch.clone()), LinkEnd::Vnl(vnl.clone())]
         }
     }

@@ -169,6 +169,10 @@ fn start_gateway(task: &Task, socket: &std::path::Path) -> io::Result<Child> {
     if !task.panel {
         command.arg("--no-panel");
     }
+    if task.settings.is_cable {
+        // As `--auto` does at the other end.
+        command.arg("--big-tcp");
+    }
     for address in task.settings.interface() {
         command.arg("--addr").arg(address.to_string());
     }
