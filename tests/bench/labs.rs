@@ -384,7 +384,14 @@ fn exec(lab: &Lab) -> Result<Values> {
     };
     run(&vdectl, &["wait", "exec", "--timeout", "15"])?;
     let pid = run(&vdectl, &["pid", "exec"])?;
-    let nsenter = ["--preserve-credentials", "-Un", "-t", pid.trim(), "true"];
+    let nsenter = [
+        "--preserve-credentials",
+        "-U",
+        "-n",
+        "-t",
+        pid.trim(),
+        "true",
+    ];
     let ours = ["exec", "exec", "true"];
     let nsenter: (&Path, &[&str]) = (Path::new("/usr/bin/nsenter"), &nsenter);
     let mut times = [(nsenter, Vec::new()), ((&vdectl, &ours), Vec::new())];

@@ -202,7 +202,7 @@ fn tcp(lab: &Lab, millis: u64) -> Result<f64> {
         return Err("not two namespaces".into());
     };
     // The start and what is in the queue at the end count less in a longer run.
-    let seconds = (millis / 1000).max(1) * 2;
+    let seconds = (millis / 1000).max(1) * 5;
     let found = TcpRun::start(lab, from, to, 1, seconds, false)?.finish()?;
     network.check()?;
     let (frame, payload) = SEGMENT;

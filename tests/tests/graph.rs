@@ -91,3 +91,54 @@ fn nothing_to_draw() {
         "{svg}"
     );
 }
+
+#[test]
+fn a_lab_beside_a_session_and_what_is_down_in_it() {
+    let lab = Lab::new();
+    let cable = lab.vnl("ptp", "p");
+    let text = format!(
+        "[nodes.h]
+count = 2
+[nodes.r]
+[[links]]
+ends = [\"h1:eth0=10.0.0.1/24\", \"r:eth0=10.0.0.9/24\"]
+both = {{ delay = \"20ms\" }}
+[[switches]]
+name = \"lan\"
+ports = [\"r:eth1=10.1.0.9/24\", \"h2:eth0=10.1.0.2/24\"]
+[[links]]
+ends = [\"r:eth2\", \"{cable}\"]
+"
+    );
+    let session = lab.vdens(["--name", "s", &cable, "sh"]).session();
+    session.ok("ip link set vde0 up");
+    let file = lab.write("wan.toml", text);
+    lab.vdectl(["lab", "up", &file]).ok();
+    for line in [
+        "wan/lan (switch)\n  -- wan/h2:eth0\n  -- wan/r:eth1\n",
+        "wan/h1 (namespace)\n  eth0 10.0.0.1/24 up -- wan/r:eth0 [delay=20ms]\n",
+        "\n  eth2 up -- s:vde0\n",
+    ] {
+        wait_until(line, PATIENCE, || graph(&lab, &["wan"]).contains(line));
+    }
+    let exec = ["lab", "exec", "wan/h2", "ip", "link", "set", "eth0", "down"];
+    lab.vdectl(exec).ok();
+    let line = "\n  eth0 10.1.0.2/24 DOWN -- wan/lan DOWN\n";
+    wait_until(line, PATIENCE, || graph(&lab, &["wan"]).contains(line));
+    let svg = graph(&lab, &["wan", "--format", "svg"]);
+    assert_eq!(svg.matches("stroke-dasharray=\"6 4\"").count(), 1, "{svg}");
+    assert!(svg.contains(">delay=20ms</text>"), "{svg}");
+
+    // The same links in `vdectl top`.
+    let top = lab.vdectl(["top", "--once", "--interval", "0.2"]).ok();
+    for name in ["wan/h1:eth0", "wan/r:eth2", "s:vde0"] {
+        let line = top.lines().find(|line| line.starts_with(name));
+        assert!(
+            line.is_some_and(|line| line.contains(" up ")),
+            "{name}: {top}"
+        );
+    }
+    let down = top.lines().find(|line| line.starts_with("wan/h2:eth0"));
+    assert!(down.is_some_and(|line| !line.contains(" up ")), "{top}");
+    lab.vdectl(["lab", "down", "wan"]).ok();
+}

@@ -13,6 +13,10 @@
 //!
 //! A frame that is reordered skips both. Until a frame is due, it is in a heap. Its buffer is then
 //! used again.
+//!
+//! On a busy machine the caller may have no processor when a frame is due. Frames that it takes
+//! when it is late may have waited for it all that time, so the line does not count as unused since
+//! then ([`Path::wake`]). Otherwise each such moment would cost a part of the rate.
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, VecDeque};
@@ -85,7 +89,19 @@ struct Waiting {
     packets: usize,
     /// When the last of them is out. It lies in the past after a silence.
     free: Duration,
+    stall: Stall,
 }
+
+/// A time in which the caller had no processor.
+#[derive(Debug, Default)]
+struct Stall {
+    since: Duration,
+    /// Until when frames are taken that may have come meanwhile.
+    until: Duration,
+}
+
+/// How long a caller that was late may take to read what has come meanwhile.
+const READING: Duration = Duration::from_millis(1);
 
 impl Waiting {
     /// When a frame departs that arrives `now`; `None` if too many wait.
@@ -100,7 +116,10 @@ impl Waiting {
             return None;
         }
         let seconds = |bytes: f64| Duration::from_secs_f64(bytes * 8.0 / rate);
-        let earliest = now.saturating_sub(seconds(settings.burst));
+        let mut earliest = now.saturating_sub(seconds(settings.burst));
+        if now <= self.stall.until {
+            earliest = earliest.min(self.stall.since);
+        }
         self.free = self.free.max(earliest) + seconds(frame.bytes as f64);
         let departure = self.free.max(now);
         self.departures.push_back((departure, frame.packets));
@@ -256,6 +275,15 @@ impl Path {
     /// Frames in flight.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
+    }
+
+    /// Tells that the caller is there again, before it takes or delivers frames. If a frame is due
+    /// already, it is late.
+    pub fn wake(&mut self, now: Duration) {
+        if let Some(since) = self.next_due().filter(|due| *due < now) {
+            let until = now + READING;
+            self.waiting.stall = Stall { since, until };
+        }
     }
 
     /// Takes a frame that arrives `now`. Times are from a start of the caller's choice.
@@ -439,6 +467,33 @@ mod tests {
         assert_eq!(slow.counters.dropped as usize, 1000 - delivered.len());
         // The last frame to come waited for ten milliseconds at the most.
         assert!(last <= 500 * MS + 16 * MS, "{last:?}");
+    }
+
+    #[test]
+    fn a_caller_that_is_late_costs_no_rate() {
+        // A frame takes a millisecond.
+        let mut path = path("rate=8mbit/delay=5ms");
+        let mut batch = Batch::new();
+        batch.rx().push(&[0; 1000]);
+        let mut take = |path: &mut Path, now| {
+            path.wake(now);
+            path.take(now, batch.tx(0).frame(0).unwrap());
+            let mut due: Vec<_> = path.in_flight.iter().map(|frame| frame.due).collect();
+            due.sort_unstable();
+            due.pop().unwrap()
+        };
+        assert_eq!(take(&mut path, Duration::ZERO), 6 * MS);
+        // It was due at 6 ms. What comes now may have waited since then, and three are out by now.
+        let due = [14, 14, 14, 15].map(|_| take(&mut path, 9 * MS));
+        assert_eq!(due, [14, 14, 14, 15].map(|at| at * MS));
+        let mut delivered = Batch::new();
+        path.deliver(9 * MS, &mut delivered.rx());
+        assert_eq!(delivered.len(), 1);
+        // What comes later has not, nor what comes to a caller that is in time.
+        assert_eq!(take(&mut path, 11 * MS), 17 * MS);
+        path.deliver(14 * MS, &mut delivered.rx());
+        path.deliver(17 * MS, &mut delivered.rx());
+        assert_eq!(take(&mut path, 30 * MS), 36 * MS);
     }
 
     #[test]

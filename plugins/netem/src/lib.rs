@@ -241,6 +241,8 @@ impl Link for Netem {
             self.send_outgoing()?;
         }
         let now = self.start.elapsed();
+        self.rx.wake(now);
+        self.tx.wake(now);
         if ready.is_asked {
             self.serve(now);
         }
@@ -258,6 +260,7 @@ impl Link for Netem {
 
     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
         let now = self.start.elapsed();
+        self.tx.wake(now);
         let before = self.tx.counters().dropped;
         for frame in batch.frames() {
             self.tx.take(now, frame);

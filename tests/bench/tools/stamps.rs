@@ -212,8 +212,7 @@ pub(super) fn cable(
         if Instant::now() > joined {
             return Err("nothing comes through".into());
         }
-        send(from, &HEADER, NAP, 1_000_000 / NAP.as_micros() as u64);
-        sleep(Duration::from_millis(1));
+        send(from, &HEADER, Duration::from_millis(10), 1000);
         first.receive(to, HEADER.len())?;
     }
     while !first.is_over() {

@@ -385,6 +385,12 @@ pub(super) mod tests {
             .iter()
             .filter(|leaf| leaf.place.x < hub.x);
         assert!((20..=40).contains(&left.count()));
+        // From the top to the bottom in the order of the interfaces, so that no links cross.
+        for is_left in [true, false] {
+            let side = picture.nodes[1..].iter().map(|leaf| leaf.place);
+            let side = side.filter(|leaf| (leaf.x < hub.x) == is_left);
+            assert!(side.map(|leaf| leaf.y).is_sorted());
+        }
     }
 
     #[test]

@@ -52,7 +52,7 @@ impl Sketch {
                 height,
                 ..NodeLabel::default()
             };
-            dagre.set_node(index.to_string(), Some(node));
+            dagre.set_node(id(*index), Some(node));
         }
         for index in &part.links {
             let label = &picture.links[*index].label;
@@ -60,14 +60,14 @@ impl Sketch {
                 label.as_ref().map(|(size, _)| *size).unwrap_or_default();
             let [left, right] = orientation
                 .ends(&graph.links[*index])
-                .map(|end| end.node.to_string());
+                .map(|end| id(end.node));
             let edge = EdgeLabel {
                 width,
                 height,
                 labelpos: LabelPos::Center,
                 ..EdgeLabel::default()
             };
-            dagre.set_edge(left, right, Some(edge), Some(&index.to_string()));
+            dagre.set_edge(left, right, Some(edge), Some(&id(*index)));
         }
         dagre::layout(
             &mut dagre,
@@ -81,7 +81,7 @@ impl Sketch {
         );
         let mut sketch = Self::default();
         for index in &part.nodes {
-            let at = dagre.node(&index.to_string());
+            let at = dagre.node(&id(*index));
             let place = Rect {
                 x: at.and_then(|at| at.x).unwrap_or_default(),
                 y: at.and_then(|at| at.y).unwrap_or_default(),
@@ -91,8 +91,8 @@ impl Sketch {
         }
         for index in &part.links {
             let ends = orientation.ends(&graph.links[*index]);
-            let [left, right] = ends.map(|end| end.node.to_string());
-            let edge = dagre.edge(&left, &right, Some(&index.to_string()));
+            let [left, right] = ends.map(|end| id(end.node));
+            let edge = dagre.edge(&left, &right, Some(&id(*index)));
             // The first and the last are at the boxes, and the boxes have rows.
             let points = edge.map_or(&[][..], |edge| &edge.points);
             let points = points.iter().skip(1).rev().skip(1).rev();
@@ -152,4 +152,9 @@ impl Sketch {
             link.points.iter_mut().for_each(|(_, y)| *y = -*y);
         }
     }
+}
+
+/// A name for `dagre`, which keeps what is equally good in the order of the names.
+fn id(index: usize) -> String {
+    format!("{index:08}")
 }
