@@ -55,7 +55,13 @@ struct Netem {
     /// Frames from the nested link, during [`Link::recv`].
     incoming: Batch,
     wakeups: Wakeups,
+    /// When the link delivered last.
+    delivered: Duration,
 }
+
+/// From one delivery to the next, at the least. Frames that are due closer to each other leave
+/// together, so a stream of small frames does not need a wake-up for each.
+const PACE: Duration = Duration::from_micros(50);
 
 impl Netem {
     fn open(request: &OpenRequest<'_>) -> Result<Self> {
@@ -83,6 +89,7 @@ impl Netem {
             dropped: 0,
             incoming: Batch::new(),
             wakeups: Wakeups::new()?,
+            delivered: Duration::ZERO,
         };
         if let Some(control) = &netem.control {
             netem
@@ -215,6 +222,7 @@ impl Netem {
     fn wait(&mut self) -> Result<()> {
         let due_out = self.tx.next_due().filter(|_| !self.is_blocked());
         let due = [due_out, self.rx.next_due()].into_iter().flatten().min();
+        let due = due.map(|due| due.max(self.delivered + PACE));
         let set = self.wakeups.set_timer(due, self.start.elapsed());
         let watched = set.and_then(|()| match &self.nested {
             Some(nested) => {
@@ -243,6 +251,7 @@ impl Link for Netem {
         let now = self.start.elapsed();
         self.rx.wake(now);
         self.tx.wake(now);
+        self.delivered = now;
         if ready.is_asked {
             self.serve(now);
         }
