@@ -190,7 +190,7 @@ fn missing(program: &Path) -> Error {
 const START: Duration = Duration::from_secs(10);
 
 /// How long the proxy may take to end, with its gateway: less than the host gives a worker.
-const END: Duration = Duration::from_millis(1500);
+const END: Duration = Duration::from_secs(4);
 
 /// What the proxy's process does before it becomes the proxy.
 fn detach() -> io::Result<()> {

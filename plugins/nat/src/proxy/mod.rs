@@ -79,7 +79,7 @@ const LOOK: u16 = 200;
 /// How long the gateway has to start.
 const START: Duration = Duration::from_secs(10);
 
-/// How long the gateway's session may take to clean up: the supervisor's own limit, and a second.
+/// How long the gateway's session may take to clean up: less than the plugin gives the proxy.
 const CLEANUP: Duration = Duration::from_secs(3);
 
 /// Runs until the plugin ends.
