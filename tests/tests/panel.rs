@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use nix::sys::signal::Signal;
 use vdens_tests::{Lab, PATIENCE, Proc, Session, User, need, skip, target, wait_until};
 
+use crate::status::{link, status};
+
 const CARRIED: &str = "frames go through the kernel";
 
 /// Two of our namespaces on a cable, 10.0.0.1 and 10.0.0.2.
@@ -446,11 +448,14 @@ fn has_big_tcp() -> bool {
 
 /// A plug between two networks, and a namespace on each: 10.0.0.1 and 10.0.0.2.
 fn on_a_plug<'lab>(lab: &'lab Lab, far: [&str; 2]) -> (Proc<'lab>, Session<'lab>, Session<'lab>) {
+    let far_socket = if far[0] == "switch" { "far/ctl" } else { "far" };
     let [near, far, member] = [("ptp", "cable"), (far[0], "far"), (far[1], "far")]
         .map(|(scheme, path)| lab.vnl(scheme, path));
     let plug = lab.vde_plug(["-v", &near, &far]).spawn();
     wait_until("the plug is there", PATIENCE, || {
-        lab.dir().join("cable").exists() && lab.dir().join("far").exists()
+        ["cable", far_socket]
+            .iter()
+            .all(|it| lab.dir().join(it).exists())
     });
     let start = |vnl: &str, address| lab.vdens(["-v", "--addr", address, vnl, "sh"]).session();
     let (a, b) = (start(&near, "10.0.0.1/24"), start(&member, "10.0.0.2/24"));
@@ -522,7 +527,12 @@ fn an_end_of_a_plug_without_the_panel_is_served_through_user_space() {
         user_space.ping("10.0.0.2");
         user_space.send_file(&b, "10.0.0.2", 8);
         b.send_file(&user_space, "10.0.0.3", 8);
-        drop(user_space);
+        user_space.exit(0);
+        // Debian's gives up if the plug still has the peer before it.
+        let pid = plug.pid().cast_unsigned();
+        wait_until("the end is free", PATIENCE, || {
+            link(&status(&lab), pid, 0)["state"] != "up"
+        });
         let legacy = lab.debian("vdens", [&near, "sh"]).session();
         legacy.address("vde0", "10.0.0.4/24");
         legacy.ping("10.0.0.2");
