@@ -377,7 +377,7 @@ ports = [\"r:eth1=10.1.0.9/24\", \"h2:eth0=10.1.0.2/24\"]
     let bare = lab.write("bare.toml", "[nodes.a]\n");
     lab.vdectl(["lab", "up", &bare]).ok();
     for (name, why) in [
-        ("nobody", "no lab 'nobody' of yours is running"),
+        ("nobody", "no lab 'nobody' is running"),
         ("bare", "the lab 'bare' has no link"),
         ("../x", "'../x'"),
         ("", "name"),

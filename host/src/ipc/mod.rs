@@ -27,9 +27,9 @@
 //! does.
 
 mod channel;
-pub(crate) mod control;
 mod helper;
 mod lab;
+pub(crate) mod lab_socket;
 pub(crate) mod listener;
 mod message;
 mod report;

@@ -9,7 +9,7 @@
 //! | `spawn`, `node` | starting nodes, and the process that is process 1 in each |
 //! | `wiring` | the links that the kernel carries |
 //! | `outside` | the links that have a worker |
-//! | `commands` | `vdectl lab`, which reaches the supervisor through `ipc::control` |
+//! | `commands` | `vdectl lab`, which reaches the supervisor through `ipc::lab_socket` |
 
 pub mod commands;
 mod difference;

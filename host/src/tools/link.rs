@@ -17,13 +17,13 @@ use serde::Serialize;
 pub use vdens_impairment::request::Request;
 use vdens_impairment::request::{Answer, SCHEME};
 use vdens_impairment::swapped_word;
-use vdens_plugin_kit::control as sockets;
+use vdens_plugin_kit::control;
 
 use super::status::client;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ipc::status::LabStatus;
 use crate::ipc::status::lab::{LinkEnd, LinkStatus};
-use crate::ipc::{FromLab, ToLab, control, malformed};
+use crate::ipc::{FromLab, ToLab, lab_socket, malformed};
 use crate::output::Text;
 
 /// A link that can be changed.
@@ -116,11 +116,11 @@ impl Link {
     fn change(&self, request: &Request) -> Result<()> {
         match &self.place {
             Place::Socket(socket) => {
-                let answer: Answer = sockets::ask(socket, request)?;
+                let answer: Answer = control::ask(socket, request)?;
                 answer.error.map_or(Ok(()), |why| Err(Error::usage(why)))
             }
             Place::Lab { lab, node, .. } => {
-                let channel = control::connect_to(lab)?;
+                let channel = lab_socket::connect_to(lab)?;
                 let request = ToLab::Link {
                     node: node.clone(),
                     interface: self.interface.clone(),
@@ -264,9 +264,9 @@ fn all() -> Result<Vec<Link>> {
 /// The links through `netem://`, without those that others of them nest.
 fn outermost() -> Vec<(PathBuf, Answer)> {
     let mut links: Vec<(PathBuf, Answer)> = Vec::new();
-    for socket in sockets::find(SCHEME) {
+    for socket in control::find(SCHEME) {
         // One that does not answer has ended.
-        let Ok(answer) = sockets::ask::<Answer>(&socket, &Request::Show) else {
+        let Ok(answer) = control::ask::<Answer>(&socket, &Request::Show) else {
             continue;
         };
         // One nests another if the other's network is within its own.

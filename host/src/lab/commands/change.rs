@@ -14,7 +14,7 @@ use nix::unistd::setsid;
 
 use super::find;
 use crate::error::{EXIT_FAILURE, Error, Result, system};
-use crate::ipc::control;
+use crate::ipc::lab_socket;
 use crate::ipc::{Channel, FromLab, Nothing, Startup, ToLab};
 use crate::lab::file;
 use crate::lab::spawn::Inheritance;
@@ -95,7 +95,7 @@ fn supervise(
 /// depend on that is changed.
 pub fn apply(path: &Path, json: bool, plugins: &InstalledPlugins) -> Result<()> {
     let request = request(path, plugins)?;
-    let channel = control::connect_to(&request.lab.name)?;
+    let channel = lab_socket::connect_to(&request.lab.name)?;
     let text =
         serde_json::to_vec(&request).map_err(|error| Error::io("write the lab", &error.into()))?;
     let memory = memfd_create("vdens-lab", MFdFlags::MFD_CLOEXEC)
@@ -123,7 +123,7 @@ pub fn down(name: Option<&str>) -> Result<()> {
         Some(name) => name.to_owned(),
         None => find::the_lab(None)?.lab.name,
     };
-    let channel = control::connect_to(&name)?;
+    let channel = lab_socket::connect_to(&name)?;
     channel.send(&ToLab::Down, &[])?;
     // The end of the connection is the answer.
     while channel.receive()?.well_formed()?.is_some() {}

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use super::find;
 use crate::error::{Error, Result};
-use crate::ipc::control;
+use crate::ipc::lab_socket;
 use crate::ipc::{FromLab, MAX_REPORT, ReportReply, ToLab, read_report};
 use crate::output::{Line, written};
 
@@ -18,7 +18,7 @@ pub fn events(name: Option<&str>) -> Result<()> {
         Some(name) => name.to_owned(),
         None => find::the_lab(None)?.lab.name,
     };
-    let channel = control::connect_to(&name)?;
+    let channel = lab_socket::connect_to(&name)?;
     channel.send(&ToLab::Watch, &[])?;
     while let Some((message, mut fds)) = channel.receive()?.well_formed()? {
         let text = match (message, fds.pop()) {

@@ -1,7 +1,7 @@
 //! Finding labs and their nodes by what the user names.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ipc::control;
+use crate::ipc::lab_socket;
 use crate::ipc::status::LabStatus;
 use crate::ipc::status::lab::NodeStatus;
 use crate::tools::status::client;
@@ -50,7 +50,7 @@ pub(super) fn the_lab(name: Option<&str>) -> Result<Found> {
     match (name, &labs[..]) {
         (Some(name), labs) => {
             let found = labs.iter().find(|found| found.lab.name == name);
-            found.cloned().ok_or_else(|| control::none(name))
+            found.cloned().ok_or_else(|| lab_socket::none(name))
         }
         (None, [only]) => Ok(only.clone()),
         (None, []) => Err(Error::new(ErrorKind::NotFound, "no lab is running")

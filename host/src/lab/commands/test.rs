@@ -22,7 +22,7 @@ use super::change::{self, Lifetime};
 use super::find;
 use super::join::{self, Streams};
 use crate::error::{Error, Result, system};
-use crate::ipc::control;
+use crate::ipc::lab_socket;
 use crate::lab::model::{Lab, Test};
 use crate::lab::{file, of_node};
 use crate::namespace::enter::Door;
@@ -76,7 +76,7 @@ pub fn test(lab: &str, format: Format, plugins: &InstalledPlugins) -> Result<i32
         true => file::read(path, plugins)?,
         false => file::read(Path::new(&find::the_lab(Some(lab))?.lab.file), plugins)?,
     };
-    let is_started = is_file && control::connect_to(&lab.name).is_err();
+    let is_started = is_file && lab_socket::connect_to(&lab.name).is_err();
     if is_started {
         change::up(path, plugins.clone(), Lifetime::Caller)?;
     }

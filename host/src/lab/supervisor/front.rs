@@ -1,8 +1,8 @@
 //! How a lab is found and reached: its name, its two sockets, and the connections to them.
 //!
-//! `vdectl status` asks on one socket, `vdectl lab` on the other ([`control`]). A connection to the
-//! second carries one request. Whoever asks for the lab's end waits for the end of the connection;
-//! whoever watches the lab gets its events.
+//! `vdectl status` asks on one socket, `vdectl lab` on the other ([`lab_socket`]). A connection to
+//! the second carries one request. Whoever asks for the lab's end waits for the end of the
+//! connection; whoever watches the lab gets its events.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,7 +11,7 @@ use vdens_impairment::request::Request as LinkChange;
 
 use super::Request;
 use crate::error::{Error, Result};
-use crate::ipc::control::{self, Asker};
+use crate::ipc::lab_socket::{self, Asker};
 use crate::ipc::listener::{BACKLOG, Listener};
 use crate::ipc::status::Process;
 use crate::ipc::status::lab::{Happening, LabEvent, LabState};
@@ -24,7 +24,7 @@ use crate::sys::names::{Claim, Kind, Member};
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Door {
     Status,
-    Control,
+    Lab,
     Asker(usize),
 }
 
@@ -48,7 +48,7 @@ pub(super) enum Wish {
 pub(super) struct Front {
     /// The lab's name. It is given up before those who wait for the end learn of that.
     claim: Claim,
-    control: Option<Listener>,
+    lab: Option<Listener>,
     status: Option<Server>,
     /// Connections that have asked for nothing yet, or wait for the end.
     askers: Vec<Asker>,
@@ -64,7 +64,7 @@ impl Front {
     pub(super) fn open(name: &str) -> Result<Self> {
         Ok(Self {
             claim: Claim::take(name, Kind::Lab)?,
-            control: Some(control::listen()?),
+            lab: Some(lab_socket::listen()?),
             status: Server::start(),
             askers: Vec::new(),
             watchers: Vec::new(),
@@ -87,14 +87,14 @@ impl Front {
     /// What is to be polled.
     pub(super) fn doors(&self) -> impl Iterator<Item = Door> {
         let askers = (0..self.askers.len()).map(Door::Asker);
-        [Door::Status, Door::Control].into_iter().chain(askers)
+        [Door::Status, Door::Lab].into_iter().chain(askers)
     }
 
     /// A door's descriptor, if it is open.
     pub(super) fn fd(&self, door: Door) -> Option<BorrowedFd<'_>> {
         match door {
             Door::Status => self.status.as_ref().map(AsFd::as_fd),
-            Door::Control => self.control.as_ref().map(AsFd::as_fd),
+            Door::Lab => self.lab.as_ref().map(AsFd::as_fd),
             Door::Asker(at) => self.askers.get(at).map(AsFd::as_fd),
         }
     }
@@ -113,7 +113,7 @@ impl Front {
                     .is_ok_and(|is_asked| is_asked)
                     .then_some(Wish::Status)
             }
-            Door::Control => {
+            Door::Lab => {
                 self.accept();
                 None
             }
@@ -123,8 +123,8 @@ impl Front {
 
     /// Accepts connections, and closes those that are too many.
     fn accept(&mut self) {
-        while let Some(control) = &mut self.control {
-            match control.accept() {
+        while let Some(listener) = &mut self.lab {
+            match listener.accept() {
                 Ok(Some(asker)) if self.askers.len() < BACKLOG => {
                     self.askers.push(Channel::from(asker));
                 }
@@ -132,7 +132,7 @@ impl Front {
                 Ok(None) => return,
                 Err(error) => {
                     log::error!("vdectl lab cannot change the lab any more: {error}");
-                    self.control = None;
+                    self.lab = None;
                 }
             }
         }
@@ -222,6 +222,6 @@ impl Front {
     pub(super) fn forget(&mut self) {
         self.askers.clear();
         self.watchers.clear();
-        (self.control, self.status) = (None, None);
+        (self.lab, self.status) = (None, None);
     }
 }

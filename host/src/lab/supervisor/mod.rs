@@ -43,7 +43,7 @@ use super::outside::Way;
 use super::spawn::Inheritance;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ipc::FromLab;
-use crate::ipc::control::Asker;
+use crate::ipc::lab_socket::Asker;
 use crate::ipc::status::lab::{Happening, LabState};
 use crate::ipc::status::{Process, this_process};
 use crate::plugins::host_services::InstalledPlugins;

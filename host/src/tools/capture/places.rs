@@ -5,6 +5,7 @@
 //! link that it passes, also on a link between two nodes.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::ipc::lab_socket;
 use crate::ipc::status::lab::{LabStatus, LinkEnd, LinkStatus};
 use crate::sys::names;
 use crate::tools::status::client::{ask_all, ask_one};
@@ -82,13 +83,8 @@ fn of_lab(name: &str) -> Result<Vec<String>> {
     names::check(name)?;
     let running = ask_all()?.into_iter();
     let mut labs = running.filter_map(|answer| answer.process.ok()?.lab);
-    let Some(lab) = labs.find(|lab| lab.name == name) else {
-        let message = format!("no lab '{name}' of yours is running");
-        return Err(
-            Error::new(ErrorKind::NotFound, message).hint("vdectl lab status lists those that are")
-        );
-    };
-    let words = words_of(&lab);
+    let lab = labs.find(|lab| lab.name == name);
+    let words = words_of(&lab.ok_or_else(|| lab_socket::none(name))?);
     match words.is_empty() {
         false => Ok(words),
         true => {
