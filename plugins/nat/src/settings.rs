@@ -266,8 +266,8 @@ impl Settings {
         self.net6.map(|net| station6(net, GATEWAY))
     }
 
-    /// The Ethernet address of the gateway's interface. It is made of the network's address, so that
-    /// a gateway that takes another one's place has the same: clients know the way to it.
+    /// The Ethernet address of the gateway's interface. It is made of the network's address, so
+    /// that a gateway that takes another one's place has the same: clients know the way to it.
     pub(crate) fn mac(&self) -> String {
         let [a, b, c, d] = match (self.gateway4(), self.gateway6()) {
             (Some(v4), _) => v4.octets(),
