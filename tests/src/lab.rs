@@ -26,7 +26,7 @@ use tempfile::TempDir;
 use crate::{Cmd, Netns, PATIENCE, Tmux, User, becomes_true, stretched, wait_until};
 
 /// The programs of this repository.
-pub const PROGRAMS: [&str; 3] = ["vdens", "vde_plug", "vdectl"];
+pub const PROGRAMS: [&str; 4] = ["vdens", "vde_plug", "vdens-tap", "vdectl"];
 
 /// The programs that plugins start.
 const HELPERS: [&str; 1] = ["vdens-nat"];

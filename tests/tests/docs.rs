@@ -56,8 +56,8 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ),
     (
         "README.md",
-        "$ qemu-system-x86_64",
-        "needs a disk image; vm.rs has a virtual machine",
+        "$ vdens --addr 10.0.0.1/24 ptp:///tmp/cable",
+        "needs a disk image; vdens_tap.rs has a virtual machine",
     ),
     (
         "README.md",
@@ -68,6 +68,16 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "README.md",
         "$ vde_plug -d nat://",
         "needs the Internet; nat.rs has one of its own",
+    ),
+    (
+        "docs/machines.md",
+        "$ vdens ptp:///tmp/cable",
+        "needs a disk image; vdens_tap.rs has a virtual machine",
+    ),
+    (
+        "docs/machines.md",
+        "$ qemu-system-x86_64",
+        "needs a disk image; vm.rs has a virtual machine",
     ),
     (
         "docs/schemes/nat.md",
@@ -406,6 +416,7 @@ fn the_command_reference_is_what_help_says() {
     for words in [
         "vdens",
         "vde_plug",
+        "vdens-tap",
         "vdectl",
         "vdectl plugin",
         "vdectl lab",
@@ -709,7 +720,7 @@ fn command_lines_within_a_sentence_are_ones_that_the_programs_know() {
             .join("\n");
         for line in quoted(&prose) {
             let mut words = line.split_whitespace().peekable();
-            let Some(program @ ("vdens" | "vde_plug" | "vdectl")) = words.next() else {
+            let Some(program @ ("vdens" | "vde_plug" | "vdens-tap" | "vdectl")) = words.next() else {
                 continue;
             };
             let is_task = |word: &str| word.chars().all(|c| c.is_ascii_lowercase());

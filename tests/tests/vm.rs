@@ -4,7 +4,7 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use vdens_tests::{GUEST, Lab, Session, need, stretched, wait_until};
+use vdens_tests::{Cmd, GUEST, Lab, Session, need, stretched, wait_until};
 
 /// Boots the guest with its network card on a VNL; a root shell on its serial line.
 pub(crate) fn guest<'lab>(lab: &'lab Lab, vnl: &str) -> Session<'lab> {
@@ -13,25 +13,35 @@ pub(crate) fn guest<'lab>(lab: &'lab Lab, vnl: &str) -> Session<'lab> {
 
 /// As [`guest`], with any of QEMU's network backends, whose id is `n`.
 fn guest_on<'lab>(lab: &'lab Lab, netdev: &str) -> Session<'lab> {
+    let guest = start(lab, &[netdev]).args(["-no-reboot"]).session();
+    await_boot(&guest);
+    guest
+}
+
+/// A guest with a card for each of these back ends, whose ids are `n`, `n1` and so on; its serial
+/// line is the process's.
+pub(crate) fn start<'lab>(lab: &'lab Lab, netdevs: &[&str]) -> Cmd<'lab> {
     let (kernel, initrd) = (format!("{GUEST}/vmlinuz"), format!("{GUEST}/initrd.gz"));
-    let machine = "-machine q35,accel=tcg -cpu max -m 256 -no-reboot -display none -monitor none -serial stdio";
-    let card = [
-        "-device",
-        "virtio-net-pci,romfile=,netdev=n",
-        "-netdev",
-        netdev,
-    ];
-    let guest = lab
-        .command("qemu-system-x86_64", machine.split(' '))
+    let machine =
+        "-machine q35,accel=tcg -cpu max -m 256 -display none -monitor none -serial stdio";
+    let ids = ["n", "n1", "n2", "n3"];
+    let cards = netdevs.iter().zip(ids).flat_map(|(netdev, id)| {
+        let card = format!("virtio-net-pci,romfile=,netdev={id}");
+        ["-netdev".into(), (*netdev).into(), "-device".into(), card]
+    });
+    lab.command("qemu-system-x86_64", machine.split(' '))
         .args(["-kernel", &kernel, "-initrd", &initrd])
         // On a busy machine the guest finds that its timer does not work, and panics.
         .args(["-append", "console=ttyS0 quiet panic=-1 no_timer_check"])
-        .args(card)
-        .session();
+        .args(cards)
+}
+
+/// Waits until a guest has booted.
+#[track_caller]
+pub(crate) fn await_boot(guest: &Session<'_>) {
     let boots = || guest.proc().stdout().contains("guest ready") || !guest.proc().is_running();
     wait_until("the guest boots", stretched(Duration::from_secs(90)), boots);
     assert!(guest.proc().is_running(), "{}", guest.proc().stderr());
-    guest
 }
 
 #[test]

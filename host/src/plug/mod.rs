@@ -28,9 +28,7 @@ use std::process::{self, Command};
 use std::time::SystemTime;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use nix::unistd::setsid;
 use vdens_plugin_kit::stream::{CommandStream, Stream};
 use vdens_plugin_kit::vnl::Vnl;
 use vdens_plugin_kit::{Capabilities, HostPort, Link, OpenOptions, PanelAddress};
@@ -40,16 +38,14 @@ use crate::cli::mistakes::{self, CommandLine, misplaced};
 use crate::cli::vnls;
 use crate::cli::{EndOptions, VdePlug, is_option, text};
 use crate::error::{Error, ErrorKind, Result, system};
+use crate::ipc::background::{self, Lifetime};
 use crate::ipc::status::server::Server;
 use crate::ipc::status::{self, Entry, LinkEntry, Process, Report, this_process};
-use crate::ipc::{Channel, Nothing, Startup};
 use crate::output::Line;
 use crate::panel::{PanelClient, Service};
 use crate::plug::carried::CarriedEnd;
 use crate::plug::pidfile::PidFile;
 use crate::plugins::host_services::{InstalledPlugins, Opener, Own};
-use crate::sys::child::Child;
-use crate::sys::process::detach;
 use crate::sys::runtime;
 use crate::sys::signals::Signals;
 use crate::sys::watchdog::Watchdog;
@@ -106,34 +102,8 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
     if !cli.daemon {
         return plug.run(|| Ok(()));
     }
-    let (channel, theirs) = Channel::<Nothing, Startup>::pair()?;
-    if Child::fork()?.is_some() {
-        drop(theirs);
-        return match channel.receive()?.well_formed()? {
-            Some((Startup::Open, _)) => Ok(0),
-            Some((Startup::Failed(error), _)) => Err(error),
-            None => Err(Error::closed("the background process died while starting")),
-        };
-    }
-    drop(channel);
-    setsid().map_err(system("start a session"))?;
-    // Until both ends are open, the child ends with the process that the user started.
-    set_pdeathsig(Signal::SIGTERM).map_err(system("ask for a signal at the parent's death"))?;
-    let mut is_announced = false;
-    let outcome = plug.run(|| {
-        detach()?;
-        set_pdeathsig(None).map_err(system("leave the parent"))?;
-        is_announced = true;
-        theirs.send(&Startup::Open, &[])
-    });
-    if let Err(error) = outcome {
-        match is_announced {
-            true => log::error!("{error}"),
-            false => theirs.send(&Startup::Failed(error), &[])?,
-        }
-        process::exit(EXIT_FAILURE);
-    }
-    outcome
+    background::start(|starter| plug.run(|| starter.announce(Lifetime::Own)))?;
+    Ok(0)
 }
 
 /// Runs a plug between a VNL, which is opened as it is given, and standard input and output. It
