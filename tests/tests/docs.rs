@@ -720,7 +720,8 @@ fn command_lines_within_a_sentence_are_ones_that_the_programs_know() {
             .join("\n");
         for line in quoted(&prose) {
             let mut words = line.split_whitespace().peekable();
-            let Some(program @ ("vdens" | "vde_plug" | "vdens-tap" | "vdectl")) = words.next() else {
+            let Some(program @ ("vdens" | "vde_plug" | "vdens-tap" | "vdectl")) = words.next()
+            else {
                 continue;
             };
             let is_task = |word: &str| word.chars().all(|c| c.is_ascii_lowercase());

@@ -3,7 +3,7 @@
 //!
 //! | Phase | Until |
 //! |---|---|
-//! | opening | the link has settled; then the machine gets the tap. The first failure is the program's |
+//! | opening | the link has settled; then the machine gets the tap. A failure is the program's |
 //! | running | the machine or its tap is gone, or a signal comes |
 
 use std::ffi::OsString;
