@@ -212,7 +212,7 @@ impl Panel {
         let interfaces = self.netlink().and_then(Netlink::interfaces).ok()?;
         let port = interface_of(port);
         let found = interfaces.into_iter().find(|found| found.name == port)?;
-        Some(found.traffic.from_the_other_end())
+        Some(found.traffic.at_the_other_end())
     }
 
     /// Makes interfaces in namespaces below the panel's user namespace.

@@ -17,7 +17,7 @@ pub(crate) struct Traffic {
 
 impl Traffic {
     /// The same as the other end of the interface's cable counts it.
-    pub(crate) fn from_the_other_end(self) -> Self {
+    pub(crate) fn at_the_other_end(self) -> Self {
         Self {
             received: self.sent,
             sent: self.received,
