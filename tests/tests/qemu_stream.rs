@@ -1,5 +1,6 @@
 //! `stream://`: QEMU's network streams, between sessions, with QEMU itself and with passt.
 
+use std::io;
 use std::net::TcpListener;
 
 use nix::sys::signal::Signal;
@@ -22,15 +23,14 @@ fn wait_for_carrier(session: &Session<'_>, interface: &str, up: bool) {
 }
 
 /// A TCP port that nobody has; the system does not give it to others for a while.
-fn port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+fn port() -> io::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// The VNLs of both ends at a port.
-fn ends_at(host: &str) -> [String; 2] {
-    let vnl = format!("stream://{host}:{}", port());
-    [vnl.clone(), format!("{vnl}/connect")]
+fn ends_at(host: &str) -> io::Result<[String; 2]> {
+    let vnl = format!("stream://{host}:{}", port()?);
+    Ok([vnl.clone(), format!("{vnl}/connect")])
 }
 
 /// The checksum in the output of sha256sum, which a guest's prompt may precede.
@@ -87,9 +87,9 @@ fn ours_through_every_kind_of_socket() {
     let unix = lab.vnl("stream", "s");
     for [listen, connect] in [
         [unix.clone(), format!("{unix}[connect]")],
-        ends_at(""),
-        ends_at("[::1]"),
-        ends_at("localhost"),
+        ends_at("").unwrap(),
+        ends_at("[::1]").unwrap(),
+        ends_at("localhost").unwrap(),
     ] {
         let a = lab
             .vdens(["--addr", "10.0.0.1/24", &listen, "sh"])
@@ -121,7 +121,7 @@ fn either_end_may_come_and_go() {
     let lab = Lab::new();
     let path = lab.vnl("stream", "s");
     lab.expect("s");
-    let port = ends_at("");
+    let port = ends_at("").unwrap();
     for [listen, connect] in [[path.clone(), format!("{path}[connect]")], port] {
         let start = |number, vnl: &String| {
             let address = format!("10.0.0.{number}/24");
@@ -202,7 +202,7 @@ fn wrong_peers_are_sent_away_and_the_right_one_is_served() {
 #[test]
 fn what_cannot_be_opened_is_refused_with_the_reason() {
     let lab = Lab::new();
-    let (here, nowhere) = (lab.vnl("stream", "s"), port());
+    let (here, nowhere) = (lab.vnl("stream", "s"), port().unwrap());
     lab.write("file", "");
     for (vnl, words) in [
         (format!("{here}[connect]"), "start the far end first"),
@@ -227,7 +227,7 @@ fn what_cannot_be_opened_is_refused_with_the_reason() {
 fn a_virtual_machine_on_every_kind_of_stream() {
     need!("guest", "qemu-system-x86_64", "socat");
     let lab = Lab::new();
-    let [ours_by_port, theirs_by_port] = [0, 1].map(|_| port());
+    let [ours_by_port, theirs_by_port] = [0, 1].map(|_| port().unwrap());
     let (by_path, theirs) = (lab.path("s"), lab.path("t"));
     let backends = [
         format!("stream,addr.type=unix,addr.path={by_path}"),
