@@ -14,10 +14,10 @@ use crate::vm::{await_boot, start};
 /// How long a copy of 64 MiB may take.
 const COPY: Duration = Duration::from_secs(120);
 
-/// QEMU's back end `id` for a VNL.
-pub(crate) fn netdev(lab: &Lab, id: &str, vnl: &str) -> String {
+/// QEMU's back end for a VNL.
+pub(crate) fn netdev(lab: &Lab, vnl: &str) -> String {
     let helper = lab.bin().join("vdens-tap");
-    format!("tap,id={id},helper={} {vnl}", helper.display())
+    format!("tap,helper={} {vnl}", helper.display())
 }
 
 /// What `vdectl status` says of the taps of machines.
@@ -88,8 +88,8 @@ fn a_machine_on_a_cable() {
     let lab = Lab::new();
     let vnl = lab.vnl("ptp", "p");
     let ours = lab.vdens(["--addr", "10.0.0.1/24", &vnl, "sh"]).session();
-    let netdev = netdev(&lab, "n", &vnl);
-    let guest = start(&lab, &[&netdev]).session();
+    let netdev = netdev(&lab, &vnl);
+    let guest = start(&lab, std::slice::from_ref(&netdev)).session();
     await_boot(&guest);
     guest.address("eth0", "10.0.0.2/24");
     ours.ping("10.0.0.2");
@@ -137,7 +137,7 @@ fn a_machine_on_a_cable() {
     wait_until("vde0 has no carrier", PATIENCE, || has_no_carrier(&ours));
 
     // The session is killed and started again: the next machine finds it.
-    let guest = start(&lab, &[&netdev]).session();
+    let guest = start(&lab, std::slice::from_ref(&netdev)).session();
     ours.proc().signal(Signal::SIGKILL);
     let ours = lab.vdens(["--addr", "10.0.0.1/24", &vnl, "sh"]).session();
     await_boot(&guest);
@@ -179,13 +179,13 @@ fn a_machine_on_what_workers_carry() {
     ];
     let monitor = lab.path("monitor");
     let netdevs = [
-        netdev(&lab, "n", &format!("--no-panel {ptp}")),
-        netdev(&lab, "n1", &switch),
+        netdev(&lab, &format!("--no-panel {ptp}")),
+        netdev(&lab, &switch),
         // The helper's command line goes through a shell.
-        netdev(&lab, "n2", &format!("'{}'", udp(far, near))),
+        netdev(&lab, &format!("'{}'", udp(far, near))),
     ];
     let monitored = format!("unix:{monitor},server,nowait");
-    let guest = start(&lab, &netdevs.each_ref().map(String::as_str));
+    let guest = start(&lab, &netdevs);
     let guest = guest.args(["-monitor", &monitored]).session();
     await_boot(&guest);
     for (card, session) in sessions.iter().enumerate() {
@@ -215,10 +215,10 @@ fn three_machines_and_two_namespaces_on_a_switch() {
     let _switch = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
     lab.wait_for("sw/ctl");
     let vnl = lab.vnl("vde", "sw");
-    let netdev = netdev(&lab, "n", &vnl);
+    let netdev = netdev(&lab, &vnl);
     let card = |n| format!("52:54:00:12:34:0{n}");
     let guests = [1, 2, 3].map(|n| {
-        let machine = start(&lab, &[&netdev]);
+        let machine = start(&lab, std::slice::from_ref(&netdev));
         let address = format!("virtio-net-pci.mac={}", card(n));
         machine.args(["-global", &address]).session()
     });
@@ -258,7 +258,7 @@ fn what_is_wrong_is_said() {
         by_hand(&["null://", "--use-vnet", &format!("--fd={fd}")], &[&said]);
     }
     let qemu = |vnl: &str, said: &[&str]| {
-        let netdev = netdev(&lab, "n", vnl);
+        let netdev = netdev(&lab, vnl);
         let machine = ["-machine", "none", "-display", "none", "-netdev", &netdev];
         let output = lab.command("qemu-system-x86_64", machine).run();
         assert_eq!(output.code(), Some(1), "{output:#?}");

@@ -8,26 +8,26 @@ use vdens_tests::{Cmd, GUEST, Lab, Session, need, stretched, wait_until};
 
 /// Boots the guest with its network card on a VNL; a root shell on its serial line.
 pub(crate) fn guest<'lab>(lab: &'lab Lab, vnl: &str) -> Session<'lab> {
-    guest_on(lab, &format!("vde,id=n,sock={vnl}"))
+    guest_on(lab, &[format!("vde,sock={vnl}")])
 }
 
-/// As [`guest`], with any of QEMU's network backends, whose id is `n`.
-fn guest_on<'lab>(lab: &'lab Lab, netdev: &str) -> Session<'lab> {
-    let guest = start(lab, &[netdev]).args(["-no-reboot"]).session();
+/// As [`guest`], with a card for each of QEMU's network backends, which have no ids.
+pub(crate) fn guest_on<'lab>(lab: &'lab Lab, netdevs: &[String]) -> Session<'lab> {
+    let guest = start(lab, netdevs).args(["-no-reboot"]).session();
     await_boot(&guest);
     guest
 }
 
-/// A guest with a card for each of these back ends, whose ids are `n`, `n1` and so on; its serial
-/// line is the process's.
-pub(crate) fn start<'lab>(lab: &'lab Lab, netdevs: &[&str]) -> Cmd<'lab> {
+/// A guest with a card for each of QEMU's network backends, which have no ids: `eth0`, `eth1` and so
+/// on. Its serial line is the process's.
+pub(crate) fn start<'lab>(lab: &'lab Lab, netdevs: &[String]) -> Cmd<'lab> {
     let (kernel, initrd) = (format!("{GUEST}/vmlinuz"), format!("{GUEST}/initrd.gz"));
     let machine =
         "-machine q35,accel=tcg -cpu max -m 256 -display none -monitor none -serial stdio";
-    let ids = ["n", "n1", "n2", "n3"];
-    let cards = netdevs.iter().zip(ids).flat_map(|(netdev, id)| {
-        let card = format!("virtio-net-pci,romfile=,netdev={id}");
-        ["-netdev".into(), (*netdev).into(), "-device".into(), card]
+    let cards = netdevs.iter().enumerate().flat_map(|(number, netdev)| {
+        let device = format!("virtio-net-pci,romfile=,netdev=n{number}");
+        let netdev = format!("{netdev},id=n{number}");
+        ["-netdev".to_owned(), netdev, "-device".to_owned(), device]
     });
     lab.command("qemu-system-x86_64", machine.split(' '))
         .args(["-kernel", &kernel, "-initrd", &initrd])
@@ -98,15 +98,15 @@ fn a_virtual_machine_on_udp() {
         let [ours, theirs] = [0, 1].map(|_| ports.next().unwrap());
         let netdev = match dgram {
             true => format!(
-                "dgram,id=n,local.type=inet,local.host=127.0.0.1,local.port={theirs},\
+                "dgram,local.type=inet,local.host=127.0.0.1,local.port={theirs},\
                  remote.type=inet,remote.host=127.0.0.1,remote.port={ours}"
             ),
-            false => format!("socket,id=n,udp=127.0.0.1:{ours},localaddr=127.0.0.1:{theirs}"),
+            false => format!("socket,udp=127.0.0.1:{ours},localaddr=127.0.0.1:{theirs}"),
         };
         let vnl = format!("udp://127.0.0.1:{ours}->127.0.0.1:{theirs}");
         let ours = lab.vdens([&vnl, "sh"]).session();
         ours.address("vde0", "10.0.0.1/24");
-        let guest = guest_on(&lab, &netdev);
+        let guest = guest_on(&lab, &[netdev]);
         guest.address("eth0", "10.0.0.2/24");
         ours.ping("10.0.0.2");
         guest.ping("10.0.0.1");
