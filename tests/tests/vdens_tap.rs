@@ -38,8 +38,12 @@ fn has_no_carrier(session: &Session<'_>) -> bool {
     session.ok("ip link show vde0").contains("NO-CARRIER")
 }
 
-fn pid(value: &Value) -> Pid {
-    Pid::from_raw(value.as_i64().unwrap().try_into().unwrap())
+/// Kills a process by its id in the status.
+#[track_caller]
+fn kill_process(pid: &Value) {
+    let raw = pid.as_i64().and_then(|pid| pid.try_into().ok());
+    let raw = raw.unwrap_or_else(|| panic!("no process: {pid}"));
+    assert_eq!(kill(Pid::from_raw(raw), Signal::SIGKILL), Ok(()));
 }
 
 /// Copies 64 MiB of random bytes both ways between a session and a guest, and compares the sums.
@@ -112,7 +116,7 @@ fn a_machine_on_a_cable() {
     copy_both_ways(&ours, &guest, ["10.0.0.1", "10.0.0.2"]);
 
     // A worker that is killed is replaced.
-    kill(pid(&link["worker"]), Signal::SIGKILL).unwrap();
+    kill_process(&link["worker"]);
     wait_until("another worker serves the tap", PATIENCE, || {
         taps(&lab)[0]["links"][0]["restarts"] == 1 && taps(&lab)[0]["links"][0]["state"] == "up"
     });
@@ -144,8 +148,7 @@ fn a_machine_on_a_cable() {
     guest.address("eth0", "10.0.0.2/24");
     ours.ping("10.0.0.2");
     // Its supervisor is killed: the machine has no link any more, and runs on.
-    let supervisor = pid(&taps(&lab)[0]["pid"]);
-    kill(supervisor, Signal::SIGKILL).unwrap();
+    kill_process(&taps(&lab)[0]["pid"]);
     wait_until("vde0 has no carrier", PATIENCE, || has_no_carrier(&ours));
     guest.ok("cat /sys/class/net/eth0/address");
     wait_until("no process of vdens-tap is left", PATIENCE, || {
