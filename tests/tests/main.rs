@@ -43,6 +43,7 @@ mod nat_internet;
 mod nat_isolation;
 mod nat_mistakes;
 mod nat_network;
+mod nat_paths;
 mod nat_services;
 mod nesting;
 mod netem;
