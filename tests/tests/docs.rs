@@ -130,6 +130,26 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "needs a disk image; vm.rs has a virtual machine",
     ),
     (
+        "docs/schemes/stream.md",
+        "$ vdens --addr",
+        "needs a disk image; qemu_stream.rs has a virtual machine",
+    ),
+    (
+        "docs/schemes/stream.md",
+        "$ stream=stream,id=net0,server=on",
+        "needs a disk image; qemu_stream.rs has a virtual machine",
+    ),
+    (
+        "docs/schemes/stream.md",
+        "$ passt -s",
+        "passt leaves its terminal; qemu_stream.rs has it in a network of its own",
+    ),
+    (
+        "docs/schemes/stream.md",
+        "$ gvproxy",
+        "Debian has no gvproxy",
+    ),
+    (
         "docs/schemes/cmd.md",
         "$ dpipe vde_plug",
         "needs three terminals; interop.rs runs the same",
@@ -544,6 +564,7 @@ const OTHER_MESSAGES: &[&str] = &[
     "the VNL file PATH is refused, the link PATH is refused",
     "the switch DIR refused port N",
     "the plugin FILE is refused, whatever for",
+    "the vdestream ended",
 ];
 
 /// All source of the programs and plugins, with string literals on one line.

@@ -56,6 +56,7 @@ mod plugin_faults;
 mod plugin_refusals;
 mod plugin_search;
 mod plugin_trust;
+mod qemu_stream;
 mod router;
 mod session_programs;
 mod several_links;

@@ -34,6 +34,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::setsid;
 use vdens_plugin_kit::stream::{CommandStream, Stream};
 use vdens_plugin_kit::vnl::Vnl;
+use vdens_plugin_kit::wire::vdestream::Vdestream;
 use vdens_plugin_kit::{Capabilities, HostPort, Link, OpenOptions, PanelAddress};
 
 use crate::cli::config::Config;
@@ -547,7 +548,7 @@ fn stdio() -> Result<OpenEnd> {
         name: "standard input".into(),
         opener: None,
     };
-    Ok((end, Box::new(Stream::new(input, output)?)))
+    Ok((end, Box::new(Stream::<Vdestream>::new(input, output)?)))
 }
 
 /// A line in the system's log (syslog(3), facility daemon, priority info) at start and at end.
