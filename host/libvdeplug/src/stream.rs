@@ -1,6 +1,6 @@
 //! The vdestream functions: frames on a byte stream, each behind its length.
 //!
-//! The codec is the kit's ([`wire::vdestream`](vdens_plugin_kit::wire::vdestream)). Here are its
+//! The codec is the kit's ([`wire::framing`](vdens_plugin_kit::wire::framing)). Here are its
 //! ends: a callback for each frame that came in, and a descriptor for those that go out.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -10,7 +10,8 @@ use std::os::fd::BorrowedFd;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::uio::writev;
-use vdens_plugin_kit::wire::vdestream::{Decoder, StreamError, header};
+use vdens_plugin_kit::wire::framing::{Decoder, Framing, StreamError};
+use vdens_plugin_kit::wire::vdestream::Vdestream;
 
 /// Called with each frame.
 pub(crate) type OnFrame = unsafe extern "C" fn(*mut c_void, *mut c_void, usize) -> isize;
@@ -28,7 +29,7 @@ pub struct Stream {
     pub(crate) output: c_int,
     on_frame: Option<OnFrame>,
     on_error: Option<OnError>,
-    decoder: Decoder,
+    decoder: Decoder<Vdestream>,
 }
 
 impl Stream {
@@ -82,7 +83,7 @@ impl Stream {
                     }
                     Ok(None) => break,
                     Err(error) => {
-                        let StreamError::TooLong(length) = error else {
+                        let StreamError::TooLong { length, .. } = error else {
                             return;
                         };
                         *decoder = Decoder::new();
@@ -108,9 +109,12 @@ pub(crate) fn send(output: c_int, frame: &[u8]) -> nix::Result<usize> {
     // SAFETY: the descriptor is the program's, which keeps it open during the call. If not, the
     // kernel says so.
     let output = unsafe { BorrowedFd::borrow_raw(output) };
-    let header = header(frame.len()).map_err(|_| Errno::EMSGSIZE)?;
+    let header = match u16::try_from(frame.len()) {
+        Ok(length) if frame.len() <= Vdestream::MAX_FRAME => length.to_be_bytes(),
+        _ => return Err(Errno::EMSGSIZE),
+    };
     let total = header.len() + frame.len();
-    let mut done = 0;
+    let mut done = 0_usize;
     while done < total {
         let head = &header[done.min(header.len())..];
         let body = &frame[done.saturating_sub(header.len())..];
