@@ -27,6 +27,7 @@ mod labs;
 mod labs_outside;
 mod leftovers;
 mod libvdeplug;
+mod libvdeplug_so;
 mod login;
 mod many_sessions;
 mod mistakes;

@@ -12,6 +12,7 @@ pub(crate) mod vnls;
 
 use std::ffi::OsString;
 use std::net::IpAddr;
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -255,6 +256,10 @@ pub struct VdePlug {
     /// Be the login shell that sshd starts for COMMAND
     #[arg(short, value_name = "COMMAND", exclusive = true)]
     pub command: Option<String>,
+
+    /// Serve the program at the other end of this descriptor; for libvdeplug.so.2
+    #[arg(long, value_name = "FD", hide = true)]
+    pub program_fd: Option<RawFd>,
 
     #[command(flatten)]
     pub(crate) links: Links,

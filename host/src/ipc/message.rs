@@ -139,6 +139,12 @@ pub(crate) enum Order {
         /// The other.
         opposite: String,
     },
+    /// Make a port that is a tap without a header before its frames, and hand the tap over. It is
+    /// on no bridge, and exists as long as a process has it open.
+    AddTap {
+        /// The port.
+        port: String,
+    },
     /// Put a port on the bridge that it shares with one other port, as a cable.
     Plug {
         /// The port.

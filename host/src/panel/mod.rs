@@ -171,6 +171,10 @@ impl Panel {
             Lock::Needed => Some(Registry::lock()?),
         };
         let namespace = match order {
+            Order::AddTap { port } => {
+                self.ports.borrow_mut().push(port.clone());
+                namespace
+            }
             Order::AddPort { port, .. } => {
                 self.ports.borrow_mut().push(port.clone());
                 namespace
@@ -186,7 +190,8 @@ impl Panel {
             }
             _ => namespace,
         };
-        let open_tap = |name: &str| self.on_panel(|| Tap::open(name).map(Into::into));
+        let open_tap =
+            |name: &str, header| self.on_panel(|| Tap::open_with(name, header).map(Into::into));
         plumbing::execute(order, self.netlink()?, open_tap, namespace, lock.is_some())
     }
 
