@@ -128,7 +128,7 @@ impl Program {
     ) -> Result<Box<dyn Link>> {
         let (link, data): (Box<dyn Link>, OwnedFd) = match port {
             Some(port) if wants_panel => {
-                let link = PanelPort::new(&port.address, port.client)?;
+                let link = PanelPort::new(port.address.place.clone(), port.client)?;
                 (Box::new(link), port.tap)
             }
             _ => {
