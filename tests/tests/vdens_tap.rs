@@ -261,7 +261,7 @@ fn a_tap_with_a_name() {
     guest.ping("10.0.0.1");
     copy_both_ways(&ours, &guest, ["10.0.0.1", "10.0.0.2"]);
     // Nobody but the guest and this end is on the cable.
-    let neighbours = ours.ok("ping -c 2 -I vde0 ff02::1 | grep -c 'icmp_seq=1'");
+    let neighbours = ours.ok("ping -c 2 -I vde0 ff02::1 2>/dev/null | grep -c 'icmp_seq=1'");
     assert_eq!(neighbours.trim(), "2", "with this end itself");
     drop(guest);
 
@@ -293,7 +293,7 @@ fn what_is_wrong_is_said() {
         by_hand(&["null://", "--use-vnet", &format!("--fd={fd}")], &[&said]);
     }
     let qemu = |vnl: &str, said: &[&str]| {
-        let netdev = netdev(&lab, vnl);
+        let netdev = format!("{},id=n", netdev(&lab, vnl));
         let machine = ["-machine", "none", "-display", "none", "-netdev", &netdev];
         let output = lab.command("qemu-system-x86_64", machine).run();
         assert_eq!(output.code(), Some(1), "{output:#?}");
