@@ -130,6 +130,16 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "needs a disk image; vm.rs has a virtual machine",
     ),
     (
+        "docs/schemes/vhost-user.md",
+        "$ v",
+        "needs a virtual machine; vhost_user.rs",
+    ),
+    (
+        "docs/schemes/vhost-user.md",
+        "$ qemu-system-x86_64",
+        "as above; vhost_user.rs",
+    ),
+    (
         "docs/schemes/cmd.md",
         "$ dpipe vde_plug",
         "needs three terminals; interop.rs runs the same",
@@ -512,10 +522,10 @@ fn every_scheme_has_a_page_with_its_keys() {
     let plugins = fs::read_dir(lab.bin()).unwrap().filter_map(|entry| {
         let name = entry.unwrap().file_name().into_string().unwrap();
         let scheme = name.strip_prefix("libvdens_")?.strip_suffix(".so")?;
-        Some(scheme.to_owned())
+        Some(scheme.replace('_', "-"))
     });
     // The plugins in tests/plugins have no page.
-    let schemes: BTreeSet<_> = plugins.filter(|s| !s.starts_with("test_")).collect();
+    let schemes: BTreeSet<_> = plugins.filter(|s| !s.starts_with("test-")).collect();
     let documented: BTreeSet<_> = files("docs/schemes", ".md")
         .iter()
         .map(|page| Path::new(page).file_stem().unwrap().to_str().unwrap())

@@ -71,6 +71,7 @@ mod terminal;
 mod top;
 mod udp;
 mod vde_plug;
+mod vhost_user;
 mod vlan;
 mod vm;
 mod vnl_files;

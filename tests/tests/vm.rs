@@ -13,14 +13,19 @@ pub(crate) fn guest<'lab>(lab: &'lab Lab, vnl: &str) -> Session<'lab> {
 
 /// As [`guest`], with any of QEMU's network backends, whose id is `n`.
 fn guest_on<'lab>(lab: &'lab Lab, netdev: &str) -> Session<'lab> {
-    let (kernel, initrd) = (format!("{GUEST}/vmlinuz"), format!("{GUEST}/initrd.gz"));
-    let machine = "-machine q35,accel=tcg -cpu max -m 256 -no-reboot -display none -monitor none -serial stdio";
     let card = [
         "-device",
         "virtio-net-pci,romfile=,netdev=n",
         "-netdev",
         netdev,
     ];
+    boot(lab, &card)
+}
+
+/// As [`guest`], with the network card that QEMU's arguments make.
+pub(crate) fn boot<'lab>(lab: &'lab Lab, card: &[&str]) -> Session<'lab> {
+    let (kernel, initrd) = (format!("{GUEST}/vmlinuz"), format!("{GUEST}/initrd.gz"));
+    let machine = "-machine q35,accel=tcg -cpu max -m 256 -no-reboot -display none -monitor none -serial stdio";
     let guest = lab
         .command("qemu-system-x86_64", machine.split(' '))
         .args(["-kernel", &kernel, "-initrd", &initrd])
