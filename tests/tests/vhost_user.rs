@@ -130,7 +130,7 @@ fn a_guest_with_two_queues_on_a_switch() {
         lab.vnl("vhost_user", "vm.sock[client/queues=2]"),
         lab.vnl("vde", "sw"),
     ];
-    let plug = || lab.vde_plug([&vnls[0], &vnls[1]]).args(["--wait"]).spawn();
+    let plug = || lab.vde_plug(["--wait", &vnls[0], &vnls[1]]).spawn();
     let ours = lab.vdens([&vnls[1], "sh"]).session();
     ours.address("vde0", "10.0.0.1/24");
     let first = plug();

@@ -29,8 +29,6 @@ mod memory;
 mod place;
 mod protocol;
 mod ring;
-#[cfg(test)]
-mod tests;
 mod wakeups;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

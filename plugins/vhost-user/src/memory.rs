@@ -52,18 +52,6 @@ impl Memory {
             (offset < region.length).then(|| GuestAddress(region.guest + offset))
         })
     }
-
-    #[cfg(test)]
-    pub(crate) fn anonymous(length: usize) -> Self {
-        let regions = vec![Region {
-            guest: 0,
-            length: length as u64,
-            front_end: 0,
-            offset: 0,
-        }];
-        let guest = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), length)]).unwrap();
-        Self { guest, regions }
-    }
 }
 
 fn map(region: &Region, file: OwnedFd) -> Result<(u64, GuestRegionMmap), String> {
