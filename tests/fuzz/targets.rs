@@ -26,6 +26,8 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use nix::time::{ClockId, clock_gettime};
+use vdens_plugin_kit::wire::qemu_stream::QemuStream;
+use vdens_plugin_kit::wire::vdestream::Vdestream;
 
 /// The longest that an input may take, in processor time.
 const LONGEST: Duration = Duration::from_secs(1);
@@ -37,7 +39,7 @@ const GROWTH: usize = 32 << 20;
 pub(crate) const LONGEST_INPUT: usize = 128 * 1024;
 
 /// All targets: the name, which is also that of the corpus's directory, and a constructor.
-pub(crate) const TARGETS: [(&str, Make); 16] = [
+pub(crate) const TARGETS: [(&str, Make); 17] = [
     ("auto", || Box::new(nat::Auto)),
     ("cut", || Box::new(offload::Cut::default())),
     ("hello", || Box::new(hello::Messages)),
@@ -49,10 +51,15 @@ pub(crate) const TARGETS: [(&str, Make); 16] = [
     ("nat-packets", || Box::new(nat::Packets)),
     ("netem-keys", || Box::new(netem::NetemKeys)),
     ("pump", || Box::new(pump::Pumped::new())),
+    ("qemu-stream", || {
+        Box::new(stream::Stream::<QemuStream>::default())
+    }),
     ("reply", || Box::new(control::Replies)),
     ("request", || Box::new(control::Requests)),
     ("settings", || Box::new(settings::Settings)),
-    ("vdestream", || Box::new(stream::Stream::default())),
+    ("vdestream", || {
+        Box::new(stream::Stream::<Vdestream>::default())
+    }),
     ("vnl", || Box::new(vnl::Locator)),
 ];
 

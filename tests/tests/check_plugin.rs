@@ -48,6 +48,15 @@ fn both_generations_of_ptp_pass() {
 }
 
 #[test]
+fn streams_pass() {
+    let lab = Lab::new();
+    let path = lab.vnl("stream", "s");
+    passes(&lab, &["stream", &path, &format!("{path}[connect]")], &[]);
+    let port = "stream://[::1]:24011";
+    passes(&lab, &["stream", port, &format!("{port}/connect")], &[]);
+}
+
+#[test]
 fn a_port_of_a_switch_passes() {
     let lab = Lab::new();
     let switch = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();

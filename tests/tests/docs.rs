@@ -56,8 +56,8 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ),
     (
         "README.md",
-        "$ qemu-system-x86_64",
-        "needs a disk image; vm.rs has a virtual machine",
+        "$ vdens --addr 10.0.0.1/24 ptp:///tmp/cable",
+        "needs a disk image; vdens_tap.rs has a virtual machine",
     ),
     (
         "README.md",
@@ -68,6 +68,16 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "README.md",
         "$ vde_plug -d nat://",
         "needs the Internet; nat.rs has one of its own",
+    ),
+    (
+        "docs/machines.md",
+        "$ vdens ptp:///tmp/cable",
+        "needs a disk image; vdens_tap.rs has a virtual machine",
+    ),
+    (
+        "docs/machines.md",
+        "$ qemu-system-x86_64",
+        "needs a disk image; vm.rs has a virtual machine",
     ),
     (
         "docs/schemes/nat.md",
@@ -138,6 +148,26 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "docs/schemes/vhost-user.md",
         "$ qemu-system-x86_64",
         "as above; vhost_user.rs",
+    ),
+    (
+        "docs/schemes/stream.md",
+        "$ vdens --addr",
+        "needs a disk image; qemu_stream.rs has a virtual machine",
+    ),
+    (
+        "docs/schemes/stream.md",
+        "$ stream=stream,id=net0,server=on",
+        "needs a disk image; qemu_stream.rs has a virtual machine",
+    ),
+    (
+        "docs/schemes/stream.md",
+        "$ passt -s",
+        "passt leaves its terminal; qemu_stream.rs has it in a network of its own",
+    ),
+    (
+        "docs/schemes/stream.md",
+        "$ gvproxy",
+        "Debian has no gvproxy",
     ),
     (
         "docs/schemes/cmd.md",
@@ -416,6 +446,7 @@ fn the_command_reference_is_what_help_says() {
     for words in [
         "vdens",
         "vde_plug",
+        "vdens-tap",
         "vdectl",
         "vdectl plugin",
         "vdectl lab",
@@ -554,6 +585,7 @@ const OTHER_MESSAGES: &[&str] = &[
     "the VNL file PATH is refused, the link PATH is refused",
     "the switch DIR refused port N",
     "the plugin FILE is refused, whatever for",
+    "the vdestream ended",
 ];
 
 /// All source of the programs and plugins, with string literals on one line.
@@ -719,7 +751,8 @@ fn command_lines_within_a_sentence_are_ones_that_the_programs_know() {
             .join("\n");
         for line in quoted(&prose) {
             let mut words = line.split_whitespace().peekable();
-            let Some(program @ ("vdens" | "vde_plug" | "vdectl")) = words.next() else {
+            let Some(program @ ("vdens" | "vde_plug" | "vdens-tap" | "vdectl")) = words.next()
+            else {
                 continue;
             };
             let is_task = |word: &str| word.chars().all(|c| c.is_ascii_lowercase());

@@ -63,7 +63,7 @@ fn a_switch_leads_to_the_internet() {
     let kit = Lab::new();
     let text = r#"
 [nodes.h]
-exec = ["ping -nc 3 -i 0.3 -W 5 10.0.2.2"]
+exec = ["ping -nc 1 -W 60 10.0.2.2"]
 [[switches]]
 name = "lan"
 ports = ["h:eth0=10.0.2.10/24"]

@@ -54,6 +54,32 @@ fn one_word_is_enough() {
     assert_eq!(session.exit(0).code(), Some(0));
 }
 
+/// The link has carrier only when the gateway answers: a packet that is sent at once, and not
+/// repeated, is answered.
+#[test]
+fn the_first_packet_is_answered() {
+    need!("root", "python3", "ping");
+    let lab = Lab::new();
+    let net = Internet::new(&lab);
+    let datagram = lab.write(
+        "datagram.py",
+        "import socket\n\
+         s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(60)\n\
+         s.sendto(b'x', ('198.51.100.1', 7)); s.recv(9)\n",
+    );
+    for first in [
+        "ping -nc 1 -W 60 198.51.100.1",
+        &format!("python3 {datagram}"),
+        &net.who("198.51.100.1"),
+    ] {
+        for panel in ["--up", "--no-panel"] {
+            let options = [panel, "--addr=10.0.2.50/24", "--gateway=10.0.2.2"];
+            let session = lab.vdens(options).args(["nat://", "sh", "-c", first]);
+            session.inside(&net.host).ok();
+        }
+    }
+}
+
 /// Tries what servers may do, and prints what a client sees of it: a line each.
 const TRY: &str = r#"
 import errno, socket, threading, time

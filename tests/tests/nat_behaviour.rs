@@ -1,6 +1,7 @@
 //! `nat://` as its keys say, its UDP, and what it does at its limits.
 
-use vdens_tests::{Lab, PATIENCE, need, wait_until};
+use serde_json::Value;
+use vdens_tests::{Lab, PATIENCE, User, need, wait_until};
 
 use crate::nat_internet::Internet;
 
@@ -177,5 +178,125 @@ print("all served")
     let session = net.session(&["--auto", "nat://"]);
     let (status, said) = session.run_within(PATIENCE, &format!("python3 {script}"));
     assert_eq!((status, said.trim()), (0, "all served"));
+    assert_eq!(session.exit(0).code(), Some(0));
+}
+
+/// What was dropped is counted by its cause.
+#[test]
+fn drops_are_shown_by_cause() {
+    need!("root", "python3");
+    let lab = Lab::new();
+    let net = Internet::new(&lab);
+    let script = lab.write(
+        "drops.py",
+        r#"
+import socket, sys
+DGRAM, STREAM = socket.SOCK_DGRAM, socket.SOCK_STREAM
+def send(count, address, port):
+    for _ in range(count):
+        with socket.socket(socket.AF_INET, DGRAM) as s: s.sendto(b"x", (address, port))
+def datagrams(): send(3, "10.0.2.2", 9)                 # the host's loopback, which is closed
+def names(): send(2, "10.0.2.3", 53)                    # too short to be questions
+def mappings(): send(800, "198.51.100.1", 7)
+def half_open():
+    for n in range(200):
+        s = socket.socket(socket.AF_INET, STREAM); s.setblocking(False)
+        s.connect_ex(("198.18.0.5", n + 1)); kept.append(s)
+def connections():
+    try:
+        while True: kept.append(socket.create_connection(("198.51.100.1", 7), timeout=60))
+    except ConnectionRefusedError: pass
+kept = []
+globals()[sys.argv[1]]()
+"#,
+    );
+    let vdens = lab.sh("ulimit -n 700; exec vdens --auto nat:// sh");
+    let session = vdens.inside(&net.host).session();
+    session.ok("true");
+    for (step, cause, expected) in [
+        ("datagrams", "datagrams", 3..4),
+        ("names", "names without an answer", 2..3),
+        ("half_open", "half-open connections", 50..200),
+        ("connections", "connections over the limit", 1..100),
+        ("mappings", "UDP mappings evicted", 50..800),
+    ] {
+        let cause = format!("dropped: {cause}");
+        assert_eq!(told(&lab, &cause), None, "{cause}");
+        session.ok(&format!("python3 {script} {step}"));
+        wait_until(&cause, PATIENCE, || {
+            told(&lab, &cause).is_some_and(|count| expected.contains(&count))
+        });
+    }
+    assert_eq!(session.exit(0).code(), Some(0));
+}
+
+/// A number that `vdectl status --json` has of the link `nat://`.
+fn told(lab: &Lab, name: &str) -> Option<u64> {
+    let json = lab.vdectl(["status", "--json"]).ok();
+    let status: Value = serde_json::from_str(&json).ok()?;
+    let processes = status["processes"].as_array()?.iter();
+    let mut links = processes.filter_map(|process| process["links"].as_array());
+    let link = links.find_map(|links| links.iter().find(|link| link["vnl"] == "nat://"))?;
+    link["extra"][name].as_str()?.parse().ok()
+}
+
+/// A kernel that lacks nft_queue and xt_NFQUEUE: what the gateway asks of it by these names is not
+/// there.
+const WITHOUT_QUEUES: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <string.h>
+#include <sys/socket.h>
+ssize_t send(int fd, const void *data, size_t length, int flags) {
+    ssize_t (*next)(int, const void *, size_t, int) = dlsym(RTLD_NEXT, "send");
+    static char copy[1 << 16];
+    if (length > sizeof copy) return next(fd, data, length, flags);
+    memcpy(copy, data, length);
+    const char *names[] = {"queue", "NFQUEUE"};
+    for (int n = 0; n < 2; n++) {
+        char *found = memmem(copy, length, names[n], strlen(names[n]) + 1);
+        if (found) *found = 'x';
+    }
+    return next(fd, copy, length, flags);
+}
+"#;
+
+#[test]
+fn without_queues_connections_are_accepted_first() {
+    need!("root", "python3", "gcc");
+    let lab = Lab::new();
+    let net = Internet::new(&lab);
+    let source = lab.write("no_queue.c", WITHOUT_QUEUES);
+    let library = lab.mkdir("lib") + "/no_queue.so";
+    let words = ["-Wall", "-Werror", "-shared", "-fPIC", "-o"];
+    let gcc = lab.command("gcc", words).args([&library, &source]);
+    gcc.by(User::root()).ok();
+    let script = lab.write(
+        "refused.py",
+        r#"
+import socket
+for address in ("198.51.100.1", "203.0.113.5", "2001:db8::1", "2001:db8:bad::5"):
+    s = socket.create_connection((address, 9), timeout=60)
+    try: print(s.recv(1))
+    except ConnectionResetError: print("reset")
+"#,
+    );
+    let vdens = lab.sh(&format!("LD_PRELOAD={library} exec vdens --auto nat:// sh"));
+    let session = vdens.inside(&net.host).session();
+    for (address, seen) in [
+        ("198.51.100.1", "192.0.2.2"),
+        ("2001:db8::1", "2001:db8::2"),
+    ] {
+        let said = session.ok(&net.who(address));
+        assert_eq!(said.trim(), format!("you are {seen}"));
+    }
+    let warned = session.proc().stderr();
+    assert!(
+        warned.contains("the kernel has neither nft_queue nor xt_NFQUEUE")
+            && warned.contains("connections are accepted before the far side has answered"),
+        "{warned}"
+    );
+    let said = session.ok(&format!("python3 {script}"));
+    assert_eq!(said, "reset\n".repeat(4));
     assert_eq!(session.exit(0).code(), Some(0));
 }

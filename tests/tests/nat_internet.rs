@@ -212,6 +212,14 @@ impl<'lab> Internet<'lab> {
         }
     }
 
+    /// The servers in a further network.
+    pub(crate) fn serve_in(&self, netns: &Netns<'lab>) -> Proc<'lab> {
+        let script = self.lab.path("servers.py");
+        netns
+            .sh(&format!("exec python3 {script} {}", self.www))
+            .spawn()
+    }
+
     /// A shell that vdens runs in the host's network, with these options and VNL.
     pub(crate) fn session(&self, words: &[&str]) -> Session<'lab> {
         let command = self.lab.vdens(words).args(["sh"]);

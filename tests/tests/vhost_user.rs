@@ -9,20 +9,20 @@ use nix::sys::signal::Signal;
 use vdens_tests::{Lab, PATIENCE, Session, need, stretched, wait_until};
 
 use crate::fault_matrix::worker;
-use crate::vm::boot;
+use crate::vm::{await_boot, start};
 
 /// Boots a guest whose card has a chardev with these options and so many queues.
 fn guest<'lab>(lab: &'lab Lab, chardev: &str, queues: usize) -> Session<'lab> {
     let chardev = format!("socket,id=c,path={},{chardev}", lab.path("vm.sock"));
     let netdev = format!("vhost-user,chardev=c,id=n,queues={queues}");
     let mq = if queues > 1 { ",mq=on" } else { "" };
-    let processors = queues.to_string();
-    #[rustfmt::skip]
-    let guest = boot(lab, &[
-        "-object", "memory-backend-memfd,id=m,size=256M,share=on", "-numa", "node,memdev=m",
-        "-smp", &processors, "-action", "reboot=reset", "-chardev", &chardev, "-netdev", &netdev,
-        "-device", &format!("virtio-net-pci,romfile=,netdev=n,vectors=0{mq}"),
-    ]);
+    let card = format!("virtio-net-pci,romfile=,netdev=n,vectors=0{mq}");
+    let guest = start(lab, &[])
+        .args(["-object", "memory-backend-memfd,id=m,size=256M,share=on"])
+        .args(["-numa", "node,memdev=m", "-smp", &queues.to_string()])
+        .args(["-chardev", &chardev, "-netdev", &netdev, "-device", &card])
+        .session();
+    await_boot(&guest);
     guest.address("eth0", "10.0.0.2/24");
     guest
 }

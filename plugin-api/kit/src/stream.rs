@@ -1,9 +1,11 @@
-//! A vdestream as a link: frames over a pair of byte streams, such as a command's standard input
-//! and output.
+//! Byte streams as links: frames over a pair of streams, such as a command's standard input and
+//! output, or over a socket.
 //!
 //! The encoder keeps what the stream does not take, up to its limit. Beyond that the link makes the
-//! other side wait. One read may bring more frames than a batch has room for. While the decoder
-//! holds frames, the link is readable, whatever the input is.
+//! other side wait. While the encoder holds bytes, the link is readable when its output is
+//! writable, so that the last ones need not wait for the next frame. One read may bring more frames
+//! than a batch has room for. While the decoder holds frames, the link is readable, whatever the
+//! input is.
 //!
 //! The end of the input closes the link. When a link with a command is dropped, it closes the
 //! command's streams and then asks the command to stop.
@@ -17,38 +19,52 @@ use std::{fs::File, thread};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::ready::AlwaysReady;
-use crate::wire::vdestream::{Decoder, Encoder, MAX_FRAME};
-use crate::{Error, ErrorKind, Link, MAX_LEGACY_MTU, Result, RxBatch, Status, TxBatch};
+use crate::wire::framing::{Decoder, Encoder, Framing};
+use crate::wire::vdestream::Vdestream;
+use crate::{Error, ErrorKind, Link, MAX_FRAME, MAX_LEGACY_MTU, Result, RxBatch, Status, TxBatch};
 
 /// How long a command may take to end after its streams were closed, and after each signal.
 const GRACE: Duration = Duration::from_millis(200);
 
-/// A vdestream over two descriptors.
+/// A link over two descriptors, on which frames have a [`Framing`]: a vdestream's unless said
+/// otherwise.
 #[derive(Debug)]
-pub struct Stream {
+pub struct Stream<F = Vdestream> {
     input: File,
     output: File,
-    decoder: Decoder,
-    encoder: Encoder,
+    decoder: Decoder<F>,
+    encoder: Encoder<F>,
     always: AlwaysReady,
     /// Whether there may be frames in the decoder.
     has_more: bool,
+    /// Readable when the input is, and when the output is writable.
+    either: Epoll,
 }
 
-impl Stream {
-    /// A vdestream that receives from `input` and sends to `output`. Both become non-blocking.
+impl<F: Framing> Stream<F> {
+    /// A stream that receives from `input` and sends to `output`. Both become non-blocking.
     ///
     /// # Errors
-    /// A descriptor cannot be made non-blocking.
+    /// A descriptor cannot be made non-blocking, or there are none left.
     pub fn new(input: OwnedFd, output: OwnedFd) -> Result<Self> {
         for fd in [&input, &output] {
-            set_nonblocking(fd.as_fd())
-                .map_err(|errno| Error::io("use a vdestream's descriptor", &errno.into()))?;
+            set_nonblocking(fd.as_fd()).map_err(|errno| {
+                Error::io(
+                    format_args!("use a {}'s descriptor", F::NAME),
+                    &errno.into(),
+                )
+            })?;
         }
+        let either = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
+            .map_err(|errno| Error::io("make an epoll instance", &errno.into()))?;
+        // A regular file cannot be watched. As an output it takes everything at once.
+        let _ = either.add(&input, EpollEvent::new(EpollFlags::EPOLLIN, 0));
+        let _ = either.add(&output, EpollEvent::new(EpollFlags::EPOLLOUT, 0));
         Ok(Self {
             input: input.into(),
             output: output.into(),
@@ -56,7 +72,19 @@ impl Stream {
             encoder: Encoder::new(),
             always: AlwaysReady::new()?,
             has_more: false,
+            either,
         })
+    }
+
+    /// The descriptor that the link receives from. [`Link::fd`] is another one while the link holds
+    /// frames.
+    pub fn input(&self) -> BorrowedFd<'_> {
+        self.input.as_fd()
+    }
+
+    /// Whether the link holds frames that it has not received or sent completely.
+    pub fn holds_frames(&self) -> bool {
+        self.has_more || !self.encoder.pending().is_empty()
     }
 
     /// Writes encoded frames until the output takes no more.
@@ -67,9 +95,12 @@ impl Stream {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                    return Err(Error::closed("the far end of the vdestream hung up"));
+                    let message = format!("the far end of the {} hung up", F::NAME);
+                    return Err(Error::closed(message));
                 }
-                Err(error) => return Err(Error::io("write to the vdestream", &error)),
+                Err(error) => {
+                    return Err(Error::io(format_args!("write to the {}", F::NAME), &error));
+                }
             }
         }
         Ok(())
@@ -81,11 +112,12 @@ fn set_nonblocking(fd: BorrowedFd<'_>) -> nix::Result<()> {
     fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)
 }
 
-impl Link for Stream {
+impl<F: Framing> Link for Stream<F> {
     fn fd(&self) -> BorrowedFd<'_> {
-        match self.has_more {
-            true => self.always.as_fd(),
-            false => self.input.as_fd(),
+        match (self.has_more, self.encoder.pending().is_empty()) {
+            (true, _) => self.always.as_fd(),
+            (false, false) => self.either.0.as_fd(),
+            (false, true) => self.input.as_fd(),
         }
     }
 
@@ -94,23 +126,26 @@ impl Link for Stream {
     }
 
     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
+        self.flush()?;
         loop {
-            while batch.has_room(MAX_FRAME) {
+            while batch.has_room(F::MAX_FRAME) {
                 match self.decoder.next_frame()? {
                     Some(frame) => batch.push(frame),
                     None => break,
                 };
             }
-            self.has_more = !batch.has_room(MAX_FRAME);
+            self.has_more = !batch.has_room(F::MAX_FRAME);
             if self.has_more {
                 return Ok(());
             }
             match self.input.read(self.decoder.space()) {
-                Ok(0) => return Err(Error::closed("the vdestream ended")),
+                Ok(0) => return Err(Error::closed(format!("the {} ended", F::NAME))),
                 Ok(read) => self.decoder.filled(read),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Error::io("read from the vdestream", &error)),
+                Err(error) => {
+                    return Err(Error::io(format_args!("read from the {}", F::NAME), &error));
+                }
             }
         }
     }
@@ -132,7 +167,7 @@ impl Link for Stream {
 
     fn status(&self) -> Status {
         Status {
-            max_mtu: Some(MAX_LEGACY_MTU),
+            max_mtu: (F::MAX_FRAME < MAX_FRAME).then_some(MAX_LEGACY_MTU),
             ..Status::default()
         }
     }
@@ -239,7 +274,8 @@ fn ended(child: &mut Child, patience: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BATCH_FRAMES, Batch};
+    use crate::{BATCH_FRAMES, Batch, MAX_LEGACY_FRAME};
+    use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
 
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -257,7 +293,7 @@ mod tests {
     fn frames_go_through_a_command_and_back() {
         let mut link = CommandStream::shell("cat").unwrap();
         let mut batch = Batch::new();
-        for len in [14, 60, 1514, MAX_FRAME] {
+        for len in [14, 60, 1514, MAX_LEGACY_FRAME] {
             batch.clear();
             batch.rx().push(&vec![len as u8; len]);
             assert_eq!(link.send(&mut batch.tx(0)).unwrap(), 1);
@@ -271,7 +307,7 @@ mod tests {
     fn frames_that_a_batch_has_no_room_for_are_announced() {
         let (near, mut far) = UnixStream::pair().unwrap();
         let output = near.try_clone().unwrap();
-        let mut link = Stream::new(near.into(), output.into()).unwrap();
+        let mut link = Stream::<Vdestream>::new(near.into(), output.into()).unwrap();
         let count = 2 * BATCH_FRAMES + 1;
         for _ in 0..count {
             far.write_all(&[0, 60]).unwrap();
@@ -288,6 +324,31 @@ mod tests {
             received += batch.len();
         }
         assert_eq!(received, count);
+    }
+
+    /// The frames after which nothing is sent must arrive without another call of `send`.
+    #[test]
+    fn the_last_bytes_follow_when_there_is_room() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let output = near.try_clone().unwrap();
+        let mut link = Stream::<Vdestream>::new(near.into(), output.into()).unwrap();
+        let mut batch = Batch::new();
+        while batch.rx().push(&[7; 1022]) {}
+        let mut taken = 0;
+        while !link.holds_frames() {
+            taken += link.send(&mut batch.tx(0)).unwrap();
+        }
+        far.set_nonblocking(true).unwrap();
+        let (mut bytes, mut received) = (vec![0; 10_000], 0);
+        while received < taken * 1024 {
+            received += far.read(&mut bytes).unwrap_or(0);
+            let mut fds = [PollFd::new(link.fd(), PollFlags::POLLIN)];
+            if poll(&mut fds, PollTimeout::ZERO).unwrap() > 0 {
+                link.recv(&mut Batch::new().rx()).unwrap();
+            }
+        }
+        assert_eq!(received, taken * 1024);
+        assert!(!link.holds_frames() && link.fd().as_raw_fd() == link.input().as_raw_fd());
     }
 
     #[test]

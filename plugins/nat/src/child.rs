@@ -22,7 +22,7 @@ use nix::unistd::geteuid;
 use tempfile::TempDir;
 use vdens_plugin_kit::process::open_pidfd;
 use vdens_plugin_kit::trust::{self, Fault};
-use vdens_plugin_kit::{Error, ErrorKind, Result};
+use vdens_plugin_kit::{Error, ErrorKind, Result, log};
 
 use crate::heartbeat::Heartbeat;
 use crate::report::{PING, Report};
@@ -186,8 +186,8 @@ fn missing(program: &Path) -> Error {
     Error::new(ErrorKind::NotFound, message).hint("install it from where vdens came from")
 }
 
-/// How long the proxy may take to start: it binds sockets and does nothing else before.
-const START: Duration = Duration::from_secs(10);
+/// How long the proxy may take to serve: less than the host gives a link to open.
+const START: Duration = Duration::from_secs(9);
 
 /// How long the proxy may take to end, with its gateway: less than the host gives a worker.
 const END: Duration = Duration::from_secs(4);
@@ -215,12 +215,20 @@ pub(crate) struct Proxy {
     heartbeat: Heartbeat,
 }
 
+/// How the proxy's start ends.
+pub(crate) enum Start {
+    /// It serves.
+    Serves(Proxy),
+    /// This kernel can run no gateway, and what it lacks.
+    Lacks(String),
+}
+
 impl Proxy {
-    /// Starts the proxy, and waits until the forwards are there.
+    /// Starts the proxy, and waits until it serves: whoever sees the link's carrier sends at once.
     ///
     /// # Errors
-    /// The program is not there, or what the proxy reports.
-    pub(crate) fn start(task: &Task) -> Result<Self> {
+    /// The program is not there, it takes too long, or what it reports.
+    pub(crate) fn start(task: &Task) -> Result<Start> {
         let failed = |e: &io::Error| Error::io("start vdens-nat", e);
         let (ours, theirs) = UnixStream::pair().map_err(|e| failed(&e))?;
         let task = serde_json::to_string(task).map_err(|e| failed(&e.into()))?;
@@ -243,15 +251,29 @@ impl Proxy {
             part: Vec::new(),
             heartbeat: Heartbeat::default(),
         };
-        let limit = proxy.socket.set_read_timeout(Some(START));
-        limit.map_err(|e| failed(&e))?;
-        match proxy.next()? {
-            Some(Report::Started) => {}
-            Some(Report::Failed(why)) => return Err(Error::new(ErrorKind::Other, why)),
-            _ => return Err(Error::closed("vdens-nat does not start")),
+        let limit = Instant::now() + START;
+        loop {
+            let left = limit.saturating_duration_since(Instant::now());
+            // Zero would be no limit.
+            let left = Some(left.max(Duration::from_millis(1)));
+            proxy
+                .socket
+                .set_read_timeout(left)
+                .map_err(|e| failed(&e))?;
+            match proxy.next()? {
+                Some(Report::Serving) => break,
+                Some(Report::Failed(why)) => return Err(Error::new(ErrorKind::Other, why)),
+                Some(Report::Lacks(why)) => return Ok(Start::Lacks(why)),
+                Some(Report::Warning(text)) => warn(&text),
+                Some(Report::Alive | Report::Status(_)) => {}
+                None => {
+                    let why = "the gateway of nat:// does not serve in time; try again";
+                    return Err(Error::closed(why));
+                }
+            }
         }
         proxy.socket.set_nonblocking(true).map_err(|e| failed(&e))?;
-        Ok(proxy)
+        Ok(Start::Serves(proxy))
     }
 
     /// What is readable when the proxy has told something or has ended.
@@ -299,6 +321,11 @@ impl Proxy {
             }
         }
     }
+}
+
+/// Logs what the proxy says to the user.
+pub(crate) fn warn(text: &str) {
+    log::warn!("nat://: {text}");
 }
 
 impl Drop for Proxy {

@@ -8,8 +8,9 @@
 //! again. Both are the program `vdens-nat`, which is installed beside this plugin; the plugin
 //! starts the proxy, and the proxy the gateway.
 //!
-//! Whether the kernel can run a gateway is known when the gateway tries to write its rules. If it
-//! cannot, the link breaks, and what the host then opens in its place is libvdeplug's slirp.
+//! The plugin joins the cable when the proxy serves, so that the link has carrier from then on: the
+//! first frame is answered like any other. Whether the kernel can run a gateway is known before,
+//! when the gateway tries to write its rules. If it cannot, the plugin opens libvdeplug's slirp.
 //!
 //! A socket pair joins the plugin to the proxy. When the one is gone, so is the other: the link
 //! breaks, and the host opens it again. The same goes for one that does not answer (`heartbeat`).
@@ -41,7 +42,7 @@ use vdens_plugin_kit::{
     export_plugin, log,
 };
 
-use child::{Directory, Proxy};
+use child::{Directory, Proxy, Start};
 use heartbeat::BEAT;
 use report::Report;
 use settings::{Settings, Task};
@@ -114,14 +115,9 @@ impl Nat {
         self.looked = Instant::now();
         while let Some(report) = self.proxy.next()? {
             match report {
-                Report::Started | Report::Alive => {}
-                Report::Failed(why) => return Err(Error::closed(why)),
-                Report::Lacks(why) => {
-                    // The host opens the link again, which then is another one.
-                    let why = LACKING.get_or_init(|| why);
-                    return Err(Error::closed(why.clone()));
-                }
-                Report::Warning(text) => log::warn!("nat://: {text}"),
+                Report::Serving | Report::Alive => {}
+                Report::Failed(why) | Report::Lacks(why) => return Err(Error::closed(why)),
+                Report::Warning(text) => child::warn(&text),
                 Report::Status(told) => self.told = told,
             }
         }
@@ -181,7 +177,10 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
         processes: vec![std::process::id(), std::os::unix::process::parent_id()],
     };
     let cable = format!("ptp://{}", directory.path().join("cable").display());
-    let proxy = Proxy::start(&task)?;
+    let proxy = match Proxy::start(&task)? {
+        Start::Serves(proxy) => proxy,
+        Start::Lacks(why) => return stand_in(request, LACKING.get_or_init(|| why)),
+    };
     let cable = request.host.open(&cable)?;
     let (beat, ready) = watch(cable.fd(), proxy.fd())
         .map_err(|errno| Error::io("wait for the proxy", &errno.into()))?;

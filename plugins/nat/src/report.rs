@@ -18,8 +18,8 @@ pub(crate) const PING: u8 = b'\n';
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Report {
-    /// What the settings ask of the outside is there: the forwards.
-    Started,
+    /// All that goes through the network is served from now on.
+    Serving,
     /// The proxy runs.
     Alive,
     /// The proxy ends, and why.

@@ -266,6 +266,21 @@ impl Settings {
         self.net6.map(|net| station6(net, GATEWAY))
     }
 
+    /// The Ethernet address of the gateway's interface. It is made of the network's address, so
+    /// that a gateway that takes another one's place has the same: clients know the way to it.
+    pub(crate) fn mac(&self) -> String {
+        let [a, b, c, d] = match (self.gateway4(), self.gateway6()) {
+            (Some(v4), _) => v4.octets(),
+            (None, Some(v6)) => {
+                let [_, _, _, _, a, b, c, d, ..] = v6.octets();
+                [a, b, c, d]
+            }
+            (None, None) => [0; 4],
+        };
+        // The first octet says that it was assigned locally, to one station.
+        format!("52:55:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+    }
+
     /// The first address that is leased to a client.
     pub(crate) fn first_client(&self) -> Option<Ipv4Addr> {
         self.net.map(|net| station4(net, FIRST_CLIENT))

@@ -21,6 +21,7 @@ mod routes;
 pub(crate) mod rules;
 mod services;
 mod sockets;
+mod unasked;
 
 pub(crate) use queue::{Queue, Verdict};
 pub(crate) use rules::Hold;
@@ -30,7 +31,6 @@ use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -41,9 +41,7 @@ use nix::unistd::getppid;
 use crate::settings::Settings;
 use crate::wire::{self, Request};
 use services::Services;
-
-/// How often the gateway advertises itself unasked (RFC 4861, section 6.2.1: at most ten minutes).
-const ADVERTISE: Duration = Duration::from_secs(200);
+use unasked::Unasked;
 
 /// The gateway's interface.
 const INTERFACE: &str = "vde0";
@@ -78,18 +76,15 @@ fn prepare(settings: &Settings) -> io::Result<(Hold, Vec<Inside>, Option<Queue>,
 
 /// Serves the clients, and answers the proxy's requests until it is gone.
 fn serve(channel: &wire::Channel, mut services: Services) -> io::Result<()> {
-    services.advertise();
-    let mut advertise = Instant::now() + ADVERTISE;
+    let mut unasked = Unasked::new()?;
     loop {
-        let mut fds = vec![PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
-        fds.extend(
-            services
-                .fds()
-                .into_iter()
-                .map(|fd| PollFd::new(fd, PollFlags::POLLIN)),
-        );
-        let left = advertise.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        if unasked.is_due() {
+            services.advertise();
+        }
+        let all = [channel.as_fd(), unasked.fd()].into_iter();
+        let all = all.chain(services.fds());
+        let mut fds: Vec<_> = all.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let timeout = PollTimeout::try_from(unasked.left()).unwrap_or(PollTimeout::MAX);
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
@@ -111,10 +106,6 @@ fn serve(channel: &wire::Channel, mut services: Services) -> io::Result<()> {
         services.serve();
         if let Some(leases) = services.new_leases() {
             channel.send_leases(leases)?;
-        }
-        if Instant::now() >= advertise {
-            services.advertise();
-            advertise = Instant::now() + ADVERTISE;
         }
     }
 }

@@ -55,6 +55,17 @@ pub(crate) struct Run {
 }
 
 impl Run {
+    /// A run of one datagram.
+    #[cfg(test)]
+    pub(crate) fn of(from: SocketAddr, to: SocketAddr) -> Self {
+        Self {
+            from,
+            to: Some(to),
+            place: 0..1,
+            size: 1,
+        }
+    }
+
     /// The length of each datagram, if there are several.
     pub(crate) fn segment(&self) -> Option<u16> {
         let is_one = self.size == 0 || self.size == self.place.len();

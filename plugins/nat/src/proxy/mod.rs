@@ -76,8 +76,8 @@ const TELL: Duration = Duration::from_secs(1);
 /// How often it is looked whether the gateway has ended before it connected, in milliseconds.
 const LOOK: u16 = 200;
 
-/// How long the gateway has to start.
-const START: Duration = Duration::from_secs(10);
+/// How long the gateway has to start: less than the plugin gives the proxy.
+const START: Duration = Duration::from_secs(8);
 
 /// How long the gateway's session may take to clean up: less than the plugin gives the proxy.
 const CLEANUP: Duration = Duration::from_secs(3);
@@ -100,7 +100,6 @@ pub(crate) fn run(task: &Task, plugin: &mut Plugin) -> io::Result<()> {
     }
     let control = ControlSocket::in_directory(&task.directory).map_err(io::Error::other)?;
     poll.read(control.fd(), Token::Control)?;
-    plugin.tell(&Report::Started)?;
     let path = task.directory.join("gateway");
     let listener = socket(
         AddressFamily::Unix,
@@ -173,6 +172,7 @@ fn start_gateway(task: &Task, socket: &std::path::Path) -> io::Result<Child> {
         // As `--auto` does at the other end.
         command.arg("--big-tcp");
     }
+    command.arg("--mac").arg(task.settings.mac());
     for address in task.settings.interface() {
         command.arg("--addr").arg(address.to_string());
     }
@@ -302,6 +302,7 @@ fn serve(
         plugin.tell(&Report::Warning(text.to_owned()))?;
     }
     sandbox::enter()?;
+    plugin.tell(&Report::Serving)?;
     let mut notices = Notices::default();
     let mut telling = Telling::default();
     let mut events: Vec<Event> = Vec::new();

@@ -191,3 +191,40 @@ fn ask(server: SocketAddr, bytes: &[u8]) -> io::Result<Socket> {
     socket.send(bytes)?;
     Ok(socket)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_server_has_its_time_and_a_question_has_an_end() {
+        let poll = Poll::new().unwrap();
+        let servers = ["127.0.0.1", "127.0.0.2"].map(|ip| ip.parse().unwrap());
+        let mut names = Names::new(servers.into());
+        let client = "10.0.2.15:1001".parse().unwrap();
+        let asked = "10.0.2.3:53".parse().unwrap();
+        assert_eq!(names.due(), None);
+        names.ask(&poll, client, asked, &[0; HEADER]);
+        let start = names.questions[0].since;
+        let tries = |names: &Names| names.questions.iter().map(|(_, q)| q.tries).max();
+        for turn in 0..LIMIT.as_millis().div_ceil(PATIENCE.as_millis()) as u32 {
+            assert_eq!(tries(&names), Some(turn as usize + 1));
+            let due = start + PATIENCE * (turn + 1);
+            assert_eq!(names.due(), Some(due));
+            names.expire(due - Duration::from_millis(1), &poll);
+            assert_eq!(tries(&names), Some(turn as usize + 1));
+            names.expire(due, &poll);
+        }
+        assert_eq!((tries(&names), names.due()), (None, None));
+        assert_eq!(names.unanswered, 1);
+    }
+
+    #[test]
+    fn what_is_no_question_is_not_asked() {
+        let poll = Poll::new().unwrap();
+        let mut names = Names::new(vec!["127.0.0.1".parse().unwrap()]);
+        let client = "10.0.2.15:1001".parse().unwrap();
+        names.ask(&poll, client, client, &[0; HEADER - 1]);
+        assert_eq!((names.unanswered, names.questions.len()), (1, 0));
+    }
+}

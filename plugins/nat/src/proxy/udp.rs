@@ -35,6 +35,13 @@ use super::unreachable::{Failure, HEADER, Sent};
 /// How long a mapping lives while nothing passes: RFC 4787 (REQ-5) recommends five minutes.
 const IDLE: Duration = Duration::from_secs(300);
 
+/// As [`IDLE`], while the client sends only to name servers: resolvers take a new port for each
+/// question, and REQ-5 allows less for well-known ports.
+const IDLE_NAMES: Duration = Duration::from_secs(30);
+
+/// The port of name servers.
+const NAMES: u16 = 53;
+
 /// The most mappings, and so sockets.
 const LIMIT: usize = 4096;
 
@@ -48,6 +55,8 @@ struct Mapping {
     client: SocketAddr,
     socket: Socket,
     used: Instant,
+    /// For how long it may be idle.
+    idle: Duration,
     /// It is a forward's, and stays.
     stays: bool,
 }
@@ -170,6 +179,9 @@ impl Udp {
         };
         let mapping = &mut self.mappings[index];
         mapping.used = Instant::now();
+        if to.port() != NAMES {
+            mapping.idle = IDLE;
+        }
         let send = || datagram::send(&mapping.socket, bytes, run.segment(), to, None);
         let mut sent = send();
         if let Err(error) = sent {
@@ -260,6 +272,7 @@ impl Udp {
             client,
             socket,
             used,
+            idle: IDLE_NAMES,
             stays,
         });
         if let Err(error) = poll.read(&self.mappings[index].socket, Token::Mapping(index)) {
@@ -346,10 +359,11 @@ impl Udp {
 
     /// Ends the mappings that nobody uses.
     pub(crate) fn expire(&mut self, now: Instant) {
-        let idle = |mapping: &Mapping| !mapping.stays && now.duration_since(mapping.used) >= IDLE;
+        let is_old =
+            |mapping: &Mapping| !mapping.stays && now.duration_since(mapping.used) >= mapping.idle;
         let mappings = self.mappings.iter();
         let old: Vec<_> = mappings
-            .filter(|(_, m)| idle(m))
+            .filter(|(_, mapping)| is_old(mapping))
             .map(|(index, _)| index)
             .collect();
         for index in old {
@@ -373,5 +387,90 @@ fn answering<'a>(
     match sockets.entry(key) {
         Entry::Occupied(entry) => Ok(entry.into_mut()),
         Entry::Vacant(entry) => Ok(entry.insert(stock.answering(key.0, key.1)?)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+    use crate::settings::Settings;
+
+    /// A table whose clients send to a port of the loopback.
+    struct Table {
+        udp: Udp,
+        poll: Poll,
+        echo: Echo,
+        destinations: Destinations,
+    }
+
+    impl Table {
+        fn new() -> Self {
+            let poll = Poll::new().unwrap();
+            let settings = Settings::parse("host=10.0.2.2").unwrap();
+            Self {
+                udp: Udp::new(Vec::new(), None, Vec::new(), &poll).unwrap(),
+                echo: Echo::new(Vec::new(), &poll).unwrap(),
+                destinations: Destinations::new(&settings),
+                poll,
+            }
+        }
+
+        fn send(&mut self, client: &str, to: SocketAddr) {
+            let run = Run::of(client.parse().unwrap(), to);
+            self.udp
+                .send(&self.poll, &run, b"x", to, &self.destinations, &self.echo);
+        }
+
+        fn clients(&self) -> Vec<u16> {
+            let mut all: Vec<_> = self.udp.clients.keys().map(SocketAddr::port).collect();
+            all.sort_unstable();
+            all
+        }
+
+        /// Ends what is old when nothing has passed for a time.
+        fn after(&mut self, idle: Duration) -> Vec<u16> {
+            self.udp.expire(Instant::now() + idle);
+            self.clients()
+        }
+    }
+
+    const SHORT: Duration = Duration::from_secs(5);
+
+    #[test]
+    fn mappings_end_after_a_time() {
+        let mut table = Table::new();
+        let far = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let far = far.local_addr().unwrap();
+        let server = "127.0.0.1:53".parse().unwrap();
+        table.send("10.0.2.15:1001", server);
+        table.send("10.0.2.15:1002", far);
+        // Once it is used for more than names, it stays.
+        for to in [server, far, server] {
+            table.send("10.0.2.15:1003", to);
+        }
+        let socket = Socket::from(UdpSocket::bind("127.0.0.1:0").unwrap());
+        let station = "10.0.2.15:1004".parse().unwrap();
+        table.udp.forward(socket, station, &table.poll).unwrap();
+        assert_eq!(table.after(IDLE_NAMES - SHORT), [1001, 1002, 1003, 1004]);
+        assert_eq!(table.after(IDLE_NAMES), [1002, 1003, 1004]);
+        assert_eq!(table.after(IDLE - SHORT), [1002, 1003, 1004]);
+        assert_eq!(table.after(IDLE), [1004]);
+        assert_eq!(table.udp.open(), 1);
+        assert_eq!(table.udp.counts.evicted, 0);
+    }
+
+    #[test]
+    fn a_mapping_that_is_used_stays() {
+        let mut table = Table::new();
+        let far = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let far = far.local_addr().unwrap();
+        for client in ["10.0.2.15:1001", "10.0.2.15:1002"] {
+            table.send(client, far);
+        }
+        let index = table.udp.clients[&"10.0.2.15:1001".parse().unwrap()];
+        table.udp.mappings[index].used += SHORT;
+        assert_eq!(table.after(IDLE), [1001]);
     }
 }
