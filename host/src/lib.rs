@@ -37,5 +37,6 @@ pub mod plug;
 pub mod plugins;
 pub mod session;
 pub mod sys;
+pub mod tap;
 pub mod tools;
 pub mod worker;

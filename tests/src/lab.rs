@@ -26,10 +26,10 @@ use tempfile::TempDir;
 use crate::{Cmd, Netns, PATIENCE, Tmux, User, becomes_true, stretched, wait_until};
 
 /// The programs of this repository.
-pub const PROGRAMS: [&str; 3] = ["vdens", "vde_plug", "vdectl"];
+pub const PROGRAMS: [&str; 4] = ["vdens", "vde_plug", "vdens-tap", "vdectl"];
 
-/// The programs that plugins start.
-const HELPERS: [&str; 1] = ["vdens-nat"];
+/// The program that a plugin starts, and the library for VDE's programs.
+const HELPERS: [&str; 2] = ["vdens-nat", "libvdeplug.so"];
 
 /// A test's directory, user and commands. Dropping it fails the test if anything was left behind.
 #[derive(Debug)]
@@ -367,7 +367,9 @@ fn products(programs: &Path) -> Vec<PathBuf> {
     let pages = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/schemes");
     // An older build may have left other plugins there.
     let is_stock = |file: &str| {
-        let scheme = file.strip_suffix(".so");
+        let scheme = file
+            .strip_suffix(".so")
+            .map(|scheme| scheme.replace('_', "-"));
         scheme.is_some_and(|scheme| pages.join(format!("{scheme}.md")).is_file())
     };
     let is_product = |path: &PathBuf| {

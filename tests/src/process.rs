@@ -150,7 +150,7 @@ impl<'lab> Cmd<'lab> {
         let output = self.run();
         let line = output.stderr.trim_end_matches('\n');
         let own_status = match line.split_once(": ") {
-            Some(("vdens" | "vdectl" | "vdens-nat", _)) => output.code() == Some(125),
+            Some(("vdens" | "vdectl" | "vdens-tap" | "vdens-nat", _)) => output.code() == Some(125),
             Some(("vde_plug", _)) => output.code().is_some_and(|code| code != 0),
             _ => false,
         };

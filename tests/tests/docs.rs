@@ -56,8 +56,8 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ),
     (
         "README.md",
-        "$ qemu-system-x86_64",
-        "needs a disk image; vm.rs has a virtual machine",
+        "$ vdens --addr 10.0.0.1/24 ptp:///tmp/cable",
+        "needs a disk image; vdens_tap.rs has a virtual machine",
     ),
     (
         "README.md",
@@ -68,6 +68,16 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "README.md",
         "$ vde_plug -d nat://",
         "needs the Internet; nat.rs has one of its own",
+    ),
+    (
+        "docs/machines.md",
+        "$ vdens ptp:///tmp/cable",
+        "needs a disk image; vdens_tap.rs has a virtual machine",
+    ),
+    (
+        "docs/machines.md",
+        "$ qemu-system-x86_64",
+        "needs a disk image; vm.rs has a virtual machine",
     ),
     (
         "docs/schemes/nat.md",
@@ -128,6 +138,16 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "docs/schemes/udp.md",
         "$ vdens --addr",
         "needs a disk image; vm.rs has a virtual machine",
+    ),
+    (
+        "docs/schemes/vhost-user.md",
+        "$ v",
+        "needs a virtual machine; vhost_user.rs",
+    ),
+    (
+        "docs/schemes/vhost-user.md",
+        "$ qemu-system-x86_64",
+        "as above; vhost_user.rs",
     ),
     (
         "docs/schemes/stream.md",
@@ -436,6 +456,7 @@ fn the_command_reference_is_what_help_says() {
     for words in [
         "vdens",
         "vde_plug",
+        "vdens-tap",
         "vdectl",
         "vdectl plugin",
         "vdectl lab",
@@ -542,10 +563,10 @@ fn every_scheme_has_a_page_with_its_keys() {
     let plugins = fs::read_dir(lab.bin()).unwrap().filter_map(|entry| {
         let name = entry.unwrap().file_name().into_string().unwrap();
         let scheme = name.strip_prefix("libvdens_")?.strip_suffix(".so")?;
-        Some(scheme.to_owned())
+        Some(scheme.replace('_', "-"))
     });
     // The plugins in tests/plugins have no page.
-    let schemes: BTreeSet<_> = plugins.filter(|s| !s.starts_with("test_")).collect();
+    let schemes: BTreeSet<_> = plugins.filter(|s| !s.starts_with("test-")).collect();
     let documented: BTreeSet<_> = files("docs/schemes", ".md")
         .iter()
         .map(|page| Path::new(page).file_stem().unwrap().to_str().unwrap())
@@ -740,7 +761,8 @@ fn command_lines_within_a_sentence_are_ones_that_the_programs_know() {
             .join("\n");
         for line in quoted(&prose) {
             let mut words = line.split_whitespace().peekable();
-            let Some(program @ ("vdens" | "vde_plug" | "vdectl")) = words.next() else {
+            let Some(program @ ("vdens" | "vde_plug" | "vdens-tap" | "vdectl")) = words.next()
+            else {
                 continue;
             };
             let is_task = |word: &str| word.chars().all(|c| c.is_ascii_lowercase());

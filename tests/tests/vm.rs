@@ -4,34 +4,44 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use vdens_tests::{GUEST, Lab, Session, need, stretched, wait_until};
+use vdens_tests::{Cmd, GUEST, Lab, Session, need, stretched, wait_until};
 
 /// Boots the guest with its network card on a VNL; a root shell on its serial line.
 pub(crate) fn guest<'lab>(lab: &'lab Lab, vnl: &str) -> Session<'lab> {
     guest_on(lab, &[format!("vde,sock={vnl}")])
 }
 
-/// As [`guest`], with a card for each of QEMU's network backends, which have no ids: `eth0`, `eth1`
-/// and so on.
+/// As [`guest`], with a card for each of QEMU's network backends, which have no ids.
 pub(crate) fn guest_on<'lab>(lab: &'lab Lab, netdevs: &[String]) -> Session<'lab> {
+    let guest = start(lab, netdevs).args(["-no-reboot"]).session();
+    await_boot(&guest);
+    guest
+}
+
+/// A guest with a card for each of QEMU's network backends, which have no ids: `eth0`, `eth1` and so
+/// on. Its serial line is the process's.
+pub(crate) fn start<'lab>(lab: &'lab Lab, netdevs: &[String]) -> Cmd<'lab> {
     let (kernel, initrd) = (format!("{GUEST}/vmlinuz"), format!("{GUEST}/initrd.gz"));
-    let machine = "-machine q35,accel=tcg -cpu max -m 256 -no-reboot -display none -monitor none -serial stdio";
+    let machine =
+        "-machine q35,accel=tcg -cpu max -m 256 -display none -monitor none -serial stdio";
     let cards = netdevs.iter().enumerate().flat_map(|(number, netdev)| {
         let device = format!("virtio-net-pci,romfile=,netdev=n{number}");
         let netdev = format!("{netdev},id=n{number}");
         ["-netdev".to_owned(), netdev, "-device".to_owned(), device]
     });
-    let guest = lab
-        .command("qemu-system-x86_64", machine.split(' '))
+    lab.command("qemu-system-x86_64", machine.split(' '))
         .args(["-kernel", &kernel, "-initrd", &initrd])
         // On a busy machine the guest finds that its timer does not work, and panics.
         .args(["-append", "console=ttyS0 quiet panic=-1 no_timer_check"])
         .args(cards)
-        .session();
+}
+
+/// Waits until a guest has booted.
+#[track_caller]
+pub(crate) fn await_boot(guest: &Session<'_>) {
     let boots = || guest.proc().stdout().contains("guest ready") || !guest.proc().is_running();
     wait_until("the guest boots", stretched(Duration::from_secs(90)), boots);
     assert!(guest.proc().is_running(), "{}", guest.proc().stderr());
-    guest
 }
 
 #[test]

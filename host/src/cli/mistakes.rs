@@ -42,6 +42,8 @@ pub(crate) enum CommandLine {
     Multi,
     /// `vde_plug VNL VNL`.
     VdePlug,
+    /// `vdens-tap VNL`.
+    VdensTap,
 }
 
 /// Checks a word in place of a VNL. With `--wait` a suspicion is logged.
@@ -63,7 +65,7 @@ pub(crate) fn check(
 }
 
 fn suspicion(word: &str, line: CommandLine, plugins: &InstalledPlugins) -> Option<Error> {
-    let is_interface = line != CommandLine::VdePlug;
+    let is_interface = matches!(line, CommandLine::Vdens | CommandLine::Multi);
     if word.contains("://") || is_interface && matches!(word, "-" | "no") || word.starts_with('=') {
         return None;
     }
@@ -88,6 +90,9 @@ fn suspicion(word: &str, line: CommandLine, plugins: &InstalledPlugins) -> Optio
             }
             CommandLine::VdePlug => {
                 format!("put '=' before the command: vde_plug VNL = {word} …")
+            }
+            CommandLine::VdensTap => {
+                format!("to run the command in a namespace, write vdens no {word} …")
             }
         };
         return Some(taken_for_a_network(word).hint(advice));

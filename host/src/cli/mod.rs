@@ -1,4 +1,4 @@
-//! The command lines of `vdens`, `vde_plug` and `vdectl`.
+//! The command lines of `vdens`, `vde_plug`, `vdens-tap` and `vdectl`.
 //!
 //! These tables are the only place that defines options: the parser, `--help` and docs/commands.md
 //! come from them. The words after the first VNL belong to the user's command, and are not parsed.
@@ -12,6 +12,7 @@ pub(crate) mod vnls;
 
 use std::ffi::OsString;
 use std::net::IpAddr;
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -256,6 +257,10 @@ pub struct VdePlug {
     #[arg(short, value_name = "COMMAND", exclusive = true)]
     pub command: Option<String>,
 
+    /// Serve the program at the other end of this descriptor; for libvdeplug.so.2
+    #[arg(long, value_name = "FD", hide = true)]
+    pub program_fd: Option<RawFd>,
+
     #[command(flatten)]
     pub(crate) links: Links,
 
@@ -266,6 +271,44 @@ pub struct VdePlug {
     /// One or two VNLs, or a VNL, '=' and a command
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
     pub rest: Vec<OsString>,
+}
+
+/// Plug a virtual machine into virtual Ethernet, as the helper of QEMU's tap back end
+#[derive(Clone, Debug, Parser)]
+#[command(name = "vdens-tap", version, disable_help_subcommand = true)]
+#[command(
+    override_usage = "vdens-tap [OPTIONS] [VNL]",
+    after_help = "QEMU starts it: -netdev tap,id=n,helper=\"vdens-tap VNL\". Without a VNL it is the default switch. \
+        QEMU passes the helper to a shell, which wants characters like [ ] { } > quoted; a comma is written twice."
+)]
+pub struct VdensTap {
+    /// Accept a virtio header; QEMU adds this
+    #[arg(long)]
+    pub use_vnet: bool,
+
+    /// Hand the tap over through this socket; QEMU adds this
+    #[arg(long, value_name = "NUMBER")]
+    pub fd: Option<i32>,
+
+    /// Accepted because QEMU adds it; has no effect
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub br: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) links: Links,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub common: Common,
+
+    /// The VNL
+    #[arg(
+        value_name = "VNL",
+        default_value = "",
+        hide_default_value = true,
+        hide = true
+    )]
+    pub vnl: String,
 }
 
 /// Options of `vde_plug` for its first end. They affect only that end's sockets.
@@ -412,6 +455,7 @@ mod tests {
     fn the_tables_are_sound() {
         Vdens::command().debug_assert();
         VdePlug::command().debug_assert();
+        VdensTap::command().debug_assert();
         LoginPlug::command().debug_assert();
         Vdectl::command().debug_assert();
     }

@@ -319,9 +319,13 @@ mod tests {
         a.send_bytes(b"nonsense", &[]).unwrap();
         let error = b.receive().unwrap().well_formed().unwrap_err();
         assert_eq!(error.kind, ErrorKind::Protocol);
-        a.send(&ToWorker::UsePort, &[]).unwrap();
+        let port = "1n0".into();
+        a.send(&ToWorker::UsePort { port }, &[]).unwrap();
         let next = b.receive().unwrap();
-        assert!(matches!(next, Received::Message(ToWorker::UsePort, _)));
+        assert!(matches!(
+            next,
+            Received::Message(ToWorker::UsePort { .. }, _)
+        ));
     }
 
     #[test]

@@ -54,7 +54,10 @@ pub(crate) enum ToWorker {
     /// The worker's side of the link is a tap. Descriptors: the tap, and a watch over it.
     UseTap,
     /// The worker's side of the link is a port of the panel.
-    UsePort,
+    UsePort {
+        /// The port's place.
+        port: String,
+    },
     /// The interface was deleted.
     InterfaceDeleted,
     /// Answer with [`FromWorker::Pong`].
@@ -136,6 +139,12 @@ pub(crate) enum Order {
         /// The other.
         opposite: String,
     },
+    /// Make a port that is a tap without a header before its frames, and hand the tap over. It is
+    /// on no bridge, and exists as long as a process has it open.
+    AddTap {
+        /// The port.
+        port: String,
+    },
     /// Put a port on the bridge that it shares with one other port, as a cable.
     Plug {
         /// The port.
@@ -169,13 +178,13 @@ pub(crate) enum Order {
     },
 }
 
-/// The background child of `vde_plug` to the process that the user has started.
+/// A process in the background to the one that the user has started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Startup {
-    /// Both ends are open.
+    /// It runs.
     Open,
-    /// The plug cannot be opened.
+    /// It cannot run.
     Failed(#[serde(with = "ErrorFields")] Error),
 }
 
@@ -291,7 +300,7 @@ mod tests {
         ]);
         arrive([
             ToWorker::UseTap,
-            ToWorker::UsePort,
+            ToWorker::UsePort { port: "1n0".into() },
             ToWorker::InterfaceDeleted,
             ToWorker::Ping,
             ToWorker::SendReport,

@@ -8,7 +8,7 @@
 //! | supervisor, namespace child | [`ToNamespace`] | [`FromNamespace`] |
 //! | supervisor, worker | [`ToWorker`] | [`FromWorker`] |
 //! | worker, supervisor or panel service | [`Request`] | [`Reply`] |
-//! | vde_plug, its background child | [`Nothing`] | [`Startup`] |
+//! | a program, its process in the background | [`Nothing`] | [`Startup`] |
 //! | a process, its helper ([`in_child`]) | [`Nothing`] | [`HelperReply`] |
 //! | `vdectl status`, any process | [`Nothing`] | [`ReportReply`] |
 //! | a lab's supervisor, a node's init | [`ToNode`] | [`FromNode`] |
@@ -26,6 +26,7 @@
 //! Reading one neither blocks nor takes more memory than the reader allows, whatever the sender
 //! does.
 
+pub(crate) mod background;
 mod channel;
 mod helper;
 mod lab;

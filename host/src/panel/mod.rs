@@ -43,7 +43,7 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sched::CloneFlags;
-use vdens_plugin_kit::tap::{MAX_INTERFACE_NAME, Tap};
+use vdens_plugin_kit::tap::{MAX_INTERFACE_NAME, MAX_MTU, Tap};
 
 pub(crate) use client::{Executed, PanelClient, no_successor};
 pub(crate) use namespaces::{enter, make, open_namespace};
@@ -53,6 +53,7 @@ pub(crate) use service::Service;
 
 use crate::error::{Error, Result};
 use crate::ipc::{Channel, Order, Reply, Request, in_child};
+use crate::sys::interface::Traffic;
 use crate::sys::netlink::{Batch, Netlink};
 use crate::sys::signals;
 use crate::sys::user_namespace::Ids;
@@ -170,6 +171,10 @@ impl Panel {
             Lock::Needed => Some(Registry::lock()?),
         };
         let namespace = match order {
+            Order::AddTap { port } => {
+                self.ports.borrow_mut().push(port.clone());
+                namespace
+            }
             Order::AddPort { port, .. } => {
                 self.ports.borrow_mut().push(port.clone());
                 namespace
@@ -185,8 +190,34 @@ impl Panel {
             }
             _ => namespace,
         };
-        let open_tap = |name: &str| self.on_panel(|| Tap::open(name).map(Into::into));
+        let open_tap =
+            |name: &str, header| self.on_panel(|| Tap::open_with(name, header).map(Into::into));
         plumbing::execute(order, self.netlink()?, open_tap, namespace, lock.is_some())
+    }
+
+    /// Makes a port that is a tap, for a virtual machine. Returns the tap and a watch over the
+    /// panel. The port exists as long as the tap is open, and is unplugged.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(crate) fn add_tap(&self, port: &str) -> Result<(OwnedFd, OwnedFd)> {
+        let interface = interface_of(port);
+        let tap = self.on_panel(|| Tap::open(&interface).map(Into::into))?;
+        self.ports.borrow_mut().push(port.to_owned());
+        let netlink = self.netlink()?;
+        // A bridge drops what is longer than the MTU of the port it is for.
+        netlink.set_mtu(&interface, MAX_MTU)?;
+        let watch = netlink.as_fd().try_clone_to_owned();
+        let watch = watch.map_err(|error| Error::io("watch the panel", &error))?;
+        Ok((tap, watch))
+    }
+
+    /// The counters of a machine's port, from the machine's point of view. `None` if it is gone.
+    pub(crate) fn machine_traffic(&self, port: &str) -> Option<Traffic> {
+        let interfaces = self.netlink().and_then(Netlink::interfaces).ok()?;
+        let port = interface_of(port);
+        let found = interfaces.into_iter().find(|found| found.name == port)?;
+        Some(found.traffic.at_the_other_end())
     }
 
     /// Makes interfaces in namespaces below the panel's user namespace.

@@ -23,7 +23,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use vdens_plugin_kit::tap::MAX_MTU;
+use vdens_plugin_kit::tap::{Header, MAX_MTU};
 use vdens_plugin_kit::wire::hello::Nonce;
 
 use crate::error::{Error, Result};
@@ -55,7 +55,7 @@ pub(super) enum Lock {
 /// Why an order needs the registry's lock.
 pub(super) fn lock_for(order: &Order) -> Lock {
     match order {
-        Order::AddPort { .. } | Order::AddPair { .. } => Lock::Unneeded,
+        Order::AddPort { .. } | Order::AddPair { .. } | Order::AddTap { .. } => Lock::Unneeded,
         Order::Unplug { .. } => Lock::Useful,
         Order::Plug { .. } | Order::Serve { .. } | Order::Bridge { .. } | Order::Attach { .. } => {
             Lock::Needed
@@ -69,14 +69,14 @@ pub(super) fn lock_for(order: &Order) -> Lock {
 pub(super) fn execute(
     order: &Order,
     netlink: &Netlink,
-    open_tap: impl Fn(&str) -> Result<OwnedFd>,
+    open_tap: impl Fn(&str, Header) -> Result<OwnedFd>,
     namespace: Option<BorrowedFd<'_>>,
     is_locked: bool,
 ) -> Result<Option<OwnedFd>> {
     // A bridge with a tap on it.
     let tapped_bridge = |bridge: &str, ageing: u32, tap: &str| {
         netlink.add_bridge(bridge, ageing)?;
-        let fd = open_tap(tap)?;
+        let fd = open_tap(tap, Header::Vnet)?;
         // A bridge drops what is longer than the MTU of the port it is for.
         netlink.set_mtu(tap, MAX_MTU)?;
         netlink.set_bridge(tap, Some(bridge))?;
@@ -107,6 +107,12 @@ pub(super) fn execute(
             netlink.set_mtu(&opposite, PANEL_MTU)?;
             netlink.set_big_tcp(&opposite)?;
             Ok(None)
+        }
+        Order::AddTap { port } => {
+            let tap = interface_of(port);
+            let fd = open_tap(&tap, Header::None)?;
+            netlink.set_mtu(&tap, MAX_MTU)?;
+            Ok(Some(fd))
         }
         Order::Plug { port, peer } => {
             let bridge = cable_name(port, peer);

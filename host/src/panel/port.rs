@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use log::Level;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vdens_plugin_kit::tap::Tap;
-use vdens_plugin_kit::{Link, Offloads, PanelAddress, RxBatch, State, Status, TxBatch};
+use vdens_plugin_kit::{Link, Offloads, RxBatch, State, Status, TxBatch};
 
 use super::PanelClient;
 use crate::error::{ErrorKind, Result, system};
@@ -33,14 +33,14 @@ pub(crate) struct PanelPort {
 }
 
 impl PanelPort {
-    /// The port at `panel_address`, which is unplugged.
+    /// The port at `place`, which is unplugged.
     ///
     /// # Errors
     /// There are no descriptors left.
-    pub(crate) fn new(panel_address: &PanelAddress, client: PanelClient) -> Result<Self> {
+    pub(crate) fn new(place: String, client: PanelClient) -> Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Self {
-            place: panel_address.place.clone(),
+            place,
             client,
             tap: None,
             idle: EventFd::from_flags(flags).map_err(system("make an eventfd"))?,

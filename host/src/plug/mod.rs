@@ -1,7 +1,7 @@
 //! `vde_plug`: a cable between two ends.
 //!
-//! The near end is a VNL. The far end is a second VNL, a command, or this process's own standard
-//! input and output. The plug opens both, moves frames between them, and ends when a stream ends or
+//! The near end is a VNL. The far end is a second VNL, a command, this process's own standard input
+//! and output, or a program that uses our libvdeplug.so.2 (`program`). The plug opens both, moves frames between them, and ends when a stream ends or
 //! a signal comes. A VNL that breaks is opened again
 //! ([`reconnecting`](crate::worker::reconnecting)). With the plug go its sockets, its command and
 //! its pid file.
@@ -17,6 +17,7 @@
 mod carried;
 pub mod login;
 mod pidfile;
+mod program;
 
 use std::convert::Infallible;
 use std::env;
@@ -28,9 +29,7 @@ use std::process::{self, Command};
 use std::time::SystemTime;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use nix::unistd::setsid;
 use vdens_plugin_kit::stream::{CommandStream, Stream};
 use vdens_plugin_kit::vnl::Vnl;
 use vdens_plugin_kit::wire::vdestream::Vdestream;
@@ -41,16 +40,15 @@ use crate::cli::mistakes::{self, CommandLine, misplaced};
 use crate::cli::vnls;
 use crate::cli::{EndOptions, VdePlug, is_option, text};
 use crate::error::{Error, ErrorKind, Result, system};
+use crate::ipc::background::{self, Lifetime};
 use crate::ipc::status::server::Server;
 use crate::ipc::status::{self, Entry, LinkEntry, Process, Report, this_process};
-use crate::ipc::{Channel, Nothing, Startup};
 use crate::output::Line;
 use crate::panel::{PanelClient, Service};
 use crate::plug::carried::CarriedEnd;
 use crate::plug::pidfile::PidFile;
+use crate::plug::program::{Program, TapPort};
 use crate::plugins::host_services::{InstalledPlugins, Opener, Own};
-use crate::sys::child::Child;
-use crate::sys::process::detach;
 use crate::sys::runtime;
 use crate::sys::signals::Signals;
 use crate::sys::watchdog::Watchdog;
@@ -63,10 +61,11 @@ pub const EXIT_FAILURE: i32 = 1;
 
 /// What the far end of the cable is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Far {
+enum Far<'a> {
     Stdio,
     Vnl(String),
     Command(Vec<OsString>),
+    Program(&'a Program),
 }
 
 /// Runs a plug. Returns the exit status: 0 when a stream ended, 128 + n for signal n.
@@ -74,8 +73,20 @@ enum Far {
 /// # Errors
 /// An end cannot be opened, or a stream breaks.
 pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
+    let Some(fd) = cli.program_fd else {
+        return run_between(cli, config, None);
+    };
+    let program = Program::at(fd)?;
+    run_between(cli, config, Some(&program)).inspect_err(|error| program.refuse(error))
+}
+
+/// Runs a plug whose far end is the program, or what the arguments say.
+fn run_between(cli: &VdePlug, config: &Config, program: Option<&Program>) -> Result<i32> {
     let default = config.defaults.vnl.as_deref();
-    let (near, far) = ends(&cli.rest)?;
+    let (near, far) = match program {
+        Some(program) => (only(&cli.rest)?, Far::Program(program)),
+        None => ends(&cli.rest)?,
+    };
     if cli.daemon && far == Far::Stdio {
         return Err(
             Error::usage("standard input and output cannot go to the background")
@@ -107,34 +118,8 @@ pub fn run(cli: &VdePlug, config: &Config) -> Result<i32> {
     if !cli.daemon {
         return plug.run(|| Ok(()));
     }
-    let (channel, theirs) = Channel::<Nothing, Startup>::pair()?;
-    if Child::fork()?.is_some() {
-        drop(theirs);
-        return match channel.receive()?.well_formed()? {
-            Some((Startup::Open, _)) => Ok(0),
-            Some((Startup::Failed(error), _)) => Err(error),
-            None => Err(Error::closed("the background process died while starting")),
-        };
-    }
-    drop(channel);
-    setsid().map_err(system("start a session"))?;
-    // Until both ends are open, the child ends with the process that the user started.
-    set_pdeathsig(Signal::SIGTERM).map_err(system("ask for a signal at the parent's death"))?;
-    let mut is_announced = false;
-    let outcome = plug.run(|| {
-        detach()?;
-        set_pdeathsig(None).map_err(system("leave the parent"))?;
-        is_announced = true;
-        theirs.send(&Startup::Open, &[])
-    });
-    if let Err(error) = outcome {
-        match is_announced {
-            true => log::error!("{error}"),
-            false => theirs.send(&Startup::Failed(error), &[])?,
-        }
-        process::exit(EXIT_FAILURE);
-    }
-    outcome
+    background::start(|starter| plug.run(|| starter.announce(Lifetime::Own)))?;
+    Ok(0)
 }
 
 /// Runs a plug between a VNL, which is opened as it is given, and standard input and output. It
@@ -158,8 +143,17 @@ pub(crate) fn run_stdio(vnl: String, end: EndOptions, plugins: InstalledPlugins)
     plug.run(|| Ok(()))
 }
 
+/// The VNL, if the arguments name no second end.
+fn only(rest: &[OsString]) -> Result<String> {
+    match rest {
+        [] => Ok(String::new()),
+        [vnl] => text(vnl),
+        _ => Err(Error::usage("a plug for a program has one VNL")),
+    }
+}
+
 /// The two ends that the arguments name.
-fn ends(rest: &[OsString]) -> Result<(String, Far)> {
+fn ends(rest: &[OsString]) -> Result<(String, Far<'static>)> {
     if let Some(at) = rest.iter().position(|word| word == "=") {
         let (vnls, command) = (&rest[..at], &rest[at + 1..]);
         return match (vnls, command) {
@@ -193,7 +187,7 @@ struct Plug<'a> {
     /// Whether `vdectl status` lists the plug.
     is_listed: bool,
     near: String,
-    far: Far,
+    far: Far<'a>,
 }
 
 /// An end of the cable.
@@ -212,13 +206,10 @@ impl Plug<'_> {
     /// signal comes.
     fn run(&self, ready: impl FnOnce() -> Result<()>) -> Result<i32> {
         let Err(stop) = self.drive(ready);
+        let may_close = matches!(self.far, Far::Stdio | Far::Program(_));
         match stop {
             Stop::Exit(status) => Ok(status),
-            Stop::Broken(Side::Far, error)
-                if self.far == Far::Stdio && error.kind == ErrorKind::Closed =>
-            {
-                Ok(0)
-            }
+            Stop::Broken(Side::Far, error) if may_close && error.kind == ErrorKind::Closed => Ok(0),
             Stop::Broken(_, error) | Stop::Failed(error) => Err(error),
         }
     }
@@ -237,10 +228,10 @@ impl Plug<'_> {
             move || drop(pidfile.map(PidFile::of))
         })?;
         // Dropped after the links, which may use the service.
-        let mut control = PlugControl::new(watchdog, service)?;
+        let mut control = PlugControl::new(watchdog, service, self.program())?;
         let opened = self.open(&mut control);
         // A signal ends the plug, even if an end could not be opened meanwhile.
-        control.handle_signals()?;
+        control.handle_ends()?;
         let [(near, mut near_link), (far, mut far_link)] = opened?;
         if self.is_listed {
             control.serve_status(&near, &far)?;
@@ -249,9 +240,13 @@ impl Plug<'_> {
         let log = self.cli.log;
         let _log = log.then(|| SystemLog::start(&near.name, &far.name));
         ready()?;
+        let far_watch = match self.far {
+            Far::Program(_) => None,
+            _ => Some(Watch::new(far.name.clone())),
+        };
         let watches = Sides {
             near: Some(Watch::new(near.name.clone())),
-            far: Some(Watch::new(far.name.clone())),
+            far: far_watch,
         };
         let mut driver = Driver::settle(near_link.as_mut(), far_link.as_mut(), watches);
         Err(match driver.run(&mut control) {
@@ -267,19 +262,34 @@ impl Plug<'_> {
         })
     }
 
-    fn open(&self, control: &mut PlugControl) -> Result<[OpenEnd; 2], Stop> {
+    /// The program, if the far end is one.
+    fn program(&self) -> Option<&Program> {
+        match self.far {
+            Far::Program(program) => Some(program),
+            Far::Stdio | Far::Vnl(_) | Far::Command(_) => None,
+        }
+    }
+
+    fn open(&self, control: &mut PlugControl<'_>) -> Result<[OpenEnd; 2], Stop> {
         let cli = self.cli;
         let end = &cli.end;
         let pair = self.make_pair(control);
         let port = |end: usize| pair.as_ref().map(|(_, ports)| ports[end].clone());
         let options = (end.port, &end.group, end.mode);
-        let near = self.vnl(&self.near, options, port(0), control)?;
+        let tap = self.make_tap(control);
+        let address = tap.as_ref().map(|tap| tap.address.clone()).or(port(0));
+        let near = self.vnl(&self.near, options, address, control)?;
         let far = match &self.far {
             Far::Vnl(vnl) => {
                 let options = (cli.port2, &cli.group2, cli.mode2);
                 self.vnl(vnl, options, port(1), control)?
             }
             Far::Command(words) => command(words)?,
+            Far::Program(program) => {
+                let link = program.connect(tap, near.1.wants_panel())?;
+                let name = program.name().to_owned();
+                (PlugEnd { name, opener: None }, link)
+            }
             Far::Stdio => stdio()?,
         };
         let Some((client, [port, port2])) = pair else {
@@ -292,8 +302,17 @@ impl Plug<'_> {
         Ok([carried(near, &port, &port2), carried(far, &port2, &port)])
     }
 
+    /// Makes a tap on the panel for the program, if the far end is one.
+    fn make_tap(&self, control: &PlugControl<'_>) -> Option<TapPort> {
+        let client = control.service.as_ref().map(Service::client);
+        let client = self.program().and(client)?;
+        TapPort::make(client)
+            .inspect_err(|error| log::debug!("the program gets no tap: {error}"))
+            .ok()
+    }
+
     /// Makes a pair of ports on the panel, if both ends can use them.
-    fn make_pair(&self, control: &PlugControl) -> Option<(PanelClient, [PanelAddress; 2])> {
+    fn make_pair(&self, control: &PlugControl<'_>) -> Option<(PanelClient, [PanelAddress; 2])> {
         let client = control.service.as_ref().map(Service::client)?;
         let Far::Vnl(far) = &self.far else {
             return None;
@@ -317,14 +336,17 @@ impl Plug<'_> {
         vnl: &str,
         (port, group, mode): (Option<u32>, &Option<String>, Option<u32>),
         panel_address: Option<PanelAddress>,
-        control: &mut PlugControl,
+        control: &mut PlugControl<'_>,
     ) -> Result<OpenEnd, Stop> {
         let vnl = vnl.to_owned();
         // A plugin that is not installed is not waited for.
         self.plugins.check(Vnl::parse(&vnl)?.scheme)?;
         let description = self.cli.end.descr.clone();
         let options = OpenOptions {
-            description: description.unwrap_or_else(|| "vde_plug".into()),
+            description: description.unwrap_or_else(|| match self.program() {
+                Some(program) => program.name().to_owned(),
+                None => "vde_plug".into(),
+            }),
             port,
             group: group.clone(),
             mode,
@@ -344,27 +366,35 @@ impl Plug<'_> {
     }
 }
 
-/// What a plug serves beside frames: signals, the panel service's end, and `vdectl status`.
-struct PlugControl {
-    /// Readable when the watchdog or the status server are.
+/// What a plug serves beside frames: signals, the panel service's end, the program's, and `vdectl
+/// status`.
+struct PlugControl<'a> {
+    /// Readable when one of these has something to handle.
     ready: Epoll,
     watchdog: Watchdog,
     service: Option<Service>,
+    program: Option<&'a Program>,
     status: Option<(Server, Sides<PlugEnd>)>,
     started: SystemTime,
 }
 
-impl PlugControl {
-    fn new(watchdog: Watchdog, service: Option<Service>) -> Result<Self> {
+impl<'a> PlugControl<'a> {
+    fn new(
+        watchdog: Watchdog,
+        service: Option<Service>,
+        program: Option<&'a Program>,
+    ) -> Result<Self> {
         let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC);
         let control = Self {
             ready: ready.map_err(system("wait for signals"))?,
             watchdog,
             service,
+            program,
             status: None,
             started: SystemTime::now(),
         };
         control.watch(&control.watchdog)?;
+        program.map_or(Ok(()), |program| control.watch(program))?;
         Ok(control)
     }
 
@@ -388,21 +418,34 @@ impl PlugControl {
     /// Reaps the panel service if it has ended.
     ///
     /// # Errors
-    /// [`Stop::Exit`]: a signal ends the plug.
-    fn handle_signals(&mut self) -> Result<(), Stop> {
+    /// [`Stop::Exit`]: a signal or the program's end ends the plug.
+    fn handle_ends(&mut self) -> Result<(), Stop> {
         while let Some(signal) = self.watchdog.next() {
             match signal {
                 Signal::SIGCHLD => self.service.iter_mut().for_each(Service::reap),
                 signal => return Err(Stop::Exit(128 + signal as i32)),
             }
         }
-        Ok(())
+        match self.program {
+            Some(program) if program.has_ended() => Err(Stop::Exit(0)),
+            _ => Ok(()),
+        }
     }
 
     /// Answers status queries.
     fn handle_status(&mut self, report: &dyn Fn(Side) -> Report) {
         let Some((server, ends)) = &mut self.status else {
             return;
+        };
+        let program = self.program;
+        let report = |side| match (side, program) {
+            // The way of the frames is the VNL's.
+            (Side::Far, Some(_)) => Report {
+                tier: None,
+                reason: String::new(),
+                ..report(side)
+            },
+            _ => report(side),
         };
         match server.accept() {
             Ok(false) => {}
@@ -424,13 +467,13 @@ impl PlugControl {
     }
 }
 
-impl Control for PlugControl {
+impl Control for PlugControl<'_> {
     fn fd(&self) -> BorrowedFd<'_> {
         self.ready.0.as_fd()
     }
 
     fn handle(&mut self, report: &dyn Fn(Side) -> Report) -> Result<(), Stop> {
-        self.handle_signals()?;
+        self.handle_ends()?;
         self.handle_status(report);
         Ok(())
     }

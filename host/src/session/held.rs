@@ -10,7 +10,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpid};
 use serde_json::value::RawValue;
 use vdens_plugin_kit::bound_socket::close_and_reclaim;
 
@@ -18,14 +18,16 @@ use super::link::{Link, LinkAction, WorkerEvent};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ipc::status::{Entry, LinkEntry, Report};
 use crate::ipc::{
-    Channel, FromWorker, MAX_REPORT, Order, Reply, ReportReply, Request, ToWorker, read_report,
+    Channel, FromWorker, MAX_REPORT, Order, Received, Reply, ReportReply, Request, ToWorker,
+    malformed, read_report,
 };
 use crate::panel::{self, Panel};
-use crate::sys::child::Child;
-use crate::sys::interface;
-use crate::worker::Job;
+use crate::sys::child::{Child, exit_child};
+use crate::sys::interface::Traffic;
+use crate::sys::signals::Signals;
 use crate::worker::carrier::{LinkWatch, WatchedTap};
 use crate::worker::reconnecting::Wait;
+use crate::worker::{self, Job};
 
 /// The supervisor's hold on an interface.
 enum Side {
@@ -47,6 +49,22 @@ pub(crate) struct WorkerProcess {
     pub(crate) child: Child,
     /// `None` once the worker was killed or has closed one.
     pub(crate) channels: Option<Channels>,
+}
+
+/// What a worker starts with, in its own process.
+pub(crate) struct NewWorker {
+    job: Job,
+    channels: worker::Channels,
+    stored: Option<OwnedFd>,
+    /// Its supervisor.
+    parent: Pid,
+}
+
+impl NewWorker {
+    /// The worker's life. The caller has dropped what only the supervisor needs.
+    pub(crate) fn run(self, signals: &Signals) -> ! {
+        exit_child(|| worker::run(&self.job, self.channels, self.stored, signals, self.parent))
+    }
 }
 
 /// One link's resources.
@@ -74,6 +92,84 @@ impl HeldLink {
 
     pub(crate) fn channels(&self) -> Option<&Channels> {
         self.process.as_ref()?.channels.as_ref()
+    }
+
+    /// Forks the worker, and holds it. Returns in the worker's process what it starts with.
+    ///
+    /// # Errors
+    /// There are too many processes or descriptors.
+    pub(crate) fn fork_worker(&mut self) -> Result<Option<NewWorker>> {
+        let parent = getpid();
+        let (control, its_control) = Channel::pair()?;
+        let (requests, its_requests) = Channel::pair()?;
+        let Some(child) = Child::fork()? else {
+            return Ok(Some(NewWorker {
+                job: self.job.clone(),
+                channels: worker::Channels {
+                    control: its_control,
+                    orders: its_requests,
+                },
+                stored: self.stored.take(),
+                parent,
+            }));
+        };
+        let (label, target, pid) = (&self.job.label, &self.job.target, child.pid());
+        log::info!("{label}: process {pid} serves {target}");
+        let channels = Some(Channels { control, requests });
+        self.process = Some(WorkerProcess { child, channels });
+        Ok(None)
+    }
+
+    /// Receives what the worker has sent on its first channel. A message that cannot be received is
+    /// logged and costs the worker nothing else. `None` if the channel is closed already.
+    pub(crate) fn receive(&mut self) -> Option<WorkerEvent> {
+        let event = match self.channels()?.control.receive() {
+            Ok(Received::Message(message, fds)) => {
+                if let FromWorker::Report(reply) = &message {
+                    self.take_report(reply, fds);
+                }
+                WorkerEvent::Message(message)
+            }
+            Ok(Received::Malformed(why)) => {
+                log::warn!("{}: {}", self.job.label, malformed(&why));
+                let why = format!("a message was malformed: {why}");
+                self.take_report(&ReportReply::None(why), Vec::new());
+                WorkerEvent::Malformed
+            }
+            Ok(Received::Closed) => WorkerEvent::Closed,
+            // The descriptor of a report may have been lost.
+            Err(error) => {
+                log::warn!("{}: {error}", self.job.label);
+                let reply = ReportReply::None(error.to_string());
+                self.take_report(&reply, Vec::new());
+                WorkerEvent::Message(FromWorker::Report(reply))
+            }
+        };
+        Some(event)
+    }
+
+    /// Receives a request of the worker, executes it and answers. Returns an event if the channel
+    /// has closed.
+    pub(crate) fn receive_request(&mut self, panel: Option<&Panel>) -> Option<WorkerEvent> {
+        let requests = &self.channels()?.requests;
+        let answered = match requests.receive() {
+            Ok(Received::Message(request, fds)) => self.execute(request, fds, panel),
+            Ok(Received::Malformed(why)) => {
+                let error = malformed(why);
+                log::warn!("{}: {error}", self.job.label);
+                requests.send(&Reply::Failed(error), &[])
+            }
+            // No descriptor was left for the one that came along. The worker is not to blame.
+            Err(error) if [libc::EMFILE, libc::ENFILE].contains(&error.errno) => {
+                log::warn!("{}: {error}", self.job.label);
+                requests.send(&Reply::Failed(error), &[])
+            }
+            Ok(Received::Closed) | Err(_) => return Some(WorkerEvent::Closed),
+        };
+        if let Err(error) = answered {
+            log::warn!("{}: {error}", self.job.label);
+        }
+        None
     }
 
     /// Performs an action for the link, other than starting its worker.
@@ -169,8 +265,9 @@ impl HeldLink {
             (Some(Channels { control, .. }), Some(Side::Tap(tap, watch))) => {
                 control.send(&ToWorker::UseTap, &[tap.as_fd(), watch.as_fd()])
             }
-            (Some(Channels { control, .. }), Some(Side::Port(..))) => {
-                control.send(&ToWorker::UsePort, &[])
+            (Some(Channels { control, .. }), Some(Side::Port(place, _))) => {
+                let port = place.clone();
+                control.send(&ToWorker::UsePort { port }, &[])
             }
             _ => Ok(()),
         }
@@ -205,6 +302,13 @@ impl HeldLink {
         let watch = watch.ok_or_else(|| Error::closed("a helper process lost a descriptor"))?;
         self.side = Some(Side::Port(address.place.clone(), LinkWatch::from(watch)));
         Ok(())
+    }
+
+    /// Makes a tap on the panel that is the port at `place`. Returns the tap, for a virtual machine.
+    pub(crate) fn make_machine_port(&mut self, panel: &Panel, place: String) -> Result<OwnedFd> {
+        let (tap, watch) = panel.add_tap(&place)?;
+        self.side = Some(Side::Port(place, LinkWatch::from(watch)));
+        Ok(tap)
     }
 
     /// Holds the next of the taps that the namespace child has made, unless the interface is a
@@ -250,7 +354,7 @@ impl HeldLink {
     }
 
     /// Executes what the worker requests, and answers.
-    pub(crate) fn execute(
+    fn execute(
         &mut self,
         request: Request,
         mut fds: Vec<OwnedFd>,
@@ -269,7 +373,7 @@ impl HeldLink {
     }
 
     /// Takes the report that has come with a message, or notes why there is none.
-    pub(crate) fn take_report(&mut self, reply: &ReportReply, mut fds: Vec<OwnedFd>) {
+    fn take_report(&mut self, reply: &ReportReply, mut fds: Vec<OwnedFd>) {
         let text = match reply {
             ReportReply::File => match fds.pop() {
                 Some(fd) => read_report(fd, MAX_REPORT).map_err(|error| error.to_string()),
@@ -286,12 +390,15 @@ impl HeldLink {
         self.report = text.and_then(RawValue::from_string).ok();
     }
 
-    /// The link for `vdectl status`, whose state is `link`, with the report that the worker has
-    /// sent; `command` is in the interface's namespace.
-    pub(crate) fn entry(&mut self, link: &Link, command: Option<Pid>) -> Entry<Box<RawValue>> {
+    /// The link for `vdectl status`, whose state is `link`, with the interface's counters, and with
+    /// the report that the worker has sent.
+    pub(crate) fn entry(
+        &mut self,
+        link: &Link,
+        interface_traffic: Option<Traffic>,
+    ) -> Entry<Box<RawValue>> {
         let (service, restarts, last_end) = link.service();
         let pid = self.child().map(Child::pid);
-        let interface = self.job.interface.clone();
         Entry {
             link: LinkEntry {
                 addresses: Vec::new(),
@@ -300,8 +407,8 @@ impl HeldLink {
                 worker: pid.map(|pid| pid.as_raw().cast_unsigned()),
                 restarts,
                 last_end,
-                interface_traffic: command.and_then(|pid| interface::traffic(pid, &interface)),
-                interface,
+                interface_traffic,
+                interface: self.job.interface.clone(),
             },
             report: self.report.take(),
         }

@@ -177,6 +177,11 @@ impl Link {
         }
     }
 
+    /// Whether it has no worker for good, because the interface was deleted.
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(self.state, State::Closed)
+    }
+
     /// Starts a worker.
     pub(crate) fn start(&mut self, now: Instant) -> LinkAction {
         self.state = served(now);

@@ -32,8 +32,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::Failure;
 use super::link::{BEAT, Link, LinkAction, MAX_UNANSWERED_AT_OPEN, Stage, WorkerEvent};
+use super::{Failure, REPORT_LIMIT};
 use crate::error::{Error, ErrorKind};
 use crate::ipc::{FromNamespace, ToNamespace, malformed};
 use crate::sys::child::Exit;
@@ -46,8 +46,6 @@ const NAMESPACE_LIMIT: Duration = Duration::from_secs(30);
 /// How long the workers may take to open their links, and again to settle: as long as a worker that
 /// opens its link may leave a ping unanswered while the command runs.
 const OPENING_LIMIT: Duration = BEAT.saturating_mul(MAX_UNANSWERED_AT_OPEN);
-/// How long workers may take to report: `vdectl status` waits for a second.
-const REPORT_LIMIT: Duration = Duration::from_millis(500);
 
 /// What the loop has seen. Links are numbered in the order of the plan.
 #[derive(Debug)]

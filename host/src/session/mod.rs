@@ -16,6 +16,7 @@
 //! | `link` | the same for one link and its worker |
 //! | `run` | the loop that polls, makes events, and performs the actions |
 //! | `held` | what the supervisor holds for a link: its worker's channels, its interface |
+//! | `served` | one link and its worker, for the supervisors of labs and of `vdens-tap` |
 //!
 //! In the background (`-d`) a child is the supervisor, and says over a channel when the session
 //! runs, so that the parent's exit status is true.
@@ -28,8 +29,10 @@ pub(crate) mod held;
 pub(crate) mod link;
 mod machine;
 mod run;
+pub(crate) mod served;
 
 use std::process;
+use std::time::Duration;
 
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
@@ -47,6 +50,9 @@ use crate::sys::signals::Signals;
 use crate::worker::Job;
 use crate::worker::target::LinkTarget;
 use run::Supervisor;
+
+/// How long workers may take to report: `vdectl status` waits for a second.
+pub(crate) const REPORT_LIMIT: Duration = Duration::from_millis(500);
 
 /// Why there is no exit status of the command to pass on.
 #[derive(Debug)]

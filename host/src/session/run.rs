@@ -22,34 +22,29 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid};
 
-use super::held::{Channels, HeldLink, WorkerProcess, lost_interface};
+use super::held::{HeldLink, lost_interface};
 use super::link::{LinkAction, WorkerEvent};
 use super::machine::{Action, Event, Machine};
+use super::served::NOT_STARTED;
 use super::{Failure, without_panel};
-use crate::error::{EXIT_FAILURE, Result, system};
+use crate::error::{Result, system};
 use crate::ipc::status::server::Server;
 use crate::ipc::status::{self, Process};
 use crate::ipc::{
-    Channel, FromNamespace, FromWorker, Nothing, Received, Reply, ReportReply, Startup,
-    ToNamespace, malformed,
+    Channel, FromNamespace, FromWorker, Nothing, Received, Startup, ToNamespace, malformed,
 };
 use crate::namespace::{self, Plan};
 use crate::panel::{Panel, port_index};
-use crate::sys::child::{CLEANUP_LIMIT, Child, Exit, end_all, exit_child, reap_strangers};
+use crate::sys::child::{CLEANUP_LIMIT, Child, end_all, exit_child, reap_strangers};
+use crate::sys::interface;
 use crate::sys::names::{Claim, Kind, Member};
 use crate::sys::netlink::Netlink;
 use crate::sys::process::{give_back_memory, wait};
 use crate::sys::signals::Signals;
 use crate::sys::terminal::Foreground;
+use crate::worker::Job;
 use crate::worker::carrier::LinkWatch;
 use crate::worker::reconnecting::Wait;
-use crate::worker::{self, Job};
-
-/// The end of a worker that could not be started.
-const NOT_STARTED: WorkerEvent = WorkerEvent::Ended {
-    exit: Exit::Status(EXIT_FAILURE),
-    is_deleted: false,
-};
 
 /// What a turn polls.
 #[derive(Clone, Copy)]
@@ -224,8 +219,14 @@ impl<'a> Supervisor<'a> {
         }
         match source {
             Source::Namespace => self.receive_from_namespace(),
-            Source::Control(index) => self.receive_from_worker(index),
-            Source::Requests(index) => self.receive_request(index),
+            Source::Control(index) => {
+                let event = self.links[index].receive();
+                self.handle_worker(index, event);
+            }
+            Source::Requests(index) => {
+                let event = self.links[index].receive_request(self.panel.as_ref().ok());
+                self.handle_worker(index, event);
+            }
             Source::Signals => self.read_signals()?,
             Source::Status => self.accept_query(),
         }
@@ -251,64 +252,9 @@ impl<'a> Supervisor<'a> {
         self.handle(event);
     }
 
-    /// Receives from a worker. A message that cannot be received is logged and costs the worker
-    /// nothing else.
-    fn receive_from_worker(&mut self, index: usize) {
-        let link = &mut self.links[index];
-        let Some(channels) = link.channels() else {
-            return;
-        };
-        let event = match channels.control.receive() {
-            Ok(Received::Message(message, fds)) => {
-                if let FromWorker::Report(reply) = &message {
-                    link.take_report(reply, fds);
-                }
-                WorkerEvent::Message(message)
-            }
-            Ok(Received::Malformed(why)) => {
-                log::warn!("{}: {}", link.job.interface, malformed(&why));
-                let why = format!("a message was malformed: {why}");
-                link.take_report(&ReportReply::None(why), Vec::new());
-                WorkerEvent::Malformed
-            }
-            Ok(Received::Closed) => WorkerEvent::Closed,
-            // The descriptor of a report may have been lost.
-            Err(error) => {
-                log::warn!("{}: {error}", link.job.interface);
-                let reply = ReportReply::None(error.to_string());
-                link.take_report(&reply, Vec::new());
-                WorkerEvent::Message(FromWorker::Report(reply))
-            }
-        };
-        self.handle(Event::Worker(index, event));
-    }
-
-    /// Receives a worker's request, executes it and answers.
-    fn receive_request(&mut self, index: usize) {
-        let link = &mut self.links[index];
-        let Some(channels) = link.channels() else {
-            return;
-        };
-        let answered = match channels.requests.receive() {
-            Ok(Received::Message(request, fds)) => {
-                link.execute(request, fds, self.panel.as_ref().ok())
-            }
-            Ok(Received::Malformed(why)) => {
-                let error = malformed(why);
-                log::warn!("{}: {error}", link.job.interface);
-                channels.requests.send(&Reply::Failed(error), &[])
-            }
-            // No descriptor was left for the one that came along. The worker is not to blame.
-            Err(error) if [libc::EMFILE, libc::ENFILE].contains(&error.errno) => {
-                log::warn!("{}: {error}", link.job.interface);
-                channels.requests.send(&Reply::Failed(error), &[])
-            }
-            Ok(Received::Closed) | Err(_) => {
-                return self.handle(Event::Worker(index, WorkerEvent::Closed));
-            }
-        };
-        if let Err(error) = answered {
-            log::warn!("{}: {error}", link.job.interface);
+    fn handle_worker(&mut self, index: usize, event: Option<WorkerEvent>) {
+        if let Some(event) = event {
+            self.handle(Event::Worker(index, event));
         }
     }
 
@@ -465,28 +411,14 @@ impl<'a> Supervisor<'a> {
         Ok(())
     }
 
-    /// Forks the worker of a link.
+    /// Starts the worker of a link.
     fn start_worker(&mut self, index: usize) -> Result<()> {
-        let parent = getpid();
-        let (control, its_control) = Channel::pair()?;
-        let (requests, its_requests) = Channel::pair()?;
-        let Some(child) = Child::fork()? else {
-            drop((control, requests));
-            let HeldLink { job, stored, .. } = self.links.swap_remove(index);
+        if let Some(worker) = self.links[index].fork_worker()? {
             self.links.clear();
             self.namespace = None;
             self.let_go();
-            let channels = worker::Channels {
-                control: its_control,
-                orders: its_requests,
-            };
-            exit_child(|| worker::run(&job, channels, stored, self.signals, parent));
-        };
-        let link = &mut self.links[index];
-        let (job, pid) = (&link.job, child.pid());
-        log::info!("{}: process {pid} serves {}", job.interface, job.target);
-        let channels = Some(Channels { control, requests });
-        link.process = Some(WorkerProcess { child, channels });
+            worker.run(self.signals);
+        }
         Ok(())
     }
 
@@ -523,7 +455,8 @@ impl<'a> Supervisor<'a> {
         let addresses = self.netlink.as_ref().map(addresses).unwrap_or_default();
         let links = self.links.iter_mut().enumerate();
         let links = links.map(|(index, link)| {
-            let mut entry = link.entry(self.machine.link(index), command);
+            let traffic = command.and_then(|pid| interface::traffic(pid, &link.job.interface));
+            let mut entry = link.entry(self.machine.link(index), traffic);
             let addresses = addresses.get(&entry.link.interface);
             entry.link.addresses = addresses.cloned().unwrap_or_default();
             entry

@@ -15,6 +15,16 @@ pub(crate) struct Traffic {
     pub sent: Count,
 }
 
+impl Traffic {
+    /// The same as the other end of the interface's cable counts it.
+    pub(crate) fn at_the_other_end(self) -> Self {
+        Self {
+            received: self.sent,
+            sent: self.received,
+        }
+    }
+}
+
 /// One direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

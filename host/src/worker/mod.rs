@@ -215,10 +215,8 @@ impl Worker<'_> {
         self.channel.send(&open, &[])?;
         loop {
             match self.receive()? {
-                Some((ToWorker::UsePort, _)) => {
-                    let address = job.panel_address.as_ref();
-                    let address = address.ok_or_else(|| malformed("there is no port"))?;
-                    return Ok(Near::Port(PanelPort::new(address, self.orders)?));
+                Some((ToWorker::UsePort { port }, _)) => {
+                    return Ok(Near::Port(PanelPort::new(port, self.orders)?));
                 }
                 Some((ToWorker::UseTap, fds)) => {
                     let fds: Result<[OwnedFd; 2], _> = fds.try_into();
@@ -262,7 +260,7 @@ impl Worker<'_> {
             }
             ToWorker::InterfaceDeleted => return Err(Stop::Exit(EXIT_NO_INTERFACE)),
             // The near side is given once.
-            ToWorker::UseTap | ToWorker::UsePort => {}
+            ToWorker::UseTap | ToWorker::UsePort { .. } => {}
         }
         Ok(())
     }

@@ -36,6 +36,15 @@ mod ioctl {
     nix::ioctl_write_ptr_bad!(set_carrier, libc::TUNSETCARRIER, libc::c_int);
 }
 
+/// What is in front of each frame of a tap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Header {
+    /// A virtio header, as a [`Tap`] needs it.
+    Vnet,
+    /// Nothing. So all frames are complete, and fit the sender's MTU.
+    None,
+}
+
 /// An open tap device.
 #[derive(Debug)]
 pub struct Tap {
@@ -52,6 +61,14 @@ impl Tap {
     /// The name is malformed, /dev/net/tun is missing or not accessible, or the tap is in use or
     /// another user's.
     pub fn open(name: &str) -> Result<Self> {
+        Self::open_with(name, Header::Vnet)
+    }
+
+    /// As [`Tap::open`]. A tap without a header is for another program's use, not a link.
+    ///
+    /// # Errors
+    /// As for [`Tap::open`].
+    pub fn open_with(name: &str, header: Header) -> Result<Self> {
         check_interface_name(name)?;
         let fd = open_device()?;
         // SAFETY: ifreq is plain data for which all bits zero is a valid value.
@@ -59,8 +76,11 @@ impl Tap {
         for (place, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
             *place = byte as libc::c_char;
         }
-        request.ifr_ifru.ifru_flags =
-            (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+        let header = match header {
+            Header::Vnet => libc::IFF_VNET_HDR,
+            Header::None => 0,
+        };
+        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | header) as libc::c_short;
         // SAFETY: the descriptor is open and `request` is a complete ifreq that outlives the call.
         unsafe { ioctl::set_interface(fd.as_raw_fd(), &request) }
             .map_err(|errno| attach_error(name, errno))?;

@@ -57,21 +57,7 @@ pub(crate) fn get() -> Result<Library> {
 }
 
 fn load() -> Result<Library> {
-    // Global, because plugins that nest others (agno) find the library's functions in this process.
-    // SAFETY: loading runs the library's constructors. It comes from the system's library path, and
-    // is trusted as any library there.
-    let object = unsafe { Object::open(Some(SONAME), RTLD_NOW | RTLD_GLOBAL) };
-    let object = object.map_err(|error| {
-        let linker = error
-            .source()
-            .map_or_else(|| error.to_string(), ToString::to_string);
-        // Only the linker's text tells the two cases apart.
-        let why = match linker.contains("No such file") {
-            true => "is not installed".to_owned(),
-            false => format!("cannot be loaded: {linker}"),
-        };
-        unavailable(why).hint("install libvdeplug (Debian and Ubuntu: libvdeplug2)")
-    })?;
+    let object = locate()?;
     // SAFETY: libvdeplug.h declares these types for these names, and the object is never unloaded.
     unsafe {
         let library = Library {
@@ -85,6 +71,52 @@ fn load() -> Result<Library> {
         std::mem::forget(object);
         Ok(library)
     }
+}
+
+/// Loads the library that the dynamic linker finds. If that is vdens's own, which would open the
+/// VNL by this plugin again, loads the system's instead.
+fn locate() -> Result<Object> {
+    let object = open_object(SONAME).map_err(|error| {
+        let linker = error
+            .source()
+            .map_or_else(|| error.to_string(), ToString::to_string);
+        // Only the linker's text tells the two cases apart.
+        let why = match linker.contains("No such file") {
+            true => "is not installed".to_owned(),
+            false => format!("cannot be loaded: {linker}"),
+        };
+        unavailable(why).hint("install libvdeplug (Debian and Ubuntu: libvdeplug2)")
+    })?;
+    if !is_own(&object) {
+        return Ok(object);
+    }
+    // C plugins that nest others must find the system's functions, not these.
+    drop(object);
+    let machine = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+    let directories = ["/usr/local/lib", &machine, "/usr/lib64", "/usr/lib"];
+    let paths = directories.map(|directory| format!("{directory}/{SONAME}"));
+    let loaded = paths.iter().filter_map(|path| open_object(path).ok());
+    loaded
+        .into_iter()
+        .find(|object| !is_own(object))
+        .ok_or_else(|| {
+            unavailable("that is found is vdens's own, which has no C plugins".to_owned())
+                .hint("install VDE's library (Debian and Ubuntu: libvdeplug2)")
+        })
+}
+
+fn open_object(file: &str) -> std::result::Result<Object, libloading::Error> {
+    // Global, because plugins that nest others (agno) find the library's functions in this process.
+    // SAFETY: loading runs the library's constructors. It comes from the system's library path, and
+    // is trusted as any library there.
+    unsafe { Object::open(Some(file), RTLD_NOW | RTLD_GLOBAL) }
+}
+
+/// Whether an object is the library of vdens (host/libvdeplug), which exports a symbol of this
+/// name.
+fn is_own(object: &Object) -> bool {
+    // SAFETY: the symbol is looked up, and not used.
+    unsafe { object.get::<*const c_void>(b"vdens_libvdeplug") }.is_ok()
 }
 
 /// A function of the library.

@@ -1,9 +1,9 @@
 //! What a process reports of itself, to `vdectl status`.
 //!
-//! Each `vdens` and each `vde_plug` listens on a SEQPACKET socket in the user's runtime directory
-//! ([`server`]); the socket's name is the process id. Whoever connects gets one message: a file in
-//! memory that holds a [`Process`] as JSON. So an answer of any length takes the process one call,
-//! which cannot block.
+//! Each `vdens`, `vde_plug` and `vdens-tap` listens on a SEQPACKET socket in the user's runtime
+//! directory ([`server`]); the socket's name is the process id. Whoever connects gets one message: a
+//! file in memory that holds a [`Process`] as JSON. So an answer of any length takes the process one
+//! call, which cannot block.
 //!
 //! A supervisor asks its workers for the [`Report`]s on their links, and passes them on unread.
 //!
@@ -35,11 +35,11 @@ use crate::sys::runtime;
 pub(crate) struct Process<R> {
     /// Its id.
     pub pid: u32,
-    /// `vdens`, `vde_plug`, or `lab` for a lab's supervisor.
+    /// `vdens`, `vde_plug`, `vdens-tap`, or `lab` for a lab's supervisor.
     pub program: String,
     /// The version of that.
     pub version: String,
-    /// The command that vdens runs, or the arguments of vde_plug.
+    /// The command that vdens runs, the arguments of vde_plug, or the machine of a tap and its id.
     pub command: Vec<String>,
     /// Its working directory, which relative paths in VNLs start from, as text.
     pub directory: String,

@@ -5,35 +5,22 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
-use nix::unistd::setsid;
 
 use super::find;
-use crate::error::{EXIT_FAILURE, Error, Result, system};
+use crate::error::{Error, Result, system};
+pub use crate::ipc::background::Lifetime;
+use crate::ipc::background::{self, Starter};
 use crate::ipc::lab_socket;
-use crate::ipc::{Channel, FromLab, Nothing, Startup, ToLab};
+use crate::ipc::{FromLab, ToLab};
 use crate::lab::file;
 use crate::lab::spawn::Inheritance;
 use crate::lab::supervisor::{Request, Supervisor};
 use crate::output::Text;
 use crate::plugins::host_services::InstalledPlugins;
-use crate::sys::child::Child;
-use crate::sys::process::detach;
 use crate::sys::runtime;
 use crate::sys::signals::Signals;
-
-/// How long a lab lasts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lifetime {
-    /// Until it is ended.
-    Own,
-    /// As long as the process that starts it, at most.
-    Caller,
-}
 
 /// Starts the lab of a file, and returns when it runs.
 ///
@@ -42,48 +29,22 @@ pub enum Lifetime {
 pub fn up(path: &Path, plugins: InstalledPlugins, lifetime: Lifetime) -> Result<()> {
     let request = request(path, &plugins)?;
     runtime::complain();
-    let (channel, theirs) = Channel::<Nothing, Startup>::pair()?;
-    if Child::fork()?.is_some() {
-        drop(theirs);
-        return match channel.receive()?.well_formed()? {
-            Some((Startup::Open, _)) => Ok(()),
-            Some((Startup::Failed(error), _)) => Err(error),
-            None => Err(Error::closed("the lab's supervisor died while starting")),
-        };
-    }
-    drop(channel);
-    let mut is_announced = false;
-    let outcome = supervise(&request, plugins, || {
-        if lifetime == Lifetime::Own {
-            set_pdeathsig(None).map_err(system("leave the parent"))?;
-        }
-        is_announced = true;
-        theirs.send(&Startup::Open, &[])?;
-        detach()
-    });
-    match outcome {
-        Ok(()) => process::exit(0),
-        Err(error) if is_announced => log::error!("{error}"),
-        // If the process that the user started is gone, nobody needs to know.
-        Err(error) => drop(theirs.send(&Startup::Failed(error), &[])),
-    }
-    process::exit(EXIT_FAILURE);
+    background::start(|starter| supervise(&request, plugins, starter, lifetime).map(|()| 0))
 }
 
 fn supervise(
     request: &Request,
     plugins: InstalledPlugins,
-    ready: impl FnOnce() -> Result<()>,
+    starter: &mut Starter,
+    lifetime: Lifetime,
 ) -> Result<()> {
-    setsid().map_err(system("start a session"))?;
-    // Until the lab runs, its supervisor ends with the process that the user started.
-    set_pdeathsig(Signal::SIGTERM).map_err(system("ask for a signal at the parent's death"))?;
     let signals = Signals::block()?;
     let inheritance = Inheritance::take()?;
     // Relative paths in the file start at its directory.
     if let Some(dir) = Path::new(&request.file).parent() {
         env::set_current_dir(dir).map_err(|error| Error::path("enter", dir, &error))?;
     }
+    let ready = || starter.announce(lifetime);
     Supervisor::run(request, inheritance, plugins, &signals, ready)
 }
 

@@ -1,26 +1,23 @@
 //! One link with a worker: what the supervisor holds for it, what its worker sends, and what is
 //! asked of its `netem://` link.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags};
 use vdens_impairment::request::{Answer, Request, SCHEME};
 use vdens_plugin_kit::PanelAddress;
 use vdens_plugin_kit::control::{self, Question};
 
-use super::Way;
+use super::Channel;
 use super::tap::NodeTap;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ipc::{FromWorker, Received, Reply, ReportReply, malformed};
 use crate::lab::shape::Cable;
 use crate::lab::wiring::Network;
 use crate::panel::{Panel, new_place, port_index};
 use crate::plugins::host_services::InstalledPlugins;
-use crate::session::held::HeldLink;
-use crate::session::link::{Link, LinkAction, Stage, WorkerEvent};
-use crate::sys::process::wait;
+use crate::session::link::{Stage, WorkerEvent};
+use crate::session::served::{ServedLink, Step};
 use crate::worker::Job;
 use crate::worker::reconnecting::Wait;
 use crate::worker::target::LinkTarget;
@@ -34,10 +31,7 @@ const DEFAULT_MTU: u32 = 1500;
 /// A link with a worker.
 pub(super) struct OutsideLink {
     pub(super) cable: Cable,
-    pub(super) held: HeldLink,
-    pub(super) link: Link,
-    /// Whether it has settled once. From then on its worker may fail.
-    pub(super) is_running: bool,
+    pub(super) served: ServedLink,
     /// Whether `netem://` is to give it no carrier.
     pub(super) is_unplugged: bool,
     /// The change that its `netem://` link makes, and when that must have answered.
@@ -81,7 +75,7 @@ impl OutsideLink {
                 place: new_place()?,
             }),
         };
-        let mut held = HeldLink::new(Job {
+        let job = Job {
             interface,
             label,
             mtu: cable.mtu().unwrap_or(DEFAULT_MTU),
@@ -90,102 +84,56 @@ impl OutsideLink {
             plugins: plugins.clone(),
             panel_address,
             nearby,
-        });
+        };
+        let mut served = ServedLink::new(job, name);
         if let Some(near) = near {
-            held.hold_tap(near.tap, Rc::new(near.watch));
+            served.held.hold_tap(near.tap, Rc::new(near.watch));
         }
         Ok(Some(Self {
             cable: cable.clone(),
-            held,
-            link: Link::new(name, Instant::now()),
-            is_running: false,
+            served,
             is_unplugged: false,
             change: None,
         }))
     }
 
     /// A channel's descriptor, while it is open.
-    pub(super) fn fd(&self, way: Way) -> Option<BorrowedFd<'_>> {
-        match way {
-            Way::Control => self.held.channels().map(|it| it.control.as_fd()),
-            Way::Requests => self.held.channels().map(|it| it.requests.as_fd()),
-            Way::Change => self.change.as_ref().map(|(question, _)| question.fd()),
+    pub(super) fn fd(&self, channel: Channel) -> Option<BorrowedFd<'_>> {
+        match channel {
+            Channel::Worker(way) => self.served.fd(way),
+            Channel::Change => self.change.as_ref().map(|(question, _)| question.fd()),
         }
     }
 
-    /// Whether the worker has sent something that was not received.
-    pub(super) fn has_message(&self) -> bool {
-        self.fd(Way::Control).is_some_and(|fd| {
-            let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
-            wait(&mut fds, Some(Instant::now())).is_ok() && fds[0].any() == Some(true)
-        })
-    }
-
-    /// Receives what the worker has sent.
+    /// Receives what was sent there.
     ///
     /// # Errors
     /// The link never ran and has failed, or it cannot be changed.
-    pub(super) fn receive(&mut self, way: Way, panel: &Panel) -> Result<()> {
-        let event = match (way, self.held.channels()) {
-            (Way::Change, _) => return self.changed(),
-            (_, None) => return Ok(()),
-            (Way::Requests, Some(channels)) => match channels.requests.receive() {
-                Ok(Received::Message(request, fds)) => {
-                    return self.held.execute(request, fds, Some(panel));
-                }
-                Ok(Received::Malformed(why)) => {
-                    let failed = Reply::Failed(malformed(why));
-                    return channels.requests.send(&failed, &[]);
-                }
-                Ok(Received::Closed) | Err(_) => WorkerEvent::Closed,
-            },
-            (Way::Control, Some(channels)) => match channels.control.receive() {
-                Ok(Received::Message(message, fds)) => {
-                    if let FromWorker::Report(reply) = &message {
-                        self.held.take_report(reply, fds);
-                    }
-                    WorkerEvent::Message(message)
-                }
-                Ok(Received::Malformed(why)) => {
-                    self.held.take_report(&ReportReply::None(why), Vec::new());
-                    WorkerEvent::Malformed
-                }
-                Ok(Received::Closed) => WorkerEvent::Closed,
-                Err(error) => WorkerEvent::Message(FromWorker::Failed(error)),
-            },
+    pub(super) fn receive(&mut self, channel: Channel, panel: &Panel) -> Result<()> {
+        let step = match channel {
+            Channel::Worker(way) => self.served.receive(way, panel),
+            Channel::Change => return self.changed(),
         };
-        self.step(event, panel)
+        self.stepped(step)
     }
 
-    /// Steps the link's state machine, and performs what it decides.
+    /// Handles the end of the worker.
     ///
     /// # Errors
     /// The link never ran and has failed.
-    pub(super) fn step(&mut self, event: WorkerEvent, panel: &Panel) -> Result<()> {
-        let mut events = vec![event];
-        while let Some(event) = events.pop() {
-            let was = self.link.stage();
-            let action = self.link.step(event, self.is_running, Instant::now());
-            let action = action.map_err(|error| self.failure(error))?;
-            let is_new = was != self.link.stage();
-            // The interfaces of an impaired link are there before it is open.
-            let is_opened = is_new
-                && matches!(self.link.stage(), Some(Stage::Open { .. }))
-                && self.held.has_interface();
-            let action = action.or(is_opened.then_some(LinkAction::GiveSide));
-            if is_new && self.link.stage() == Some(Stage::Settled) {
-                self.is_running = true;
-                if self.is_unplugged {
-                    self.ask(&Request::Down)?;
-                }
-            }
-            let Some(action) = action else { continue };
-            if let Err(error) = self.held.perform(action, Some(panel)) {
-                let failure = WorkerEvent::Message(FromWorker::Failed(error));
-                events.extend([WorkerEvent::Closed, failure]);
-            }
+    pub(super) fn reap(&mut self, panel: &Panel) -> Result<()> {
+        // What it was asked last, the next worker does at its start.
+        self.change = None;
+        let step = self.served.reap(panel);
+        self.stepped(step)
+    }
+
+    /// Unplugs a link that has settled and is to have no carrier.
+    fn stepped(&mut self, step: Result<Step>) -> Result<()> {
+        match step.map_err(|error| self.failure(error))? {
+            Step::Settled if self.is_unplugged => self.ask(&Request::Down),
+            Step::Settled | Step::Other => Ok(()),
         }
-        Ok(())
     }
 
     /// Makes the interface in a network. Returns its name.
@@ -193,9 +141,8 @@ impl OutsideLink {
     /// # Errors
     /// The kernel refuses.
     pub(super) fn make_interface(&mut self, panel: &Panel, network: &Network) -> Result<String> {
-        let Self {
-            cable, held, link, ..
-        } = self;
+        let Self { cable, served, .. } = self;
+        let ServedLink { held, link, .. } = served;
         let name = held.job.interface.clone();
         let wants_panel = link.stage() == Some(Stage::Open { wants_panel: true });
         let worker = held
@@ -223,7 +170,7 @@ impl OutsideLink {
             Ok(()) => Ok(()),
             Err(error) => {
                 log::info!("{}", self.failure(error));
-                self.step(WorkerEvent::Closed, panel)
+                self.close(panel)
             }
         }
     }
@@ -236,15 +183,21 @@ impl OutsideLink {
         let change = self.change.as_ref();
         if change.is_some_and(|(_, limit)| *limit <= now) {
             self.change = None;
-            return self.step(WorkerEvent::Closed, panel);
+            return self.close(panel);
         }
         Ok(())
+    }
+
+    /// Kills the worker.
+    fn close(&mut self, panel: &Panel) -> Result<()> {
+        let step = self.served.step(WorkerEvent::Closed, panel);
+        self.stepped(step)
     }
 
     /// Asks the worker's `netem://` link for a change. A worker that is being started has it
     /// already.
     fn ask(&mut self, request: &Request) -> Result<()> {
-        let Some(worker) = self.held.child() else {
+        let Some(worker) = self.served.child() else {
             return Ok(());
         };
         // Dropped first, because the next question comes from the same place.

@@ -9,8 +9,7 @@
 //! tap. What it opens is `netem://…{nearby://}`, where `nearby://` means the second node's tap
 //! ([`NEARBY`](worker::NEARBY)).
 //!
-//! A worker that ends is started again, and finds the interfaces as they are. The same state
-//! machine as a session's decides that ([`Link`](crate::session::link::Link)).
+//! A worker that ends is started again, and finds the interfaces as they are ([`ServedLink`]).
 //!
 //! Impairments change while a worker runs: the supervisor asks the worker's `netem://` link, as
 //! `vdectl link` asks that of a session. It does not wait for the answer, because a link that is
@@ -23,32 +22,28 @@ mod tap;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
-use nix::unistd::{Pid, getpid};
+use nix::unistd::Pid;
 use vdens_impairment::request::Request;
 
 use self::link::OutsideLink;
 pub(super) use self::tap::NodeTap;
 use super::shape::Cable;
 use super::wiring::Network;
-use crate::error::{EXIT_FAILURE, Result};
-use crate::ipc::{Channel, FromWorker};
+use crate::error::Result;
 use crate::panel::Panel;
 use crate::plugins::host_services::InstalledPlugins;
-use crate::session::held::{Channels, HeldLink, WorkerProcess};
-use crate::session::link::{BEAT, LinkAction, Stage, WorkerEvent};
-use crate::sys::child::{CLEANUP_LIMIT, Child, Exit, end_all, exit_child};
+use crate::session::link::{BEAT, Link, LinkAction, Stage};
+use crate::session::served::{ServedLink, Way};
+use crate::sys::child::{CLEANUP_LIMIT, Child, end_all};
 use crate::sys::signals::Signals;
-use crate::worker;
 use crate::worker::target::LinkTarget;
 
-/// Which of a worker's channels.
+/// What a link's supervisor receives from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
-    /// Where the supervisor asks.
-    Control,
-    /// Where the worker asks.
-    Requests,
-    /// Where its `netem://` link answers.
+pub(super) enum Channel {
+    /// The link's worker.
+    Worker(Way),
+    /// The worker's `netem://` link, which answers.
     Change,
 }
 
@@ -97,61 +92,66 @@ impl Outside {
     ///
     /// # Errors
     /// There are too many processes.
-    pub(super) fn start(&mut self, surroundings: &mut Surroundings<'_>) -> Result<()> {
+    pub(super) fn start(
+        &mut self,
+        panel: &Panel,
+        surroundings: &mut Surroundings<'_>,
+    ) -> Result<()> {
         for at in 0..self.links.len() {
-            let link = &self.links[at];
-            if link.held.process.is_none() && !link.is_running {
-                self.start_worker(at, surroundings)?;
-            }
+            self.start_worker(at, panel, surroundings)?;
         }
         Ok(())
     }
 
-    fn start_worker(&mut self, at: usize, surroundings: &mut Surroundings<'_>) -> Result<()> {
-        let parent = getpid();
-        let (control, its_control) = Channel::pair()?;
-        let (requests, its_requests) = Channel::pair()?;
-        let Some(child) = Child::fork()? else {
-            drop((control, requests));
+    /// Starts the worker of a link that wants one.
+    fn start_worker(
+        &mut self,
+        at: usize,
+        panel: &Panel,
+        surroundings: &mut Surroundings<'_>,
+    ) -> Result<()> {
+        let served = &mut self.links[at].served;
+        if !served.wants_worker(Instant::now()) {
+            return Ok(());
+        }
+        if let Some(worker) = served.start_worker(panel)? {
             (surroundings.forget)();
-            let HeldLink { job, stored, .. } = self.links.swap_remove(at).held;
             self.links.clear();
-            let channels = worker::Channels {
-                control: its_control,
-                orders: its_requests,
-            };
-            exit_child(|| worker::run(&job, channels, stored, surroundings.signals, parent));
-        };
-        let channels = Some(Channels { control, requests });
-        self.links[at].held.process = Some(WorkerProcess { child, channels });
+            worker.run(surroundings.signals);
+        }
         Ok(())
     }
 
     /// The channels that the supervisor polls.
-    pub(super) fn channels(&self) -> impl Iterator<Item = (usize, Way)> {
-        let ways = [Way::Requests, Way::Control, Way::Change];
-        (0..self.links.len()).flat_map(move |at| ways.map(|way| (at, way)))
+    pub(super) fn channels(&self) -> impl Iterator<Item = (usize, Channel)> {
+        let channels = [
+            Channel::Worker(Way::Requests),
+            Channel::Worker(Way::Control),
+            Channel::Change,
+        ];
+        (0..self.links.len()).flat_map(move |at| channels.map(|channel| (at, channel)))
     }
 
     /// A channel's descriptor, while it is open.
-    pub(super) fn fd(&self, at: usize, way: Way) -> Option<BorrowedFd<'_>> {
-        self.links.get(at)?.fd(way)
+    pub(super) fn fd(&self, at: usize, channel: Channel) -> Option<BorrowedFd<'_>> {
+        self.links.get(at)?.fd(channel)
     }
 
     /// Receives what a worker has sent.
     ///
     /// # Errors
     /// A link that never ran has failed, or a link cannot be changed.
-    pub(super) fn receive(&mut self, at: usize, way: Way, panel: &Panel) -> Result<()> {
+    pub(super) fn receive(&mut self, at: usize, channel: Channel, panel: &Panel) -> Result<()> {
         let link = self.links.get_mut(at);
-        link.map_or(Ok(()), |link| link.receive(way, panel))
+        link.map_or(Ok(()), |link| link.receive(channel, panel))
     }
 
     /// The links that are open and have no interface yet, with what that is for.
     pub(super) fn without_interface(&self) -> Vec<(usize, Cable)> {
-        let is_open = |link: &OutsideLink| matches!(link.link.stage(), Some(Stage::Open { .. }));
+        let is_open = |link: &ServedLink| matches!(link.link.stage(), Some(Stage::Open { .. }));
         let links = self.links.iter().enumerate();
-        let links = links.filter(|(_, link)| is_open(link) && !link.held.has_interface());
+        let links =
+            links.filter(|(_, link)| is_open(&link.served) && !link.served.held.has_interface());
         links.map(|(at, link)| (at, link.cable.clone())).collect()
     }
 
@@ -173,15 +173,14 @@ impl Outside {
     /// # Errors
     /// A link that never ran has failed.
     pub(super) fn give_side(&mut self, at: usize, panel: &Panel) -> Result<()> {
-        self.links[at]
-            .held
-            .perform(LinkAction::GiveSide, Some(panel))
+        let served = &mut self.links[at].served;
+        served.perform(LinkAction::GiveSide, panel)
     }
 
     /// Whether all links have settled, or do so again after a failure, and no change is under way.
     pub(super) fn is_settled(&self) -> bool {
         let mut links = self.links.iter();
-        links.all(|link| link.is_running && link.change.is_none())
+        links.all(|link| link.served.is_running() && link.change.is_none())
     }
 
     /// Changes what impairs a cable, by a request to its `netem://` link.
@@ -199,7 +198,7 @@ impl Outside {
             return Ok(());
         };
         if let Some(vnl) = new.vnl() {
-            link.held.job.target = LinkTarget::Vnl(vnl);
+            link.served.held.job.target = LinkTarget::Vnl(vnl);
         }
         link.cable = new.clone();
         link.change(request, panel)
@@ -221,12 +220,11 @@ impl Outside {
 
     /// When [`Outside::tick`] is due.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let has_worker = self.links.iter().any(|link| link.link.stage().is_some());
-        let restarts = self.links.iter().filter_map(|link| link.link.restart());
-        let changes = self
-            .links
-            .iter()
-            .filter_map(|link| Some(link.change.as_ref()?.1));
+        let links = || self.links.iter().map(|link| &link.served.link);
+        let has_worker = links().any(|link| link.stage().is_some());
+        let restarts = links().filter_map(Link::restart);
+        let changes = self.links.iter();
+        let changes = changes.filter_map(|link| Some(link.change.as_ref()?.1));
         let dues = restarts.chain(changes);
         dues.chain(has_worker.then_some(self.beat)).min()
     }
@@ -247,20 +245,11 @@ impl Outside {
         }
         for at in 0..self.links.len() {
             self.links[at].end_late_change(now, panel)?;
-            let OutsideLink { held, link, .. } = &mut self.links[at];
-            if link.restart().is_some_and(|due| due <= now) {
-                link.start(now);
-                if let Err(error) = self.start_worker(at, surroundings) {
-                    let failure = WorkerEvent::Message(FromWorker::Failed(error));
-                    self.links[at].step(failure, panel)?;
-                    let exit = Exit::Status(EXIT_FAILURE);
-                    let is_deleted = false;
-                    self.links[at].step(WorkerEvent::Ended { exit, is_deleted }, panel)?;
-                }
-            } else if is_beat {
-                let pinged = link.beat().map(|action| held.perform(action, Some(panel)));
-                pinged.unwrap_or(Ok(()))?;
-                held.perform(LinkAction::CheckInterface, Some(panel))?;
+            if is_beat {
+                self.links[at].served.beat(panel)?;
+            }
+            if self.links[at].served.is_running() {
+                self.start_worker(at, panel, surroundings)?;
             }
         }
         Ok(())
@@ -271,22 +260,12 @@ impl Outside {
     /// # Errors
     /// A link that never ran has failed.
     pub(super) fn reap(&mut self, pid: Pid, panel: &Panel) -> Result<bool> {
-        let is_it = |link: &OutsideLink| link.held.child().map(Child::pid) == Some(pid);
+        let is_it = |link: &OutsideLink| link.served.child().map(Child::pid) == Some(pid);
         let mut links = self.links.iter_mut();
-        let Some(link) = links.find(|link| is_it(link)) else {
-            return Ok(false);
-        };
-        link.held.reap();
-        // What it was asked last, the next worker does at its start.
-        link.change = None;
-        // What it has sent last comes first.
-        while link.has_message() {
-            link.receive(Way::Control, panel)?;
+        match links.find(|link| is_it(link)) {
+            Some(link) => link.reap(panel).map(|()| true),
+            None => Ok(false),
         }
-        if let Some(ended) = link.held.take_ended() {
-            link.step(ended, panel)?;
-        }
-        Ok(true)
     }
 
     /// Ends the links of these cables, and returns those of their interfaces that are in the lab's
@@ -298,7 +277,7 @@ impl Outside {
             .iter()
             .filter(|link| matches!(link.cable, Cable::Uplink { .. }));
         let uplinks = uplinks
-            .map(|link| link.held.job.interface.clone())
+            .map(|link| link.served.held.job.interface.clone())
             .collect();
         end(cut);
         uplinks
@@ -317,14 +296,15 @@ impl Outside {
     /// The name of the interface at the first end of a cable with a worker.
     pub(super) fn interface(&self, cable: &Cable) -> Option<&str> {
         let link = self.links.iter().find(|link| link.cable == *cable)?;
-        Some(&link.held.job.interface)
+        Some(&link.served.held.job.interface)
     }
 
     /// The uplink whose interface in the fabric has this name.
     pub(super) fn uplink(&self, interface: &str) -> Option<&Cable> {
         let mut links = self.links.iter();
         let is_it = |link: &&OutsideLink| {
-            matches!(link.cable, Cable::Uplink { .. }) && link.held.job.interface == interface
+            matches!(link.cable, Cable::Uplink { .. })
+                && link.served.held.job.interface == interface
         };
         links.find(is_it).map(|link| &link.cable)
     }
@@ -332,15 +312,17 @@ impl Outside {
     /// The process of a cable's worker.
     pub(super) fn worker(&self, cable: &Cable) -> Option<u32> {
         let link = self.links.iter().find(|link| link.cable == *cable)?;
-        Some(link.held.child()?.pid().as_raw().cast_unsigned())
+        Some(link.served.child()?.pid().as_raw().cast_unsigned())
     }
 }
 
 fn end(mut links: Vec<OutsideLink>) {
     let workers: Vec<Child> = links
         .iter_mut()
-        .filter_map(|link| link.held.release())
+        .filter_map(|link| link.served.held.release())
         .collect();
     end_all(workers, CLEANUP_LIMIT);
-    links.iter_mut().for_each(|link| link.held.close_stored());
+    links
+        .iter_mut()
+        .for_each(|link| link.served.held.close_stored());
 }

@@ -39,7 +39,7 @@ use self::front::{Door, Front, Wish};
 use self::parts::Parts;
 use super::model::{Lab, Node};
 use super::of_node;
-use super::outside::Way;
+use super::outside::Channel;
 use super::spawn::Inheritance;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ipc::FromLab;
@@ -75,7 +75,7 @@ enum Source {
     Signals,
     Door(Door),
     Node(String),
-    Worker(usize, Way),
+    Worker(usize, Channel),
     Changes(Place),
 }
 
@@ -210,7 +210,7 @@ impl<'a> Supervisor<'a> {
         sources.extend(self.front.doors().map(Source::Door));
         sources.extend(self.parts.nodes.names().cloned().map(Source::Node));
         let workers = self.parts.outside.channels();
-        sources.extend(workers.map(|(at, way)| Source::Worker(at, way)));
+        sources.extend(workers.map(|(at, channel)| Source::Worker(at, channel)));
         sources.extend(self.parts.watched().cloned().map(Source::Changes));
         sources.retain(|source| self.fd(source).is_some());
         sources
@@ -221,7 +221,7 @@ impl<'a> Supervisor<'a> {
             Source::Signals => Some(self.signals.as_fd()),
             Source::Door(door) => self.front.fd(*door),
             Source::Node(name) => self.parts.nodes.fd(name),
-            Source::Worker(at, way) => self.parts.outside.fd(*at, *way),
+            Source::Worker(at, channel) => self.parts.outside.fd(*at, *channel),
             Source::Changes(place) => self.parts.watched_fd(place),
         }
     }
@@ -234,7 +234,7 @@ impl<'a> Supervisor<'a> {
                 Some(wish) => self.grant(wish),
                 None => Ok(()),
             },
-            Source::Worker(at, way) => parts.outside.receive(at, way, &parts.panel),
+            Source::Worker(at, channel) => parts.outside.receive(at, channel, &parts.panel),
             Source::Changes(place) => {
                 parts.read_changes(&place);
                 Ok(())

@@ -205,13 +205,14 @@ impl<'a> Parts<'a> {
             self.outside.add(cable, number, taps, &self.panel)?;
         }
         let nodes = &mut self.nodes;
-        self.outside.start(&mut Surroundings {
+        let mut surroundings = Surroundings {
             signals: self.signals,
             forget: &mut || {
                 nodes.forget();
                 forget();
             },
-        })
+        };
+        self.outside.start(&self.panel, &mut surroundings)
     }
 
     /// Makes the interfaces of links to the outside that are open now.
