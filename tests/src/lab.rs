@@ -367,7 +367,9 @@ fn products(programs: &Path) -> Vec<PathBuf> {
     let pages = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/schemes");
     // An older build may have left other plugins there.
     let is_stock = |file: &str| {
-        let scheme = file.strip_suffix(".so");
+        let scheme = file
+            .strip_suffix(".so")
+            .map(|scheme| scheme.replace('_', "-"));
         scheme.is_some_and(|scheme| pages.join(format!("{scheme}.md")).is_file())
     };
     let is_product = |path: &PathBuf| {

@@ -356,7 +356,7 @@ impl<'lab> Bench<'lab> {
 
 /// The worker of a session's only link.
 #[track_caller]
-fn worker(lab: &Lab, session: &Session<'_>) -> i32 {
+pub(crate) fn worker(lab: &Lab, session: &Session<'_>) -> i32 {
     let pid = session.proc().pid().cast_unsigned();
     let mut worker = None;
     becomes_true(PATIENCE, || {

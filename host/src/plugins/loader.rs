@@ -183,7 +183,7 @@ pub(crate) fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
         refuse(LoadStage::Layout, error.to_string(), hint.into())
     })?;
     let served = plugin.manifest().scheme;
-    if served != scheme {
+    if served.replace('-', "_") != scheme.replace('-', "_") {
         let why = format!("it serves the scheme '{served}', not '{scheme}'");
         let hint = format!("rename it to {}", file_name(&served));
         return Err(refuse(LoadStage::Scheme, why, hint));

@@ -8,8 +8,6 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 
-use vdens_plugin_kit::vnl::Vnl;
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::output::Text;
 use crate::plugins::search::{self, SearchPath};
@@ -79,7 +77,7 @@ pub fn run(dir: &Path, api: Option<&str>, path: &SearchPath) -> Result<()> {
 /// The scheme that the directory is named for.
 fn scheme(dir: &Path) -> Result<&str> {
     let name = dir.file_name().unwrap_or(dir.as_os_str());
-    let scheme = name.to_str().filter(|name| Vnl::is_scheme(name));
+    let scheme = name.to_str().filter(|name| search::is_plugin(name));
     let scheme = scheme.filter(|name| name.len() <= LONGEST);
     scheme.ok_or_else(|| {
         Error::usage(format!("'{}' can be no scheme", name.to_string_lossy())).hint(format!(

@@ -1,4 +1,7 @@
 //! Finding plugins: the scheme `x` is served by the first `libvdens_x.so` on the [`SearchPath`].
+//!
+//! A library that Cargo builds has no hyphen in its name, so `_` in a file's name serves a scheme
+//! with `-` as well as one with `_`.
 
 use std::collections::HashMap;
 use std::env;
@@ -169,14 +172,19 @@ pub(crate) fn similar(word: &str, candidates: impl IntoIterator<Item = String>) 
 
 /// The name of the file that serves a scheme.
 pub(crate) fn file_name(scheme: &str) -> String {
-    format!("libvdens_{scheme}.so")
+    format!("libvdens_{}.so", scheme.replace('-', "_"))
 }
 
 /// The scheme that a file's name promises to serve.
 pub(crate) fn scheme_of(file: &Path) -> Option<&str> {
     let name = file.file_name()?.to_str()?;
     let scheme = name.strip_prefix("libvdens_")?.strip_suffix(".so")?;
-    Vnl::is_scheme(scheme).then_some(scheme)
+    is_plugin(scheme).then_some(scheme)
+}
+
+/// Whether a plugin's file can have this scheme in its name.
+pub(crate) fn is_plugin(scheme: &str) -> bool {
+    Vnl::is_scheme(scheme) && !scheme.contains('-')
 }
 
 fn executable_dir() -> Option<PathBuf> {
@@ -200,6 +208,11 @@ mod tests {
             path.find("x").unwrap(),
             dirs[0].path().join("libvdens_x.so")
         );
+        let file = dirs[1].path().join("libvdens_a_b.so");
+        fs::write(&file, "").unwrap();
+        for scheme in ["a-b", "a_b"] {
+            assert_eq!(path.find(scheme).unwrap(), file);
+        }
     }
 
     #[test]
@@ -221,6 +234,7 @@ mod tests {
         for (dir, name) in [
             (0, "libvdens_x.so"),
             (0, "libvdens_UPPER.so"),
+            (0, "libvdens_hy-phen.so"),
             (0, "libvdens_.so"),
             (0, "x.so"),
             (1, "libvdens_x.so"),

@@ -48,7 +48,7 @@ pub const MAX_NESTING: usize = 8;
 /// A Virtual Network Locator split at its first `://`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vnl<'a> {
-    /// The transport, `[a-z0-9_]+`.
+    /// The transport, `[a-z0-9_-]+`.
     pub scheme: &'a str,
     /// What the transport opens, in a grammar of its choice.
     pub argument: &'a str,
@@ -67,7 +67,7 @@ impl<'a> Vnl<'a> {
                 OneLine(scheme),
                 OneLine(vnl)
             ))
-            .hint("schemes are of a-z, 0-9 and _; a path with :// in it is vde://PATH"));
+            .hint("schemes are of a-z, 0-9, _ and -; a path with :// in it is vde://PATH"));
         }
         let levels = successors(Some(argument), |argument| nested_argument(argument));
         match levels.skip(1).nth(MAX_NESTING) {
@@ -76,9 +76,9 @@ impl<'a> Vnl<'a> {
         }
     }
 
-    /// Whether `name` can be a scheme: `[a-z0-9_]+`.
+    /// Whether `name` can be a scheme: `[a-z0-9_-]+`. A plugin's file has `_` for `-`.
     pub fn is_scheme(name: &str) -> bool {
-        let valid = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+        let valid = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b);
         !name.is_empty() && name.bytes().all(valid)
     }
 }
@@ -575,6 +575,7 @@ mod tests {
             ("", "vde", ""),
             ("null://", "null", ""),
             ("my_2nd://a://b", "my_2nd", "a://b"),
+            ("vhost-user:///tmp/x", "vhost-user", "/tmp/x"),
             ("a:/b", "vde", "a:/b"),
             ("vlan://{vde:///tmp/sw[3]}", "vlan", "{vde:///tmp/sw[3]}"),
         ] {
