@@ -25,10 +25,15 @@
 
 mod connection;
 mod device;
+#[doc(hidden)]
+pub mod fuzz;
+mod guest;
 mod memory;
 mod place;
 mod protocol;
 mod ring;
+#[cfg(test)]
+mod tests;
 mod wakeups;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
