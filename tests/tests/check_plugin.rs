@@ -48,12 +48,15 @@ fn both_generations_of_ptp_pass() {
 }
 
 #[test]
-fn streams_pass() {
+fn the_cables_to_virtual_machines_pass() {
     let lab = Lab::new();
     let path = lab.vnl("stream", "s");
     passes(&lab, &["stream", &path, &format!("{path}[connect]")], &[]);
     let port = "stream://[::1]:24011";
     passes(&lab, &["stream", port, &format!("{port}/connect")], &[]);
+    let [there, back] = [("a", "b"), ("b", "a")]
+        .map(|(own, far)| format!("{}->{}", lab.vnl("dgram", own), lab.path(far)));
+    passes(&lab, &["dgram", &there, &back], &[]);
 }
 
 #[test]

@@ -170,6 +170,16 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "Debian has no gvproxy",
     ),
     (
+        "docs/schemes/dgram.md",
+        "$ vdens --addr 10.0.0.1/24 'dgram:///tmp/ours",
+        "needs a disk image; qemu_stream.rs has a virtual machine",
+    ),
+    (
+        "docs/schemes/dgram.md",
+        "$ vdens --addr 10.0.0.1/24 dgram:///tmp/net",
+        "Debian has neither libkrun nor vfkit; the plugin's tests have such a peer",
+    ),
+    (
         "docs/schemes/cmd.md",
         "$ dpipe vde_plug",
         "needs three terminals; interop.rs runs the same",

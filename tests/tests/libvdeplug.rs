@@ -3,12 +3,9 @@
 use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
-use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::Signal;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use vdens_tests::{Cmd, Lab, PATIENCE, Session, User, becomes_true, need, wait_until};
 
 /// What slirp gives its only client without being asked.
@@ -257,26 +254,6 @@ fn nested_in_agno() {
     let (status, said) = outsider.run("ping -c 2 -W 1 10.0.0.1");
     assert_ne!(status, 0, "{said}");
     ours.ping("10.0.0.2");
-}
-
-#[test]
-fn a_descriptor_handed_down() {
-    need!("libvdeplug_seqpacket");
-    let lab = Lab::new();
-    let (ours, theirs) = socketpair(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        None,
-        SockFlag::empty(),
-    )
-    .unwrap();
-    let _ = fcntl(&ours, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
-    let vnl = format!("seqpacket://{}", theirs.as_raw_fd());
-    let session = lab.vdens(["--up", &vnl, "sh"]).session();
-    session.run("ping -c 1 -W 1 -I vde0 10.1.1.1");
-    let mut frame = [0; 2000];
-    let got = nix::unistd::read(&ours, &mut frame).unwrap();
-    assert!(got >= 14, "{got} bytes");
 }
 
 #[test]

@@ -58,6 +58,7 @@ mod plugin_search;
 mod plugin_trust;
 mod qemu_stream;
 mod router;
+mod seqpacket;
 mod session_programs;
 mod several_links;
 mod short_super_frames;

@@ -1,4 +1,4 @@
-//! `stream://`: QEMU's network streams, between sessions, with QEMU itself and with passt.
+//! `stream://` and `dgram://`: between sessions, with QEMU itself and with passt.
 
 use std::io;
 use std::net::TcpListener;
@@ -115,6 +115,40 @@ fn ours_through_every_kind_of_socket() {
     }
 }
 
+#[test]
+fn ours_through_datagrams() {
+    need!("socat");
+    let lab = Lab::new();
+    let vnls = [("a", "b"), ("b", "a")]
+        .map(|(own, far)| format!("{}->{}", lab.vnl("dgram", own), lab.path(far)));
+    let start = |end: usize| {
+        let address = format!("10.0.0.{}/24", end + 1);
+        lab.vdens(["--addr", &address, &vnls[end], "sh"]).session()
+    };
+    let (a, mut b) = (start(0), start(1));
+    a.ping("10.0.0.2");
+    for session in [&a, &b] {
+        session.ok("ip link set vde0 mtu 9000");
+    }
+    a.ok("ping -c 2 -W 20 -M do -s 8972 10.0.0.2");
+    a.send_file(&b, "10.0.0.2", 32);
+    b.send_file(&a, "10.0.0.1", 32);
+    for _ in 0..2 {
+        b.proc().signal(Signal::SIGKILL);
+        wait_for_carrier(&a, "vde0", false);
+        b = start(1);
+        wait_for_carrier(&a, "vde0", true);
+        a.ping("10.0.0.2");
+    }
+    assert_eq!(b.exit(0).code(), Some(0));
+    lab.vdens([&vnls[0], "true"])
+        .refused(&["another process has a socket"]);
+    lab.vdens(["dgram://a->", "true"])
+        .refused(&["a path is missing"]);
+    lab.vdens(["dgram://a[vfkit]", "true"])
+        .refused(&["OWN->FAR[vfkit]"]);
+}
+
 /// Each end is killed and started again; the other one stays.
 #[test]
 fn either_end_may_come_and_go() {
@@ -222,29 +256,37 @@ fn what_cannot_be_opened_is_refused_with_the_reason() {
     }
 }
 
-/// One guest with a card for each way that QEMU has: it connects or listens, by path or port.
+/// One guest with a card for each way that QEMU has: it connects or listens, by path or port, or it
+/// sends datagrams.
 #[test]
-fn a_virtual_machine_on_every_kind_of_stream() {
+fn a_virtual_machine_on_streams_and_datagrams() {
     need!("guest", "qemu-system-x86_64", "socat");
     let lab = Lab::new();
     let [ours_by_port, theirs_by_port] = [0, 1].map(|_| port().unwrap());
     let (by_path, theirs) = (lab.path("s"), lab.path("t"));
+    let (datagrams, their_datagrams) = (lab.path("d"), lab.path("e"));
     let backends = [
         format!("stream,addr.type=unix,addr.path={by_path}"),
         format!("stream,server=on,addr.type=unix,addr.path={theirs}"),
         format!("stream,addr.type=inet,addr.host=127.0.0.1,addr.port={ours_by_port}"),
         format!("stream,server=on,addr.type=inet,addr.host=127.0.0.1,addr.port={theirs_by_port}"),
+        format!(
+            "dgram,local.type=unix,local.path={their_datagrams},\
+             remote.type=unix,remote.path={datagrams}"
+        ),
     ];
     let vnls = [
         format!("stream://{by_path}"),
         format!("stream://{theirs}[connect]"),
         format!("stream://:{ours_by_port}"),
         format!("stream://:{theirs_by_port}/connect"),
+        format!("dgram://{datagrams}->{their_datagrams}"),
     ];
-    // QEMU leaves its socket.
+    // QEMU leaves its sockets.
     lab.expect("t");
-    // Which cards have a peer that QEMU 7.2 finds again: those of which it is the server.
-    let listens = [1, 3];
+    lab.expect("e");
+    // The cards whose peer QEMU 7.2 finds again: not those on which it connects.
+    let lasting = [1, 3, 4];
     let start = || {
         let options = lab.vdens(["--wait", "--multi"]);
         let ours = options.args(&vnls).args(["--", "sh"]).session();
@@ -282,7 +324,7 @@ fn a_virtual_machine_on_every_kind_of_stream() {
         guest.ok("sleep 2; cat /sys/class/net/eth?/carrier")
     );
     let ours = start();
-    for card in listens {
+    for card in lasting {
         wait_for_carrier(&ours, &format!("vde{card}"), true);
         ours.ping(&format!("10.0.{card}.2"));
         guest.ping(&format!("10.0.{card}.1"));

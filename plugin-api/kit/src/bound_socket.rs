@@ -27,8 +27,9 @@ use std::path::{Path, PathBuf};
 use std::process;
 
 use nix::errno::Errno;
-use nix::sys::socket::{Backlog, UnixAddr, bind, getsockname, listen};
-use nix::sys::stat::{Mode, fchmod};
+use nix::fcntl::{OFlag, open};
+use nix::sys::socket::{Backlog, UnixAddr, bind, connect, getsockname, listen};
+use nix::sys::stat::{Mode, fchmod, fstat};
 
 use crate::vnl::check_socket_path;
 use crate::{Error, Result};
@@ -224,6 +225,60 @@ impl Drop for BoundSocket {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// A socket's file, held open, so that the file that is checked is the one that is connected to.
+#[derive(Debug)]
+pub struct SocketFile {
+    file: OwnedFd,
+    /// What distinguishes the file from a later one: device, inode, and the time when it was made,
+    /// since inodes are used again.
+    pub id: (u64, u64, i64, i64),
+    /// The user who has bound the socket.
+    pub owner: u32,
+}
+
+impl SocketFile {
+    /// Holds the file at `path`, whatever it is.
+    ///
+    /// # Errors
+    /// There is none, or its directory may not be searched.
+    pub fn open(path: &Path) -> nix::Result<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = open(path, flags, Mode::empty())?;
+        let stat = fstat(&file)?;
+        Ok(Self {
+            id: (stat.st_dev, stat.st_ino, stat.st_mtime, stat.st_mtime_nsec),
+            owner: stat.st_uid,
+            file,
+        })
+    }
+
+    /// Connects `socket` to the socket that is bound to the file.
+    ///
+    /// # Errors
+    /// As for connect(2).
+    pub fn connect(&self, socket: impl AsFd) -> nix::Result<()> {
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        connect(socket.as_fd().as_raw_fd(), &UnixAddr::new(path.as_str())?)
+    }
+}
+
+/// Disconnects a datagram socket, so that it receives from any socket.
+pub fn disconnect(socket: impl AsFd) {
+    let none = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+        sa_data: [0; 14],
+    };
+    // SAFETY: `none` is a sockaddr of the length given, which the kernel only reads.
+    let result = unsafe {
+        libc::connect(
+            socket.as_fd().as_raw_fd(),
+            &raw const none,
+            size_of_val(&none) as libc::socklen_t,
+        )
+    };
+    debug_assert_eq!(result, 0, "disconnecting a datagram socket cannot fail");
 }
 
 const NO_ACCESS: &str = "name a path in a directory that you may use";

@@ -142,6 +142,11 @@ impl FarEnd {
         client
     }
 
+    /// A far end that is known to be none of ours: it is sent ordinary frames, and no messages.
+    pub fn legacy() -> Self {
+        Self::client(None, None)
+    }
+
     fn new(role: Role, host: Host, negotiation: Option<Negotiation>) -> Self {
         Self {
             role,

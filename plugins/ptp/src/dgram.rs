@@ -31,11 +31,13 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollFlags};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
-use vdens_plugin_kit::bound_socket::{Access, BoundSocket, Occupant, remove_stale};
+use vdens_plugin_kit::bound_socket::{
+    Access, BoundSocket, Occupant, SocketFile, disconnect, remove_stale,
+};
 use vdens_plugin_kit::log::{debug, warn};
 use vdens_plugin_kit::{Peer as Credentials, Result, RxBatch};
 
-use crate::sockets::{self, Held, admits};
+use crate::sockets::{self, admits};
 use crate::{DATA, End, Place, TICKS, watch};
 
 #[derive(Debug)]
@@ -54,7 +56,7 @@ pub(crate) struct Dgram {
     /// Why the last attempt to connect failed.
     last: Option<Errno>,
     /// The peer's socket file.
-    peer_file: Option<Held>,
+    peer_file: Option<SocketFile>,
 }
 
 impl Dgram {
@@ -132,8 +134,8 @@ impl Dgram {
     }
 
     fn follow_peer(&mut self) {
-        let file = Held::open(&self.peer);
-        let id = |file: &Held| file.id;
+        let file = SocketFile::open(&self.peer);
+        let id = |file: &SocketFile| file.id;
         let known = self.peer_file.as_ref().map(id);
         let replaced = self.carrier && file.as_ref().ok().map(id) != known;
         // A peer that was replaced counts as gone until the next tick.
@@ -147,7 +149,7 @@ impl Dgram {
             self.watch_paths();
         }
         if result.is_err() && self.carrier {
-            sockets::disconnect(&self.socket);
+            disconnect(&self.socket);
         }
         if self.carrier != result.is_ok() {
             debug!("{}: carrier {}", self.own.path().display(), result.is_ok());
@@ -200,7 +202,7 @@ impl End for Dgram {
     }
 
     fn peer_lost(&mut self) {
-        sockets::disconnect(&self.socket);
+        disconnect(&self.socket);
         self.carrier = false;
     }
 

@@ -1,13 +1,11 @@
 //! The sockets of both generations: which users are admitted, how sockets are made and connected,
 //! and the errors that name their paths.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
-use nix::sys::stat::{Mode, fstat};
 use nix::unistd::geteuid;
 use vdens_plugin_kit::bound_socket::{self, Access, BoundSocket, Occupant};
 use vdens_plugin_kit::user::Name;
@@ -73,57 +71,9 @@ pub(crate) fn enlarge(socket: &OwnedFd) {
     let _ = socket::setsockopt(socket, sockopt::SndBuf, &SEND_BUFFER);
 }
 
-/// A socket's file, held open, so that the file that is checked is the one that is connected to.
-#[derive(Debug)]
-pub(crate) struct Held {
-    file: OwnedFd,
-    /// What distinguishes the file from a later one: device, inode, and the time when it was made,
-    /// since inodes are used again.
-    pub(crate) id: (u64, u64, i64, i64),
-    /// The user who has bound the socket.
-    pub(crate) owner: u32,
-}
-
-impl Held {
-    /// Holds the file at `path`, whatever it is.
-    pub(crate) fn open(path: &Path) -> nix::Result<Self> {
-        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file = open(path, flags, Mode::empty())?;
-        let stat = fstat(&file)?;
-        Ok(Self {
-            id: (stat.st_dev, stat.st_ino, stat.st_mtime, stat.st_mtime_nsec),
-            owner: stat.st_uid,
-            file,
-        })
-    }
-
-    /// Connects `socket` to the socket that is bound to the file.
-    pub(crate) fn connect(&self, socket: &OwnedFd) -> nix::Result<()> {
-        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-        socket::connect(socket.as_raw_fd(), &UnixAddr::new(path.as_str())?)
-    }
-}
-
 /// Connects `socket` to the socket that is bound to `path`.
 pub(crate) fn connect(socket: &OwnedFd, path: &Path) -> nix::Result<()> {
     socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)
-}
-
-/// Disconnects a datagram socket, so that it receives from any socket.
-pub(crate) fn disconnect(socket: impl AsFd) {
-    let none = libc::sockaddr {
-        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
-        sa_data: [0; 14],
-    };
-    // SAFETY: `none` is a sockaddr of the length given, which the kernel only reads.
-    let result = unsafe {
-        libc::connect(
-            socket.as_fd().as_raw_fd(),
-            &raw const none,
-            size_of_val(&none) as libc::socklen_t,
-        )
-    };
-    debug_assert_eq!(result, 0, "disconnecting a datagram socket cannot fail");
 }
 
 /// Binds a new socket of `kind` to `path`; `None` if another process was faster.

@@ -55,7 +55,7 @@ pub(super) fn place(vnl: &str, directory: &str) -> (Place, String) {
             "ptp" => Place::Joins(Some(Network::Cable(absolute(argument, directory)))),
             "vde" => Place::Joins(Some(Network::Switch(absolute(argument, directory)))),
             "switch" | "hub" => Place::Serves(absolute(argument, directory)),
-            "nat" | "cmd" => Place::Joins(None),
+            "nat" | "cmd" | "seqpacket" => Place::Joins(None),
             _ => Place::Joins(Some(Network::Shared(vnl.to_owned()))),
         },
         Err(_) => Place::Joins(None),
