@@ -142,6 +142,10 @@ impl Rings {
     fn receive(&mut self, device: &mut Device) -> Result<(), String> {
         self.batch.clear();
         device.receive(&mut self.batch.rx());
+        let taken = self.batch.len() as u64 + self.batch.take_dropped();
+        if taken > BATCH_FRAMES as u64 {
+            return Err(format!("{taken} frames were taken at once"));
+        }
         let frames = self.batch.tx(0);
         let mut lengths = frames.frames().map(|frame| frame.bytes().len());
         match lengths.find(|length| !(MIN_FRAME..=MAX_FRAME).contains(length)) {

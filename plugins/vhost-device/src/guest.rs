@@ -123,6 +123,7 @@ impl Guest {
     }
 
     /// How many chains of a ring were used.
+    #[cfg(test)]
     pub(crate) fn used(&self, ring: u32) -> u16 {
         self.read16(base(ring) + 0x802)
     }
