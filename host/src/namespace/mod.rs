@@ -26,6 +26,7 @@ pub(crate) mod auto;
 mod capabilities;
 pub(crate) mod enter;
 pub(crate) mod init;
+pub(crate) mod machine_tap;
 pub(crate) mod resolv;
 mod run_dir;
 mod sysfs;
@@ -79,6 +80,8 @@ const NOTHING: Option<&str> = None;
 pub(crate) struct Interface {
     /// Its name, valid and unique.
     pub name: String,
+    /// The name of the tap of a virtual machine that is plugged into it, if there is one.
+    pub tap: Option<String>,
     /// Its Ethernet address, if not the kernel's choice.
     pub mac: Option<Mac>,
     /// Its MTU in bytes, if not the kernel's choice.
@@ -278,6 +281,11 @@ fn interfaces(plan: &Plan, channel: &NamespaceChannel) -> Result<bool> {
         }
     }
     configure(&netlink, plan)?;
+    for interface in &plan.interfaces {
+        if let Some(tap) = &interface.tap {
+            machine_tap::make(&netlink, tap, interface.mtu)?;
+        }
+    }
     let watch = LinkWatch::open()?;
     let fds: Vec<_> = iter::once(watch.as_fd())
         .chain(made.iter().map(Tap::as_fd))
