@@ -2,9 +2,9 @@
 //!
 //! Some monitors (Firecracker, cloud-hypervisor) open a tap by its name. The tap gets the
 //! interface's name, and the link's interface another one ([`link_name`]). The two are on a bridge
-//! that is a cable: it learns no addresses, and what goes in at one end comes out at the other. None
-//! of the three has an address, because the guest has them. The tap stays until the session ends,
-//! so the monitor may be started again.
+//! that is a cable: it learns no addresses, and what goes in at one end comes out at the other.
+//! None of the three has an address, because the guest has them. The tap stays until the session
+//! ends, so the monitor may be started again.
 
 use std::fs;
 use std::io;
