@@ -23,6 +23,7 @@ use crate::lab::spawn::Inheritance;
 use crate::output::{Line, report, written};
 use crate::sys::child::{Child, Exit};
 use crate::sys::process::wait;
+use crate::tools::console;
 
 /// Runs a command in the nodes that a pattern means. Returns the highest exit status.
 ///
@@ -43,11 +44,19 @@ pub fn exec(pattern: &str, command: &[OsString], json: bool) -> Result<i32> {
     }
 }
 
-/// Starts the user's shell in a node. Returns its exit status.
+/// Opens the console of a node's virtual machine, or starts the user's shell in a node that has
+/// none. Returns the exit status.
 ///
 /// # Errors
 /// As for [`exec`].
 pub fn enter(node: &str) -> Result<i32> {
+    if let [only] = &find::nodes(node)?[..] {
+        let console = join::door(only.node.pid).and_then(|door| console::of(&door));
+        let console = console.map_err(|error| of_node(&only.node.name, error))?;
+        if let Some(console) = console {
+            return console::attend(&console).map(|()| 0);
+        }
+    }
     exec(node, &[], false)
 }
 

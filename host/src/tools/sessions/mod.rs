@@ -12,6 +12,7 @@ use std::ffi::OsString;
 use crate::cli::vdectl::sessions::{Exec, SessionTask};
 use crate::error::Result;
 use crate::output::{Text, report};
+use crate::tools::console;
 use crate::tools::targets::resolve_whole;
 
 /// Does what the command line asks for. Returns the exit status.
@@ -22,7 +23,7 @@ pub fn run(task: &SessionTask, quiet: bool) -> Result<i32> {
     match task {
         SessionTask::Ls { json } => list::run(*json, quiet)?,
         SessionTask::Exec(Exec { name, command }) => return execute(name, command),
-        SessionTask::Enter { name } => return execute(name, &[]),
+        SessionTask::Enter { name } => return enter(name),
         SessionTask::Stop(arguments) => stop::run(arguments, quiet)?,
         SessionTask::Wait(arguments) => wait::run(arguments)?,
         SessionTask::Pid { name } => {
@@ -32,6 +33,14 @@ pub fn run(task: &SessionTask, quiet: bool) -> Result<i32> {
         }
     }
     Ok(0)
+}
+
+/// Opens the console of a lab's virtual machine, or starts the user's shell in a session.
+fn enter(name: &str) -> Result<i32> {
+    match console::of(&resolve_whole(name)?.door()?)? {
+        Some(console) => console::attend(&console).map(|()| 0),
+        None => execute(name, &[]),
+    }
 }
 
 /// Executes a command in a session; the user's shell if it is empty.
