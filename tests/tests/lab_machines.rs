@@ -18,13 +18,11 @@ fn lab_file(both: &str) -> String {
     )
 }
 
-/// The console of a machine that boots.
-fn console<'lab>(kit: &'lab Lab, machine: &str) -> Session<'lab> {
-    let console = kit.vdectl(["enter", machine]).session();
+/// Waits until the machine of a console has booted.
+fn await_boot(console: &Session<'_>) {
     let boots = || console.proc().stdout().contains("guest ready") || !console.proc().is_running();
     wait_until("the guest boots", stretched(Duration::from_secs(90)), boots);
     assert!(console.proc().is_running(), "{}", console.proc().stderr());
-    console
 }
 
 #[test]
@@ -33,8 +31,10 @@ fn machines_are_nodes() {
     let kit = Lab::new();
     let file = kit.write("m.toml", lab_file(""));
     kit.vdectl(["lab", "up", &file]).ok();
-    let consoles = [1, 2].map(|n| console(&kit, &format!("m/vm{n}")));
+    // What a machine says before its console is open is lost.
+    let consoles = ["m/vm1", "m/vm2"].map(|machine| kit.vdectl(["enter", machine]).session());
     for (console, net) in consoles.iter().zip(1..) {
+        await_boot(console);
         console.address("eth0", &format!("10.{net}.0.2/24"));
         console.ok(&format!("ip route add default via 10.{net}.0.1"));
     }

@@ -1,13 +1,15 @@
 //! The console of a lab's virtual machine: its serial line, in the user's terminal.
 //!
 //! The line is an abstract socket (unix(7)) in the network namespace of the machine's node, which
-//! QEMU serves for one connection at a time. The terminal is raw meanwhile, so that each key goes to
-//! the guest, but for Ctrl-], which leaves.
+//! QEMU serves for one connection at a time. The terminal is raw meanwhile, so that each key goes
+//! to the guest, but for Ctrl-], which leaves.
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::Signal;
@@ -25,35 +27,50 @@ pub(crate) const SOCKET: &str = "vdens-console";
 /// The key that leaves: Ctrl-].
 const LEAVE: u8 = 0x1d;
 
-/// The console of a node's machine. `None` if the node has none.
-///
-/// # Errors
-/// The node cannot be entered.
-pub(crate) fn of(door: &Door) -> Result<Option<UnixStream>> {
+/// How long a machine that starts may take to have a console.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// The console of a node's machine.
+fn of(door: &Door) -> Result<UnixStream> {
     let mut fds = door.inside(|| {
-        let address = SocketAddr::from_abstract_name(SOCKET);
-        let console = address.and_then(|address| UnixStream::connect_addr(&address));
-        match console {
-            Ok(console) => Ok(vec![console.into()]),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(Vec::new()),
-            Err(error) => Err(Error::io("open the console", &error)),
+        let connect = || {
+            SocketAddr::from_abstract_name(SOCKET)
+                .and_then(|address| UnixStream::connect_addr(&address))
+        };
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            match connect() {
+                Ok(console) => return Ok(vec![console.into()]),
+                Err(error)
+                    if error.kind() == io::ErrorKind::ConnectionRefused
+                        && Instant::now() < deadline =>
+                {
+                    sleep(Duration::from_millis(20));
+                }
+                Err(error) => {
+                    let error = Error::io("open the machine's console", &error);
+                    return Err(error.hint("vdectl lab status shows whether QEMU runs"));
+                }
+            }
         }
     })?;
-    Ok(fds.pop().map(UnixStream::from))
+    let console = fds.pop().map(UnixStream::from);
+    console.ok_or_else(|| Error::closed("a helper process lost a descriptor"))
 }
 
-/// Connects the console with this process's terminal, or its standard streams, until the user
-/// leaves, the input ends, or the machine does.
+/// Connects the console of a node's machine with this process's terminal, or its standard streams,
+/// until the user leaves, the input ends, or the machine does.
 ///
 /// # Errors
-/// Standard output takes nothing.
-pub(crate) fn attend(console: &UnixStream) -> Result<()> {
+/// There is no console, or standard output takes nothing.
+pub(crate) fn attend(door: &Door) -> Result<()> {
+    let console = of(door)?;
     let signals = Signals::block()?;
     let terminal = Raw::start()?;
     if terminal.is_some() {
         complain("the machine's console; Ctrl-] leaves");
     }
-    let outcome = relay(console, &signals);
+    let outcome = relay(&console, &signals);
     drop(terminal);
     outcome
 }

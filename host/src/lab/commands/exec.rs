@@ -20,6 +20,7 @@ use super::join::{self, Streams};
 use crate::error::{EXIT_FAILURE, Error, Result, system};
 use crate::lab::of_node;
 use crate::lab::spawn::Inheritance;
+use crate::namespace::enter::Door;
 use crate::output::{Line, report, written};
 use crate::sys::child::{Child, Exit};
 use crate::sys::process::wait;
@@ -50,14 +51,24 @@ pub fn exec(pattern: &str, command: &[OsString], json: bool) -> Result<i32> {
 /// # Errors
 /// As for [`exec`].
 pub fn enter(node: &str) -> Result<i32> {
-    if let [only] = &find::nodes(node)?[..] {
-        let console = join::door(only.node.pid).and_then(|door| console::of(&door));
-        let console = console.map_err(|error| of_node(&only.node.name, error))?;
-        if let Some(console) = console {
-            return console::attend(&console).map(|()| 0);
-        }
+    match machine(node)? {
+        Some(door) => console::attend(&door).map(|()| 0),
+        None => exec(node, &[], false),
     }
-    exec(node, &[], false)
+}
+
+/// The namespaces of a node that has a machine. `None` if it has none.
+///
+/// # Errors
+/// There is no such node.
+pub(crate) fn machine(node: &str) -> Result<Option<Door>> {
+    match &find::nodes(node)?[..] {
+        [FoundNode { node, .. }] if node.has_machine => {
+            let door = join::door(node.pid);
+            door.map(Some).map_err(|error| of_node(&node.name, error))
+        }
+        _ => Ok(None),
+    }
 }
 
 /// Which of a process's streams a line came from.

@@ -83,8 +83,8 @@ pub(super) struct NodeEntry {
 pub(super) struct MachineEntry {
     /// The image of its disk.
     pub image: Option<Placed<String>>,
-    /// Whether the image keeps what the guest writes. By default that is lost when the machine ends,
-    /// so that several machines can use one image.
+    /// Whether the image keeps what the guest writes. By default that is lost when the machine
+    /// ends, so that several machines can use one image.
     #[serde(default)]
     pub keep: bool,
     /// The guest's memory, with a unit: `512M`, `2G`.

@@ -11,6 +11,7 @@ use std::ffi::OsString;
 
 use crate::cli::vdectl::sessions::{Exec, SessionTask};
 use crate::error::Result;
+use crate::lab::commands::exec;
 use crate::output::{Text, report};
 use crate::tools::console;
 use crate::tools::targets::resolve_whole;
@@ -37,9 +38,11 @@ pub fn run(task: &SessionTask, quiet: bool) -> Result<i32> {
 
 /// Opens the console of a lab's virtual machine, or starts the user's shell in a session.
 fn enter(name: &str) -> Result<i32> {
-    match console::of(&resolve_whole(name)?.door()?)? {
-        Some(console) => console::attend(&console).map(|()| 0),
-        None => execute(name, &[]),
+    let target = resolve_whole(name)?;
+    match exec::machine(&target.name) {
+        Ok(Some(door)) => console::attend(&door).map(|()| 0),
+        // It is a session, or a node without a machine.
+        Ok(None) | Err(_) => execute(name, &[]),
     }
 }
 
