@@ -523,6 +523,10 @@ fn addresses_and_impairments_change_live() {
     assert!(rtt(&lab) < 60.0);
 }
 
+fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
 #[test]
 fn tests_of_a_lab_run() {
     let kit = Lab::new();
@@ -563,7 +567,17 @@ fn tests_of_a_lab_run() {
         "{}",
         xml.stdout
     );
+    let lines = kit.vdectl(["lab", "test", "--json", "tested"]).run();
+    assert_eq!(lines.code(), Some(1));
+    let results: Vec<serde_json::Value> = lines.stdout.lines().map(json).collect();
+    let passed: Vec<_> = results.iter().map(|result| result["ok"].clone()).collect();
+    assert_eq!(passed, [true, false, true], "{results:?}");
+    assert_eq!(results[1]["message"], "exit status 3, not 0");
     drop(lab);
+
+    let said = json(&kit.vdectl(["lab", "up", "--json", &file]).ok());
+    assert_eq!(said[0]["name"], "tested", "{said}");
+    kit.vdectl(["lab", "down", "tested"]).ok();
 }
 
 #[test]

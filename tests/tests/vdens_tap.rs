@@ -9,7 +9,7 @@ use serde_json::Value;
 use vdens_tests::{Lab, PATIENCE, Session, need, stretched, wait_until};
 
 use crate::status::status;
-use crate::vm::{await_boot, start};
+use crate::vm::{QEMU, await_boot, qemu, start};
 
 /// How long a copy of 64 MiB may take.
 const COPY: Duration = Duration::from_secs(120);
@@ -245,6 +245,38 @@ fn three_machines_and_two_namespaces_on_a_switch() {
     assert!(taps(&lab).iter().all(is_kernel), "{:?}", taps(&lab));
 }
 
+/// A monitor that opens a tap by its name, in a session of its own.
+#[test]
+fn a_tap_with_a_name() {
+    need!("guest", "qemu-system-x86_64", "socat");
+    let lab = Lab::new();
+    let vnl = lab.vnl("ptp", "p");
+    let ours = lab.vdens(["--addr", "10.0.0.1/24", &vnl, "sh"]).session();
+    let netdevs = ["tap,ifname=vde0,script=no,downscript=no".to_owned()];
+    let machine = lab.vdens(["--tap", &vnl, QEMU]);
+    let guest = machine.args(qemu(&netdevs)).session();
+    await_boot(&guest);
+    guest.address("eth0", "10.0.0.2/24");
+    ours.ping("10.0.0.2");
+    guest.ping("10.0.0.1");
+    copy_both_ways(&ours, &guest, ["10.0.0.1", "10.0.0.2"]);
+    // Nobody but the guest and this end is on the cable.
+    let neighbours = ours.ok("ping -c 2 -I vde0 ff02::1 2>/dev/null | grep -c 'icmp_seq=1'");
+    assert_eq!(neighbours.trim(), "2", "with this end itself");
+    drop(guest);
+
+    // A user that is not root in the session may open it, and the monitor may start again.
+    let opens = "ip tuntap add mode tap name other 2>&1; ip -d link show vde0";
+    let said = lab.vdens(["--tap", "null://", "sh", "-c", opens]).ok();
+    assert!(said.contains("tun type tap"), "{said}");
+    assert!(said.contains("master vde0.br"), "{said}");
+    let prefix = ["--tap", "-i", "abcdefghijk", "null://", "true"];
+    lab.vdens(prefix)
+        .refused(&["'abcdefghijk0.link' has 17 bytes", "-i"]);
+    lab.vdens(["--tap", "--addr", "10.0.0.1/24", "null://", "true"])
+        .refused(&["--tap", "--addr"]);
+}
+
 #[test]
 fn what_is_wrong_is_said() {
     need!("qemu-system-x86_64");
@@ -261,7 +293,7 @@ fn what_is_wrong_is_said() {
         by_hand(&["null://", "--use-vnet", &format!("--fd={fd}")], &[&said]);
     }
     let qemu = |vnl: &str, said: &[&str]| {
-        let netdev = netdev(&lab, vnl);
+        let netdev = format!("{},id=n", netdev(&lab, vnl));
         let machine = ["-machine", "none", "-display", "none", "-netdev", &netdev];
         let output = lab.command("qemu-system-x86_64", machine).run();
         assert_eq!(output.code(), Some(1), "{output:#?}");

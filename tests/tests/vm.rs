@@ -18,9 +18,17 @@ pub(crate) fn guest_on<'lab>(lab: &'lab Lab, netdevs: &[String]) -> Session<'lab
     guest
 }
 
-/// A guest with a card for each of QEMU's network backends, which have no ids: `eth0`, `eth1` and so
-/// on. Its serial line is the process's.
+/// A guest with a card for each of QEMU's network backends, which have no ids: `eth0`, `eth1` and
+/// so on. Its serial line is the process's.
 pub(crate) fn start<'lab>(lab: &'lab Lab, netdevs: &[String]) -> Cmd<'lab> {
+    lab.command(QEMU, qemu(netdevs))
+}
+
+/// The program of a virtual machine.
+pub(crate) const QEMU: &str = "qemu-system-x86_64";
+
+/// Its arguments for a guest as [`start`] has it.
+pub(crate) fn qemu(netdevs: &[String]) -> Vec<String> {
     let (kernel, initrd) = (format!("{GUEST}/vmlinuz"), format!("{GUEST}/initrd.gz"));
     let machine =
         "-machine q35,accel=tcg -cpu max -m 256 -display none -monitor none -serial stdio";
@@ -29,11 +37,11 @@ pub(crate) fn start<'lab>(lab: &'lab Lab, netdevs: &[String]) -> Cmd<'lab> {
         let netdev = format!("{netdev},id=n{number}");
         ["-netdev".to_owned(), netdev, "-device".to_owned(), device]
     });
-    lab.command("qemu-system-x86_64", machine.split(' '))
-        .args(["-kernel", &kernel, "-initrd", &initrd])
-        // On a busy machine the guest finds that its timer does not work, and panics.
-        .args(["-append", "console=ttyS0 quiet panic=-1 no_timer_check"])
-        .args(cards)
+    // On a busy machine the guest finds that its timer does not work, and panics.
+    let append = "console=ttyS0 quiet panic=-1 no_timer_check";
+    let system = ["-kernel", &kernel, "-initrd", &initrd, "-append", append];
+    let words = machine.split(' ').chain(system).map(str::to_owned);
+    words.chain(cards).collect()
 }
 
 /// Waits until a guest has booted.

@@ -8,6 +8,7 @@ use vdens::cli::vdectl::{CaptureOptions, ForwardTask, LinkTask, PluginTask, Task
 use vdens::cli::{self, Common};
 use vdens::error::{EXIT_FAILURE, Result};
 use vdens::lab::commands::change::{self, Lifetime};
+use vdens::lab::commands::verdict::Format;
 use vdens::lab::commands::{events, exec, status, test};
 use vdens::lab::file;
 use vdens::logging;
@@ -91,7 +92,12 @@ fn run(Vdectl { task, common }: &Vdectl) -> Result<i32> {
 /// Runs, changes and shows labs.
 fn lab(task: &LabTask, common: &Common, config: &Config) -> Result<i32> {
     match task {
-        LabTask::Up { file } => change::up(file, common.plugins(config)?, Lifetime::Own)?,
+        LabTask::Up { file, json } => {
+            let name = change::up(file, common.plugins(config)?, Lifetime::Own)?;
+            if *json {
+                status::show(Some(&name), true, PROGRAM)?;
+            }
+        }
         LabTask::Down { name } => change::down(name.as_deref())?,
         LabTask::Apply { file, json } => change::apply(file, *json, &common.plugins(config)?)?,
         LabTask::Status { name, json } => status::show(name.as_deref(), *json, PROGRAM)?,
@@ -102,8 +108,9 @@ fn lab(task: &LabTask, common: &Common, config: &Config) -> Result<i32> {
         } => {
             return exec::exec(nodes, command, *json);
         }
-        LabTask::Test { lab, format } => {
-            return test::test(lab, *format, &common.plugins(config)?);
+        LabTask::Test { lab, format, json } => {
+            let format = if *json { Format::Json } else { *format };
+            return test::test(lab, format, &common.plugins(config)?);
         }
         LabTask::Events { name } => events::events(name.as_deref())?,
         LabTask::Enter { node } => return exec::enter(node),

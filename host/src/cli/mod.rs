@@ -180,6 +180,10 @@ pub struct Vdens {
         default_missing_value = CARRIER_SECONDS, value_parser = seconds)]
     pub wait_carrier: Option<Duration>,
 
+    /// Make taps for a virtual machine's monitor
+    #[arg(long, conflicts_with_all = ["auto", "addr", "gateway", "mac", "big_tcp"])]
+    pub tap: bool,
+
     /// Configure by DHCP and IPv6; implies --up
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
         default_missing_value = AUTO_SECONDS, value_parser = seconds)]

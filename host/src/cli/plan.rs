@@ -18,7 +18,7 @@ use crate::cli::{Vdens, text};
 use crate::error::{Error, Result};
 use crate::ipc::MAX_FDS;
 use crate::namespace::resolv::Resolv;
-use crate::namespace::{Interface, Plan};
+use crate::namespace::{Interface, Plan, machine_tap};
 use crate::sys::names;
 use crate::sys::user_namespace::Ids;
 use crate::worker::Job;
@@ -79,6 +79,11 @@ impl Session {
         cli.hostname.as_deref().map_or(Ok(()), check_hostname)?;
         let prefix = cli.iface.as_deref().or(defaults.iface.as_deref());
         let mut interfaces = name_interfaces(prefix.unwrap_or("vde"), targets.len())?;
+        let label = label(&interfaces, &targets);
+        let welcome = welcome(&interfaces, &targets);
+        if cli.tap {
+            put_behind_taps(&mut interfaces)?;
+        }
         for_each(&cli.mtu, interfaces.len(), "--mtu", |at, mtu| {
             let all = if at.is_some() {
                 0..0
@@ -126,7 +131,8 @@ impl Session {
         let jobs = jobs.collect();
         let auto = cli
             .auto
-            .or((defaults.auto == Some(true)).then_some(Duration::from_secs(10)));
+            .or((defaults.auto == Some(true)).then_some(Duration::from_secs(10)))
+            .filter(|_| !cli.tap);
         let up = cli.up
             || defaults.up == Some(true)
             || !cli.addr.is_empty()
@@ -140,7 +146,7 @@ impl Session {
             (false, false) => Ids::Own,
         };
         let plan = Plan {
-            label: label(&interfaces, &targets),
+            label,
             up,
             gateways: gateways(&cli.gateway)?,
             hostname: cli.hostname.clone(),
@@ -155,8 +161,7 @@ impl Session {
             // The panel's members have one id.
             panel: cli.links.uses_panel(config) && ids != Ids::Subordinate,
             big_tcp: cli.big_tcp || defaults.big_tcp == Some(true),
-            welcome: (command.is_empty() && !cli.common.quiet && !cli.detach)
-                .then(|| welcome(&interfaces, &targets)),
+            welcome: (command.is_empty() && !cli.common.quiet && !cli.detach).then_some(welcome),
             command,
             interfaces,
         };
@@ -208,6 +213,23 @@ fn name_interfaces(prefix: &str, count: usize) -> Result<Vec<Interface>> {
     // A bad prefix is an error even if there are no interfaces.
     name(count.saturating_sub(1))?;
     (0..count).map(name).collect()
+}
+
+/// Gives the interfaces' names to taps, and the interfaces others.
+fn put_behind_taps(interfaces: &mut [Interface]) -> Result<()> {
+    for interface in interfaces {
+        let link = machine_tap::link_name(&interface.name);
+        if link.len() > MAX_INTERFACE_NAME {
+            let message = format!(
+                "with --tap the interface prefix is too long: '{link}' has {} bytes, and at most \
+                 {MAX_INTERFACE_NAME} fit",
+                link.len()
+            );
+            return Err(Error::usage(message).hint("give a shorter one with -i"));
+        }
+        interface.tap = Some(std::mem::replace(&mut interface.name, link));
+    }
+    Ok(())
 }
 
 /// Calls `set` for each value with the number of its interface.

@@ -26,6 +26,7 @@ pub(crate) mod auto;
 mod capabilities;
 pub(crate) mod enter;
 pub(crate) mod init;
+pub(crate) mod machine_tap;
 pub(crate) mod resolv;
 mod run_dir;
 mod sysfs;
@@ -59,6 +60,7 @@ use crate::error::{
 };
 use crate::ipc::{Channel, FromNamespace, ToNamespace, malformed};
 use crate::namespace::init::Forked;
+use crate::namespace::machine_tap::Names;
 use crate::namespace::resolv::Resolv;
 use crate::output::complain;
 use crate::panel::{self, Panel};
@@ -79,6 +81,8 @@ const NOTHING: Option<&str> = None;
 pub(crate) struct Interface {
     /// Its name, valid and unique.
     pub name: String,
+    /// The name of the tap of a virtual machine that is plugged into it, if there is one.
+    pub tap: Option<String>,
     /// Its Ethernet address, if not the kernel's choice.
     pub mac: Option<Mac>,
     /// Its MTU in bytes, if not the kernel's choice.
@@ -278,6 +282,11 @@ fn interfaces(plan: &Plan, channel: &NamespaceChannel) -> Result<bool> {
         }
     }
     configure(&netlink, plan)?;
+    for interface in &plan.interfaces {
+        if let Some(tap) = &interface.tap {
+            machine_tap::make(&netlink, &Names::of_tap(tap), interface.mtu)?;
+        }
+    }
     let watch = LinkWatch::open()?;
     let fds: Vec<_> = iter::once(watch.as_fd())
         .chain(made.iter().map(Tap::as_fd))

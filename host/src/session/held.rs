@@ -304,7 +304,7 @@ impl HeldLink {
         Ok(())
     }
 
-    /// Makes a tap on the panel that is the port at `place`. Returns the tap, for a virtual machine.
+    /// Makes a tap on the panel that is the port at `place`. Returns it, for a virtual machine.
     pub(crate) fn make_machine_port(&mut self, panel: &Panel, place: String) -> Result<OwnedFd> {
         let (tap, watch) = panel.add_tap(&place)?;
         self.side = Some(Side::Port(place, LinkWatch::from(watch)));

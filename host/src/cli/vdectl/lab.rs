@@ -5,13 +5,17 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
-use crate::lab::commands::test::Format;
+use crate::lab::commands::verdict::Format;
 
 /// What `vdectl lab` does.
 #[derive(Clone, Debug, Subcommand)]
 pub enum LabTask {
     /// Start the lab of a file, and return when it runs
     Up {
+        /// Print what runs then as JSON, as status does
+        #[arg(long)]
+        json: bool,
+
         /// The lab file
         file: PathBuf,
     },
@@ -64,6 +68,10 @@ pub enum LabTask {
         /// Print the results in this form
         #[arg(long, value_enum, default_value = "tap")]
         format: Format,
+
+        /// Print the results as JSON; the same as --format json
+        #[arg(long, conflicts_with = "format")]
+        json: bool,
     },
 
     /// Print what happens in a lab, a JSON object a line, until it ends

@@ -1,9 +1,9 @@
 //! What a process reports of itself, to `vdectl status`.
 //!
 //! Each `vdens`, `vde_plug` and `vdens-tap` listens on a SEQPACKET socket in the user's runtime
-//! directory ([`server`]); the socket's name is the process id. Whoever connects gets one message: a
-//! file in memory that holds a [`Process`] as JSON. So an answer of any length takes the process one
-//! call, which cannot block.
+//! directory ([`server`]); the socket's name is the process id. Whoever connects gets one message:
+//! a file in memory that holds a [`Process`] as JSON. So an answer of any length takes the process
+//! one call, which cannot block.
 //!
 //! A supervisor asks its workers for the [`Report`]s on their links, and passes them on unread.
 //!

@@ -22,14 +22,15 @@ use crate::plugins::host_services::InstalledPlugins;
 use crate::sys::runtime;
 use crate::sys::signals::Signals;
 
-/// Starts the lab of a file, and returns when it runs.
+/// Starts the lab of a file, and returns its name when it runs.
 ///
 /// # Errors
 /// The file is wrong, or the lab cannot be made. Nothing is left of it.
-pub fn up(path: &Path, plugins: InstalledPlugins, lifetime: Lifetime) -> Result<()> {
+pub fn up(path: &Path, plugins: InstalledPlugins, lifetime: Lifetime) -> Result<String> {
     let request = request(path, &plugins)?;
     runtime::complain();
-    background::start(|starter| supervise(&request, plugins, starter, lifetime).map(|()| 0))
+    background::start(|starter| supervise(&request, plugins, starter, lifetime).map(|()| 0))?;
+    Ok(request.lab.name)
 }
 
 fn supervise(

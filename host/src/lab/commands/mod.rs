@@ -8,3 +8,4 @@ mod find;
 mod join;
 pub mod status;
 pub mod test;
+pub mod verdict;

@@ -11,7 +11,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use clap::ValueEnum;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{
@@ -21,12 +20,12 @@ use nix::sys::socket::{
 use super::change::{self, Lifetime};
 use super::find;
 use super::join::{self, Streams};
+use super::verdict::{Failure, Format, Outcome, Printer, Verdict};
 use crate::error::{Error, Result, system};
 use crate::ipc::lab_socket;
 use crate::lab::model::{Lab, Test};
 use crate::lab::{file, of_node};
 use crate::namespace::enter::Door;
-use crate::output::Text;
 use crate::plugins::host_services::InstalledPlugins;
 use crate::sys::child::Exit;
 use crate::sys::process::wait;
@@ -42,26 +41,6 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(
 
 /// How much of a command's output is shown, in bytes.
 const SHOWN: usize = 4096;
-
-/// What is printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// The Test Anything Protocol, version 14
-    Tap,
-    /// XML as JUnit has it
-    Junit,
-}
-
-/// What became of a test.
-#[derive(Debug)]
-struct Verdict<'a> {
-    test: &'a Test,
-    node: &'a str,
-    /// How long it took, with all attempts.
-    time: Duration,
-    /// Why it failed, and what its last attempt has printed.
-    failure: Option<(String, String)>,
-}
 
 /// Runs the tests of a lab: of a file, whose lab is started and ended if it does not run yet, or of
 /// the lab that runs by that name. Returns the exit status. A lab that was started for the tests
@@ -90,11 +69,7 @@ pub fn test(lab: &str, format: Format, plugins: &InstalledPlugins) -> Result<i32
 
 fn run_all(lab: &Lab, format: Format) -> Result<i32> {
     let running = find::the_lab(Some(&lab.name))?.lab;
-    let mut verdicts = Vec::new();
-    if format == Format::Tap {
-        let plan = format!("1..{}", lab.tests.len());
-        Text::from_iter(["TAP version 14", &plan]).print()?;
-    }
+    let mut printer = Printer::start(format, lab)?;
     for test in &lab.tests {
         let name = &lab.nodes[test.node].name;
         let node = running.nodes.iter().find(|node| node.name == *name);
@@ -103,16 +78,12 @@ fn run_all(lab: &Lab, format: Format) -> Result<i32> {
                 .hint("bring it up to date: vdectl lab apply FILE")
         })?;
         let verdict = run(test, name, node.pid).map_err(|error| of_node(name, error))?;
-        if format == Format::Tap {
-            tap(verdicts.len() + 1, &verdict).print()?;
-        }
-        verdicts.push(verdict);
+        printer.print(verdict)?;
     }
-    if format == Format::Junit {
-        junit(&lab.name, &verdicts).print()?;
-    }
-    let is_passed = verdicts.iter().all(|verdict| verdict.failure.is_none());
-    Ok(if is_passed { 0 } else { EXIT_FAILED })
+    Ok(match printer.end()? {
+        Outcome::Passed => 0,
+        Outcome::Failed => EXIT_FAILED,
+    })
 }
 
 /// Runs a test until it passes or its time is over.
@@ -133,7 +104,7 @@ fn run<'a>(test: &'a Test, node: &'a str, pid: u32) -> Result<Verdict<'a>> {
         };
         let now = Instant::now();
         if now >= deadline {
-            break Some((why, output));
+            break Some(Failure { why, output });
         }
         let mut fds = [PollFd::new(changes.as_fd(), PollFlags::POLLIN)];
         wait(&mut fds, Some(deadline.min(now + pause)))?;
@@ -204,167 +175,4 @@ fn watch(door: &Door) -> Result<OwnedFd> {
 fn drain(socket: &OwnedFd) {
     let mut buffer = [0; 8192];
     while recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT).is_ok() {}
-}
-
-fn tap(number: usize, verdict: &Verdict<'_>) -> Text {
-    let Verdict {
-        test,
-        node,
-        time,
-        failure,
-    } = verdict;
-    // A number sign would start a directive.
-    let name = test.name.replace('\\', "\\\\").replace('#', "\\#");
-    let mut text = Text::default();
-    let Some((why, output)) = failure else {
-        text.line(format_args!(
-            "ok {number} - {name} # {} ms",
-            time.as_millis()
-        ));
-        return text;
-    };
-    text.line(format_args!("not ok {number} - {name}"));
-    text.line("  ---");
-    text.line(format_args!("  message: {}", quoted(why)));
-    text.line(format_args!("  node: {}", quoted(node)));
-    text.line(format_args!("  command: {}", quoted(&test.run)));
-    text.line(format_args!("  duration_ms: {}", time.as_millis()));
-    text.line("  output: |");
-    output
-        .lines()
-        .for_each(|line| text.line(format_args!("    {line}")));
-    text.line("  ...");
-    text
-}
-
-/// A string of YAML.
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
-}
-
-fn junit(lab: &str, verdicts: &[Verdict<'_>]) -> Text {
-    let failures = verdicts
-        .iter()
-        .filter(|verdict| verdict.failure.is_some())
-        .count();
-    let time: Duration = verdicts.iter().map(|verdict| verdict.time).sum();
-    let mut text = Text::default();
-    text.line("<?xml version=\"1.0\" encoding=\"UTF-8\"?>");
-    text.line(format_args!(
-        "<testsuite name=\"{}\" tests=\"{}\" failures=\"{failures}\" time=\"{:.3}\">",
-        xml(lab),
-        verdicts.len(),
-        time.as_secs_f64()
-    ));
-    for Verdict {
-        test,
-        node,
-        time,
-        failure,
-    } in verdicts
-    {
-        let case = format!(
-            "  <testcase classname=\"{}.{}\" name=\"{}\" time=\"{:.3}\"",
-            xml(lab),
-            xml(node),
-            xml(&test.name),
-            time.as_secs_f64()
-        );
-        match failure {
-            None => text.line(format_args!("{case}/>")),
-            Some((why, output)) => {
-                text.line(format_args!("{case}>"));
-                text.line(format_args!("    <failure message=\"{}\">", xml(why)));
-                text.line(xml(&test.run));
-                output.lines().for_each(|line| text.line(xml(line)));
-                text.line("    </failure>");
-                text.line("  </testcase>");
-            }
-        }
-    }
-    text.line("</testsuite>");
-    text
-}
-
-/// Text as XML has it, without the characters that it cannot have.
-fn xml(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            c if c.is_control() || c == '\u{fffe}' || c == '\u{ffff}' => escaped.push('\u{fffd}'),
-            c => escaped.push(c),
-        }
-    }
-    escaped
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn verdicts(test: &Test) -> [Verdict<'_>; 2] {
-        let verdict = |failure| Verdict {
-            test,
-            node: "h1",
-            time: Duration::from_millis(12),
-            failure,
-        };
-        let failure = (
-            "exit status 1, not 0".to_owned(),
-            "one\ntwo <3\u{1b}".to_owned(),
-        );
-        [verdict(None), verdict(Some(failure))]
-    }
-
-    fn a_test() -> Test {
-        Test {
-            name: "h1 #1 & r1".into(),
-            node: 0,
-            run: "ping '1'".into(),
-            expect: 0,
-            within: Duration::ZERO,
-        }
-    }
-
-    #[test]
-    fn verdicts_as_tap() {
-        let test = a_test();
-        let [good, bad] = verdicts(&test);
-        assert_eq!(tap(1, &good).as_ref(), "ok 1 - h1 \\#1 & r1 # 12 ms\n");
-        let expected = "not ok 2 - h1 \\#1 & r1
-  ---
-  message: 'exit status 1, not 0'
-  node: 'h1'
-  command: 'ping ''1'''
-  duration_ms: 12
-  output: |
-    one
-    two <3\\u{1b}
-  ...
-";
-        assert_eq!(tap(2, &bad).as_ref(), expected);
-    }
-
-    #[test]
-    fn verdicts_as_junit() {
-        let test = a_test();
-        let text = junit("lab", &verdicts(&test));
-        let expected = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>
-<testsuite name=\"lab\" tests=\"2\" failures=\"1\" time=\"0.024\">
-  <testcase classname=\"lab.h1\" name=\"h1 #1 &amp; r1\" time=\"0.012\"/>
-  <testcase classname=\"lab.h1\" name=\"h1 #1 &amp; r1\" time=\"0.012\">
-    <failure message=\"exit status 1, not 0\">
-ping '1'
-one
-two &lt;3\u{fffd}
-    </failure>
-  </testcase>
-</testsuite>
-";
-        assert_eq!(text.as_ref(), expected);
-    }
 }
