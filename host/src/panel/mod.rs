@@ -12,6 +12,8 @@
 //! - on a bridge with a tap, through which a worker moves the frames;
 //! - down, which the member sees as NO-CARRIER.
 //!
+//! The port of a virtual machine is a tap, which its monitor holds ([`Panel::add_tap`]).
+//!
 //! A port exists as long as its interface. The command may rename the interface or move it to
 //! another namespace. If the command deletes it, the kernel deletes the port, too.
 //!

@@ -51,17 +51,15 @@ impl Machine {
                 "--fd={fd} is no socket of its own"
             )));
         }
-        // SAFETY: this program has opened no descriptor with this number: the standard streams are
-        // excluded, and whatever was opened before is closed again or is not a socket of this kind,
-        // which is checked next. From here on it has this owner only.
+        // SAFETY: it is borrowed for two calls, which fail if no socket has this number.
         let socket = unsafe { BorrowedFd::borrow_raw(fd) };
         let kind = getsockopt(&socket, sockopt::SockType);
         let peer = getsockopt(&socket, sockopt::PeerCredentials);
         let (Ok(SockType::Stream), Ok(peer)) = (kind, peer) else {
             return Err(started_by_hand(&format!("--fd={fd} is no socket of it")));
         };
-        // SAFETY: the caller inherited this socket for this program's use alone, and nothing else
-        // in it owns the descriptor.
+        // SAFETY: this program has made no socket yet, so this one was handed down to it, and
+        // nothing else in it owns the descriptor.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
             .map_err(system("keep the socket of the virtual machine"))?;
