@@ -81,6 +81,11 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ),
     (
         "docs/machines.md",
+        "$ vdens --addr 10.0.0.1/24 'udp://",
+        "Debian has no VirtualBox; vm.rs has QEMU's tunnel, which is the same",
+    ),
+    (
+        "docs/machines.md",
         "$ qemu-system-x86_64",
         "needs a disk image; vm.rs has a virtual machine",
     ),
@@ -835,6 +840,7 @@ fn the_security_page_names_tests_that_exist() {
             let (sources, name) = match (unit, word.split_once("::")) {
                 (Some("vdens"), None) => (sources("host/src"), &*word),
                 (Some("vdens-plugin-kit"), None) => (sources("plugin-api/kit/src"), &*word),
+                (Some("vdens-vhost-device"), None) => (sources("plugins/vhost-device/src"), &*word),
                 (None, Some((module, name))) => {
                     let file = repository().join(format!("tests/tests/{module}.rs"));
                     (fs::read_to_string(file).unwrap_or_default(), name)
