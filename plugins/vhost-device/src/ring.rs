@@ -197,6 +197,17 @@ impl Ring {
         }
     }
 
+    /// Whether what this side writes of `other`, its used ring, is what the guest writes of this
+    /// ring, its available ring. Then each buffer that is used would make others available, for
+    /// ever.
+    pub(crate) fn is_fed_by(&self, other: &Self) -> bool {
+        let started = |ring: &Self| ring.phase == Phase::Started;
+        let (available, used) = (self.queue.avail_ring(), other.queue.used_ring());
+        let available_end = available.saturating_add(6 + 2 * u64::from(self.queue.size()));
+        let used_end = used.saturating_add(6 + 8 * u64::from(other.queue.size()));
+        started(self) && started(other) && available < used_end && used < available_end
+    }
+
     /// Stops the ring and returns where it would go on.
     pub(crate) fn stop(&mut self) -> u16 {
         let base = self.queue.next_avail();
