@@ -20,6 +20,7 @@ mod packets;
 mod pump;
 mod settings;
 mod stream;
+mod vhost;
 mod vnl;
 
 use std::time::Duration;
@@ -39,7 +40,7 @@ const GROWTH: usize = 32 << 20;
 pub(crate) const LONGEST_INPUT: usize = 128 * 1024;
 
 /// All targets: the name, which is also that of the corpus's directory, and a constructor.
-pub(crate) const TARGETS: [(&str, Make); 17] = [
+pub(crate) const TARGETS: [(&str, Make); 19] = [
     ("auto", || Box::new(nat::Auto)),
     ("cut", || Box::new(offload::Cut::default())),
     ("hello", || Box::new(hello::Messages)),
@@ -60,6 +61,8 @@ pub(crate) const TARGETS: [(&str, Make); 17] = [
     ("vdestream", || {
         Box::new(stream::Stream::<Vdestream>::default())
     }),
+    ("vhost-requests", || Box::new(vhost::Requests)),
+    ("vhost-rings", || Box::new(vhost::Queues::new())),
     ("vnl", || Box::new(vnl::Locator)),
 ];
 

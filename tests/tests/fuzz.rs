@@ -27,7 +27,7 @@ fn a_little_fuzzing() {
     let (output, text) = fuzz(&["-runs=20000", "-seed=2"]);
     assert!(output.status.success(), "{output:?}\n{text}");
     let done = text.matches("Done 20000 runs").count();
-    assert_eq!((done, targets), (16, 16), "{text}");
+    assert_eq!((done, targets), (19, 19), "{text}");
 }
 
 /// The input that fails is six bytes of which each opens a branch: coverage finds one at a time,

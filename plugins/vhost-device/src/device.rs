@@ -256,10 +256,14 @@ impl Device {
 
     /// How many pairs of queues are in use.
     pub(crate) fn pairs(&self) -> usize {
-        let pairs = self.rings.chunks(2);
-        pairs
-            .filter(|pair| pair.iter().all(Ring::is_usable))
-            .count()
+        self.usable().count()
+    }
+
+    /// The pairs that are in use: the number of the first ring of each.
+    fn usable(&self) -> impl Iterator<Item = usize> {
+        let pairs = self.rings.chunks(2).enumerate();
+        let usable = pairs.filter(|(_, pair)| pair.iter().all(Ring::is_usable));
+        usable.map(|(number, _)| 2 * number)
     }
 
     /// Whether a queue is broken.
@@ -307,14 +311,11 @@ impl Device {
             batch.count_dropped(batch.len() as u64);
             return batch.len();
         };
-        let usable = self.pairs();
         let (mut taken, mut lost) = (0, 0);
         for frame in batch.frames() {
-            let pairs = (0..self.rings.len()).step_by(2);
-            let mut pairs = pairs.filter(|ring| self.rings[*ring].is_usable());
-            let chosen = match usable {
-                0 | 1 => pairs.next(),
-                _ => pairs.nth(flow(frame.bytes()) as usize % usable),
+            let chosen = match self.pairs() {
+                0 | 1 => self.usable().next(),
+                pairs => self.usable().nth(flow(frame.bytes()) as usize % pairs),
             };
             let Some(number) = chosen else {
                 lost += 1;

@@ -60,8 +60,16 @@ fn map(region: &Region, file: OwnedFd) -> Result<(u64, GuestRegionMmap), String>
     if length == 0 {
         return Err(cannot("it has no length"));
     }
-    // It fails for a file that is too short: what is mapped behind its end cannot be accessed.
-    let file = FileOffset::new(File::from(file), region.offset);
+    // What is mapped behind the end of a file cannot be accessed: the kernel sends SIGBUS.
+    let file = File::from(file);
+    let there = file
+        .metadata()
+        .map_err(|error| cannot(&error.to_string()))?;
+    let end = region.offset.checked_add(region.length);
+    if end.is_none_or(|end| end > there.len()) {
+        return Err(cannot("its file is too short"));
+    }
+    let file = FileOffset::new(file, region.offset);
     let mapping = MmapRegion::from_file(file, length).map_err(|e| cannot(&e.to_string()))?;
     let mapped = GuestRegionMmap::new(mapping, GuestAddress(region.guest));
     let mapped = mapped.ok_or_else(|| cannot("its address is too high"))?;
