@@ -347,11 +347,15 @@ fn debians_qemu_on_every_scheme() {
     ];
     let schemes = pairs.iter().map(|(vnl, _)| format!("vde,sock={vnl}"));
     let netdevs: Vec<_> = schemes.chain(["vde,sock=nat://".to_owned()]).collect();
-    let guest = with_ours(&lab, start(&lab, &netdevs)).args(["-no-reboot"]).session();
+    let guest = with_ours(&lab, start(&lab, &netdevs))
+        .args(["-no-reboot"])
+        .session();
     await_boot(&guest);
     for (card, (_, vnl)) in pairs.iter().enumerate() {
         let address = format!("10.7.{card}.1");
-        let namespace = lab.vdens(["--addr", &format!("{address}/24"), vnl, "sh"]).session();
+        let namespace = lab
+            .vdens(["--addr", &format!("{address}/24"), vnl, "sh"])
+            .session();
         guest.address(&format!("eth{card}"), &format!("10.7.{card}.2/24"));
         guest.ping(&address);
         namespace.ping(&format!("10.7.{card}.2"));
