@@ -1,6 +1,6 @@
 #!/bin/bash
 # Makes a virtual machine for the tests out of Debian's packages (no image is downloaded):
-# DIR/vmlinuz and DIR/initrd.gz.
+# DIR/vmlinuz and DIR/initrd.gz, and for the benchmark DIR/initrd-iperf3.gz, which has iperf3 too.
 # usage: guest.sh DIR     (needs apt-get with up-to-date lists, dpkg, cpio, gzip)
 # The guest has one virtio network card, eth0, and a root shell on the serial line that does not
 # echo. It prints "guest ready".
@@ -29,6 +29,17 @@ exec sh
 INIT
 chmod +x "$root/init"
 cp "$work"/x/boot/vmlinuz-* "$1/vmlinuz"
-(cd "$root" && find . | cpio -o -H newc --quiet | gzip -1 > "$work/initrd.gz")
-mv "$work/initrd.gz" "$1/initrd.gz"
+pack() { (cd "$1" && find . | cpio -o -H newc --quiet | gzip -1); }
+pack "$root" > "$work/initrd.gz"
+
+# A second archive behind the first. It is apart because it makes the guest boot slower.
+mkdir "$work/deb2" "$work/y"; more=$work/more; mkdir -p "$more"/{bin,tmp,lib}; ln -s lib "$more/lib64"
+(cd "$work/deb2" && apt-get download -qq -o APT::Sandbox::User=root iperf3 libiperf0 libsctp1 libssl3 libc6)
+for package in "$work"/deb2/*.deb; do dpkg -x "$package" "$work/y"; done
+cp "$work/y/usr/bin/iperf3" "$more/bin/"
+for library in ld-linux-x86-64.so.2 libc.so.6 libm.so.6 libcrypto.so.3 libsctp.so.1 libiperf.so.0; do
+    cp -L "$(find "$work/y" -name "$library" -path '*x86_64-linux-gnu*' | head -n 1)" "$more/lib/"
+done
+{ cat "$work/initrd.gz"; pack "$more"; } > "$work/initrd-iperf3.gz"
+mv "$work/initrd.gz" "$work/initrd-iperf3.gz" "$1/"
 chmod -R a+rX "$1"

@@ -11,7 +11,9 @@ use std::time::Instant;
 use crate::lab::Lab;
 use crate::process::check_interrupted;
 use crate::results::{Failure, Group, Results};
-use crate::{Result, costs, crowd, idle, labs, links, netem, stuck, switches, tell, uplink};
+use crate::{
+    Result, costs, crowd, idle, labs, links, machines, netem, stuck, switches, tell, uplink,
+};
 
 /// Keys of measures and their values.
 pub(crate) type Values = Vec<(String, f64)>;
@@ -93,6 +95,11 @@ pub(crate) fn groups(lab: &Lab, plan: &Plan) -> Vec<(Group, Vec<String>, Visit)>
         ),
         (idle::group(lab), idle::probes(), Visit::Rows(idle::visit)),
         (labs::group(lab), labs::probes(), Visit::Rows(labs::visit)),
+        (
+            machines::group(lab),
+            machines::probes(),
+            Visit::Rows(machines::visit),
+        ),
         (
             netem::group(lab),
             netem::probes(),

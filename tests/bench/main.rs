@@ -3,10 +3,10 @@
 //! Theory of operation. `lab` is the machine: who runs programs, and namespaces; `process` ends
 //! what was started. `network` wires contenders, `traffic` measures between two nodes by means of
 //! `tools`, which are this same program inside the namespaces. `internet` wires the contenders of
-//! `uplink`. That, `links`, `switches`, `stuck`, `costs`, `crowd`, `idle`, `labs` and `netem` are
-//! the groups of measurements, which `bench` runs in rounds. `results` keeps what comes out, and
-//! `report` prints it. `figures` is the results file, from which `pages` and `chart` draw the
-//! pages. `compare` shows two builds beside each other. docs/performance.md is the manual.
+//! `uplink`. That, `links`, `switches`, `stuck`, `costs`, `crowd`, `idle`, `labs`, `machines` and
+//! `netem` are the groups of measurements, which `bench` runs in rounds. `results` keeps what comes
+//! out, and `report` prints it. `figures` is the results file, from which `pages` and `chart` draw
+//! the pages. `compare` shows two builds beside each other. docs/performance.md is the manual.
 
 mod bench;
 mod chart;
@@ -19,6 +19,7 @@ mod internet;
 mod lab;
 mod labs;
 mod links;
+mod machines;
 mod netem;
 mod network;
 mod pages;
@@ -51,7 +52,7 @@ pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 #[derive(Debug, Parser)]
 #[command(name = "vdens-bench", version, args_conflicts_with_subcommands = true)]
 struct Options {
-    /// How often everything is measured: a round takes 18 minutes [default: 5]
+    /// How often everything is measured: a round takes 21 minutes [default: 5]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
 

@@ -6,7 +6,7 @@
 use std::fmt::Write;
 
 use crate::results::{Better, Group, Measure, Results, Row, Summary};
-use crate::{costs, crowd, figures, idle, labs, links, netem, stuck, switches, uplink};
+use crate::{costs, crowd, figures, idle, labs, links, machines, netem, stuck, switches, uplink};
 
 /// Three digits, whatever the size.
 pub(crate) fn figure(value: f64) -> String {
@@ -417,6 +417,9 @@ fn bars(results: &Results) -> Vec<Bar> {
             bar,
             note: String::new(),
         });
+    }
+    for (row, other, measure, better, bar) in machines::bars() {
+        bars.push(ratio(machines::ID, measure, row, other, better, bar));
     }
     for (measure, title, unit, bar) in netem::MEASURES {
         let row = match *measure {

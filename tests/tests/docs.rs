@@ -851,6 +851,7 @@ fn the_security_page_names_tests_that_exist() {
             let (sources, name) = match (unit, word.split_once("::")) {
                 (Some("vdens"), None) => (sources("host/src"), &*word),
                 (Some("vdens-plugin-kit"), None) => (sources("plugin-api/kit/src"), &*word),
+                (Some("vdens-vhost-device"), None) => (sources("plugins/vhost-device/src"), &*word),
                 (None, Some((module, name))) => {
                     let file = repository().join(format!("tests/tests/{module}.rs"));
                     (fs::read_to_string(file).unwrap_or_default(), name)

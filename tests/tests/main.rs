@@ -23,6 +23,7 @@ mod installation;
 mod integrity;
 mod interop;
 mod lab_files;
+mod lab_machines;
 mod labs;
 mod labs_outside;
 mod leftovers;

@@ -2,7 +2,9 @@
 //!
 //! QEMU 7.2 crashes without KVM when a vhost-user card uses MSI-X, so the guests' have no vectors.
 
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -152,6 +154,49 @@ fn a_guest_with_two_queues_on_a_switch() {
     let machine = guest(&lab, "server=on,wait=off", 2);
     machine.ping("10.0.0.1");
     ours.ping("10.0.0.2");
+}
+
+#[test]
+fn a_front_end_that_makes_no_sense_is_disconnected() {
+    let lab = Lab::new();
+    let ours = lab
+        .vdens([&lab.vnl("vhost-user", "vm.sock"), "sh"])
+        .session();
+    lab.wait_for("vm.sock");
+    let connect = || {
+        let socket = UnixStream::connect(lab.path("vm.sock")).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_write_timeout(Some(PATIENCE)).unwrap();
+        socket
+    };
+    let logs = |words: &str| {
+        wait_until(words, PATIENCE, || ours.proc().stderr().contains(words));
+    };
+    let request =
+        |code: u32, flags: u32, length: u32| [code, flags, length].map(u32::to_ne_bytes).concat();
+    for (bytes, words) in [
+        (request(1, 0, 0), "a message has the flags 0x0"),
+        (request(99, 1, 0), "request 99 is not known"),
+        (request(5, 1, u32::MAX), "request 5 has 4294967295 bytes"),
+        (request(2, 1, 0), "a message is too short"),
+    ] {
+        let mut socket = connect();
+        socket.write_all(&bytes).unwrap();
+        assert_eq!(socket.read(&mut [0; 64]).unwrap(), 0, "{words}");
+        logs(words);
+    }
+    // Half a request stops nothing, and a second front end is refused meanwhile.
+    let mut first = connect();
+    first.write_all(&request(1, 1, 0)[..5]).unwrap();
+    assert_eq!(connect().read(&mut [0; 64]).unwrap(), 0);
+    logs("a second machine is refused");
+    first.write_all(&request(1, 1, 0)[5..]).unwrap();
+    assert_eq!(first.read(&mut [0; 64]).unwrap(), 20);
+    // This one never reads again.
+    while first.write_all(&request(1, 1, 0)).is_ok() {}
+    logs("it does not read the answers");
+    ours.ok("ip link show vde0");
+    assert_eq!(ours.exit(0).code(), Some(0));
 }
 
 #[test]

@@ -18,8 +18,8 @@ pub(crate) fn guest_on<'lab>(lab: &'lab Lab, netdevs: &[String]) -> Session<'lab
     guest
 }
 
-/// A guest with a card for each of QEMU's network backends, which have no ids: `eth0`, `eth1` and so
-/// on. Its serial line is the process's.
+/// A guest with a card for each of QEMU's network backends, which have no ids: `eth0`, `eth1` and
+/// so on. Its serial line is the process's.
 pub(crate) fn start<'lab>(lab: &'lab Lab, netdevs: &[String]) -> Cmd<'lab> {
     lab.command(QEMU, qemu(netdevs))
 }

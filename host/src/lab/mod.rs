@@ -9,11 +9,13 @@
 //! | `spawn`, `node` | starting nodes, and the process that is process 1 in each |
 //! | `wiring` | the links that the kernel carries |
 //! | `outside` | the links that have a worker |
+//! | `machine` | virtual machines in nodes |
 //! | `commands` | `vdectl lab`, which reaches the supervisor through `ipc::lab_socket` |
 
 pub mod commands;
 mod difference;
 pub mod file;
+pub(crate) mod machine;
 pub(crate) mod model;
 mod node;
 mod outside;

@@ -93,6 +93,31 @@ pub(crate) struct Node {
     pub root: bool,
     /// Whether the node has the user's subordinate ids (`vdens --map-auto`).
     pub map_auto: bool,
+    /// The virtual machine whose cards are the node's interfaces, if it has one.
+    pub machine: Option<Machine>,
+}
+
+/// A virtual machine, as QEMU takes it. Relative paths start at the lab file's directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Machine {
+    /// The program.
+    pub program: String,
+    /// The disk's image.
+    pub image: Option<String>,
+    /// Whether the image keeps what the guest writes.
+    pub keep: bool,
+    /// The guest's memory, with a unit: `512M`.
+    pub memory: String,
+    /// The number of its processors.
+    pub cpus: u32,
+    /// The kernel that is booted, if not from the disk.
+    pub kernel: Option<String>,
+    /// Its initial file system.
+    pub initrd: Option<String>,
+    /// Its command line.
+    pub append: Option<String>,
+    /// Further arguments of the program.
+    pub args: Vec<String>,
 }
 
 /// An interface of a node.

@@ -6,6 +6,7 @@ use std::fmt;
 
 use ipnet::IpNet;
 
+use super::machine;
 use super::model::{Attachment, End, Lab, Node, Switch};
 use crate::sys::netlink::Mac;
 use crate::worker::NEARBY;
@@ -225,6 +226,7 @@ impl From<&Lab> for Shape {
             let uplinks = switch.uplink.iter().map(|vnl| uplink(switch, vnl));
             shape.cables.extend(uplinks);
         }
+        shape.add_machines();
         shape
     }
 }
@@ -238,6 +240,29 @@ fn uplink(switch: &Switch, vnl: &str) -> Cable {
 }
 
 impl Shape {
+    /// Makes the nodes' machines services.
+    fn add_machines(&mut self) {
+        for (name, NodeShape { node, .. }) in &mut self.nodes {
+            let Some(machine) = &node.machine else {
+                continue;
+            };
+            let plugs = self.cables.iter().flat_map(Cable::plugs);
+            let mut plugs: Vec<Plug> = plugs
+                .filter(|plug| plug.interface.node == *name)
+                .cloned()
+                .collect();
+            plugs.sort();
+            node.exec.insert(0, machine::check(machine));
+            node.services.push(machine::command(machine, &plugs));
+        }
+    }
+
+    /// Whether a node has a machine.
+    pub(crate) fn has_machine(&self, node: &str) -> bool {
+        let node = self.nodes.get(node);
+        node.is_some_and(|node| node.node.machine.is_some())
+    }
+
     /// Notes the addresses of an interface, and describes it.
     fn plug(&mut self, lab: &Lab, attachment: &Attachment) -> Plug {
         let interface = Interface {

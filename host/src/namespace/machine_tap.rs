@@ -2,9 +2,9 @@
 //!
 //! Some monitors (Firecracker, cloud-hypervisor) open a tap by its name. The tap gets the
 //! interface's name, and the link's interface another one ([`link_name`]). The two are on a bridge
-//! that is a cable: it learns no addresses, and what goes in at one end comes out at the other. None
-//! of the three has an address, because the guest has them. The tap stays until the session ends,
-//! so the monitor may be started again.
+//! that is a cable: it learns no addresses, and what goes in at one end comes out at the other.
+//! None of the three has an address, because the guest has them. The tap stays until the session
+//! ends, so the monitor may be started again. A lab's machines have the same, with other names.
 
 use std::fs;
 use std::io;
@@ -28,11 +28,46 @@ pub(crate) fn link_name(name: &str) -> String {
     format!("{name}.link")
 }
 
-/// Makes the tap `name`, and plugs it into the link's interface, which is there.
+/// The names of the three interfaces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Names {
+    /// The link's.
+    pub(crate) link: String,
+    /// The machine's.
+    pub(crate) tap: String,
+    /// The bridge's between them.
+    pub(crate) bridge: String,
+}
+
+impl Names {
+    /// Those of a session's tap.
+    pub(super) fn of_tap(tap: &str) -> Self {
+        Self {
+            link: link_name(tap),
+            tap: tap.to_owned(),
+            bridge: format!("{tap}.br"),
+        }
+    }
+}
+
+/// Plugs the link's interface, which is there, into the tap, over a connection to the configuration
+/// of this process's network namespace. Makes the tap if there is none.
 ///
 /// # Errors
 /// The kernel has no taps or no bridges.
-pub(super) fn make(netlink: &Netlink, name: &str, mtu: Option<u32>) -> Result<()> {
+pub(crate) fn make(netlink: &Netlink, names: &Names, mtu: Option<u32>) -> Result<()> {
+    let Names { link, tap, bridge } = names;
+    if netlink.index(tap).is_err() {
+        make_tap(netlink, tap, bridge)?;
+    }
+    if let Some(mtu) = mtu {
+        netlink.set_mtu(tap, mtu)?;
+    }
+    plug(netlink, link, bridge)
+}
+
+/// Makes a persistent tap on a bridge.
+fn make_tap(netlink: &Netlink, name: &str, bridge: &str) -> Result<()> {
     let tap = Tap::open(name)?;
     let fd = tap.as_fd().as_raw_fd();
     let owner = getuid().as_raw();
@@ -42,20 +77,17 @@ pub(super) fn make(netlink: &Netlink, name: &str, mtu: Option<u32>) -> Result<()
             .and_then(|_| ioctl::set_persistent(fd, 1))
             .map_err(system(format_args!("keep the tap {name}")))?;
     }
-    let bridge = format!("{name}.br");
-    netlink.add_bridge(&bridge, 0)?;
-    if let Some(mtu) = mtu {
-        netlink.set_mtu(name, mtu)?;
-    }
-    let link = link_name(name);
-    for interface in [&bridge, &link, name] {
-        keep_silent(interface)?;
-    }
-    for interface in [&link, name] {
-        netlink.set_bridge(interface, Some(&bridge))?;
-        netlink.set_up(interface)?;
-    }
-    netlink.set_up(&bridge)
+    netlink.add_bridge(bridge, 0)?;
+    keep_silent(bridge)?;
+    plug(netlink, name, bridge)?;
+    netlink.set_up(bridge)
+}
+
+/// Makes an interface a port of the bridge.
+fn plug(netlink: &Netlink, interface: &str, bridge: &str) -> Result<()> {
+    keep_silent(interface)?;
+    netlink.set_bridge(interface, Some(bridge))?;
+    netlink.set_up(interface)
 }
 
 /// Keeps the kernel from using an interface for IPv6: its link-local address and its questions

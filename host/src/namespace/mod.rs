@@ -60,6 +60,7 @@ use crate::error::{
 };
 use crate::ipc::{Channel, FromNamespace, ToNamespace, malformed};
 use crate::namespace::init::Forked;
+use crate::namespace::machine_tap::Names;
 use crate::namespace::resolv::Resolv;
 use crate::output::complain;
 use crate::panel::{self, Panel};
@@ -283,7 +284,7 @@ fn interfaces(plan: &Plan, channel: &NamespaceChannel) -> Result<bool> {
     configure(&netlink, plan)?;
     for interface in &plan.interfaces {
         if let Some(tap) = &interface.tap {
-            machine_tap::make(&netlink, tap, interface.mtu)?;
+            machine_tap::make(&netlink, &Names::of_tap(tap), interface.mtu)?;
         }
     }
     let watch = LinkWatch::open()?;

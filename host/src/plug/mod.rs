@@ -1,10 +1,10 @@
 //! `vde_plug`: a cable between two ends.
 //!
 //! The near end is a VNL. The far end is a second VNL, a command, this process's own standard input
-//! and output, or a program that uses our libvdeplug.so.2 (`program`). The plug opens both, moves frames between them, and ends when a stream ends or
-//! a signal comes. A VNL that breaks is opened again
-//! ([`reconnecting`](crate::worker::reconnecting)). With the plug go its sockets, its command and
-//! its pid file.
+//! and output, or a program that uses our libvdeplug.so.2 (`program`). The plug opens both, moves
+//! frames between them, and ends when a stream ends or a signal comes. A VNL that breaks is opened
+//! again ([`reconnecting`](crate::worker::reconnecting)). With the plug go its sockets, its command
+//! and its pid file.
 //!
 //! In the background (`-d`) a child opens the ends and reports over a channel, so that the parent's
 //! exit status is true.

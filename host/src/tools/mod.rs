@@ -1,6 +1,7 @@
 //! What a user is shown: the running processes, and whether this machine has what vdens needs.
 
 pub mod capture;
+pub(crate) mod console;
 pub mod doctor;
 pub mod forward;
 pub mod graph;

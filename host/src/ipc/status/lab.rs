@@ -56,6 +56,9 @@ pub(crate) struct NodeStatus {
     pub interfaces: Vec<InterfaceStatus>,
     /// Its services.
     pub services: Vec<ServiceStatus>,
+    /// Whether it has a virtual machine.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub has_machine: bool,
 }
 
 /// A service of a node.

@@ -20,9 +20,11 @@ use super::join::{self, Streams};
 use crate::error::{EXIT_FAILURE, Error, Result, system};
 use crate::lab::of_node;
 use crate::lab::spawn::Inheritance;
+use crate::namespace::enter::Door;
 use crate::output::{Line, report, written};
 use crate::sys::child::{Child, Exit};
 use crate::sys::process::wait;
+use crate::tools::console;
 
 /// Runs a command in the nodes that a pattern means. Returns the highest exit status.
 ///
@@ -43,12 +45,30 @@ pub fn exec(pattern: &str, command: &[OsString], json: bool) -> Result<i32> {
     }
 }
 
-/// Starts the user's shell in a node. Returns its exit status.
+/// Opens the console of a node's virtual machine, or starts the user's shell in a node that has
+/// none. Returns the exit status.
 ///
 /// # Errors
 /// As for [`exec`].
 pub fn enter(node: &str) -> Result<i32> {
-    exec(node, &[], false)
+    match machine(node)? {
+        Some(door) => console::attend(&door).map(|()| 0),
+        None => exec(node, &[], false),
+    }
+}
+
+/// The namespaces of a node that has a machine. `None` if it has none.
+///
+/// # Errors
+/// There is no such node.
+pub(crate) fn machine(node: &str) -> Result<Option<Door>> {
+    match &find::nodes(node)?[..] {
+        [FoundNode { node, .. }] if node.has_machine => {
+            let door = join::door(node.pid);
+            door.map(Some).map_err(|error| of_node(&node.name, error))
+        }
+        _ => Ok(None),
+    }
 }
 
 /// Which of a process's streams a line came from.

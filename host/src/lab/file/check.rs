@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use vdens_impairment::{Keys, Settings};
-use vdens_plugin_kit::tap::check_interface_name;
+use vdens_plugin_kit::tap::{MAX_INTERFACE_NAME, check_interface_name};
 use vdens_plugin_kit::vnl::Vnl;
 
 use crate::error::{Error, Result};
@@ -113,6 +113,35 @@ pub(super) fn interface(name: &str) -> Result<()> {
             true => error.hint("take a shorter one, such as eth0"),
             false => error,
         }),
+    }
+}
+
+/// Checks that a tap can be named after a machine's interface.
+///
+/// # Errors
+/// The name is too long.
+pub(super) fn interface_of_machine(name: &str, suffix: &str) -> Result<()> {
+    let longest = MAX_INTERFACE_NAME - suffix.len();
+    if name.len() <= longest {
+        return Ok(());
+    }
+    let message = format!("'{name}' is too long for the interface of a virtual machine");
+    Err(Error::usage(message).hint(format!("at most {longest} bytes fit, such as eth0")))
+}
+
+/// Checks an amount of memory.
+///
+/// # Errors
+/// It is no number with a unit.
+pub(super) fn memory(text: &str) -> Result<()> {
+    let number = text.strip_suffix(['M', 'G']).unwrap_or_default();
+    let is_number = number.bytes().all(|byte| byte.is_ascii_digit());
+    match is_number && number.trim_start_matches('0').len().clamp(1, 7) == number.len() {
+        true if !number.is_empty() => Ok(()),
+        _ => {
+            let message = format!("'{}' is no amount of memory", text.escape_debug());
+            Err(Error::usage(message).hint("write a number of M or G, such as 512M"))
+        }
     }
 }
 

@@ -35,6 +35,11 @@ pub(super) struct WrittenNode<'a> {
 }
 
 impl WrittenNode<'_> {
+    /// Its first address, if it has one.
+    pub(super) fn address(&self) -> Option<&Part<'_>> {
+        self.addresses.first()
+    }
+
     /// Whether it is for all nodes that match.
     pub(super) fn is_glob(&self) -> bool {
         self.node.text.contains('*')

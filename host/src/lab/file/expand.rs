@@ -26,10 +26,11 @@ use super::check;
 use super::ends::{self, Wiring, Written, WrittenNode};
 use super::place::{Fault, Part, Placed};
 use super::template::fill;
-use super::types::{File, LinkEntry, NodeEntry, SwitchEntry, TestEntry};
+use super::types::{File, LinkEntry, MachineEntry, NodeEntry, SwitchEntry, TestEntry};
 use crate::cli::plan::check_hostname;
 use crate::error::{Error, Result as Checked};
-use crate::lab::model::{End, Lab, Link, Node, Switch, Test};
+use crate::lab::machine::{self, TAP};
+use crate::lab::model::{End, Lab, Link, Machine, Node, Switch, Test};
 use crate::plugins::search::similar;
 
 /// The most nodes of a lab.
@@ -226,6 +227,7 @@ impl<'a> Expansion<'a> {
             name,
             root: entry.root,
             map_auto: entry.map_auto,
+            machine: entry.qemu.as_ref().map(|_| Machine::default()),
             ..Node::default()
         });
         Ok(())
@@ -401,6 +403,15 @@ impl<'a> Expansion<'a> {
     ) -> Result<()> {
         let name = wiring.plug(end, node, &self.lab.nodes[node].name, n)?;
         self.budget.spend(&end.interface, name.len())?;
+        if self.lab.nodes[node].machine.is_some() {
+            at(&end.interface, check::interface_of_machine(&name, TAP))?;
+            if let Some(address) = end.address() {
+                let name = &self.lab.nodes[node].name;
+                let message = format!("{name} is a virtual machine, which has its own addresses");
+                let hint = "remove the address, and configure the guest";
+                return Err(address.fault(Error::usage(message).hint(hint)));
+            }
+        }
         if !self.interfaces[node].insert(name.clone()) {
             let message = format!("{}:{name} is used twice", self.lab.nodes[node].name);
             let hint = "each link and each port needs an interface of its own";
@@ -502,6 +513,9 @@ impl<'a> Expansion<'a> {
             }
             self.lab.nodes[index].exec = self.commands(&entry.exec, n)?;
             self.lab.nodes[index].services = self.commands(&entry.services, n)?;
+            if let Some(qemu) = &entry.qemu {
+                self.lab.nodes[index].machine = Some(self.machine(qemu, n)?);
+            }
             let mut after = BTreeSet::new();
             for first in &entry.after {
                 let part = first.part();
@@ -516,6 +530,36 @@ impl<'a> Expansion<'a> {
             self.lab.nodes[index].after = after.into_iter().collect();
         }
         Ok(())
+    }
+
+    /// The machine of a node.
+    fn machine(&mut self, entry: &MachineEntry, n: Option<i64>) -> Result<Machine> {
+        if let Some(cpus) = &entry.cpus
+            && !(1..=255).contains(&cpus.value)
+        {
+            let error = Error::usage(format!("{} processors are not possible", cpus.value));
+            return Err(cpus.fault(error.hint("write a number from 1 to 255")));
+        }
+        if let Some(memory) = &entry.memory {
+            at(&memory.part(), check::memory(&memory.value))?;
+        }
+        let mut word = |word: &Option<Placed<String>>| {
+            let word = word.as_ref();
+            word.map(|word| self.command(&word.part(), n)).transpose()
+        };
+        let program = word(&entry.program)?;
+        let memory = word(&entry.memory)?;
+        Ok(Machine {
+            program: program.unwrap_or_else(|| machine::PROGRAM.to_owned()),
+            image: word(&entry.image)?,
+            keep: entry.keep,
+            memory: memory.unwrap_or_else(|| machine::MEMORY.to_owned()),
+            cpus: entry.cpus.as_ref().map_or(1, |cpus| cpus.value),
+            kernel: word(&entry.kernel)?,
+            initrd: word(&entry.initrd)?,
+            append: word(&entry.append)?,
+            args: self.commands(&entry.args, n)?,
+        })
     }
 
     fn commands(&mut self, commands: &[Placed<String>], n: Option<i64>) -> Result<Vec<String>> {

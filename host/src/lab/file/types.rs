@@ -69,6 +69,42 @@ pub(super) struct NodeEntry {
     /// Whether the node has your subordinate user ids, as with `vdens --map-auto`.
     #[serde(default)]
     pub map_auto: bool,
+    /// A virtual machine whose network cards are the node's interfaces.
+    pub qemu: Option<MachineEntry>,
+}
+
+/// A virtual machine. Relative paths start at the lab file's directory.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(
+    deny_unknown_fields,
+    expecting = "a table such as { image = \"disk.qcow2\" }"
+)]
+#[schemars(rename = "machine")]
+pub(super) struct MachineEntry {
+    /// The image of its disk.
+    pub image: Option<Placed<String>>,
+    /// Whether the image keeps what the guest writes. By default that is lost when the machine
+    /// ends, so that several machines can use one image.
+    #[serde(default)]
+    pub keep: bool,
+    /// The guest's memory, with a unit: `512M`, `2G`.
+    #[schemars(extend("default" = "512M"))]
+    pub memory: Option<Placed<String>>,
+    /// The number of its processors.
+    #[schemars(range(min = 1, max = 255), extend("default" = 1))]
+    pub cpus: Option<Placed<u32>>,
+    /// A kernel to boot, in place of the disk's.
+    pub kernel: Option<Placed<String>>,
+    /// The kernel's initial file system.
+    pub initrd: Option<Placed<String>>,
+    /// The kernel's command line.
+    pub append: Option<Placed<String>>,
+    /// Further arguments for QEMU.
+    #[serde(default)]
+    pub args: Vec<Placed<String>>,
+    /// The program, with another path or for another processor.
+    #[schemars(extend("default" = "qemu-system-x86_64"))]
+    pub program: Option<Placed<String>>,
 }
 
 /// A link, or several that are alike.
@@ -409,7 +445,7 @@ mod tests {
             (
                 "[nodes.a]\nqqqq = 1",
                 "x:2:1: unknown key 'qqqq'; valid keys: count, hostname, sysctl, exec, services, \
-                 after, root, map_auto",
+                 after, root, map_auto, qemu",
             ),
             (
                 "[[links]]\nends = ['a:b', { node = 'a', iface = 'b' }]",

@@ -263,6 +263,7 @@ impl Nodes {
                 working: node.working.as_ref().map(told),
                 interfaces: interfaces(&node.network),
                 services: node.services.clone(),
+                has_machine: shape.is_some_and(|shape| shape.node.machine.is_some()),
             }
         };
         self.0.iter().map(status).collect()

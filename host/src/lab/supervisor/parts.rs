@@ -20,7 +20,9 @@ use super::nodes::Nodes;
 use crate::error::{Error, Result};
 use crate::ipc::status::lab::Happening;
 use crate::lab::difference::Difference;
+use crate::lab::machine;
 use crate::lab::model::{Lab, Node};
+use crate::lab::of_node;
 use crate::lab::outside::{NodeTap, Outside, Surroundings};
 use crate::lab::shape::{Cable, Interface, Plug, Shape};
 use crate::lab::spawn::Inheritance;
@@ -182,6 +184,30 @@ impl<'a> Parts<'a> {
         self.wiring
             .address(fresh, &change.take, &change.give, nodes)?;
         self.wiring.restore_routes(nodes);
+        for cable in &change.connect {
+            match cable {
+                // Their interfaces are made later.
+                Cable::Outside { .. } | Cable::Uplink { .. } => {}
+                Cable::Direct(_) | Cable::Port { .. } | Cable::Impaired { .. } => {
+                    self.plug_machines_in(cable)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Plugs the interfaces of machines' nodes into the machines' taps.
+    fn plug_machines_in(&self, cable: &Cable) -> Result<()> {
+        for plug in cable.plugs() {
+            let node = &plug.interface.node;
+            if self.shape.has_machine(node) {
+                let plugged = self
+                    .nodes
+                    .network(node)
+                    .and_then(|network| machine::plug_in(plug, &self.panel, network));
+                plugged.map_err(|error| of_node(node, error))?;
+            }
+        }
         Ok(())
     }
 
@@ -234,6 +260,7 @@ impl<'a> Parts<'a> {
                     let nodes = |name: &str| self.nodes.network(name);
                     self.wiring.address(iter::empty(), &[], &given, nodes)?;
                     self.wiring.restore_routes(nodes);
+                    self.plug_machines_in(&cable)?;
                 }
                 Cable::Uplink { switch, .. } => {
                     let fabric = self
