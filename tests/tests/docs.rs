@@ -225,7 +225,7 @@ const NEEDS: &[(&str, &[&str])] = &[
         "docs/schemes/libvdeplug.md",
         &["libvdeplug_slirp", "libvdeplug_agno"],
     ),
-    ("docs/libvdeplug.md", &["vdens"]),
+    ("docs/libvdeplug.md", &["vde_plug"]),
     ("docs/schemes/hub.md", &["tcpdump"]),
     (
         "docs/labs.md",
