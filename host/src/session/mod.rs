@@ -31,19 +31,15 @@ mod machine;
 mod run;
 pub(crate) mod served;
 
-use std::process;
 use std::time::Duration;
 
-use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use nix::unistd::setsid;
 use vdens_plugin_kit::PanelAddress;
 
-use crate::error::{EXIT_FAILURE, Error, system};
-use crate::ipc::{Channel, Nothing, Startup};
+use crate::error::{EXIT_FAILURE, Error};
+use crate::ipc::background::{self, Starter};
 use crate::namespace::Plan;
 use crate::panel::{Panel, new_place};
-use crate::sys::child::Child;
 use crate::sys::process::detach;
 use crate::sys::runtime;
 use crate::sys::signals::Signals;
@@ -78,50 +74,25 @@ impl From<Error> for Failure {
 pub fn run(plan: &Plan, jobs: Vec<Job>) -> Result<i32, Failure> {
     runtime::complain();
     if !plan.is_detached {
-        return supervise(plan, jobs, &mut None);
+        return supervise(plan, jobs, None);
     }
-    let (channel, theirs) = Channel::<Nothing, Startup>::pair()?;
-    if Child::fork()?.is_some() {
-        drop(theirs);
-        return match channel.receive()?.well_formed()? {
-            Some((Startup::Open, _)) => Ok(0),
-            Some((Startup::Failed(error), _)) => Err(error.into()),
-            None => Err(Error::closed("the background process died while starting").into()),
-        };
-    }
-    drop(channel);
-    let mut starter = Some(theirs);
-    let outcome = start_background().and_then(|()| supervise(plan, jobs, &mut starter));
-    let status = match (outcome, starter) {
-        (Ok(status), _) => status,
-        (Err(Failure::Error(status, error)), Some(starter)) => {
-            // If the process that the user started has exited, nobody is left to tell.
-            let _ = starter.send(&Startup::Failed(error), &[]);
-            status
+    background::start(|starter| {
+        // What the command inherits is not the terminal.
+        detach()?;
+        match supervise(plan, jobs, Some(starter)) {
+            Ok(status) => Ok(status),
+            Err(Failure::Error(_, error)) => Err(error),
+            Err(Failure::Signal(signal)) => Ok(128 + signal as i32),
         }
-        (Err(Failure::Error(status, error)), None) => {
-            log::error!("{error}");
-            status
-        }
-        (Err(Failure::Signal(signal)), _) => 128 + signal as i32,
-    };
-    process::exit(status)
-}
-
-/// Makes this child a process in the background, which ends with the process that the user started
-/// until the session runs.
-fn start_background() -> Result<(), Failure> {
-    setsid().map_err(system("start a session"))?;
-    set_pdeathsig(Signal::SIGTERM).map_err(system("ask for a signal at the parent's death"))?;
-    detach()?;
-    Ok(())
+    })?;
+    Ok(0)
 }
 
 /// Supervises the session. Tells `starter` when it runs.
 fn supervise(
     plan: &Plan,
     mut jobs: Vec<Job>,
-    starter: &mut Option<Channel<Startup, Nothing>>,
+    starter: Option<&mut Starter>,
 ) -> Result<i32, Failure> {
     let signals = Signals::block()?;
     let panel = panel_for(plan, &jobs);

@@ -18,7 +18,6 @@ use std::time::{Instant, SystemTime};
 
 use ipnet::IpNet;
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid};
 
@@ -27,12 +26,11 @@ use super::link::{LinkAction, WorkerEvent};
 use super::machine::{Action, Event, Machine};
 use super::served::NOT_STARTED;
 use super::{Failure, without_panel};
-use crate::error::{Result, system};
+use crate::error::Result;
+use crate::ipc::background::{Lifetime, Starter};
 use crate::ipc::status::server::Server;
 use crate::ipc::status::{self, Process};
-use crate::ipc::{
-    Channel, FromNamespace, FromWorker, Nothing, Received, Startup, ToNamespace, malformed,
-};
+use crate::ipc::{Channel, FromNamespace, FromWorker, Received, ToNamespace, malformed};
 use crate::namespace::{self, Plan};
 use crate::panel::{Panel, port_index};
 use crate::sys::child::{CLEANUP_LIMIT, Child, end_all, exit_child, reap_strangers};
@@ -87,7 +85,7 @@ pub(super) struct Supervisor<'a> {
     /// The session's name, if it has one.
     claim: Option<Claim>,
     /// Who waits for the session to run, if it starts in the background.
-    starter: &'a mut Option<Channel<Startup, Nothing>>,
+    starter: Option<&'a mut Starter>,
     outcome: Option<Result<i32, Failure>>,
 }
 
@@ -98,7 +96,7 @@ impl<'a> Supervisor<'a> {
         jobs: Vec<Job>,
         signals: &'a Signals,
         panel: Result<Panel, String>,
-        starter: &'a mut Option<Channel<Startup, Nothing>>,
+        starter: Option<&'a mut Starter>,
     ) -> Result<i32, Failure> {
         let claim = |name: &String| Claim::take(name, Kind::Session);
         let claim = plan.name.as_ref().map(claim).transpose()?;
@@ -394,7 +392,7 @@ impl<'a> Supervisor<'a> {
         self.status = None;
         self.netlink = None;
         self.claim = None;
-        *self.starter = None;
+        self.starter.iter_mut().for_each(|starter| starter.forget());
     }
 
     /// Says that the session runs: to those who look for its name, and to the process that has
@@ -404,11 +402,8 @@ impl<'a> Supervisor<'a> {
             let member = Member::of(claim.name(), command.pid().as_raw().cast_unsigned());
             claim.publish(member.into_iter().collect())?;
         }
-        if let Some(starter) = self.starter.take() {
-            set_pdeathsig(None).map_err(system("leave the parent"))?;
-            starter.send(&Startup::Open, &[])?;
-        }
-        Ok(())
+        let starter = self.starter.take();
+        starter.map_or(Ok(()), |starter| starter.announce(Lifetime::Own))
     }
 
     /// Starts the worker of a link.
