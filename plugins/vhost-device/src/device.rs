@@ -220,9 +220,9 @@ impl Device {
                 return Ok(());
             }
         };
-        let kick = fd.map(|fd| Kick::new(fd, wakeups, ring.direction() == Direction::ToGuest));
-        let kick = kick
-            .transpose()
+        // Without, a back end is to look at the ring all the time.
+        let fd = fd.ok_or("a ring comes without a descriptor for kicks")?;
+        let kick = Kick::new(fd, wakeups, ring.direction() == Direction::ToGuest)
             .map_err(|errno| format!("a descriptor cannot be waited for: {errno}"))?;
         if is_enabled_by_start {
             ring.enable(true);

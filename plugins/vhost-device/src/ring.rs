@@ -176,9 +176,9 @@ impl Ring {
         self.is_enabled = is_enabled;
     }
 
-    /// Starts the ring: the guest may kick from now on, if there is a `kick`.
-    pub(crate) fn start(&mut self, kick: Option<Kick>, memory: &Memory) -> Result<(), String> {
-        self.kick = kick;
+    /// Starts the ring: the guest may kick from now on.
+    pub(crate) fn start(&mut self, kick: Kick, memory: &Memory) -> Result<(), String> {
+        self.kick = Some(kick);
         self.phase = Phase::Started;
         self.queue.set_ready(true);
         self.check(memory)?;
