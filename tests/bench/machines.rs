@@ -140,8 +140,7 @@ pub(crate) fn bars() -> impl Iterator<Item = (&'static str, &'static str, &'stat
         ("ours-library", MIXED, 1.3),
     ];
     let both = move |(row, other, bar)| TCP.map(|key| (row, other, key, Better::More, bar));
-    let nat =
-        ["ours-nat-stream", "ours-nat-tap"].map(|row| (row, PASST, TCP[0], Better::More, 1.5));
+    let nat = [("ours-nat-tap", PASST, TCP[0], Better::More, 1.5)];
     let rtt = ("ours-library", MIXED, RTT, Better::Less, 0.7);
     rates.into_iter().flat_map(both).chain([rtt]).chain(nat)
 }
