@@ -115,6 +115,21 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "as in README.md; libvdeplug.rs",
     ),
     (
+        "docs/libvdeplug.md",
+        "$ LD_LIBRARY_PATH=$PWD/lib qemu",
+        "needs a disk image; libvdeplug_so.rs has a virtual machine",
+    ),
+    (
+        "docs/libvdeplug.md",
+        "# install -D",
+        "needs root and the repository; libvdeplug_so.rs installs it elsewhere",
+    ),
+    (
+        "docs/libvdeplug.md",
+        "$ export PKG_CONFIG_PATH",
+        "needs a program; libvdeplug_so.rs compiles one",
+    ),
+    (
         "docs/graph.md",
         "$ vdectl top",
         "runs until a key is pressed; top.rs presses it",
@@ -215,6 +230,7 @@ const NEEDS: &[(&str, &[&str])] = &[
         "docs/schemes/libvdeplug.md",
         &["libvdeplug_slirp", "libvdeplug_agno"],
     ),
+    ("docs/libvdeplug.md", &["vde_plug"]),
     ("docs/schemes/hub.md", &["tcpdump"]),
     (
         "docs/labs.md",

@@ -6,11 +6,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vdens_tests::{Cmd, Lab, PATIENCE, Proc, User, becomes_true, children, need, wait_until};
+
+use crate::vm::{QEMU, await_boot, start};
 
 /// How a helper's command line starts.
 const HELPER: &str = "vde_plug --program-fd=";
@@ -293,4 +295,72 @@ fn our_bridge_does_not_load_our_library() {
     alone
         .on_changed_machine(&without)
         .refused(&["vdens's own", "libvdeplug2"]);
+}
+
+/// As docs/libvdeplug.md installs it.
+#[test]
+fn an_installed_library_with_pkg_config() {
+    need!("gcc", "pkg-config");
+    let lab = Lab::new();
+    let prefix = lab.aside("prefix");
+    let directory = prefix.join("lib/vdens");
+    fs::create_dir_all(&directory).unwrap();
+    fs::create_dir(prefix.join("bin")).unwrap();
+    symlink(lab.bin().join("vde_plug"), prefix.join("bin/vde_plug")).unwrap();
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../host/libvdeplug");
+    for file in ["include/libvdeplug.h", "vdeplug.pc"].map(|file| sources.join(file)) {
+        fs::copy(&file, directory.join(file.file_name().unwrap())).unwrap();
+    }
+    let library = directory.join("libvdeplug.so");
+    fs::copy(lab.bin().join("libvdeplug.so"), library).unwrap();
+    symlink("libvdeplug.so", directory.join("libvdeplug.so.2")).unwrap();
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/libvdeplug.c");
+    let program = prefix.join("bin/program").display().to_string();
+    let compile = format!("gcc -o {program} {source} $(pkg-config --cflags --libs vdeplug)");
+    let compile = lab.sh(&compile).env("PKG_CONFIG_PATH", &directory);
+    compile.by(User::root()).ok();
+    let cable = lab.vnl("ptp", "p");
+    let run = lab.command(program, ["functions", &cable, &cable]);
+    run.env("LD_LIBRARY_PATH", &directory).ok();
+}
+
+/// Debian's QEMU with a card for each scheme, and a namespace behind each.
+#[test]
+fn debians_qemu_on_every_scheme() {
+    need!("guest", QEMU);
+    let lab = Lab::new();
+    let _switch = lab.vde_plug(["null://", &lab.vnl("switch", "sw")]).spawn();
+    lab.wait_for("sw/ctl");
+    let [udp, udp_far] = udp(17_322);
+    let vlan = format!("vlan://5{{{}}}", lab.vnl("vde", "sw"));
+    let vxlan = |own, peer| format!("vxlan://127.0.0.{peer}/local=127.0.0.{own}/port=17324");
+    let same = |vnl: String| (vnl.clone(), vnl);
+    // What QEMU opens, and what the namespace opens.
+    let pairs = [
+        same(lab.vnl("ptp", "p")),
+        same(lab.vnl("vde", "sw")),
+        (lab.vnl("switch", "own"), lab.vnl("vde", "own")),
+        (lab.vnl("hub", "hub"), lab.vnl("vde", "hub")),
+        (udp, udp_far),
+        (vxlan(1, 2), vxlan(2, 1)),
+        same(vlan),
+    ];
+    let schemes = pairs.iter().map(|(vnl, _)| format!("vde,sock={vnl}"));
+    let netdevs: Vec<_> = schemes.chain(["vde,sock=nat://".to_owned()]).collect();
+    let guest = with_ours(&lab, start(&lab, &netdevs))
+        .args(["-no-reboot"])
+        .session();
+    await_boot(&guest);
+    for (card, (_, vnl)) in pairs.iter().enumerate() {
+        let address = format!("10.7.{card}.1");
+        let namespace = lab
+            .vdens(["--addr", &format!("{address}/24"), vnl, "sh"])
+            .session();
+        guest.address(&format!("eth{card}"), &format!("10.7.{card}.2/24"));
+        guest.ping(&address);
+        namespace.ping(&format!("10.7.{card}.2"));
+    }
+    // The router of nat:// answers pings.
+    guest.address(&format!("eth{}", pairs.len()), "10.0.2.15/24");
+    guest.ping("10.0.2.2");
 }

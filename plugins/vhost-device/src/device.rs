@@ -150,6 +150,7 @@ impl Device {
             Request::SetAddress { ring, address } => {
                 let (ring, memory) = self.ring_and_memory(ring)?;
                 ring.set_address(address, memory)?;
+                self.check_overlap()?;
             }
             Request::SetBase { ring, base } => self.ring(ring)?.set_base(base)?,
             Request::SetEvent {
@@ -220,14 +221,24 @@ impl Device {
                 return Ok(());
             }
         };
-        let kick = fd.map(|fd| Kick::new(fd, wakeups, ring.direction() == Direction::ToGuest));
-        let kick = kick
-            .transpose()
+        // Without, a back end is to look at the ring all the time.
+        let fd = fd.ok_or("a ring comes without a descriptor for kicks")?;
+        let kick = Kick::new(fd, wakeups, ring.direction() == Direction::ToGuest)
             .map_err(|errno| format!("a descriptor cannot be waited for: {errno}"))?;
         if is_enabled_by_start {
             ring.enable(true);
         }
-        ring.start(kick, memory)
+        ring.start(kick, memory)?;
+        self.check_overlap()
+    }
+
+    /// Checks that no ring feeds another, or itself.
+    fn check_overlap(&self) -> Result<(), String> {
+        let is_fed = |ring: &Ring| self.rings.iter().any(|other| ring.is_fed_by(other));
+        match self.rings.iter().any(is_fed) {
+            true => Err("rings overlap".into()),
+            false => Ok(()),
+        }
     }
 
     fn ring(&mut self, number: u32) -> Result<&mut Ring, String> {

@@ -100,7 +100,10 @@ impl Rings {
                 if let Ok(request) = Request::parse(code as u32, input.take(length as usize)) {
                     let fds = (0..fds & 3).map(|_| self.file(fds >> 2));
                     let fds = fds.collect::<Result<_, _>>()?;
-                    let _ = device.handle(request, fds, &self.wakeups);
+                    // A request that is refused ends the connection, and the device with it.
+                    if device.handle(request, fds, &self.wakeups).is_err() {
+                        *device = Device::new("fuzz".into(), PAIRS, 1500);
+                    }
                 }
             }
             1 => {

@@ -176,9 +176,9 @@ impl Ring {
         self.is_enabled = is_enabled;
     }
 
-    /// Starts the ring: the guest may kick from now on, if there is a `kick`.
-    pub(crate) fn start(&mut self, kick: Option<Kick>, memory: &Memory) -> Result<(), String> {
-        self.kick = kick;
+    /// Starts the ring: the guest may kick from now on.
+    pub(crate) fn start(&mut self, kick: Kick, memory: &Memory) -> Result<(), String> {
+        self.kick = Some(kick);
         self.phase = Phase::Started;
         self.queue.set_ready(true);
         self.check(memory)?;
@@ -195,6 +195,17 @@ impl Ring {
             true => Ok(()),
             false => Err("a ring is not in the guest's memory".into()),
         }
+    }
+
+    /// Whether what this side writes of `other`, its used ring, is what the guest writes of this
+    /// ring, its available ring. Then each buffer that is used would make others available, for
+    /// ever.
+    pub(crate) fn is_fed_by(&self, other: &Self) -> bool {
+        let started = |ring: &Self| ring.phase == Phase::Started;
+        let (available, used) = (self.queue.avail_ring(), other.queue.used_ring());
+        let available_end = available.saturating_add(6 + 2 * u64::from(self.queue.size()));
+        let used_end = used.saturating_add(6 + 8 * u64::from(other.queue.size()));
+        started(self) && started(other) && available < used_end && used < available_end
     }
 
     /// Stops the ring and returns where it would go on.

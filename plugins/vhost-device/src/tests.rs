@@ -15,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::device::Device;
 use crate::guest::{Descriptor, Guest, SIZE, base};
-use crate::protocol::{F_PROTOCOL_FEATURES, Request};
+use crate::protocol::{Event, F_PROTOCOL_FEATURES, Request};
 use crate::wakeups::{Gate, Wakeups};
 
 const NEXT: u16 = VRING_DESC_F_NEXT as u16;
@@ -315,6 +315,14 @@ fn requests_that_make_no_sense_are_refused() {
         (Request::SetSize { ring: 2, size: 256 }, vec![]),
         (Request::SetBase { ring: 0, base: 0 }, vec![]),
         (Request::GetBase { ring: u32::MAX }, vec![]),
+        (
+            Request::SetEvent {
+                ring: 0,
+                event: Event::Kick,
+                has_fd: false,
+            },
+            vec![],
+        ),
         (Request::SetMemory(vec![region(0, page, 0)]), vec![]),
         (Request::SetMemory(vec![region(0, 0, 0)]), file()),
         (Request::SetMemory(vec![region(0, 1 << 40, 0)]), file()),
