@@ -139,11 +139,13 @@ pub(crate) enum Order {
         /// The other.
         opposite: String,
     },
-    /// Make a port that is a tap without a header before its frames, and hand the tap over. It is
-    /// on no bridge, and exists as long as a process has it open.
+    /// Make a port that is a tap, and hand the tap over. It is on no bridge, and exists as long as a
+    /// process has it open.
     AddTap {
         /// The port.
         port: String,
+        /// Whether a virtio header comes before each of its frames.
+        has_header: bool,
     },
     /// Put a port on the bridge that it shares with one other port, as a cable.
     Plug {

@@ -45,7 +45,7 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sched::CloneFlags;
-use vdens_plugin_kit::tap::{MAX_INTERFACE_NAME, MAX_MTU, Tap};
+use vdens_plugin_kit::tap::{MAX_INTERFACE_NAME, Tap};
 
 pub(crate) use client::{Executed, PanelClient, no_successor};
 pub(crate) use namespaces::{enter, make, open_namespace};
@@ -173,7 +173,7 @@ impl Panel {
             Lock::Needed => Some(Registry::lock()?),
         };
         let namespace = match order {
-            Order::AddTap { port } => {
+            Order::AddTap { port, .. } => {
                 self.ports.borrow_mut().push(port.clone());
                 namespace
             }
@@ -203,12 +203,12 @@ impl Panel {
     /// # Errors
     /// The kernel refuses.
     pub(crate) fn add_tap(&self, port: &str) -> Result<(OwnedFd, OwnedFd)> {
-        let interface = interface_of(port);
-        let tap = self.on_panel(|| Tap::open(&interface).map(Into::into))?;
-        self.ports.borrow_mut().push(port.to_owned());
+        let order = Order::AddTap {
+            port: port.to_owned(),
+            has_header: true,
+        };
+        let tap = self.execute(&order, None)?.ok_or_else(lost_descriptors)?;
         let netlink = self.netlink()?;
-        // A bridge drops what is longer than the MTU of the port it is for.
-        netlink.set_mtu(&interface, MAX_MTU)?;
         let watch = netlink.as_fd().try_clone_to_owned();
         let watch = watch.map_err(|error| Error::io("watch the panel", &error))?;
         Ok((tap, watch))

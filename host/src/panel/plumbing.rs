@@ -108,9 +108,14 @@ pub(super) fn execute(
             netlink.set_big_tcp(&opposite)?;
             Ok(None)
         }
-        Order::AddTap { port } => {
+        Order::AddTap { port, has_header } => {
             let tap = interface_of(port);
-            let fd = open_tap(&tap, Header::None)?;
+            let header = match has_header {
+                true => Header::Vnet,
+                false => Header::None,
+            };
+            let fd = open_tap(&tap, header)?;
+            // A bridge drops what is longer than the MTU of the port it is for.
             netlink.set_mtu(&tap, MAX_MTU)?;
             Ok(Some(fd))
         }

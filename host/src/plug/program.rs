@@ -60,7 +60,10 @@ impl TapPort {
     pub(super) fn make(client: PanelClient) -> Result<Self> {
         let place = new_place()?;
         let port = place.clone();
-        let done = client.execute(Order::AddTap { port })?;
+        let done = client.execute(Order::AddTap {
+            port,
+            has_header: false,
+        })?;
         let tap = done.tap.ok_or_else(|| Error::closed("a tap was lost"))?;
         // A program's own descriptor makes it wait, unless it changes that.
         fcntl(&tap, FcntlArg::F_SETFL(OFlag::empty()))
