@@ -17,8 +17,11 @@
 //!   there: `vde_send` is a write to the kernel's bridge, and no process stands between the program
 //!   and its peer. Otherwise it is one end of a socket pair whose packets are frames.
 //!
-//! [`connection`] holds the two, [`stream`] is the vdestream codec. The functions in this file
+//! [`mod@connection`] holds the two, [`stream`] is the vdestream codec. The functions in this file
 //! check what C passes. A wrong argument gives -1 or null, and errno.
+
+// A reader of the source follows these links, and `cargo doc --document-private-items` has them.
+#![allow(rustdoc::private_intra_doc_links)]
 
 mod connection;
 mod helper;
