@@ -139,8 +139,8 @@ pub(crate) enum Order {
         /// The other.
         opposite: String,
     },
-    /// Make a port that is a tap, and hand the tap over. It is on no bridge, and exists as long as a
-    /// process has it open.
+    /// Make a port that is a tap, and hand the tap over. It is on no bridge, and exists as long as
+    /// a process has it open.
     AddTap {
         /// The port.
         port: String,
