@@ -155,6 +155,8 @@ pub mod fdb;
 mod frame;
 mod link;
 mod logging;
+#[doc(hidden)]
+pub mod needs;
 pub mod negotiation;
 pub mod offload;
 mod plugin;

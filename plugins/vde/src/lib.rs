@@ -42,5 +42,6 @@ vdens_plugin_kit::export_plugin! {
     scheme: "vde",
     description: "a port of a switch: vde://DIR[PORT]",
     capabilities: Capabilities::PANEL,
+    needs: "sockets:{path} sockets:/var/run sockets:/var/tmp sockets:/tmp",
     open: open,
 }
