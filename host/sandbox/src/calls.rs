@@ -37,7 +37,7 @@ pub enum Group {
     Sockets(&'static [libc::c_int]),
     /// To open files to read them.
     Read,
-    /// To open files in any mode; to make, remove, rename, lock and truncate them, and to set their
+    /// To open files in any mode; to make, remove, rename, lock and watch them, and to set their
     /// owner and mode.
     Files,
     /// To make threads, but no processes.
@@ -48,6 +48,7 @@ pub enum Group {
 
 const RUNTIME: &[c_long] = &[
     libc::SYS_brk,
+    libc::SYS_capget,
     libc::SYS_madvise,
     libc::SYS_mmap,
     libc::SYS_mprotect,
@@ -89,6 +90,7 @@ const RUNTIME: &[c_long] = &[
     libc::SYS_sigaltstack,
     libc::SYS_setitimer,
     libc::SYS_restart_syscall,
+    libc::SYS_setsid,
     libc::SYS_exit,
     libc::SYS_exit_group,
 ];
@@ -117,6 +119,7 @@ const STREAMS: &[c_long] = &[
     libc::SYS_lseek,
     libc::SYS_memfd_create,
     libc::SYS_ftruncate,
+    libc::SYS_pidfd_open,
     libc::SYS_pipe2,
     libc::SYS_pread64,
     libc::SYS_pwrite64,
@@ -169,6 +172,9 @@ const FILES: &[c_long] = &[
     libc::SYS_fchownat,
     libc::SYS_flock,
     libc::SYS_fsync,
+    libc::SYS_inotify_add_watch,
+    libc::SYS_inotify_init1,
+    libc::SYS_inotify_rm_watch,
     libc::SYS_mkdirat,
     libc::SYS_renameat,
     libc::SYS_renameat2,
@@ -275,8 +281,13 @@ const STARTS: &[c_long] = &[libc::SYS_clone, libc::SYS_clone3];
 /// The flag of clone(2) that makes a thread instead of a process.
 const THREAD: u64 = libc::CLONE_THREAD as u64;
 
-/// What prctl(2) is called for: the names of threads and of memory.
-const NAMES: [libc::c_int; 3] = [libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_SET_VMA];
+/// What prctl(2) is called for: the names of threads and of memory, and by libcap as it is loaded.
+const CONTROLS: [libc::c_int; 4] = [
+    libc::PR_SET_NAME,
+    libc::PR_GET_NAME,
+    libc::PR_SET_VMA,
+    libc::PR_CAPBSET_READ,
+];
 
 /// What puts words into a terminal's input (TIOCSTI, TIOCLINUX; ioctl_tty(2)).
 const TERMINAL_INPUT: [u64; 2] = [libc::TIOCSTI, 0x541c];
@@ -365,8 +376,8 @@ fn listed(groups: &[Group], more: &[c_long]) -> io::Result<Rules> {
         match group {
             Group::Runtime => {
                 allow_if(libc::SYS_tgkill, rule([is(0, std::process::id().into())])?);
-                for name in NAMES {
-                    allow_if(libc::SYS_prctl, rule([is(0, name as u64)])?);
+                for control in CONTROLS {
+                    allow_if(libc::SYS_prctl, rule([is(0, control as u64)])?);
                 }
                 // Of the limits of resources, its own.
                 allow_if(libc::SYS_prlimit64, rule([is(0, 0)])?);

@@ -13,8 +13,11 @@
 
 mod needs;
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::unistd::{AccessFlags, access};
@@ -28,7 +31,7 @@ use crate::worker::NEARBY;
 use needs::Needs;
 
 /// What every process that has links reads: the C library's data and modules, and its own state.
-const READ: [&str; 16] = [
+const READ: [&str; 15] = [
     "/usr",
     "/lib",
     "/lib32",
@@ -38,7 +41,6 @@ const READ: [&str; 16] = [
     "/proc/self",
     "/proc/sys",
     "/sys/devices/system/cpu",
-    "/dev/null",
     "/dev/urandom",
     "/etc/group",
     "/etc/ld.so.cache",
@@ -46,6 +48,9 @@ const READ: [&str; 16] = [
     "/etc/nsswitch.conf",
     "/etc/passwd",
 ];
+
+/// What is read to find out which processes of the user live: others than itself, too.
+const PROCESSES: &str = "/proc";
 
 /// What is read to look up a host's name. The files in /etc are replaced when they change, so a
 /// rule for each would not last.
@@ -73,11 +78,19 @@ const CAPABILITIES: [Capability; 8] = [
 /// What this process's sandbox is.
 static STATE: OnceLock<State> = OnceLock::new();
 
+/// Whether a path was refused since [`is_outdated`] was asked.
+static IS_REFUSED: AtomicBool = AtomicBool::new(false);
+
 /// How a process is confined.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum State {
     /// By what is in force, to what is needed.
-    Confined(InForce, Needs),
+    Confined {
+        in_force: InForce,
+        needs: Needs,
+        /// The paths of the needs, and what was there.
+        places: Vec<(PathBuf, Option<(u64, u64)>)>,
+    },
     /// Not, and why.
     Open(String),
 }
@@ -125,9 +138,17 @@ fn confine(
     for (opener, vnl) in links {
         collect(*opener, vnl, &mut needs)?;
     }
-    let sockets = beside.sockets.into_iter().map(|path| (Use::Sockets, path));
+    let sockets = beside
+        .sockets
+        .iter()
+        .map(|path| (Use::Sockets, path.clone()));
     let files = beside.files.into_iter().map(|path| (Use::File, path));
-    for (usage, path) in sockets.chain(files) {
+    // It removes what dead processes have left beside its sockets.
+    let processes = beside
+        .sockets
+        .first()
+        .map(|_| (Use::Read, PROCESSES.into()));
+    for (usage, path) in sockets.chain(files).chain(processes) {
         needs.unix |= usage == Use::Sockets;
         needs.rules.push(Rule::new(usage, path));
     }
@@ -139,8 +160,20 @@ fn confine(
     let cannot = |error: &dyn std::fmt::Display| format!("the kernel refuses: {error}");
     drop_capabilities().map_err(|error| cannot(&error))?;
     let confinement = confinement(&needs, plugins, beside.children);
+    let places = needs.rules.iter().map(|rule| rule.path.clone());
+    let places = places.map(|path| (path.clone(), identity(&path))).collect();
     let in_force = confinement.enter().map_err(|error| cannot(&error))?;
-    Ok(State::Confined(in_force, needs))
+    Ok(State::Confined {
+        in_force,
+        needs,
+        places,
+    })
+}
+
+/// What distinguishes the file at a path from one that takes its place.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let meta = fs::metadata(path).ok()?;
+    Some((meta.dev(), meta.ino()))
 }
 
 /// Adds what a VNL needs, and what those need that are nested in it.
@@ -194,6 +227,7 @@ fn confinement(needs: &Needs, plugins: &InstalledPlugins, has_children: bool) ->
     let read = READ.iter().chain(network).map(PathBuf::from);
     let read = read.chain(plugins.directories());
     let mut rules: Vec<_> = read.map(|path| Rule::new(Use::Read, path)).collect();
+    rules.push(Rule::new(Use::Device, "/dev/null"));
     rules.extend(needs.rules.iter().cloned());
     Confinement {
         calls: Calls::only(groups),
@@ -224,13 +258,13 @@ impl State {
     fn text(&self) -> String {
         match self {
             Self::Open(why) => format!("not confined: {why}"),
-            Self::Confined(_, Needs { exec: true, .. }) => {
-                "confined, but for the programs that it starts".into()
+            Self::Confined { needs, .. } if needs.exec => {
+                "confined as a process that starts programs".into()
             }
-            Self::Confined(InForce { landlock: false }, _) => {
-                "confined, without Landlock, which this kernel has not".into()
+            Self::Confined { in_force, .. } if !in_force.landlock => {
+                "confined, without Landlock, which this kernel lacks".into()
             }
-            Self::Confined(..) => "confined".into(),
+            Self::Confined { .. } => "confined".into(),
         }
     }
 }
@@ -243,21 +277,32 @@ pub(crate) fn state() -> String {
 /// Says of an error that the sandbox is its cause, if it is: Landlock refuses a path that the
 /// file's permissions allow. Whether they do, access(2) says, which Landlock does not govern.
 pub(crate) fn explain(error: Error) -> Error {
-    let is_in_force = matches!(
-        STATE.get(),
-        Some(State::Confined(InForce { landlock: true }, _))
-    );
+    let is_in_force = match STATE.get() {
+        Some(State::Confined { in_force, .. }) => in_force.landlock,
+        Some(State::Open(_)) | None => false,
+    };
     if !is_in_force || error.errno != libc::EACCES {
         return error;
     }
     let Some(path) = path_in(&error.message).filter(|path| is_permitted(path)) else {
         return error;
     };
+    IS_REFUSED.store(true, Ordering::Relaxed);
     let hint = format!(
         "the sandbox does not let this link use {}: see docs/security.md, or use --no-sandbox",
         path.display()
     );
     error.hint(hint)
+}
+
+/// Whether this process was refused a path since another directory has taken the place of one that
+/// it may use: the rules hold for the one that was there. Another process would have other rules.
+pub(crate) fn is_outdated() -> bool {
+    let Some(State::Confined { places, .. }) = STATE.get() else {
+        return false;
+    };
+    let is_other = |(path, was): &(PathBuf, _)| identity(path) != *was;
+    IS_REFUSED.swap(false, Ordering::Relaxed) && places.iter().any(is_other)
 }
 
 /// The first absolute path in a message, which a colon or the message's end ends.

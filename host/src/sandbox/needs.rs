@@ -10,7 +10,13 @@
 //! | `unix` | UNIX sockets, which `sockets` includes |
 //! | `exec` | start programs, which are then confined no more than the plugin |
 //!
-//! A PATH is absolute or starts with one of [`Place`]'s words. Blanks in it are written `%20`.
+//! A PATH is absolute, or starts with one of these; blanks in it are written `%20`.
+//!
+//! | start | |
+//! |---|---|
+//! | `~`, `{runtime}`, `{tmp}` | the home directory, `$XDG_RUNTIME_DIR`, the directory of temporary files |
+//! | `{path}` | the path that the VNL names before its keys, or each of two |
+//! | `{dir}` | the directory that it is in, or the nearest that exists; `/tmp` for a VNL without a path |
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -84,6 +90,8 @@ fn paths(text: &str, vnl: &Outline<'_>) -> Option<Vec<PathBuf>> {
         "{runtime}" => absolute_variable("XDG_RUNTIME_DIR").into_iter().collect(),
         "{tmp}" => vec![env::temp_dir()],
         "{path}" => named(vnl),
+        // The directory of a switch without a name is there.
+        "{dir}" if vnl.target.as_os_str().is_empty() => vec![PathBuf::from("/tmp")],
         "{dir}" => named(vnl)
             .iter()
             .filter_map(|path| existing(path))
@@ -100,6 +108,9 @@ fn paths(text: &str, vnl: &Outline<'_>) -> Option<Vec<PathBuf>> {
 /// The paths that a VNL names. An address with a port is no path; two paths have an arrow between
 /// them.
 fn named(vnl: &Outline<'_>) -> Vec<PathBuf> {
+    if vnl.target.as_os_str().is_empty() {
+        return Vec::new();
+    }
     let text = vnl.target.to_string_lossy();
     let is_address = text.rsplit_once(':').is_some_and(|(_, port)| {
         !text.contains('/') && port.bytes().all(|byte| byte.is_ascii_digit())
@@ -175,6 +186,8 @@ mod tests {
         assert_eq!(sockets("sockets:{dir}", "/tmp/no/such/cable"), ["/tmp"]);
         assert_eq!(sockets("sockets:{dir}", "/tmp/a->/usr/b"), ["/tmp", "/usr"]);
         assert!(sockets("sockets:{dir}", "127.0.0.1:4000").is_empty());
+        assert!(sockets("sockets:{path}", "").is_empty());
+        assert_eq!(sockets("sockets:{dir}", "[3]"), ["/tmp"]);
         let here = env::current_dir().unwrap().display().to_string();
         assert_eq!(sockets("sockets:{dir}", "cable"), [here]);
     }

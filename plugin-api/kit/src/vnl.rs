@@ -86,7 +86,7 @@ impl<'a> Vnl<'a> {
 /// What is known of a VNL without its scheme's keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outline<'a> {
-    /// What [`Spec::path_grammar`] takes for the target; empty if the argument is malformed.
+    /// What [`Spec::path_grammar`] takes for the target; empty if that is malformed.
     pub target: PathBuf,
     /// The VNL in the braces.
     pub nested: Option<&'a str>,
@@ -103,11 +103,13 @@ impl<'a> Outline<'a> {
         let parse = || {
             let chars = parser.lex()?;
             let (head, nested) = parser.nested(&chars)?;
-            let target = match parser.enclosed(head, b'[', b']')? {
-                Some(inside) => &head[..inside.start - 1],
-                None => head,
+            let target = match parser.enclosed(head, b'[', b']') {
+                Ok(Some(inside)) => &head[..inside.start - 1],
+                Ok(None) => head,
+                Err(_) => &[],
             };
-            let target = OsString::from_vec(parser.decode(target)?).into();
+            let target = parser.decode(target).unwrap_or_default();
+            let target = OsString::from_vec(target).into();
             Ok::<_, Error>(Self { target, nested })
         };
         parse().unwrap_or_default()
@@ -592,6 +594,7 @@ mod tests {
             ("a%20b", "a b", None),
             ("5/loss=1{vde:///tmp/sw}", "5/loss=1", Some("vde:///tmp/sw")),
             ("/a->/b[mode=700]", "/a->/b", None),
+            ("a%{null://}", "", Some("null://")),
             ("/a[", "", None),
         ] {
             let outline = Outline::new(argument);
