@@ -281,8 +281,10 @@ const STARTS: &[c_long] = &[libc::SYS_clone, libc::SYS_clone3];
 /// The flag of clone(2) that makes a thread instead of a process.
 const THREAD: u64 = libc::CLONE_THREAD as u64;
 
-/// What prctl(2) is called for: the names of threads and of memory, and by libcap as it is loaded.
-const CONTROLS: [libc::c_int; 4] = [
+/// What prctl(2) is called for: the names of threads and of memory, the signal at the parent's
+/// death, and by libcap, as it is loaded, the bounding set.
+const CONTROLS: [libc::c_int; 5] = [
+    libc::PR_SET_PDEATHSIG,
     libc::PR_SET_NAME,
     libc::PR_GET_NAME,
     libc::PR_SET_VMA,

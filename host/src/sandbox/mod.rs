@@ -17,7 +17,6 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::unistd::{AccessFlags, access};
@@ -78,9 +77,6 @@ const CAPABILITIES: [Capability; 8] = [
 /// What this process's sandbox is.
 static STATE: OnceLock<State> = OnceLock::new();
 
-/// Whether a path was refused since [`is_outdated`] was asked.
-static IS_REFUSED: AtomicBool = AtomicBool::new(false);
-
 /// How a process is confined.
 #[derive(Debug)]
 enum State {
@@ -88,7 +84,7 @@ enum State {
     Confined {
         in_force: InForce,
         needs: Needs,
-        /// The paths of the needs, and what was there.
+        /// The directories of sockets that VNLs name, and what was there.
         places: Vec<(PathBuf, Option<(u64, u64)>)>,
     },
     /// Not, and why.
@@ -160,8 +156,8 @@ fn confine(
     let cannot = |error: &dyn std::fmt::Display| format!("the kernel refuses: {error}");
     drop_capabilities().map_err(|error| cannot(&error))?;
     let confinement = confinement(&needs, plugins, beside.children);
-    let places = needs.rules.iter().map(|rule| rule.path.clone());
-    let places = places.map(|path| (path.clone(), identity(&path))).collect();
+    let places = needs.directories.iter();
+    let places = places.map(|path| (path.clone(), identity(path))).collect();
     let in_force = confinement.enter().map_err(|error| cannot(&error))?;
     Ok(State::Confined {
         in_force,
@@ -287,7 +283,6 @@ pub(crate) fn explain(error: Error) -> Error {
     let Some(path) = path_in(&error.message).filter(|path| is_permitted(path)) else {
         return error;
     };
-    IS_REFUSED.store(true, Ordering::Relaxed);
     let hint = format!(
         "the sandbox does not let this link use {}: see docs/security.md, or use --no-sandbox",
         path.display()
@@ -295,14 +290,14 @@ pub(crate) fn explain(error: Error) -> Error {
     error.hint(hint)
 }
 
-/// Whether this process was refused a path since another directory has taken the place of one that
-/// it may use: the rules hold for the one that was there. Another process would have other rules.
+/// Whether another directory has taken the place of one that a VNL names. The rules hold for the one
+/// that was there; another process would have other rules.
 pub(crate) fn is_outdated() -> bool {
     let Some(State::Confined { places, .. }) = STATE.get() else {
         return false;
     };
-    let is_other = |(path, was): &(PathBuf, _)| identity(path) != *was;
-    IS_REFUSED.swap(false, Ordering::Relaxed) && places.iter().any(is_other)
+    let mut places = places.iter();
+    places.any(|(path, was)| identity(path).is_some_and(|now| Some(now) != *was))
 }
 
 /// The first absolute path in a message, which a colon or the message's end ends.

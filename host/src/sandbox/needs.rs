@@ -30,6 +30,8 @@ use crate::sys::environment::{absolute_variable, home};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Needs {
     pub(super) rules: Vec<Rule>,
+    /// Those of the rules' directories that `{dir}` stands for.
+    pub(super) directories: Vec<PathBuf>,
     pub(super) network: bool,
     pub(super) unix: bool,
     pub(super) exec: bool,
@@ -64,6 +66,9 @@ impl Needs {
             };
             self.unix |= usage == Use::Sockets;
             let paths = paths(path, vnl).ok_or_else(|| word.to_owned())?;
+            if path == "{dir}" {
+                self.directories.extend(paths.iter().cloned());
+            }
             let rules = paths.into_iter().map(|path| Rule::new(usage, path));
             self.rules.extend(rules);
         }

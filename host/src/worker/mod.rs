@@ -250,7 +250,7 @@ impl Worker<'_> {
     fn answer(&self, message: &ToWorker, report: &dyn Fn(Side) -> Report) -> Result<(), Stop> {
         match message {
             ToWorker::Ping if sandbox::is_outdated() => {
-                let message = "what the sandbox lets it use was replaced";
+                let message = "the directory of its socket was replaced";
                 return Err(Stop::Failed(Error::closed(message)));
             }
             ToWorker::Ping => self.channel.send(&FromWorker::Pong, &[])?,
