@@ -15,6 +15,7 @@ pub use link::LinkTask;
 
 use self::lab::LabTask;
 use super::Common;
+use crate::plugins::scaffold::Language;
 use crate::tools::graph::Format;
 
 pub mod sessions;
@@ -182,6 +183,10 @@ pub enum PluginTask {
         /// The plugin-api to depend on: its directory, or a version
         #[arg(long, value_name = "DIR|VERSION")]
         api: Option<String>,
+
+        /// The language to write it in
+        #[arg(long, default_value = "rust", conflicts_with = "api", hide_default_value = true)]
+        language: Language,
     },
 }
 
