@@ -20,8 +20,8 @@ use clap::{ArgAction, Args, CommandFactory, Parser};
 
 use crate::cli::config::{Config, Libvdeplug};
 use crate::cli::mistakes::{is_command, misplaced, suggestion};
-use crate::cli::vdectl::Vdectl;
 use crate::cli::values::{Cidr, MacAddress, Mtu, Numbered, numbered, octal, seconds, wait};
+use crate::cli::vdectl::Vdectl;
 use crate::error::{Error, Result};
 use crate::logging;
 use crate::output::{report, written};
