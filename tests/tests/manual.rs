@@ -3,6 +3,8 @@
 //! `vdens-share` writes them into a directory. man(1) and mandoc(1) must have nothing to say of
 //! any page, and what a page is about must be in it.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
