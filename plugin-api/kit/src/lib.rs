@@ -151,6 +151,7 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub mod adapters;
 mod batch;
 pub mod bound_socket;
+#[cfg(feature = "control")]
 pub mod control;
 mod datagram;
 mod error;

@@ -185,7 +185,12 @@ pub enum PluginTask {
         api: Option<String>,
 
         /// The language to write it in
-        #[arg(long, default_value = "rust", conflicts_with = "api", hide_default_value = true)]
+        #[arg(
+            long,
+            default_value = "rust",
+            conflicts_with = "api",
+            hide_default_value = true
+        )]
         language: Language,
     },
 }
