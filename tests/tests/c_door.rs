@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vdens_tests::{Lab, PATIENCE, children, need, wait_until};
 
+use crate::docs;
 use crate::plugin_authors::works;
 use crate::status::{link, status};
 
@@ -160,6 +161,42 @@ fn frozen(name: &str) -> PathBuf {
         .join(name)
 }
 
+/// The tutorial's commands, one by one, as a user types them in an empty directory.
+#[test]
+fn the_tutorial_leads_to_a_ping() {
+    need!("cc", "ping");
+    let lab = Lab::new();
+    lab.expect("mycable");
+    let blocks = docs::blocks(docs::C_TUTORIAL);
+    let blocks = blocks.iter().filter(|block| block.language == "sh");
+    let script: Vec<&str> = blocks.map(|block| &*block.text).collect();
+    assert!(script.len() >= 5, "{script:?}");
+    let end = "trap 'kill $(pgrep -P $$) 2>/dev/null || :; wait' EXIT";
+    let script = lab.sh(&format!("{end}\n{}", script.join("\n")));
+    let output = script.spawn().wait(Duration::from_secs(300));
+    assert!(output.status.success(), "{output:#?}");
+    let said: Vec<_> = output.stdout.split_whitespace().collect();
+    let said = said.join(" ");
+    for words in [
+        "mycable has a transport for mycable://",
+        "ok ABI version 1 by door c1",
+        "16 ok, 0 failed, 1 skipped",
+        "mycable 0.1.0 ABI 1 (c1) a cable of UDP datagrams",
+        "bytes from 10.0.0.1",
+    ] {
+        assert!(said.contains(words), "{words}: {output:#?}");
+    }
+    for name in ["mycable.c", "README.md"] {
+        let text = fs::read_to_string(lab.dir().join("mycable").join(name)).unwrap();
+        assert!(
+            text.contains("mycable://") && !text.contains("template"),
+            "{name}"
+        );
+    }
+    lab.vdectl(["plugin", "new", "--language", "c", "--api", "1.0", "x"])
+        .refused(&["--language"]);
+}
+
 #[test]
 fn a_cable_in_c_works_with_either_compiler() {
     need!("gcc", "clang", "ping");
@@ -175,7 +212,7 @@ fn a_cable_in_c_works_with_either_compiler() {
             &[],
         );
         let listing = lab.vdectl(["plugin", "list"]).ok();
-        let listed = "template    0.1.0  ABI 1 (c1)  a cable of UDP datagrams";
+        let listed = "template     0.1.0  ABI 1 (c1)  a cable of UDP datagrams";
         assert!(listing.contains(listed), "{listing}");
         works(&lab, "", "template", "template://40340");
         lab.vdens(["template://x", "true"])
@@ -211,7 +248,7 @@ fn the_examples_are_clean_under_sanitizers() {
             &header,
             &options,
         );
-        let plus = compiler.replace("gcc", "g").replace("clang", "clang") + "++";
+        let plus = compiler.replace("gcc", "g") + "++";
         compile(
             &lab,
             &plus,
@@ -220,10 +257,13 @@ fn the_examples_are_clean_under_sanitizers() {
             &options,
         );
         let count = format!("count://{{{}}}", lab.vnl("ptp", "p"));
+        // The sanitizer looks for the thrower of exceptions when the program starts.
+        let exceptions = lab.command(&plus, ["-print-file-name=libstdc++.so.6"]).ok();
+        let preload = format!("{} {}", runtime.trim(), exceptions.trim());
         for (scheme, vnl) in [("template", "template://40350"), ("count", &*count)] {
             let check = lab.vdectl(["plugin", "check", scheme, vnl]);
             let check = check
-                .env("LD_PRELOAD", runtime.trim())
+                .env("LD_PRELOAD", &preload)
                 .env("ASAN_OPTIONS", "abort_on_error=1");
             let output = check.spawn().wait(Duration::from_secs(240));
             assert_eq!(output.code(), Some(0), "{compiler}: {output:#?}");
@@ -326,7 +366,7 @@ fn stock_plugins_work_through_the_door() {
         let first = start(&[options, &["--addr", "10.0.0.1/24"]].concat(), &cable);
         let second = start(&[options, &["--addr", "10.0.0.2/24"]].concat(), &cable);
         if options.is_empty() {
-            [&first, &second].map(plugs);
+            [&first, &second].into_iter().for_each(plugs);
         }
         second.ping("10.0.0.1");
         second.exit(0);
@@ -338,7 +378,7 @@ fn stock_plugins_work_through_the_door() {
     let port = lab.vnl("vde", "sw");
     let first = start(&["--addr", "10.0.1.1/24"], &port);
     let second = start(&["--addr", "10.0.1.2/24"], &port);
-    [&first, &second].map(plugs);
+    [&first, &second].into_iter().for_each(plugs);
     second.ping("10.0.1.1");
     let third = start(&["--no-panel", "--addr", "10.0.1.3/24"], &port);
     third.ping("10.0.1.2");
