@@ -1,5 +1,7 @@
 //! The door c1 of ABI 1: plugins in C and C++, and stock plugins that are used through it.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};

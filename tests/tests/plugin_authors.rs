@@ -1,6 +1,8 @@
 //! Third parties: from nothing to a working transport, and plugins that were built otherwise than
 //! the host.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;

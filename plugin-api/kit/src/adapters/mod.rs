@@ -18,7 +18,8 @@
 mod c1;
 mod export;
 mod import;
-#[cfg(all(test, feature = "abi-stable"))]
+#[cfg(test)]
+#[cfg(feature = "abi-stable")]
 mod tests;
 #[cfg(feature = "abi-stable")]
 mod v1;
