@@ -259,11 +259,11 @@ impl Library {
     fn load(&self, scheme: &str) -> Result<Loaded> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((plugin, _)) = loaded.get(scheme) {
-            return Ok(*plugin);
+            return Ok(plugin.clone());
         }
         let file = self.plugins.path.find(scheme)?;
         let plugin = loader::load(&file, scheme)?;
-        loaded.insert(scheme.to_owned(), (plugin, file));
+        loaded.insert(scheme.to_owned(), (plugin.clone(), file));
         Ok(plugin)
     }
 }

@@ -284,6 +284,13 @@ impl Capabilities {
         (Self::CONFINED, "confined"),
     ];
 
+    /// Those of a plugin that says what its links need.
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn with_needs(self, _needs: &str) -> Self {
+        self.and(Self::CONFINED)
+    }
+
     /// Both sets together.
     #[must_use]
     pub const fn and(self, other: Self) -> Self {
@@ -357,7 +364,7 @@ macro_rules! export_plugin {
                 const VERSION: &'static str = env!("CARGO_PKG_VERSION");
                 const CAPABILITIES: $crate::Capabilities = $crate::Capabilities::NONE
                     $(.and($capabilities))?
-                    $(.and($crate::needs::confined($needs)))?;
+                    $(.with_needs($needs))?;
 
                 fn open(
                     request: &$crate::OpenRequest<'_>,
@@ -371,12 +378,48 @@ macro_rules! export_plugin {
 
             $(
                 #[unsafe(export_name = "vdens_plugin_needs")]
-                static NEEDS: [u8; concat!($needs, "\0").len()] =
-                    $crate::needs::bytes(concat!($needs, "\0"));
+                static NEEDS: [u8; $needs.len() + 1] =
+                    $crate::adapters::c_string::<{ $needs.len() + 1 }>($needs);
             )?
 
-            #[unsafe(export_name = "vdens_plugin_v1")]
-            static HEADER: $crate::adapters::LibHeader = $crate::adapters::header::<Exported>();
+            #[unsafe(export_name = "vdens_plugin_c1")]
+            static PLUGIN: $crate::adapters::CPlugin = $crate::adapters::plugin::<Exported>(
+                $crate::c_text!(<Exported as $crate::Plugin>::SCHEME),
+                $crate::c_text!(<Exported as $crate::Plugin>::DESCRIPTION),
+                $crate::c_text!(<Exported as $crate::Plugin>::VERSION),
+            );
+
+            $crate::export_door_v1!(Exported);
         };
     };
+}
+
+/// A constant text with a NUL byte at its end.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! c_text {
+    ($text:expr) => {{
+        const LEN: usize = $text.len() + 1;
+        static BYTES: [u8; LEN] = $crate::adapters::c_string::<LEN>($text);
+        &BYTES
+    }};
+}
+
+/// Exports the door v1 as well.
+#[cfg(feature = "abi-stable")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! export_door_v1 {
+    ($plugin:ty) => {
+        #[unsafe(export_name = "vdens_plugin_v1")]
+        static HEADER: $crate::adapters::LibHeader = $crate::adapters::header::<$plugin>();
+    };
+}
+
+/// The door v1 is not in this build.
+#[cfg(not(feature = "abi-stable"))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! export_door_v1 {
+    ($plugin:ty) => {};
 }
