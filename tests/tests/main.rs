@@ -50,6 +50,7 @@ mod nesting;
 mod netem;
 mod options;
 mod output;
+mod packages;
 mod panel;
 mod panel_faults;
 mod plugin_authors;
