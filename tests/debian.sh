@@ -51,4 +51,5 @@ ip link set lo up
 pivot_root . old
 umount -l /old
 rmdir /old
-exec env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 TERM=dumb DEBIAN_FRONTEND=noninteractive bash -e -o pipefail /files/script < /dev/null
+exec env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 TERM=dumb DEBIAN_FRONTEND=noninteractive \
+    timeout 300 bash -e -o pipefail /files/script < /dev/null

@@ -11,7 +11,8 @@ use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
@@ -26,6 +27,10 @@ pub(crate) use vdens_tests::installed;
 
 /// How long anything that should happen at once may take on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
+
+/// How long a process may take to end after those who started it: the parts of `nat://` have four
+/// seconds.
+const ENDING: Duration = Duration::from_secs(8);
 
 /// The programs of the product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,7 +256,12 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        // All values that stand for processes are gone: these got away from their parents.
+        // All values that stand for processes are gone: these got away from their parents, unless
+        // they are about to end.
+        let deadline = Instant::now() + ENDING;
+        while !self.kit.processes().is_empty() && Instant::now() < deadline {
+            sleep(Duration::from_millis(50));
+        }
         for (id, line) in self.kit.processes() {
             tell(&format!("vdens-bench: left behind: {line} ({id})"));
             let _ = kill(Pid::from_raw(id), Signal::SIGKILL);

@@ -30,6 +30,7 @@ mod leftovers;
 mod libvdeplug;
 mod libvdeplug_so;
 mod login;
+mod manual;
 mod many_sessions;
 mod mistakes;
 mod name_servers;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::LazyLock;
 
-use vdens_tests::{Lab, PROGRAMS, need, skip, target};
+use vdens_tests::{Lab, PROGRAMS, installed, need, skip, target};
 
 use crate::docs::blocks;
 
@@ -139,10 +139,19 @@ fn installed_and_uninstalled() {
             .ok();
         assert!(version.contains(env!("CARGO_PKG_VERSION")), "{version}");
     }
+    // Where PATH finds the programs, man finds their pages.
+    if installed("man") {
+        let path = format!("{}:/usr/bin", prefix.join("lib/vdens/bin").display());
+        let found = lab.command("man", ["-w", "vdens"]).env("PATH", path).ok();
+        assert!(found.starts_with(prefix.to_str().unwrap()), "{found}");
+        assert!(prefix.join("share/man/man7/vdens-vnl.7.gz").exists());
+    }
     // Its plugins are its own, and nat:// finds its program.
     let ours = prefix.join("lib/vdens/plugins");
     let vdens = prefix.join("bin/vdens");
-    let list = lab.command(prefix.join("bin/vdectl"), ["plugin", "list"]).ok();
+    let list = lab
+        .command(prefix.join("bin/vdectl"), ["plugin", "list"])
+        .ok();
     let listed = format!("{}\n  cmd ", ours.display());
     assert!(list.contains(&listed), "{list}");
     lab.command(&vdens, ["ptp://cable", "true"]).ok();
@@ -307,6 +316,84 @@ fn packages_are_reproducible() {
             "{package:?}"
         );
     }
+}
+
+/// Arch's packages have the files of Debian's.
+#[test]
+fn an_arch_package_has_the_same_files() {
+    let lab = Lab::new();
+    let image = lab.aside("image");
+    let recipe = repository().join("host/packaging/arch/PKGBUILD");
+    for package in ["vdens-rs", "vdens-rs-names"] {
+        let mut make = Command::new("bash");
+        make.arg("-ec")
+            .arg(format!(". {}; package_{package}", recipe.display()));
+        make.env("startdir", recipe.parent().unwrap());
+        make.env("pkgdir", &image).env("PROFILE", profile());
+        make.env("CARGO_TARGET_DIR", target().parent().unwrap());
+        succeed_with(&mut make);
+    }
+    let whole = lab.aside("whole");
+    install_into(&whole);
+    let is_program = |path: &String| !path.contains("/share/");
+    let files = |tree: Vec<String>| tree.into_iter().filter(is_program).collect::<Vec<_>>();
+    assert_eq!(files(tree(&image)), files(tree(&whole)));
+}
+
+/// The licence of each crate in the programs is one that host/packaging/deny.toml allows.
+#[test]
+fn licences_are_allowed() {
+    let rules = repository().join("host/packaging/deny.toml");
+    let rules: toml::Table = fs::read_to_string(rules).unwrap().parse().unwrap();
+    let words = |value: &toml::Value| {
+        let words = value.as_array().unwrap().iter();
+        words
+            .map(|word| word.as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let allowed = words(&rules["licenses"]["allow"]);
+    let exceptions = rules["licenses"]["exceptions"].as_array().unwrap();
+    let is_excepted = |name: &str, licence: &str| {
+        let mut exceptions = exceptions.iter();
+        exceptions.any(|one| {
+            one["crate"].as_str() == Some(name)
+                && words(&one["allow"]).contains(&licence.to_owned())
+        })
+    };
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args([
+        "tree",
+        "--offline",
+        "--locked",
+        "--workspace",
+        "--prefix",
+        "none",
+    ]);
+    cargo.args(["--edges", "normal,build", "--format", "{p}|{l}|"]);
+    let output = cargo.current_dir(repository()).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let list = String::from_utf8(output.stdout).unwrap();
+    let mut number = 0;
+    for line in list.lines().filter(|line| !line.is_empty()) {
+        let mut parts = line.split('|');
+        let name = parts.next().unwrap().split(' ').next().unwrap();
+        let licence = parts.next().unwrap().replace('/', " OR ");
+        let all = |one: &str| {
+            let mut parts = one
+                .split(" AND ")
+                .map(|part| part.trim_matches(['(', ')', ' ']));
+            parts.all(|part| allowed.iter().any(|word| word == part) || is_excepted(name, part))
+        };
+        // An AND binds more closely than an OR that is not in brackets.
+        let any = |part: &str| part.trim_matches(['(', ')']).split(" OR ").any(all);
+        let is_allowed = match licence.contains(") AND ") {
+            true => licence.split(" AND ").all(any),
+            false => licence.split(" OR ").any(all),
+        };
+        assert!(is_allowed, "{name}: {licence}");
+        number += 1;
+    }
+    assert!(number > 50, "only {number} crates found");
 }
 
 /// Installed in a bare Debian beside Debian's own and in their place, used by an ordinary user as

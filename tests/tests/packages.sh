@@ -26,11 +26,16 @@ alice 'test "$(realpath "$(command -v vdectl)" "$(command -v vdens)")" = "/usr/l
 alice 'vdectl doctor' > /tmp/doctor
 ! grep -v -e '^ok ' -e '^note ' /tmp/doctor
 grep "^ok .* /usr/lib/vdens/plugins: plugins in it: $(ls /usr/lib/vdens/plugins/*.so | wc -l)$" /tmp/doctor
-# One end of a cable is VDE's.
-alice "$own/vdens --addr 10.0.0.1/24 ptp://\$HOME/cable sleep 60 &
-    vdens ptp://\$HOME/cable sh -ec '
-        ip address add 10.0.0.2/24 dev vde0; ip link set vde0 up; exec ping -c 1 -w 50 10.0.0.1'
-    kill %1; wait || :"
+# One end of a cable is VDE's, whose vdens may neither end with its
+# command nor remove its sockets.
+alice "mkdir theirs; cd theirs
+    $own/vdens --addr 10.0.0.1/24 ptp://\$PWD/cable sleep 60 &
+    vdens ptp://\$PWD/cable sh -ec '
+        ip address add 10.0.0.2/24 dev vde0; ip link set vde0 up
+        ping -c 1 -w 50 10.0.0.1; touch answered; exec sleep 60' &
+    until [ -e answered ] || [ -z \"\$(jobs -r)\" ]; do sleep 0.1; done
+    kill -9 %2; kill %1; wait || :
+    rm answered; cd; rm -r theirs"
 
 echo "== README"
 for script in /files/readme/*.sh; do
@@ -48,7 +53,7 @@ perl -MIO::Socket::INET -e '
     print STDERR "listening\n";
     while (my $client = $server->accept) { print $client "hello\n"; close $client }' 2> /tmp/server &
 server=$!
-until grep -q listening /tmp/server; do sleep 0.05; done
+until grep -q listening /tmp/server 2>/dev/null; do sleep 0.05; done
 [ "$(alice "$own/vdens --auto nat:// bash -c 'cat < /dev/tcp/192.0.2.1/8080'")" = hello ]
 kill $server
 wait $server || :
@@ -79,13 +84,15 @@ dpkg --verify
 alice "vdens no true"
 
 echo "== in the place of Debian's"
-apt-get install -y /files/vdens-rs_*.deb /files/vdens-rs-names_*.deb
+apt-get install -y --no-install-recommends /files/vdens-rs_*.deb /files/vdens-rs-names_*.deb
 ! dpkg --status vdens 2>/dev/null | grep -q 'ok installed'
 alice 'vdens --version; vde_plug --version'
 alice 'vdens --addr 10.0.0.1/24 ptp://cable sleep 60 &
     vdens --addr 10.0.0.2/24 ptp://cable ping -c 1 -w 50 10.0.0.1
     kill %1; wait || :'
 dpkg --purge vdens-rs-names vdens-rs
-rm /tmp/before
-[ -z "$(find / -xdev -path /proc -prune -o -path /files -prune -o -path '*vdens*' -print | grep -v -e '^/var/lib/dpkg/' -e '^/var/log')" ]
+find / -xdev \( -path /proc -o -path /files -o -path /tmp -o -path /var/lib/dpkg -o -path /var/log \) -prune -o -name '*vdens*' -print |
+    while read -r path; do
+        dpkg --search "$path" || { echo "this was left: $path"; exit 1; }
+    done
 echo "== done"

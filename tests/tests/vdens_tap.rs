@@ -1,5 +1,6 @@
 //! `vdens-tap`: an unmodified QEMU, started by an ordinary user, plugged into VNLs by a tap.
 
+use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::time::Duration;
 
@@ -202,6 +203,17 @@ fn a_machine_on_what_workers_carry() {
 
     // A back end that QEMU deletes is gone, the others stay.
     assert_eq!(taps(&lab).len(), 3);
+    let names: BTreeSet<String> = taps(&lab)
+        .iter()
+        .map(|tap| tap["links"][0]["interface"].to_string())
+        .collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+    // It is one machine.
+    let graph = lab.vdectl(["graph", "--format", "text"]).ok();
+    let machines = graph
+        .lines()
+        .filter(|line| line.starts_with("qemu-system-x86"));
+    assert_eq!(machines.count(), 1, "{graph}");
     lab.sh(&format!("echo netdev_del n1 | socat - UNIX:{monitor}"))
         .ok();
     wait_until("the tap is gone", PATIENCE, || taps(&lab).len() == 2);

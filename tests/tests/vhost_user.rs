@@ -219,6 +219,7 @@ fn bad_input_is_refused() {
     let first = lab
         .vdens([&lab.vnl("vhost-user", "vm.sock"), "sh"])
         .session();
+    lab.wait_for("vm.sock");
     refused("vm.sock", &["another process does"]);
     assert_eq!(first.exit(0).code(), Some(0));
 }

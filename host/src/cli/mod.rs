@@ -16,11 +16,12 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser};
+use clap::{ArgAction, Args, CommandFactory, Parser};
 
 use crate::cli::config::{Config, Libvdeplug};
 use crate::cli::mistakes::{is_command, misplaced, suggestion};
 use crate::cli::values::{Cidr, MacAddress, Mtu, Numbered, numbered, octal, seconds, wait};
+use crate::cli::vdectl::Vdectl;
 use crate::error::{Error, Result};
 use crate::logging;
 use crate::output::{report, written};
@@ -405,6 +406,16 @@ fn check_command(command: &[OsString]) -> Result<()> {
     }
 }
 
+/// The command lines of all programs.
+pub fn commands() -> [clap::Command; 4] {
+    [
+        Vdens::command(),
+        VdePlug::command(),
+        VdensTap::command(),
+        Vdectl::command(),
+    ]
+}
+
 /// A command-line word that must be UTF-8.
 ///
 /// # Errors
@@ -446,9 +457,7 @@ pub fn parse<T: Parser>(program: &str, failure: i32, words: impl Iterator<Item =
 
 #[cfg(test)]
 mod tests {
-    use super::vdectl::Vdectl;
     use super::*;
-    use clap::CommandFactory;
     use std::time::Duration;
 
     fn vdens(words: &[&str]) -> Vdens {
@@ -457,11 +466,10 @@ mod tests {
 
     #[test]
     fn the_tables_are_sound() {
-        Vdens::command().debug_assert();
-        VdePlug::command().debug_assert();
-        VdensTap::command().debug_assert();
+        for command in commands() {
+            command.debug_assert();
+        }
         LoginPlug::command().debug_assert();
-        Vdectl::command().debug_assert();
     }
 
     #[test]

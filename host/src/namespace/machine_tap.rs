@@ -66,21 +66,32 @@ pub(crate) fn make(netlink: &Netlink, names: &Names, mtu: Option<u32>) -> Result
     plug(netlink, link, bridge)
 }
 
-/// Makes a persistent tap on a bridge.
+/// Makes a persistent tap on a bridge, or nothing.
 fn make_tap(netlink: &Netlink, name: &str, bridge: &str) -> Result<()> {
     let tap = Tap::open(name)?;
+    netlink.add_bridge(bridge, 0)?;
+    let outcome = keep_silent(bridge)
+        .and_then(|()| plug(netlink, name, bridge))
+        .and_then(|()| netlink.set_up(bridge))
+        .and_then(|()| keep(&tap, name));
+    if outcome.is_err() {
+        // The first failure is what is told. The tap ends with its descriptor.
+        let _ = netlink.delete(bridge);
+    }
+    outcome
+}
+
+/// Lets a tap stay when its descriptor is closed, for the user to open.
+fn keep(tap: &Tap, name: &str) -> Result<()> {
     let fd = tap.as_fd().as_raw_fd();
     let owner = getuid().as_raw();
     // SAFETY: the descriptor is open, and the arguments are plain numbers.
     unsafe {
         ioctl::set_owner(fd, owner.cast_signed())
             .and_then(|_| ioctl::set_persistent(fd, 1))
-            .map_err(system(format_args!("keep the tap {name}")))?;
+            .map(drop)
+            .map_err(system(format_args!("keep the tap {name}")))
     }
-    netlink.add_bridge(bridge, 0)?;
-    keep_silent(bridge)?;
-    plug(netlink, name, bridge)?;
-    netlink.set_up(bridge)
 }
 
 /// Makes an interface a port of the bridge.

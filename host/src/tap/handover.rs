@@ -85,11 +85,6 @@ impl Machine {
         self.socket = None;
     }
 
-    /// What people call its interface.
-    pub(super) fn interface(&self) -> String {
-        format!("tap-{}", self.pid)
-    }
-
     /// Its program, and its process.
     pub(super) fn words(&self) -> [String; 2] {
         [self.name.clone(), self.pid.to_string()]

@@ -51,29 +51,25 @@ pub fn run(cli: &VdensTap, config: &Config) -> Result<()> {
     target
         .scheme()
         .map_or(Ok(()), |scheme| plugins.check(scheme))?;
-    let job = Job {
-        interface: machine.interface(),
-        label: machine.to_string(),
-        mtu: MTU,
-        target,
-        wait: cli.links.wait.unwrap_or_default(),
-        plugins,
-        panel_address: None,
-        nearby: None,
-    };
     runtime::complain();
     let is_carried = cli.links.uses_panel(config);
     background::start(|starter| {
         let signals = Signals::block()?;
         let panel = Panel::acquire()?;
         let place = new_place()?;
-        let address = is_carried.then(|| PanelAddress {
-            panel: panel.id(),
-            place: place.clone(),
-        });
         let job = Job {
-            panel_address: address,
-            ..job
+            // A machine has one of these processes for each of its taps.
+            interface: format!("tap-{}", std::process::id()),
+            label: machine.to_string(),
+            mtu: MTU,
+            target,
+            wait: cli.links.wait.unwrap_or_default(),
+            plugins,
+            panel_address: is_carried.then(|| PanelAddress {
+                panel: panel.id(),
+                place: place.clone(),
+            }),
+            nearby: None,
         };
         Supervisor::run(job, place, machine, panel, &signals, starter)
     })

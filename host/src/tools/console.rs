@@ -66,10 +66,10 @@ fn of(door: &Door) -> Result<UnixStream> {
 pub(crate) fn attend(door: &Door) -> Result<()> {
     let console = of(door)?;
     let signals = Signals::block()?;
-    let terminal = Raw::start()?;
-    if terminal.is_some() {
+    if io::stdin().is_terminal() {
         complain("the machine's console; Ctrl-] leaves");
     }
+    let terminal = Raw::start()?;
     let outcome = relay(&console, &signals);
     drop(terminal);
     outcome

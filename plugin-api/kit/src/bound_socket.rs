@@ -79,6 +79,18 @@ pub fn probe(path: &Path) -> io::Result<Occupant> {
     }
 }
 
+/// The error for a `path` that [`probe`] cannot look at. `doing` says what it is for, such as
+/// "listen at".
+pub fn cannot_use(doing: &str, path: &Path, error: &io::Error) -> Error {
+    match errno(error) {
+        Errno::ENOTSOCK => {
+            let message = format!("{} is there and is not a socket", path.display());
+            Error::usage(message).hint("remove it or use another path")
+        }
+        _ => Error::path(doing, path, error),
+    }
+}
+
 /// Removes the socket at `path`, which [`probe`] found stale. It may be gone already.
 ///
 /// # Errors

@@ -30,7 +30,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use vdens_plugin_kit::bound_socket::{
-    Access, BoundSocket, Occupant, SocketFile, disconnect, probe, remove_stale,
+    Access, BoundSocket, Occupant, SocketFile, cannot_use, disconnect, probe, remove_stale,
 };
 use vdens_plugin_kit::log::{debug, warn};
 use vdens_plugin_kit::user::FarUser;
@@ -214,16 +214,7 @@ impl Dgram {
 
 /// Binds the own path.
 fn bind(path: &Path, access: Access) -> Result<(UnixDatagram, BoundSocket)> {
-    let found =
-        probe(path).map_err(
-            |error| match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
-                Errno::ENOTSOCK => {
-                    let message = format!("{} is there and is not a socket", path.display());
-                    Error::usage(message).hint("remove it or use another path")
-                }
-                _ => Error::path("make a socket at", path, &error),
-            },
-        )?;
+    let found = probe(path).map_err(|error| cannot_use("make a socket at", path, &error))?;
     match found {
         Occupant::Nothing => {}
         Occupant::Stale => remove_stale(path)?,

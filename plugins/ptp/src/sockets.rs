@@ -36,10 +36,7 @@ pub(crate) fn not_admitted(path: &Path, user: u32) -> Error {
 pub(crate) fn probe(path: &Path) -> Result<Occupant> {
     bound_socket::probe(path).map_err(|error| {
         match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
-            Errno::ENOTSOCK => {
-                let message = format!("{} is there and is not a socket", path.display());
-                Error::usage(message).hint("remove it or use another path")
-            }
+            Errno::ENOTSOCK => bound_socket::cannot_use("use", path, &error),
             errno => cannot_connect(path, errno),
         }
     })

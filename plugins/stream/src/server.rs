@@ -6,10 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-use vdens_plugin_kit::bound_socket::{Access, BoundSocket, Occupant, probe};
+use vdens_plugin_kit::bound_socket::{Access, BoundSocket, Occupant, cannot_use, probe};
 use vdens_plugin_kit::log::{debug, warn};
 use vdens_plugin_kit::udp::resolve;
 use vdens_plugin_kit::{
@@ -79,16 +78,7 @@ impl AsFd for Listener {
 }
 
 fn bind_unix(path: &Path, access: Access) -> Result<Listener> {
-    let found =
-        probe(path).map_err(
-            |error| match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
-                Errno::ENOTSOCK => {
-                    let message = format!("{} is there and is not a socket", path.display());
-                    Error::usage(message).hint("remove it or use another path")
-                }
-                _ => Error::path("listen at", path, &error),
-            },
-        )?;
+    let found = probe(path).map_err(|error| cannot_use("listen at", path, &error))?;
     match found {
         // A stale socket is replaced.
         Occupant::Nothing | Occupant::Stale => {}

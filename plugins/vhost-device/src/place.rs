@@ -95,11 +95,7 @@ impl Place {
                 return Err(Error::new(ErrorKind::Busy, message)
                     .hint("name another path, or [client] if a machine listens there"));
             }
-            Err(error) if error.raw_os_error() == Some(libc::ENOTSOCK) => {
-                let message = format!("{path} is there and is not a socket");
-                return Err(Error::usage(message).hint("remove it or use another path"));
-            }
-            Err(error) => return Err(Error::path("look at", &self.path, &error)),
+            Err(error) => return Err(bound_socket::cannot_use("listen at", &self.path, &error)),
         }
         let socket = new_socket()?;
         let bound = BoundSocket::listen(&socket, &self.path, self.access, BACKLOG)?;

@@ -61,6 +61,8 @@ pub(super) struct Builder {
     switches: BTreeMap<PathBuf, usize>,
     /// The switches by the processes that run them.
     switches_of: BTreeMap<u32, usize>,
+    /// The virtual machines with taps, by program and process.
+    machines: BTreeMap<String, usize>,
     /// The processes of this user, and their workers.
     pub(super) own: Vec<u32>,
     /// The clients of switches.
@@ -106,6 +108,7 @@ impl Builder {
         match (&process.lab, process.program.as_str()) {
             (Some(lab), _) => self.lab(lab),
             (None, "vde_plug") => self.plug(process),
+            (None, "vdens-tap") => self.card(process),
             (None, _) => self.session(process),
         }
     }
@@ -119,6 +122,30 @@ impl Builder {
             None => (command, id),
         };
         let node = self.node(Kind::Namespace, name, note);
+        self.links(node, process);
+    }
+
+    /// A machine, which has a process of `vdens-tap` for each of its cards.
+    fn card(&mut self, process: &Process<Report>) {
+        let machine = process.command.join(" ");
+        let id = format!("{} {}", process.program, process.pid);
+        let node = match self.machines.get(&machine) {
+            Some(node) => {
+                let note = &mut self.graph.nodes[*node].note;
+                *note = join_words(&[note, &id]);
+                *node
+            }
+            None => {
+                let node = self.node(Kind::Namespace, machine.clone(), id);
+                self.machines.insert(machine, node);
+                node
+            }
+        };
+        self.links(node, process);
+    }
+
+    /// The links of a process, whose interfaces are on `node`.
+    fn links(&mut self, node: usize, process: &Process<Report>) {
         for entry in &process.links {
             let end = self.interface(
                 node,
