@@ -3,6 +3,7 @@
 //! one module.
 
 mod bad_input;
+mod c_door;
 mod capture;
 mod channels;
 mod check_plugin;

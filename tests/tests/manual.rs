@@ -1,16 +1,15 @@
-//! What a package installs below `share/`: the manual pages.
-//!
-//! `vdens-share` writes them into a directory. man(1) and mandoc(1) must have nothing to say of
-//! any page, and what a page is about must be in it.
+//! What a package installs below `share/`, as `vdens-share` writes it: manual pages, of which
+//! man(1) and mandoc(1) must have nothing to say, and completions, which are tried in the shells.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
 use tempfile::TempDir;
-use vdens_tests::{need, target};
+use vdens_tests::{Lab, need, target};
 
 /// Writes everything.
 fn share() -> TempDir {
@@ -24,6 +23,17 @@ fn share() -> TempDir {
     assert!(output.status.success(), "{output:#?}");
     assert!(output.stderr.is_empty(), "{output:#?}");
     dir
+}
+
+/// Writes everything where the lab's user can read it.
+fn share_for(lab: &Lab) -> String {
+    let dir = lab.aside("share");
+    let output = Command::new(target().join("vdens-share"))
+        .arg(&dir)
+        .output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{output:#?}");
+    dir.display().to_string()
 }
 
 /// The files in a directory and below, sorted.
@@ -163,4 +173,148 @@ fn man_has_nothing_to_say_of_the_pages() {
         .unwrap();
     let said = String::from_utf8_lossy(&mandoc.stdout);
     assert!(mandoc.status.success() && said.is_empty(), "{said}");
+}
+
+/// What `vdectl complete` prints for a line, without the descriptions.
+#[track_caller]
+fn offered(lab: &Lab, line: &str) -> Vec<String> {
+    let words = ["complete", "--"].into_iter().chain(line.split(' '));
+    let answer = lab.vdectl(words).ok();
+    let mut lines = answer.lines();
+    assert_eq!(lines.next(), Some("words"), "{line}: {answer}");
+    lines
+        .map(|line| line.split('\t').next().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn values_are_completed_as_they_are_now() {
+    let lab = Lab::new();
+    let vnl = lab.vnl("ptp", "cable[seqpacket]");
+    let _session = lab.vdens(["--name", "r1", &vnl, "sh"]).session();
+    let file = lab.write(
+        "net.toml",
+        "[nodes.a]\n[nodes.b]\n[[links]]\nends = ['a:x', 'b:y']\n",
+    );
+    lab.vdectl(["lab", "up", &file]).ok();
+    let switch = lab.vnl("switch", "sw");
+    let plug = lab.vde_plug(["null://", &switch]).spawn();
+    lab.wait_for("sw/ctl");
+    let path = |name: &str| lab.path(name);
+    for (line, words) in [
+        ("vdectl exec ", &["r1", "net/a", "net/b"][..]),
+        ("vdectl stop ", &["r1"]),
+        ("vdectl graph ", &["r1", "net"]),
+        ("vdectl lab down ", &["net"]),
+        ("vdectl lab exec ", &["net/a", "net/b"]),
+        ("vdectl lab up n", &["net.toml"]),
+        ("vdectl lab test n", &["net", "net.toml"]),
+        ("vdectl link down net/a", &["net/a:x"]),
+        ("vdectl capture r", &["r1:vde0"]),
+        ("vdectl capture --lab ", &["net"]),
+        ("vdectl plugin check vla", &["vlan"]),
+        ("vdens pt", &["ptp://"]),
+        ("vdens --multi no vh", &["vhost-user://"]),
+        ("vde_plug null:// nu", &["null://"]),
+        (
+            "vdens-tap s",
+            &["seqpacket://", "stream://", "switch://", "sw/"],
+        ),
+        ("vdens netem://delay=9ms{vl", &["netem://delay=9ms{vlan://"]),
+        ("vdens ./s", &["./sw/"]),
+        (
+            &format!("vdens vlan://5{{{}", lab.vnl("ptp", "ca")),
+            &[&format!("vlan://5{{{}", lab.vnl("ptp", "cable"))],
+        ),
+        (
+            &format!("vdens vde://{}", path("s")),
+            &[&format!("vde://{}", path("sw/"))],
+        ),
+        ("vdens --config net", &["net.toml"]),
+    ] {
+        let mut found = offered(&lab, line);
+        let mut wanted: Vec<_> = words.iter().map(|word| (*word).to_owned()).collect();
+        found.sort();
+        wanted.sort();
+        assert_eq!(found, wanted, "{line}");
+    }
+    let answer = lab
+        .vdectl(["complete", "--", "vdens", "no", "sh", "-c"])
+        .ok();
+    assert_eq!(answer, "command 2\n");
+    let processes = offered(&lab, "vdectl forward list --of ");
+    assert!(processes.contains(&plug.pid().to_string()), "{processes:?}");
+    // Completion says nothing, whatever is wrong.
+    lab.sh("mkdir -p ~/.config/vdens; echo '[nothing' >~/.config/vdens/vdens.toml")
+        .ok();
+    assert_eq!(offered(&lab, "vdens pt"), ["ptp://"]);
+    lab.vdectl(["lab", "down"])
+        .env("XDG_CONFIG_HOME", "/nowhere")
+        .ok();
+}
+
+/// Tries completion in a shell that runs `setup` first: of a subcommand, a session, a command in
+/// it, and a path in a VNL.
+fn in_shell(shell: &str, setup: &str) {
+    let lab = Lab::new();
+    let share = share_for(&lab);
+    let tell = lab.bin().join("tell-where");
+    fs::write(&tell, "#!/bin/sh\necho \"at $VDENS on $(hostname)\"\n").unwrap();
+    fs::set_permissions(&tell, fs::Permissions::from_mode(0o755)).unwrap();
+    let vnl = lab.vnl("ptp", "cable[seqpacket]");
+    let session = lab
+        .vdens(["--name", "r1", "-H", "inner", &vnl, "sh"])
+        .session();
+    // Without it, fish reads all manual pages of the machine.
+    lab.sh("mkdir -p ~/.local/share/fish/generated_completions")
+        .ok();
+    let terminal = lab.tmux();
+    let dirs = format!("XDG_DATA_DIRS={share}:/usr/share");
+    terminal.type_line(&format!("{dirs} SHARE={share} TERM=xterm {shell}"));
+    terminal.type_line(setup);
+    terminal.type_line("echo ready'!'");
+    terminal.wait_for("ready!");
+    let type_keys = |keys: &[&str]| {
+        for key in keys {
+            match *key {
+                "Tab" | "Enter" => terminal.press(key),
+                text => terminal.type_text(text),
+            }
+        }
+    };
+    type_keys(&["vdectl sta", "Tab", "--js", "Tab", "Enter"]);
+    terminal.wait_for("\"program\": \"vdens\"");
+    type_keys(&["vdectl exec r", "Tab", "tell-w", "Tab", "Enter"]);
+    terminal.wait_for("on inner");
+    type_keys(&["vdens nul", "Tab", " tell-w", "Tab", "Enter"]);
+    terminal.wait_for("at vde0=null:// on");
+    let start = format!("vdens {}", lab.vnl("ptp", "cab"));
+    type_keys(&[&start, "Tab", " tell-w", "Tab", "Enter"]);
+    terminal.wait_for(&format!("at vde0={} on", lab.vnl("ptp", "cable")));
+    drop(terminal);
+    drop(session);
+    // fish leaves it.
+    lab.sh("rm -f \"$XDG_RUNTIME_DIR\"/fish_*").ok();
+}
+
+#[test]
+fn bash_completes() {
+    need!("tmux", "bash", "/usr/share/bash-completion/bash_completion");
+    in_shell(
+        "bash --norc --noprofile -i",
+        ". /usr/share/bash-completion/bash_completion",
+    );
+}
+
+#[test]
+fn zsh_completes() {
+    need!("tmux", "zsh");
+    let setup = "fpath=($SHARE/zsh/site-functions $fpath); autoload -U compinit; compinit -u -D";
+    in_shell("zsh -f -i", setup);
+}
+
+#[test]
+fn fish_completes() {
+    need!("tmux", "fish");
+    in_shell("fish --private", "set fish_greeting");
 }

@@ -2,7 +2,9 @@
 //!
 //! `cargo run --release -p vdens-share -- DIR` writes, below DIR,
 //!
-//! - `man/man1`, `man/man5`, `man/man7`: manual pages, not compressed.
+//! - `man/man1`, `man/man5`, `man/man7`: manual pages, not compressed;
+//! - `bash-completion/completions`, `zsh/site-functions`, `fish/vendor_completions.d`: scripts that
+//!   complete command lines, by asking `vdectl complete`.
 //!
 //! It is a program of its own, which no package contains, so that the programs do not carry what
 //! makes their manual, and a cross build can run it. It reads docs/ of the source that it was built
@@ -23,6 +25,11 @@ use std::time::UNIX_EPOCH;
 use time::OffsetDateTime;
 
 use crate::pages::Manual;
+
+/// The scripts for the shells. Where one is for one program, that is `PROGRAM` in it.
+const BASH: &str = include_str!("../completions/bash");
+const ZSH: &str = include_str!("../completions/zsh");
+const FISH: &str = include_str!("../completions/fish");
 
 /// The source.
 const TOP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
@@ -46,11 +53,28 @@ fn write_all(dir: &Path) -> Result<(), Box<dyn Error>> {
     let top = Path::new(TOP);
     let manual = Manual::new(&top.join("docs"), date(top)?)?;
     for (name, section, text) in manual.pages()? {
-        let dir = dir.join(format!("man/man{section}"));
-        fs::create_dir_all(&dir)?;
-        fs::write(dir.join(format!("{name}.{section}")), text)?;
+        write(dir, &format!("man/man{section}/{name}.{section}"), &text)?;
     }
+    for command in vdens::cli::commands() {
+        let name = command.get_name();
+        let bash = BASH.replace("PROGRAM", name);
+        write(dir, &format!("bash-completion/completions/{name}"), &bash)?;
+        let fish = FISH.replace("PROGRAM", name);
+        write(
+            dir,
+            &format!("fish/vendor_completions.d/{name}.fish"),
+            &fish,
+        )?;
+    }
+    write(dir, "zsh/site-functions/_vdens", ZSH)?;
     Ok(())
+}
+
+/// Writes a file and makes its directory.
+fn write(dir: &Path, name: &str, text: &str) -> io::Result<()> {
+    let path = dir.join(name);
+    fs::create_dir_all(path.parent().unwrap_or(dir))?;
+    fs::write(path, text)
 }
 
 /// The date of the pages.

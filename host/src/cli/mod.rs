@@ -3,11 +3,13 @@
 //! These tables are the only place that defines options: the parser, `--help` and docs/commands.md
 //! come from them. The words after the first VNL belong to the user's command, and are not parsed.
 
+pub mod complete;
 pub mod config;
 pub(crate) mod mistakes;
 pub mod plan;
 pub(crate) mod values;
 pub mod vdectl;
+pub(crate) mod version;
 pub(crate) mod vnls;
 
 use std::ffi::OsString;
@@ -16,8 +18,9 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, CommandFactory, Parser};
+use clap::{ArgAction, Args, CommandFactory, Parser, ValueHint};
 
+use crate::cli::complete::candidates::vnls;
 use crate::cli::config::{Config, Libvdeplug};
 use crate::cli::mistakes::{is_command, misplaced, suggestion};
 use crate::cli::values::{Cidr, MacAddress, Mtu, Numbered, numbered, octal, seconds, wait};
@@ -37,7 +40,7 @@ pub struct Common {
     pub config: Option<PathBuf>,
 
     /// Search this directory for plugins first
-    #[arg(long, value_name = "DIR", global = true)]
+    #[arg(long, value_name = "DIR", global = true, value_hint = ValueHint::DirPath)]
     pub plugin_dir: Vec<PathBuf>,
 
     /// Log more; repeat it for still more
@@ -112,7 +115,7 @@ const AUTO_SECONDS: &str = "10";
 
 /// Run a command in a network namespace of its own, plugged into virtual Ethernet
 #[derive(Clone, Debug, Parser)]
-#[command(name = "vdens", version, disable_help_subcommand = true)]
+#[command(name = "vdens", version, long_version = version::long(), disable_help_subcommand = true)]
 #[command(
     override_usage = "vdens [OPTIONS] [VNL [COMMAND [ARG]...]]\n       vdens [OPTIONS] --multi [VNL]... [-- COMMAND [ARG]...]",
     after_help = "A VNL (Virtual Network Locator) tells where vde0 leads: ptp:///tmp/cable, vde:///tmp/switch, \
@@ -218,13 +221,13 @@ pub struct Vdens {
     pub common: Common,
 
     /// A VNL or more, and the command
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true, add = vnls())]
     pub rest: Vec<OsString>,
 }
 
 /// Plug two virtual networks together, or one into standard input and output
 #[derive(Clone, Debug, Default, Parser)]
-#[command(name = "vde_plug", version, disable_help_subcommand = true)]
+#[command(name = "vde_plug", version, long_version = version::long(), disable_help_subcommand = true)]
 #[command(
     override_usage = "vde_plug [OPTIONS] [VNL]\n       vde_plug [OPTIONS] VNL VNL\n       vde_plug [OPTIONS] [VNL] = COMMAND [ARG]...",
     after_help = "With one VNL, or none for the default switch, frames go to standard output and come from \
@@ -274,13 +277,13 @@ pub struct VdePlug {
     pub common: Common,
 
     /// One or two VNLs, or a VNL, '=' and a command
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true, add = vnls())]
     pub rest: Vec<OsString>,
 }
 
 /// Plug a virtual machine into virtual Ethernet, as the helper of QEMU's tap back end
 #[derive(Clone, Debug, Parser)]
-#[command(name = "vdens-tap", version, disable_help_subcommand = true)]
+#[command(name = "vdens-tap", version, long_version = version::long(), disable_help_subcommand = true)]
 #[command(
     override_usage = "vdens-tap [OPTIONS] [VNL]",
     after_help = "QEMU starts it: -netdev tap,id=n,helper=\"vdens-tap VNL\". Without a VNL it is the default switch. \
@@ -311,7 +314,8 @@ pub struct VdensTap {
         value_name = "VNL",
         default_value = "",
         hide_default_value = true,
-        hide = true
+        hide = true,
+        add = vnls()
     )]
     pub vnl: String,
 }
