@@ -3,6 +3,7 @@
 //! one module.
 
 mod bad_input;
+mod c_door;
 mod capture;
 mod channels;
 mod check_plugin;
@@ -51,6 +52,7 @@ mod nesting;
 mod netem;
 mod options;
 mod output;
+mod packages;
 mod panel;
 mod panel_faults;
 mod plugin_authors;

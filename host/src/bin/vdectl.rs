@@ -86,7 +86,10 @@ fn run(Vdectl { task, common }: &Vdectl) -> Result<i32> {
                 let vnls = vnls.iter().map(cli::text).collect::<Result<_>>()?;
                 return check::run(plugin, vnls, &path, *json);
             }
-            PluginTask::New { dir, api } => scaffold::run(dir, api.as_deref(), &path)?,
+            PluginTask::New { dir, api, language } => {
+                let api = api.as_deref();
+                scaffold::run(dir, *language, api, &path)?
+            }
         },
     }
     Ok(0)

@@ -9,6 +9,7 @@ pub(crate) mod netlink;
 pub mod privilege;
 pub mod process;
 pub(crate) mod runtime;
+pub(crate) mod service_manager;
 pub(crate) mod signals;
 pub(crate) mod terminal;
 pub(crate) mod trusted_path;

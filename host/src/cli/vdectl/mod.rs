@@ -17,6 +17,7 @@ use self::lab::LabTask;
 use super::Common;
 use super::complete::candidates::{names, plugins, processes, vnls};
 use super::version;
+use crate::plugins::scaffold::Language;
 use crate::tools::graph::Format;
 
 pub mod sessions;
@@ -194,6 +195,15 @@ pub enum PluginTask {
         /// The plugin-api to depend on: its directory, or a version
         #[arg(long, value_name = "DIR|VERSION")]
         api: Option<String>,
+
+        /// The language to write it in
+        #[arg(
+            long,
+            default_value = "rust",
+            conflicts_with = "api",
+            hide_default_value = true
+        )]
+        language: Language,
     },
 }
 
