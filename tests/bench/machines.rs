@@ -43,6 +43,7 @@ enum Way {
     },
     /// `vdens-tap` on a cable to a namespace.
     Tap,
+    RootPlain,
     /// `vdens-tap` on our switch with another guest.
     TapPair,
     VhostUser,
@@ -66,6 +67,7 @@ const CONTENDERS: &[(&str, &str, Option<&str>, Way)] = &[
         Way::Root { pair: false },
     ),
     ("ours-tap", "ours, `vdens-tap`", Some(DEBIAN), Way::Tap),
+    ("root-plain", "x", Some(MIXED), Way::RootPlain),
     (
         "ours-vhost-user",
         "ours, `vhost-user://`",
@@ -239,7 +241,8 @@ impl Way {
         };
         let place = lab.unique(ID);
         match self {
-            Self::Root { pair } => machine.on_roots_bridge(lab, pair)?,
+            Self::Root { pair } => machine.on_roots_bridge(lab, pair, "")?,
+            Self::RootPlain => machine.on_roots_bridge(lab, false, ",vnet_hdr=off")?,
             Self::Tap => machine.on_a_cable(lab, "ptp", &tap("ptp", &place), &place)?,
             Self::Stream => {
                 let netdev = format!("stream,id=n,addr.type=unix,addr.path={place}");
@@ -423,7 +426,7 @@ impl<'lab> Machine<'lab> {
     }
 
     /// A bridge in a namespace of root's, with a namespace or another guest on it.
-    fn on_roots_bridge(&mut self, lab: &'lab Lab, pair: bool) -> Result<()> {
+    fn on_roots_bridge(&mut self, lab: &'lab Lab, pair: bool, more: &str) -> Result<()> {
         let (holder, host) = lab.bare_node(0)?;
         self.programs.0.push(holder);
         let user = lab.user();
@@ -463,7 +466,7 @@ impl<'lab> Machine<'lab> {
             self.address = address(2);
         }
         for number in 0..guests {
-            let netdev = format!("tap,id=n,ifname=vb{number},script=no,downscript=no");
+            let netdev = format!("tap,id=n,ifname=vb{number},script=no,downscript=no{more}");
             let words = qemu(number, &netdev);
             self.boot(lab.inside(&host, Who::First, Path::new(QEMU), words))?;
         }
