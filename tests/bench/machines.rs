@@ -41,9 +41,10 @@ enum Way {
     Root {
         pair: bool,
     },
+    /// As [`Way::Root`] with a namespace, without offloads, as `-netdev vde` is.
+    RootPlain,
     /// `vdens-tap` on a cable to a namespace.
     Tap,
-    RootPlain,
     /// `vdens-tap` on our switch with another guest.
     TapPair,
     VhostUser,
@@ -67,7 +68,6 @@ const CONTENDERS: &[(&str, &str, Option<&str>, Way)] = &[
         Way::Root { pair: false },
     ),
     ("ours-tap", "ours, `vdens-tap`", Some(DEBIAN), Way::Tap),
-    ("root-plain", "x", Some(MIXED), Way::RootPlain),
     (
         "ours-vhost-user",
         "ours, `vhost-user://`",
@@ -79,6 +79,12 @@ const CONTENDERS: &[(&str, &str, Option<&str>, Way)] = &[
         "ours, `stream://`",
         Some(DEBIAN),
         Way::Stream,
+    ),
+    (
+        "root-plain",
+        "root's tap and bridge, without offloads",
+        None,
+        Way::RootPlain,
     ),
     (
         "ours-library",
@@ -203,7 +209,9 @@ impl Way {
     fn missing(self, lab: &Lab) -> Option<String> {
         let mut needs = vec!["qemu-system-x86_64", "iperf3"];
         match self {
-            Self::Root { .. } if !is_root() => return Some("it needs root".to_owned()),
+            Self::Root { .. } | Self::RootPlain if !is_root() => {
+                return Some("it needs root".to_owned());
+            }
             Self::Passt | Self::NatStream | Self::NatTap if !is_root() => {
                 return Some("needs root, to make the Internet".to_owned());
             }
@@ -425,8 +433,9 @@ impl<'lab> Machine<'lab> {
         self.boot(lab.command(Who::First, Path::new(QEMU), words))
     }
 
-    /// A bridge in a namespace of root's, with a namespace or another guest on it.
-    fn on_roots_bridge(&mut self, lab: &'lab Lab, pair: bool, more: &str) -> Result<()> {
+    /// A bridge in a namespace of root's, with a namespace or another guest on it. QEMU's back end
+    /// gets further keys.
+    fn on_roots_bridge(&mut self, lab: &'lab Lab, pair: bool, keys: &str) -> Result<()> {
         let (holder, host) = lab.bare_node(0)?;
         self.programs.0.push(holder);
         let user = lab.user();
@@ -466,7 +475,7 @@ impl<'lab> Machine<'lab> {
             self.address = address(2);
         }
         for number in 0..guests {
-            let netdev = format!("tap,id=n,ifname=vb{number},script=no,downscript=no{more}");
+            let netdev = format!("tap,id=n,ifname=vb{number},script=no,downscript=no{keys}");
             let words = qemu(number, &netdev);
             self.boot(lab.inside(&host, Who::First, Path::new(QEMU), words))?;
         }
