@@ -35,10 +35,16 @@ impl<'lab> Tmux<'lab> {
         tmux
     }
 
+    /// Types letters.
+    #[track_caller]
+    pub fn type_text(&self, text: &str) {
+        self.tell(&["send-keys", "-l", "--", text]);
+    }
+
     /// Types a line and the return key.
     #[track_caller]
     pub fn type_line(&self, line: &str) {
-        self.tell(&["send-keys", "-l", line]);
+        self.type_text(line);
         self.tell(&["send-keys", "Enter"]);
     }
 

@@ -271,6 +271,94 @@ fn user_namespaces_restricted_by_apparmor() {
     );
 }
 
+/// A machine whose AppArmor restricts user namespaces, as far as it can be seen from settings.
+const RESTRICTED: &str = "
+    cp -r /proc/sys/kernel/*cap* /proc/sys/kernel/os* /proc/sys/kernel/overflow* /run/ 2>/dev/null || :
+    mount -t tmpfs none /proc/sys/kernel
+    echo 1 >/proc/sys/kernel/apparmor_restrict_unprivileged_userns";
+
+#[test]
+fn the_profile_of_a_package_is_not_loaded() {
+    need!("root");
+    let lab = Lab::new();
+    // As host/packaging/install has it.
+    let library = lab.aside("lib");
+    let script = format!(
+        "mkdir -p {0}/bin; cp {1}/* {0}/bin; touch {0}/apparmor; chmod -R a+rX {0}",
+        library.display(),
+        lab.bin().display()
+    );
+    lab.sh(&script).by(User::root()).ok();
+    let vdectl = library.join("bin/vdectl");
+    let doctor = lab.command(&vdectl, ["doctor", "--json"]);
+    let findings = Findings::of(doctor.on_changed_machine(RESTRICTED));
+    let remedy = findings.remedy("wrong", "AppArmor", &["without a profile"]);
+    assert_eq!(remedy, format!("sudo {}/apparmor load", library.display()));
+    let doctor = lab.vdectl(["doctor", "--json"]);
+    let findings = Findings::of(doctor.on_changed_machine(RESTRICTED));
+    let remedy = findings.remedy("wrong", "AppArmor", &["without a profile"]);
+    assert!(remedy.contains("sudo sysctl kernel.apparmor"), "{remedy}");
+}
+
+#[test]
+fn two_installations() {
+    let lab = Lab::new();
+    findings_of_path(&lab, &[], "ok", &["the programs are those in"]);
+    let other = lab.mkdir("other");
+    let fake = lab.write("other/vdens", "#!/bin/sh\n");
+    lab.sh(&format!("chmod 755 {fake}")).ok();
+    let words = [&*fake, "VDE's", &lab.bin().display().to_string()];
+    let remedy = findings_of_path(&lab, &[&other], "note", &words);
+    // The remedy mends it.
+    let script = format!("PATH={other}:$PATH; {remedy}; vdectl doctor --json");
+    let findings = Findings::of(lab.sh(&script));
+    findings.remedy("ok", "PATH", &[]);
+    // A second one of ours.
+    let vdectl = lab.write("other/vdectl", "#!/bin/sh\n");
+    lab.sh(&format!("chmod 755 {vdectl}")).ok();
+    findings_of_path(
+        &lab,
+        &[&other],
+        "note",
+        &[&fake, "another installation of vdens"],
+    );
+}
+
+/// The remedy of the finding about PATH, when these directories come first in it.
+#[track_caller]
+fn findings_of_path(lab: &Lab, first: &[&str], verdict: &str, words: &[&str]) -> String {
+    let vdectl = lab.bin().join("vdectl");
+    let dirs: String = first.iter().map(|dir| format!("{dir}:")).collect();
+    let script = format!("PATH={dirs}$PATH {} doctor --json", vdectl.display());
+    let findings = Findings::of(lab.sh(&script));
+    findings.remedy(verdict, "PATH", words).to_owned()
+}
+
+#[test]
+fn a_plugin_of_another_version() {
+    let lab = Lab::new();
+    let plugin = lab.drop_plugin(&lab.bin().join("libvdens_null.so"), "null");
+    let ours = env!("CARGO_PKG_VERSION").as_bytes();
+    let other = b"9.9.9";
+    let mut bytes = fs::read(&plugin).unwrap();
+    let places: Vec<usize> = (0..bytes.len() - ours.len())
+        .filter(|at| bytes[*at..].starts_with(ours))
+        .collect();
+    for at in places {
+        bytes[at..at + other.len()].copy_from_slice(other);
+    }
+    fs::write(&plugin, bytes).unwrap();
+    let findings = doctor(&lab);
+    let words = [
+        &*plugin.display().to_string(),
+        "9.9.9",
+        env!("CARGO_PKG_VERSION"),
+    ];
+    let remedy = findings.remedy("note", "plugin null", &words);
+    assert!(remedy.contains("one package"), "{remedy}");
+    assert!(findings.works);
+}
+
 #[test]
 fn a_plugin_directory_that_others_can_write() {
     let lab = Lab::new();

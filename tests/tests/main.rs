@@ -3,6 +3,7 @@
 //! one module.
 
 mod bad_input;
+mod c_door;
 mod capture;
 mod channels;
 mod check_plugin;
@@ -30,6 +31,7 @@ mod leftovers;
 mod libvdeplug;
 mod libvdeplug_so;
 mod login;
+mod manual;
 mod many_sessions;
 mod mistakes;
 mod name_servers;
@@ -50,6 +52,7 @@ mod nesting;
 mod netem;
 mod options;
 mod output;
+mod packages;
 mod panel;
 mod panel_faults;
 mod plugin_authors;

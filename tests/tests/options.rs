@@ -209,7 +209,21 @@ fn help_and_version() {
     }
     for program in PROGRAMS {
         let run = |option| lab.command(lab.bin().join(program), [option]);
-        assert!(run("--version").ok().starts_with(&format!("{program} ")));
+        let version = run("--version").ok();
+        let mut lines = version.lines();
+        assert_eq!(
+            lines.next(),
+            Some(&*format!("{program} {}", env!("CARGO_PKG_VERSION")))
+        );
+        let doors = lines.next_back().unwrap_or_default();
+        assert!(doors.starts_with("plugin ABI 1 (abi_stable"), "{version}");
+        // A commit is known in a release's build only.
+        assert!(lines.all(|line| line.starts_with("commit ")), "{version}");
+        let short = run("-V").ok();
+        assert_eq!(
+            short.lines().collect::<Vec<_>>(),
+            [version.lines().next().unwrap()]
+        );
         let help = run("--help").env("COLUMNS", "80").ok();
         let lines = help.lines().count();
         assert!(lines <= 40, "{program}: {lines} lines\n{help}");

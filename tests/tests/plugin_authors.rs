@@ -1,6 +1,8 @@
 //! Third parties: from nothing to a working transport, and plugins that were built otherwise than
 //! the host.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -31,7 +33,7 @@ fn second() -> PathBuf {
 /// Both ends of a link of `vnl` are as they should be, and two namespaces talk through it. The
 /// programs' names end in `suffix`.
 #[track_caller]
-fn works(lab: &Lab, suffix: &str, scheme: &str, vnl: &str) {
+pub(crate) fn works(lab: &Lab, suffix: &str, scheme: &str, vnl: &str) {
     let program = |name: &str| lab.bin().join(format!("{name}{suffix}"));
     let vdens = |words: &[&str]| lab.command(program("vdens"), words);
     let check = lab.command(program("vdectl"), ["plugin", "check", scheme, vnl]);
@@ -75,7 +77,7 @@ fn the_tutorial_leads_to_a_ping() {
         "ok batches",
         "0 failed",
         "it_passes_the_conformance_checks ... ok",
-        "mycable 0.1.0 ABI 1 a cable of UDP datagrams",
+        "mycable 0.1.0 ABI 1 (c1) a cable of UDP datagrams",
         "bytes from 10.0.0.1",
     ] {
         assert!(said.contains(words), "{words}: {output:#?}");
@@ -195,47 +197,53 @@ fn a_plugin_of_the_frozen_version_1_works() {
         build(rustc, "tests/frozen-v1/Cargo.toml", &target, &[]);
         let lab = Lab::new();
         lab.drop_plugin(&target.join("debug/libfrozen.so"), "frozen");
-        let vnl = format!("frozen://{{{}}}", lab.vnl("ptp", "p"));
-        works(&lab, "", "frozen", &vnl);
-        // A worker's successor gets the descriptor that the worker stored.
-        let session = lab.vdens(["-v", &vnl, "sh"]).session();
-        session.ok(":");
-        for child in children(session.proc().pid()) {
-            let command = fs::read(format!("/proc/{child}/cmdline")).unwrap();
-            if !command.starts_with(b"sh\0") {
-                kill(Pid::from_raw(child), Signal::SIGKILL).unwrap();
-            }
-        }
-        wait_until("another worker", PATIENCE, || {
-            session
-                .proc()
-                .stderr()
-                .contains("goes on where another stopped")
-        });
-        drop(session);
-        // Its log and its errors reach the user.
-        let vdens = lab.vdens(["-v", "--mtu", "1400", &vnl, "true"]).run();
-        assert!(
-            vdens.stderr.contains("frozen: vde0 has an MTU of 1400"),
-            "{vdens:#?}"
-        );
-        lab.vdens(["frozen://", "true"])
-            .refused(&["no VNL in braces", "write frozen://{VNL}"]);
-        lab.vdens(["frozen://x]", "true"])
-            .refused(&["no VNL in braces"]);
-        lab.vdens(["frozen://{nosuch://}", "true"])
-            .refused(&["libvdens_nosuch.so"]);
-        // It has no limit of nested VNLs, but its host has.
-        let nested = |levels: usize| {
-            let (open, close) = ("frozen://{".repeat(levels), "}".repeat(levels));
-            lab.vdens([&format!("{open}null://{close}"), "true"])
-        };
-        nested(8).ok();
-        nested(9).refused(&["more than 8 VNLs are nested"]);
+        frozen_works(&lab);
     }
 }
 
-/// A host finds a plugin by these two symbols, and needs no other.
+/// The plugin `frozen` in the lab carries traffic and uses its host.
+#[track_caller]
+pub(crate) fn frozen_works(lab: &Lab) {
+    let vnl = format!("frozen://{{{}}}", lab.vnl("ptp", "p"));
+    works(lab, "", "frozen", &vnl);
+    // A worker's successor gets the descriptor that the worker stored.
+    let session = lab.vdens(["-v", &vnl, "sh"]).session();
+    session.ok(":");
+    for child in children(session.proc().pid()) {
+        let command = fs::read(format!("/proc/{child}/cmdline")).unwrap();
+        if !command.starts_with(b"sh\0") {
+            kill(Pid::from_raw(child), Signal::SIGKILL).unwrap();
+        }
+    }
+    wait_until("another worker", PATIENCE, || {
+        session
+            .proc()
+            .stderr()
+            .contains("goes on where another stopped")
+    });
+    drop(session);
+    // Its log and its errors reach the user.
+    let vdens = lab.vdens(["-v", "--mtu", "1400", &vnl, "true"]).run();
+    assert!(
+        vdens.stderr.contains("frozen: vde0 has an MTU of 1400"),
+        "{vdens:#?}"
+    );
+    lab.vdens(["frozen://", "true"])
+        .refused(&["no VNL in braces", "write frozen://{VNL}"]);
+    lab.vdens(["frozen://x]", "true"])
+        .refused(&["no VNL in braces"]);
+    lab.vdens(["frozen://{nosuch://}", "true"])
+        .refused(&["libvdens_nosuch.so"]);
+    // It has no limit of nested VNLs, but its host has.
+    let nested = |levels: usize| {
+        let (open, close) = ("frozen://{".repeat(levels), "}".repeat(levels));
+        lab.vdens([&format!("{open}null://{close}"), "true"])
+    };
+    nested(8).ok();
+    nested(9).refused(&["more than 8 VNLs are nested"]);
+}
+
+/// A host finds a plugin by these symbols, and needs no other.
 #[test]
 fn plugins_export_the_symbols_of_abi_1_alone() {
     need!("nm");
@@ -254,7 +262,10 @@ fn plugins_export_the_symbols_of_abi_1_alone() {
             .output()
             .unwrap();
         let symbols = String::from_utf8(nm.stdout).unwrap();
-        assert_eq!(symbols, "vdens_plugin_abi\nvdens_plugin_v1\n", "{plugin:?}");
+        assert_eq!(
+            symbols, "vdens_plugin_abi\nvdens_plugin_c1\nvdens_plugin_v1\n",
+            "{plugin:?}"
+        );
     }
 }
 

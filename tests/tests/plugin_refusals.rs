@@ -70,7 +70,10 @@ fn a_library_without_root_module() {
     is_refused(
         &lab,
         "x",
-        &["libvdens_x.so", "lacks the symbol vdens_plugin_v1"],
+        &[
+            "libvdens_x.so",
+            "has no symbol vdens_plugin_v1 or vdens_plugin_c1",
+        ],
     );
     let header = "const unsigned vdens_plugin_abi = 1; const char vdens_plugin_v1[4096];";
     compiled(&lab, header, &[]);
@@ -137,7 +140,10 @@ fn a_newer_plugin_that_still_speaks_version_1() {
     fs::rename(plugin, drop_in.join("libvdens_null.so")).unwrap();
     let listing = lab.vdectl(["plugin", "list"]).ok();
     let used = listing.lines().find(|line| line.starts_with("  null "));
-    assert!(used.is_some_and(|line| line.contains("ABI 1")), "{listing}");
+    assert!(
+        used.is_some_and(|line| line.contains("ABI 1 (v1, c1)")),
+        "{listing}"
+    );
     lab.vdens(["-v", "null://", "true"]).ok();
 }
 
@@ -300,15 +306,15 @@ dirs = json.load(open(sys.argv[1]))
 for d in dirs:
     for p in d['plugins']:
         assert p['path'].startswith(d['path']), p
-        what = 'refused ' + p['refused']['stage'] if 'refused' in p else 'ABI %d' % p['plugin']['abi']
+        what = 'refused ' + p['refused']['stage'] if 'refused' in p else 'ABI %d (%s)' % (p['plugin']['abi'], ','.join(p['plugin']['doors']))
         print(p['scheme'], what, p['shadowed_by'] or '-', ','.join(p['capability_names']))";
     let said = lab.command("python3", ["-c", script, &json]).ok();
-    let shadowed = format!("null ABI 1 {} one-end", first.display());
+    let shadowed = format!("null ABI 1 (v1,c1) {} one-end", first.display());
     for line in [
-        "null ABI 1 - one-end",
+        "null ABI 1 (v1,c1) - one-end",
         "x refused library - ",
         &shadowed,
-        "ptp ABI 1 - super-frames,panel",
+        "ptp ABI 1 (v1,c1) - super-frames,panel",
     ] {
         assert!(said.lines().any(|said| said == line), "{line}: {said}");
     }

@@ -41,6 +41,9 @@ fn run(Vdectl { task, common }: &Vdectl) -> Result<i32> {
         logging::start(&common.logging(&Config::default()))?;
         return sessions::run(task, common.quiet);
     }
+    if let Task::Complete { words } = task {
+        return cli::complete::run(words).map(|()| 0);
+    }
     // The doctor examines the configuration itself, and goes on when it is wrong.
     if let Task::Doctor { json } = task {
         return doctor::run(common, *json);
@@ -51,7 +54,7 @@ fn run(Vdectl { task, common }: &Vdectl) -> Result<i32> {
     let path = common.search_path(&config)?;
     match task {
         Task::Status { json } => show_status(common, *json)?,
-        Task::Doctor { .. } | Task::Session(_) => {}
+        Task::Complete { .. } | Task::Doctor { .. } | Task::Session(_) => {}
         Task::Graph {
             name,
             format,
@@ -83,7 +86,10 @@ fn run(Vdectl { task, common }: &Vdectl) -> Result<i32> {
                 let vnls = vnls.iter().map(cli::text).collect::<Result<_>>()?;
                 return check::run(plugin, vnls, &path, *json);
             }
-            PluginTask::New { dir, api } => scaffold::run(dir, api.as_deref(), &path)?,
+            PluginTask::New { dir, api, language } => {
+                let api = api.as_deref();
+                scaffold::run(dir, *language, api, &path)?
+            }
         },
     }
     Ok(0)

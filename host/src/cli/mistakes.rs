@@ -205,7 +205,7 @@ pub(crate) fn is_command(word: &OsStr) -> bool {
     !word.is_empty() && env::split_paths(&path).any(|dir| is_executable(&dir.join(word)))
 }
 
-fn is_executable(path: &Path) -> bool {
+pub(crate) fn is_executable(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 

@@ -3,11 +3,13 @@
 //! These tables are the only place that defines options: the parser, `--help` and docs/commands.md
 //! come from them. The words after the first VNL belong to the user's command, and are not parsed.
 
+pub mod complete;
 pub mod config;
 pub(crate) mod mistakes;
 pub mod plan;
 pub(crate) mod values;
 pub mod vdectl;
+pub(crate) mod version;
 pub(crate) mod vnls;
 
 use std::ffi::OsString;
@@ -16,11 +18,13 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser};
+use clap::{ArgAction, Args, CommandFactory, Parser, ValueHint};
 
+use crate::cli::complete::candidates::vnls;
 use crate::cli::config::{Config, Libvdeplug};
 use crate::cli::mistakes::{is_command, misplaced, suggestion};
 use crate::cli::values::{Cidr, MacAddress, Mtu, Numbered, numbered, octal, seconds, wait};
+use crate::cli::vdectl::Vdectl;
 use crate::error::{Error, Result};
 use crate::logging;
 use crate::output::{report, written};
@@ -36,7 +40,7 @@ pub struct Common {
     pub config: Option<PathBuf>,
 
     /// Search this directory for plugins first
-    #[arg(long, value_name = "DIR", global = true)]
+    #[arg(long, value_name = "DIR", global = true, value_hint = ValueHint::DirPath)]
     pub plugin_dir: Vec<PathBuf>,
 
     /// Log more; repeat it for still more
@@ -111,7 +115,7 @@ const AUTO_SECONDS: &str = "10";
 
 /// Run a command in a network namespace of its own, plugged into virtual Ethernet
 #[derive(Clone, Debug, Parser)]
-#[command(name = "vdens", version, disable_help_subcommand = true)]
+#[command(name = "vdens", version, long_version = version::long(), disable_help_subcommand = true)]
 #[command(
     override_usage = "vdens [OPTIONS] [VNL [COMMAND [ARG]...]]\n       vdens [OPTIONS] --multi [VNL]... [-- COMMAND [ARG]...]",
     after_help = "A VNL (Virtual Network Locator) tells where vde0 leads: ptp:///tmp/cable, vde:///tmp/switch, \
@@ -217,13 +221,13 @@ pub struct Vdens {
     pub common: Common,
 
     /// A VNL or more, and the command
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true, add = vnls())]
     pub rest: Vec<OsString>,
 }
 
 /// Plug two virtual networks together, or one into standard input and output
 #[derive(Clone, Debug, Default, Parser)]
-#[command(name = "vde_plug", version, disable_help_subcommand = true)]
+#[command(name = "vde_plug", version, long_version = version::long(), disable_help_subcommand = true)]
 #[command(
     override_usage = "vde_plug [OPTIONS] [VNL]\n       vde_plug [OPTIONS] VNL VNL\n       vde_plug [OPTIONS] [VNL] = COMMAND [ARG]...",
     after_help = "With one VNL, or none for the default switch, frames go to standard output and come from \
@@ -273,13 +277,13 @@ pub struct VdePlug {
     pub common: Common,
 
     /// One or two VNLs, or a VNL, '=' and a command
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true, add = vnls())]
     pub rest: Vec<OsString>,
 }
 
 /// Plug a virtual machine into virtual Ethernet, as the helper of QEMU's tap back end
 #[derive(Clone, Debug, Parser)]
-#[command(name = "vdens-tap", version, disable_help_subcommand = true)]
+#[command(name = "vdens-tap", version, long_version = version::long(), disable_help_subcommand = true)]
 #[command(
     override_usage = "vdens-tap [OPTIONS] [VNL]",
     after_help = "QEMU starts it: -netdev tap,id=n,helper=\"vdens-tap VNL\". Without a VNL it is the default switch. \
@@ -310,7 +314,8 @@ pub struct VdensTap {
         value_name = "VNL",
         default_value = "",
         hide_default_value = true,
-        hide = true
+        hide = true,
+        add = vnls()
     )]
     pub vnl: String,
 }
@@ -405,6 +410,16 @@ fn check_command(command: &[OsString]) -> Result<()> {
     }
 }
 
+/// The command lines of all programs.
+pub fn commands() -> [clap::Command; 4] {
+    [
+        Vdens::command(),
+        VdePlug::command(),
+        VdensTap::command(),
+        Vdectl::command(),
+    ]
+}
+
 /// A command-line word that must be UTF-8.
 ///
 /// # Errors
@@ -446,9 +461,7 @@ pub fn parse<T: Parser>(program: &str, failure: i32, words: impl Iterator<Item =
 
 #[cfg(test)]
 mod tests {
-    use super::vdectl::Vdectl;
     use super::*;
-    use clap::CommandFactory;
     use std::time::Duration;
 
     fn vdens(words: &[&str]) -> Vdens {
@@ -457,11 +470,10 @@ mod tests {
 
     #[test]
     fn the_tables_are_sound() {
-        Vdens::command().debug_assert();
-        VdePlug::command().debug_assert();
-        VdensTap::command().debug_assert();
+        for command in commands() {
+            command.debug_assert();
+        }
         LoginPlug::command().debug_assert();
-        Vdectl::command().debug_assert();
     }
 
     #[test]

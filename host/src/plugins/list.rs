@@ -108,8 +108,9 @@ fn describe(entry: &ListedPlugin) -> String {
             description,
             version,
             abi,
+            doors,
             ..
-        } => format!("{version}  ABI {abi}  {description}"),
+        } => format!("{version}  ABI {abi} ({})  {description}", doors.join(", ")),
         Found::Refused { why, hint, .. } => {
             let why = why
                 .split_once("is refused: ")

@@ -20,19 +20,21 @@ use std::path::Path;
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use serde::{Deserialize, Serialize};
-use vdens_plugin_kit::adapters::{BindError, LoadedPlugin};
+use vdens_plugin_kit::adapters::{BindError, Door, LoadedPlugin};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::plugins::search::file_name;
 use crate::sys::trusted_path::Trusted;
 
 /// A loaded plugin, and how host and plugin agreed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Loaded {
     /// The plugin.
     pub plugin: LoadedPlugin,
     /// The ABI version that is spoken with it.
     pub abi: u32,
+    /// The doors of that version that the plugin has, the one that is used first.
+    pub doors: Vec<Door>,
 }
 
 /// The stages of loading, in their order.
@@ -63,26 +65,32 @@ pub(crate) struct Refusal {
 /// An ABI version that this host speaks.
 struct Spoken {
     version: u32,
-    /// The symbol that a plugin's side of it stands at.
-    symbol: &'static str,
-    bind: unsafe fn(*const ()) -> Result<LoadedPlugin, BindError>,
+    /// The doors by which it is spoken, the one that the host prefers first.
+    doors: &'static [Door],
 }
+
+/// The symbol of the newest ABI version that a plugin speaks.
+const ABI_SYMBOL: &str = "vdens_plugin_abi";
 
 /// All of them, newest first. A version that was released stays.
 const SPOKEN: &[Spoken] = &[Spoken {
     version: 1,
-    symbol: "vdens_plugin_v1",
-    bind: LoadedPlugin::bind,
+    doors: Door::ALL,
 }];
 
-/// The newest version that both sides speak, and the address of the plugin's side of it.
+/// The newest version that both sides speak, and the doors of it that the plugin has, each with the
+/// address of its symbol.
 fn agree(
     spoken: &[Spoken],
     mut find: impl FnMut(&str) -> Option<*const ()>,
-) -> Option<(&Spoken, *const ())> {
-    spoken
-        .iter()
-        .find_map(|spoken| Some((spoken, find(spoken.symbol)?)))
+) -> Option<(u32, Vec<(Door, *const ())>)> {
+    spoken.iter().find_map(|spoken| {
+        let doors = spoken.doors.iter();
+        let found: Vec<_> = doors
+            .filter_map(|door| Some((*door, find(door.symbol())?)))
+            .collect();
+        (!found.is_empty()).then_some((spoken.version, found))
+    })
 }
 
 /// Loads the plugin `file` for `scheme`.
@@ -142,24 +150,34 @@ pub(crate) fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
         refuse(LoadStage::Library, reason(&linker, real), hint.into())
     })?;
     trusted.check_unchanged().map_err(distrust)?;
-    // SAFETY: the symbol, if it is there, is the u32 that every plugin exports under this name.
-    let newest = unsafe { library.get::<*const u32>(b"vdens_plugin_abi\0") }.map_err(|_| {
-        let why = "it is a shared library, but no vdens plugin";
-        refuse(LoadStage::Version, why.into(), String::new())
-    })?;
-    // SAFETY: as above; the symbol's address is aligned for its type by the plugin's linker.
-    let newest = unsafe { **newest };
     let find = |symbol: &str| {
         // SAFETY: only the address is taken here.
         let found = unsafe { library.get::<*const ()>(symbol) };
         found.ok().map(|address| *address)
     };
-    let Some((spoken, header)) = agree(SPOKEN, find) else {
+    let Some(newest) = find(ABI_SYMBOL) else {
+        let mut doors = SPOKEN.iter().flat_map(|spoken| spoken.doors);
+        let why = match doors.find(|door| find(door.symbol()).is_some()) {
+            Some(door) => format!(
+                "it has the symbol {}, and has no symbol {ABI_SYMBOL}",
+                door.symbol()
+            ),
+            None => "it is a shared library, but no vdens plugin".to_owned(),
+        };
+        return Err(refuse(LoadStage::Version, why, String::new()));
+    };
+    // SAFETY: the symbol is the u32 that every plugin exports under this name, and the plugin's
+    // linker aligned it.
+    let newest = unsafe { *newest.cast::<u32>() };
+    let agreed = agree(SPOKEN, find).map(|(abi, found)| (abi, found[0].1, found));
+    let Some((abi, root, found)) = agreed else {
         let versions: Vec<String> = SPOKEN.iter().map(|s| s.version.to_string()).collect();
         let why = match SPOKEN.iter().find(|spoken| spoken.version == newest) {
-            Some(Spoken { symbol, .. }) => {
+            Some(Spoken { doors, .. }) => {
+                let symbols: Vec<_> = doors.iter().map(|door| door.symbol()).collect();
                 format!(
-                    "it says that it speaks ABI version {newest}, and lacks the symbol {symbol}"
+                    "it says that it speaks ABI version {newest}, and has no symbol {}",
+                    symbols.join(" or ")
                 )
             }
             None => format!(
@@ -170,16 +188,20 @@ pub(crate) fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
         let hint = "get a plugin built for this vdens, or another vdens";
         return Err(refuse(LoadStage::Version, why, hint.into()));
     };
+    let doors: Vec<Door> = found.into_iter().map(|(door, _)| door).collect();
     // The library stays loaded for the life of the process.
     std::mem::forget(library);
-    // SAFETY: `header` is the address of this version's symbol in a library that is never unloaded.
-    let plugin = unsafe { (spoken.bind)(header) }.map_err(|error| {
+    // SAFETY: `root` is the address of the first door's symbol in a library that is never unloaded.
+    let plugin = unsafe { LoadedPlugin::bind(doors[0], root) }.map_err(|error| {
         if let BindError::Layout { report, .. } = &error {
             for line in report.lines() {
                 log::debug!("{}: {line}", real.display());
             }
         }
-        let hint = "build it again with the plugin-api of this vdens";
+        let hint = match error {
+            BindError::Table(_) => "report this to the plugin's author",
+            _ => "build it again with the plugin-api of this vdens",
+        };
         refuse(LoadStage::Layout, error.to_string(), hint.into())
     })?;
     let served = plugin.manifest().scheme;
@@ -188,8 +210,7 @@ pub(crate) fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
         let hint = format!("rename it to {}", file_name(&served));
         return Err(refuse(LoadStage::Scheme, why, hint));
     }
-    let abi = spoken.version;
-    Ok(Loaded { plugin, abi })
+    Ok(Loaded { plugin, abi, doors })
 }
 
 /// Why the linker refuses the file: its own words, without the file's name, which the message
@@ -251,24 +272,22 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_version_that_both_speak_is_used() {
-        let spoken = |version, symbol| Spoken {
+    fn the_newest_version_and_its_best_door_are_used() {
+        let both = |version| Spoken {
             version,
-            symbol,
-            bind: LoadedPlugin::bind,
+            doors: &[Door::V1, Door::C1],
         };
-        let host = [spoken(2, "v2"), spoken(1, "v1")];
         let with = |exported: &[&str]| {
-            let mut asked = Vec::new();
-            let agreed = agree(&host, |symbol| {
-                asked.push(symbol.to_owned());
+            let here = agree(&[both(1)], |symbol| {
                 exported.contains(&symbol).then_some(std::ptr::null())
             });
-            (agreed.map(|(spoken, _)| spoken.version), asked.len())
+            here.map(|(version, found)| (version, found.iter().map(|f| f.0).collect::<Vec<_>>()))
         };
-        assert_eq!(with(&["v1", "v2"]), (Some(2), 1));
-        assert_eq!(with(&["v1"]), (Some(1), 2));
-        assert_eq!(with(&["v3"]), (None, 2));
+        let (v1, c1) = ("vdens_plugin_v1", "vdens_plugin_c1");
+        assert_eq!(with(&[c1, v1]), Some((1, vec![Door::V1, Door::C1])));
+        assert_eq!(with(&[v1]), Some((1, vec![Door::V1])));
+        assert_eq!(with(&[c1]), Some((1, vec![Door::C1])));
+        assert_eq!(with(&["vdens_plugin_v3"]), None);
         assert!(SPOKEN.is_sorted_by(|a, b| a.version > b.version));
     }
 }

@@ -27,6 +27,8 @@ pub(crate) enum Found {
         version: String,
         /// The ABI version that is spoken with it.
         abi: u32,
+        /// The names of the doors of that version that it has, the one that is used first.
+        doors: Vec<String>,
         /// Its capability bits.
         capabilities: u64,
     },
@@ -84,6 +86,11 @@ fn load(file: &Path, scheme: &str) -> Found {
                 description: manifest.description,
                 version: manifest.version,
                 abi: loaded.abi,
+                doors: loaded
+                    .doors
+                    .iter()
+                    .map(|door| door.name().to_owned())
+                    .collect(),
                 capabilities: manifest.capabilities.0,
             }
         }

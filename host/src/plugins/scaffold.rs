@@ -1,17 +1,28 @@
 //! `vdectl plugin new DIR`: writes the source of a working plugin, for its author to change.
 //!
-//! The source is plugins/template, compiled into this program. The scheme's name replaces the
-//! template's, and the crate gets a manifest of its own and belongs to no workspace. No file is
-//! overwritten.
+//! The source is plugins/template, or plugin-api/c/template for C, compiled into this program. The
+//! scheme's name replaces the template's. A crate gets a manifest of its own and belongs to no
+//! workspace; a plugin in C gets the header, so that it needs nothing else. No file is overwritten.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 
+use clap::ValueEnum;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::output::Text;
 use crate::plugins::search::{self, SearchPath};
 use crate::sys::trusted_path::Trusted;
+
+/// The languages in which `vdectl plugin new` writes a plugin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Language {
+    /// A crate on the plugin kit; what is written by default
+    Rust,
+    /// A source file and the header vdens-plugin.h
+    C,
+}
 
 /// The longest scheme: crates.io accepts package names of up to 64 characters.
 const LONGEST: usize = 64 - "vdens-plugin-".len();
@@ -19,7 +30,8 @@ const LONGEST: usize = 64 - "vdens-plugin-".len();
 /// The template's scheme. In its files the word has no other meaning.
 const NAME: &str = "template";
 
-const FILES: [(&str, &str); 4] = [
+/// The files of a crate, without its manifest.
+const RUST: [(&str, &str); 4] = [
     (
         "src/lib.rs",
         include_str!("../../../plugins/template/src/lib.rs"),
@@ -35,15 +47,32 @@ const FILES: [(&str, &str); 4] = [
     (".gitignore", "/target\n"),
 ];
 
+/// The files of a plugin in C.
+const C: [(&str, &str); 4] = [
+    (
+        "template.c",
+        include_str!("../../../plugin-api/c/template/template.c"),
+    ),
+    (
+        "vdens-plugin.h",
+        include_str!("../../../plugin-api/c/include/vdens-plugin.h"),
+    ),
+    (
+        "README.md",
+        include_str!("../../../plugin-api/c/template/README.md"),
+    ),
+    (".gitignore", "*.so\n"),
+];
+
 /// The kit that this program was built with.
 const BUILT_WITH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../plugin-api/kit");
 
-/// Writes the crate and prints what to do next. `api` is the directory or the version of the kit.
+/// Writes the source and prints what to do next. `api` is the directory or the version of the kit.
 /// By default it is the directory that this program was built from, if that still exists.
 ///
 /// # Errors
 /// The directory's name is no scheme, it is not empty, or it or standard output cannot be written.
-pub fn run(dir: &Path, api: Option<&str>, path: &SearchPath) -> Result<()> {
+pub fn run(dir: &Path, language: Language, api: Option<&str>, path: &SearchPath) -> Result<()> {
     let scheme = scheme(dir)?;
     if let Ok(other) = path.find(scheme) {
         log::warn!(
@@ -51,7 +80,19 @@ pub fn run(dir: &Path, api: Option<&str>, path: &SearchPath) -> Result<()> {
             other.display()
         );
     }
-    let api = api.map_or_else(default_api, chosen_api)?;
+    let rename = |text: &str| text.replace(NAME, scheme);
+    let mut files = match language {
+        Language::Rust => Vec::from(RUST.map(|(name, text)| (name.to_owned(), rename(text)))),
+        Language::C => Vec::from(C.map(|(name, text)| (rename(name), rename(text)))),
+    };
+    let advice = match language {
+        Language::Rust => {
+            let api = api.map_or_else(default_api, chosen_api)?;
+            files.push(("Cargo.toml".to_owned(), manifest(scheme, &api)));
+            rust_advice(dir, scheme, &api)
+        }
+        Language::C => c_advice(dir, scheme),
+    };
     let is_there = dir.exists();
     fs::create_dir_all(dir).map_err(|error| Error::path("make", dir, &error))?;
     // The author compiles and runs what is in this directory, so no other user may be able to write
@@ -66,12 +107,10 @@ pub fn run(dir: &Path, api: Option<&str>, path: &SearchPath) -> Result<()> {
             Error::new(ErrorKind::Busy, message).hint("choose a directory that does not exist")
         );
     }
-    let manifest = manifest(scheme, &api);
-    let files = FILES.map(|(name, text)| (name, text.replace(NAME, scheme)));
-    for (name, text) in files.iter().chain([&("Cargo.toml", manifest)]) {
+    for (name, text) in &files {
         write(&dir.join(name), text)?;
     }
-    advice(dir, scheme, &api).print()
+    advice.print()
 }
 
 /// The scheme that the directory is named for.
@@ -157,19 +196,37 @@ fn write(file: &Path, text: &str) -> Result<()> {
         .map_err(cannot)
 }
 
-fn advice(dir: &Path, scheme: &str, api: &str) -> Text {
-    let (dir, file) = (dir.display(), search::file_name(scheme));
+fn rust_advice(dir: &Path, scheme: &str, api: &str) -> Text {
+    let file = search::file_name(scheme);
     let mut text = Text::default();
+    let dir_name = dir.display();
     text.line(format_args!(
-        "{dir} has a transport for {scheme}://, which depends on"
+        "{dir_name} has a transport for {scheme}://, which depends on"
     ));
     text.line(format_args!("  vdens-plugin-kit = {api}"));
-    text.line("Next:");
-    text.line(format_args!("  cd {dir}"));
-    text.line("  cargo build --release");
+    let check = format!("vdectl plugin check target/release/{file} {scheme}://4000");
+    next(text, dir, &["cargo build --release", &check])
+}
+
+fn c_advice(dir: &Path, scheme: &str) -> Text {
+    let file = search::file_name(scheme);
+    let mut text = Text::default();
     text.line(format_args!(
-        "  vdectl plugin check target/release/{file} {scheme}://4000"
+        "{} has a transport for {scheme}://",
+        dir.display()
     ));
+    let build = format!("cc -std=c11 -Wall -Wextra -O2 -fPIC -shared -o {file} {scheme}.c");
+    let check = format!("vdectl plugin check ./{file} {scheme}://4000");
+    next(text, dir, &[&build, &check])
+}
+
+/// Adds the next commands.
+fn next(mut text: Text, dir: &Path, commands: &[&str]) -> Text {
+    text.line("Next:");
+    text.line(format_args!("  cd {}", dir.display()));
+    for command in commands {
+        text.line(format_args!("  {command}"));
+    }
     text
 }
 

@@ -10,6 +10,7 @@ pub(crate) mod packet_socket;
 pub mod privilege;
 pub mod process;
 pub(crate) mod runtime;
+pub(crate) mod service_manager;
 pub(crate) mod signals;
 pub(crate) mod terminal;
 pub(crate) mod trusted_path;

@@ -250,14 +250,26 @@ fn write_map(file: &str, text: &str) -> Result<()> {
 /// Adds a hint at AppArmor to an error, if it restricts user namespaces.
 pub(crate) fn blame_apparmor(error: Error) -> Error {
     match apparmor_restricts() {
-        true => error.hint(APPARMOR_HINT),
+        true => error.hint(format!("AppArmor forbids it: {}", apparmor_remedy())),
         false => error,
     }
 }
 
-const APPARMOR_HINT: &str = "AppArmor forbids it: \
-    sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0, \
-    or give vdens a profile that allows userns";
+/// What makes AppArmor allow user namespaces: the profile that an installation has brought
+/// (host/packaging/apparmor), or the setting.
+pub(crate) fn apparmor_remedy() -> String {
+    let program = std::env::current_exe().unwrap_or_default();
+    let loader = program
+        .ancestors()
+        .nth(2)
+        .map(|above| above.join("apparmor"));
+    match loader.filter(|loader| loader.is_file()) {
+        Some(loader) => format!("sudo {} load", loader.display()),
+        None => "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0, \
+            or give vdens a profile that allows userns"
+            .to_owned(),
+    }
+}
 
 /// A kernel setting that is a number, by its path below /proc/sys; `None` if this kernel does not
 /// have it.
@@ -272,7 +284,8 @@ const READ_ONLY_HINT: &str =
 const ROOT_HINT: &str =
     "uid 0 of a container or sandbox needs CAP_SETFCAP: allow it there, or use another uid";
 
-fn apparmor_restricts() -> bool {
+/// Whether AppArmor forbids user namespaces to programs without a profile.
+pub(crate) fn apparmor_restricts() -> bool {
     sysctl("kernel/apparmor_restrict_unprivileged_userns") == Some(1)
 }
 
@@ -303,7 +316,7 @@ fn no_namespace(errno: Errno) -> Error {
         Errno::EPERM if sysctl("kernel/unprivileged_userns_clone") == Some(0) => {
             error.hint("sudo sysctl kernel.unprivileged_userns_clone=1")
         }
-        Errno::EPERM | Errno::EACCES if apparmor_restricts() => error.hint(APPARMOR_HINT),
+        Errno::EPERM | Errno::EACCES if apparmor_restricts() => blame_apparmor(error),
         Errno::EPERM if is_filtered() => error
             .hint("a container's seccomp filter may forbid it: allow unshare(CLONE_NEWUSER) there"),
         Errno::EPERM => {

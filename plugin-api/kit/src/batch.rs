@@ -17,7 +17,9 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use vdens_plugin_api::{BATCH_FRAMES, MAX_FRAME, MIN_FRAME, RawBatch, RawSlot, VNET_HEADER_LEN};
+use vdens_plugin_c::{
+    BATCH_FRAMES, Batch as RawBatch, MAX_FRAME, MIN_FRAME, Slot as RawSlot, VNET_HEADER_LEN,
+};
 
 use crate::datagram;
 use crate::frame::{Frame, VnetHeader};
@@ -41,9 +43,27 @@ impl Storage {
         unsafe { &mut *raw.cast() }
     }
 
-    /// The batch as it is lent to a function of the ABI.
-    pub(crate) fn lend(&mut self) -> *mut RawBatch {
-        &raw mut self.0
+    /// Lends the batch to a function of the ABI. Returns `None` if that changed where the arena or
+    /// the slots are, which stay as they were.
+    pub(crate) fn lend<T>(&mut self, call: impl FnOnce(*mut RawBatch) -> T) -> Option<T> {
+        let places = |raw: &RawBatch| (raw.arena, raw.arena_len, raw.slots, raw.slot_capacity);
+        let lent = places(&self.0);
+        let result = call(&raw mut self.0);
+        let is_same = places(&self.0) == lent;
+        let raw = &mut self.0;
+        (raw.arena, raw.arena_len, raw.slots, raw.slot_capacity) = lent;
+        is_same.then_some(result)
+    }
+
+    /// As [`Storage::lend`], to a function that may only count dropped frames.
+    pub(crate) fn lend_for_reading<T>(
+        &mut self,
+        call: impl FnOnce(*mut RawBatch) -> T,
+    ) -> Option<T> {
+        let lent = (self.0.used, self.0.len);
+        let result = self.lend(call);
+        (self.0.used, self.0.len) = lent;
+        result
     }
 
     fn arena(&self) -> &[u8] {

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::sys::socket::{SockaddrLike, SockaddrStorage};
 
-use vdens_plugin_api::BATCH_FRAMES;
+use vdens_plugin_c::BATCH_FRAMES;
 
 /// The most datagrams in one message (UDP_MAX_SEGMENTS, `linux/udp.h`).
 const MAX_JOINED: usize = 64;

@@ -1,6 +1,6 @@
 //! A frame in a batch, and the virtio network header in front of it.
 
-use vdens_plugin_api::{MIN_FRAME, VNET_HEADER_LEN};
+use vdens_plugin_c::{MIN_FRAME, VNET_HEADER_LEN};
 
 /// The longest frame a legacy peer may send, in bytes (libvdeplug's 9216 + 14 + 4).
 pub const MAX_LEGACY_FRAME: usize = 9234;

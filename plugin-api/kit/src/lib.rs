@@ -138,8 +138,12 @@
 //! # Ok::<(), Error>(())
 //! ```
 //!
-//! The stable ABI is the crate [`vdens_plugin_api`], and [`adapters`] translates between both.
-//! Authors meet neither.
+//! # Doors
+//!
+//! The stable ABI has two [doors](adapters::Door), and [`adapters`] translates between them and
+//! this crate. Authors meet neither. A plugin exports the door of plain C types. With the feature
+//! `abi-stable` it also exports the one of `abi_stable`'s types, which costs 35 crates more in each
+//! build.
 
 /// The version of this crate.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -147,6 +151,7 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub mod adapters;
 mod batch;
 pub mod bound_socket;
+#[cfg(feature = "control")]
 pub mod control;
 mod datagram;
 mod error;
@@ -183,4 +188,4 @@ pub use plugin::{
 };
 pub use ready::AlwaysReady;
 pub use status::{Peer, PortStatus, StationStatus, Status, SwitchStatus, Tier};
-pub use vdens_plugin_api::{BATCH_FRAMES, MAX_FRAME, MIN_FRAME, VNET_HEADER_LEN};
+pub use vdens_plugin_c::{BATCH_FRAMES, MAX_FRAME, MIN_FRAME, VNET_HEADER_LEN};

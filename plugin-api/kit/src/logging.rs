@@ -8,12 +8,12 @@ use std::sync::{Once, OnceLock};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-use vdens_plugin_api::HostV1;
-use vdens_plugin_api::abi_stable::std_types::RStr;
+/// Passes a record to the host: its level, its target and its message of one line.
+pub(crate) type Sink = Box<dyn Fn(Level, &str, &str) + Send + Sync>;
 
 struct Forwarder;
 
-static HOST: OnceLock<HostV1> = OnceLock::new();
+static HOST: OnceLock<Sink> = OnceLock::new();
 static INSTALL: Once = Once::new();
 
 impl Log for Forwarder {
@@ -22,16 +22,10 @@ impl Log for Forwarder {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if let Some(host) = HOST.get()
-            && self.enabled(record.metadata())
-        {
+        let host = HOST.get().filter(|_| self.enabled(record.metadata()));
+        if let Some(log) = host {
             let (target, message) = (record.target(), record.args().to_string());
-            let log = host.calls().log();
-            log(
-                record.level() as u32,
-                target.into(),
-                RStr::from_str(&message),
-            );
+            log(record.level(), target, &message);
         }
     }
 
@@ -39,7 +33,7 @@ impl Log for Forwarder {
 }
 
 /// Passes this shared object's records to `host`. Only the first call sets the host.
-pub(crate) fn forward_to(host: HostV1, level: LevelFilter) {
+pub(crate) fn forward_to(host: Sink, level: LevelFilter) {
     INSTALL.call_once(|| {
         // In a unit test the host's logger is this object's own, and set already.
         if HOST.set(host).is_ok() && log::set_logger(&Forwarder).is_ok() {

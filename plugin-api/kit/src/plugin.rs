@@ -358,8 +358,44 @@ macro_rules! export_plugin {
             #[unsafe(export_name = "vdens_plugin_abi")]
             static ABI: u32 = $crate::adapters::VERSION;
 
-            #[unsafe(export_name = "vdens_plugin_v1")]
-            static HEADER: $crate::adapters::LibHeader = $crate::adapters::header::<Exported>();
+            #[unsafe(export_name = "vdens_plugin_c1")]
+            static PLUGIN: $crate::adapters::CPlugin = $crate::adapters::plugin::<Exported>(
+                $crate::c_text!(<Exported as $crate::Plugin>::SCHEME),
+                $crate::c_text!(<Exported as $crate::Plugin>::DESCRIPTION),
+                $crate::c_text!(<Exported as $crate::Plugin>::VERSION),
+            );
+
+            $crate::export_door_v1!(Exported);
         };
     };
+}
+
+/// A constant text with a NUL byte at its end.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! c_text {
+    ($text:expr) => {{
+        const LEN: usize = $text.len() + 1;
+        static BYTES: [u8; LEN] = $crate::adapters::c_string::<LEN>($text);
+        &BYTES
+    }};
+}
+
+/// Exports the door v1 as well.
+#[cfg(feature = "abi-stable")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! export_door_v1 {
+    ($plugin:ty) => {
+        #[unsafe(export_name = "vdens_plugin_v1")]
+        static HEADER: $crate::adapters::LibHeader = $crate::adapters::header::<$plugin>();
+    };
+}
+
+/// The door v1 is not in this build.
+#[cfg(not(feature = "abi-stable"))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! export_door_v1 {
+    ($plugin:ty) => {};
 }

@@ -4,13 +4,18 @@
 //! An unknown field is ignored, a missing one has its default, and a malformed report is an empty
 //! one.
 
+#[cfg(any(test, not(feature = "serde")))]
+mod json;
+
 use std::collections::BTreeMap;
 
+#[cfg(feature = "serde")]
 use serde::{Deserialize, Serialize};
 
 /// How frames get from one end of a link to the other, best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Tier {
     /// The kernel forwards them, on the panel.
     Kernel,
@@ -21,54 +26,57 @@ pub enum Tier {
     /// One by one: this process cuts and completes them for the far end.
     Segmented,
     /// In a way that this version does not know.
-    #[serde(other)]
+    #[cfg_attr(feature = "serde", serde(other))]
     Other,
 }
 
 /// The report of a link.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+#[cfg_attr(feature = "serde", serde(default))]
 pub struct Status {
     /// The peer at the far end, if there is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub peer: Option<Peer>,
     /// How frames get to the far end. By default, the link's [`crate::State`] decides. A tap
     /// reports [`Tier::Taps`], which counts if both sides are taps.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub tier: Option<Tier>,
     /// Why there is no better tier, in words that follow a colon; may be empty.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "String::is_empty"))]
     pub reason: String,
     /// The largest MTU whose frames the link carries, in bytes, while the kernel does not forward
     /// them; `None` if it carries every frame or does not know.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub max_mtu: Option<u32>,
     /// The ports and the forwarding database of a switch.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub switch: Option<SwitchStatus>,
     /// Other facts, by name.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "BTreeMap::is_empty"))]
     pub extra: BTreeMap<String, String>,
 }
 
 /// The peer at the far end of a link.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+#[cfg_attr(feature = "serde", serde(default))]
 pub struct Peer {
     /// Its description of itself, or what is known of it; may be empty.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "String::is_empty"))]
     pub description: String,
     /// Its user id, if known from the kernel.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub uid: Option<u32>,
     /// Its process id, if known.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub pid: Option<u32>,
 }
 
 /// A switch.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+#[cfg_attr(feature = "serde", serde(default))]
 pub struct SwitchStatus {
     /// Its ports, by number.
     pub ports: Vec<PortStatus>,
@@ -77,28 +85,30 @@ pub struct SwitchStatus {
 }
 
 /// A port of a switch.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+#[cfg_attr(feature = "serde", serde(default))]
 pub struct PortStatus {
     /// Its number.
     pub number: u32,
     /// The client of the port.
     pub client: Peer,
     /// How frames get to the client.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub tier: Option<Tier>,
     /// Frames from the client through the switch's own process.
     pub received: u64,
     /// Frames to the client through it.
     pub sent: u64,
     /// Frames lost, by cause.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "BTreeMap::is_empty"))]
     pub dropped: BTreeMap<String, u64>,
 }
 
 /// A station in the forwarding database of a switch.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+#[cfg_attr(feature = "serde", serde(default))]
 pub struct StationStatus {
     /// Its Ethernet address, `02:00:00:00:00:01`.
     pub mac: String,
@@ -111,6 +121,7 @@ pub struct StationStatus {
     pub age: u64,
 }
 
+#[cfg(feature = "serde")]
 impl Status {
     /// The status as it crosses the boundary.
     pub(crate) fn to_json(&self) -> String {
@@ -129,13 +140,29 @@ impl Status {
     }
 }
 
+#[cfg(not(feature = "serde"))]
+impl Status {
+    /// The status as it crosses the boundary.
+    pub(crate) fn to_json(&self) -> String {
+        json::encode(self)
+    }
+
+    /// The status that crossed the boundary.
+    pub(crate) fn from_json(text: &str) -> Self {
+        json::decode(text).unwrap_or_else(|| {
+            log::debug!("cannot decode the link's status");
+            Self::default()
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn survives_the_round_trip() {
-        let status = Status {
+    /// A report with everything in it.
+    fn whole() -> Status {
+        Status {
             peer: Some(Peer {
                 description: "\"quoted\" \u{1}".into(),
                 uid: Some(0),
@@ -153,8 +180,15 @@ mod tests {
             }),
             max_mtu: Some(9216),
             extra: [("generation".to_owned(), "dgram".to_owned())].into(),
-        };
+        }
+    }
+
+    #[test]
+    fn survives_the_round_trip() {
+        let status = whole();
         assert_eq!(Status::from_json(&status.to_json()), status);
+        assert_eq!(json::decode(&json::encode(&status)), Some(status));
+        assert_eq!(json::encode(&Status::default()), "{}");
         assert_eq!(Status::default().to_json(), "{}");
     }
 
@@ -163,11 +197,41 @@ mod tests {
         let newer =
             r#"{"tier":"teleport","colour":{"deep":[1]},"peer":{"uid":7,"shoe":9},"reason":"r"}"#;
         let status = Status::from_json(newer);
+        assert_eq!(json::decode(newer), Some(status.clone()));
         assert_eq!(status.tier, Some(Tier::Other));
         assert_eq!(status.peer.and_then(|peer| peer.uid), Some(7));
         assert_eq!(status.reason, "r");
         for nonsense in ["", "null", "[", "{\"peer\":3}"] {
             assert_eq!(Status::from_json(nonsense), Status::default(), "{nonsense}");
+            assert_eq!(json::decode(nonsense), None, "{nonsense}");
+        }
+    }
+
+    /// The host decodes with serde what a plugin encodes without it, and the reverse.
+    #[cfg(feature = "serde")]
+    #[test]
+    fn both_codecs_understand_each_other() {
+        for tier in [Tier::Kernel, Tier::Taps, Tier::Segmented, Tier::Other] {
+            let status = Status {
+                tier: Some(tier),
+                ..whole()
+            };
+            let (with, without) = (status.to_json(), json::encode(&status));
+            assert_eq!(Status::from_json(&without), status);
+            assert_eq!(json::decode(&with), Some(status));
+        }
+        for text in [
+            r#"{"max_mtu":null,"peer":null}"#,
+            r#"{"max_mtu":-1}"#,
+            r#"{"max_mtu":1.5}"#,
+            r#"{"max_mtu":4294967296}"#,
+            r#"{"reason":null}"#,
+            r#"{"switch":{"ports":[{}],"fdb":[{"vlan":65535}]}}"#,
+            r#"{"switch":{"ports":[{"dropped":{"a":"b"}}]}}"#,
+            r#"{"extra":{"a":1}}"#,
+        ] {
+            let serde = serde_json::from_str::<Status>(text).ok();
+            assert_eq!(json::decode(text), serde, "{text}");
         }
     }
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::cli::complete::candidates::{labs, links};
+
 /// The longest part of a frame that can be kept: that of tcpdump.
 const SNAPLEN: u32 = 262_144;
 
@@ -12,11 +14,11 @@ const SNAPLEN: u32 = 262_144;
 #[derive(Clone, Debug, Args)]
 pub struct CaptureOptions {
     /// What to capture on: an interface such as r1:eth0, or all interfaces of r1
-    #[arg(required_unless_present = "lab", value_name = "LINK")]
+    #[arg(required_unless_present = "lab", value_name = "LINK", add = links())]
     pub links: Vec<String>,
 
     /// Capture on all links of this lab, too
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = labs())]
     pub lab: Option<String>,
 
     /// Write to this file, or - for standard output, which is the default

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
+use crate::cli::complete::candidates::{lab_files, labs, labs_and_files, nodes};
 use crate::lab::commands::verdict::Format;
 
 /// What `vdectl lab` does.
@@ -17,12 +18,14 @@ pub enum LabTask {
         json: bool,
 
         /// The lab file
+        #[arg(add = lab_files())]
         file: PathBuf,
     },
 
     /// End a lab and everything in it
     Down {
         /// The lab's name, if there are several labs
+        #[arg(add = labs())]
         name: Option<String>,
     },
 
@@ -33,12 +36,14 @@ pub enum LabTask {
         json: bool,
 
         /// The lab file
+        #[arg(add = lab_files())]
         file: PathBuf,
     },
 
     /// Show the running labs: nodes, addresses, links, services
     Status {
         /// Show this lab only
+        #[arg(add = labs())]
         name: Option<String>,
 
         /// Print JSON
@@ -53,6 +58,7 @@ pub enum LabTask {
         json: bool,
 
         /// The nodes: NODE or LAB/NODE, where * stands for any characters and ? for one
+        #[arg(add = nodes())]
         nodes: String,
 
         /// The command and its arguments
@@ -63,6 +69,7 @@ pub enum LabTask {
     /// Run the tests of a lab's file
     Test {
         /// The lab file, whose lab is started and ended if it does not run, or a running lab's name
+        #[arg(add = labs_and_files())]
         lab: String,
 
         /// Print the results in this form
@@ -77,6 +84,7 @@ pub enum LabTask {
     /// Print what happens in a lab, a JSON object a line, until it ends
     Events {
         /// The lab's name, if there are several labs
+        #[arg(add = labs())]
         name: Option<String>,
     },
 
@@ -87,6 +95,7 @@ pub enum LabTask {
         json: bool,
 
         /// The lab file
+        #[arg(add = lab_files())]
         file: PathBuf,
     },
 
@@ -96,6 +105,7 @@ pub enum LabTask {
     /// Start a shell in a node
     Enter {
         /// The node: NODE or LAB/NODE
+        #[arg(add = nodes())]
         node: String,
     },
 }

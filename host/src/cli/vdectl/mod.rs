@@ -15,6 +15,9 @@ pub use link::LinkTask;
 
 use self::lab::LabTask;
 use super::Common;
+use super::complete::candidates::{names, plugins, processes, vnls};
+use super::version;
+use crate::plugins::scaffold::Language;
 use crate::tools::graph::Format;
 
 pub mod sessions;
@@ -23,7 +26,7 @@ use sessions::SessionTask;
 
 /// Show what vdens runs, check what it needs, and manage its plugins
 #[derive(Clone, Debug, Parser)]
-#[command(name = "vdectl", version, disable_help_subcommand = true)]
+#[command(name = "vdectl", version, long_version = version::long(), disable_help_subcommand = true)]
 #[command(arg_required_else_help = false)]
 pub struct Vdectl {
     /// What is to be done.
@@ -59,6 +62,7 @@ pub enum Task {
     /// Draw what is connected with what
     Graph {
         /// Only what is connected with this session, switch or lab
+        #[arg(add = names())]
         name: Option<String>,
 
         /// The form: text, a picture, or the language of a program that draws
@@ -89,7 +93,7 @@ pub enum Task {
     #[command(arg_required_else_help = false)]
     Forward {
         /// The process whose network is meant, if there are several: a vdens or vde_plug
-        #[arg(long, global = true, value_name = "PID")]
+        #[arg(long, global = true, value_name = "PID", add = processes())]
         of: Option<u32>,
 
         /// What is to be done with forwards.
@@ -122,6 +126,14 @@ pub enum Task {
         /// What is to be done with plugins.
         #[command(subcommand)]
         task: PluginTask,
+    },
+
+    /// Print what the last word of a command line may become, for the shell
+    #[command(hide = true)]
+    Complete {
+        /// The words up to the cursor, and the program's name before them
+        #[arg(last = true)]
+        words: Vec<OsString>,
     },
 }
 
@@ -167,10 +179,11 @@ pub enum PluginTask {
         json: bool,
 
         /// The plugin: a file, or the scheme of an installed one
+        #[arg(add = plugins())]
         plugin: PathBuf,
 
         /// What to open at the two ends of a link; one VNL is opened twice, none leaves links out
-        #[arg(value_name = "VNL")]
+        #[arg(value_name = "VNL", add = vnls())]
         vnls: Vec<OsString>,
     },
 
@@ -182,6 +195,15 @@ pub enum PluginTask {
         /// The plugin-api to depend on: its directory, or a version
         #[arg(long, value_name = "DIR|VERSION")]
         api: Option<String>,
+
+        /// The language to write it in
+        #[arg(
+            long,
+            default_value = "rust",
+            conflicts_with = "api",
+            hide_default_value = true
+        )]
+        language: Language,
     },
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+use crate::cli::complete::candidates::{sessions, targets};
 use crate::cli::values::seconds;
 
 /// Commands for sessions.
@@ -23,7 +24,7 @@ pub enum SessionTask {
     /// Start your shell in a session
     Enter {
         /// The session: a name, LAB/NODE, or the id of a vdens process
-        #[arg(value_name = "NAME")]
+        #[arg(value_name = "NAME", add = targets())]
         name: String,
     },
 
@@ -36,7 +37,7 @@ pub enum SessionTask {
     /// Print the id of a process in a session, for nsenter and its like
     Pid {
         /// The session: a name, LAB/NODE, or the id of a vdens process
-        #[arg(value_name = "NAME")]
+        #[arg(value_name = "NAME", add = targets())]
         name: String,
     },
 }
@@ -45,7 +46,7 @@ pub enum SessionTask {
 #[derive(Args, Clone, Debug)]
 pub struct Exec {
     /// The session: a name, LAB/NODE, or the id of a vdens process
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = targets())]
     pub name: String,
 
     /// The command and its arguments
@@ -66,7 +67,7 @@ pub struct Stop {
     pub all: bool,
 
     /// The sessions: names, or ids of vdens processes
-    #[arg(value_name = "NAME", required_unless_present = "all")]
+    #[arg(value_name = "NAME", required_unless_present = "all", add = sessions())]
     pub names: Vec<String>,
 }
 
@@ -82,6 +83,6 @@ pub struct Wait {
     pub timeout: Duration,
 
     /// The session: a name, LAB/NODE, or the id of a vdens process
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = targets())]
     pub name: String,
 }

@@ -93,7 +93,7 @@ const NO_CARRIER: &str = "state() must report carrier while the far end exists (
 /// The result on a link that reported an error.
 pub(super) fn broken(error: Error) -> CheckResult {
     let remedy = match error.kind {
-        ErrorKind::Panic => {
+        ErrorKind::Panic if error.message.contains("panicked") => {
             "a plugin must not panic: return an Error; RUST_BACKTRACE=1 shows where it panicked"
         }
         _ if error.hint.is_empty() => {

@@ -176,12 +176,13 @@ pub fn run(plugin: &Path, vnls: Vec<String>, path: &SearchPath, json: bool) -> R
             description,
             version,
             abi,
+            doors,
             capabilities,
         } => {
             for stage in ["trust", "load"] {
                 results.line(stage, CheckResult::ok())?;
             }
-            results.line("ABI", CheckResult::Ok(format!("version {abi}")))?;
+            results.line("ABI", CheckResult::Ok(by_door(abi, &doors)))?;
             for stage in ["layout", "scheme"] {
                 results.line(stage, CheckResult::ok())?;
             }
@@ -206,6 +207,20 @@ pub fn run(plugin: &Path, vnls: Vec<String>, path: &SearchPath, json: bool) -> R
         }
     }
     results.finish()
+}
+
+/// The ABI version, and the doors of it: the one that is used, and others that the file has.
+fn by_door(abi: u32, doors: &[String]) -> String {
+    match doors {
+        [] => format!("version {abi}"),
+        [used] => format!("version {abi} by door {used}"),
+        [used, others @ ..] => {
+            format!(
+                "version {abi} by door {used}; {} is not used",
+                others.join(", ")
+            )
+        }
+    }
 }
 
 /// The plugin's file, and the scheme that its name promises.

@@ -2,7 +2,8 @@
 //!
 //! The doctor concludes little from settings. It makes what a session makes: namespaces, a tap, and
 //! a panel with an interface on it (`machine`). It loads each plugin (`plugins`), and writes a file
-//! where a session would (`files`). Settings only explain a failure, or are limits worth knowing
+//! where a session would (`files`). It looks the programs up as a shell does (`installation`).
+//! Settings only explain a failure, or are limits worth knowing
 //! (`limits`).
 //!
 //! Whatever could crash, hang or leave something behind runs in child processes (`isolate`), all at
@@ -13,6 +14,7 @@
 //! vdens can do without.
 
 mod files;
+mod installation;
 mod limits;
 mod machine;
 mod nat;
@@ -144,6 +146,7 @@ fn examine(options: &Common) -> Result<Vec<Finding>> {
     let mut findings = machine.finish(start + KERNEL_LIMIT);
     findings.extend(files::runtime_dir());
     findings.extend(configuration);
+    findings.extend(installation::all());
     findings.extend(plugins::directories(&survey));
     findings.extend(plugins);
     findings.extend(nat::all(&survey));

@@ -9,6 +9,30 @@ use crate::plugins::probe::{Found, Probe};
 use crate::plugins::search::{Directory, PluginFile};
 use crate::sys::trusted_path::Trusted;
 
+/// The version of this program.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The plugins that come with vdens, and have its version; by the schemes in their files' names.
+const STOCK: [&str; 17] = [
+    "cmd",
+    "dgram",
+    "hub",
+    "libvdeplug",
+    "nat",
+    "netem",
+    "null",
+    "ptp",
+    "seqpacket",
+    "stream",
+    "switch",
+    "tap",
+    "udp",
+    "vde",
+    "vhost_user",
+    "vlan",
+    "vxlan",
+];
+
 /// Examines the directories.
 pub(super) fn directories(survey: &[Directory]) -> Vec<Finding> {
     survey.iter().map(directory).collect()
@@ -65,6 +89,12 @@ fn finding(plugin: &PluginFile, probe: Option<Probe>) -> Finding {
     let check = format!("plugin {}", plugin.scheme);
     let file = plugin.path.display();
     match (probe.map(Probe::finish), &plugin.shadowed_by) {
+        (Some(Found::Plugin { version, .. }), _)
+            if STOCK.contains(&&*plugin.scheme) && version != VERSION =>
+        {
+            let message = format!("{file} is of version {version}, and vdens of {VERSION}");
+            Finding::note(check, message).remedy("install both from one package, or build both")
+        }
         (Some(Found::Plugin { version, .. }), _) => {
             Finding::ok(check, format!("{version}, {file}"))
         }
@@ -73,5 +103,21 @@ fn finding(plugin: &PluginFile, probe: Option<Probe>) -> Finding {
             let first = first.as_deref().unwrap_or(&plugin.path).display();
             Finding::note(check, format!("{file} is not used, {first} is"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each has a page.
+    #[test]
+    fn the_stock_plugins_are_all_there() {
+        let pages = std::fs::read_dir("../docs/schemes").unwrap().flatten();
+        let names = pages.map(|page| page.file_name().into_string().unwrap());
+        let mut schemes: Vec<_> = names.map(|name| name.replace('-', "_")).collect();
+        schemes.sort();
+        let stock = STOCK.map(|scheme| format!("{scheme}.md"));
+        assert_eq!(schemes, stock);
     }
 }

@@ -116,11 +116,10 @@ pub struct Reply {
 }
 
 /// Why a message is malformed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ControlError {
     /// It ends early.
-    #[error("control message of {got} bytes is too short, {need} are needed")]
     TooShort {
         /// Bytes that are there.
         got: usize,
@@ -128,27 +127,57 @@ pub enum ControlError {
         need: usize,
     },
     /// It does not begin with the magic number.
-    #[error("not a VDE control request: it begins with {0:#010x}")]
     WrongMagic(u32),
     /// A version of the protocol other than 3.
-    #[error("VDE control protocol version {0} is not supported, only version 3 is")]
     WrongVersion(u32),
     /// A type that is neither a new connection nor a management one.
-    #[error("unknown kind {0} of VDE control request")]
     UnknownKind(u8),
     /// A port number that does not fit its 24 bits.
-    #[error("port number {0} is out of range, the highest is {MAX_PORT}")]
     PortOutOfRange(u32),
     /// The address is not that of a UNIX socket.
-    #[error("socket address of family {0} where a UNIX socket's is due")]
     BadFamily(u16),
     /// The socket has no name, an abstract one, or (to be sent) one that is too long or has a NUL.
-    #[error("the socket path is empty, abstract, or longer than {PATH_LEN} bytes")]
     BadPath,
     /// The description exceeds its limit.
-    #[error("description of {0} bytes is too long, the limit is {MAX_DESCRIPTION_LEN}")]
     DescriptionTooLong(usize),
 }
+
+impl fmt::Display for ControlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooShort { got, need } => write!(
+                f,
+                "control message of {got} bytes is too short, {need} are needed"
+            ),
+            Self::WrongMagic(magic) => {
+                write!(f, "not a VDE control request: it begins with {magic:#010x}")
+            }
+            Self::WrongVersion(version) => write!(
+                f,
+                "VDE control protocol version {version} is not supported, only version 3 is"
+            ),
+            Self::UnknownKind(kind) => write!(f, "unknown kind {kind} of VDE control request"),
+            Self::PortOutOfRange(port) => write!(
+                f,
+                "port number {port} is out of range, the highest is {MAX_PORT}"
+            ),
+            Self::BadFamily(family) => write!(
+                f,
+                "socket address of family {family} where a UNIX socket's is due"
+            ),
+            Self::BadPath => write!(
+                f,
+                "the socket path is empty, abstract, or longer than {PATH_LEN} bytes"
+            ),
+            Self::DescriptionTooLong(length) => write!(
+                f,
+                "description of {length} bytes is too long, the limit is {MAX_DESCRIPTION_LEN}"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ControlError {}
 
 impl From<ControlError> for Error {
     fn from(error: ControlError) -> Self {

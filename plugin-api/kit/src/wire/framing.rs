@@ -18,7 +18,7 @@
 //! Both move unfinished bytes to the front only when the back is full. By then, more bytes have
 //! gone than are left, so the copying costs less than one copy a byte.
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::marker::PhantomData;
 
 use crate::error::{Error, ErrorKind};
@@ -45,11 +45,10 @@ pub trait Framing: Debug + Send + 'static {
 }
 
 /// Why a stream cannot go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StreamError {
     /// A frame is longer than [`Framing::MAX_FRAME`].
-    #[error("{stream} frame of {length} bytes is too long, the limit is {limit}")]
     TooLong {
         /// [`Framing::NAME`].
         stream: &'static str,
@@ -59,9 +58,26 @@ pub enum StreamError {
         limit: usize,
     },
     /// A frame has a length of 0, and the stream has no padding.
-    #[error("{0} frame of 0 bytes")]
     Empty(&'static str),
 }
+
+impl fmt::Display for StreamError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLong {
+                stream,
+                length,
+                limit,
+            } => write!(
+                f,
+                "{stream} frame of {length} bytes is too long, the limit is {limit}"
+            ),
+            Self::Empty(stream) => write!(f, "{stream} frame of 0 bytes"),
+        }
+    }
+}
+
+impl std::error::Error for StreamError {}
 
 impl From<StreamError> for Error {
     fn from(error: StreamError) -> Self {

@@ -62,9 +62,17 @@ impl Nonce {
     /// # Errors
     /// The kernel has no random numbers (getrandom(2)).
     pub fn new() -> Result<Self> {
-        let number = getrandom::u64()
-            .map_err(|error| Error::io("read a random number", &std::io::Error::from(error)))?;
-        Ok(Self(number.max(1)))
+        let mut number = [0; 8];
+        // SAFETY: the buffer is as long as the call is told.
+        let read = unsafe { libc::getrandom(number.as_mut_ptr().cast(), number.len(), 0) };
+        match usize::try_from(read) {
+            // So few bytes come at once (getrandom(2)).
+            Ok(_) => Ok(Self(u64::from_ne_bytes(number).max(1))),
+            Err(_) => {
+                let error = std::io::Error::last_os_error();
+                Err(Error::io("read a random number", &error))
+            }
+        }
     }
 }
 
