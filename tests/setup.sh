@@ -10,7 +10,7 @@ cd "$(dirname "$0")"
 # tests drive them with.
 packages="gcc g++ libc6-dev iproute2 iputils-ping ethtool util-linux procps passwd tmux socat tcpdump tshark iperf3 iptables nftables python3
           vdens vdeplug vde-switch vde-wirefilter qemu-system-x86 cpio gzip busybox-static bubblewrap curl dnsmasq-base libcap2-bin
-          uidmap keepalived frr nginx podman crun traceroute iputils-tracepath
+          uidmap keepalived abigail-tools binutils frr nginx podman crun traceroute iputils-tracepath
           wget openssh-client openssh-server bind9-dnsutils git isc-dhcp-client
           libvdeplug2 libvdeplug-slirp libvdeplug-agno libvdeplug-vlan passt slirp4netns mininet bridge-utils
           man-db mandoc bash-completion zsh fish

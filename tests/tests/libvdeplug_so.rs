@@ -82,12 +82,16 @@ fn exports(lab: &Lab, library: &str) -> (BTreeSet<String>, String) {
 
 #[test]
 fn the_symbols_are_those_of_vdes_library() {
-    need!("nm", "libvdeplug_hub");
+    need!("nm", "abidiff", "libvdeplug_hub");
     let lab = Lab::new();
     let ours = format!("{}/libvdeplug.so.2", library(&lab));
-    let (ours, our_name) = exports(&lab, &ours);
     let theirs = lab.sh("ls /usr/lib/*/libvdeplug.so.2").ok();
-    let (theirs, their_name) = exports(&lab, theirs.trim());
+    let theirs = theirs.trim();
+    // It fails if anything was removed or changed.
+    lab.command("abidiff", ["--no-added-syms", theirs, &ours])
+        .ok();
+    let (ours, our_name) = exports(&lab, &ours);
+    let (theirs, their_name) = exports(&lab, theirs);
     assert_eq!(our_name, their_name);
     assert!(theirs.len() > 10, "{theirs:?}");
     let added: Vec<_> = ours.difference(&theirs).collect();

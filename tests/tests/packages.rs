@@ -396,6 +396,27 @@ fn licences_are_allowed() {
     assert!(number > 50, "only {number} crates found");
 }
 
+/// A plugin in C that the package's vdectl writes, compiled with the package's header; its file.
+fn c_plugin(lab: &Lab) -> PathBuf {
+    let root = lab.aside("package");
+    let packages = packages().into_iter();
+    let mut packages = packages.filter(|file| !file.to_str().unwrap().contains("names"));
+    let mut unpack = Command::new("dpkg-deb");
+    succeed_with(unpack.arg("-x").arg(packages.next().unwrap()).arg(&root));
+    lab.expect("mycable");
+    let program = root.join("usr/lib/vdens/bin/vdectl");
+    let words = ["plugin", "new", "--language", "c", "mycable"];
+    lab.command(program, words).ok();
+    // The header that is beside it stands for the installed one.
+    let build = "cd mycable; rm vdens-plugin.h; cc -std=c11 -Wall -Wextra -Werror -O2 -fPIC -shared \
+                 $(pkg-config --cflags vdens-plugin) -o libvdens_mycable.so mycable.c";
+    lab.sh(build)
+        .env("PKG_CONFIG_PATH", root.join("usr/share/pkgconfig"))
+        .env("PKG_CONFIG_SYSROOT_DIR", &root)
+        .ok();
+    lab.dir().join("mycable/libvdens_mycable.so")
+}
+
 /// Installed in a bare Debian beside Debian's own and in their place, used by an ordinary user as
 /// README shows, purged without a trace.
 fn in_debian(suite: &str) {
@@ -406,6 +427,8 @@ fn in_debian(suite: &str) {
     for package in packages() {
         fs::copy(&package, files.join(package.file_name().unwrap())).unwrap();
     }
+    let plugin = c_plugin(&lab);
+    fs::copy(plugin, files.join("libvdens_mycable.so")).unwrap();
     let scripts = blocks("README.md");
     let scripts = scripts.iter().filter(|block| block.language == "sh");
     for (number, block) in scripts.enumerate() {
@@ -430,12 +453,12 @@ fn in_debian(suite: &str) {
 
 #[test]
 fn in_debian_12() {
-    need!("root", "debootstrap", "dpkg-shlibdeps");
+    need!("root", "debootstrap", "dpkg-shlibdeps", "gcc", "pkg-config");
     in_debian("bookworm");
 }
 
 #[test]
 fn in_debian_13() {
-    need!("root", "debootstrap", "dpkg-shlibdeps");
+    need!("root", "debootstrap", "dpkg-shlibdeps", "gcc", "pkg-config");
     in_debian("trixie");
 }

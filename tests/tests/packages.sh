@@ -46,6 +46,16 @@ for script in /files/readme/*.sh; do
     rm -r /home/alice/readme
 done
 
+echo "== a plugin of one's own"
+alice "export PATH=$own:\$PATH
+    mkdir -p .local/share/vdens/plugins
+    cp /files/libvdens_mycable.so .local/share/vdens/plugins
+    vdectl plugin check mycable mycable://4000
+    vdens --addr 10.0.0.1/24 mycable://4000 sleep 60 &
+    vdens --addr 10.0.0.2/24 mycable://4000 ping -c 1 -w 50 10.0.0.1
+    kill %1; wait || :
+    rm -r .local"
+
 echo "== the Internet, which is one server"
 ip address add 192.0.2.1/24 dev lo
 perl -MIO::Socket::INET -e '

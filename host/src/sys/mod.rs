@@ -6,6 +6,7 @@ pub(crate) mod interface;
 pub(crate) mod isolate;
 pub(crate) mod names;
 pub(crate) mod netlink;
+pub(crate) mod packet_socket;
 pub mod privilege;
 pub mod process;
 pub(crate) mod runtime;
