@@ -6,8 +6,8 @@
 //! transport through [`plugins`] and moves frames between it and the interface. `vde_plug` moves
 //! them between two open transports ([`plug`]). Where both ends of a link are the user's own, the
 //! kernel forwards the frames ([`panel`]). `vdectl` shows running processes and checks the machine
-//! ([`tools`]), and lists, checks and starts plugins ([`plugins`]). A process that has links is confined
-//! to what these need ([`sandbox`]).
+//! ([`tools`]), and lists, checks and starts plugins ([`plugins`]). A process that has links is
+//! confined to what these need ([`sandbox`]).
 //!
 //! The supervisor forks before any plugin is loaded, so a plugin's code never runs in it, and
 //! nothing a plugin does can reach the session but through its own link.

@@ -1,7 +1,7 @@
 //! Which system calls a process may make.
 //!
-//! [`Calls`] is either a list of what is allowed, for a process that executes nothing, or everything
-//! but what is dangerous, for one that starts other programs. In the first case a call that is not
+//! [`Calls`] is either a list of what is allowed, for a process that executes nothing, or
+//! everything but what is dangerous, for one that starts other programs. In the first case a call that is not
 //! listed is logged and fails. In the second it only fails: the log's signal handler would not
 //! outlive execve(2), and the signal would kill the program.
 //!
@@ -369,9 +369,9 @@ fn listed(groups: &[Group], more: &[c_long]) -> io::Result<Rules> {
             Group::Threads => continue,
         };
     }
-    // Those of which the filter sees an argument. One that is listed already is allowed in any case.
+    // Those of which the filter sees an argument.
     let mut allow_if = |call, rule| {
-        let rules = rules.entry(call).or_insert_with(Vec::new);
+        let rules = rules.entry(call).or_default();
         rules.push(rule);
     };
     for group in groups {

@@ -284,14 +284,14 @@ pub(crate) fn explain(error: Error) -> Error {
         return error;
     };
     let hint = format!(
-        "the sandbox does not let this link use {}: see docs/security.md, or use --no-sandbox",
+        "the sandbox does not let this link use {}: see docs/sandbox.md, or use --no-sandbox",
         path.display()
     );
     error.hint(hint)
 }
 
-/// Whether another directory has taken the place of one that a VNL names. The rules hold for the one
-/// that was there; another process would have other rules.
+/// Whether another directory has taken the place of one that a VNL names. The rules hold for the
+/// one that was there; another process would have other rules.
 pub(crate) fn is_outdated() -> bool {
     let Some(State::Confined { places, .. }) = STATE.get() else {
         return false;

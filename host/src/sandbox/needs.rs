@@ -14,9 +14,10 @@
 //!
 //! | start | |
 //! |---|---|
-//! | `~`, `{runtime}`, `{tmp}` | the home directory, `$XDG_RUNTIME_DIR`, the directory of temporary files |
+//! | `~` | the home directory |
+//! | `{runtime}`, `{tmp}` | `$XDG_RUNTIME_DIR`, the directory of temporary files |
 //! | `{path}` | the path that the VNL names before its keys, or each of two |
-//! | `{dir}` | the directory that it is in, or the nearest that exists; `/tmp` for a VNL without a path |
+//! | `{dir}` | the directory that it is in, or the nearest one; `/tmp` if the VNL names none |
 
 use std::env;
 use std::path::{Path, PathBuf};

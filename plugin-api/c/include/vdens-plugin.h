@@ -297,7 +297,7 @@ extern VDENS_EXPORT const uint32_t vdens_plugin_abi;
 extern VDENS_EXPORT const struct vdens_plugin vdens_plugin_c1;
 
 /* May be left out: what the links need beyond what a confined plugin is given, in words that
- * docs/security.md lists. */
+ * docs/sandbox.md lists. */
 extern VDENS_EXPORT const char vdens_plugin_needs[];
 
 /* ---- Conveniences: they are compiled into the plugin and are no part of the contract. ------- */

@@ -345,7 +345,7 @@ pub trait Plugin: 'static {
 /// ```
 ///
 /// With `needs`, the host confines the process of each link to what these words say
-/// (docs/security.md lists them), and to what every link needs. Without, it does not.
+/// (docs/sandbox.md lists them), and to what every link needs. Without, it does not.
 #[macro_export]
 macro_rules! export_plugin {
     (
