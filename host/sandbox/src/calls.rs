@@ -1,9 +1,9 @@
 //! Which system calls a process may make.
 //!
 //! [`Calls`] is either a list of what is allowed, for a process that executes nothing, or
-//! everything but what is dangerous, for one that starts other programs. In the first case a call that is not
-//! listed is logged and fails. In the second it only fails: the log's signal handler would not
-//! outlive execve(2), and the signal would kill the program.
+//! everything but what is dangerous, for one that starts other programs. In the first case a call
+//! that is not listed is logged and fails. In the second it only fails: the log's signal handler
+//! would not outlive execve(2), and the signal would kill the program.
 //!
 //! The lists name calls for what they are for. Some are made by the C library, whose versions
 //! differ: a list has the older and the newer ones.
