@@ -184,7 +184,7 @@ fn collect(opener: Opener, vnl: &str, needs: &mut Needs) -> Result<(), String> {
                     "the plugin for {scheme}:// does not say what it needs"
                 ));
             }
-            Some(words) => needs.add(&words, &outline).map_err(|word| {
+            Some(words) => needs.add(words, &outline).map_err(|word| {
                 format!("the plugin for {scheme}:// says that it needs '{word}', which is unknown")
             })?,
         }
