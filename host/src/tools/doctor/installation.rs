@@ -99,7 +99,7 @@ fn apparmor() -> Option<Finding> {
             "it forbids user namespaces to programs without a profile, and none is loaded for vdens",
         )
         .remedy(apparmor_remedy()),
-        label => Finding::ok(APPARMOR, format!("the profile {label} is loaded")),
+        label => Finding::ok(APPARMOR, format!("the profile {label} applies to this program")),
     })
 }
 
