@@ -56,6 +56,12 @@ const DOCUMENTS: &[(&str, &str, &str, &str)] = &[
         "VDE's library with vdens behind it",
     ),
     (
+        "sandbox.md",
+        "vdens-sandbox",
+        "7",
+        "how vdens confines its workers and helpers",
+    ),
+    (
         "plugin-author.md",
         "vdens-plugin",
         "7",
