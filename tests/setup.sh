@@ -13,7 +13,7 @@ packages="gcc g++ libc6-dev iproute2 iputils-ping ethtool util-linux procps pass
           uidmap keepalived frr nginx podman crun traceroute iputils-tracepath
           wget openssh-client openssh-server bind9-dnsutils git isc-dhcp-client
           libvdeplug2 libvdeplug-slirp libvdeplug-agno libvdeplug-vlan passt slirp4netns mininet bridge-utils
-          man-db mandoc bash-completion zsh fish"
+          man-db mandoc bash-completion zsh fish clang libclang-rt-dev"
 # A second compiler, for plugins: Debian's, or what the system has.
 [ -x /usr/bin/rustc ] || packages="$packages rustc-web"
 missing=$(for package in $packages; do dpkg -s "$package" 2>/dev/null | grep -q '^Status: install ok' || echo "$package"; done)
