@@ -10,10 +10,11 @@ cd "$(dirname "$0")"
 # tests drive them with.
 packages="gcc g++ libc6-dev iproute2 iputils-ping ethtool util-linux procps passwd tmux socat tcpdump tshark iperf3 iptables nftables python3
           vdens vdeplug vde-switch vde-wirefilter qemu-system-x86 cpio gzip busybox-static bubblewrap curl dnsmasq-base libcap2-bin
-          uidmap keepalived frr nginx podman crun traceroute iputils-tracepath
+          uidmap keepalived abigail-tools binutils frr nginx podman crun traceroute iputils-tracepath
           wget openssh-client openssh-server bind9-dnsutils git isc-dhcp-client
           libvdeplug2 libvdeplug-slirp libvdeplug-agno libvdeplug-vlan passt slirp4netns mininet bridge-utils
-          man-db mandoc bash-completion zsh fish clang libclang-rt-dev"
+          man-db mandoc bash-completion zsh fish
+          debootstrap dpkg-dev lintian pkg-config systemd clang libclang-rt-dev"
 # A second compiler, for plugins: Debian's, or what the system has.
 [ -x /usr/bin/rustc ] || packages="$packages rustc-web"
 missing=$(for package in $packages; do dpkg -s "$package" 2>/dev/null | grep -q '^Status: install ok' || echo "$package"; done)

@@ -41,6 +41,8 @@ enum Way {
     Root {
         pair: bool,
     },
+    /// As [`Way::Root`] with a namespace, without offloads, as `-netdev vde` is.
+    RootPlain,
     /// `vdens-tap` on a cable to a namespace.
     Tap,
     /// `vdens-tap` on our switch with another guest.
@@ -77,6 +79,12 @@ const CONTENDERS: &[(&str, &str, Option<&str>, Way)] = &[
         "ours, `stream://`",
         Some(DEBIAN),
         Way::Stream,
+    ),
+    (
+        "root-plain",
+        "root's tap and bridge, without offloads",
+        None,
+        Way::RootPlain,
     ),
     (
         "ours-library",
@@ -201,7 +209,9 @@ impl Way {
     fn missing(self, lab: &Lab) -> Option<String> {
         let mut needs = vec!["qemu-system-x86_64", "iperf3"];
         match self {
-            Self::Root { .. } if !is_root() => return Some("it needs root".to_owned()),
+            Self::Root { .. } | Self::RootPlain if !is_root() => {
+                return Some("it needs root".to_owned());
+            }
             Self::Passt | Self::NatStream | Self::NatTap if !is_root() => {
                 return Some("needs root, to make the Internet".to_owned());
             }
@@ -239,7 +249,8 @@ impl Way {
         };
         let place = lab.unique(ID);
         match self {
-            Self::Root { pair } => machine.on_roots_bridge(lab, pair)?,
+            Self::Root { pair } => machine.on_roots_bridge(lab, pair, "")?,
+            Self::RootPlain => machine.on_roots_bridge(lab, false, ",vnet_hdr=off")?,
             Self::Tap => machine.on_a_cable(lab, "ptp", &tap("ptp", &place), &place)?,
             Self::Stream => {
                 let netdev = format!("stream,id=n,addr.type=unix,addr.path={place}");
@@ -422,8 +433,9 @@ impl<'lab> Machine<'lab> {
         self.boot(lab.command(Who::First, Path::new(QEMU), words))
     }
 
-    /// A bridge in a namespace of root's, with a namespace or another guest on it.
-    fn on_roots_bridge(&mut self, lab: &'lab Lab, pair: bool) -> Result<()> {
+    /// A bridge in a namespace of root's, with a namespace or another guest on it. QEMU's back end
+    /// gets further keys.
+    fn on_roots_bridge(&mut self, lab: &'lab Lab, pair: bool, keys: &str) -> Result<()> {
         let (holder, host) = lab.bare_node(0)?;
         self.programs.0.push(holder);
         let user = lab.user();
@@ -463,7 +475,7 @@ impl<'lab> Machine<'lab> {
             self.address = address(2);
         }
         for number in 0..guests {
-            let netdev = format!("tap,id=n,ifname=vb{number},script=no,downscript=no");
+            let netdev = format!("tap,id=n,ifname=vb{number},script=no,downscript=no{keys}");
             let words = qemu(number, &netdev);
             self.boot(lab.inside(&host, Who::First, Path::new(QEMU), words))?;
         }

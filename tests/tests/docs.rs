@@ -120,9 +120,34 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "needs a disk image; libvdeplug_so.rs has a virtual machine",
     ),
     (
-        "docs/libvdeplug.md",
-        "# install -D",
-        "needs root and the repository; libvdeplug_so.rs installs it elsewhere",
+        "docs/install.md",
+        "$ host/packaging/deb",
+        "builds a release and changes the machine; packages.rs installs one in a tree of Debian's",
+    ),
+    (
+        "docs/install.md",
+        "$ sudo apt install",
+        "as above; packages.rs",
+    ),
+    (
+        "docs/install.md",
+        "$ cargo build",
+        "builds a release and changes the machine; packages.rs installs elsewhere",
+    ),
+    (
+        "docs/install.md",
+        "$ sudo /usr/lib/vdens/apparmor",
+        "needs root and AppArmor 4.0; packages.rs parses the profile",
+    ),
+    (
+        "docs/install.md",
+        "$ systemctl --user",
+        "needs a service manager; packages.rs has one",
+    ),
+    (
+        "docs/install.md",
+        "$ cargo deny",
+        "needs cargo-deny and the network; packages.rs checks the licences",
     ),
     (
         "docs/libvdeplug.md",

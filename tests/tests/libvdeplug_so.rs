@@ -6,12 +6,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vdens_tests::{Cmd, Lab, PATIENCE, Proc, User, becomes_true, children, need, wait_until};
 
+use crate::packages;
 use crate::vm::{QEMU, await_boot, start};
 
 /// How a helper's command line starts.
@@ -81,12 +82,16 @@ fn exports(lab: &Lab, library: &str) -> (BTreeSet<String>, String) {
 
 #[test]
 fn the_symbols_are_those_of_vdes_library() {
-    need!("nm", "libvdeplug_hub");
+    need!("nm", "abidiff", "libvdeplug_hub");
     let lab = Lab::new();
     let ours = format!("{}/libvdeplug.so.2", library(&lab));
-    let (ours, our_name) = exports(&lab, &ours);
     let theirs = lab.sh("ls /usr/lib/*/libvdeplug.so.2").ok();
-    let (theirs, their_name) = exports(&lab, theirs.trim());
+    let theirs = theirs.trim();
+    // It fails if anything was removed or changed.
+    lab.command("abidiff", ["--no-added-syms", theirs, &ours])
+        .ok();
+    let (ours, our_name) = exports(&lab, &ours);
+    let (theirs, their_name) = exports(&lab, theirs);
     assert_eq!(our_name, their_name);
     assert!(theirs.len() > 10, "{theirs:?}");
     let added: Vec<_> = ours.difference(&theirs).collect();
@@ -297,25 +302,15 @@ fn our_bridge_does_not_load_our_library() {
         .refused(&["vdens's own", "libvdeplug2"]);
 }
 
-/// As docs/libvdeplug.md installs it.
+/// As host/packaging installs it.
 #[test]
 fn an_installed_library_with_pkg_config() {
     need!("gcc", "pkg-config");
     let lab = Lab::new();
     let prefix = lab.aside("prefix");
-    let directory = prefix.join("lib/vdens");
-    fs::create_dir_all(&directory).unwrap();
-    fs::create_dir(prefix.join("bin")).unwrap();
-    symlink(lab.bin().join("vde_plug"), prefix.join("bin/vde_plug")).unwrap();
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../host/libvdeplug");
-    for file in ["include/libvdeplug.h", "vdeplug.pc"].map(|file| sources.join(file)) {
-        fs::copy(&file, directory.join(file.file_name().unwrap())).unwrap();
-    }
-    let library = directory.join("libvdeplug.so");
-    fs::copy(lab.bin().join("libvdeplug.so"), library).unwrap();
-    symlink("libvdeplug.so", directory.join("libvdeplug.so.2")).unwrap();
+    let directory = packages::install_into(&prefix);
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/libvdeplug.c");
-    let program = prefix.join("bin/program").display().to_string();
+    let program = prefix.join("program").display().to_string();
     let compile = format!("gcc -o {program} {source} $(pkg-config --cflags --libs vdeplug)");
     let compile = lab.sh(&compile).env("PKG_CONFIG_PATH", &directory);
     compile.by(User::root()).ok();

@@ -52,6 +52,7 @@ mod nesting;
 mod netem;
 mod options;
 mod output;
+mod packages;
 mod panel;
 mod panel_faults;
 mod plugin_authors;

@@ -68,6 +68,25 @@ fn names(command: &clap::Command, name: &str) -> Vec<String> {
 }
 
 #[test]
+fn what_cannot_be_written_is_an_error() {
+    let program = target().join("vdens-share");
+    let refused = |words: &[&str], epoch: &str| {
+        let output = Command::new(&program)
+            .args(words)
+            .env("SOURCE_DATE_EPOCH", epoch)
+            .output()
+            .unwrap();
+        assert!(!output.status.success(), "{output:#?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(said.lines().count(), 1, "{said}");
+        said
+    };
+    assert!(refused(&[], "0").contains("vdens-share DIR"));
+    assert!(refused(&["/proc/nowhere"], "0").contains("/proc/nowhere/man"));
+    assert!(refused(&["/proc/nowhere"], "yesterday").contains("SOURCE_DATE_EPOCH"));
+}
+
+#[test]
 fn the_pages_are_all_there() {
     need!("man");
     let share = share();
@@ -210,6 +229,8 @@ fn values_are_completed_as_they_are_now() {
         ("vdectl lab up n", &["net.toml"]),
         ("vdectl lab test n", &["net", "net.toml"]),
         ("vdectl link down net/a", &["net/a:x"]),
+        ("vdectl link set net/a:x rx.lo", &["rx.loss="]),
+        ("vdens netem://delay=1ms/se", &["netem://delay=1ms/seed="]),
         ("vdectl capture r", &["r1:vde0"]),
         ("vdectl capture --lab ", &["net"]),
         ("vdectl plugin check vla", &["vlan"]),
@@ -291,6 +312,9 @@ fn in_shell(shell: &str, setup: &str) {
     let start = format!("vdens {}", lab.vnl("ptp", "cab"));
     type_keys(&[&start, "Tab", " tell-w", "Tab", "Enter"]);
     terminal.wait_for(&format!("at vde0={} on", lab.vnl("ptp", "cable")));
+    // In quotes, whose end bash types too.
+    type_keys(&["vdens 'netem://delay=1ms{nul", "Tab"]);
+    terminal.wait_for("{null://");
     drop(terminal);
     drop(session);
     // fish leaves it.

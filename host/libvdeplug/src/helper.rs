@@ -31,9 +31,10 @@ const PROGRAM: &str = "VDENS_VDE_PLUG";
 /// Nothing without it.
 const LOG: &str = "VDENS_LIBVDEPLUG_LOG";
 
-/// Where the program is, seen from this library: beside it as cargo builds them, or in `PREFIX/bin`
-/// with the library in `PREFIX/lib/vdens`.
-const PLACES: [&str; 2] = ["vde_plug", "../../bin/vde_plug"];
+/// Where the program is, seen from this library: beside it as cargo builds them, or below the
+/// directory `PREFIX/lib/vdens` in which host/packaging installs both. `PREFIX/bin/vde_plug` may be
+/// VDE's own.
+const PLACES: [&str; 2] = ["vde_plug", "bin/vde_plug"];
 
 /// How long the opening may take. The host gives a plugin 10 s.
 const OPENING: Duration = Duration::from_secs(30);

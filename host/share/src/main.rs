@@ -15,14 +15,14 @@ mod markdown;
 mod pages;
 mod roff;
 
-use std::error::Error;
 use std::fs;
-use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::UNIX_EPOCH;
 
 use time::OffsetDateTime;
+use vdens::error::{Error, Result};
+use vdens::output::report;
 
 use crate::pages::Manual;
 
@@ -36,20 +36,22 @@ const TOP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
 fn main() -> ExitCode {
     let words: Vec<_> = std::env::args_os().skip(1).collect();
-    let outcome = match &*words {
-        [dir] => write_all(Path::new(dir)).map_err(|error| format!("cannot write: {error}")),
-        _ => Err("give the directory to write to, such as target/share".to_owned()),
-    };
+    let outcome =
+        match &*words {
+            [dir] => write_all(Path::new(dir)),
+            _ => Err(Error::usage("one argument is wanted")
+                .hint("vdens-share DIR, such as target/share")),
+        };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "vdens-share: {error}");
+            report("vdens-share", error);
             ExitCode::FAILURE
         }
     }
 }
 
-fn write_all(dir: &Path) -> Result<(), Box<dyn Error>> {
+fn write_all(dir: &Path) -> Result<()> {
     let top = Path::new(TOP);
     let manual = Manual::new(&top.join("docs"), date(top)?)?;
     for (name, section, text) in manual.pages()? {
@@ -71,22 +73,26 @@ fn write_all(dir: &Path) -> Result<(), Box<dyn Error>> {
 }
 
 /// Writes a file and makes its directory.
-fn write(dir: &Path, name: &str, text: &str) -> io::Result<()> {
+fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
     let path = dir.join(name);
-    fs::create_dir_all(path.parent().unwrap_or(dir))?;
-    fs::write(path, text)
+    let parent = path.parent().unwrap_or(dir);
+    fs::create_dir_all(parent).map_err(|error| Error::path("make", parent, &error))?;
+    fs::write(&path, text).map_err(|error| Error::path("write", &path, &error))
 }
 
 /// The date of the pages.
-fn date(top: &Path) -> Result<String, Box<dyn Error>> {
+fn date(top: &Path) -> Result<String> {
+    let wrong = || Error::usage("SOURCE_DATE_EPOCH is no number of seconds since 1970");
     let seconds = match std::env::var("SOURCE_DATE_EPOCH") {
-        Ok(text) => text.parse()?,
+        Ok(text) => text.parse().map_err(|_| wrong())?,
         Err(_) => {
-            let changed = fs::metadata(top.join("CHANGELOG.md"))?.modified()?;
-            changed.duration_since(UNIX_EPOCH)?.as_secs().try_into()?
+            let file = top.join("CHANGELOG.md");
+            let changed = fs::metadata(&file).and_then(|meta| meta.modified());
+            let changed = changed.map_err(|error| Error::path("read", &file, &error))?;
+            let since = changed.duration_since(UNIX_EPOCH).unwrap_or_default();
+            i64::try_from(since.as_secs()).unwrap_or_default()
         }
     };
-    Ok(OffsetDateTime::from_unix_timestamp(seconds)?
-        .date()
-        .to_string())
+    let time = OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| wrong())?;
+    Ok(time.date().to_string())
 }

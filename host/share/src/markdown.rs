@@ -264,3 +264,54 @@ impl Writer<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn converted(markdown: &str) -> (String, BTreeSet<Reference>) {
+        let mut page = Page::default();
+        let mut references = BTreeSet::new();
+        let resolve = |target: &str| (target == "ptp.md").then(|| ("vdens-vnl-ptp".into(), "7"));
+        append(
+            &mut page,
+            markdown,
+            HeadingLevel::H2,
+            &resolve,
+            &mut references,
+        );
+        (page.finish(), references)
+    }
+
+    #[test]
+    fn text_is_shown_as_it_is() {
+        let (text, _) = converted("## One `two`\n\n.dot 'quote' a\\\\b `-x` – \u{2500}\n\nNext\n");
+        let expected = ".SH \"ONE TWO\"\n\\&.dot \\(aqquote\\(aq a\\(rsb \\fB\\-x\\fR \\(en \\[u2500]\n.PP\nNext\n";
+        assert_eq!(text, expected);
+        let (code, _) = converted("```sh\n.a\n\n  b -c\n```\n");
+        assert_eq!(code, ".PP\n.RS 4\n.EX\n\\&.a\n\n  b \\-c\n.EE\n.RE\n");
+        assert_eq!(converted("```text\nX\n\nUsage: x\n```\n").0, "");
+    }
+
+    #[test]
+    fn lists_and_tables_are_paragraphs_with_tags() {
+        let (list, _) = converted("1. a\n2. b\n\n- c\n  d\n");
+        assert_eq!(list, ".IP 1. 4\na\n.IP 2. 4\nb\n.IP \\(bu 2\nc d\n");
+        let (table, _) =
+            converted("| K | T | Meaning |\n|---|---|---|\n| `a` | x | y |\n| b | | z |\n");
+        assert_eq!(table, ".TP\n\\fBa\\fR\ny\n.br\nT: x\n.TP\nb\nz\n");
+    }
+
+    #[test]
+    fn a_link_names_its_page_once() {
+        let (text, references) = converted("[A cable](ptp.md), [again](ptp.md), [x](x.md)\n");
+        assert_eq!(
+            text,
+            ".PP\nA cable (\\fBvdens\\-vnl\\-ptp\\fR(7)), again, x\n"
+        );
+        assert_eq!(references.len(), 1);
+        assert_eq!(converted("[ptp](ptp.md)\n").0, ".PP\nptp\n");
+        let (web, _) = converted("[site](https://x.y)\n");
+        assert_eq!(web, ".PP\nsite (https://x.y)\n");
+    }
+}

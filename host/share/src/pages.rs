@@ -6,12 +6,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::Command;
 use clap_mangen::Man;
 use pulldown_cmark::HeadingLevel;
+use vdens::error::{Error, Result};
 
 use crate::markdown::{self, Reference};
 use crate::roff::{Page, escape};
@@ -127,23 +127,24 @@ pub(crate) struct Manual {
 
 impl Manual {
     /// Reads what there is.
-    pub(crate) fn new(docs: &Path, date: String) -> io::Result<Self> {
+    pub(crate) fn new(docs: &Path, date: String) -> Result<Self> {
         let mut schemes = Vec::new();
-        for entry in fs::read_dir(docs.join("schemes"))? {
-            let name = entry?.file_name().to_string_lossy().into_owned();
+        let dir = docs.join("schemes");
+        for entry in fs::read_dir(&dir).map_err(cannot_read(&dir))?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
             schemes.extend(name.strip_suffix(".md").map(str::to_owned));
         }
         schemes.sort();
         Ok(Self {
             docs: docs.to_owned(),
-            commands: fs::read_to_string(docs.join("commands.md"))?,
+            commands: read(&docs.join("commands.md"))?,
             schemes,
             date,
         })
     }
 
     /// All pages: name, section, text.
-    pub(crate) fn pages(&self) -> io::Result<Vec<(String, &'static str, String)>> {
+    pub(crate) fn pages(&self) -> Result<Vec<(String, &'static str, String)>> {
         let mut pages = Vec::new();
         for mut command in vdens::cli::commands() {
             command = command.disable_help_subcommand(true);
@@ -169,7 +170,7 @@ impl Manual {
         &self,
         command: &Command,
         pages: &mut Vec<(String, &'static str, String)>,
-    ) -> io::Result<()> {
+    ) -> Result<()> {
         let subcommands = || command.get_subcommands().filter(|one| !one.is_hide_set());
         let name = command
             .get_display_name()
@@ -226,7 +227,7 @@ impl Manual {
         name: &str,
         section: &'static str,
         about: &str,
-    ) -> io::Result<String> {
+    ) -> Result<String> {
         let mut page = self.page(name, section);
         title(&mut page, name, about);
         let mut references = BTreeSet::new();
@@ -258,7 +259,7 @@ impl Manual {
     }
 
     /// The page of VNLs: what the command reference says of them, and a line for each scheme.
-    fn vnl(&self) -> io::Result<String> {
+    fn vnl(&self) -> Result<String> {
         let mut page = self.page("vdens-vnl", "7");
         title(
             &mut page,
@@ -294,12 +295,12 @@ impl Manual {
         Page::new(name, section, &self.date, env!("CARGO_PKG_VERSION"))
     }
 
-    fn read(&self, file: &str) -> io::Result<String> {
-        fs::read_to_string(self.docs.join(file))
+    fn read(&self, file: &str) -> Result<String> {
+        read(&self.docs.join(file))
     }
 
     /// What a scheme is: the first sentence of its page, or the part before a colon.
-    fn about(&self, scheme: &str) -> io::Result<String> {
+    fn about(&self, scheme: &str) -> Result<String> {
         let text = markdown::first_paragraph(&self.read(&format!("schemes/{scheme}.md"))?);
         let end = [". ", ": "].iter().filter_map(|end| text.find(end)).min();
         Ok(text[..end.unwrap_or(text.len())]
@@ -348,6 +349,14 @@ impl Manual {
     }
 }
 
+fn read(file: &Path) -> Result<String> {
+    fs::read_to_string(file).map_err(cannot_read(file))
+}
+
+fn cannot_read(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    move |error| Error::path("read", path, &error)
+}
+
 fn scheme_page(scheme: &str) -> String {
     format!("vdens-vnl-{scheme}")
 }
@@ -362,7 +371,7 @@ fn title(page: &mut Page, name: &str, about: &str) {
 const PREAMBLE: [&str; 2] = [".ie \\n(.g .ds Aq \\(aq", ".el .ds Aq '"];
 
 /// Writes what `--help` says: name, synopsis, description, options, subcommands.
-fn help(page: &mut Page, command: &Command) -> io::Result<()> {
+fn help(page: &mut Page, command: &Command) -> Result<()> {
     let about = command
         .get_about()
         .map(ToString::to_string)
@@ -383,13 +392,16 @@ fn help(page: &mut Page, command: &Command) -> io::Result<()> {
     );
     PREAMBLE.iter().for_each(|line| page.line(line));
     let mut text = Vec::new();
-    man.render_name_section(&mut text)?;
-    man.render_synopsis_section(&mut text)?;
-    man.render_description_section(&mut text)?;
-    man.render_options_section(&mut text)?;
-    if command.get_subcommands().next().is_some() {
-        man.render_subcommands_section(&mut text)?;
-    }
+    let written = man
+        .render_name_section(&mut text)
+        .and_then(|()| man.render_synopsis_section(&mut text))
+        .and_then(|()| man.render_description_section(&mut text))
+        .and_then(|()| man.render_options_section(&mut text))
+        .and_then(|()| match command.get_subcommands().next() {
+            Some(_) => man.render_subcommands_section(&mut text),
+            None => Ok(()),
+        });
+    written.map_err(|error| Error::io("write a page", &error))?;
     let text = String::from_utf8_lossy(&text).replace(".br\n\n.br\n", ".sp\n");
     for line in text.lines().filter(|line| !PREAMBLE.contains(line)) {
         match line.starts_with('.') {

@@ -50,6 +50,7 @@ use crate::plug::pidfile::PidFile;
 use crate::plug::program::{Program, TapPort};
 use crate::plugins::host_services::{InstalledPlugins, Opener, Own};
 use crate::sys::runtime;
+use crate::sys::service_manager;
 use crate::sys::signals::Signals;
 use crate::sys::watchdog::Watchdog;
 use crate::worker::driver::{self, Control, Driver, Stop};
@@ -116,7 +117,10 @@ fn run_between(cli: &VdePlug, config: &Config, program: Option<&Program>) -> Res
         far,
     };
     if !cli.daemon {
-        return plug.run(|| Ok(()));
+        return plug.run(|| {
+            service_manager::tell_ready();
+            Ok(())
+        });
     }
     background::start(|starter| plug.run(|| starter.announce(Lifetime::Own)))?;
     Ok(0)

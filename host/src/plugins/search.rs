@@ -64,7 +64,7 @@ impl SearchPath {
         Ok(Self::with_system(dirs))
     }
 
-    /// The directory of this executable, `../lib/vdens/plugins` from there, and the system's.
+    /// The directory of this executable, that of the installation it belongs to, and the system's.
     pub(crate) fn system() -> Self {
         Self::with_system([])
     }
@@ -75,7 +75,7 @@ impl SearchPath {
         let dirs = dirs
             .into_iter()
             .chain(beside.clone())
-            .chain(beside.and_then(|dir| Some(dir.parent()?.join("lib/vdens/plugins"))))
+            .chain(beside.and_then(|dir| of_installation(&dir)))
             .chain(["/usr/local/lib/vdens/plugins", "/usr/lib/vdens/plugins"].map(PathBuf::from));
         let mut path: Vec<PathBuf> = Vec::new();
         for dir in dirs {
@@ -187,6 +187,16 @@ pub(crate) fn is_plugin(scheme: &str) -> bool {
     Vnl::is_scheme(scheme) && !scheme.contains('-')
 }
 
+/// The plugins of the installation whose programs are in `dir`: `../plugins` from `…/vdens/bin`,
+/// which is the layout of host/packaging, `../lib/vdens/plugins` from elsewhere.
+fn of_installation(dir: &Path) -> Option<PathBuf> {
+    let plugins = match dir.ends_with("vdens/bin") {
+        true => "plugins",
+        false => "lib/vdens/plugins",
+    };
+    Some(dir.parent()?.join(plugins))
+}
+
 fn executable_dir() -> Option<PathBuf> {
     Some(env::current_exe().ok()?.parent()?.to_owned())
 }
@@ -212,6 +222,20 @@ mod tests {
         fs::write(&file, "").unwrap();
         for scheme in ["a-b", "a_b"] {
             assert_eq!(path.find(scheme).unwrap(), file);
+        }
+    }
+
+    /// Two installations on one machine do not use each other's plugins.
+    #[test]
+    fn a_program_uses_the_plugins_of_its_installation() {
+        for (dir, plugins) in [
+            ("/usr/lib/vdens/bin", "/usr/lib/vdens/plugins"),
+            ("/usr/local/lib/vdens/bin", "/usr/local/lib/vdens/plugins"),
+            ("/usr/local/bin", "/usr/local/lib/vdens/plugins"),
+            ("/opt/my-vdens/bin", "/opt/my-vdens/lib/vdens/plugins"),
+        ] {
+            let found = of_installation(Path::new(dir));
+            assert_eq!(found.as_deref(), Some(Path::new(plugins)), "{dir}");
         }
     }
 

@@ -16,7 +16,8 @@ macro_rules! names {
     };
 }
 
-const NAMES: &[&str] = names!(
+/// All keys.
+pub const NAMES: &[&str] = names!(
     "delay" "jitter" "correlation" "distribution" "ordered" "loss" "gemodel" "duplicate" "reorder"
     "gap" "corrupt" "rate" "burst" "limit"
 );

@@ -16,6 +16,6 @@ pub mod request;
 mod settings;
 mod units;
 
-pub use keys::{Keys, swapped_word};
+pub use keys::{Keys, NAMES, swapped_word};
 pub use path::{Counters, Path};
 pub use settings::{Direction, Settings};

@@ -87,6 +87,11 @@ pub(crate) fn links() -> ArgValueCompleter {
     })
 }
 
+/// A key of netem:// with its `=`.
+pub(crate) fn keys() -> ArgValueCompleter {
+    ArgValueCompleter::new(|word: &OsStr| beginning(word, netem_keys()))
+}
+
 /// A process that can forward.
 pub(crate) fn processes() -> ArgValueCompleter {
     ArgValueCompleter::new(|word: &OsStr| {
@@ -197,7 +202,13 @@ fn vnl(word: &str) -> Candidates {
     let arguments = match scheme {
         "vde" | "switch" | "hub" => PathCompleter::dir().complete(OsStr::new(argument)),
         "tap" => beginning(OsStr::new(argument), taps()),
-        "null" | "nat" | "netem" | "vlan" | "udp" | "vxlan" | "cmd" | "seqpacket" => Vec::new(),
+        "netem" => {
+            let start = argument.rfind('/').map_or(0, |slash| slash + 1);
+            let (before, key) = argument.split_at(start);
+            let found = beginning(OsStr::new(key), netem_keys()).into_iter();
+            found.map(|one| one.add_prefix(before)).collect()
+        }
+        "null" | "nat" | "vlan" | "udp" | "vxlan" | "cmd" | "seqpacket" => Vec::new(),
         _ => PathCompleter::any().complete(OsStr::new(argument)),
     };
     let arguments = arguments.into_iter().filter(|one| one.get_value() != ".");
@@ -214,6 +225,11 @@ fn switches(word: &OsStr) -> Candidates {
     found
         .filter(|one| one.get_value() != "." && (has_begun || is_switch(one.get_value())))
         .collect()
+}
+
+fn netem_keys() -> impl Iterator<Item = CompletionCandidate> {
+    let keys = vdens_impairment::NAMES.iter();
+    keys.map(|key| CompletionCandidate::new(format!("{key}=")))
 }
 
 /// The taps of this network namespace.

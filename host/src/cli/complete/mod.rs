@@ -4,8 +4,8 @@
 //! up to the cursor, and offer what this prints. clap_complete finds the options, the subcommands
 //! and the argument that a word belongs to; [`candidates`] has the values, as they are now.
 //!
-//! The words of a command that vdens or vdectl runs belong to that command. Then the shell completes
-//! them as it does on a line of their own.
+//! The words of a command that vdens or vdectl runs belong to that command. Then the shell
+//! completes them as it does on a line of their own.
 //!
 //! The first line says what follows: `command N` and nothing else, if the words from number N on
 //! are a command; or `words` and a candidate a line, with a description after a tab. Nothing is an

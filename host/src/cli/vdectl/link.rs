@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use crate::cli::complete::candidates::links;
+use crate::cli::complete::candidates::{keys, links};
 
 /// What `vdectl link` does.
 #[derive(Clone, Debug, Subcommand)]
@@ -29,7 +29,7 @@ pub enum LinkTask {
         link: String,
 
         /// Keys of netem:// such as delay=50ms or tx.loss=1%; loss= removes one
-        #[arg(required_unless_present = "replace", value_name = "KEY=VALUE")]
+        #[arg(required_unless_present = "replace", value_name = "KEY=VALUE", add = keys())]
         keys: Vec<String>,
     },
 

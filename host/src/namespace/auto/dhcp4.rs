@@ -2,9 +2,10 @@
 //! ([`super::renew`]).
 //!
 //! The socket is bound to its interface, so it works before the interface has an address. The
-//! server is asked to answer by broadcast.
+//! server is asked to answer by broadcast, and understood if it does not ([`super::early`]).
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -17,12 +18,13 @@ use nix::sys::socket::{
     socket, sockopt,
 };
 
+use super::early::Early;
 use super::{Names, Repeat};
 use crate::error::{Error, ErrorKind, Result, system};
 use crate::sys::netlink::{Mac, Netlink};
 
 const SERVER: u16 = 67;
-const CLIENT: u16 = 68;
+pub(super) const CLIENT: u16 = 68;
 
 /// What this client is (RFC 2132, section 9.13), so that a gateway of `nat://` says [`CABLE`].
 const CLASS: &[u8] = b"vdens";
@@ -131,6 +133,9 @@ enum Phase {
 /// The client of one interface.
 pub(super) struct Dhcp4 {
     socket: OwnedFd,
+    /// Where answers are read until there is a lease.
+    early: Option<Early>,
+    interface: String,
     mac: Mac,
     /// Whether the user has chosen the MTU, so that the server's is not taken.
     keep_mtu: bool,
@@ -159,6 +164,8 @@ impl Dhcp4 {
             .map_err(|error| Error::io("get a random number", &std::io::Error::from(error)))?;
         Ok(Self {
             socket,
+            early: open_early(interface),
+            interface: interface.to_owned(),
             mac,
             keep_mtu,
             transaction: random,
@@ -168,7 +175,8 @@ impl Dhcp4 {
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        let early = self.early.as_ref().map(AsFd::as_fd);
+        early.unwrap_or(self.socket.as_fd())
     }
 
     /// Whether there is a lease.
@@ -193,6 +201,7 @@ impl Dhcp4 {
 
     /// Looks for a server anew.
     pub(super) fn start_over(&mut self, now: Instant) {
+        self.early = open_early(&self.interface);
         self.transaction = self.transaction.wrapping_add(1);
         self.phase = Phase::Offer;
         self.repeat = Repeat::new(now);
@@ -224,8 +233,8 @@ impl Dhcp4 {
     /// The kernel refuses.
     pub(super) fn advance(&mut self, now: Instant) -> Result<Option<Lease>> {
         let mut buffer = [0; LONGEST];
-        while let Ok(length) = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            let Ok(message) = Message::from_bytes(&buffer[..length]) else {
+        while let Ok(length) = self.read(&mut buffer) {
+            let Ok(message) = Message::from_bytes(&buffer[length]) else {
                 continue;
             };
             if let Some(lease) = self.receive(&message, now) {
@@ -236,6 +245,17 @@ impl Dhcp4 {
             self.ask()?;
         }
         Ok(None)
+    }
+
+    /// Reads what has come next, and returns where in `buffer` the message is.
+    ///
+    /// # Errors
+    /// EAGAIN: there is nothing.
+    fn read(&self, buffer: &mut [u8]) -> nix::Result<Range<usize>> {
+        match &self.early {
+            Some(early) => early.read(buffer),
+            None => Ok(0..recv(self.socket.as_raw_fd(), buffer, MsgFlags::empty())?),
+        }
     }
 
     /// Takes a server's message.
@@ -289,6 +309,7 @@ impl Dhcp4 {
         let mut lease = lease(message)?;
         lease.mtu = lease.mtu.filter(|_| !self.keep_mtu);
         self.phase = Phase::Done;
+        self.early = None;
         Some(lease)
     }
 
@@ -341,6 +362,14 @@ impl Dhcp4 {
             Err(errno) => Err(system("ask for an address by DHCP")(errno)),
         }
     }
+}
+
+/// The packet socket. Without one, answers to everybody are understood.
+fn open_early(interface: &str) -> Option<Early> {
+    let early = Early::open(interface);
+    early
+        .map_err(|errno| log::info!("{interface}: cannot open a packet socket: {errno}"))
+        .ok()
 }
 
 /// Whether a message is for the client with this address. Only an address of the right length may

@@ -15,6 +15,7 @@
 mod changes;
 mod dhcp4;
 mod dhcp6;
+mod early;
 mod ipv6;
 mod renew;
 

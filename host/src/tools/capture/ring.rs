@@ -28,6 +28,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use super::filter::Filter;
 use super::pcapng::{Direction, Reception};
 use crate::error::{Result, system};
+use crate::sys::packet_socket;
 
 /// The size of a block, in bytes: a few of the longest frames.
 const BLOCK: usize = 256 << 10;
@@ -85,7 +86,8 @@ impl Ring {
             .map_err(system(format_args!("use the filter '{}'", filter.text)))?;
         let memory = Memory::map(&socket, (memory / BLOCK).max(2))
             .map_err(system("share memory with the kernel"))?;
-        bind(&socket, index).map_err(system(format_args!("capture on the interface {name}")))?;
+        packet_socket::bind(&socket, libc::ETH_P_ALL, index)
+            .map_err(system(format_args!("capture on the interface {name}")))?;
         Ok(Self {
             socket,
             memory,
@@ -211,18 +213,6 @@ fn attach(socket: &OwnedFd, filter: &Filter) -> nix::Result<()> {
         filter: program.as_mut_ptr(),
     };
     set(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
-}
-
-fn bind(socket: &OwnedFd, index: i32) -> nix::Result<()> {
-    // SAFETY: an all-zero address is a valid one: its members are numbers.
-    let mut address: libc::sockaddr_ll = unsafe { zeroed() };
-    address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
-    address.sll_ifindex = index;
-    let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-    // SAFETY: the kernel reads `length` bytes of `address`, and keeps no pointer.
-    let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
-    Errno::result(result).map(drop)
 }
 
 fn set<T>(socket: &OwnedFd, level: i32, option: i32, value: &T) -> nix::Result<()> {
