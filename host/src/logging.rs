@@ -14,11 +14,11 @@
 use std::fs::OpenOptions;
 use std::io::{self, Write, stderr};
 use std::mem::take;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -53,6 +53,16 @@ impl Choice<'_> {
     }
 }
 
+/// The descriptor of the log, which stays open; none before [`start`].
+static DESCRIPTOR: AtomicI32 = AtomicI32::new(-1);
+
+/// The descriptor of the log, if warnings are logged: for a signal handler, which can write and do
+/// little else.
+pub(crate) fn descriptor() -> Option<RawFd> {
+    let descriptor = DESCRIPTOR.load(Ordering::Relaxed);
+    (descriptor >= 0 && log::max_level() >= LevelFilter::Warn).then_some(descriptor)
+}
+
 /// Starts logging.
 ///
 /// # Errors
@@ -60,7 +70,10 @@ impl Choice<'_> {
 pub fn start(choice: &Choice<'_>) -> Result<()> {
     let level = choice.level();
     let logger = match choice.file {
-        None => Logger::new(level, short(), stderr(), "standard error".into()),
+        None => {
+            DESCRIPTOR.store(stderr().as_raw_fd(), Ordering::Relaxed);
+            Logger::new(level, short(), stderr(), "standard error".into())
+        }
         Some(path) => {
             let file = OpenOptions::new()
                 .append(true)
@@ -69,6 +82,7 @@ pub fn start(choice: &Choice<'_>) -> Result<()> {
                 .custom_flags(libc::O_NONBLOCK)
                 .open(path)
                 .map_err(|error| Error::path("open the log file", path, &error))?;
+            DESCRIPTOR.store(file.as_raw_fd(), Ordering::Relaxed);
             Logger::new(level, long(), file, path.display().to_string())
         }
     };

@@ -151,7 +151,12 @@ fn the_header_and_the_crate_are_laid_out_alike() {
     ] {
         writeln!(text, "static_assert(VDENS_{name} == {value}, \"{name}\");").unwrap();
     }
-    for header in [source(HEADER), frozen("vdens-plugin.h")] {
+    let newer = format!(
+        "{text}static_assert(VDENS_CAP_CONFINED == {}, \"confined\");\n",
+        Capabilities::CONFINED.0
+    );
+    let headers = [(source(HEADER), newer), (frozen("vdens-plugin.h"), text)];
+    for (header, text) in headers {
         let lab = Lab::new();
         lab.write("vdens-plugin.h", fs::read_to_string(header).unwrap());
         let file = lab.write("layout.c", &text);

@@ -883,6 +883,7 @@ fn the_security_page_names_tests_that_exist() {
             tests += 1;
             let (sources, name) = match (unit, word.split_once("::")) {
                 (Some("vdens"), None) => (sources("host/src"), &*word),
+                (Some("vdens-sandbox"), None) => (sources("host/sandbox/src"), &*word),
                 (Some("vdens-plugin-kit"), None) => (sources("plugin-api/kit/src"), &*word),
                 (Some("vdens-vhost-device"), None) => (sources("plugins/vhost-device/src"), &*word),
                 (None, Some((module, name))) => {

@@ -62,6 +62,7 @@ mod plugin_search;
 mod plugin_trust;
 mod qemu_stream;
 mod router;
+mod sandbox;
 mod seqpacket;
 mod session_programs;
 mod several_links;

@@ -23,8 +23,11 @@ dpkg --verify
 alice "$own/vdens --version"
 alice 'test "$(realpath "$(command -v vdectl)" "$(command -v vdens)")" = "/usr/lib/vdens/bin/vdectl
 /usr/bin/vdens"'
-alice 'vdectl doctor' > /tmp/doctor
+alice 'vdectl doctor' > /tmp/doctor || { cat /tmp/doctor; exit 1; }
 ! grep -v -e '^ok ' -e '^note ' /tmp/doctor
+grep '^note *PATH: vdens is /usr/bin/vdens, another program' /tmp/doctor
+alice "PATH=$own:\$PATH vdectl doctor" | grep '^ok *PATH: '
+[ -f /usr/share/zsh/vendor-completions/_vdens ]
 grep "^ok .* /usr/lib/vdens/plugins: plugins in it: $(ls /usr/lib/vdens/plugins/*.so | wc -l)$" /tmp/doctor
 # One end of a cable is VDE's, whose vdens may neither end with its
 # command nor remove its sockets.

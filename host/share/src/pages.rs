@@ -56,6 +56,24 @@ const DOCUMENTS: &[(&str, &str, &str, &str)] = &[
         "VDE's library with vdens behind it",
     ),
     (
+        "sandbox.md",
+        "vdens-sandbox",
+        "7",
+        "how vdens confines its workers and helpers",
+    ),
+    (
+        "plugin-author.md",
+        "vdens-plugin",
+        "7",
+        "how to write a plugin for vdens in Rust",
+    ),
+    (
+        "plugin-author-c.md",
+        "vdens-plugin-c",
+        "7",
+        "how to write a plugin for vdens in C or C++",
+    ),
+    (
         "troubleshooting.md",
         "vdens-troubleshooting",
         "7",
@@ -111,6 +129,10 @@ const SEE_ALSO: &[(&str, &[(&str, &str)])] = &[
     (
         "vdectl-link",
         &[("vdens-vnl-netem", "7"), ("vdens-labs", "7")],
+    ),
+    (
+        "vdectl-plugin",
+        &[("vdens-plugin", "7"), ("vdens-plugin-c", "7")],
     ),
     ("vdectl-lab", &[("vdens-labs", "7"), ("vdens-lab", "5")]),
 ];

@@ -46,6 +46,8 @@ pub(crate) struct PluginSettings {
     pub path: Option<Vec<Spanned<PathBuf>>>,
     /// Whether a scheme without a plugin is opened through libvdeplug.
     pub libvdeplug: Option<Libvdeplug>,
+    /// Whether processes are confined to what their plugins need (not `--no-sandbox`).
+    pub sandbox: Option<bool>,
 }
 
 /// When C plugins of libvdeplug serve.

@@ -73,7 +73,8 @@ impl Common {
         let libvdeplug = config.plugins.libvdeplug.unwrap_or_default();
         let path = self.search_path(config)?;
         let is_fallback = libvdeplug == Libvdeplug::Fallback;
-        Ok(InstalledPlugins::new(path, is_fallback))
+        let is_confined = config.plugins.sandbox != Some(false);
+        Ok(InstalledPlugins::new(path, is_fallback, is_confined))
     }
 
     /// What is logged, and where: the command line's choice, else the configuration's.
@@ -92,6 +93,18 @@ impl Links {
     pub(crate) fn uses_panel(&self, config: &Config) -> bool {
         !self.no_panel && config.defaults.panel != Some(false)
     }
+
+    /// The plugins that open the program's VNLs.
+    ///
+    /// # Errors
+    /// As for [`Common::search_path`].
+    pub(crate) fn plugins(&self, common: &Common, config: &Config) -> Result<InstalledPlugins> {
+        let plugins = common.plugins(config)?;
+        Ok(match self.no_sandbox {
+            true => plugins.without_sandbox(),
+            false => plugins,
+        })
+    }
 }
 
 /// Options of the programs that open links.
@@ -100,6 +113,10 @@ pub(crate) struct Links {
     /// Move all frames through user space
     #[arg(long)]
     pub no_panel: bool,
+
+    /// Do not confine plugins to what they need
+    #[arg(long)]
+    pub no_sandbox: bool,
 
     /// Do not fail while a network is absent
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,

@@ -51,7 +51,7 @@ impl Session {
     pub fn new(cli: &Vdens, config: &Config) -> Result<Self> {
         let defaults = &config.defaults;
         let (arguments, command) = cli.split_rest()?;
-        let plugins = cli.common.plugins(config)?;
+        let plugins = cli.links.plugins(&cli.common, config)?;
         let line = match cli.multi {
             true => CommandLine::Multi,
             false => CommandLine::Vdens,

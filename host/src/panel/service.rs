@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::unistd::setsid;
+use vdens_sandbox::Confinement;
 
 use super::{Panel, PanelClient, answer, no_successor};
 use crate::error::{EXIT_FAILURE, Result};
@@ -36,14 +37,18 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Starts the service. The calling process must not have loaded a plugin.
+    /// Starts the service, confined if that is wanted. The calling process must not have loaded a
+    /// plugin.
     ///
     /// # Errors
     /// There are too many processes or descriptors.
-    pub(crate) fn start() -> Result<Self> {
+    pub(crate) fn start(is_confined: bool) -> Result<Self> {
         let (channel, theirs) = Channel::pair()?;
         let Some(process) = Child::fork()? else {
             drop(channel);
+            if is_confined && let Err(error) = Confinement::of_what_starts_programs().enter() {
+                log::info!("the panel service is not confined: {error}");
+            }
             exit_child(|| serve(&theirs).map_or(EXIT_FAILURE, |()| 0));
         };
         Ok(Self {

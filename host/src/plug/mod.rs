@@ -25,6 +25,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
 use std::process::{self, Command};
 use std::time::SystemTime;
 
@@ -49,6 +50,7 @@ use crate::plug::carried::CarriedEnd;
 use crate::plug::pidfile::PidFile;
 use crate::plug::program::{Program, TapPort};
 use crate::plugins::host_services::{InstalledPlugins, Opener, Own};
+use crate::sandbox::{self, Beside};
 use crate::sys::runtime;
 use crate::sys::service_manager;
 use crate::sys::signals::Signals;
@@ -94,7 +96,7 @@ fn run_between(cli: &VdePlug, config: &Config, program: Option<&Program>) -> Res
                 .hint("give a second VNL, or leave -d out"),
         );
     }
-    let plugins = cli.common.plugins(config)?;
+    let plugins = cli.links.plugins(&cli.common, config)?;
     let resolve = |vnl: &str| {
         let is_waiting = cli.links.wait.is_some();
         mistakes::check(vnl, CommandLine::VdePlug, &plugins, is_waiting)?;
@@ -221,7 +223,7 @@ impl Plug<'_> {
     fn drive(&self, ready: impl FnOnce() -> Result<()>) -> Result<Infallible, Stop> {
         let signals = Signals::block()?;
         runtime::complain();
-        let service = self.panel.then(Service::start).transpose()?;
+        let service = self.start_service().transpose()?;
         let pidfile = self.cli.pidfile.as_deref().map(|path| {
             std::path::absolute(path)
                 .map_err(|error| Error::path("find the pid file", path, &error))
@@ -266,6 +268,12 @@ impl Plug<'_> {
         })
     }
 
+    /// Starts the panel service, if the kernel may carry frames.
+    fn start_service(&self) -> Option<Result<Service>> {
+        let is_confined = self.plugins.is_confined();
+        self.panel.then(|| Service::start(is_confined))
+    }
+
     /// The program, if the far end is one.
     fn program(&self) -> Option<&Program> {
         match self.far {
@@ -282,11 +290,14 @@ impl Plug<'_> {
         let options = (end.port, &end.group, end.mode);
         let tap = self.make_tap(control);
         let address = tap.as_ref().map(|tap| tap.address.clone()).or(port(0));
-        let near = self.vnl(&self.near, options, address, control)?;
+        let near = self.opener(address, control);
+        let far = self.opener(port(1), control);
+        self.enter_sandbox(near, far, control);
+        let near = self.vnl(&self.near, near, options, control)?;
         let far = match &self.far {
             Far::Vnl(vnl) => {
                 let options = (cli.port2, &cli.group2, cli.mode2);
-                self.vnl(vnl, options, port(1), control)?
+                self.vnl(vnl, far, options, control)?
             }
             Far::Command(words) => command(words)?,
             Far::Program(program) => {
@@ -335,11 +346,40 @@ impl Plug<'_> {
             .map(|pair| (client, pair))
     }
 
+    /// Confines this process to what it needs to open the ends, by these openers, and to serve
+    /// them.
+    fn enter_sandbox(&self, near: Opener, far: Opener, control: &PlugControl<'_>) {
+        let mut links = vec![(near, self.near.as_str())];
+        if let Far::Vnl(vnl) = &self.far {
+            links.push((far, vnl));
+        }
+        let base = self.is_listed.then(runtime::base);
+        let pidfile = self.cli.pidfile.as_deref();
+        let pidfile = pidfile.and_then(|path| std::path::absolute(path).ok());
+        let above = |path: Option<PathBuf>| path.and_then(|path| Some(path.parent()?.to_owned()));
+        let beside = Beside {
+            sockets: above(base).into_iter().collect(),
+            files: above(pidfile).into_iter().collect(),
+            children: control.service.is_some(),
+            command: matches!(self.far, Far::Command(_)),
+        };
+        sandbox::enter(&self.near, &self.plugins, &links, beside);
+    }
+
+    fn opener(&self, panel_address: Option<PanelAddress>, control: &PlugControl<'_>) -> Opener {
+        let no_interface = HostPort {
+            panel_address,
+            ..HostPort::default()
+        };
+        let orders = control.service.as_ref().map(Service::client);
+        Opener::new(self.plugins.clone(), no_interface, orders, Own::default())
+    }
+
     fn vnl(
         &self,
         vnl: &str,
+        opener: Opener,
         (port, group, mode): (Option<u32>, &Option<String>, Option<u32>),
-        panel_address: Option<PanelAddress>,
         control: &mut PlugControl<'_>,
     ) -> Result<OpenEnd, Stop> {
         let vnl = vnl.to_owned();
@@ -355,15 +395,9 @@ impl Plug<'_> {
             group: group.clone(),
             mode,
         };
-        let no_interface = HostPort {
-            panel_address,
-            ..HostPort::default()
-        };
-        let orders = control.service.as_ref().map(Service::client);
-        let opener = Opener::new(self.plugins.clone(), no_interface, orders, Own::default());
         let wait = self.cli.links.wait.unwrap_or_default();
         let name = vnl.clone();
-        let open = Box::new(move || opener.open(&vnl, &options));
+        let open = Box::new(move || opener.open(&vnl, &options).map_err(sandbox::explain));
         let link = driver::open(name.clone(), open, wait, control)?;
         let opener = Some(opener);
         Ok((PlugEnd { name, opener }, Box::new(link)))

@@ -26,7 +26,7 @@ use vdens_plugin_kit::{Bridge, Capabilities, HostPort, Link, Manifest, OpenOptio
 use crate::error::{Error, ErrorKind, Result};
 use crate::ipc::Order;
 use crate::panel::{self, Executed, PanelClient, no_successor};
-use crate::plugins::loader;
+use crate::plugins::loader::{self, Loaded};
 use crate::plugins::search::SearchPath;
 use crate::worker::{NEARBY, Nearby};
 
@@ -39,12 +39,38 @@ pub struct InstalledPlugins {
     path: SearchPath,
     /// Whether a scheme without a plugin is opened through libvdeplug.
     libvdeplug: bool,
+    /// Whether processes are confined to what their plugins need.
+    is_confined: bool,
 }
 
 impl InstalledPlugins {
-    /// The plugins on the path, and with `libvdeplug` its C plugins for other schemes.
-    pub(crate) fn new(path: SearchPath, libvdeplug: bool) -> Self {
-        Self { path, libvdeplug }
+    /// The plugins on the path, and with `libvdeplug` its C plugins for other schemes. With
+    /// `is_confined`, processes are confined to what their plugins need.
+    pub(crate) fn new(path: SearchPath, libvdeplug: bool, is_confined: bool) -> Self {
+        Self {
+            path,
+            libvdeplug,
+            is_confined,
+        }
+    }
+
+    /// The same plugins, not confined.
+    #[must_use]
+    pub(crate) fn without_sandbox(self) -> Self {
+        Self {
+            is_confined: false,
+            ..self
+        }
+    }
+
+    /// Whether processes are confined to what their plugins need.
+    pub(crate) fn is_confined(&self) -> bool {
+        self.is_confined
+    }
+
+    /// Where plugins are looked for.
+    pub(crate) fn directories(&self) -> impl Iterator<Item = PathBuf> {
+        self.path.directories()
     }
 
     /// Checks that a scheme can be tried.
@@ -78,13 +104,10 @@ impl InstalledPlugins {
     }
 }
 
-/// Native plugins only.
+/// Native plugins only, confined.
 impl From<SearchPath> for InstalledPlugins {
     fn from(path: SearchPath) -> Self {
-        Self {
-            path,
-            libvdeplug: false,
-        }
+        Self::new(path, false, true)
     }
 }
 
@@ -110,7 +133,7 @@ struct Services {
 /// Where plugins are found, and the loaded ones.
 struct Library {
     plugins: InstalledPlugins,
-    loaded: Mutex<HashMap<String, (LoadedPlugin, PathBuf)>>,
+    loaded: Mutex<HashMap<String, (Loaded, PathBuf)>>,
     /// What [`NEARBY`] opens.
     nearby: Option<Nearby>,
 }
@@ -209,20 +232,38 @@ impl Opener {
             .loaded
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let (plugin, file) = loaded.get(scheme).or_else(|| loaded.get(BRIDGE))?;
-        Some((plugin.manifest(), file.clone()))
+        let (loaded, file) = loaded.get(scheme).or_else(|| loaded.get(BRIDGE))?;
+        Some((loaded.plugin.manifest(), file.clone()))
+    }
+
+    /// What the links of a scheme need, in the plugin's words; `None` if it does not say. Loads the
+    /// plugin.
+    ///
+    /// # Errors
+    /// There is no plugin for the scheme, or it is refused.
+    pub(crate) fn needs(self, scheme: &str) -> Result<Option<&'static str>> {
+        let library = self.0.library;
+        let scheme = match library.plugins.falls_back(scheme) {
+            true => BRIDGE,
+            false => scheme,
+        };
+        library.load(scheme).map(|loaded| loaded.needs)
     }
 }
 
 impl Library {
     fn get(&self, scheme: &str) -> Result<LoadedPlugin> {
+        self.load(scheme).map(|loaded| loaded.plugin)
+    }
+
+    fn load(&self, scheme: &str) -> Result<Loaded> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((plugin, _)) = loaded.get(scheme) {
-            return Ok(*plugin);
+            return Ok(plugin.clone());
         }
         let file = self.plugins.path.find(scheme)?;
         let plugin = loader::load(&file, scheme)?;
-        loaded.insert(scheme.to_owned(), (plugin, file));
+        loaded.insert(scheme.to_owned(), (plugin.clone(), file));
         Ok(plugin)
     }
 }

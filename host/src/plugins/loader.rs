@@ -14,12 +14,14 @@
 //! checks that they did not.
 
 use std::error::Error as _;
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use serde::{Deserialize, Serialize};
+use vdens_plugin_kit::Capabilities;
 use vdens_plugin_kit::adapters::{BindError, Door, LoadedPlugin};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -33,6 +35,8 @@ pub(crate) struct Loaded {
     pub plugin: LoadedPlugin,
     /// The ABI version that is spoken with it.
     pub abi: u32,
+    /// What its links need, if it says so: the words at the symbol `vdens_plugin_needs`.
+    pub needs: Option<&'static str>,
     /// The doors of that version that the plugin has, the one that is used first.
     pub doors: Vec<Door>,
 }
@@ -97,7 +101,7 @@ fn agree(
 ///
 /// # Errors
 /// Why the file is refused.
-pub(crate) fn load(file: &Path, scheme: &str) -> Result<LoadedPlugin> {
+pub(crate) fn load(file: &Path, scheme: &str) -> Result<Loaded> {
     let loaded = inspect(file, scheme).map_err(|refusal| refusal.error)?;
     let manifest = loaded.plugin.manifest();
     log::info!(
@@ -106,7 +110,7 @@ pub(crate) fn load(file: &Path, scheme: &str) -> Result<LoadedPlugin> {
         manifest.version,
         manifest.description
     );
-    Ok(loaded.plugin)
+    Ok(loaded)
 }
 
 /// As [`load`], with what was found out on the way.
@@ -188,6 +192,7 @@ pub(crate) fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
         let hint = "get a plugin built for this vdens, or another vdens";
         return Err(refuse(LoadStage::Version, why, hint.into()));
     };
+    let needs = find("vdens_plugin_needs");
     let doors: Vec<Door> = found.into_iter().map(|(door, _)| door).collect();
     // The library stays loaded for the life of the process.
     std::mem::forget(library);
@@ -210,7 +215,19 @@ pub(crate) fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
         let hint = format!("rename it to {}", file_name(&served));
         return Err(refuse(LoadStage::Scheme, why, hint));
     }
-    Ok(Loaded { plugin, abi, doors })
+    let is_confined = plugin
+        .manifest()
+        .capabilities
+        .contains(Capabilities::CONFINED);
+    // SAFETY: at this symbol a plugin has a string, which stays as long as the library.
+    let needs = needs.map(|words| unsafe { CStr::from_ptr(words.cast()) });
+    let needs = needs.map_or(Some(""), |words| words.to_str().ok());
+    Ok(Loaded {
+        plugin,
+        abi,
+        doors,
+        needs: needs.filter(|_| is_confined),
+    })
 }
 
 /// Why the linker refuses the file: its own words, without the file's name, which the message

@@ -86,6 +86,11 @@ impl SearchPath {
         Self(path)
     }
 
+    /// Its directories, best first.
+    pub(crate) fn directories(&self) -> impl Iterator<Item = PathBuf> {
+        self.0.iter().cloned()
+    }
+
     /// The same path with `dir` in front.
     #[must_use]
     pub(crate) fn with_first(&self, dir: PathBuf) -> Self {

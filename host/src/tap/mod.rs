@@ -44,7 +44,7 @@ const MTU: u32 = 1500;
 /// panel cannot be used.
 pub fn run(cli: &VdensTap, config: &Config) -> Result<()> {
     let machine = Machine::at(cli.fd, cli.use_vnet)?;
-    let plugins = cli.common.plugins(config)?;
+    let plugins = cli.links.plugins(&cli.common, config)?;
     let line = CommandLine::VdensTap;
     mistakes::check(&cli.vnl, line, &plugins, cli.links.wait.is_some())?;
     let target = LinkTarget::Vnl(vnls::resolve(&cli.vnl, config.defaults.vnl.as_deref())?);

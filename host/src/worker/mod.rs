@@ -34,6 +34,7 @@ use crate::ipc::status::Report;
 use crate::ipc::{Channel, FromWorker, Received, Reply, Request, ToWorker, malformed};
 use crate::panel::{PanelClient, PanelPort};
 use crate::plugins::host_services::{InstalledPlugins, Opener, Own};
+use crate::sandbox::{self, Beside};
 use crate::sys::process::{give_back_memory, map_large_allocations};
 use crate::sys::signals::{self, Signals};
 use crate::worker::carrier::{LinkWatch, WatchedTap};
@@ -187,8 +188,10 @@ impl Worker<'_> {
             description: format!("vdens {}", job.label),
             ..OpenOptions::default()
         };
+        let links = job.target.vnl().map(|vnl| (opener, vnl));
+        sandbox::enter(&name, &job.plugins, links.as_slice(), Beside::default());
         let open = move || match &job.target {
-            LinkTarget::Vnl(vnl) => opener.open(vnl, &options),
+            LinkTarget::Vnl(vnl) => opener.open(vnl, &options).map_err(sandbox::explain),
             LinkTarget::Command(command) => {
                 Ok(Box::new(CommandStream::shell(command)?) as Box<dyn Link>)
             }
@@ -246,6 +249,10 @@ impl Worker<'_> {
 
     fn answer(&self, message: &ToWorker, report: &dyn Fn(Side) -> Report) -> Result<(), Stop> {
         match message {
+            ToWorker::Ping if sandbox::is_outdated() => {
+                let message = "the directory of its socket was replaced";
+                return Err(Stop::Failed(Error::closed(message)));
+            }
             ToWorker::Ping => self.channel.send(&FromWorker::Pong, &[])?,
             ToWorker::SendReport => {
                 let report = report(Side::Far);

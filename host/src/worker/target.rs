@@ -14,12 +14,18 @@ pub(crate) enum LinkTarget {
 }
 
 impl LinkTarget {
-    /// The scheme whose plugin is needed.
-    pub(crate) fn scheme(&self) -> Option<&str> {
+    /// The VNL, if it is one.
+    pub(crate) fn vnl(&self) -> Option<&str> {
         match self {
-            Self::Vnl(vnl) => Vnl::parse(vnl).ok().map(|vnl| vnl.scheme),
+            Self::Vnl(vnl) => Some(vnl),
             Self::Command(_) => None,
         }
+    }
+
+    /// The scheme whose plugin is needed.
+    pub(crate) fn scheme(&self) -> Option<&str> {
+        let vnl = Vnl::parse(self.vnl()?).ok()?;
+        Some(vnl.scheme)
     }
 }
 

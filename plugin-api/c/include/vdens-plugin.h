@@ -277,6 +277,7 @@ struct vdens_request {
 #define VDENS_CAP_SHARED 8u       /* its links serve others beside this host */
 #define VDENS_CAP_ONE_END 16u     /* what goes into one link does not come out of another */
 #define VDENS_CAP_STANDS_IN 32u   /* a link that it opens may be plugged in this one's place */
+#define VDENS_CAP_CONFINED 64u    /* its links may be confined to vdens_plugin_needs */
 
 /* The plugin. Its strings are valid for the life of the process. */
 struct vdens_plugin {
@@ -296,7 +297,7 @@ extern VDENS_EXPORT const uint32_t vdens_plugin_abi;
 extern VDENS_EXPORT const struct vdens_plugin vdens_plugin_c1;
 
 /* May be left out: what the links need beyond what a confined plugin is given, in words that
- * docs/security.md lists. */
+ * docs/sandbox.md lists. */
 extern VDENS_EXPORT const char vdens_plugin_needs[];
 
 /* ---- Conveniences: they are compiled into the plugin and are no part of the contract. ------- */

@@ -270,15 +270,26 @@ impl Capabilities {
     /// What its links do, a link does that it opens with [`Host::open`]: the interface may be
     /// plugged into that link's peer.
     pub const STANDS_IN: Self = Self(32);
+    /// The process of its links may be confined to what the plugin says that it needs. `needs` of
+    /// [`crate::export_plugin!`] sets it.
+    pub const CONFINED: Self = Self(64);
 
-    const NAMES: [(Self, &str); 6] = [
+    const NAMES: [(Self, &str); 7] = [
         (Self::NESTS, "nests"),
         (Self::SUPER_FRAMES, "super-frames"),
         (Self::PANEL, "panel"),
         (Self::SHARED, "shared"),
         (Self::ONE_END, "one-end"),
         (Self::STANDS_IN, "stands-in"),
+        (Self::CONFINED, "confined"),
     ];
+
+    /// Those of a plugin that says what its links need.
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn with_needs(self, _needs: &str) -> Self {
+        self.and(Self::CONFINED)
+    }
 
     /// Both sets together.
     #[must_use]
@@ -328,15 +339,20 @@ pub trait Plugin: 'static {
 ///     scheme: "mycable",
 ///     description: "a cable between two processes",
 ///     capabilities: Capabilities::NONE, // may be left out
+///     needs: "sockets:{dir}", // may be left out
 ///     open: open,
 /// }
 /// ```
+///
+/// With `needs`, the host confines the process of each link to what these words say
+/// (docs/sandbox.md lists them), and to what every link needs. Without, it does not.
 #[macro_export]
 macro_rules! export_plugin {
     (
         scheme: $scheme:expr,
         description: $description:expr,
         $(capabilities: $capabilities:expr,)?
+        $(needs: $needs:literal,)?
         open: $open:expr $(,)?
     ) => {
         const _: () = {
@@ -346,7 +362,9 @@ macro_rules! export_plugin {
                 const SCHEME: &'static str = $scheme;
                 const DESCRIPTION: &'static str = $description;
                 const VERSION: &'static str = env!("CARGO_PKG_VERSION");
-                $(const CAPABILITIES: $crate::Capabilities = $capabilities;)?
+                const CAPABILITIES: $crate::Capabilities = $crate::Capabilities::NONE
+                    $(.and($capabilities))?
+                    $(.with_needs($needs))?;
 
                 fn open(
                     request: &$crate::OpenRequest<'_>,
@@ -357,6 +375,12 @@ macro_rules! export_plugin {
 
             #[unsafe(export_name = "vdens_plugin_abi")]
             static ABI: u32 = $crate::adapters::VERSION;
+
+            $(
+                #[unsafe(export_name = "vdens_plugin_needs")]
+                static NEEDS: [u8; $needs.len() + 1] =
+                    $crate::adapters::c_string::<{ $needs.len() + 1 }>($needs);
+            )?
 
             #[unsafe(export_name = "vdens_plugin_c1")]
             static PLUGIN: $crate::adapters::CPlugin = $crate::adapters::plugin::<Exported>(

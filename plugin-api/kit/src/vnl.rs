@@ -83,6 +83,39 @@ impl<'a> Vnl<'a> {
     }
 }
 
+/// What is known of a VNL without its scheme's keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outline<'a> {
+    /// What [`Spec::path_grammar`] takes for the target; empty if that is malformed.
+    pub target: PathBuf,
+    /// The VNL in the braces.
+    pub nested: Option<&'a str>,
+}
+
+impl<'a> Outline<'a> {
+    /// The outline of a VNL's argument.
+    pub fn new(argument: &'a str) -> Self {
+        const NO_KEYS: Keys = Keys::new(&[]);
+        let parser = Parser {
+            argument,
+            keys: &NO_KEYS,
+        };
+        let parse = || {
+            let chars = parser.lex()?;
+            let (head, nested) = parser.nested(&chars)?;
+            let target = match parser.enclosed(head, b'[', b']') {
+                Ok(Some(inside)) => &head[..inside.start - 1],
+                Ok(None) => head,
+                Err(_) => &[],
+            };
+            let target = parser.decode(target).unwrap_or_default();
+            let target = OsString::from_vec(target).into();
+            Ok::<_, Error>(Self { target, nested })
+        };
+        parse().unwrap_or_default()
+    }
+}
+
 /// The argument of the VNL that is nested in `argument`. `None` if there is no VNL with a scheme: a
 /// path nests nothing, and the braces of a shell command (`cmd://`) enclose no VNL.
 fn nested_argument(argument: &str) -> Option<&str> {
@@ -552,6 +585,24 @@ mod tests {
         let got: Vec<_> = spec.options.iter().map(|(k, v)| (*k, v.as_str())).collect();
         assert_eq!(got, options, "{argument}");
         assert_eq!(spec.nested(), nested, "{argument}");
+    }
+
+    #[test]
+    fn an_outline_needs_no_keys() {
+        for (argument, target, nested) in [
+            ("/tmp/a[x=1/y]", "/tmp/a", None),
+            ("a%20b", "a b", None),
+            ("5/loss=1{vde:///tmp/sw}", "5/loss=1", Some("vde:///tmp/sw")),
+            ("/a->/b[mode=700]", "/a->/b", None),
+            ("a%{null://}", "", Some("null://")),
+            ("/a[", "", None),
+        ] {
+            let outline = Outline::new(argument);
+            assert_eq!(
+                (outline.target.to_str(), outline.nested),
+                (Some(target), nested)
+            );
+        }
     }
 
     #[track_caller]

@@ -318,5 +318,6 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
 vdens_plugin_kit::export_plugin! {
     scheme: "dgram",
     description: "a cable to QEMU's -netdev dgram or libkrun: dgram://OWN->FAR",
+    needs: "sockets:{dir}",
     open: open,
 }

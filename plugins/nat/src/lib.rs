@@ -212,5 +212,6 @@ export_plugin! {
     scheme: "nat",
     description: "the Internet, through a gateway of one's own: nat://",
     capabilities: Capabilities::PANEL.and(Capabilities::ONE_END).and(Capabilities::STANDS_IN),
+    needs: "exec",
     open: open,
 }

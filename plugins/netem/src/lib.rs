@@ -464,5 +464,6 @@ export_plugin! {
     scheme: "netem",
     description: "delay, loss, rate and more on another network: netem://delay=50ms{VNL}",
     capabilities: Capabilities::NESTS.and(Capabilities::SUPER_FRAMES),
+    needs: "sockets:{runtime} sockets:{tmp}",
     open: open,
 }

@@ -53,5 +53,6 @@ vdens_plugin_kit::export_plugin! {
     scheme: "null",
     description: "swallows what is sent, receives nothing",
     capabilities: Capabilities::ONE_END,
+    needs: "",
     open: open,
 }

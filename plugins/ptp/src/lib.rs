@@ -605,5 +605,6 @@ vdens_plugin_kit::export_plugin! {
     scheme: "ptp",
     description: "a cable between two ends that meet at a socket's path",
     capabilities: Capabilities::SUPER_FRAMES.and(Capabilities::PANEL),
+    needs: "sockets:{dir}",
     open: open,
 }

@@ -152,6 +152,7 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
 export_plugin! {
     scheme: "seqpacket",
     description: "a socket that was handed down: seqpacket://NUMBER",
+    needs: "",
     open: open,
 }
 

@@ -40,5 +40,6 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
 vdens_plugin_kit::export_plugin! {
     scheme: "stream",
     description: "a cable to QEMU's -netdev stream, passt or gvproxy: stream://PATH",
+    needs: "network sockets:{dir}",
     open: open,
 }

@@ -12,5 +12,6 @@ vdens_plugin_kit::export_plugin! {
     scheme: "switch",
     description: "an Ethernet switch in a directory: switch://DIR",
     capabilities: CAPABILITIES,
+    needs: "sockets:{dir}",
     open: open,
 }

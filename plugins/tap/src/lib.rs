@@ -61,5 +61,6 @@ export_plugin! {
     scheme: "tap",
     description: "a tap interface of the host",
     capabilities: Capabilities::ONE_END.and(Capabilities::SUPER_FRAMES),
+    needs: "device:/dev/net/tun",
     open: open,
 }

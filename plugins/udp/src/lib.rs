@@ -120,6 +120,7 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
 export_plugin! {
     scheme: "udp",
     description: "a cable through an IP network: udp://[SOURCE:]PORT->DESTINATION:PORT",
+    needs: "network",
     open: open,
 }
 

@@ -42,5 +42,7 @@ vdens_plugin_kit::export_plugin! {
     scheme: "vde",
     description: "a port of a switch: vde://DIR[PORT]",
     capabilities: Capabilities::PANEL,
+    needs: "sockets:{path} sockets:/var/run sockets:/var/tmp sockets:/tmp \
+            read:~/.vdeplug read:~/.vde2 read:/var/run/vde.ctl read:/tmp/vde.ctl",
     open: open,
 }

@@ -6,5 +6,6 @@ export_plugin! {
     scheme: "vhost_user",
     description: "the network card of a virtual machine: vhost-user://PATH",
     capabilities: Capabilities::SUPER_FRAMES.and(Capabilities::ONE_END),
+    needs: "sockets:{dir}",
     open: vdens_vhost_device::open,
 }

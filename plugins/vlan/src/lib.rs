@@ -181,6 +181,7 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
 export_plugin! {
     scheme: "vlan",
     description: "a VLAN of another network: vlan://VID{VNL}",
+    needs: "",
     open: open,
 }
 

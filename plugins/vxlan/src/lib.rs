@@ -112,5 +112,6 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
 export_plugin! {
     scheme: "vxlan",
     description: "a port of a VXLAN: vxlan://[GROUP-OR-PEER]/vni=NUMBER",
+    needs: "network",
     open: open,
 }

@@ -140,6 +140,9 @@ pub(crate) struct Report {
     pub received: Counters,
     /// Frames to the far end that went through this process.
     pub sent: Counters,
+    /// How the process is confined; empty if that is not decided yet.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub sandbox: String,
     /// The plugin that serves the link, if one does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plugin: Option<PluginReport>,

@@ -79,10 +79,13 @@ fn same(one: &Path, other: &Path) -> bool {
     real(one).is_some() && real(one) == real(other)
 }
 
-/// Whether a program is one of ours: VDE has no vdectl.
+/// Whether a program is one of ours: VDE has no vdectl. One that is only a link leads to another
+/// directory.
 fn is_installation(program: &Path) -> bool {
-    let file = fs::canonicalize(program).unwrap_or_else(|_| program.to_owned());
-    is_executable(&file.with_file_name("vdectl"))
+    let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let program = real(program);
+    let vdectl = real(&program.with_file_name("vdectl"));
+    is_executable(&vdectl) && vdectl.parent() == program.parent()
 }
 
 /// Whether AppArmor has a profile for this program, where it restricts those without (Ubuntu 23.10
@@ -99,7 +102,7 @@ fn apparmor() -> Option<Finding> {
             "it forbids user namespaces to programs without a profile, and none is loaded for vdens",
         )
         .remedy(apparmor_remedy()),
-        label => Finding::ok(APPARMOR, format!("the profile {label} is loaded")),
+        label => Finding::ok(APPARMOR, format!("the profile {label} applies to this program")),
     })
 }
 
@@ -129,6 +132,9 @@ mod tests {
             let target = top.path().join("a").join(name);
             std::os::unix::fs::symlink(target, top.path().join("link").join(name)).unwrap();
         }
+        // As where a package leaves VDE its names.
+        let vdectl = top.path().join("a/vdectl");
+        std::os::unix::fs::symlink(vdectl, top.path().join("vde/vdectl")).unwrap();
         let path = env::join_paths(dirs.iter().map(|dir| top.path().join(dir))).unwrap();
         let findings = in_path(&top.path().join("a"), &path);
         for finding in &findings {

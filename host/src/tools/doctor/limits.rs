@@ -39,6 +39,18 @@ const RESOURCES: [(Resource, &str, &str, u64, &str); 2] = [
     ),
 ];
 
+/// Whether the kernel can keep the files of a confined process apart.
+fn landlock() -> Finding {
+    match vdens_sandbox::landlock_version() {
+        Some(version) => Finding::ok("Landlock", format!("version {version}")),
+        None => Finding::note(
+            "Landlock",
+            "this kernel has none, so plugins that are confined can still open your files",
+        )
+        .remedy("boot Linux 5.13 or newer with landlock in its parameter lsm="),
+    }
+}
+
 /// Examines all limits. A setting that this kernel or namespace lacks is left out.
 pub(super) fn all() -> Vec<Finding> {
     let settings = SETTINGS.iter().filter_map(|&(name, wanted, consequence)| {
@@ -61,5 +73,5 @@ pub(super) fn all() -> Vec<Finding> {
                     .remedy(format!("ulimit -{letter} {wanted}")),
             })
         });
-    settings.chain(resources).collect()
+    settings.chain(resources).chain([landlock()]).collect()
 }

@@ -227,7 +227,12 @@ fn served(entry: &Entry<Report>) -> String {
     let worker = worker.map(|pid| format!("process {pid}"));
     let times = if *restarts == 1 { "time" } else { "times" };
     let again = (*restarts > 0).then(|| format!("started again {restarts} {times}: {last_end}"));
-    let parts: Vec<String> = [plugin, worker, again].into_iter().flatten().collect();
+    let sandbox = entry.report.as_ref().map(|report| report.sandbox.clone());
+    let sandbox = sandbox.filter(|sandbox| !sandbox.is_empty());
+    let parts: Vec<String> = [plugin, worker, again, sandbox]
+        .into_iter()
+        .flatten()
+        .collect();
     parts.join(", ")
 }
 
