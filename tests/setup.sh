@@ -14,7 +14,7 @@ packages="gcc g++ libc6-dev iproute2 iputils-ping ethtool util-linux procps pass
           wget openssh-client openssh-server bind9-dnsutils git isc-dhcp-client
           libvdeplug2 libvdeplug-slirp libvdeplug-agno libvdeplug-vlan passt slirp4netns mininet bridge-utils
           man-db mandoc bash-completion zsh fish
-          debootstrap dpkg-dev lintian pkg-config systemd"
+          debootstrap dpkg-dev lintian pkg-config systemd clang libclang-rt-dev"
 # A second compiler, for plugins: Debian's, or what the system has.
 [ -x /usr/bin/rustc ] || packages="$packages rustc-web"
 missing=$(for package in $packages; do dpkg -s "$package" 2>/dev/null | grep -q '^Status: install ok' || echo "$package"; done)

@@ -17,7 +17,8 @@
 //!
 //! docs/architecture.md walks from `vdens ptp://x cmd` to the first frame, file by file, and says
 //! what happens when something fails. docs/glossary.md defines the terms. Plugins are written with
-//! the crate `vdens_plugin_kit`; what crosses between a plugin and the host is `vdens_plugin_api`.
+//! the crate `vdens_plugin_kit`, or in C; what crosses between a plugin and the host is in
+//! `vdens_plugin_c` and `vdens_plugin_api`.
 
 // A reader of the source follows these links, and `cargo doc --document-private-items` has them.
 #![allow(rustdoc::private_intra_doc_links)]

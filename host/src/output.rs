@@ -177,7 +177,10 @@ pub fn complain(line: impl Display) {
 pub(crate) fn report_panics(program: &'static str) {
     if std::env::var_os("RUST_BACKTRACE").is_none() {
         panic::set_hook(Box::new(move |panic| {
-            let what = panic.payload_as_str().unwrap_or("for no reason");
+            let payload = panic.payload();
+            let text = payload.downcast_ref::<&str>().copied();
+            let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+            let what = text.unwrap_or("for no reason");
             let place = panic.location().map(|place| format!(" at {place}"));
             let place = place.unwrap_or_default();
             complain(format_args!("{program}: panicked{place}: {what}"));
@@ -225,11 +228,15 @@ fn cut(line: &str) -> String {
     const MARK: &str = "…";
     match line.len() < MAX_LINE {
         true => line.to_owned(),
-        false => format!(
-            "{}{MARK}",
-            &line[..line.floor_char_boundary(MAX_LINE - MARK.len() - 1)]
-        ),
+        false => format!("{}{MARK}", up_to(line, MAX_LINE - MARK.len() - 1)),
     }
+}
+
+/// The text up to byte `end`, or up to the character that this byte is in.
+pub(crate) fn up_to(text: &str, end: usize) -> &str {
+    let mut ends = (0..=end.min(text.len())).rev();
+    let end = ends.find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
 }
 
 /// Opens a pipe or a terminal again, non-blocking and for this process alone.

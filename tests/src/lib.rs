@@ -37,7 +37,7 @@ pub use lab::{Lab, PROGRAMS, target};
 pub use need::{GUEST, installed, lacks, skip};
 pub use netns::Netns;
 pub use process::{Cmd, Output, Proc, children, family, name};
-pub use rust::{SECOND_RUSTC, build};
+pub use rust::{SECOND_RUSTC, build, cargo};
 pub use session::Session;
 pub use tmux::Tmux;
 pub use user::User;

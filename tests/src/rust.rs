@@ -128,13 +128,7 @@ pub const SECOND_RUSTC: &str = "/usr/bin/rustc";
 /// When that fails.
 #[track_caller]
 pub fn build(rustc: Option<&str>, manifest: &str, target: &Path, arguments: &[&str]) {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    let inherited = std::env::vars_os().map(|(name, _)| name);
-    for name in inherited.filter(|name| name.to_string_lossy().starts_with("CARGO_PKG_")) {
-        command.env_remove(name);
-    }
-    command.env_remove("RUSTC");
-    command.envs(QUICK);
+    let mut command = quick_cargo();
     if let Some(rustc) = rustc {
         assert!(
             Path::new(rustc).exists(),
@@ -146,6 +140,34 @@ pub fn build(rustc: Option<&str>, manifest: &str, target: &Path, arguments: &[&s
         command
             .args(["build", "--quiet", "--locked", "--manifest-path"])
             .arg(repository_root().join(manifest))
+            .arg("--target-dir")
+            .arg(target)
+            .args(arguments),
+    );
+}
+
+/// Cargo as whoever runs the tests has it, without what Cargo told this process.
+fn quick_cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let inherited = std::env::vars_os().map(|(name, _)| name);
+    for name in inherited.filter(|name| name.to_string_lossy().starts_with("CARGO_PKG_")) {
+        command.env_remove(name);
+    }
+    command.env_remove("RUSTC");
+    command.envs(QUICK);
+    command
+}
+
+/// Runs Cargo's `command` on the workspace.
+///
+/// # Panics
+/// When that fails.
+#[track_caller]
+pub fn cargo(command: &str, target: &Path, arguments: &[&str]) {
+    said(
+        quick_cargo()
+            .args([command, "--quiet", "--manifest-path"])
+            .arg(repository_root().join("Cargo.toml"))
             .arg("--target-dir")
             .arg(target)
             .args(arguments),

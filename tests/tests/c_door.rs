@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use vdens_tests::{Lab, PATIENCE, children, need, wait_until};
 
 use crate::docs;
-use crate::plugin_authors::works;
+use crate::plugin_authors::{without_v1, works};
 use crate::status::{link, status};
 
 /// Where the door's header and examples are.
@@ -39,6 +39,17 @@ fn compile(lab: &Lab, compiler: &str, file: &Path, header: &Path, options: &[&st
         .args(["-o".as_ref(), plugin.as_os_str(), copy.as_ref()])
         .ok();
     plugin
+}
+
+/// The template in C, in the lab's directory for plugins.
+pub(crate) fn compile_template(lab: &Lab) {
+    compile(
+        lab,
+        "gcc",
+        &source("template/template.c"),
+        &source(HEADER),
+        &[],
+    );
 }
 
 /// Compiles a plugin of this source for the scheme `x`.
@@ -337,11 +348,7 @@ fn lab_of_c_plugins() -> Lab {
     for file in files.map(|file| file.unwrap().path()) {
         let name = file.file_name().unwrap().to_string_lossy();
         if name.starts_with("libvdens_") && name.ends_with(".so") {
-            let mut bytes = fs::read(&file).unwrap();
-            let symbol = b"vdens_plugin_v1";
-            let at = bytes.windows(symbol.len()).position(|part| part == symbol);
-            bytes[at.unwrap()] = b'x';
-            fs::write(&file, bytes).unwrap();
+            without_v1(&file);
         }
     }
     let listing = lab.vdectl(["plugin", "list", "--json"]).ok();

@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vdens_tests::{Lab, PATIENCE, SECOND_RUSTC, User, build, children, need, target, wait_until};
 
-use crate::docs;
+use crate::{c_door, docs};
 
 /// How long a build of a plugin and all that it needs may take on a busy machine.
 const BUILD: Duration = Duration::from_secs(900);
@@ -70,6 +70,8 @@ fn the_tutorial_leads_to_a_ping() {
     let script = lab.sh(&format!("{end}\n{}", script.join("\n")));
     let output = script.with_rust(&lab).spawn().wait(BUILD);
     assert!(output.status.success(), "{output:#?}");
+    let built = output.stderr.split("Finished").next().unwrap();
+    assert!(built.matches("Compiling").count() <= 15, "{built}");
     let said: Vec<_> = output.stdout.split_whitespace().collect();
     let said = said.join(" ");
     for words in [
@@ -186,6 +188,50 @@ fn a_plugin_of_another_profile_works() {
         fs::copy(built(other, program), copy).unwrap();
     }
     works(&lab, "-of-another-profile", "template", "template://40330");
+    // By the door of C alone, and from C.
+    without_v1(&lab.drop_in().join("libvdens_template.so"));
+    works(&lab, "-of-another-profile", "template", "template://40330");
+    c_door::compile_template(&lab);
+    works(&lab, "-of-another-profile", "template", "template://40330");
+}
+
+/// Takes the door v1 from a plugin's file.
+pub(crate) fn without_v1(file: &Path) {
+    let mut bytes = fs::read(file).unwrap();
+    let symbol = b"vdens_plugin_v1";
+    let at = bytes.windows(symbol.len()).position(|part| part == symbol);
+    bytes[at.unwrap()] = b'x';
+    fs::write(file, bytes).unwrap();
+}
+
+/// The crates that authors use can be published: Cargo builds them from what it would upload, and
+/// needs nothing of this workspace.
+#[test]
+fn the_crates_for_authors_can_be_published() {
+    let target = target().with_file_name("e2e-package");
+    let crates = ["vdens-plugin-c", "vdens-plugin-api", "vdens-plugin-kit"];
+    let names = crates.iter().flat_map(|name| ["-p", name]);
+    let options = ["--locked", "--offline", "--allow-dirty"];
+    vdens_tests::cargo(
+        "package",
+        &target,
+        &names.chain(options).collect::<Vec<_>>(),
+    );
+    for name in crates {
+        let text = fs::read_to_string(target.join(format!("package/{name}-1.0.0/Cargo.toml")));
+        let text = text.unwrap();
+        for line in [
+            "license = \"MIT OR Apache-2.0\"",
+            "readme = \"README.md\"",
+            "rust-version = \"1.85\"",
+        ] {
+            assert!(text.contains(line), "{name}: {line}: {text}");
+        }
+        assert!(
+            !text.contains("path = \"/") && !text.contains("publish = false"),
+            "{text}"
+        );
+    }
 }
 
 /// A plugin on ABI 1 as it was frozen, built by two compilers: it loads, carries traffic, and uses

@@ -87,7 +87,7 @@ pub fn run(dir: &Path, language: Language, api: Option<&str>, path: &SearchPath)
     };
     let advice = match language {
         Language::Rust => {
-            let api = api.map_or_else(default_api, chosen_api)?;
+            let api = api.map_or_else(|| default_api(Path::new(BUILT_WITH)), chosen_api)?;
             files.push(("Cargo.toml".to_owned(), manifest(scheme, &api)));
             rust_advice(dir, scheme, &api)
         }
@@ -143,9 +143,10 @@ fn chosen_api(api: &str) -> Result<String> {
     }
 }
 
-fn default_api() -> Result<String> {
-    match fs::File::open(Path::new(BUILT_WITH).join("Cargo.toml")) {
-        Ok(_) => dependency(Path::new(BUILT_WITH)),
+/// The kit in the source that this program was built from, or the published one if that is gone.
+fn default_api(built_with: &Path) -> Result<String> {
+    match fs::File::open(built_with.join("Cargo.toml")) {
+        Ok(_) => dependency(built_with),
         Err(_) => Ok(format!("\"{}\"", vdens_plugin_kit::VERSION)),
     }
 }
@@ -179,6 +180,10 @@ crate-type = ["cdylib", "rlib"]
 
 [dependencies]
 vdens-plugin-kit = {api}
+
+[profile.release]
+# Quicker to build, and quicker to run.
+codegen-units = 1
 
 # The crate belongs to no workspace, wherever it is.
 [workspace]
@@ -262,6 +267,17 @@ mod tests {
         ] {
             assert!(scheme(Path::new(bad)).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn without_the_source_the_published_kit_is_used() {
+        assert!(
+            default_api(Path::new(BUILT_WITH))
+                .unwrap()
+                .contains("path = ")
+        );
+        let published = format!("\"{}\"", vdens_plugin_kit::VERSION);
+        assert_eq!(default_api(Path::new("/nowhere")).unwrap(), published);
     }
 
     #[test]

@@ -111,9 +111,8 @@ pub fn close_and_reclaim(socket: OwnedFd) {
     let address = getsockname::<UnixAddr>(socket.as_raw_fd()).ok();
     let path = address.and_then(|address| address.path().map(Path::to_owned));
     drop(socket);
-    if let Some(path) = path
-        && probe(&path).is_ok_and(|found| found == Occupant::Stale)
-    {
+    let is_stale = |path: &PathBuf| probe(path).is_ok_and(|found| found == Occupant::Stale);
+    if let Some(path) = path.filter(is_stale) {
         // If it cannot be removed, the next process that binds the path finds it stale.
         let _ = remove_stale(&path);
     }

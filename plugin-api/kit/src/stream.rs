@@ -194,7 +194,7 @@ impl CommandStream {
     /// # Errors
     /// The command cannot be started.
     pub fn start(command: &mut Command) -> Result<Self> {
-        let name = command.get_program().display().to_string();
+        let name = command.get_program().to_string_lossy().into_owned();
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -250,7 +250,7 @@ impl Link for CommandStream {
 
 impl Drop for CommandStream {
     fn drop(&mut self) {
-        let group = Pid::from_raw(self.child.id().cast_signed());
+        let group = Pid::from_raw(self.child.id() as i32);
         for (signal, patience) in [(Signal::SIGTERM, GRACE), (Signal::SIGKILL, GRACE)] {
             if killpg(group, signal) == Err(Errno::ESRCH) || ended(&mut self.child, patience) {
                 break;

@@ -109,8 +109,11 @@ impl Waiting {
         let Some(rate) = settings.rate else {
             return Some(now);
         };
-        while let Some((_, packets)) = self.departures.pop_front_if(|(at, _)| *at <= now) {
+        while let Some((at, packets)) = self.departures.front()
+            && *at <= now
+        {
             self.packets -= packets;
+            self.departures.pop_front();
         }
         if self.packets + frame.packets > settings.limit.max(frame.packets) {
             return None;

@@ -16,6 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use toml::Spanned;
 
 use crate::error::{Error, ErrorKind};
+use crate::output::up_to;
 
 /// The most faults that are reported of a file: many have one cause.
 const MAX_FAULTS: usize = 20;
@@ -187,7 +188,7 @@ impl Faults {
         faults.sort_by_key(|fault| fault.at);
         faults.dedup();
         let located = |Fault { at, error }: Fault| {
-            let before = &text[..text.floor_char_boundary(at)];
+            let before = up_to(text, at);
             Located {
                 line: Some(before.matches('\n').count() + 1),
                 column: Some(before.chars().rev().take_while(|c| *c != '\n').count() + 1),

@@ -11,16 +11,22 @@ pub(super) struct Sum(u128);
 impl Sum {
     /// Adds bytes. An odd one at the end counts as if a zero followed.
     pub(super) fn bytes(mut self, bytes: &[u8]) -> Self {
-        let (words, rest) = bytes.as_chunks::<8>();
+        let word = |bytes: &[u8]| {
+            let mut word = [0; 8];
+            word.copy_from_slice(bytes);
+            u128::from(u64::from_ne_bytes(word))
+        };
         let mut sums = [0_u128; 2];
-        let (pairs, single) = words.as_chunks::<2>();
-        for [first, second] in pairs {
-            sums[0] += u128::from(u64::from_ne_bytes(*first));
-            sums[1] += u128::from(u64::from_ne_bytes(*second));
+        let mut pairs = bytes.chunks_exact(16);
+        for pair in &mut pairs {
+            sums[0] += word(&pair[..8]);
+            sums[1] += word(&pair[8..]);
         }
-        for word in single {
-            sums[0] += u128::from(u64::from_ne_bytes(*word));
+        let mut words = pairs.remainder().chunks_exact(8);
+        for single in &mut words {
+            sums[0] += word(single);
         }
+        let rest = words.remainder();
         let mut last = [0; 8];
         last[..rest.len()].copy_from_slice(rest);
         self.0 += sums[0] + sums[1] + u128::from(u64::from_ne_bytes(last));

@@ -58,10 +58,11 @@ fn fill(buffer: &mut [c_char], text: &str) {
     let room = buffer.len().saturating_sub(1);
     let parts = match whole.len() <= room {
         true => [whole, ""],
-        false => [
-            &whole[..whole.floor_char_boundary(room.saturating_sub(CUT.len()))],
-            CUT,
-        ],
+        false => {
+            let cut = (0..=room.saturating_sub(CUT.len())).rev();
+            let mut cut = cut.filter(|at| whole.is_char_boundary(*at));
+            [&whole[..cut.next().unwrap_or(0)], CUT]
+        }
     };
     let bytes = parts.iter().flat_map(|part| part.bytes()).chain([0]);
     for (to, byte) in buffer.iter_mut().zip(bytes) {
@@ -123,7 +124,7 @@ unsafe fn finish<T>(result: Result<T>, error: *mut c::Error, value: impl FnOnce(
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "abi-stable"))]
 pub(super) fn cross(link: Box<dyn crate::Link>) -> Box<dyn crate::Link> {
     incoming::try_cross(outgoing::export_link(link)).unwrap_or_else(|error| panic!("{error}"))
 }
