@@ -17,6 +17,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
@@ -80,9 +81,7 @@ impl Lab {
         };
         fs::create_dir(lab.bin()).unwrap();
         open_to_all(&lab.bin());
-        for file in products(programs) {
-            fs::copy(&file, lab.bin().join(file.file_name().unwrap())).unwrap();
-        }
+        copy_programs(&products(programs), &lab.bin());
         for directory in [lab.home(), lab.runtime_dir(), lab.dir()] {
             fs::create_dir(&directory).unwrap();
             lab.give(&directory);
@@ -360,6 +359,17 @@ pub fn target() -> PathBuf {
     target
         .expect("vdens and vde_plug are built: run tests/run")
         .to_owned()
+}
+
+/// Copies programs to a path, or into a directory. Another process does it: a child that another
+/// thread starts meanwhile would inherit a descriptor that writes, and the kernel runs no program
+/// that is being written (ETXTBSY).
+///
+/// # Panics
+/// When they cannot be copied.
+pub fn copy_programs(programs: &[impl AsRef<OsStr>], to: &Path) {
+    let copied = Command::new("cp").args(programs).arg(to).status().unwrap();
+    assert!(copied.success(), "cp: {copied}");
 }
 
 /// The programs and the stock plugins in a directory: those whose scheme has a page in docs.

@@ -33,7 +33,7 @@ mod user;
 
 use std::time::{Duration, Instant};
 
-pub use lab::{Lab, PROGRAMS, target};
+pub use lab::{Lab, PROGRAMS, copy_programs, target};
 pub use need::{GUEST, installed, lacks, skip};
 pub use netns::Netns;
 pub use process::{Cmd, Output, Proc, children, family, name};

@@ -9,7 +9,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use vdens_tests::{Lab, PATIENCE, Session, User, becomes_true, need, wait_until};
+use vdens_tests::{Lab, PATIENCE, Session, User, becomes_true, copy_programs, need, wait_until};
 
 /// Two namespaces that ping each other, on the panel if that is wanted.
 struct Scene<'lab> {
@@ -311,7 +311,7 @@ fn setuid_programs_give_nothing() {
     need!("root");
     let lab = Lab::new();
     let file = lab.aside("setuid");
-    fs::copy("/usr/bin/id", &file).unwrap();
+    copy_programs(&["/usr/bin/id"], &file);
     fs::set_permissions(&file, fs::Permissions::from_mode(0o4755)).unwrap();
     let file = file.display().to_string();
     let own = lab.user().uid.to_string();

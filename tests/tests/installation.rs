@@ -8,12 +8,12 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use vdens_tests::{Cmd, Lab, PROGRAMS, User, need, stretched};
+use vdens_tests::{Cmd, Lab, PROGRAMS, User, copy_programs, need, stretched};
 
 /// A copy of one of our programs beside the plugins, with an owner and a mode.
 fn installed(lab: &Lab, program: &str, owner: &User, mode: u32) -> PathBuf {
     let file = lab.bin().join(format!("{program}-{mode:o}"));
-    fs::copy(lab.bin().join(program), &file).unwrap();
+    copy_programs(&[lab.bin().join(program)], &file);
     chown(&file, Some(owner.uid), Some(owner.gid)).unwrap();
     fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
     file
@@ -99,7 +99,7 @@ fn a_setuid_program_refuses_to_run() {
     }
     // A setuid wrapper that keeps its rights is as bad as the bit itself.
     let python = lab.aside("python");
-    fs::copy(fs::canonicalize("/usr/bin/python3").unwrap(), &python).unwrap();
+    copy_programs(&["/usr/bin/python3"], &python);
     fs::set_permissions(&python, fs::Permissions::from_mode(0o4755)).unwrap();
     let vdens = lab.bin().join("vdens").display().to_string();
     let script = format!("import os; os.execv('{vdens}', ['vdens', '--version'])");

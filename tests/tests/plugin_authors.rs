@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vdens_tests::{Lab, PATIENCE, SECOND_RUSTC, User, build, children, need, target, wait_until};
+use vdens_tests::{
+    Lab, PATIENCE, SECOND_RUSTC, User, build, children, copy_programs, need, target, wait_until,
+};
 
 use crate::{c_door, docs};
 
@@ -185,7 +187,7 @@ fn a_plugin_of_another_profile_works() {
     lab.drop_plugin(&target().join("libtemplate.so"), "template");
     for program in ["vdens", "vdectl"] {
         let copy = lab.bin().join(format!("{program}-of-another-profile"));
-        fs::copy(built(other, program), copy).unwrap();
+        copy_programs(&[built(other, program)], &copy);
     }
     works(&lab, "-of-another-profile", "template", "template://40330");
     // By the door of C alone, and from C.
