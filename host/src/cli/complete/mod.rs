@@ -2,7 +2,8 @@
 //!
 //! The scripts for bash, zsh and fish (host/share/completions) pass the words of the command line
 //! up to the cursor, and offer what this prints. clap_complete finds the options, the subcommands
-//! and the argument that a word belongs to; [`candidates`] has the values, as they are now.
+//! and the argument that a word belongs to; the module `candidates` has the values, as they are
+//! now.
 //!
 //! The words of a command that vdens or vdectl runs belong to that command. Then the shell
 //! completes them as it does on a line of their own.
