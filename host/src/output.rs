@@ -14,15 +14,18 @@
 //!
 //! Standard error and the log must not stop the program, even if nobody reads them. So
 //! [`write_line`] writes only what the file accepts at once. Standard output may block, because the
-//! user asked for it.
+//! user asked for it. A process in a sandbox can open them no more, so it does before
+//! ([`keep_open`]).
 
 use std::fmt::{self, Display, Write as _};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic;
+use std::sync::OnceLock;
 
+use libc::STDERR_FILENO;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
@@ -211,15 +214,23 @@ pub(crate) fn write_line(fd: BorrowedFd<'_>, line: &str) -> io::Result<()> {
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             send(fd.as_raw_fd(), bytes, flags)?
         }
-        _ => match open_anew(fd, kind) {
-            Some(file) => write(&file, bytes)?,
-            None if is_writable(fd, PollTimeout::ZERO) => write(fd, bytes)?,
-            None => return Err(Errno::EAGAIN.into()),
-        },
+        _ => write_now(fd, kind, bytes)?,
     };
     match taken == bytes.len() {
         true => Ok(()),
         false => Err(io::ErrorKind::WriteZero.into()),
+    }
+}
+
+/// Writes to a pipe or a terminal without blocking, as [`write_line`] describes.
+fn write_now(fd: BorrowedFd<'_>, kind: SFlag, bytes: &[u8]) -> io::Result<usize> {
+    if let Some(file) = kept(fd) {
+        return Ok(write(file, bytes)?);
+    }
+    match open_anew(fd, kind) {
+        Some(file) => Ok(write(&file, bytes)?),
+        None if is_writable(fd, PollTimeout::ZERO) => Ok(write(fd, bytes)?),
+        None => Err(Errno::EAGAIN.into()),
     }
 }
 
@@ -252,6 +263,31 @@ fn open_anew(fd: BorrowedFd<'_>, kind: SFlag) -> Option<File> {
     options
         .open(format!("/proc/self/fd/{}", fd.as_raw_fd()))
         .ok()
+}
+
+/// Pipes and terminals that are opened again for good, by the descriptors that they stand for.
+static KEPT: OnceLock<Vec<(RawFd, File)>> = OnceLock::new();
+
+/// Opens standard error and the log again, as far as [`write_line`] would, and keeps them so. The
+/// first call counts.
+pub(crate) fn keep_open(log: Option<RawFd>) {
+    KEPT.get_or_init(|| {
+        let descriptors = [Some(STDERR_FILENO), log.filter(|log| *log != STDERR_FILENO)];
+        let open = |fd: RawFd| {
+            // SAFETY: standard error and the log stay open, and are borrowed for two calls.
+            let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+            let kind = SFlag::from_bits_truncate(fstat(borrowed).ok()?.st_mode) & SFlag::S_IFMT;
+            Some((fd, open_anew(borrowed, kind)?))
+        };
+        descriptors.into_iter().flatten().filter_map(open).collect()
+    });
+}
+
+/// What [`keep_open`] has opened for a descriptor.
+pub(crate) fn kept(fd: impl AsRawFd) -> Option<&'static File> {
+    let mut kept = KEPT.get()?.iter();
+    let found = kept.find(|(of, _)| *of == fd.as_raw_fd());
+    found.map(|(_, file)| file)
 }
 
 /// Whether a file has room, or reports an error, within `patience`.

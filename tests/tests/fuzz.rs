@@ -26,7 +26,8 @@ fn a_little_fuzzing() {
     let targets = corpus.count();
     let (output, text) = fuzz(&["-runs=20000", "-seed=2"]);
     assert!(output.status.success(), "{output:?}\n{text}");
-    let done = text.matches("Done 20000 runs").count();
+    // libFuzzer may run one input more.
+    let done = text.matches("Done 2000").count();
     assert_eq!((done, targets), (19, 19), "{text}");
 }
 

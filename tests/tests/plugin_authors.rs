@@ -310,6 +310,8 @@ fn plugins_export_the_symbols_of_abi_1_alone() {
             .output()
             .unwrap();
         let symbols = String::from_utf8(nm.stdout).unwrap();
+        // Not every plugin says what it needs.
+        let symbols = symbols.replace("vdens_plugin_needs\n", "");
         assert_eq!(
             symbols, "vdens_plugin_abi\nvdens_plugin_c1\nvdens_plugin_v1\n",
             "{plugin:?}"

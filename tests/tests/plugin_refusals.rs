@@ -280,7 +280,7 @@ fn the_listing_says_what_shadows_what() {
         !lines[0].contains("not used") && lines[1].ends_with(&shadowed),
         "{listing}"
     );
-    assert!(lines[0].contains("[one-end]"), "{listing}");
+    assert!(lines[0].contains("[one-end, confined]"), "{listing}");
     // What is refused is in the way all the same.
     fs::write(&first, "no library").unwrap();
     let listing = lab.vdectl(["plugin", "list"]).ok();
@@ -309,12 +309,12 @@ for d in dirs:
         what = 'refused ' + p['refused']['stage'] if 'refused' in p else 'ABI %d (%s)' % (p['plugin']['abi'], ','.join(p['plugin']['doors']))
         print(p['scheme'], what, p['shadowed_by'] or '-', ','.join(p['capability_names']))";
     let said = lab.command("python3", ["-c", script, &json]).ok();
-    let shadowed = format!("null ABI 1 (v1,c1) {} one-end", first.display());
+    let shadowed = format!("null ABI 1 (v1,c1) {} one-end,confined", first.display());
     for line in [
-        "null ABI 1 (v1,c1) - one-end",
+        "null ABI 1 (v1,c1) - one-end,confined",
         "x refused library - ",
         &shadowed,
-        "ptp ABI 1 (v1,c1) - super-frames,panel",
+        "ptp ABI 1 (v1,c1) - super-frames,panel,confined",
     ] {
         assert!(said.lines().any(|said| said == line), "{line}: {said}");
     }

@@ -137,7 +137,7 @@ const AUTO_SECONDS: &str = "10";
     override_usage = "vdens [OPTIONS] [VNL [COMMAND [ARG]...]]\n       vdens [OPTIONS] --multi [VNL]... [-- COMMAND [ARG]...]",
     after_help = "A VNL (Virtual Network Locator) tells where vde0 leads: ptp:///tmp/cable, vde:///tmp/switch, \
         tap://tap0. A plain path is vde://PATH, =COMMAND speaks vdestream, '-' or 'no' is no interface. Without a \
-        COMMAND, your shell starts. vdectl shows what is running, checks this machine and manages plugins."
+        COMMAND, your shell starts."
 )]
 pub struct Vdens {
     /// Make one interface for each VNL up to '--'

@@ -14,6 +14,7 @@
 mod needs;
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -25,6 +26,7 @@ use vdens_sandbox::{Calls, Confinement, Group, InForce, Rule, Use, log_to};
 
 use crate::error::Error;
 use crate::logging;
+use crate::output::{self, kept};
 use crate::plugins::host_services::{InstalledPlugins, Opener};
 use crate::worker::NEARBY;
 use needs::Needs;
@@ -148,8 +150,11 @@ fn confine(
         needs.unix |= usage == Use::Sockets;
         needs.rules.push(Rule::new(usage, path));
     }
+    output::keep_open(logging::descriptor());
+    let log = logging::descriptor();
     log_to(
-        logging::descriptor(),
+        // A signal handler must not wait for a reader.
+        log.and_then(kept).map(AsRawFd::as_raw_fd).or(log),
         format!("[WARN] {name}: its sandbox refuses the system call "),
         "; --no-sandbox runs it without one".into(),
     );

@@ -36,7 +36,12 @@ pub(crate) fn enter() -> io::Result<()> {
         // The end of the gateway, and of the directory that it was in.
         Group::Children,
     ];
-    let more = vec![libc::SYS_kill, libc::SYS_unlinkat];
+    let more = vec![
+        libc::SYS_kill,
+        libc::SYS_unlinkat,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_unlink,
+    ];
     let confinement = Confinement {
         calls: Calls::Only { groups, more },
         files: None,
