@@ -339,7 +339,10 @@ mod tests {
     fn failures_of_both_kinds_are_read() {
         for (json, errno) in [
             (r#"{"error":"unknown variant"}"#, 0),
-            (r#"{"error":{"errno":17,"message":"there is a port 3"}}"#, 17),
+            (
+                r#"{"error":{"errno":17,"message":"there is a port 3"}}"#,
+                17,
+            ),
         ] {
             let answer: Answer = serde_json::from_str(json).unwrap();
             assert_eq!(answer.error.unwrap().errno, errno);
