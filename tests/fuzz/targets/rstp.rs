@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use vdens_rstp::{
-    Action, Bpdu, Bridge, BridgeId, FRAME_LEN, PortId, PortSettings, PortState, PortStatus, Received,
-    RstFlags, RstRole, Settings, Time, Times, Vector,
+    Action, Bpdu, Bridge, BridgeId, FRAME_LEN, PortId, PortSettings, PortState, PortStatus,
+    Received, RstFlags, RstRole, Settings, Time, Times, Vector,
 };
 
 use super::{Target, append, ensure, pick};
