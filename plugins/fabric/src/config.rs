@@ -7,7 +7,10 @@ use nix::unistd::{Gid, Uid, User};
 use vdens_plugin_kit::vnl::{Keys, Spec, group_id};
 use vdens_plugin_kit::{Error, OpenOptions, Result};
 
+use vdens_switch_control::{Change, StormLimit, StpChange};
+
 use crate::Kind;
+use crate::settings::Settings;
 
 const KEYS: Keys = Keys::new(&[
     "mode",
@@ -19,6 +22,9 @@ const KEYS: Keys = Keys::new(&[
     "hashseed",
     "userports",
     "memory",
+    "stp",
+    "priority",
+    "storm",
 ]);
 
 const DEFAULT_MODE: u32 = 0o600;
@@ -37,8 +43,8 @@ pub(crate) struct Config {
     pub(crate) directory_mode: Mode,
     /// The group that sockets and directory are to belong to.
     pub(crate) group: Option<Gid>,
-    /// Seconds for which a station is remembered after its last frame: a hub remembers none.
-    pub(crate) expiry: u32,
+    /// What can be changed later.
+    pub(crate) settings: Settings,
     /// How many ports each user may have, but for root and the switch's own.
     pub(crate) user_ports: usize,
     /// What all queues together may take, in bytes.
@@ -73,7 +79,9 @@ impl Config {
                 .or(options.group.as_deref())
                 .map(|name| group_id(name).map(Gid::from_raw))
                 .transpose()?,
-            expiry: u32::try_from(expiry).unwrap_or(u32::MAX),
+            settings: Settings::new(kind, u32::try_from(expiry).unwrap_or(u32::MAX))
+                .changed(&changes(&spec)?)
+                .map_err(|failure| Error::usage(failure.message))?,
             user_ports: usize::try_from(user_ports).unwrap_or(usize::MAX),
             memory: usize::try_from(memory << 20).unwrap_or(usize::MAX),
         })
@@ -85,6 +93,26 @@ fn searchable(mode: u32) -> u32 {
     let group = if mode & 0o060 != 0 { 0o010 } else { 0 };
     let others = if mode & 0o006 != 0 { 0o001 } else { 0 };
     0o2700 | group | others
+}
+
+/// What the keys change of the settings.
+fn changes(spec: &Spec) -> Result<Vec<Change>> {
+    let mut changes = Vec::new();
+    match spec.get("stp") {
+        None => {}
+        Some("" | "on") => changes.push(Change::Stp(StpChange::Enabled(true))),
+        Some("off") => changes.push(Change::Stp(StpChange::Enabled(false))),
+        Some(other) => return Err(Error::usage(format!("stp is on or off, not '{other}'"))),
+    }
+    if let Some(priority) = spec.number("priority")? {
+        changes.push(Change::Stp(StpChange::Priority(priority)));
+    }
+    if spec.get("storm") == Some("off") {
+        changes.push(Change::Storm(StormLimit::Off));
+    } else if let Some(frames) = spec.number("storm")? {
+        changes.push(Change::Storm(StormLimit::Frames(frames)));
+    }
+    Ok(changes)
 }
 
 fn positive(spec: &Spec, key: &str) -> Result<Option<u64>> {
@@ -116,7 +144,8 @@ mod tests {
         let got = config("/tmp/sw").unwrap();
         assert_eq!(got.mode.bits(), 0o600);
         assert_eq!(got.directory_mode.bits(), 0o2700);
-        assert_eq!((got.group, got.expiry), (None, 120));
+        assert_eq!((got.group, got.settings.expiry), (None, 120));
+        assert_eq!(got.settings, Settings::new(Kind::Switch, 120));
         assert_eq!((got.user_ports, got.memory), (64, 64 << 20));
         let default = config("").unwrap().directory;
         assert!(default.to_str().unwrap().starts_with("/tmp/vdenode_"));
@@ -128,12 +157,21 @@ mod tests {
         assert_eq!(got.mode.bits(), 0o666);
         assert_eq!(got.directory_mode.bits(), 0o2711);
         assert_eq!(got.group, Some(Gid::from_raw(0)));
-        assert_eq!(got.expiry, 5);
+        assert_eq!(got.settings.expiry, 5);
         let got = config("/sw[mode=660/dirmode=2770]").unwrap();
         assert_eq!(got.directory_mode.bits(), 0o2770);
         let got = config("/sw[userports=1/memory=2]").unwrap();
         assert_eq!((got.user_ports, got.memory), (1, 2 << 20));
+        let got = config("/sw[stp/priority=4096/storm=off]").unwrap().settings;
+        assert!(got.has_stp && got.priority == 4096 && got.storm == StormLimit::Off);
+        let got = config("/sw[stp=off/storm=300]").unwrap().settings;
+        assert!(!got.has_stp && got.storm == StormLimit::Frames(300));
         for bad in [
+            "stp=maybe",
+            "priority=1",
+            "priority=65536",
+            "storm=0",
+            "storm=some",
             "mode=8",
             "expiretime=0",
             "expiretime=-1",

@@ -20,15 +20,19 @@
 
 use std::time::Instant;
 
-use vdens_plugin_kit::fdb::Fdb;
+use vdens_plugin_kit::fdb::{Fdb, Station as _};
 use vdens_plugin_kit::offload::{Changed, Progress, examine};
 use vdens_plugin_kit::wire::hello::is_message;
 use vdens_plugin_kit::{Bridge, Frame, MAX_LEGACY_FRAME, Offloads, RxBatch, TxBatch};
+use vdens_rstp::PortState;
+use vdens_switch_control::{Kind, LOCAL_PORT};
 
 use crate::frame::{Addresses, Station};
 use crate::memory::Memory;
 use crate::port::{BRIDGE, LOCAL, Port, PortId, Selection};
 use crate::settings::Settings;
+use crate::storm::StormGuard;
+use crate::tree::{Tree, is_for_bridges};
 
 /// The most segments that a frame is cut into: enough for 64 KiB and any sensible segment size.
 const MAX_SEGMENTS: usize = 2048;
@@ -131,6 +135,13 @@ pub(crate) struct Fabric {
     pub(crate) memory: Memory,
     pub(crate) fdb: Fdb<Station, PortId>,
     pub(crate) bridge: Option<Bridge>,
+    /// The spanning tree, if the switch takes part in one.
+    pub(crate) tree: Option<Tree>,
+    /// What the local port does with frames.
+    pub(crate) host_state: PortState,
+    /// What the local port and the bridge may flood.
+    pub(crate) host_storm: StormGuard,
+    pub(crate) bridge_storm: StormGuard,
     /// Whether the host's interface is on the bridge.
     pub(crate) host_is_plugged: bool,
     /// Whether the host takes super-frames with all offloads.
@@ -145,8 +156,13 @@ pub(crate) struct Fabric {
 
 impl Fabric {
     pub(crate) fn new(settings: Settings, fdb: Fdb<Station, PortId>, memory: Memory) -> Self {
+        let storm = StormGuard::new(settings.storm);
         Self {
             settings,
+            tree: None,
+            host_state: PortState::Forwarding,
+            host_storm: storm.clone(),
+            bridge_storm: storm,
             ports: Ports::default(),
             memory,
             fdb,
@@ -190,6 +206,7 @@ impl Fabric {
     fn decide(&mut self, source: PortId, batch: &TxBatch<'_>, now: Instant) -> Decision {
         let mut flooded = Selection::default();
         let mut decision = Decision::default();
+        let state = self.state(source);
         for index in 0..batch.len() {
             let frame = batch.frame(index).filter(|frame| is_sound(*frame));
             let Some(frame) = frame else {
@@ -202,16 +219,39 @@ impl Fabric {
             if is_message(frame.bytes()) {
                 continue;
             }
+            if let Some(tree) = &mut self.tree
+                && is_for_bridges(frame.bytes())
+            {
+                tree.receive(source, frame.bytes());
+                continue;
+            }
+            if state == PortState::Discarding {
+                continue;
+            }
             if !frame.header().is_plain() {
                 decision.unfinished.insert(index);
             }
+            let destination = self.fdb.lookup(addresses.destination, now);
+            if destination.is_none() && !self.may_flood(source, &addresses, now) {
+                decision.refused += 1;
+                continue;
+            }
             self.fdb.learn(addresses.source, source, now);
-            match self.fdb.lookup(addresses.destination, now) {
+            if state == PortState::Learning {
+                continue;
+            }
+            // A frame to its own source has just become one for a known station, if not in a hub.
+            let destination = match addresses.destination == addresses.source {
+                true => self.fdb.lookup(addresses.destination, now),
+                false => destination,
+            };
+            match destination {
                 Some(port) if port == source => {}
                 Some(LOCAL) => decision.local.insert(index),
                 Some(BRIDGE) => decision.bridged.insert(index),
                 Some(id) => {
-                    if let Some(port) = self.ports.get_mut(id) {
+                    let port = self.ports.get_mut(id);
+                    if let Some(port) = port.filter(|port| port.forwards()) {
                         choose(&mut self.chosen, id, port);
                         port.selected.insert(index);
                     }
@@ -222,20 +262,73 @@ impl Fabric {
         if !flooded.is_empty() {
             decision.local = decision.local.union(flooded);
             decision.bridged = decision.bridged.union(flooded);
-            let others =
-                |(id, port): &(PortId, &mut Port)| *id != source && !port.far_end.is_plugged();
+            let others = |(id, port): &(PortId, &mut Port)| {
+                *id != source && !port.far_end.is_plugged() && port.forwards()
+            };
             for (id, port) in self.ports.iter_mut().filter(others) {
                 choose(&mut self.chosen, id, port);
                 port.selected = port.selected.union(flooded);
             }
         }
-        if source == LOCAL || self.host_is_plugged {
+        let host_forwards = self.host_state == PortState::Forwarding;
+        if source == LOCAL || self.host_is_plugged || !host_forwards {
             decision.local = Selection::default();
         }
         if source == BRIDGE || self.bridge.is_none() {
             decision.bridged = Selection::default();
         }
         decision
+    }
+
+    /// What a port does with frames. On the bridge there is none that does not forward.
+    fn state(&self, id: PortId) -> PortState {
+        match id {
+            LOCAL => self.host_state,
+            id => self
+                .ports
+                .get(id)
+                .map_or(PortState::Forwarding, |port| port.state),
+        }
+    }
+
+    pub(crate) fn set_state(&mut self, id: PortId, state: PortState) {
+        match id {
+            LOCAL => self.host_state = state,
+            id => {
+                if let Some(port) = self.ports.get_mut(id) {
+                    port.state = state;
+                }
+            }
+        }
+    }
+
+    /// Whether a port may flood a frame that is for no known station.
+    fn may_flood(&mut self, source: PortId, addresses: &Addresses, now: Instant) -> bool {
+        if self.settings.kind == Kind::Hub && !addresses.destination.is_group() {
+            return true;
+        }
+        match source {
+            LOCAL => self.host_storm.admits(now),
+            BRIDGE => self.bridge_storm.admits(now),
+            id => self.ports.get_mut(id).is_none_or(|port| {
+                let is_admitted = port.storm.admits(now);
+                port.counters.storm += u64::from(!is_admitted);
+                is_admitted
+            }),
+        }
+    }
+
+    /// Sets the limits of flooding as the settings have them.
+    pub(crate) fn limit_storms(&mut self) {
+        let of_port = |number: u32| {
+            let set = self.settings.ports.get(&number);
+            set.and_then(|set| set.storm).unwrap_or(self.settings.storm)
+        };
+        self.host_storm.set(of_port(LOCAL_PORT));
+        self.bridge_storm.set(self.settings.storm);
+        for (_, port) in self.ports.iter_mut() {
+            port.storm.set(of_port(port.number));
+        }
     }
 
     /// Sends their frames to the ports that take super-frames, and `bridged` to the bridge.

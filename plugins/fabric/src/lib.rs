@@ -22,6 +22,8 @@
 //! - `port`: a client's data socket, with a bounded `queue` for what it does not take at once;
 //! - `memory`: the memory of all queues, and each port's share of it;
 //! - `frame`: the source and destination of a frame;
+//! - `storm`: how much a port may flood;
+//! - `tree`: the spanning tree, and what it says of the ports;
 //! - `forwarding`: from one port's batch of frames to the other ports, with one system call each;
 //! - `status`: what a user may want to know;
 //! - `settings`: what is set of the switch and its ports;
@@ -52,9 +54,11 @@ mod port;
 mod queue;
 mod settings;
 mod status;
+mod storm;
 mod switch;
 #[cfg(test)]
 mod tests;
+mod tree;
 
 use vdens_plugin_kit::{Capabilities, Link, OpenRequest, Result};
 pub use vdens_switch_control::Kind;

@@ -12,7 +12,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use vdens_plugin_kit::control::ControlSocket;
 use vdens_switch_control::{
     Answer, Change, Failure, General, Kind, LOCAL_PORT, Mac, PAGE, Page, PortReport, PortSelection,
-    Request, StationReport, StpReport, Traffic, VlanReport,
+    Request, StationReport, Traffic, VlanReport,
 };
 
 use crate::forwarding::Fabric;
@@ -53,7 +53,7 @@ impl Switch {
                 };
                 answer.stations = Some(stations(&self.fabric, from, is_wanted, now));
             }
-            Request::Stp => answer.stp = Some(StpReport::default()),
+            Request::Stp => answer.stp = Some(self.stp_report(now)),
             Request::Events { from } => answer.events = Some(self.events.page(from)),
             Request::Change(changes) => match self.change(&changes, now) {
                 Ok(created) => answer.created = created,
@@ -123,6 +123,8 @@ impl Switch {
             // The bridge would go on to remember.
             self.drop_bridge("the switch remembers stations differently now");
         }
+        self.fabric.limit_storms();
+        self.adapt_tree(before, now);
     }
 
     /// Does what is no setting.

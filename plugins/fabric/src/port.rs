@@ -16,11 +16,13 @@ use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 use vdens_plugin_kit::{BATCH_FRAMES, FarEnd, Frame, Offloads, TxBatch, send_datagrams};
 
-use vdens_switch_control::Traffic;
+use vdens_rstp::PortState;
+use vdens_switch_control::{StormLimit, Traffic};
 
 use crate::directory::DirectorySocket;
 use crate::memory::Memory;
 use crate::queue::Queue;
+use crate::storm::StormGuard;
 
 /// A port's id within the switch. Port numbers are what clients see, and can be any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,6 +101,8 @@ pub(crate) struct Counters {
     pub(crate) traffic: Traffic,
     /// Datagrams from the client that were no frames, or too long, or had an invalid header.
     pub(crate) malformed: u64,
+    /// Frames from the client that were more than it may flood.
+    pub(crate) storm: u64,
     /// Frames for the client that found no room.
     pub(crate) dropped: u64,
 }
@@ -106,7 +110,11 @@ pub(crate) struct Counters {
 impl Counters {
     /// The frames lost, by cause.
     pub(crate) fn losses(&self) -> BTreeMap<String, u64> {
-        let causes = [("malformed", self.malformed), ("queue_full", self.dropped)];
+        let causes = [
+            ("malformed", self.malformed),
+            ("storm", self.storm),
+            ("queue_full", self.dropped),
+        ];
         let causes = causes.iter().filter(|(_, count)| *count > 0);
         causes
             .map(|(cause, count)| ((*cause).to_owned(), *count))
@@ -125,6 +133,12 @@ pub(crate) struct Port {
     /// The data socket's place in the directory; removed with the port.
     _entry: DirectorySocket,
     pub(crate) queue: Queue,
+    /// A frame of the switch's own that goes before those in the queue.
+    first: Option<Vec<u8>>,
+    /// What it does with frames, as the spanning tree says.
+    pub(crate) state: PortState,
+    /// What it may flood.
+    pub(crate) storm: StormGuard,
     /// What the client is and takes. No frames pass here once its interface is on the bridge.
     pub(crate) far_end: FarEnd,
     /// Frames of the batch at hand that are for this port.
@@ -154,6 +168,9 @@ impl Port {
             data,
             _entry: entry,
             queue: Queue::new(user),
+            first: None,
+            state: PortState::Forwarding,
+            storm: StormGuard::new(StormLimit::Off),
             far_end,
             selected: Selection::default(),
             is_watched_for_room: false,
@@ -205,8 +222,40 @@ impl Port {
         }
     }
 
+    /// Whether frames pass.
+    pub(crate) fn forwards(&self) -> bool {
+        self.state == PortState::Forwarding
+    }
+
+    /// Sends a frame of the switch's own before all that wait. Of those that wait themselves, the
+    /// last remains.
+    pub(crate) fn send_first(&mut self, frame: Frame<'_>) {
+        if self.closing.is_none() {
+            self.send_datagram_first(self.datagram(frame).concat());
+        }
+    }
+
+    fn send_datagram_first(&mut self, datagram: Vec<u8>) {
+        match send_datagrams(&self.data, [[&[], &datagram[..]]].into_iter()) {
+            Ok(0) => self.first = Some(datagram),
+            Ok(_) => {
+                self.first = None;
+                self.counters
+                    .traffic
+                    .count_out([datagram.len()].into_iter());
+            }
+            Err(e) => self.failed(&e, 1),
+        }
+    }
+
     /// Sends the queued frames, as far as there is room.
     pub(crate) fn flush(&mut self, memory: &mut Memory) {
+        if let Some(datagram) = self.first.take() {
+            self.send_datagram_first(datagram);
+            if self.first.is_some() {
+                return;
+            }
+        }
         while !self.queue.is_empty() {
             let offered = self.queue.len().min(BATCH_FRAMES);
             let datagrams = self.queue.datagrams().map(|datagram| [&[], datagram]);
@@ -237,7 +286,7 @@ impl Port {
 
     /// Whether frames wait for room.
     pub(crate) fn is_congested(&self) -> bool {
-        !self.queue.is_empty() && self.closing.is_none()
+        (!self.queue.is_empty() || self.first.is_some()) && self.closing.is_none()
     }
 
     /// Reads the control stream. Only its end has a meaning.

@@ -38,8 +38,9 @@ use crate::forwarding::Fabric;
 use crate::manage::memory_of;
 use crate::memory::Memory;
 use crate::port::{BRIDGE, LOCAL, Port, PortId};
-use crate::settings::{PortSettings, Settings};
+use crate::settings::PortSettings;
 use crate::status;
+use crate::tree::Tree;
 
 /// The most stations that are known.
 pub(crate) const CAPACITY: usize = 131_072;
@@ -50,6 +51,9 @@ const EVENTS: usize = 64;
 const ACCEPTS: usize = 16;
 /// How long no client is accepted after the descriptors have run out.
 const OVERLOAD_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long no interface is plugged in on the panel after a storm there.
+const STORM_PAUSE: Duration = Duration::from_secs(60);
 
 /// The state of the switch, seen from its ports: it takes all offloads, and does itself what other
 /// ports do not take.
@@ -174,7 +178,11 @@ pub(crate) struct Switch {
     pub(crate) mac: Mac,
     /// Whether the host uses the link: only then can its interface be plugged.
     is_used: bool,
-    epoll: Epoll,
+    /// Whether the other end of the host's link has carrier.
+    pub(crate) has_host_carrier: bool,
+    /// Until when no bridge is offered, after a storm on it.
+    no_bridge: Option<Instant>,
+    pub(crate) epoll: Epoll,
     ready: VecDeque<EpollEvent>,
     timer: Timer,
     pub(crate) fabric: Fabric,
@@ -198,19 +206,22 @@ impl Switch {
             set_up_epoll(&listener).map_err(|errno| Error::io("set up epoll", &errno.into()))?;
         let requests = listen_for_requests(&epoll);
         log::info!("{} running in {}", config.kind, directory.path().display());
-        Ok(Self {
+        let now = Instant::now();
+        let mut switch = Self {
             host,
             requests,
             events: Events::default(),
-            started: Instant::now(),
+            started: now,
             mac: own_address(),
             is_used: false,
+            has_host_carrier: true,
+            no_bridge: None,
             epoll,
             ready: VecDeque::with_capacity(EVENTS),
             timer,
             fabric: Fabric::new(
-                Settings::new(config.kind, config.expiry),
-                Fdb::new(CAPACITY, memory_of(config.kind, config.expiry)),
+                config.settings.clone(),
+                Fdb::new(CAPACITY, memory_of(config.kind, config.settings.expiry)),
                 Memory::new(config.memory),
             ),
             user_ports: config.user_ports,
@@ -220,12 +231,16 @@ impl Switch {
             spare: File::open("/dev/null").ok(),
             paused: None,
             warnings: ClientWarnings {
-                window: Instant::now(),
+                window: now,
                 count: 0,
             },
             _control: control,
             directory,
-        })
+        };
+        if switch.fabric.settings.has_stp {
+            switch.start_tree(now);
+        }
+        Ok(switch)
     }
 
     /// Asks epoll for events, unless some of the last ones are left.
@@ -294,6 +309,7 @@ impl Switch {
         if let Some(port) = self.fabric.ports.get_mut(id) {
             port.counters.malformed += malformed;
         }
+        self.follow_tree();
     }
 
     /// Serves the bridge's tap.
@@ -306,6 +322,9 @@ impl Switch {
             Ok(()) => {
                 let frames = self.ingress.tx(0);
                 self.fabric.forward(BRIDGE, &frames, Some(host), now);
+                if self.fabric.bridge_storm.is_loop() {
+                    self.flee_bridge(now);
+                }
             }
             Err(error) => self.lose_bridge(&error),
         }
@@ -314,6 +333,9 @@ impl Switch {
     /// The bridge's panel address, if there can be one. The bridge is made when it is first asked
     /// for.
     fn bridge(&mut self) -> Option<PanelAddress> {
+        if self.fabric.tree.is_some() || self.no_bridge.is_some() {
+            return None;
+        }
         if self.fabric.bridge.is_none() {
             let settings = &self.fabric.settings;
             let made = self
@@ -344,6 +366,17 @@ impl Switch {
     fn lose_bridge(&mut self, error: &Error) {
         log::warn!("the bridge on the panel is lost: {error}");
         self.drop_bridge("the bridge on the panel is lost");
+    }
+
+    /// There is a loop on the bridge, where the kernel floods as fast as it can. Without a bridge
+    /// the clients' frames pass here, where flooding has a limit.
+    fn flee_bridge(&mut self, now: Instant) {
+        log::warn!("a storm on the panel: for {STORM_PAUSE:?} no interface is plugged in there");
+        self.events
+            .push("port/storm", "a storm on the panel".into());
+        self.no_bridge = Some(now + STORM_PAUSE);
+        self.fabric.bridge_storm.calm();
+        self.drop_bridge("there is a storm on the panel");
     }
 
     /// Gives up the bridge, for this reason. The clients that were plugged into it come again.
@@ -438,6 +471,7 @@ impl Switch {
         self.events
             .push("port/+", format!("port {number}: {}", port.client));
         let id = self.fabric.ports.insert(port);
+        self.fabric.limit_storms();
         let Some(port) = self.fabric.ports.get_mut(id) else {
             return Ok(());
         };
@@ -453,6 +487,7 @@ impl Switch {
             port.close("it cannot be watched");
             return Err(Refusal::System("watch the port", errno));
         }
+        self.join_tree(id, number);
         Ok(())
     }
 
@@ -568,6 +603,8 @@ impl Switch {
 
     fn tick(&mut self, now: Instant) {
         self.timer.acknowledge();
+        self.tick_tree(now);
+        self.no_bridge = self.no_bridge.filter(|until| *until > now);
         if self.fabric.fdb.next_sweep().is_some_and(|due| due <= now) {
             self.fabric.fdb.sweep(now);
         }
@@ -599,6 +636,9 @@ impl Switch {
             if port.counters.traffic.in_frames > 0 {
                 fabric.fdb.forget(id);
             }
+            if let Some(tree) = &mut fabric.tree {
+                tree.remove(id);
+            }
             events.push("port/-", format!("port {}: {}", port.number, port.client));
             log::debug!(
                 "port {} closed, {}: {} ({:?})",
@@ -608,10 +648,13 @@ impl Switch {
                 port.counters
             );
         }
+        self.follow_tree();
         let deadlines = [
             self.fabric.fdb.next_sweep(),
             self.applicants.next_deadline(),
             self.paused,
+            self.no_bridge,
+            self.fabric.tree.as_ref().map(Tree::next_deadline),
         ];
         self.timer
             .arm(deadlines.into_iter().flatten().min())
@@ -663,7 +706,7 @@ fn admits(port: &PortSettings, peer: Peer) -> bool {
 }
 
 /// Makes epoll watch for room in a port's socket while frames wait for it, and only then.
-fn watch_for_room(epoll: &Epoll, id: PortId, port: &mut Port) {
+pub(crate) fn watch_for_room(epoll: &Epoll, id: PortId, port: &mut Port) {
     let is_wanted = port.is_congested();
     if is_wanted == port.is_watched_for_room {
         return;
@@ -699,6 +742,9 @@ impl Link for Switch {
 
     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
         let now = Instant::now();
+        if let Some(tree) = &mut self.fabric.tree {
+            tree.give(batch);
+        }
         self.poll()?;
         while batch.is_empty()
             && let Some(event) = self.ready.pop_front()
@@ -712,12 +758,14 @@ impl Link for Switch {
         let now = Instant::now();
         let refused = self.fabric.forward(LOCAL, batch, None, now);
         batch.count_dropped(refused);
+        self.follow_tree();
         self.settle()?;
         Ok(batch.len())
     }
 
     fn other_side(&mut self, state: State) {
         self.fabric.host_takes_super_frames = state.offloads.contains(Offloads::ALL);
+        self.set_host_carrier(state.carrier);
         let is_first = !std::mem::replace(&mut self.is_used, true);
         let is_interface = !self.host.port().interface.is_empty();
         if is_interface {

@@ -2,6 +2,7 @@
 
 mod managing;
 mod mixtures;
+mod tree;
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};

@@ -8,7 +8,7 @@ use vdens_switch_control::{
 use super::*;
 
 impl Bench {
-    fn request(&mut self, request: Request) -> Answer {
+    pub(super) fn request(&mut self, request: Request) -> Answer {
         let answer = self.switch.answer(request, Instant::now());
         // What serves a request settles what it has changed.
         self.switch.recv(&mut Batch::new().rx()).unwrap();
@@ -16,7 +16,7 @@ impl Bench {
     }
 
     /// Makes changes. Returns the errno of a failure, 0 if there is none.
-    fn change(&mut self, changes: &[Change]) -> i32 {
+    pub(super) fn change(&mut self, changes: &[Change]) -> i32 {
         let answer = self.request(Request::Change(changes.to_vec()));
         answer.error.map_or(0, |failure| failure.errno)
     }
