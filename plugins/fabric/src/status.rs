@@ -33,12 +33,17 @@ pub(crate) fn of(fabric: &Fabric, now: Instant) -> Status {
     let mut fdb: Vec<StationStatus> = stations.collect();
     fdb.sort_unstable();
     let refused = fabric.fdb.refused();
-    let refused = (refused > 0).then_some(("frames of stations not learned", refused));
-    let extra = refused.map(|(name, count)| (name.to_owned(), count.to_string()));
+    let refused = (refused > 0).then_some(("frames of stations not learned", refused.to_string()));
+    let tree = fabric
+        .tree
+        .as_ref()
+        .map(|tree| ("spanning tree", tree.summary(fabric)));
+    let extra = [refused, tree].into_iter().flatten();
+    let extra = extra.map(|(name, what)| (name.to_owned(), what));
     Status {
         switch: Some(SwitchStatus { ports, fdb }),
         max_mtu: Some(MAX_LEGACY_MTU),
-        extra: extra.into_iter().collect(),
+        extra: extra.collect(),
         ..Status::default()
     }
 }

@@ -110,6 +110,43 @@ impl Tree {
         }
     }
 
+    /// The tree in a line: where its root is, and which ports do not forward.
+    pub(crate) fn summary(&self, fabric: &Fabric) -> String {
+        let root = self.bridge.root();
+        let mut line = match root.port {
+            None => "this switch is the root".to_owned(),
+            Some(port) => {
+                let port = self.label(port, fabric);
+                format!("root {} by {port}, cost {}", root.root, root.cost)
+            }
+        };
+        let states = self.ports.keys().filter_map(|number| {
+            let state = self.bridge.port(*number)?.state;
+            (state != PortState::Forwarding).then(|| self.label(*number, fabric))
+        });
+        let still: Vec<String> = states.collect();
+        if !still.is_empty() {
+            line += &format!("; not forwarding: {}", still.join(", "));
+        }
+        line
+    }
+
+    /// The number that users have for a port.
+    fn number_for_users(&self, number: PortNumber, fabric: &Fabric) -> u32 {
+        match self.ports.get(&number) {
+            Some(&LOCAL) | None => LOCAL_PORT,
+            Some(id) => fabric.ports.get(*id).map_or(LOCAL_PORT, |port| port.number),
+        }
+    }
+
+    /// What users call a port.
+    fn label(&self, number: PortNumber, fabric: &Fabric) -> String {
+        match self.number_for_users(number, fabric) {
+            LOCAL_PORT => "the local port".to_owned(),
+            number => format!("port {number}"),
+        }
+    }
+
     /// Gives the host the frames that wait for it.
     pub(crate) fn give(&mut self, host: &mut RxBatch<'_>) {
         for frame in self.for_host.drain(..) {
@@ -152,7 +189,11 @@ impl Switch {
         for (number, id) in tree.ports.clone() {
             let port = match id {
                 LOCAL => LOCAL_PORT,
-                id => self.fabric.ports.get(id).map_or(LOCAL_PORT, |p| p.number),
+                id => self
+                    .fabric
+                    .ports
+                    .get(id)
+                    .map_or(LOCAL_PORT, |port| port.number),
             };
             let wanted = port_settings(&set.port(port));
             if tree.bridge.port_settings(number) != Some(&wanted)
@@ -302,14 +343,10 @@ impl Switch {
         };
         let root = tree.bridge.root();
         let time = now.saturating_duration_since(tree.start);
-        let number_of = |number: &PortNumber| match tree.ports.get(number) {
-            Some(&LOCAL) | None => LOCAL_PORT,
-            Some(id) => self.fabric.ports.get(*id).map_or(LOCAL_PORT, |p| p.number),
-        };
         let of_port = |number: &PortNumber| {
             let port = tree.bridge.port(*number)?;
             Some(StpPort {
-                port: number_of(number),
+                port: tree.number_for_users(*number, &self.fabric),
                 role: role(port.role),
                 state: state(port.state),
                 cost: port.cost,
@@ -324,7 +361,9 @@ impl Switch {
             bridge,
             root: (root.root.priority(), Mac(root.root.mac())),
             root_cost: root.cost,
-            root_port: root.port.map(|number| number_of(&number)),
+            root_port: root
+                .port
+                .map(|number| tree.number_for_users(number, &self.fabric)),
             changes: root.changes,
             since: time
                 .saturating_sub(root.last_change.unwrap_or_default())
