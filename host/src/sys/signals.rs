@@ -54,8 +54,8 @@ impl Signals {
         Ok(Self { fd, original })
     }
 
-    /// Does `work`, during which a signal ends this process at once: the work may hang, and there is
-    /// nothing yet to remove at the end.
+    /// Does `work`, during which a signal ends this process at once: the work may hang, and there
+    /// is nothing yet to remove at the end.
     ///
     /// # Errors
     /// Never on Linux.
