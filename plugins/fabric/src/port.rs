@@ -8,6 +8,7 @@
 //! A client of ours may announce that it takes super-frames, and is sent these from then on. Every
 //! other is sent complete frames only.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 
@@ -15,9 +16,12 @@ use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 use vdens_plugin_kit::{BATCH_FRAMES, FarEnd, Frame, Offloads, TxBatch, send_datagrams};
 
+use vdens_switch_control::{StormLimit, Traffic};
+
 use crate::directory::DirectorySocket;
 use crate::memory::Memory;
 use crate::queue::Queue;
+use crate::storm::Meter;
 
 /// A port's id within the switch. Port numbers are what clients see, and can be any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -92,12 +96,29 @@ impl Selection {
 /// Counters of a port.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counters {
-    pub(crate) received: u64,
-    pub(crate) sent: u64,
+    /// Frames from and to the client.
+    pub(crate) traffic: Traffic,
     /// Datagrams from the client that were no frames, or too long, or had an invalid header.
     pub(crate) malformed: u64,
     /// Frames for the client that found no room.
     pub(crate) dropped: u64,
+    /// Frames from the client that were too many to flood.
+    pub(crate) storm: u64,
+}
+
+impl Counters {
+    /// The frames lost, by cause.
+    pub(crate) fn losses(&self) -> BTreeMap<String, u64> {
+        let causes = [
+            ("malformed", self.malformed),
+            ("queue_full", self.dropped),
+            ("storm", self.storm),
+        ];
+        let causes = causes.iter().filter(|(_, count)| *count > 0);
+        causes
+            .map(|(cause, count)| ((*cause).to_owned(), *count))
+            .collect()
+    }
 }
 
 #[derive(Debug)]
@@ -118,6 +139,10 @@ pub(crate) struct Port {
     /// Whether epoll watches for room in the socket.
     pub(crate) is_watched_for_room: bool,
     pub(crate) counters: Counters,
+    /// What it floods.
+    pub(crate) meter: Meter,
+    /// Whether the client could be on the panel, and is not allowed to for the time being.
+    pub(crate) is_kept_off: bool,
     /// Why the port is closing.
     pub(crate) closing: Option<String>,
 }
@@ -144,8 +169,16 @@ impl Port {
             selected: Selection::default(),
             is_watched_for_room: false,
             counters: Counters::default(),
+            meter: Meter::new(StormLimit::Off),
+            is_kept_off: false,
             closing: None,
         }
+    }
+
+    /// What the client says of itself: the kernel's words stand behind its own.
+    pub(crate) fn description(&self) -> &str {
+        let said = self.client.rsplit_once(", process ");
+        said.map_or(self.client.as_str(), |(said, _)| said)
     }
 
     /// Whether the client takes super-frames, with everything left undone.
@@ -171,7 +204,8 @@ impl Port {
             let datagrams = selection.of(batch).map(|frame| self.datagram(frame));
             match send_datagrams(&self.data, datagrams) {
                 Ok(sent) => {
-                    self.counters.sent += sent as u64;
+                    let lengths = selection.of(batch).map(|frame| frame.bytes().len());
+                    self.counters.traffic.count_out(lengths.take(sent));
                     left = selection.skip(sent);
                 }
                 Err(e) => return self.failed(&e, selection.len()),
@@ -191,7 +225,8 @@ impl Port {
             let datagrams = self.queue.datagrams().map(|datagram| [&[], datagram]);
             match send_datagrams(&self.data, datagrams) {
                 Ok(sent) => {
-                    self.counters.sent += sent as u64;
+                    let lengths = self.queue.datagrams().map(<[u8]>::len);
+                    self.counters.traffic.count_out(lengths.take(sent));
                     self.queue.pop(sent, memory);
                     if sent < offered {
                         return;

@@ -6,9 +6,10 @@
 //! reported and not served come first at the next call, so no port can keep another waiting. Events
 //! are only hints: one that comes too late, or for the successor of a port, does nothing.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::fs::File;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::socket::{MsgFlags, send};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use vdens_plugin_kit::control::ControlSocket;
 use vdens_plugin_kit::fdb::Fdb;
 use vdens_plugin_kit::wire::control::{Mark, Reply, Request};
 use vdens_plugin_kit::{
@@ -26,17 +28,22 @@ use vdens_plugin_kit::{
     Status, TxBatch, log,
 };
 
-use crate::Kind;
+use vdens_switch_control::{Mac, SCHEME};
+
 use crate::config::Config;
 use crate::control::{self, Applicant, Applicants, Peer, Refusal};
 use crate::directory::{Directory, DirectorySocket};
+use crate::events::Events;
 use crate::forwarding::Fabric;
+use crate::manage::memory_of;
 use crate::memory::Memory;
 use crate::port::{BRIDGE, LOCAL, Port, PortId};
+use crate::settings::{PortSettings, Settings};
 use crate::status;
+use crate::storm::CALM;
 
 /// The most stations that are known.
-const CAPACITY: usize = 131_072;
+pub(crate) const CAPACITY: usize = 131_072;
 
 /// How many events are taken from epoll at a time.
 const EVENTS: usize = 64;
@@ -58,6 +65,7 @@ enum Source {
     Control(PortId),
     Data(PortId),
     Bridge,
+    Requests,
 }
 
 impl Source {
@@ -69,6 +77,7 @@ impl Source {
             Self::Control(id) => (3, id.0),
             Self::Data(id) => (4, id.0),
             Self::Bridge => (5, 0),
+            Self::Requests => (6, 0),
         };
         EpollEvent::new(flags, kind << 32 | u64::from(index))
     }
@@ -81,7 +90,8 @@ impl Source {
             2 => Self::Applicant(index),
             3 => Self::Control(PortId(index)),
             4 => Self::Data(PortId(index)),
-            _ => Self::Bridge,
+            5 => Self::Bridge,
+            _ => Self::Requests,
         }
     }
 }
@@ -156,16 +166,23 @@ pub(crate) struct Switch {
     // make a socket in the directory that is about to be removed.
     listener: UnixListener,
     _control: DirectorySocket,
-    kind: Kind,
     host: Host,
-    /// How long a station is remembered.
-    expiry: Duration,
+    /// The socket for requests, unless it could not be made.
+    pub(crate) requests: Option<ControlSocket>,
+    pub(crate) events: Events,
+    pub(crate) started: Instant,
+    /// The switch's own address.
+    pub(crate) mac: Mac,
     /// Whether the host uses the link: only then can its interface be plugged.
     is_used: bool,
+    /// Whether the host's port is to be on the panel.
+    wants_plug: bool,
     epoll: Epoll,
     ready: VecDeque<EpollEvent>,
     timer: Timer,
-    fabric: Fabric,
+    pub(crate) fabric: Fabric,
+    /// When the storm is over that there is, unless more comes.
+    storm: Option<Instant>,
     /// How many ports each other user may have.
     user_ports: usize,
     ingress: Batch,
@@ -175,7 +192,7 @@ pub(crate) struct Switch {
     /// Until when no client is accepted, after the descriptors have run out.
     paused: Option<Instant>,
     warnings: ClientWarnings,
-    directory: Arc<Directory>,
+    pub(crate) directory: Arc<Directory>,
 }
 
 impl Switch {
@@ -184,17 +201,23 @@ impl Switch {
         let (listener, control) = directory.listen()?;
         let (epoll, timer) =
             set_up_epoll(&listener).map_err(|errno| Error::io("set up epoll", &errno.into()))?;
+        let requests = listen_for_requests(&epoll);
         log::info!("{} running in {}", config.kind, directory.path().display());
         Ok(Self {
-            kind: config.kind,
             host,
-            expiry: config.expiry,
+            requests,
+            events: Events::default(),
+            started: Instant::now(),
+            mac: own_address(),
             is_used: false,
+            wants_plug: false,
+            storm: None,
             epoll,
             ready: VecDeque::with_capacity(EVENTS),
             timer,
             fabric: Fabric::new(
-                Fdb::new(CAPACITY, config.expiry),
+                Settings::new(config.kind, config.expiry, config.storm),
+                Fdb::new(CAPACITY, memory_of(config.kind, config.expiry)),
                 Memory::new(config.memory),
             ),
             user_ports: config.user_ports,
@@ -238,6 +261,7 @@ impl Switch {
             Source::Listener => self.accept(now),
             Source::Timer => self.tick(now),
             Source::Bridge => self.serve_bridge(host, now),
+            Source::Requests => self.serve_requests(now),
         }
     }
 
@@ -270,11 +294,18 @@ impl Switch {
             }
         }
         port.counters.malformed += self.ingress.take_dropped();
-        port.counters.received += self.ingress.len() as u64;
         let frames = self.ingress.tx(0);
-        let malformed = self.fabric.forward(id, &frames, Some(host), now);
-        if let Some(port) = self.fabric.ports.get_mut(id) {
-            port.counters.malformed += malformed;
+        let lengths = frames.frames().map(|frame| frame.bytes().len());
+        port.counters.traffic.count_in(lengths);
+        let lost = self.fabric.forward(id, &frames, Some(host), now);
+        let Some(port) = self.fabric.ports.get_mut(id) else {
+            return;
+        };
+        port.counters.malformed += lost.malformed;
+        port.counters.storm += lost.storm;
+        if lost.storm > 0 {
+            let port = format!("port {}, {},", port.number, port.client);
+            self.note_storm(&port, now);
         }
     }
 
@@ -287,19 +318,52 @@ impl Switch {
         match bridge.tap.recv(&mut self.ingress.rx()) {
             Ok(()) => {
                 let frames = self.ingress.tx(0);
-                self.fabric.forward(BRIDGE, &frames, Some(host), now);
+                let lost = self.fabric.forward(BRIDGE, &frames, Some(host), now);
+                if lost.storm > 0 {
+                    self.note_storm("the panel", now);
+                    // The kernel knows no limit. User space keeps this one.
+                    self.drop_bridge("there is a storm on the panel");
+                }
             }
             Err(error) => self.lose_bridge(&error),
+        }
+    }
+
+    /// Something floods more than it may.
+    fn note_storm(&mut self, who: &str, now: Instant) {
+        if self.storm.is_none() {
+            log::warn!(
+                "{who} floods more frames than it may, and the rest is dropped; do cables make a \
+                 loop?"
+            );
+        }
+        self.storm = Some(now + CALM);
+    }
+
+    /// The storm is over: who was kept off the panel may come again.
+    pub(crate) fn calm_down(&mut self) {
+        self.storm = None;
+        log::info!("the storm is over");
+        let ports = self.fabric.ports.iter_mut();
+        for (_, port) in ports.filter(|(_, port)| port.is_kept_off) {
+            port.close("it may be on the panel again");
+        }
+        if self.wants_plug && !self.fabric.host_is_plugged {
+            self.plug_host();
         }
     }
 
     /// The bridge's panel address, if there can be one. The bridge is made when it is first asked
     /// for.
     fn bridge(&mut self) -> Option<PanelAddress> {
+        if self.storm.is_some() {
+            return None;
+        }
         if self.fabric.bridge.is_none() {
+            let settings = &self.fabric.settings;
             let made = self
                 .host
-                .bridge(self.expiry)
+                .bridge(memory_of(settings.kind, settings.expiry))
                 .and_then(|bridge| self.watch_bridge(bridge));
             match made {
                 Ok(bridge) => self.fabric.bridge = Some(bridge),
@@ -321,10 +385,14 @@ impl Switch {
         Ok(bridge)
     }
 
-    /// Closes the ports of the clients that were plugged into the bridge, so that they come again.
-    /// The host's interface is served here from now on.
+    /// The bridge has failed. The host's interface is served here from now on.
     fn lose_bridge(&mut self, error: &Error) {
         log::warn!("the bridge on the panel is lost: {error}");
+        self.drop_bridge("the bridge on the panel is lost");
+    }
+
+    /// Gives up the bridge, for this reason. The clients that were plugged into it come again.
+    pub(crate) fn drop_bridge(&mut self, why: &str) {
         if let Some(bridge) = self.fabric.bridge.take() {
             // Closing it is enough, unless another process has it open.
             let _ = self.epoll.delete(&bridge.tap);
@@ -337,7 +405,7 @@ impl Switch {
             .iter_mut()
             .filter(|(_, p)| p.far_end.is_plugged())
         {
-            port.close("the bridge on the panel is lost");
+            port.close(why);
         }
     }
 
@@ -383,8 +451,14 @@ impl Switch {
     fn admit(&mut self, applicant: Applicant, request: &Request) -> Result<(), Refusal> {
         self.admit_user(applicant.peer)?;
         let number = match request.port {
-            0 => self.fabric.ports.free_number(),
+            0 => self
+                .free_number(|_, port| port.allocatable && admits(port, applicant.peer))
+                .ok_or(Refusal::NoneFree)?,
             taken if self.fabric.ports.has_number(taken) => return Err(Refusal::Taken(taken)),
+            high if high > self.fabric.settings.num_ports => return Err(Refusal::TooHigh(high)),
+            free if !admits(&self.fabric.settings.port(free), applicant.peer) => {
+                return Err(Refusal::NotAdmitted(free));
+            }
             free => free,
         };
         let data = control::reach(&request.socket, applicant.peer)?;
@@ -396,7 +470,8 @@ impl Switch {
             Some((text, mark)) => (text.into(), Some(mark)),
             None => (String::from_utf8_lossy(&request.description), None),
         };
-        let far_end = self.greet(mark, applicant.peer, &data);
+        let could_plug = mark.is_some_and(|mark| mark.panel != 0) && applicant.peer.is_same_user();
+        let far_end = self.greet(mark, could_plug, &data);
         let reply = Reply {
             socket: entry.path().to_owned(),
         };
@@ -404,8 +479,13 @@ impl Switch {
         // An empty queue has room for so little. If the client is gone, its stream's end says so.
         let _ = send(applicant.stream.as_raw_fd(), &reply.encode()?, flags);
         let client = format!("{description}, {}", applicant.peer);
-        let port = Port::new(number, client, applicant.stream, data, entry, far_end);
+        let mut port = Port::new(number, client, applicant.stream, data, entry, far_end);
+        port.is_kept_off = could_plug && self.storm.is_some();
+        port.meter
+            .set_limit(self.fabric.settings.storm_limit(number));
         log::debug!("port {number} opened for {}", port.client);
+        self.events
+            .push("port/+", format!("port {number}: {}", port.client));
         let id = self.fabric.ports.insert(port);
         let Some(port) = self.fabric.ports.get_mut(id) else {
             return Ok(());
@@ -425,14 +505,27 @@ impl Switch {
         Ok(())
     }
 
-    /// Greets a client of ours: one of this user is offered the bridge.
-    fn greet(&mut self, mark: Option<Mark>, peer: Peer, data: &UnixDatagram) -> FarEnd {
-        let can_plug = mark.is_some_and(|mark| mark.panel != 0) && peer.is_same_user();
-        let bridge = can_plug.then(|| self.bridge()).flatten();
+    /// Greets a client of ours: one of this user, which could plug, is offered the bridge.
+    fn greet(&mut self, mark: Option<Mark>, could_plug: bool, data: &UnixDatagram) -> FarEnd {
+        let bridge = could_plug.then(|| self.bridge()).flatten();
         let mut client = FarEnd::client(mark, bridge);
         client.set_host_offloads(TAKES_ALL.offloads);
         client.announce(data);
         client
+    }
+
+    /// The lowest number that no client has, and that `is_right` with what is set of it.
+    pub(crate) fn free_number(&self, is_right: impl Fn(u32, &PortSettings) -> bool) -> Option<u32> {
+        let Fabric {
+            settings, ports, ..
+        } = &self.fabric;
+        let taken: HashSet<u32> = ports.iter().map(|(_, port)| port.number).collect();
+        let unset = PortSettings::default();
+        let is_free = |number: &u32| {
+            let set = settings.ports.get(number).unwrap_or(&unset);
+            !taken.contains(number) && is_right(*number, set)
+        };
+        (1..=settings.num_ports).find(is_free)
     }
 
     /// Checks that a user may have one port more.
@@ -530,6 +623,9 @@ impl Switch {
         for peer in late {
             self.refuse(peer, &Refusal::TooSlow, now);
         }
+        if self.storm.is_some_and(|until| until <= now) {
+            self.calm_down();
+        }
         if self.paused.is_some_and(|until| until <= now) {
             self.paused = None;
             if self.spare.is_none() {
@@ -542,13 +638,19 @@ impl Switch {
     /// To be called after every event: watches for room where frames wait, removes the ports that
     /// are closing, and arms the timer.
     fn settle(&mut self) -> Result<()> {
-        let Self { fabric, epoll, .. } = self;
+        let Self {
+            fabric,
+            epoll,
+            events,
+            ..
+        } = self;
         fabric.drain_congested(|id, port| watch_for_room(epoll, id, port));
         let closed: Vec<(PortId, Port)> = fabric.ports.take_closing(&mut fabric.memory).collect();
         for (id, port) in closed {
-            if port.counters.received > 0 {
+            if port.counters.traffic.in_frames > 0 {
                 fabric.fdb.forget(id);
             }
+            events.push("port/-", format!("port {}: {}", port.number, port.client));
             log::debug!(
                 "port {} closed, {}: {} ({:?})",
                 port.number,
@@ -561,6 +663,7 @@ impl Switch {
             self.fabric.fdb.next_sweep(),
             self.applicants.next_deadline(),
             self.paused,
+            self.storm,
         ];
         self.timer
             .arm(deadlines.into_iter().flatten().min())
@@ -586,6 +689,31 @@ fn set_up_epoll(listener: &UnixListener) -> nix::Result<(Epoll, Timer)> {
     Ok((epoll, timer))
 }
 
+/// Makes the socket for requests. Without one the switch only cannot be changed.
+fn listen_for_requests(epoll: &Epoll) -> Option<ControlSocket> {
+    let requests = ControlSocket::open(SCHEME)
+        .inspect_err(|error| log::warn!("vdectl cannot show or change the switch: {error}"))
+        .ok()?;
+    let event = Source::Requests.event(EpollFlags::EPOLLIN);
+    epoll.add(requests.fd(), event).ok()?;
+    Some(requests)
+}
+
+/// An address of the switch's own: random, and locally administered.
+fn own_address() -> Mac {
+    let [_, b, c, d, e, f, ..] = RandomState::new().build_hasher().finish().to_be_bytes();
+    Mac([0x02, b, c, d, e, f])
+}
+
+/// Whether a port may be that of a client.
+fn admits(port: &PortSettings, peer: Peer) -> bool {
+    let is_open = port.user.is_none() && port.group.is_none();
+    is_open
+        || peer.is_trusted()
+        || port.user == Some(peer.uid())
+        || port.group.is_some_and(|group| peer.is_in(group))
+}
+
 /// Makes epoll watch for room in a port's socket while frames wait for it, and only then.
 fn watch_for_room(epoll: &Epoll, id: PortId, port: &mut Port) {
     let is_wanted = port.is_congested();
@@ -608,7 +736,7 @@ impl Drop for Switch {
     fn drop(&mut self) {
         log::info!(
             "{} in {} closed, {} stations known, {} frames of stations not learned",
-            self.kind,
+            self.fabric.settings.kind,
             self.directory.path().display(),
             self.fabric.fdb.len(),
             self.fabric.fdb.refused()
@@ -634,8 +762,11 @@ impl Link for Switch {
 
     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
         let now = Instant::now();
-        let refused = self.fabric.forward(LOCAL, batch, None, now);
-        batch.count_dropped(refused);
+        let lost = self.fabric.forward(LOCAL, batch, None, now);
+        batch.count_dropped(lost.malformed + lost.storm);
+        if lost.storm > 0 {
+            self.note_storm("the switch's own side", now);
+        }
         self.settle()?;
         Ok(batch.len())
     }
@@ -644,6 +775,7 @@ impl Link for Switch {
         self.fabric.host_takes_super_frames = state.offloads.contains(Offloads::ALL);
         let is_first = !std::mem::replace(&mut self.is_used, true);
         let is_interface = !self.host.port().interface.is_empty();
+        self.wants_plug = is_interface || state.plugged;
         if is_interface {
             if is_first {
                 self.plug_host();
