@@ -8,10 +8,10 @@
 //! The lists name calls for what they are for. Some are made by the C library, whose versions
 //! differ: a list has the older and the newer ones.
 //!
-//! `clone3` fails with ENOSYS, since a filter cannot see its flags. The C library then makes threads
-//! and processes by `clone`, whose flags the filter sees. It blocks signals around that. To log it
-//! nevertheless, SIGSYS is kept unblocked ([`refusal`]). If the process has threads already, it is
-//! not, and `clone` fails without a line in the log.
+//! `clone3` fails with ENOSYS, since a filter cannot see its flags. The C library then makes
+//! threads and processes by `clone`, whose flags the filter sees. It blocks signals around that. To
+//! log it nevertheless, SIGSYS is kept unblocked ([`refusal`]). If the process has threads already,
+//! it is not, and `clone` fails without a line in the log.
 
 use std::collections::BTreeMap;
 use std::io;
