@@ -6,7 +6,6 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, User};
 use vdens_plugin_kit::vnl::{Keys, Spec, group_id};
 use vdens_plugin_kit::{Error, OpenOptions, Result};
-
 use vdens_switch_control::{Change, StormLimit, StpChange};
 
 use crate::Kind;
@@ -22,9 +21,9 @@ const KEYS: Keys = Keys::new(&[
     "hashseed",
     "userports",
     "memory",
+    "storm",
     "stp",
     "priority",
-    "storm",
 ]);
 
 const DEFAULT_MODE: u32 = 0o600;
@@ -32,6 +31,9 @@ const DEFAULT_EXPIRY: u64 = 120;
 const DEFAULT_USER_PORTS: u64 = 64;
 /// In MiB. Enough for 16 ports that are congested at a time to have the longest queues.
 const DEFAULT_MEMORY: u64 = 64;
+
+/// In frames a second. Hundreds of hosts stay far below it, and so does a multicast of video.
+const DEFAULT_STORM: u32 = 20_000;
 
 /// How a switch or hub is to be set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +65,13 @@ impl Config {
         let directory_mode = spec.mode("dirmode")?;
         let user_ports = positive(&spec, "userports")?.unwrap_or(DEFAULT_USER_PORTS);
         let memory = positive(&spec, "memory")?.unwrap_or(DEFAULT_MEMORY);
+        let storm = match spec.get("storm") {
+            Some("off") => StormLimit::Off,
+            _ => {
+                let frames = positive(&spec, "storm")?.and_then(|n| u32::try_from(n).ok());
+                StormLimit::Frames(frames.unwrap_or(DEFAULT_STORM))
+            }
+        };
         Ok(Self {
             kind,
             directory: match spec.target().as_os_str().is_empty() {
@@ -79,7 +88,7 @@ impl Config {
                 .or(options.group.as_deref())
                 .map(|name| group_id(name).map(Gid::from_raw))
                 .transpose()?,
-            settings: Settings::new(kind, u32::try_from(expiry).unwrap_or(u32::MAX))
+            settings: Settings::new(kind, u32::try_from(expiry).unwrap_or(u32::MAX), storm)
                 .changed(&changes(&spec)?)
                 .map_err(|failure| Error::usage(failure.message))?,
             user_ports: usize::try_from(user_ports).unwrap_or(usize::MAX),
@@ -95,7 +104,7 @@ fn searchable(mode: u32) -> u32 {
     0o2700 | group | others
 }
 
-/// What the keys change of the settings.
+/// What the keys of the spanning tree change of the settings.
 fn changes(spec: &Spec) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
     match spec.get("stp") {
@@ -106,11 +115,6 @@ fn changes(spec: &Spec) -> Result<Vec<Change>> {
     }
     if let Some(priority) = spec.number("priority")? {
         changes.push(Change::Stp(StpChange::Priority(priority)));
-    }
-    if spec.get("storm") == Some("off") {
-        changes.push(Change::Storm(StormLimit::Off));
-    } else if let Some(frames) = spec.number("storm")? {
-        changes.push(Change::Storm(StormLimit::Frames(frames)));
     }
     Ok(changes)
 }
@@ -145,7 +149,6 @@ mod tests {
         assert_eq!(got.mode.bits(), 0o600);
         assert_eq!(got.directory_mode.bits(), 0o2700);
         assert_eq!((got.group, got.settings.expiry), (None, 120));
-        assert_eq!(got.settings, Settings::new(Kind::Switch, 120));
         assert_eq!((got.user_ports, got.memory), (64, 64 << 20));
         let default = config("").unwrap().directory;
         assert!(default.to_str().unwrap().starts_with("/tmp/vdenode_"));
@@ -162,16 +165,19 @@ mod tests {
         assert_eq!(got.directory_mode.bits(), 0o2770);
         let got = config("/sw[userports=1/memory=2]").unwrap();
         assert_eq!((got.user_ports, got.memory), (1, 2 << 20));
-        let got = config("/sw[stp/priority=4096/storm=off]").unwrap().settings;
-        assert!(got.has_stp && got.priority == 4096 && got.storm == StormLimit::Off);
-        let got = config("/sw[stp=off/storm=300]").unwrap().settings;
-        assert!(!got.has_stp && got.storm == StormLimit::Frames(300));
+        assert_eq!(got.settings.storm, StormLimit::Frames(20_000));
+        let storm = |argument| config(argument).unwrap().settings.storm;
+        assert_eq!(storm("/sw[storm=off]"), StormLimit::Off);
+        assert_eq!(storm("/sw[storm=5]"), StormLimit::Frames(5));
+        let got = config("/sw[stp/priority=4096]").unwrap().settings;
+        assert!(got.has_stp && got.priority == 4096);
+        assert!(!config("/sw[stp=off]").unwrap().settings.has_stp);
         for bad in [
+            "storm=0",
             "stp=maybe",
             "priority=1",
             "priority=65536",
-            "storm=0",
-            "storm=some",
+            "storm=on",
             "mode=8",
             "expiretime=0",
             "expiretime=-1",

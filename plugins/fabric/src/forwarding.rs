@@ -31,11 +31,20 @@ use crate::frame::{Addresses, Station};
 use crate::memory::Memory;
 use crate::port::{BRIDGE, LOCAL, Port, PortId, Selection};
 use crate::settings::Settings;
-use crate::storm::StormGuard;
+use crate::storm::Meter;
 use crate::tree::{Tree, is_for_bridges};
 
 /// The most segments that a frame is cut into: enough for 64 KiB and any sensible segment size.
 const MAX_SEGMENTS: usize = 2048;
+
+/// How many frames of a batch went nowhere, by cause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lost {
+    /// They are invalid.
+    pub(crate) malformed: u64,
+    /// The port has flooded as many as it may.
+    pub(crate) storm: u64,
+}
 
 /// Where the frames of a batch go, apart from the clients' ports.
 #[derive(Debug, Default)]
@@ -44,8 +53,7 @@ struct Decision {
     bridged: Selection,
     /// Frames with offloads left to be done.
     unfinished: Selection,
-    /// How many are invalid and go nowhere.
-    refused: u64,
+    lost: Lost,
 }
 
 /// The ports that clients have, by id. The local port and the bridge have ids of their own.
@@ -138,14 +146,13 @@ pub(crate) struct Fabric {
     /// The spanning tree, if the switch takes part in one.
     pub(crate) tree: Option<Tree>,
     /// What the local port does with frames.
-    pub(crate) host_state: PortState,
-    /// What the local port and the bridge may flood.
-    pub(crate) host_storm: StormGuard,
-    pub(crate) bridge_storm: StormGuard,
+    host_state: PortState,
     /// Whether the host's interface is on the bridge.
     pub(crate) host_is_plugged: bool,
     /// Whether the host takes super-frames with all offloads.
     pub(crate) host_takes_super_frames: bool,
+    local_meter: Meter,
+    bridge_meter: Meter,
     /// Ports with frames selected.
     chosen: Vec<PortId>,
     /// The batch at hand in another form.
@@ -156,13 +163,12 @@ pub(crate) struct Fabric {
 
 impl Fabric {
     pub(crate) fn new(settings: Settings, fdb: Fdb<Station, PortId>, memory: Memory) -> Self {
-        let storm = StormGuard::new(settings.storm);
         Self {
+            local_meter: Meter::new(settings.storm_limit(LOCAL_PORT)),
+            bridge_meter: Meter::new(settings.storm),
             settings,
             tree: None,
             host_state: PortState::Forwarding,
-            host_storm: storm.clone(),
-            bridge_storm: storm,
             ports: Ports::default(),
             memory,
             fdb,
@@ -176,14 +182,14 @@ impl Fabric {
     }
 
     /// Forwards a batch that port `source` received. Frames for the local port go into `host`, and
-    /// are counted as dropped there if they do not fit. Returns how many frames were refused.
+    /// are counted as dropped there if they do not fit. Returns how many frames went nowhere.
     pub(crate) fn forward(
         &mut self,
         source: PortId,
         batch: &TxBatch<'_>,
         host: Option<&mut RxBatch<'_>>,
         now: Instant,
-    ) -> u64 {
+    ) -> Lost {
         let decision = self.decide(source, batch, now);
         self.pass_on(source, batch, decision.bridged);
         match host {
@@ -199,18 +205,41 @@ impl Fabric {
                 port.selected = Selection::default();
             }
         }
-        decision.refused
+        decision.lost
+    }
+
+    /// The meter of what a port floods.
+    fn meter(&mut self, source: PortId) -> &mut Meter {
+        match self.ports.get_mut(source) {
+            Some(port) => &mut port.meter,
+            None if source == LOCAL => &mut self.local_meter,
+            None => &mut self.bridge_meter,
+        }
+    }
+
+    /// To be called when limits may have changed.
+    pub(crate) fn set_limits(&mut self) {
+        let Self {
+            settings, ports, ..
+        } = self;
+        for (_, port) in ports.iter_mut() {
+            port.meter.set_limit(settings.storm_limit(port.number));
+        }
+        self.local_meter.set_limit(settings.storm_limit(LOCAL_PORT));
+        self.bridge_meter.set_limit(settings.storm);
     }
 
     /// Selects the frames for each port, and learns where they came from.
     fn decide(&mut self, source: PortId, batch: &TxBatch<'_>, now: Instant) -> Decision {
+        let is_hub = self.settings.kind == Kind::Hub;
+        let mut meter = *self.meter(source);
         let mut flooded = Selection::default();
         let mut decision = Decision::default();
         let state = self.state(source);
         for index in 0..batch.len() {
             let frame = batch.frame(index).filter(|frame| is_sound(*frame));
             let Some(frame) = frame else {
-                decision.refused += 1;
+                decision.lost.malformed += 1;
                 continue;
             };
             let Some(addresses) = Addresses::of(frame.bytes()) else {
@@ -231,21 +260,11 @@ impl Fabric {
             if !frame.header().is_plain() {
                 decision.unfinished.insert(index);
             }
-            let destination = self.fdb.lookup(addresses.destination, now);
-            if destination.is_none() && !self.may_flood(source, &addresses, now) {
-                decision.refused += 1;
-                continue;
-            }
             self.fdb.learn(addresses.source, source, now);
             if state == PortState::Learning {
                 continue;
             }
-            // A frame to its own source has just become one for a known station, if not in a hub.
-            let destination = match addresses.destination == addresses.source {
-                true => self.fdb.lookup(addresses.destination, now),
-                false => destination,
-            };
-            match destination {
+            match self.fdb.lookup(addresses.destination, now) {
                 Some(port) if port == source => {}
                 Some(LOCAL) => decision.local.insert(index),
                 Some(BRIDGE) => decision.bridged.insert(index),
@@ -256,9 +275,12 @@ impl Fabric {
                         port.selected.insert(index);
                     }
                 }
-                None => flooded.insert(index),
+                None if is_hub && !addresses.destination.is_group() => flooded.insert(index),
+                None if meter.admits(now) => flooded.insert(index),
+                None => decision.lost.storm += 1,
             }
         }
+        *self.meter(source) = meter;
         if !flooded.is_empty() {
             decision.local = decision.local.union(flooded);
             decision.bridged = decision.bridged.union(flooded);
@@ -282,52 +304,19 @@ impl Fabric {
 
     /// What a port does with frames. On the bridge there is none that does not forward.
     fn state(&self, id: PortId) -> PortState {
+        let port = self.ports.get(id);
         match id {
             LOCAL => self.host_state,
-            id => self
-                .ports
-                .get(id)
-                .map_or(PortState::Forwarding, |port| port.state),
+            _ => port.map_or(PortState::Forwarding, |port| port.state),
         }
     }
 
+    /// Changes what a port does with frames.
     pub(crate) fn set_state(&mut self, id: PortId, state: PortState) {
-        match id {
-            LOCAL => self.host_state = state,
-            id => {
-                if let Some(port) = self.ports.get_mut(id) {
-                    port.state = state;
-                }
-            }
-        }
-    }
-
-    /// Whether a port may flood a frame that is for no known station.
-    fn may_flood(&mut self, source: PortId, addresses: &Addresses, now: Instant) -> bool {
-        if self.settings.kind == Kind::Hub && !addresses.destination.is_group() {
-            return true;
-        }
-        match source {
-            LOCAL => self.host_storm.admits(now),
-            BRIDGE => self.bridge_storm.admits(now),
-            id => self.ports.get_mut(id).is_none_or(|port| {
-                let is_admitted = port.storm.admits(now);
-                port.counters.storm += u64::from(!is_admitted);
-                is_admitted
-            }),
-        }
-    }
-
-    /// Sets the limits of flooding as the settings have them.
-    pub(crate) fn limit_storms(&mut self) {
-        let of_port = |number: u32| {
-            let set = self.settings.ports.get(&number);
-            set.and_then(|set| set.storm).unwrap_or(self.settings.storm)
-        };
-        self.host_storm.set(of_port(LOCAL_PORT));
-        self.bridge_storm.set(self.settings.storm);
-        for (_, port) in self.ports.iter_mut() {
-            port.storm.set(of_port(port.number));
+        if id == LOCAL {
+            self.host_state = state;
+        } else if let Some(port) = self.ports.get_mut(id) {
+            port.state = state;
         }
     }
 

@@ -22,9 +22,9 @@
 //! - `port`: a client's data socket, with a bounded `queue` for what it does not take at once;
 //! - `memory`: the memory of all queues, and each port's share of it;
 //! - `frame`: the source and destination of a frame;
-//! - `storm`: how much a port may flood;
 //! - `tree`: the spanning tree, and what it says of the ports;
 //! - `forwarding`: from one port's batch of frames to the other ports, with one system call each;
+//! - `storm`: how many frames a port may flood;
 //! - `status`: what a user may want to know;
 //! - `settings`: what is set of the switch and its ports;
 //! - `manage`: requests to show and change all that, and `events` that are listed there;

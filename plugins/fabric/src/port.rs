@@ -22,7 +22,7 @@ use vdens_switch_control::{StormLimit, Traffic};
 use crate::directory::DirectorySocket;
 use crate::memory::Memory;
 use crate::queue::Queue;
-use crate::storm::StormGuard;
+use crate::storm::Meter;
 
 /// A port's id within the switch. Port numbers are what clients see, and can be any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -101,10 +101,10 @@ pub(crate) struct Counters {
     pub(crate) traffic: Traffic,
     /// Datagrams from the client that were no frames, or too long, or had an invalid header.
     pub(crate) malformed: u64,
-    /// Frames from the client that were more than it may flood.
-    pub(crate) storm: u64,
     /// Frames for the client that found no room.
     pub(crate) dropped: u64,
+    /// Frames from the client that were too many to flood.
+    pub(crate) storm: u64,
 }
 
 impl Counters {
@@ -112,8 +112,8 @@ impl Counters {
     pub(crate) fn losses(&self) -> BTreeMap<String, u64> {
         let causes = [
             ("malformed", self.malformed),
-            ("storm", self.storm),
             ("queue_full", self.dropped),
+            ("storm", self.storm),
         ];
         let causes = causes.iter().filter(|(_, count)| *count > 0);
         causes
@@ -137,8 +137,6 @@ pub(crate) struct Port {
     first: Option<Vec<u8>>,
     /// What it does with frames, as the spanning tree says.
     pub(crate) state: PortState,
-    /// What it may flood.
-    pub(crate) storm: StormGuard,
     /// What the client is and takes. No frames pass here once its interface is on the bridge.
     pub(crate) far_end: FarEnd,
     /// Frames of the batch at hand that are for this port.
@@ -146,6 +144,10 @@ pub(crate) struct Port {
     /// Whether epoll watches for room in the socket.
     pub(crate) is_watched_for_room: bool,
     pub(crate) counters: Counters,
+    /// What it floods.
+    pub(crate) meter: Meter,
+    /// Whether the client could be on the panel, and is not allowed to for the time being.
+    pub(crate) is_kept_off: bool,
     /// Why the port is closing.
     pub(crate) closing: Option<String>,
 }
@@ -170,11 +172,12 @@ impl Port {
             queue: Queue::new(user),
             first: None,
             state: PortState::Forwarding,
-            storm: StormGuard::new(StormLimit::Off),
             far_end,
             selected: Selection::default(),
             is_watched_for_room: false,
             counters: Counters::default(),
+            meter: Meter::new(StormLimit::Off),
+            is_kept_off: false,
             closing: None,
         }
     }

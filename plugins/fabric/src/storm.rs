@@ -1,72 +1,49 @@
-//! The storm guard: how much a port may flood.
+//! The storm guard: how many frames a port may flood.
 //!
-//! In a loop of cables a frame that is flooded comes back and is flooded again, as fast as the
-//! machine can. So the frames that a port floods in a second are counted, and those above the limit
-//! are dropped. They are dropped until the second is over, and so all copies of the frame that
-//! circulate are dropped: the loop is quiet until the next frame is flooded.
-//!
-//! Flooded are frames for groups, and those for stations that are not known. In a hub all frames
-//! go everywhere, so only those for groups count there.
+//! Where cables make a loop, a frame that is flooded comes back, is flooded again, and so on for
+//! ever, as fast as the machine can. So each port may flood so many frames in a second:
+//! broadcast, multicast, and those to unknown stations. What is more is dropped. A hub floods every
+//! frame, so there only broadcast and multicast count.
 
 use std::time::{Duration, Instant};
 
 use vdens_switch_control::StormLimit;
 
-/// What the limit is for.
-const WINDOW: Duration = Duration::from_secs(1);
+/// For how long a port may have been silent and then make up for it.
+const BURST: Duration = Duration::from_millis(250);
 
-/// So many windows one after the other above the limit are no burst, but a loop.
-const LOOP: u32 = 3;
+/// How long there must be no frame too many before a storm is over.
+pub(crate) const CALM: Duration = Duration::from_secs(10);
 
-/// Counts what one port floods.
-#[derive(Clone, Debug)]
-pub(crate) struct StormGuard {
+/// Counts what a port floods.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Meter {
     limit: StormLimit,
-    /// When the present window began.
-    start: Option<Instant>,
-    flooded: u32,
-    /// Windows before this one that were above the limit, without one between them that was not.
-    loud: u32,
+    /// When the next frame would be due if all came at the limit's pace.
+    due: Option<Instant>,
 }
 
-impl StormGuard {
+impl Meter {
     pub(crate) fn new(limit: StormLimit) -> Self {
-        Self {
-            limit,
-            start: None,
-            flooded: 0,
-            loud: 0,
-        }
+        Self { limit, due: None }
     }
 
-    pub(crate) fn set(&mut self, limit: StormLimit) {
+    pub(crate) fn set_limit(&mut self, limit: StormLimit) {
         self.limit = limit;
     }
 
-    /// Whether the port may flood one frame more.
+    /// Whether one more frame may be flooded.
     pub(crate) fn admits(&mut self, now: Instant) -> bool {
         let StormLimit::Frames(limit) = self.limit else {
             return true;
         };
-        let age = self.start.map(|start| now.saturating_duration_since(start));
-        if age.is_none_or(|age| age >= WINDOW) {
-            let was_loud = self.flooded > limit && age.is_some_and(|age| age < 2 * WINDOW);
-            self.loud = if was_loud { self.loud + 1 } else { 0 };
-            self.start = Some(now);
-            self.flooded = 0;
+        let earliest = now.checked_sub(BURST);
+        let due = self.due.into_iter().chain(earliest).max();
+        let is_early = due.is_some_and(|due| due > now);
+        if !is_early {
+            self.due = due.map(|due| due + Duration::from_secs(1) / limit.max(1));
         }
-        self.flooded = self.flooded.saturating_add(1);
-        self.flooded <= limit
-    }
-
-    /// The loop is gone.
-    pub(crate) fn calm(&mut self) {
-        (self.flooded, self.loud) = (0, 0);
-    }
-
-    /// Whether what comes is more than a burst.
-    pub(crate) fn is_loop(&self) -> bool {
-        self.loud >= LOOP
+        !is_early
     }
 }
 
@@ -74,39 +51,29 @@ impl StormGuard {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_limit_is_for_a_second() {
-        let start = Instant::now();
-        let mut guard = StormGuard::new(StormLimit::Frames(10));
-        let mut admitted = |at: Duration| (0..100).filter(|_| guard.admits(start + at)).count();
-        assert_eq!(admitted(Duration::ZERO), 10);
-        assert_eq!(admitted(WINDOW / 2), 0);
-        assert_eq!(admitted(WINDOW), 10);
-        guard.set(StormLimit::Off);
-        assert!((0..100).all(|_| guard.admits(start + WINDOW)));
+    fn admitted(meter: &mut Meter, offered: usize, now: Instant) -> usize {
+        (0..offered).filter(|_| meter.admits(now)).count()
     }
 
     #[test]
-    fn a_loop_is_loud_for_some_time() {
-        let start = Instant::now();
-        let mut guard = StormGuard::new(StormLimit::Frames(10));
-        for (second, loud) in [
-            (0, true),
-            (1, true),
-            (2, false),
-            (3, true),
-            (4, true),
-            (5, true),
-        ] {
-            for _ in 0..if loud { 11 } else { 10 } {
-                guard.admits(start + second * WINDOW);
-            }
-            assert!(!guard.is_loop(), "{second}");
-        }
-        guard.admits(start + 6 * WINDOW);
-        assert!(guard.is_loop());
-        // A silence ends it.
-        guard.admits(start + 60 * WINDOW);
-        assert!(!guard.is_loop());
+    fn a_limit_is_a_rate_and_a_burst() {
+        let start = Instant::now() + BURST;
+        let mut meter = Meter::new(StormLimit::Frames(1000));
+        assert_eq!(admitted(&mut meter, 9000, start), 251);
+        assert_eq!(admitted(&mut meter, 9000, start), 0);
+        let later = start + Duration::from_millis(100);
+        assert_eq!(admitted(&mut meter, 9000, later), 100);
+        let much_later = start + Duration::from_secs(100);
+        assert_eq!(admitted(&mut meter, 9000, much_later), 251);
+        meter.set_limit(StormLimit::Off);
+        assert_eq!(admitted(&mut meter, 9000, much_later), 9000);
+    }
+
+    #[test]
+    fn the_smallest_limit_lets_something_pass() {
+        let start = Instant::now() + BURST;
+        let mut meter = Meter::new(StormLimit::Frames(1));
+        assert_eq!(admitted(&mut meter, 10, start), 1);
+        assert_eq!(admitted(&mut meter, 10, start + Duration::from_secs(2)), 1);
     }
 }

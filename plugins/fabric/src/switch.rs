@@ -40,6 +40,7 @@ use crate::memory::Memory;
 use crate::port::{BRIDGE, LOCAL, Port, PortId};
 use crate::settings::PortSettings;
 use crate::status;
+use crate::storm::CALM;
 use crate::tree::Tree;
 
 /// The most stations that are known.
@@ -51,9 +52,6 @@ const EVENTS: usize = 64;
 const ACCEPTS: usize = 16;
 /// How long no client is accepted after the descriptors have run out.
 const OVERLOAD_PAUSE: Duration = Duration::from_secs(1);
-
-/// How long no interface is plugged in on the panel after a storm there.
-const STORM_PAUSE: Duration = Duration::from_secs(60);
 
 /// The state of the switch, seen from its ports: it takes all offloads, and does itself what other
 /// ports do not take.
@@ -180,12 +178,14 @@ pub(crate) struct Switch {
     is_used: bool,
     /// Whether the other end of the host's link has carrier.
     pub(crate) has_host_carrier: bool,
-    /// Until when no bridge is offered, after a storm on it.
-    no_bridge: Option<Instant>,
+    /// Whether the host's port is to be on the panel.
+    wants_plug: bool,
     pub(crate) epoll: Epoll,
     ready: VecDeque<EpollEvent>,
     timer: Timer,
     pub(crate) fabric: Fabric,
+    /// When the storm is over that there is, unless more comes.
+    storm: Option<Instant>,
     /// How many ports each other user may have.
     user_ports: usize,
     ingress: Batch,
@@ -215,7 +215,8 @@ impl Switch {
             mac: own_address(),
             is_used: false,
             has_host_carrier: true,
-            no_bridge: None,
+            wants_plug: false,
+            storm: None,
             epoll,
             ready: VecDeque::with_capacity(EVENTS),
             timer,
@@ -305,11 +306,17 @@ impl Switch {
         let frames = self.ingress.tx(0);
         let lengths = frames.frames().map(|frame| frame.bytes().len());
         port.counters.traffic.count_in(lengths);
-        let malformed = self.fabric.forward(id, &frames, Some(host), now);
-        if let Some(port) = self.fabric.ports.get_mut(id) {
-            port.counters.malformed += malformed;
-        }
+        let lost = self.fabric.forward(id, &frames, Some(host), now);
         self.follow_tree();
+        let Some(port) = self.fabric.ports.get_mut(id) else {
+            return;
+        };
+        port.counters.malformed += lost.malformed;
+        port.counters.storm += lost.storm;
+        if lost.storm > 0 {
+            let port = format!("port {}, {},", port.number, port.client);
+            self.note_storm(&port, now);
+        }
     }
 
     /// Serves the bridge's tap.
@@ -321,19 +328,45 @@ impl Switch {
         match bridge.tap.recv(&mut self.ingress.rx()) {
             Ok(()) => {
                 let frames = self.ingress.tx(0);
-                self.fabric.forward(BRIDGE, &frames, Some(host), now);
-                if self.fabric.bridge_storm.is_loop() {
-                    self.flee_bridge(now);
+                let lost = self.fabric.forward(BRIDGE, &frames, Some(host), now);
+                if lost.storm > 0 {
+                    self.note_storm("the panel", now);
+                    // The kernel knows no limit. User space keeps this one.
+                    self.drop_bridge("there is a storm on the panel");
                 }
             }
             Err(error) => self.lose_bridge(&error),
         }
     }
 
+    /// Something floods more than it may.
+    fn note_storm(&mut self, who: &str, now: Instant) {
+        if self.storm.is_none() {
+            log::warn!(
+                "{who} floods more frames than it may, and the rest is dropped; do cables make a \
+                 loop?"
+            );
+        }
+        self.storm = Some(now + CALM);
+    }
+
+    /// The storm is over: who was kept off the panel may come again.
+    pub(crate) fn calm_down(&mut self) {
+        self.storm = None;
+        log::info!("the storm is over");
+        let ports = self.fabric.ports.iter_mut();
+        for (_, port) in ports.filter(|(_, port)| port.is_kept_off) {
+            port.close("it may be on the panel again");
+        }
+        if self.wants_plug && !self.fabric.host_is_plugged {
+            self.plug_host();
+        }
+    }
+
     /// The bridge's panel address, if there can be one. The bridge is made when it is first asked
     /// for.
     fn bridge(&mut self) -> Option<PanelAddress> {
-        if self.fabric.tree.is_some() || self.no_bridge.is_some() {
+        if self.storm.is_some() || self.fabric.tree.is_some() {
             return None;
         }
         if self.fabric.bridge.is_none() {
@@ -366,17 +399,6 @@ impl Switch {
     fn lose_bridge(&mut self, error: &Error) {
         log::warn!("the bridge on the panel is lost: {error}");
         self.drop_bridge("the bridge on the panel is lost");
-    }
-
-    /// There is a loop on the bridge, where the kernel floods as fast as it can. Without a bridge
-    /// the clients' frames pass here, where flooding has a limit.
-    fn flee_bridge(&mut self, now: Instant) {
-        log::warn!("a storm on the panel: for {STORM_PAUSE:?} no interface is plugged in there");
-        self.events
-            .push("port/storm", "a storm on the panel".into());
-        self.no_bridge = Some(now + STORM_PAUSE);
-        self.fabric.bridge_storm.calm();
-        self.drop_bridge("there is a storm on the panel");
     }
 
     /// Gives up the bridge, for this reason. The clients that were plugged into it come again.
@@ -458,7 +480,8 @@ impl Switch {
             Some((text, mark)) => (text.into(), Some(mark)),
             None => (String::from_utf8_lossy(&request.description), None),
         };
-        let far_end = self.greet(mark, applicant.peer, &data);
+        let could_plug = mark.is_some_and(|mark| mark.panel != 0) && applicant.peer.is_same_user();
+        let far_end = self.greet(mark, could_plug, &data);
         let reply = Reply {
             socket: entry.path().to_owned(),
         };
@@ -466,12 +489,14 @@ impl Switch {
         // An empty queue has room for so little. If the client is gone, its stream's end says so.
         let _ = send(applicant.stream.as_raw_fd(), &reply.encode()?, flags);
         let client = format!("{description}, {}", applicant.peer);
-        let port = Port::new(number, client, applicant.stream, data, entry, far_end);
+        let mut port = Port::new(number, client, applicant.stream, data, entry, far_end);
+        port.is_kept_off = could_plug && self.storm.is_some();
+        port.meter
+            .set_limit(self.fabric.settings.storm_limit(number));
         log::debug!("port {number} opened for {}", port.client);
         self.events
             .push("port/+", format!("port {number}: {}", port.client));
         let id = self.fabric.ports.insert(port);
-        self.fabric.limit_storms();
         let Some(port) = self.fabric.ports.get_mut(id) else {
             return Ok(());
         };
@@ -491,10 +516,9 @@ impl Switch {
         Ok(())
     }
 
-    /// Greets a client of ours: one of this user is offered the bridge.
-    fn greet(&mut self, mark: Option<Mark>, peer: Peer, data: &UnixDatagram) -> FarEnd {
-        let can_plug = mark.is_some_and(|mark| mark.panel != 0) && peer.is_same_user();
-        let bridge = can_plug.then(|| self.bridge()).flatten();
+    /// Greets a client of ours: one of this user, which could plug, is offered the bridge.
+    fn greet(&mut self, mark: Option<Mark>, could_plug: bool, data: &UnixDatagram) -> FarEnd {
+        let bridge = could_plug.then(|| self.bridge()).flatten();
         let mut client = FarEnd::client(mark, bridge);
         client.set_host_offloads(TAKES_ALL.offloads);
         client.announce(data);
@@ -604,13 +628,15 @@ impl Switch {
     fn tick(&mut self, now: Instant) {
         self.timer.acknowledge();
         self.tick_tree(now);
-        self.no_bridge = self.no_bridge.filter(|until| *until > now);
         if self.fabric.fdb.next_sweep().is_some_and(|due| due <= now) {
             self.fabric.fdb.sweep(now);
         }
         let late: Vec<Peer> = self.applicants.take_late(now).map(|a| a.peer).collect();
         for peer in late {
             self.refuse(peer, &Refusal::TooSlow, now);
+        }
+        if self.storm.is_some_and(|until| until <= now) {
+            self.calm_down();
         }
         if self.paused.is_some_and(|until| until <= now) {
             self.paused = None;
@@ -653,7 +679,7 @@ impl Switch {
             self.fabric.fdb.next_sweep(),
             self.applicants.next_deadline(),
             self.paused,
-            self.no_bridge,
+            self.storm,
             self.fabric.tree.as_ref().map(Tree::next_deadline),
         ];
         self.timer
@@ -756,9 +782,12 @@ impl Link for Switch {
 
     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
         let now = Instant::now();
-        let refused = self.fabric.forward(LOCAL, batch, None, now);
-        batch.count_dropped(refused);
+        let lost = self.fabric.forward(LOCAL, batch, None, now);
         self.follow_tree();
+        batch.count_dropped(lost.malformed + lost.storm);
+        if lost.storm > 0 {
+            self.note_storm("the switch's own side", now);
+        }
         self.settle()?;
         Ok(batch.len())
     }
@@ -768,6 +797,7 @@ impl Link for Switch {
         self.set_host_carrier(state.carrier);
         let is_first = !std::mem::replace(&mut self.is_used, true);
         let is_interface = !self.host.port().interface.is_empty();
+        self.wants_plug = is_interface || state.plugged;
         if is_interface {
             if is_first {
                 self.plug_host();

@@ -2,6 +2,7 @@
 
 mod managing;
 mod mixtures;
+mod storms;
 mod tree;
 
 use std::io::{Read, Write};

@@ -208,11 +208,11 @@ impl Switch {
     /// Begins to take part in the tree.
     pub(crate) fn start_tree(&mut self, now: Instant) {
         self.drop_bridge("the switch is in a spanning tree now");
+        self.fabric.set_state(LOCAL, PortState::Discarding);
         let set = &self.fabric.settings;
         let Some(mut tree) = Tree::new(self.mac, set.priority, now) else {
             return;
         };
-        self.fabric.host_state = PortState::Discarding;
         tree.add(LOCAL, LOCAL_PORT, &set.port(LOCAL_PORT));
         tree.set_host_carrier(self.has_host_carrier);
         for (id, port) in self.fabric.ports.iter_mut() {
@@ -226,7 +226,7 @@ impl Switch {
 
     fn end_tree(&mut self) {
         self.fabric.tree = None;
-        self.fabric.host_state = PortState::Forwarding;
+        self.fabric.set_state(LOCAL, PortState::Forwarding);
         for (_, port) in self.fabric.ports.iter_mut() {
             port.state = PortState::Forwarding;
         }

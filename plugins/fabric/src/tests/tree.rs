@@ -1,9 +1,7 @@
-//! The spanning tree, and the storm guard.
+//! The spanning tree.
 
 use vdens_rstp::{Bpdu, RstRole};
-use vdens_switch_control::{
-    Change, PortChange, Request, StormLimit, StpChange, StpReport, StpState,
-};
+use vdens_switch_control::{Change, PortChange, Request, StpChange, StpReport, StpState};
 
 use super::*;
 
@@ -157,61 +155,4 @@ fn an_idle_client_gets_bpdus_before_what_waits() {
     let at = all.iter().position(|frame| Bpdu::decode(frame).is_ok());
     assert!(at.is_some_and(|at| at < 500), "{at:?} of {}", all.len());
     assert_eq!(all.len(), 601);
-}
-
-#[test]
-fn a_port_floods_no_more_than_its_limit() {
-    let mut bench = Bench::new("[storm=10]");
-    let (one, two) = (bench.plug(), bench.plug());
-    two.send(&frame(1, 2, 60));
-    bench.run();
-    one.received();
-    bench.host.clear();
-    for _ in 0..30 {
-        one.send(&frame(BROADCAST, 1, 60));
-        // To a station that is known: no flood.
-        one.send(&frame(2, 1, 60));
-        bench.run();
-    }
-    let floods = |frames: &[Vec<u8>]| frames.iter().filter(|frame| frame[0] == 0xff).count();
-    let all = two.received();
-    // A second may have ended meanwhile.
-    assert!((10..=20).contains(&floods(&all)), "{}", floods(&all));
-    assert_eq!(all.len() - floods(&all), 30);
-    let lost = bench.switch.status().switch.unwrap().ports[0].dropped["storm"];
-    assert_eq!(lost as usize, 30 - floods(&all));
-    // The limit of a port goes before that of the switch.
-    let unlimited = Change::Port(2, PortChange::Storm(Some(StormLimit::Off)));
-    assert_eq!(bench.change(&[unlimited]), 0);
-    one.received();
-    for _ in 0..30 {
-        two.send(&frame(BROADCAST, 2, 60));
-        bench.run();
-    }
-    assert_eq!(floods(&one.received()), 30);
-}
-
-/// Two cables between two switches without a tree: what circulates dies at the limit.
-#[test]
-fn a_loop_without_a_tree_is_quiet_after_the_limit() {
-    let (mut one, mut two) = (Bench::new("[storm=100]"), Bench::new("[storm=100]"));
-    let mut ends = [(one.plug(), two.plug()), (one.plug(), two.plug())];
-    one.send(&frame(BROADCAST, 9, 60));
-    let mut carried = 0;
-    for _ in 0..10 {
-        carried = one.cable(&mut two, &mut ends);
-        if carried == 0 {
-            break;
-        }
-    }
-    assert_eq!(carried, 0, "it circulates for ever");
-    // In a hub all frames go everywhere: only those for groups count.
-    let mut hub = Bench::of(Kind::Hub, "[storm=10]");
-    let client = hub.plug();
-    for _ in 0..30 {
-        hub.send(&frame(7, 9, 60));
-        hub.send(&frame(BROADCAST, 9, 60));
-    }
-    hub.run();
-    assert!((40..=50).contains(&client.received().len()));
 }
