@@ -96,9 +96,11 @@ fn thirty_changes_of_the_topology_lose_no_connection() {
     let lab = Lab::new();
     let ([_a, _b, c], [_ab, _bc, mut ac]) = triangle(&lab);
     let (near, far) = (member(&lab, "a", 1), member(&lab, "c", 2));
-    far.ok("socat -u TCP-LISTEN:5001 OPEN:got,creat,trunc & sleep 0.2");
-    near.ok("(while :; do head -c 50000 /dev/zero; sleep 0.02; done | \
-         socat -u - TCP:10.0.0.2:5001; echo over >over) & sleep 0.2");
+    far.start("socat -u TCP-LISTEN:5001 OPEN:got,creat,trunc");
+    near.start(
+        "while [ ! -e enough ]; do head -c 50000 /dev/zero; sleep 0.02; done | \
+         socat -u - TCP:10.0.0.2:5001,retry=100,interval=0.05",
+    );
     let got = || std::fs::metadata(lab.path("got")).map_or(0, |file| file.len());
     wait_until("the first bytes", PATIENCE, || got() > 0);
     for _ in 0..15 {
@@ -114,13 +116,17 @@ fn thirty_changes_of_the_topology_lose_no_connection() {
             got() > before + 100_000
         });
     }
-    assert!(!std::path::Path::new(&lab.path("over")).exists());
+    // The one connection there was is alive, and ends as it should.
+    lab.write("enough", "");
+    assert_eq!(near.finish(PATIENCE).0, 0);
+    assert_eq!(far.finish(PATIENCE).0, 0);
+    lab.expect("got");
 }
 
 /// A namespace whose bridge joins two switches, which are joined by a cable as well.
 fn linux_bridge<'lab>(lab: &'lab Lab, keys: &str) -> Session<'lab> {
     let vnls = [lab.vnl("vde", "a"), lab.vnl("vde", "b")];
-    let session = lab.vdens([&vnls[0], &vnls[1], "--", "sh"]).session();
+    let session = lab.vdens(["-m", &vnls[0], &vnls[1], "--", "sh"]).session();
     session.ok(&format!(
         "ip link add br0 type bridge stp_state 1 {keys} && \
          ip link set vde0 master br0 && ip link set vde1 master br0 && \
@@ -177,11 +183,14 @@ fn a_linux_bridge_follows_our_root() {
     let _cable = cable(&lab, "a", "b");
     let bridge = linux_bridge(&lab, "forward_delay 400");
     wait_for_trees(&lab, &[&a, &b], PATIENCE, &["the root", "cost 20000"]);
-    // The way of the Linux bridge over b is worse, so it blocks its port there.
+    // The Linux bridge offers b a way that costs more than the cable.
     wait_until(
-        "a root port and a blocked one",
+        "b's port as the one that blocks",
         stretched(PATIENCE * 3),
-        || ["vde0", "vde1"].map(|port| linux_state(&bridge, port)) == ["forwarding", "blocking"],
+        || {
+            trees(&lab, &[&b])[0].contains("not forwarding: port")
+                && ["vde0", "vde1"].map(|port| linux_state(&bridge, port)) == ["forwarding"; 2]
+        },
     );
     bridge.ok("ip addr add 10.0.0.3/24 dev br0");
     let (one, two) = (member(&lab, "a", 1), member(&lab, "b", 2));
@@ -229,28 +238,6 @@ fn a_loop_in_user_space_is_bounded_by_the_storm_guard() {
     println!("the switch takes {share:.2} of a processor");
     assert!(share < 0.9, "{share}");
     drop(cables);
-    assert_eq!(one.exit(0).code(), Some(0));
-    assert_eq!(two.exit(0).code(), Some(0));
-}
-
-/// The same on the panel, where the kernel floods: the switches leave it.
-#[test]
-fn a_loop_on_the_panel_makes_the_switch_leave_it() {
-    let lab = Lab::new();
-    let [a, b] = ["a", "b"].map(|name| switch(&lab, name, "storm=1000"));
-    let cables = [cable(&lab, "a", "b"), cable(&lab, "a", "b")];
-    let (one, two) = (member(&lab, "a", 1), member(&lab, "b", 2));
-    let is_warned = |switch: &Proc<'_>| switch.stderr().contains("a storm on the panel");
-    wait_until("a storm that is noticed", stretched(PATIENCE * 2), || {
-        one.run("ping -b -c 1 -W 1 10.0.0.255");
-        is_warned(&a) || is_warned(&b)
-    });
-    // The kernel has nothing to do any more, and a ping passes.
-    wait_until("a ping", stretched(PATIENCE * 2), || {
-        one.run("ping -c 1 -W 1 10.0.0.2").0 == 0
-    });
-    drop(cables);
-    one.ping("10.0.0.2");
     assert_eq!(one.exit(0).code(), Some(0));
     assert_eq!(two.exit(0).code(), Some(0));
 }
