@@ -43,16 +43,22 @@
 mod config;
 mod control;
 mod directory;
+mod doors;
 mod events;
 mod forwarding;
 mod frame;
+mod ingress;
 mod manage;
 mod memory;
+mod panel;
 mod port;
+mod ports;
 mod queue;
+mod rules;
 mod settings;
 mod status;
 mod switch;
+mod vlan;
 #[cfg(test)]
 mod tests;
 

@@ -9,7 +9,7 @@ use vdens_plugin_kit::{
 };
 
 use crate::forwarding::Fabric;
-use crate::port::{BRIDGE, LOCAL, Port, PortId};
+use crate::port::{LOCAL, Port, PortId};
 
 /// The status of the switch.
 pub(crate) fn of(fabric: &Fabric, now: Instant) -> Status {
@@ -20,14 +20,15 @@ pub(crate) fn of(fabric: &Fabric, now: Instant) -> Status {
         .map(|(id, port)| (id, port.number.to_string()))
         .collect();
     names.insert(LOCAL, "local".into());
-    names.insert(BRIDGE, "panel".into());
+    let bridges = fabric.bridges.keys();
+    names.extend(bridges.map(|vlan| (PortId::bridge(*vlan), "panel".into())));
     let stations = fabric.fdb.stations(now).map(|(station, port, age)| {
         let mac = station.mac().map(|byte| format!("{byte:02x}"));
         StationStatus {
             mac: mac.join(":"),
             vlan: station.vlan(),
             port: names.get(&port).cloned().unwrap_or_default(),
-            age: age.as_secs(),
+            age: age.unwrap_or_default().as_secs(),
         }
     });
     let mut fdb: Vec<StationStatus> = stations.collect();
