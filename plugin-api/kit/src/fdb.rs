@@ -143,8 +143,7 @@ impl<S: Station, P: Copy + PartialEq> Fdb<S, P> {
     /// Removes the entries that have expired.
     pub fn sweep(&mut self, now: Instant) {
         let expiry = self.expiry;
-        self.stations
-            .retain(|_, entry| entry.is_fresh(expiry, now));
+        self.stations.retain(|_, entry| entry.is_fresh(expiry, now));
         self.next_sweep = Some(now + self.interval());
         self.shrink();
     }

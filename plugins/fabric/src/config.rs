@@ -7,7 +7,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, User};
 use vdens_plugin_kit::vnl::{Keys, Spec, group_id};
 use vdens_plugin_kit::{Error, OpenOptions, Result};
-use vdens_switch_control::MAX_VLAN;
+use vdens_switch_control::{MAX_VLAN, StormLimit};
 
 use crate::Kind;
 
@@ -24,6 +24,7 @@ const KEYS: Keys = Keys::new(&[
     "vlans",
     "vlan",
     "trunk",
+    "storm",
 ]);
 
 const DEFAULT_MODE: u32 = 0o600;
@@ -31,6 +32,9 @@ const DEFAULT_EXPIRY: u64 = 120;
 const DEFAULT_USER_PORTS: u64 = 64;
 /// In MiB. Enough for 16 ports that are congested at a time to have the longest queues.
 const DEFAULT_MEMORY: u64 = 64;
+
+/// In frames a second. Hundreds of hosts stay far below it, and so does a multicast of video.
+const DEFAULT_STORM: u32 = 20_000;
 
 /// How a switch or hub is to be set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +50,8 @@ pub(crate) struct Config {
     pub(crate) expiry: u32,
     /// How many ports each user may have, but for root and the switch's own.
     pub(crate) user_ports: usize,
+    /// The frames that each port may flood in a second.
+    pub(crate) storm: StormLimit,
     /// What all queues together may take, in bytes.
     pub(crate) memory: usize,
     /// VLANs that clients can choose.
@@ -86,6 +92,13 @@ impl Config {
                 .transpose()?,
             expiry: u32::try_from(expiry).unwrap_or(u32::MAX),
             user_ports: usize::try_from(user_ports).unwrap_or(usize::MAX),
+            storm: match spec.get("storm") {
+                Some("off") => StormLimit::Off,
+                _ => {
+                    let frames = positive(&spec, "storm")?.and_then(|n| u32::try_from(n).ok());
+                    StormLimit::Frames(frames.unwrap_or(DEFAULT_STORM))
+                }
+            },
             memory: usize::try_from(memory << 20).unwrap_or(usize::MAX),
             vlans: vlans(&spec, "vlans")?,
             untagged: spec.get("vlan").map(|_| vlan(&spec, "vlan")).transpose()?,
@@ -180,6 +193,9 @@ mod tests {
         let got = config("/sw[vlans=10,20-22/vlan=5/trunk=10,30]").unwrap();
         assert_eq!(got.vlans, [10, 20, 21, 22].into());
         assert_eq!((got.untagged, got.trunk), (Some(5), [10, 30].into()));
+        assert_eq!(got.storm, StormLimit::Frames(20_000));
+        assert_eq!(config("/sw[storm=off]").unwrap().storm, StormLimit::Off);
+        assert_eq!(config("/sw[storm=5]").unwrap().storm, StormLimit::Frames(5));
         for bad in [
             "vlans=",
             "vlans=0",
@@ -189,6 +205,8 @@ mod tests {
             "vlan=10,20",
             "vlan=+1",
             "trunk=x",
+            "storm=0",
+            "storm=on",
             "mode=8",
             "expiretime=0",
             "expiretime=-1",

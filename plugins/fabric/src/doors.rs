@@ -89,18 +89,10 @@ impl Doors {
     }
 }
 
-fn make(
-    directory: &Arc<Directory>,
-    epoll: &Epoll,
-    vlan: u16,
-    mode: Option<u32>,
-) -> Result<Door> {
+fn make(directory: &Arc<Directory>, epoll: &Epoll, vlan: u16, mode: Option<u32>) -> Result<Door> {
     let (listener, entry) = directory.listen(vlan, mode)?;
     let event = Source::Listener(vlan).event(EpollFlags::EPOLLIN);
     let watched = epoll.add(&listener, event);
     watched.map_err(|errno| Error::io("watch a control socket", &errno.into()))?;
-    Ok(Door {
-        listener,
-        entry,
-    })
+    Ok(Door { listener, entry })
 }

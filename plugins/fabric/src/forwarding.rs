@@ -23,10 +23,10 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use vdens_plugin_kit::fdb::Fdb;
+use vdens_plugin_kit::fdb::{Fdb, Station as _};
 use vdens_plugin_kit::offload::{Changed, Progress};
 use vdens_plugin_kit::{Bridge, Offloads, RxBatch, TxBatch};
-use vdens_switch_control::{LOCAL_PORT, Traffic};
+use vdens_switch_control::{Kind, LOCAL_PORT, Traffic};
 
 use crate::frame::Station;
 use crate::ingress::Ingress;
@@ -34,6 +34,7 @@ use crate::memory::Memory;
 use crate::port::{Counters, LOCAL, Port, PortId, Refused, Rules, Selection};
 use crate::ports::Ports;
 use crate::settings::Settings;
+use crate::storm::Meter;
 use crate::vlan::{Form, Reformed, Wanted, have_form};
 
 /// The host's side of the link.
@@ -41,12 +42,22 @@ use crate::vlan::{Form, Reformed, Wanted, have_form};
 pub(crate) struct Local {
     pub(crate) rules: Rules,
     pub(crate) counters: Counters,
+    /// What it floods.
+    meter: Meter,
     /// The VLAN on whose bridge the host's interface is.
     pub(crate) plugged: Option<u16>,
     /// Whether the host takes super-frames with all offloads.
     pub(crate) takes_super_frames: bool,
     /// Frames of the batch that came in that are for the host.
     wanted: Wanted,
+}
+
+/// A bridge on the panel, whose tap is a port.
+#[derive(Debug)]
+pub(crate) struct PanelBridge {
+    pub(crate) bridge: Bridge,
+    /// What it floods.
+    pub(crate) meter: Meter,
 }
 
 /// The ports, and the stations behind them.
@@ -59,7 +70,7 @@ pub(crate) struct Fabric {
     pub(crate) fdb: Fdb<Station, PortId>,
     pub(crate) local: Local,
     /// The bridges on the panel, by VLAN.
-    pub(crate) bridges: BTreeMap<u16, Bridge>,
+    pub(crate) bridges: BTreeMap<u16, PanelBridge>,
     /// Frames of each VLAN, as far as there are VLANs.
     pub(crate) traffic: Vec<Traffic>,
     /// Whether any port is mirrored.
@@ -149,17 +160,18 @@ impl Part<'_, '_> {
 impl Fabric {
     pub(crate) fn new(settings: Settings, fdb: Fdb<Station, PortId>, memory: Memory) -> Self {
         Self {
-            settings,
-            ports: Ports::default(),
-            memory,
-            fdb,
             local: Local {
                 rules: Rules::access(0),
                 counters: Counters::default(),
+                meter: Meter::new(settings.storm_limit(LOCAL_PORT)),
                 plugged: None,
                 takes_super_frames: false,
                 wanted: Wanted::default(),
             },
+            settings,
+            ports: Ports::default(),
+            memory,
+            fdb,
             bridges: BTreeMap::new(),
             traffic: vec![Traffic::default()],
             has_mirrors: false,
@@ -212,9 +224,40 @@ impl Fabric {
         std::mem::take(&mut self.ingress.refused)
     }
 
+    /// The meter of what a port floods.
+    fn meter(&mut self, source: PortId) -> &mut Meter {
+        let bridged = source.bridged_vlan();
+        let bridge = bridged.and_then(|vlan| self.bridges.get_mut(&vlan));
+        match (self.ports.get_mut(source), bridge) {
+            (Some(port), _) => &mut port.meter,
+            (None, Some(bridge)) => &mut bridge.meter,
+            (None, None) => &mut self.local.meter,
+        }
+    }
+
+    /// To be called when limits may have changed.
+    pub(crate) fn set_limits(&mut self) {
+        let Self {
+            settings,
+            ports,
+            local,
+            bridges,
+            ..
+        } = self;
+        for (_, port) in ports.iter_mut() {
+            port.meter.set_limit(settings.storm_limit(port.number));
+        }
+        local.meter.set_limit(settings.storm_limit(LOCAL_PORT));
+        for bridge in bridges.values_mut() {
+            bridge.meter.set_limit(settings.storm);
+        }
+    }
+
     /// Notes for each port the frames for it, and learns where they came from. Returns those for
     /// the bridges, each for that of its VLAN.
     fn decide(&mut self, source: PortId, batch: &TxBatch<'_>, now: Instant) -> Selection {
+        let is_hub = self.settings.kind == Kind::Hub;
+        let mut meter = *self.meter(source);
         let Self {
             ingress,
             fdb,
@@ -250,10 +293,13 @@ impl Fabric {
                         want(chosen, id, port, vlan, this);
                     }
                 }
-                None => match flooded.iter_mut().find(|(known, _)| *known == vlan) {
-                    Some((_, frames)) => *frames = frames.union(this),
-                    None => flooded.push((vlan, this)),
-                },
+                None if (is_hub && !addresses.destination.is_group()) || meter.admits(now) => {
+                    match flooded.iter_mut().find(|(known, _)| *known == vlan) {
+                        Some((_, frames)) => *frames = frames.union(this),
+                        None => flooded.push((vlan, this)),
+                    }
+                }
+                None => ingress.refused.storm += 1,
             }
         }
         for (vlan, frames) in flooded {
@@ -276,6 +322,7 @@ impl Fabric {
             // It is on one VLAN, and its bridge has forwarded the frames there.
             bridged = Selection::default();
         }
+        *self.meter(source) = meter;
         bridged
     }
 
@@ -393,8 +440,7 @@ impl Fabric {
         let is_legacy = |port: &Port| !port.far_end.negotiates();
         let can_join = self.ports.get(round.source).is_some_and(is_legacy)
             && self.are_on_one_vlan(round, wanted);
-        if can_join
-            && changed.coalesce(round.frames, Offloads::ALL, |index| wanted.contains(index))
+        if can_join && changed.coalesce(round.frames, Offloads::ALL, |index| wanted.contains(index))
         {
             let (frames, origins) = changed.tx();
             let part = round.part(&frames, origins);
@@ -443,7 +489,9 @@ impl Fabric {
     /// Whether frames of a round are on one VLAN, so that they may be joined.
     fn are_on_one_vlan(&self, round: &Round<'_, '_>, frames: Selection) -> bool {
         let whole = round.whole();
-        let mut vlans = frames.indices().map(|index| whole.vlan(&self.ingress, index));
+        let mut vlans = frames
+            .indices()
+            .map(|index| whole.vlan(&self.ingress, index));
         let first = vlans.next();
         vlans.all(|vlan| Some(vlan) == first)
     }
@@ -510,9 +558,9 @@ impl Fabric {
     fn send_to_bridges(&mut self, part: &Part<'_, '_>, selection: Selection) {
         for index in selection.indices() {
             let bridge = self.bridges.get(&part.vlan(&self.ingress, index));
-            if let (Some(bridge), Some(frame)) = (bridge, part.frames.frame(index)) {
+            if let (Some(port), Some(frame)) = (bridge, part.frames.frame(index)) {
                 // If the tap has failed for good, reading it says so.
-                let _ = bridge.tap.write(frame);
+                let _ = port.bridge.tap.write(frame);
             }
         }
         part.count_out(selection, &self.ingress, &mut self.traffic);

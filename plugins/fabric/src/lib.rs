@@ -23,6 +23,7 @@
 //! - `memory`: the memory of all queues, and each port's share of it;
 //! - `frame`: the source and destination of a frame;
 //! - `forwarding`: from one port's batch of frames to the other ports, with one system call each;
+//! - `storm`: how many frames a port may flood;
 //! - `status`: what a user may want to know;
 //! - `settings`: what is set of the switch and its ports;
 //! - `manage`: requests to show and change all that, and `events` that are listed there;
@@ -57,10 +58,11 @@ mod queue;
 mod rules;
 mod settings;
 mod status;
+mod storm;
 mod switch;
-mod vlan;
 #[cfg(test)]
 mod tests;
+mod vlan;
 
 use vdens_plugin_kit::{Capabilities, Link, OpenRequest, Result};
 pub use vdens_switch_control::Kind;

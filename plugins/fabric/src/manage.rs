@@ -122,6 +122,7 @@ impl Switch {
 
     /// Does what follows from the difference between settings.
     fn adapt(&mut self, before: &Settings, now: Instant) {
+        self.fabric.set_limits();
         self.fabric.apply(before, now);
         let Settings { kind, expiry, .. } = self.fabric.settings;
         if (kind, expiry) != (before.kind, before.expiry) {
@@ -302,7 +303,10 @@ fn vlans(fabric: &Fabric, from: u16) -> Page<VlanReport, u16> {
     let mut numbers: Vec<u32> = settings.ports.keys().copied().chain(used).collect();
     numbers.sort_unstable();
     numbers.dedup();
-    let ports: Vec<_> = numbers.iter().map(|n| (*n, fabric.port_settings(*n))).collect();
+    let ports: Vec<_> = numbers
+        .iter()
+        .map(|n| (*n, fabric.port_settings(*n)))
+        .collect();
     let known = settings.vlans.keys().copied();
     let mut page = Page::default();
     let mut members = 0;
@@ -318,7 +322,11 @@ fn vlans(fabric: &Fabric, from: u16) -> Page<VlanReport, u16> {
             is_offered: settings.vlans.get(&vlan).is_some_and(Option::is_some),
             untagged: untagged.map(|(number, _)| *number).collect(),
             tagged: tagged.map(|(number, _)| *number).collect(),
-            traffic: fabric.traffic.get(usize::from(vlan)).copied().unwrap_or_default(),
+            traffic: fabric
+                .traffic
+                .get(usize::from(vlan))
+                .copied()
+                .unwrap_or_default(),
         };
         members += report.untagged.len() + report.tagged.len();
         page.items.push(report);

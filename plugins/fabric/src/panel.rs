@@ -17,8 +17,10 @@ use nix::sys::epoll::EpollFlags;
 use vdens_plugin_kit::{Bridge, Error, Link, PanelAddress, Result, RxBatch, log};
 use vdens_switch_control::LOCAL_PORT;
 
+use crate::forwarding::PanelBridge;
 use crate::manage::memory_of;
 use crate::port::{LOCAL, PortId};
+use crate::storm::Meter;
 use crate::switch::{Source, Switch, TAKES_ALL};
 
 impl Switch {
@@ -28,11 +30,16 @@ impl Switch {
             return;
         };
         self.ingress.clear();
-        match bridge.tap.recv(&mut self.ingress.rx()) {
+        match bridge.bridge.tap.recv(&mut self.ingress.rx()) {
             Ok(()) => {
                 let frames = self.ingress.tx(0);
                 let id = PortId::bridge(vlan);
-                self.fabric.forward(id, &frames, Some(host), now);
+                let refused = self.fabric.forward(id, &frames, Some(host), now);
+                if refused.storm > 0 {
+                    self.note_storm("the panel", now);
+                    // The kernel knows no limit. User space keeps this one.
+                    self.drop_bridge(vlan, "there is a storm on the panel");
+                }
             }
             Err(error) => {
                 log::warn!("the bridge on the panel is lost: {error}");
@@ -44,6 +51,9 @@ impl Switch {
     /// The panel address of a VLAN's bridge, if there can be one. The bridge is made when it is
     /// first asked for.
     pub(crate) fn bridge(&mut self, vlan: u16) -> Option<PanelAddress> {
+        if self.storm.is_some() {
+            return None;
+        }
         if !self.fabric.bridges.contains_key(&vlan) {
             let settings = &self.fabric.settings;
             let made = self
@@ -52,13 +62,15 @@ impl Switch {
                 .and_then(|bridge| self.watch_bridge(vlan, bridge));
             match made {
                 Ok(bridge) => {
+                    let meter = Meter::new(settings.storm);
+                    let bridge = PanelBridge { bridge, meter };
                     self.fabric.bridges.insert(vlan, bridge);
                 }
                 Err(error) => log::debug!("no bridge on the panel: {error}"),
             }
         }
         let bridge = self.fabric.bridges.get(&vlan)?;
-        Some(bridge.panel_address.clone())
+        Some(bridge.bridge.panel_address.clone())
     }
 
     /// Joins a bridge, and takes all offloads from there.
@@ -73,7 +85,7 @@ impl Switch {
     /// Gives up a VLAN's bridge, for this reason. The clients that were plugged into it come again,
     /// and the host's interface is served here.
     fn drop_bridge(&mut self, vlan: u16, why: &str) {
-        if let Some(bridge) = self.fabric.bridges.remove(&vlan) {
+        if let Some(PanelBridge { bridge, .. }) = self.fabric.bridges.remove(&vlan) {
             // Closing it is enough, unless another process has it open.
             let _ = self.epoll.delete(&bridge.tap);
         }
@@ -118,15 +130,16 @@ impl Switch {
     /// Moves ports to the bridges that they may be on now, and off those that they may not be on.
     pub(crate) fn rearrange(&mut self) {
         let fabric = &self.fabric;
+        // During a storm none comes to the panel.
+        let has_storm = self.storm.is_some();
         let is_wrong = |number: u32, chosen: Option<u16>, offered: Option<u16>| {
             fabric.panel_vlan(number, &fabric.settings_with(number, chosen)) != offered
+                && !(has_storm && offered.is_none())
         };
         let wrong: Vec<PortId> = fabric
             .ports
             .iter()
-            .filter(|(_, port)| {
-                port.could_plug && is_wrong(port.number, port.chosen, port.offered)
-            })
+            .filter(|(_, port)| port.could_plug && is_wrong(port.number, port.chosen, port.offered))
             .map(|(id, _)| id)
             .collect();
         let has_wrong_host = is_wrong(LOCAL_PORT, None, fabric.local.plugged);
@@ -144,7 +157,7 @@ impl Switch {
         let was_plugged = self.fabric.local.plugged.is_some();
         if self.is_used && has_wrong_host {
             self.fabric.local.plugged = None;
-            if was_plugged || !self.host.port().interface.is_empty() {
+            if was_plugged || self.wants_plug {
                 self.plug_host();
             }
         }

@@ -19,11 +19,12 @@ use vdens_plugin_kit::{
     BATCH_FRAMES, FarEnd, Frame, Offloads, TxBatch, VNET_HEADER_LEN, send_datagrams,
 };
 
-use vdens_switch_control::{MAX_VLAN, Mac, Traffic};
+use vdens_switch_control::{MAX_VLAN, Mac, StormLimit, Traffic};
 
 use crate::directory::DirectorySocket;
 use crate::memory::Memory;
 use crate::queue::Queue;
+use crate::storm::Meter;
 use crate::vlan::{Membership, Wanted};
 
 /// A port's id within the switch. Port numbers are what clients see, and can be any.
@@ -147,6 +148,8 @@ pub(crate) struct Refused {
     pub(crate) vlan: u64,
     /// Frames of other addresses than the one that the port is locked to.
     pub(crate) locked: u64,
+    /// Frames that were too many to flood.
+    pub(crate) storm: u64,
     /// Frames that had become too long with a tag, or too short without theirs.
     pub(crate) reformed: u64,
 }
@@ -156,12 +159,13 @@ impl Refused {
         self.malformed += other.malformed;
         self.vlan += other.vlan;
         self.locked += other.locked;
+        self.storm += other.storm;
         self.reformed += other.reformed;
     }
 
     /// How many there are.
     pub(crate) fn count(&self) -> u64 {
-        self.malformed + self.vlan + self.locked + self.reformed
+        self.malformed + self.vlan + self.locked + self.storm + self.reformed
     }
 }
 
@@ -183,6 +187,7 @@ impl Counters {
             ("malformed", self.refused.malformed),
             ("vlan", self.refused.vlan),
             ("locked", self.refused.locked),
+            ("storm", self.refused.storm),
             ("tag_length", self.refused.reformed),
             ("queue_full", self.dropped),
         ];
@@ -221,6 +226,8 @@ pub(crate) struct Port {
     /// Whether epoll watches for room in the socket.
     pub(crate) is_watched_for_room: bool,
     pub(crate) counters: Counters,
+    /// What it floods.
+    pub(crate) meter: Meter,
     /// Whether the client has sent anything.
     pub(crate) has_sent: bool,
     /// Why the port is closing.
@@ -254,6 +261,7 @@ impl Port {
             selected: Selection::default(),
             is_watched_for_room: false,
             counters: Counters::default(),
+            meter: Meter::new(StormLimit::Off),
             has_sent: false,
             closing: None,
         }

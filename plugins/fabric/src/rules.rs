@@ -47,6 +47,7 @@ impl Fabric {
     pub(crate) fn add_port(&mut self, mut port: Port) -> PortId {
         let number = port.number;
         port.rules = self.rules_of(&self.settings_with(number, port.chosen));
+        port.meter.set_limit(self.settings.storm_limit(number));
         let id = self.ports.insert(port);
         self.pin_stations(number);
         id
@@ -108,7 +109,9 @@ impl Fabric {
             let mut numbers: Vec<u32> = self.settings.stations.values().copied().collect();
             numbers.sort_unstable();
             numbers.dedup();
-            numbers.into_iter().for_each(|number| self.pin_stations(number));
+            numbers
+                .into_iter()
+                .for_each(|number| self.pin_stations(number));
         }
     }
 

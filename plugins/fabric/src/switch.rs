@@ -24,8 +24,8 @@ use vdens_plugin_kit::control::ControlSocket;
 use vdens_plugin_kit::fdb::Fdb;
 use vdens_plugin_kit::wire::control::{Mark, Reply, Request};
 use vdens_plugin_kit::{
-    Batch, Error, FarEnd, Host, Link, Offloads, PanelAddress, Result, RxBatch, State,
-    Status, TxBatch, log,
+    Batch, Error, FarEnd, Host, Link, Offloads, PanelAddress, Result, RxBatch, State, Status,
+    TxBatch, log,
 };
 
 use vdens_switch_control::{Mac, SCHEME};
@@ -41,6 +41,7 @@ use crate::memory::Memory;
 use crate::port::{LOCAL, Port, PortId};
 use crate::settings::{PortSettings, Settings};
 use crate::status;
+use crate::storm::CALM;
 
 /// The most stations that are known.
 pub(crate) const CAPACITY: usize = 131_072;
@@ -176,10 +177,14 @@ pub(crate) struct Switch {
     pub(crate) mac: Mac,
     /// Whether the host uses the link: only then can its interface be plugged.
     pub(crate) is_used: bool,
+    /// Whether the host's port is to be on the panel.
+    pub(crate) wants_plug: bool,
     pub(crate) epoll: Epoll,
     ready: VecDeque<EpollEvent>,
     timer: Timer,
     pub(crate) fabric: Fabric,
+    /// When the storm is over that there is, unless more comes.
+    pub(crate) storm: Option<Instant>,
     /// How many ports each other user may have.
     user_ports: usize,
     pub(crate) ingress: Batch,
@@ -208,6 +213,8 @@ impl Switch {
             started: Instant::now(),
             mac: own_address(),
             is_used: false,
+            wants_plug: false,
+            storm: None,
             epoll,
             ready: VecDeque::with_capacity(EVENTS),
             timer,
@@ -294,9 +301,32 @@ impl Switch {
         let lengths = frames.frames().map(|frame| frame.bytes().len());
         port.counters.traffic.count_in(lengths);
         let refused = self.fabric.forward(id, &frames, Some(host), now);
-        if let Some(port) = self.fabric.ports.get_mut(id) {
-            port.counters.refused.add(refused);
+        let Some(port) = self.fabric.ports.get_mut(id) else {
+            return;
+        };
+        port.counters.refused.add(refused);
+        if refused.storm > 0 {
+            let port = format!("port {}, {},", port.number, port.client);
+            self.note_storm(&port, now);
         }
+    }
+
+    /// Something floods more than it may.
+    pub(crate) fn note_storm(&mut self, who: &str, now: Instant) {
+        if self.storm.is_none() {
+            log::warn!(
+                "{who} floods more frames than it may, and the rest is dropped; do cables make a \
+                 loop?"
+            );
+        }
+        self.storm = Some(now + CALM);
+    }
+
+    /// The storm is over: who was kept off the panel may come again.
+    pub(crate) fn calm_down(&mut self) {
+        self.storm = None;
+        log::info!("the storm is over");
+        self.rearrange();
     }
 
     /// Reads a client's request, and gives the client a port if the request is complete.
@@ -336,7 +366,9 @@ impl Switch {
             free if !admits(&self.fabric.settings.port(free), applicant.peer) => {
                 return Err(Refusal::NotAdmitted(free));
             }
-            free if !is_open(&self.fabric.settings.port(free)) => return Err(Refusal::InVlan(free)),
+            free if !is_open(&self.fabric.settings.port(free)) => {
+                return Err(Refusal::InVlan(free));
+            }
             free => free,
         };
         let data = control::reach(&request.socket, applicant.peer)?;
@@ -352,7 +384,8 @@ impl Switch {
         let can_plug = mark.is_some_and(|mark| mark.panel != 0) && applicant.peer.is_same_user();
         let vlan = self.fabric.panel_vlan(number, &set).filter(|_| can_plug);
         let bridge = vlan.and_then(|vlan| self.bridge(vlan));
-        let could_plug = can_plug && vlan.is_some() == bridge.is_some();
+        let is_offered = vlan.is_some() == bridge.is_some();
+        let could_plug = can_plug && (is_offered || self.storm.is_some());
         let offered = vlan.filter(|_| bridge.is_some());
         let far_end = greet(mark, bridge, &data);
         let reply = Reply {
@@ -488,6 +521,9 @@ impl Switch {
         for peer in late {
             self.refuse(peer, &Refusal::TooSlow, now);
         }
+        if self.storm.is_some_and(|until| until <= now) {
+            self.calm_down();
+        }
         if self.paused.is_some_and(|until| until <= now) {
             self.paused = None;
             if self.spare.is_none() {
@@ -526,6 +562,7 @@ impl Switch {
             self.fabric.fdb.next_sweep(),
             self.applicants.next_deadline(),
             self.paused,
+            self.storm,
         ];
         self.timer
             .arm(deadlines.into_iter().flatten().min())
@@ -535,6 +572,8 @@ impl Switch {
     #[cfg(test)]
     pub(crate) fn set_bridge(&mut self, vlan: u16, bridge: vdens_plugin_kit::Bridge) {
         let bridge = self.watch_bridge(vlan, bridge).unwrap();
+        let meter = crate::storm::Meter::new(self.fabric.settings.storm);
+        let bridge = crate::forwarding::PanelBridge { bridge, meter };
         self.fabric.bridges.insert(vlan, bridge);
     }
 
@@ -637,6 +676,9 @@ impl Link for Switch {
         let refused = self.fabric.forward(LOCAL, batch, None, now);
         self.fabric.local.counters.refused.add(refused);
         batch.count_dropped(refused.count());
+        if refused.storm > 0 {
+            self.note_storm("the switch's own side", now);
+        }
         self.settle()?;
         Ok(batch.len())
     }
@@ -645,6 +687,7 @@ impl Link for Switch {
         self.fabric.local.takes_super_frames = state.offloads.contains(Offloads::ALL);
         let is_first = !std::mem::replace(&mut self.is_used, true);
         let is_interface = !self.host.port().interface.is_empty();
+        self.wants_plug = is_interface || state.plugged;
         if is_interface {
             if is_first {
                 self.plug_host();

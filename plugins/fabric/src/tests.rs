@@ -2,6 +2,7 @@
 
 mod managing;
 mod mixtures;
+mod storms;
 mod vlans;
 
 use std::io::{Read, Write};
@@ -346,7 +347,10 @@ fn super_frames_without_a_frame_are_dropped_and_counted() {
         let mut ports = bench.switch.fabric().ports.iter_mut();
         let counters = ports.next().unwrap().1.counters;
         let expected = ((shortest - SUPER_PREFIX.len()) as u64, 1);
-        assert_eq!((counters.refused.malformed, counters.traffic.in_frames), expected);
+        assert_eq!(
+            (counters.refused.malformed, counters.traffic.in_frames),
+            expected
+        );
     }
 }
 
@@ -471,7 +475,10 @@ fn long_frames_pass_and_too_long_ones_do_not() {
         assert_eq!(b.recv(), None);
     }
     let ports = &mut bench.switch.fabric().ports;
-    let malformed: u64 = ports.iter_mut().map(|(_, p)| p.counters.refused.malformed).sum();
+    let malformed: u64 = ports
+        .iter_mut()
+        .map(|(_, p)| p.counters.refused.malformed)
+        .sum();
     assert_eq!(malformed, 4);
     a.send(&frame(2, 1, 60));
     bench.run();

@@ -15,9 +15,7 @@
 use std::convert::Infallible;
 
 use vdens_plugin_kit::offload::examine;
-use vdens_plugin_kit::{
-    BATCH_FRAMES, Batch, Frame, MAX_LEGACY_FRAME, MIN_FRAME, RxBatch, TxBatch,
-};
+use vdens_plugin_kit::{BATCH_FRAMES, Batch, Frame, MAX_LEGACY_FRAME, MIN_FRAME, RxBatch, TxBatch};
 
 use crate::frame::{TPID_8021Q, tag_of};
 use crate::port::Selection;

@@ -316,7 +316,10 @@ fn a_full_database_leaks_nothing() {
             next += 1;
         }
         let source = bench.switch.fabric().ports.of_number(1).unwrap().0;
-        bench.switch.fabric().forward(source, &batch.tx(0), None, now);
+        bench
+            .switch
+            .fabric()
+            .forward(source, &batch.tx(0), None, now);
     }
     assert_eq!(bench.stations(), crate::switch::CAPACITY);
     for station in [8, 9] {
