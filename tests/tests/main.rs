@@ -75,6 +75,7 @@ mod switch;
 mod switch_limits;
 mod switch_stations;
 mod switch_takeover;
+mod switch_vlan;
 mod sysfs;
 mod terminal;
 mod top;

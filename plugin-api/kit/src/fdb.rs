@@ -95,6 +95,12 @@ impl<S: Station, P: Copy + PartialEq> Fdb<S, P> {
         removed.is_some()
     }
 
+    /// Whether a station is pinned.
+    pub fn is_pinned(&self, station: S) -> bool {
+        let entry = self.stations.get(&station);
+        entry.is_some_and(|entry| entry.seen.is_none())
+    }
+
     /// Pins a station to a place, whether it was known or not.
     pub fn pin(&mut self, station: S, place: P) {
         let before = self.stations.insert(station, Entry { place, seen: None });
@@ -153,12 +159,14 @@ impl<S: Station, P: Copy + PartialEq> Fdb<S, P> {
         self.next_sweep
     }
 
-    /// The stations that are known, with their places and the time since they were heard from; that
-    /// of pinned ones is `None`.
-    pub fn stations(&self, now: Instant) -> impl Iterator<Item = (S, P, Option<Duration>)> {
+    /// The stations that are known, with their places and the time since they were heard from, which
+    /// is zero for those that are pinned.
+    pub fn stations(&self, now: Instant) -> impl Iterator<Item = (S, P, Duration)> {
         let fresh = self.stations.iter();
         let fresh = fresh.filter(move |(_, entry)| entry.is_fresh(self.expiry, now));
-        fresh.map(move |(station, entry)| (*station, entry.place, entry.age(now)))
+        fresh.map(move |(station, entry)| {
+            (*station, entry.place, entry.age(now).unwrap_or_default())
+        })
     }
 
     /// How many stations there are.
@@ -304,7 +312,7 @@ mod tests {
         fdb.forget(B);
         assert_eq!(fdb.lookup(station(1), later), Some(B));
         assert_eq!((fdb.len(), fdb.next_sweep()), (2, None));
-        assert!(fdb.stations(later).all(|(_, _, age)| age.is_none()));
+        assert!(fdb.is_pinned(station(1)) && fdb.stations(later).count() == 2);
         fdb.set_expiry(Duration::ZERO, later);
         assert_eq!(
             fdb.lookup(station(1), later),

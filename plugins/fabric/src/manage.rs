@@ -349,14 +349,14 @@ fn stations(
         LOCAL => Some(LOCAL_PORT),
         id => fabric.ports.get(id).map(|port| port.number),
     };
-    let report = |(station, place, age): &(Station, PortId, Option<Duration>)| {
+    let report = |(station, place, age): &(Station, PortId, Duration)| {
         let (vlan, mac) = key(station);
         let pinned = fabric.settings.stations.get(&(vlan, mac)).copied();
         StationReport {
             vlan,
             mac,
             port: pinned.or_else(|| port_of(*place)),
-            age: age.map(|age| age.as_secs()),
+            age: pinned.is_none().then(|| age.as_secs()),
         }
     };
     Page {

@@ -28,7 +28,7 @@ pub(crate) fn of(fabric: &Fabric, now: Instant) -> Status {
             mac: mac.join(":"),
             vlan: station.vlan(),
             port: names.get(&port).cloned().unwrap_or_default(),
-            age: age.unwrap_or_default().as_secs(),
+            age: age.as_secs(),
         }
     });
     let mut fdb: Vec<StationStatus> = stations.collect();
