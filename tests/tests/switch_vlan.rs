@@ -27,8 +27,7 @@ fn switch<'lab>(lab: &'lab Lab, keys: &str) -> Proc<'lab> {
 fn ask(lab: &Lab, request: &Value) -> Value {
     let (script, sw) = (lab.path("wire.py"), lab.path("sw"));
     let asked = lab.command("python3", [&script, "ask", &sw, &request.to_string()]);
-    let answer = serde_json::from_str(&asked.ok()).unwrap();
-    answer
+    serde_json::from_str(&asked.ok()).unwrap()
 }
 
 /// Makes changes, which must be possible.
@@ -105,7 +104,7 @@ impl Role {
 
 /// Starts to note the frames that a member sees, in a file of this name.
 fn sniff(lab: &Lab, session: &Session<'_>, name: &str) {
-    let (script, log) = (lab.path("wire.py"), lab.path(name));
+    let (script, log) = (lab.path("wire.py"), lab.write(name, ""));
     session.ok(&format!("python3 {script} vde0 sniff >{log} 2>&1 &"));
     wait_until("the sniffer", PATIENCE, || {
         seen(lab, name).contains("ready")
@@ -225,7 +224,7 @@ fn a_client_chooses_a_vlan_that_is_offered() {
     let lab = Lab::new();
     let _switch = switch(&lab, "[vlans=10,20]");
     let ours = member(&lab, &[], "vlan=10", 1);
-    let user_space = member(&lab, &["--no-panel"], "vlan=10/port=7", 2);
+    let _user_space = member(&lab, &["--no-panel"], "vlan=10/port=7", 2);
     let other = member(&lab, &[], "vlan=20", 3);
     let none = member(&lab, &["--no-panel"], "", 4);
     // Debian's names a group of ports, which has a socket of that name.
@@ -404,7 +403,7 @@ fn what_a_port_sends_and_gets_is_seen_at_its_mirror() {
         served.iter().filter(is_served).count() == 2 && served.len() == 3
     });
     a.ping("10.0.0.2");
-    let dump = lab.path("dump");
+    let dump = lab.write("dump", "");
     watcher.ok(&format!("tcpdump -i vde0 -n -U icmp >{dump} 2>&1 &"));
     wait_until("both directions", PATIENCE, || {
         a.ping("10.0.0.2");
@@ -425,7 +424,8 @@ fn a_static_station_is_where_its_owner_says() {
         member(&lab, &["--no-panel"], "2", 2),
     );
     a.ping("10.0.0.2");
-    let mac = b.ok("cat /sys/class/net/vde0/address").trim().to_owned();
+    let shown = b.ok("ip -br link show vde0");
+    let mac = shown.split_whitespace().nth(2).unwrap().to_owned();
     let station = json!({ "vlan": 0, "mac": mac, "port": 7 });
     change(&lab, &json!([{ "add-station": station }]));
     // It is behind a port without a client, so nothing reaches it, whatever it sends.

@@ -157,22 +157,27 @@ impl Directory {
             0 => self.path.join(CONTROL),
             vlan => self.path.join(format!("vlan{vlan}")),
         };
-        let access = Access {
-            mode: mode.unwrap_or(self.access.mode),
-            ..self.access
-        };
-        let bound = BoundSocket::listen(&socket, &path, access, BACKLOG)?;
+        let bound = BoundSocket::listen(&socket, &path, self.access_with(mode), BACKLOG)?;
         Ok((UnixListener::from(socket), self.entry(bound)))
     }
 
-    /// Binds the data socket of port `number`.
+    /// Binds the data socket of port `number`, with the permission bits of the socket that its client
+    /// came through.
     pub(crate) fn bind_data(
         self: &Arc<Self>,
         socket: &UnixDatagram,
         number: u32,
+        mode: Option<u32>,
     ) -> Result<DirectorySocket> {
         let path = self.path.join(format!("fd{number}"));
-        BoundSocket::bind(socket, &path, self.access).map(|bound| self.entry(bound))
+        BoundSocket::bind(socket, &path, self.access_with(mode)).map(|bound| self.entry(bound))
+    }
+
+    fn access_with(&self, mode: Option<u32>) -> Access {
+        Access {
+            mode: mode.unwrap_or(self.access.mode),
+            ..self.access
+        }
     }
 
     fn entry(self: &Arc<Self>, socket: BoundSocket) -> DirectorySocket {

@@ -20,6 +20,7 @@ use crate::forwarding::Fabric;
 use crate::frame::Station;
 use crate::port::{LOCAL, Port, PortId};
 use crate::settings::{Settings, failure, no_port};
+use crate::status::ON_PANEL;
 use crate::switch::{CAPACITY, Switch, admits};
 
 /// How many ports all VLANs of an answer name at most: whole, it fits into a datagram.
@@ -82,7 +83,7 @@ impl Switch {
             storm: settings.storm,
             stp: settings.has_stp,
             priority: settings.priority,
-            panel: "one bridge for each VLAN".into(),
+            panel: ON_PANEL.into(),
         }
     }
 

@@ -62,6 +62,9 @@ impl Switch {
                 .and_then(|bridge| self.watch_bridge(vlan, bridge));
             match made {
                 Ok(bridge) => {
+                    if vlan != 0 {
+                        log::debug!("VLAN {vlan} has a bridge on the panel");
+                    }
                     let meter = Meter::new(settings.storm);
                     let bridge = PanelBridge { bridge, meter };
                     self.fabric.bridges.insert(vlan, bridge);

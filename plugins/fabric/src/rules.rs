@@ -60,8 +60,10 @@ impl Fabric {
         if had_vlans != self.has_vlans() {
             // The VLAN of a frame is another now.
             self.fdb.set_expiry(Duration::ZERO, now);
+            self.fdb.set_expiry(memory_of(kind, expiry), now);
+        } else if (kind, expiry) != (before.kind, before.expiry) {
+            self.fdb.set_expiry(memory_of(kind, expiry), now);
         }
-        self.fdb.set_expiry(memory_of(kind, expiry), now);
         let highest = self.settings.vlans.keys().next_back().copied();
         let count = usize::from(highest.unwrap_or(0)) + 1;
         self.traffic.resize(count, Traffic::default());
@@ -72,8 +74,8 @@ impl Fabric {
                 *traffic = Traffic::default();
             }
         }
-        let mirrors = self.settings.ports.values();
-        self.has_mirrors = mirrors.filter(|port| port.mirror.is_some()).count() > 0;
+        let mut set = self.settings.ports.values();
+        self.has_mirrors = set.any(|port| port.mirror.is_some());
         self.local.rules = self.rules_of(&self.settings.port(LOCAL_PORT));
         let rules: Vec<(PortId, Option<u16>, Rules)> = self
             .ports

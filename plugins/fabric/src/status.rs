@@ -11,6 +11,9 @@ use vdens_plugin_kit::{
 use crate::forwarding::Fabric;
 use crate::port::{LOCAL, Port, PortId};
 
+/// How VLANs are kept apart on the panel.
+pub(crate) const ON_PANEL: &str = "one bridge for each VLAN";
+
 /// The status of the switch.
 pub(crate) fn of(fabric: &Fabric, now: Instant) -> Status {
     let mut ports: Vec<PortStatus> = fabric.ports.iter().map(|(_, port)| of_port(port)).collect();
@@ -36,10 +39,13 @@ pub(crate) fn of(fabric: &Fabric, now: Instant) -> Status {
     let refused = fabric.fdb.refused();
     let refused = (refused > 0).then_some(("frames of stations not learned", refused));
     let extra = refused.map(|(name, count)| (name.to_owned(), count.to_string()));
+    let panel = fabric
+        .has_vlans()
+        .then(|| ("VLANs on the panel".to_owned(), ON_PANEL.to_owned()));
     Status {
         switch: Some(SwitchStatus { ports, fdb }),
         max_mtu: Some(MAX_LEGACY_MTU),
-        extra: extra.into_iter().collect(),
+        extra: extra.into_iter().chain(panel).collect(),
         ..Status::default()
     }
 }

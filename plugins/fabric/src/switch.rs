@@ -372,7 +372,10 @@ impl Switch {
             free => free,
         };
         let data = control::reach(&request.socket, applicant.peer)?;
-        let entry = self.directory.bind_data(&data, number).map_err(|error| {
+        let offered = &self.fabric.settings.vlans;
+        let mode = chosen.and_then(|vlan| offered.get(&vlan)?.as_ref()?.mode);
+        let entry = self.directory.bind_data(&data, number, mode);
+        let entry = entry.map_err(|error| {
             Refusal::System("bind the port's socket", Errno::from_raw(error.errno))
         })?;
         // The mark is not part of what users see.
