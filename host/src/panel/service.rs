@@ -8,9 +8,9 @@
 //! process, which reach the whole process group. Nothing kills it when the process dies, because it
 //! deletes then what the process has left on the panel; each of its waits has a limit.
 //!
-//! The process may turn on it, should a plugin's parser be broken. So the service confines itself to
-//! the system calls of its orders. Files are not confined: Landlock would keep it from taking the
-//! panel's namespaces over from other processes.
+//! The process may turn on it, should a plugin's parser be broken. So the service confines itself
+//! to the system calls of its orders. Files are not confined: Landlock would keep it from taking
+//! the panel's namespaces over from other processes.
 
 use std::time::Duration;
 
