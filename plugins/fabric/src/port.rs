@@ -121,6 +121,17 @@ impl Counters {
     }
 }
 
+/// What a client was told of the panel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offer {
+    /// It cannot be there, or is not to be.
+    None,
+    /// It may plug into the bridge. It may have done so and not said it yet.
+    Bridge,
+    /// It could be there, and is not allowed to for the time being.
+    Later,
+}
+
 #[derive(Debug)]
 pub(crate) struct Port {
     /// The number, which the client may have asked for.
@@ -141,8 +152,8 @@ pub(crate) struct Port {
     pub(crate) counters: Counters,
     /// What it floods.
     pub(crate) meter: Meter,
-    /// Whether the client could be on the panel, and is not allowed to for the time being.
-    pub(crate) is_kept_off: bool,
+    /// What the client was told of the panel.
+    pub(crate) offer: Offer,
     /// Why the port is closing.
     pub(crate) closing: Option<String>,
 }
@@ -170,7 +181,7 @@ impl Port {
             is_watched_for_room: false,
             counters: Counters::default(),
             meter: Meter::new(StormLimit::Off),
-            is_kept_off: false,
+            offer: Offer::None,
             closing: None,
         }
     }

@@ -37,7 +37,7 @@ use crate::events::Events;
 use crate::forwarding::Fabric;
 use crate::manage::memory_of;
 use crate::memory::Memory;
-use crate::port::{BRIDGE, LOCAL, Port, PortId};
+use crate::port::{BRIDGE, LOCAL, Offer, Port, PortId};
 use crate::settings::{PortSettings, Settings};
 use crate::status;
 use crate::storm::CALM;
@@ -345,7 +345,7 @@ impl Switch {
         self.storm = None;
         log::info!("the storm is over");
         let ports = self.fabric.ports.iter_mut();
-        for (_, port) in ports.filter(|(_, port)| port.is_kept_off) {
+        for (_, port) in ports.filter(|(_, port)| port.offer == Offer::Later) {
             port.close("it may be on the panel again");
         }
         if self.wants_plug && !self.fabric.host_is_plugged {
@@ -391,7 +391,7 @@ impl Switch {
         self.drop_bridge("the bridge on the panel is lost");
     }
 
-    /// Gives up the bridge, for this reason. The clients that were plugged into it come again.
+    /// Gives up the bridge, for this reason. The clients that were offered it come again.
     pub(crate) fn drop_bridge(&mut self, why: &str) {
         if let Some(bridge) = self.fabric.bridge.take() {
             // Closing it is enough, unless another process has it open.
@@ -399,12 +399,8 @@ impl Switch {
         }
         self.fabric.fdb.forget(BRIDGE);
         self.fabric.host_is_plugged = false;
-        for (_, port) in self
-            .fabric
-            .ports
-            .iter_mut()
-            .filter(|(_, p)| p.far_end.is_plugged())
-        {
+        let ports = self.fabric.ports.iter_mut();
+        for (_, port) in ports.filter(|(_, port)| port.offer == Offer::Bridge) {
             port.close(why);
         }
     }
@@ -471,7 +467,13 @@ impl Switch {
             None => (String::from_utf8_lossy(&request.description), None),
         };
         let could_plug = mark.is_some_and(|mark| mark.panel != 0) && applicant.peer.is_same_user();
-        let far_end = self.greet(mark, could_plug, &data);
+        let bridge = could_plug.then(|| self.bridge()).flatten();
+        let offer = match &bridge {
+            Some(_) => Offer::Bridge,
+            None if could_plug && self.storm.is_some() => Offer::Later,
+            None => Offer::None,
+        };
+        let far_end = greet(mark, bridge, &data);
         let reply = Reply {
             socket: entry.path().to_owned(),
         };
@@ -480,7 +482,7 @@ impl Switch {
         let _ = send(applicant.stream.as_raw_fd(), &reply.encode()?, flags);
         let client = format!("{description}, {}", applicant.peer);
         let mut port = Port::new(number, client, applicant.stream, data, entry, far_end);
-        port.is_kept_off = could_plug && self.storm.is_some();
+        port.offer = offer;
         port.meter
             .set_limit(self.fabric.settings.storm_limit(number));
         log::debug!("port {number} opened for {}", port.client);
@@ -503,15 +505,6 @@ impl Switch {
             return Err(Refusal::System("watch the port", errno));
         }
         Ok(())
-    }
-
-    /// Greets a client of ours: one of this user, which could plug, is offered the bridge.
-    fn greet(&mut self, mark: Option<Mark>, could_plug: bool, data: &UnixDatagram) -> FarEnd {
-        let bridge = could_plug.then(|| self.bridge()).flatten();
-        let mut client = FarEnd::client(mark, bridge);
-        client.set_host_offloads(TAKES_ALL.offloads);
-        client.announce(data);
-        client
     }
 
     /// The lowest number that no client has, and that `is_right` with what is set of it.
@@ -687,6 +680,14 @@ fn set_up_epoll(listener: &UnixListener) -> nix::Result<(Epoll, Timer)> {
     epoll.add(&timer.fd, Source::Timer.event(EpollFlags::EPOLLIN))?;
     epoll.add(listener, Source::Listener.event(EpollFlags::EPOLLIN))?;
     Ok((epoll, timer))
+}
+
+/// Greets a client of ours, which is offered the bridge if there is one for it.
+fn greet(mark: Option<Mark>, bridge: Option<PanelAddress>, data: &UnixDatagram) -> FarEnd {
+    let mut client = FarEnd::client(mark, bridge);
+    client.set_host_offloads(TAKES_ALL.offloads);
+    client.announce(data);
+    client
 }
 
 /// Makes the socket for requests. Without one the switch only cannot be changed.
