@@ -19,7 +19,7 @@ use vdens_switch_control::LOCAL_PORT;
 
 use crate::forwarding::PanelBridge;
 use crate::manage::memory_of;
-use crate::port::{LOCAL, PortId};
+use crate::port::{LOCAL, Offer, PortId};
 use crate::storm::Meter;
 use crate::switch::{Source, Switch, TAKES_ALL};
 
@@ -85,8 +85,8 @@ impl Switch {
         Ok(bridge)
     }
 
-    /// Gives up a VLAN's bridge, for this reason. The clients that were plugged into it come again,
-    /// and the host's interface is served here.
+    /// Gives up a VLAN's bridge, for this reason. The clients that were offered it come again, and
+    /// the host's interface is served here.
     fn drop_bridge(&mut self, vlan: u16, why: &str) {
         if let Some(PanelBridge { bridge, .. }) = self.fabric.bridges.remove(&vlan) {
             // Closing it is enough, unless another process has it open.
@@ -96,7 +96,7 @@ impl Switch {
         let local = &mut self.fabric.local;
         local.plugged = local.plugged.filter(|plugged| *plugged != vlan);
         for (_, port) in self.fabric.ports.iter_mut() {
-            if port.far_end.is_plugged() && port.offered == Some(vlan) {
+            if port.offer == Offer::Bridge(vlan) {
                 port.close(why);
             }
         }
@@ -133,19 +133,23 @@ impl Switch {
     /// Moves ports to the bridges that they may be on now, and off those that they may not be on.
     pub(crate) fn rearrange(&mut self) {
         let fabric = &self.fabric;
-        // During a storm none comes to the panel.
-        let has_storm = self.storm.is_some();
-        let is_wrong = |number: u32, chosen: Option<u16>, offered: Option<u16>| {
-            fabric.panel_vlan(number, &fabric.settings_with(number, chosen)) != offered
-                && !(has_storm && offered.is_none())
+        let is_wrong = |number: u32, chosen: Option<u16>, offer: Offer| {
+            let vlan = fabric.panel_vlan(number, &fabric.settings_with(number, chosen));
+            match offer {
+                Offer::None => false,
+                Offer::Bridge(own) => vlan != Some(own),
+                // During a storm none comes to the panel.
+                Offer::Later => vlan.is_some() && self.storm.is_none(),
+            }
         };
         let wrong: Vec<PortId> = fabric
             .ports
             .iter()
-            .filter(|(_, port)| port.could_plug && is_wrong(port.number, port.chosen, port.offered))
+            .filter(|(_, port)| is_wrong(port.number, port.chosen, port.offer))
             .map(|(id, _)| id)
             .collect();
-        let has_wrong_host = is_wrong(LOCAL_PORT, None, fabric.local.plugged);
+        let own = fabric.local.plugged.map_or(Offer::Later, Offer::Bridge);
+        let has_wrong_host = is_wrong(LOCAL_PORT, None, own);
         let unused = fabric.bridges.keys().copied();
         let is_unknown = |vlan: &u16| *vlan != 0 && !fabric.settings.vlans.contains_key(vlan);
         let unused: Vec<u16> = unused.filter(is_unknown).collect();

@@ -198,6 +198,17 @@ impl Counters {
     }
 }
 
+/// What a client was told of the panel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offer {
+    /// It cannot be there.
+    None,
+    /// It may plug into the bridge of this VLAN. It may have done so and not said it yet.
+    Bridge(u16),
+    /// It could be there, and is not to be at present.
+    Later,
+}
+
 #[derive(Debug)]
 pub(crate) struct Port {
     /// The number, which the client may have asked for.
@@ -214,11 +225,8 @@ pub(crate) struct Port {
     pub(crate) rules: Rules,
     /// The VLAN that the client has chosen, by the socket that it came through.
     pub(crate) chosen: Option<u16>,
-    /// The VLAN whose bridge it was offered. `None` if it could not use one, or is to be served
-    /// here.
-    pub(crate) offered: Option<u16>,
-    /// Whether it could be plugged into a bridge.
-    pub(crate) could_plug: bool,
+    /// What the client was told of the panel.
+    pub(crate) offer: Offer,
     /// Frames of the batch that came in that are for this port.
     pub(crate) wanted: Wanted,
     /// The same in the batch at hand.
@@ -255,8 +263,7 @@ impl Port {
             far_end,
             rules: Rules::access(0),
             chosen: None,
-            offered: None,
-            could_plug: false,
+            offer: Offer::None,
             wanted: Wanted::default(),
             selected: Selection::default(),
             is_watched_for_room: false,

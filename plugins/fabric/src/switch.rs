@@ -38,7 +38,7 @@ use crate::events::Events;
 use crate::forwarding::Fabric;
 use crate::manage::memory_of;
 use crate::memory::Memory;
-use crate::port::{LOCAL, Port, PortId};
+use crate::port::{LOCAL, Offer, Port, PortId};
 use crate::settings::{PortSettings, Settings};
 use crate::status;
 use crate::storm::CALM;
@@ -387,9 +387,13 @@ impl Switch {
         let can_plug = mark.is_some_and(|mark| mark.panel != 0) && applicant.peer.is_same_user();
         let vlan = self.fabric.panel_vlan(number, &set).filter(|_| can_plug);
         let bridge = vlan.and_then(|vlan| self.bridge(vlan));
-        let is_offered = vlan.is_some() == bridge.is_some();
-        let could_plug = can_plug && (is_offered || self.storm.is_some());
-        let offered = vlan.filter(|_| bridge.is_some());
+        let offer = match (vlan, &bridge) {
+            (Some(vlan), Some(_)) => Offer::Bridge(vlan),
+            // Without a storm, there is no bridge because there is no panel.
+            (Some(_), None) if self.storm.is_none() => Offer::None,
+            _ if can_plug => Offer::Later,
+            _ => Offer::None,
+        };
         let far_end = greet(mark, bridge, &data);
         let reply = Reply {
             socket: entry.path().to_owned(),
@@ -399,7 +403,7 @@ impl Switch {
         let _ = send(applicant.stream.as_raw_fd(), &reply.encode()?, flags);
         let client = format!("{description}, {}", applicant.peer);
         let mut port = Port::new(number, client, applicant.stream, data, entry, far_end);
-        (port.chosen, port.offered, port.could_plug) = (chosen, offered, could_plug);
+        (port.chosen, port.offer) = (chosen, offer);
         log::debug!("port {number} opened for {}", port.client);
         self.events
             .push("port/+", format!("port {number}: {}", port.client));
@@ -593,6 +597,14 @@ fn set_up_epoll() -> nix::Result<(Epoll, Timer)> {
     Ok((epoll, timer))
 }
 
+/// Greets a client of ours, which is offered the bridge if there is one for it.
+fn greet(mark: Option<Mark>, bridge: Option<PanelAddress>, data: &UnixDatagram) -> FarEnd {
+    let mut client = FarEnd::client(mark, bridge);
+    client.set_host_offloads(TAKES_ALL.offloads);
+    client.announce(data);
+    client
+}
+
 /// Makes the socket for requests. Without one the switch only cannot be changed.
 fn listen_for_requests(epoll: &Epoll) -> Option<ControlSocket> {
     let requests = ControlSocket::open(SCHEME)
@@ -607,14 +619,6 @@ fn listen_for_requests(epoll: &Epoll) -> Option<ControlSocket> {
 fn own_address() -> Mac {
     let [_, b, c, d, e, f, ..] = RandomState::new().build_hasher().finish().to_be_bytes();
     Mac([0x02, b, c, d, e, f])
-}
-
-/// Greets a client of ours, and offers it this bridge.
-fn greet(mark: Option<Mark>, bridge: Option<PanelAddress>, data: &UnixDatagram) -> FarEnd {
-    let mut client = FarEnd::client(mark, bridge);
-    client.set_host_offloads(TAKES_ALL.offloads);
-    client.announce(data);
-    client
 }
 
 /// Whether a port may be that of a client.
