@@ -357,7 +357,7 @@ fn stations(
             vlan,
             mac,
             port: pinned.or_else(|| port_of(*place)),
-            age: pinned.is_none().then(|| age.as_secs()),
+            age: pinned.is_none().then_some(age.as_secs()),
         }
     };
     Page {
