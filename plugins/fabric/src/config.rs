@@ -1,15 +1,15 @@
 //! The keys of a `switch://` or `hub://` VNL, with the command line's options behind them.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, User};
 use vdens_plugin_kit::vnl::{Keys, Spec, group_id};
 use vdens_plugin_kit::{Error, OpenOptions, Result};
-use vdens_switch_control::{Change, StormLimit, StpChange};
+use vdens_switch_control::{MAX_VLAN, StormLimit};
 
 use crate::Kind;
-use crate::settings::Settings;
 
 const KEYS: Keys = Keys::new(&[
     "mode",
@@ -21,6 +21,9 @@ const KEYS: Keys = Keys::new(&[
     "hashseed",
     "userports",
     "memory",
+    "vlans",
+    "vlan",
+    "trunk",
     "storm",
     "stp",
     "priority",
@@ -45,12 +48,24 @@ pub(crate) struct Config {
     pub(crate) directory_mode: Mode,
     /// The group that sockets and directory are to belong to.
     pub(crate) group: Option<Gid>,
-    /// What can be changed later.
-    pub(crate) settings: Settings,
+    /// Seconds for which a station is remembered after its last frame: a hub remembers none.
+    pub(crate) expiry: u32,
     /// How many ports each user may have, but for root and the switch's own.
     pub(crate) user_ports: usize,
+    /// The frames that each port may flood in a second.
+    pub(crate) storm: StormLimit,
+    /// Whether the switch takes part in a spanning tree.
+    pub(crate) stp: bool,
+    /// Its priority there.
+    pub(crate) priority: Option<u16>,
     /// What all queues together may take, in bytes.
     pub(crate) memory: usize,
+    /// VLANs that clients can choose.
+    pub(crate) vlans: BTreeSet<u16>,
+    /// The VLAN of untagged frames on the own side.
+    pub(crate) untagged: Option<u16>,
+    /// The VLANs whose frames are tagged on the own side.
+    pub(crate) trunk: BTreeSet<u16>,
 }
 
 impl Config {
@@ -65,13 +80,6 @@ impl Config {
         let directory_mode = spec.mode("dirmode")?;
         let user_ports = positive(&spec, "userports")?.unwrap_or(DEFAULT_USER_PORTS);
         let memory = positive(&spec, "memory")?.unwrap_or(DEFAULT_MEMORY);
-        let storm = match spec.get("storm") {
-            Some("off") => StormLimit::Off,
-            _ => {
-                let frames = positive(&spec, "storm")?.and_then(|n| u32::try_from(n).ok());
-                StormLimit::Frames(frames.unwrap_or(DEFAULT_STORM))
-            }
-        };
         Ok(Self {
             kind,
             directory: match spec.target().as_os_str().is_empty() {
@@ -88,11 +96,27 @@ impl Config {
                 .or(options.group.as_deref())
                 .map(|name| group_id(name).map(Gid::from_raw))
                 .transpose()?,
-            settings: Settings::new(kind, u32::try_from(expiry).unwrap_or(u32::MAX), storm)
-                .changed(&changes(&spec)?)
-                .map_err(|failure| Error::usage(failure.message))?,
+            expiry: u32::try_from(expiry).unwrap_or(u32::MAX),
             user_ports: usize::try_from(user_ports).unwrap_or(usize::MAX),
+            storm: match spec.get("storm") {
+                Some("off") => StormLimit::Off,
+                _ => {
+                    let frames = positive(&spec, "storm")?.and_then(|n| u32::try_from(n).ok());
+                    StormLimit::Frames(frames.unwrap_or(DEFAULT_STORM))
+                }
+            },
+            stp: match spec.get("stp") {
+                None | Some("off") => false,
+                Some("" | "on") => true,
+                Some(other) => {
+                    return Err(Error::usage(format!("stp is on or off, not '{other}'")));
+                }
+            },
+            priority: spec.number("priority")?,
             memory: usize::try_from(memory << 20).unwrap_or(usize::MAX),
+            vlans: vlans(&spec, "vlans")?,
+            untagged: spec.get("vlan").map(|_| vlan(&spec, "vlan")).transpose()?,
+            trunk: vlans(&spec, "trunk")?,
         })
     }
 }
@@ -104,26 +128,41 @@ fn searchable(mode: u32) -> u32 {
     0o2700 | group | others
 }
 
-/// What the keys of the spanning tree change of the settings.
-fn changes(spec: &Spec) -> Result<Vec<Change>> {
-    let mut changes = Vec::new();
-    match spec.get("stp") {
-        None => {}
-        Some("" | "on") => changes.push(Change::Stp(StpChange::Enabled(true))),
-        Some("off") => changes.push(Change::Stp(StpChange::Enabled(false))),
-        Some(other) => return Err(Error::usage(format!("stp is on or off, not '{other}'"))),
-    }
-    if let Some(priority) = spec.number("priority")? {
-        changes.push(Change::Stp(StpChange::Priority(priority)));
-    }
-    Ok(changes)
-}
-
 fn positive(spec: &Spec, key: &str) -> Result<Option<u64>> {
     match spec.number::<u32>(key)? {
         Some(0) => Err(Error::usage(format!("{key} cannot be 0"))),
         number => Ok(number.map(u64::from)),
     }
+}
+
+/// The VLAN that a key names.
+fn vlan(spec: &Spec, key: &str) -> Result<u16> {
+    let text = spec.get(key).unwrap_or_default();
+    number_of_vlan(text).ok_or_else(|| no_vlan(key, text))
+}
+
+/// The VLANs that a key lists: identifiers and ranges of them, with commas between.
+fn vlans(spec: &Spec, key: &str) -> Result<BTreeSet<u16>> {
+    let mut vlans = BTreeSet::new();
+    for part in spec.get(key).iter().flat_map(|list| list.split(',')) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        match (number_of_vlan(first), number_of_vlan(last)) {
+            (Some(first), Some(last)) if first <= last => vlans.extend(first..=last),
+            _ => return Err(no_vlan(key, part)),
+        }
+    }
+    Ok(vlans)
+}
+
+fn number_of_vlan(text: &str) -> Option<u16> {
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    let vlan = text.parse().ok().filter(|_| is_number);
+    vlan.filter(|vlan| (1..=MAX_VLAN).contains(vlan))
+}
+
+fn no_vlan(key: &str, text: &str) -> Error {
+    Error::usage(format!("{key}: '{}' is no VLAN", text.escape_debug()))
+        .hint(format!("VLANs are 1 to {MAX_VLAN}, for example {key}=10"))
 }
 
 fn default_directory() -> PathBuf {
@@ -148,7 +187,7 @@ mod tests {
         let got = config("/tmp/sw").unwrap();
         assert_eq!(got.mode.bits(), 0o600);
         assert_eq!(got.directory_mode.bits(), 0o2700);
-        assert_eq!((got.group, got.settings.expiry), (None, 120));
+        assert_eq!((got.group, got.expiry), (None, 120));
         assert_eq!((got.user_ports, got.memory), (64, 64 << 20));
         let default = config("").unwrap().directory;
         assert!(default.to_str().unwrap().starts_with("/tmp/vdenode_"));
@@ -160,22 +199,31 @@ mod tests {
         assert_eq!(got.mode.bits(), 0o666);
         assert_eq!(got.directory_mode.bits(), 0o2711);
         assert_eq!(got.group, Some(Gid::from_raw(0)));
-        assert_eq!(got.settings.expiry, 5);
+        assert_eq!(got.expiry, 5);
         let got = config("/sw[mode=660/dirmode=2770]").unwrap();
         assert_eq!(got.directory_mode.bits(), 0o2770);
         let got = config("/sw[userports=1/memory=2]").unwrap();
         assert_eq!((got.user_ports, got.memory), (1, 2 << 20));
-        assert_eq!(got.settings.storm, StormLimit::Frames(20_000));
-        let storm = |argument| config(argument).unwrap().settings.storm;
-        assert_eq!(storm("/sw[storm=off]"), StormLimit::Off);
-        assert_eq!(storm("/sw[storm=5]"), StormLimit::Frames(5));
-        let got = config("/sw[stp/priority=4096]").unwrap().settings;
-        assert!(got.has_stp && got.priority == 4096);
-        assert!(!config("/sw[stp=off]").unwrap().settings.has_stp);
+        let got = config("/sw[vlans=10,20-22/vlan=5/trunk=10,30]").unwrap();
+        assert_eq!(got.vlans, [10, 20, 21, 22].into());
+        assert_eq!((got.untagged, got.trunk), (Some(5), [10, 30].into()));
+        assert_eq!(got.storm, StormLimit::Frames(20_000));
+        assert_eq!(config("/sw[storm=off]").unwrap().storm, StormLimit::Off);
+        assert_eq!(config("/sw[storm=5]").unwrap().storm, StormLimit::Frames(5));
+        let got = config("/sw[stp/priority=4096]").unwrap();
+        assert_eq!((got.stp, got.priority), (true, Some(4096)));
+        assert!(!config("/sw[stp=off]").unwrap().stp);
         for bad in [
+            "vlans=",
+            "vlans=0",
+            "vlans=10,,20",
+            "vlans=20-10",
+            "vlans=1-4095",
+            "vlan=10,20",
+            "vlan=+1",
+            "trunk=x",
             "storm=0",
             "stp=maybe",
-            "priority=1",
             "priority=65536",
             "storm=on",
             "mode=8",

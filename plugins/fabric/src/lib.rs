@@ -22,8 +22,8 @@
 //! - `port`: a client's data socket, with a bounded `queue` for what it does not take at once;
 //! - `memory`: the memory of all queues, and each port's share of it;
 //! - `frame`: the source and destination of a frame;
-//! - `tree`: the spanning tree, and what it says of the ports;
 //! - `forwarding`: from one port's batch of frames to the other ports, with one system call each;
+//! - `tree`: the spanning tree, and what it says of the ports;
 //! - `storm`: how many frames a port may flood;
 //! - `status`: what a user may want to know;
 //! - `settings`: what is set of the switch and its ports;
@@ -45,13 +45,18 @@
 mod config;
 mod control;
 mod directory;
+mod doors;
 mod events;
 mod forwarding;
 mod frame;
+mod ingress;
 mod manage;
 mod memory;
+mod panel;
 mod port;
+mod ports;
 mod queue;
+mod rules;
 mod settings;
 mod status;
 mod storm;
@@ -59,6 +64,7 @@ mod switch;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod vlan;
 
 use vdens_plugin_kit::{Capabilities, Link, OpenRequest, Result};
 pub use vdens_switch_control::Kind;

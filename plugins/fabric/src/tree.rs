@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use vdens_plugin_kit::{Batch, RxBatch, log};
+use vdens_plugin_kit::{Batch, RxBatch, TxBatch, log};
 use vdens_rstp::{
     Action, Bridge, Cause, FRAME_LEN, GROUP_ADDRESS, PortNumber, PortState, Role, Settings,
 };
@@ -89,10 +89,13 @@ impl Tree {
         }
     }
 
-    /// A frame for bridges has come in.
-    pub(crate) fn receive(&mut self, id: PortId, frame: &[u8]) {
-        if let Some(number) = self.numbers.get(&id) {
-            self.bridge.receive(*number, frame);
+    /// Takes the BPDUs of a batch that has come in.
+    pub(crate) fn hear(&mut self, id: PortId, batch: &TxBatch<'_>) {
+        let Some(number) = self.numbers.get(&id) else {
+            return;
+        };
+        for frame in batch.frames().filter(|frame| is_for_bridges(frame.bytes())) {
+            self.bridge.receive(*number, frame.bytes());
         }
     }
 
@@ -207,7 +210,7 @@ impl Switch {
 
     /// Begins to take part in the tree.
     pub(crate) fn start_tree(&mut self, now: Instant) {
-        self.drop_bridge("the switch is in a spanning tree now");
+        self.drop_bridges("the switch is in a spanning tree now");
         self.fabric.set_state(LOCAL, PortState::Discarding);
         let set = &self.fabric.settings;
         let Some(mut tree) = Tree::new(self.mac, set.priority, now) else {

@@ -21,13 +21,13 @@ impl Bench {
         answer.error.map_or(0, |failure| failure.errno)
     }
 
-    fn ports(&mut self, selection: PortSelection) -> Vec<u32> {
+    pub(super) fn ports(&mut self, selection: PortSelection) -> Vec<u32> {
         let request = Request::Ports { from: 0, selection };
         let page = self.request(request).ports.unwrap();
         page.items.iter().map(|port| port.number).collect()
     }
 
-    fn all_stations(&mut self) -> Vec<StationReport> {
+    pub(super) fn all_stations(&mut self) -> Vec<StationReport> {
         let mut all = Vec::new();
         let mut from = Default::default();
         loop {
