@@ -76,6 +76,7 @@ mod switch_limits;
 mod switch_stations;
 mod switch_storm;
 mod switch_takeover;
+mod switch_vlan;
 mod sysfs;
 mod terminal;
 mod top;
