@@ -73,6 +73,7 @@ mod status;
 mod stopped_peers;
 mod switch;
 mod switch_limits;
+mod switch_rstp;
 mod switch_stations;
 mod switch_storm;
 mod switch_takeover;

@@ -25,6 +25,7 @@
 //! - `frame`: the source and destination of a frame;
 //! - `ingress`: which frames enter, and on which VLAN; `vlan`: their forms, with a tag or without;
 //! - `forwarding`: from one port's batch of frames to the other ports, with one system call each;
+//! - `tree`: the spanning tree, and what it says of the ports;
 //! - `storm`: how many frames a port may flood;
 //! - `status`: what a user may want to know;
 //! - `settings`: what is set of the switch and its ports; `rules`: what that means for frames;
@@ -65,6 +66,7 @@ mod storm;
 mod switch;
 #[cfg(test)]
 mod tests;
+mod tree;
 mod vlan;
 
 use vdens_plugin_kit::{Capabilities, Link, OpenRequest, Result};
