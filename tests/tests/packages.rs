@@ -340,6 +340,72 @@ fn an_arch_package_has_the_same_files() {
     assert_eq!(files(tree(&image)), files(tree(&whole)));
 }
 
+/// The bill of materials is JSON, and lists crates as Cargo.lock has them: all that the programs
+/// depend on, and none that only the tests need.
+#[test]
+fn a_bill_of_materials_lists_the_crates() {
+    let lab = Lab::new();
+    let root = lab.aside("root");
+    install_into(&root);
+    let text = fs::read(root.join("usr/share/doc/vdens-rs/sbom.cdx.json")).unwrap();
+    let bill: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    assert_eq!(bill["bomFormat"], "CycloneDX");
+    let vdens = &bill["metadata"]["component"];
+    assert_eq!(vdens["version"], env!("CARGO_PKG_VERSION"));
+
+    let parse = |file: &str| -> toml::Table {
+        let text = fs::read_to_string(repository().join(file)).unwrap();
+        text.parse().unwrap()
+    };
+    let lock = parse("Cargo.lock");
+    let lock = lock["package"].as_array().unwrap();
+    let mut listed = Vec::new();
+    for component in bill["components"].as_array().unwrap() {
+        let field = |name: &str| component[name].as_str().unwrap();
+        let locked = lock.iter().find(|one| {
+            let is = |key: &str| one[key].as_str() == Some(field(key));
+            is("name") && is("version")
+        });
+        let locked = locked.unwrap_or_else(|| panic!("not in Cargo.lock: {component}"));
+        let checksum = component["hashes"][0]["content"].as_str();
+        assert_eq!(locked["checksum"].as_str(), checksum, "{component}");
+        let licence = component["licenses"][0]["expression"].as_str().unwrap();
+        assert!(!licence.is_empty() && !licence.contains('/'), "{component}");
+        listed.push(field("name"));
+    }
+    let host = parse("host/Cargo.toml");
+    for name in host["dependencies"].as_table().unwrap().keys() {
+        let is_there = name.starts_with("vdens") || listed.contains(&&**name);
+        assert!(is_there, "{name} is missing");
+    }
+    for name in ["libfuzzer-sys", "serde_derive"] {
+        assert!(!listed.contains(&name), "{name}");
+    }
+}
+
+/// cargo-deny finds nothing against host/packaging/deny.toml. It looks for known vulnerabilities
+/// only where somebody has fetched their list.
+#[test]
+fn cargo_deny_finds_nothing() {
+    let deny = || {
+        let mut deny = Command::new(env!("CARGO"));
+        deny.current_dir(repository()).arg("deny");
+        deny
+    };
+    let version = deny().arg("--version").output().unwrap();
+    if !version.status.success() {
+        return skip("cargo-deny is not installed");
+    }
+    let mut check = deny();
+    check.args([
+        "--offline",
+        "--locked",
+        "--config",
+        "host/packaging/deny.toml",
+    ]);
+    succeed_with(check.args(["check", "licenses", "bans", "sources"]));
+}
+
 /// The licence of each crate in the programs is one that host/packaging/deny.toml allows.
 #[test]
 fn licences_are_allowed() {

@@ -236,6 +236,22 @@ fn the_crates_for_authors_can_be_published() {
     }
 }
 
+/// What the crates for authors have promised is there and unchanged.
+#[test]
+fn the_public_interface_is_kept() {
+    need!("python3");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/public-api");
+    let mut compare = Command::new(script);
+    let output = compare.env("CARGO_TARGET_DIR", profiles()).output();
+    let output = output.unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains(" 0 broken"),
+        "{said}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
 /// A plugin on ABI 1 as it was frozen, built by two compilers: it loads, carries traffic, and uses
 /// every service of its host but the panel.
 #[test]

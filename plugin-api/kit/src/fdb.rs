@@ -56,6 +56,24 @@ impl<S: Station, P: Copy + PartialEq> Fdb<S, P> {
         }
     }
 
+    /// Changes how long stations are remembered from now on, and before. Zero forgets them all.
+    pub fn set_expiry(&mut self, expiry: Duration, now: Instant) {
+        self.expiry = expiry;
+        self.sweep(now);
+    }
+
+    /// Whether a station is in the table.
+    pub fn knows(&self, station: S) -> bool {
+        self.stations.contains_key(&station)
+    }
+
+    /// Removes a station. Returns whether it was in the table.
+    pub fn remove(&mut self, station: S) -> bool {
+        let was_known = self.stations.remove(&station).is_some();
+        self.shrink();
+        was_known
+    }
+
     /// Learns that a frame of `station` came from `place`. Groups have no place.
     pub fn learn(&mut self, station: S, place: P, now: Instant) {
         if station.is_group() || self.expiry.is_zero() {
@@ -228,6 +246,22 @@ mod tests {
             "1 has expired"
         );
         assert_eq!(fdb.lookup(station(0), after(start, 150)), Some(B));
+    }
+
+    #[test]
+    fn the_expiry_time_can_change() {
+        let start = Instant::now();
+        let mut fdb = Fdb::new(9, EXPIRY);
+        fdb.learn(station(1), A, start);
+        fdb.set_expiry(Duration::from_secs(10), after(start, 5));
+        assert_eq!(fdb.lookup(station(1), after(start, 9)), Some(A));
+        assert_eq!(fdb.lookup(station(1), after(start, 10)), None);
+        fdb.set_expiry(Duration::ZERO, after(start, 5));
+        assert!(fdb.is_empty() && fdb.next_sweep().is_none());
+        fdb.set_expiry(EXPIRY, after(start, 6));
+        fdb.learn(station(1), A, after(start, 6));
+        assert!(fdb.remove(station(1)) && !fdb.remove(station(1)));
+        assert!(fdb.is_empty() && fdb.next_sweep().is_none());
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! The keys of a `switch://` or `hub://` VNL, with the command line's options behind them.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, User};
@@ -38,8 +37,8 @@ pub(crate) struct Config {
     pub(crate) directory_mode: Mode,
     /// The group that sockets and directory are to belong to.
     pub(crate) group: Option<Gid>,
-    /// How long a station is remembered after its last frame: a hub remembers none.
-    pub(crate) expiry: Duration,
+    /// Seconds for which a station is remembered after its last frame: a hub remembers none.
+    pub(crate) expiry: u32,
     /// How many ports each user may have, but for root and the switch's own.
     pub(crate) user_ports: usize,
     /// What all queues together may take, in bytes.
@@ -74,10 +73,7 @@ impl Config {
                 .or(options.group.as_deref())
                 .map(|name| group_id(name).map(Gid::from_raw))
                 .transpose()?,
-            expiry: match kind {
-                Kind::Switch => Duration::from_secs(expiry),
-                Kind::Hub => Duration::ZERO,
-            },
+            expiry: u32::try_from(expiry).unwrap_or(u32::MAX),
             user_ports: usize::try_from(user_ports).unwrap_or(usize::MAX),
             memory: usize::try_from(memory << 20).unwrap_or(usize::MAX),
         })
@@ -120,7 +116,7 @@ mod tests {
         let got = config("/tmp/sw").unwrap();
         assert_eq!(got.mode.bits(), 0o600);
         assert_eq!(got.directory_mode.bits(), 0o2700);
-        assert_eq!((got.group, got.expiry.as_secs()), (None, 120));
+        assert_eq!((got.group, got.expiry), (None, 120));
         assert_eq!((got.user_ports, got.memory), (64, 64 << 20));
         let default = config("").unwrap().directory;
         assert!(default.to_str().unwrap().starts_with("/tmp/vdenode_"));
@@ -132,7 +128,7 @@ mod tests {
         assert_eq!(got.mode.bits(), 0o666);
         assert_eq!(got.directory_mode.bits(), 0o2711);
         assert_eq!(got.group, Some(Gid::from_raw(0)));
-        assert_eq!(got.expiry.as_secs(), 5);
+        assert_eq!(got.expiry, 5);
         let got = config("/sw[mode=660/dirmode=2770]").unwrap();
         assert_eq!(got.directory_mode.bits(), 0o2770);
         let got = config("/sw[userports=1/memory=2]").unwrap();
@@ -156,11 +152,10 @@ mod tests {
     }
 
     #[test]
-    fn a_hub_takes_the_same_keys_and_remembers_nothing() {
+    fn a_hub_takes_the_same_keys() {
         let hub = |argument| Config::new(Kind::Hub, argument, &OpenOptions::default());
         let got = hub("/hub[mode=666/expiretime=5/hashsize=64]").unwrap();
         assert_eq!(got.mode.bits(), 0o666);
-        assert!(got.expiry.is_zero());
         assert!(hub("/hub[expiretime=soon]").is_err());
         assert!(hub("/hub[port=3]").is_err());
     }

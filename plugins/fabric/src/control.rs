@@ -8,6 +8,7 @@
 //! itself, since the switch runs as another user. So the socket must belong to the client's user.
 //! It is held open while that is checked, so that no other can take its place.
 
+use std::ffi::CString;
 use std::fmt;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -22,7 +23,7 @@ use nix::sys::socket::{
     sockopt,
 };
 use nix::sys::stat::{Mode, SFlag, fstat};
-use nix::unistd::Uid;
+use nix::unistd::{Gid, Uid, User, getgrouplist};
 use vdens_plugin_kit::wire::control::{ControlError, MAX_REQUEST_LEN, Request, RequestKind};
 
 /// How long a client may take for its request.
@@ -45,6 +46,12 @@ pub(crate) enum Refusal {
     Management,
     #[error("port {0} is in use")]
     Taken(u32),
+    #[error("the switch has no port {0}")]
+    TooHigh(u32),
+    #[error("port {0} is for others")]
+    NotAdmitted(u32),
+    #[error("there is no free port")]
+    NoneFree,
     #[error("it has {0} ports, as many as another user may have")]
     TooMany(usize),
     #[error("its socket '{0}' {1}")]
@@ -73,6 +80,19 @@ impl Peer {
     /// Whether it is not limited: it could end the switch as well.
     pub(crate) fn is_trusted(self) -> bool {
         self.is_same_user() || self.uid() == 0
+    }
+
+    /// Whether its user, or it itself, is a member of a group.
+    pub(crate) fn is_in(self, group: u32) -> bool {
+        self.0.gid() == group
+            || User::from_uid(Uid::from_raw(self.uid()))
+                .ok()
+                .flatten()
+                .and_then(|user| {
+                    let name = CString::new(user.name).ok()?;
+                    getgrouplist(&name, user.gid).ok()
+                })
+                .is_some_and(|groups| groups.contains(&Gid::from_raw(group)))
     }
 
     /// Whether it runs as the switch's user.

@@ -121,6 +121,11 @@ impl Directory {
         Ok(Some(directory))
     }
 
+    /// The permission bits of the sockets in it.
+    pub(crate) fn mode(&self) -> u32 {
+        self.access.mode
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

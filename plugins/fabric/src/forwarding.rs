@@ -28,6 +28,7 @@ use vdens_plugin_kit::{Bridge, Frame, MAX_LEGACY_FRAME, Offloads, RxBatch, TxBat
 use crate::frame::{Addresses, Station};
 use crate::memory::Memory;
 use crate::port::{BRIDGE, LOCAL, Port, PortId, Selection};
+use crate::settings::Settings;
 
 /// The most segments that a frame is cut into: enough for 64 KiB and any sensible segment size.
 const MAX_SEGMENTS: usize = 2048;
@@ -65,6 +66,10 @@ impl Ports {
             }
         };
         PortId(index as u32)
+    }
+
+    pub(crate) fn get(&self, id: PortId) -> Option<&Port> {
+        self.0.get(id.0 as usize)?.as_ref()
     }
 
     pub(crate) fn get_mut(&mut self, id: PortId) -> Option<&mut Port> {
@@ -115,19 +120,12 @@ impl Ports {
     pub(crate) fn has_number(&self, number: u32) -> bool {
         self.0.iter().flatten().any(|port| port.number == number)
     }
-
-    /// The lowest port number that is free.
-    pub(crate) fn free_number(&self) -> u32 {
-        let mut taken: Vec<u32> = self.0.iter().flatten().map(|port| port.number).collect();
-        taken.sort_unstable();
-        let gap = (1..).zip(&taken).find(|(wanted, taken)| wanted != *taken);
-        gap.map_or(taken.len() as u32 + 1, |(number, _)| number)
-    }
 }
 
 /// The ports, and the stations behind them.
 #[derive(Debug)]
 pub(crate) struct Fabric {
+    pub(crate) settings: Settings,
     pub(crate) ports: Ports,
     /// The memory of all their queues.
     pub(crate) memory: Memory,
@@ -146,8 +144,9 @@ pub(crate) struct Fabric {
 }
 
 impl Fabric {
-    pub(crate) fn new(fdb: Fdb<Station, PortId>, memory: Memory) -> Self {
+    pub(crate) fn new(settings: Settings, fdb: Fdb<Station, PortId>, memory: Memory) -> Self {
         Self {
+            settings,
             ports: Ports::default(),
             memory,
             fdb,

@@ -16,7 +16,7 @@ const MULTICAST: u64 = 1 << 40;
 pub(crate) struct Station(u64);
 
 impl Station {
-    fn new(mac: &[u8; 6], vlan: u16) -> Self {
+    pub(crate) fn new(mac: &[u8; 6], vlan: u16) -> Self {
         let mac = mac.iter().fold(0, |mac, byte| mac << 8 | u64::from(*byte));
         Self(mac << VLAN_BITS | u64::from(vlan))
     }

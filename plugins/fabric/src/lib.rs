@@ -24,6 +24,8 @@
 //! - `frame`: the source and destination of a frame;
 //! - `forwarding`: from one port's batch of frames to the other ports, with one system call each;
 //! - `status`: what a user may want to know;
+//! - `settings`: what is set of the switch and its ports;
+//! - `manage`: requests to show and change all that, and `events` that are listed there;
 //! - `switch`: the events that drive it all, and the link.
 //!
 //! Clients of the switch's own user whose interfaces are on the panel are offered a bridge there.
@@ -41,42 +43,26 @@
 mod config;
 mod control;
 mod directory;
+mod events;
 mod forwarding;
 mod frame;
+mod manage;
 mod memory;
 mod port;
 mod queue;
+mod settings;
 mod status;
 mod switch;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
-
 use vdens_plugin_kit::{Capabilities, Link, OpenRequest, Result};
+pub use vdens_switch_control::Kind;
 
 /// What the links are like.
 pub const CAPABILITIES: Capabilities = Capabilities::ONE_END
     .and(Capabilities::SHARED)
     .and(Capabilities::PANEL);
-
-/// What the fabric does with a frame for a known station.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// It goes to the port that the station is behind.
-    Switch,
-    /// It goes to all other ports.
-    Hub,
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Switch => "switch",
-            Self::Hub => "hub",
-        })
-    }
-}
 
 /// Makes a switch or a hub in the directory that the VNL names, and opens its own port.
 ///

@@ -8,12 +8,15 @@
 //! A client of ours may announce that it takes super-frames, and is sent these from then on. Every
 //! other is sent complete frames only.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 use vdens_plugin_kit::{BATCH_FRAMES, FarEnd, Frame, Offloads, TxBatch, send_datagrams};
+
+use vdens_switch_control::Traffic;
 
 use crate::directory::DirectorySocket;
 use crate::memory::Memory;
@@ -92,12 +95,23 @@ impl Selection {
 /// Counters of a port.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counters {
-    pub(crate) received: u64,
-    pub(crate) sent: u64,
+    /// Frames from and to the client.
+    pub(crate) traffic: Traffic,
     /// Datagrams from the client that were no frames, or too long, or had an invalid header.
     pub(crate) malformed: u64,
     /// Frames for the client that found no room.
     pub(crate) dropped: u64,
+}
+
+impl Counters {
+    /// The frames lost, by cause.
+    pub(crate) fn losses(&self) -> BTreeMap<String, u64> {
+        let causes = [("malformed", self.malformed), ("queue_full", self.dropped)];
+        let causes = causes.iter().filter(|(_, count)| *count > 0);
+        causes
+            .map(|(cause, count)| ((*cause).to_owned(), *count))
+            .collect()
+    }
 }
 
 #[derive(Debug)]
@@ -148,6 +162,12 @@ impl Port {
         }
     }
 
+    /// What the client says of itself: the kernel's words stand behind its own.
+    pub(crate) fn description(&self) -> &str {
+        let said = self.client.rsplit_once(", process ");
+        said.map_or(self.client.as_str(), |(said, _)| said)
+    }
+
     /// Whether the client takes super-frames, with everything left undone.
     pub(crate) fn takes_super_frames(&self) -> bool {
         self.far_end.offloads().contains(Offloads::ALL)
@@ -171,7 +191,8 @@ impl Port {
             let datagrams = selection.of(batch).map(|frame| self.datagram(frame));
             match send_datagrams(&self.data, datagrams) {
                 Ok(sent) => {
-                    self.counters.sent += sent as u64;
+                    let lengths = selection.of(batch).map(|frame| frame.bytes().len());
+                    self.counters.traffic.count_out(lengths.take(sent));
                     left = selection.skip(sent);
                 }
                 Err(e) => return self.failed(&e, selection.len()),
@@ -191,7 +212,8 @@ impl Port {
             let datagrams = self.queue.datagrams().map(|datagram| [&[], datagram]);
             match send_datagrams(&self.data, datagrams) {
                 Ok(sent) => {
-                    self.counters.sent += sent as u64;
+                    let lengths = self.queue.datagrams().map(<[u8]>::len);
+                    self.counters.traffic.count_out(lengths.take(sent));
                     self.queue.pop(sent, memory);
                     if sent < offered {
                         return;

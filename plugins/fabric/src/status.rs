@@ -45,19 +45,10 @@ pub(crate) fn of(fabric: &Fabric, now: Instant) -> Status {
 
 fn of_port(port: &Port) -> PortStatus {
     let credentials = getsockopt(&port.control, sockopt::PeerCredentials).ok();
-    // The client's own words come first, the kernel's behind them.
-    let said = port.client.rsplit_once(", process ");
-    let description = said.map_or(port.client.as_str(), |(said, _)| said);
-    let counters = &port.counters;
-    let causes = [
-        ("malformed", counters.malformed),
-        ("queue_full", counters.dropped),
-    ];
-    let causes = causes.iter().filter(|(_, count)| *count > 0);
     PortStatus {
         number: port.number,
         client: Peer {
-            description: description.into(),
+            description: port.description().into(),
             uid: credentials.map(|peer| peer.uid()),
             pid: credentials.and_then(|peer| u32::try_from(peer.pid()).ok()),
         },
@@ -68,10 +59,8 @@ fn of_port(port: &Port) -> PortStatus {
                 (false, false) => Tier::Segmented,
             },
         ),
-        received: counters.received,
-        sent: counters.sent,
-        dropped: causes
-            .map(|(cause, count)| ((*cause).to_owned(), *count))
-            .collect(),
+        received: port.counters.traffic.in_frames,
+        sent: port.counters.traffic.out_frames,
+        dropped: port.counters.losses(),
     }
 }

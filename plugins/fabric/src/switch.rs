@@ -6,9 +6,10 @@
 //! reported and not served come first at the next call, so no port can keep another waiting. Events
 //! are only hints: one that comes too late, or for the successor of a port, does nothing.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::fs::File;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::socket::{MsgFlags, send};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use vdens_plugin_kit::control::ControlSocket;
 use vdens_plugin_kit::fdb::Fdb;
 use vdens_plugin_kit::wire::control::{Mark, Reply, Request};
 use vdens_plugin_kit::{
@@ -26,17 +28,21 @@ use vdens_plugin_kit::{
     Status, TxBatch, log,
 };
 
-use crate::Kind;
+use vdens_switch_control::{Mac, SCHEME};
+
 use crate::config::Config;
 use crate::control::{self, Applicant, Applicants, Peer, Refusal};
 use crate::directory::{Directory, DirectorySocket};
+use crate::events::Events;
 use crate::forwarding::Fabric;
+use crate::manage::memory_of;
 use crate::memory::Memory;
 use crate::port::{BRIDGE, LOCAL, Port, PortId};
+use crate::settings::{PortSettings, Settings};
 use crate::status;
 
 /// The most stations that are known.
-const CAPACITY: usize = 131_072;
+pub(crate) const CAPACITY: usize = 131_072;
 
 /// How many events are taken from epoll at a time.
 const EVENTS: usize = 64;
@@ -58,6 +64,7 @@ enum Source {
     Control(PortId),
     Data(PortId),
     Bridge,
+    Requests,
 }
 
 impl Source {
@@ -69,6 +76,7 @@ impl Source {
             Self::Control(id) => (3, id.0),
             Self::Data(id) => (4, id.0),
             Self::Bridge => (5, 0),
+            Self::Requests => (6, 0),
         };
         EpollEvent::new(flags, kind << 32 | u64::from(index))
     }
@@ -81,7 +89,8 @@ impl Source {
             2 => Self::Applicant(index),
             3 => Self::Control(PortId(index)),
             4 => Self::Data(PortId(index)),
-            _ => Self::Bridge,
+            5 => Self::Bridge,
+            _ => Self::Requests,
         }
     }
 }
@@ -156,16 +165,19 @@ pub(crate) struct Switch {
     // make a socket in the directory that is about to be removed.
     listener: UnixListener,
     _control: DirectorySocket,
-    kind: Kind,
     host: Host,
-    /// How long a station is remembered.
-    expiry: Duration,
+    /// The socket for requests, unless it could not be made.
+    pub(crate) requests: Option<ControlSocket>,
+    pub(crate) events: Events,
+    pub(crate) started: Instant,
+    /// The switch's own address.
+    pub(crate) mac: Mac,
     /// Whether the host uses the link: only then can its interface be plugged.
     is_used: bool,
     epoll: Epoll,
     ready: VecDeque<EpollEvent>,
     timer: Timer,
-    fabric: Fabric,
+    pub(crate) fabric: Fabric,
     /// How many ports each other user may have.
     user_ports: usize,
     ingress: Batch,
@@ -175,7 +187,7 @@ pub(crate) struct Switch {
     /// Until when no client is accepted, after the descriptors have run out.
     paused: Option<Instant>,
     warnings: ClientWarnings,
-    directory: Arc<Directory>,
+    pub(crate) directory: Arc<Directory>,
 }
 
 impl Switch {
@@ -184,17 +196,21 @@ impl Switch {
         let (listener, control) = directory.listen()?;
         let (epoll, timer) =
             set_up_epoll(&listener).map_err(|errno| Error::io("set up epoll", &errno.into()))?;
+        let requests = listen_for_requests(&epoll);
         log::info!("{} running in {}", config.kind, directory.path().display());
         Ok(Self {
-            kind: config.kind,
             host,
-            expiry: config.expiry,
+            requests,
+            events: Events::default(),
+            started: Instant::now(),
+            mac: own_address(),
             is_used: false,
             epoll,
             ready: VecDeque::with_capacity(EVENTS),
             timer,
             fabric: Fabric::new(
-                Fdb::new(CAPACITY, config.expiry),
+                Settings::new(config.kind, config.expiry),
+                Fdb::new(CAPACITY, memory_of(config.kind, config.expiry)),
                 Memory::new(config.memory),
             ),
             user_ports: config.user_ports,
@@ -238,6 +254,7 @@ impl Switch {
             Source::Listener => self.accept(now),
             Source::Timer => self.tick(now),
             Source::Bridge => self.serve_bridge(host, now),
+            Source::Requests => self.serve_requests(now),
         }
     }
 
@@ -270,8 +287,9 @@ impl Switch {
             }
         }
         port.counters.malformed += self.ingress.take_dropped();
-        port.counters.received += self.ingress.len() as u64;
         let frames = self.ingress.tx(0);
+        let lengths = frames.frames().map(|frame| frame.bytes().len());
+        port.counters.traffic.count_in(lengths);
         let malformed = self.fabric.forward(id, &frames, Some(host), now);
         if let Some(port) = self.fabric.ports.get_mut(id) {
             port.counters.malformed += malformed;
@@ -297,9 +315,10 @@ impl Switch {
     /// for.
     fn bridge(&mut self) -> Option<PanelAddress> {
         if self.fabric.bridge.is_none() {
+            let settings = &self.fabric.settings;
             let made = self
                 .host
-                .bridge(self.expiry)
+                .bridge(memory_of(settings.kind, settings.expiry))
                 .and_then(|bridge| self.watch_bridge(bridge));
             match made {
                 Ok(bridge) => self.fabric.bridge = Some(bridge),
@@ -321,10 +340,14 @@ impl Switch {
         Ok(bridge)
     }
 
-    /// Closes the ports of the clients that were plugged into the bridge, so that they come again.
-    /// The host's interface is served here from now on.
+    /// The bridge has failed. The host's interface is served here from now on.
     fn lose_bridge(&mut self, error: &Error) {
         log::warn!("the bridge on the panel is lost: {error}");
+        self.drop_bridge("the bridge on the panel is lost");
+    }
+
+    /// Gives up the bridge, for this reason. The clients that were plugged into it come again.
+    pub(crate) fn drop_bridge(&mut self, why: &str) {
         if let Some(bridge) = self.fabric.bridge.take() {
             // Closing it is enough, unless another process has it open.
             let _ = self.epoll.delete(&bridge.tap);
@@ -337,7 +360,7 @@ impl Switch {
             .iter_mut()
             .filter(|(_, p)| p.far_end.is_plugged())
         {
-            port.close("the bridge on the panel is lost");
+            port.close(why);
         }
     }
 
@@ -383,8 +406,14 @@ impl Switch {
     fn admit(&mut self, applicant: Applicant, request: &Request) -> Result<(), Refusal> {
         self.admit_user(applicant.peer)?;
         let number = match request.port {
-            0 => self.fabric.ports.free_number(),
+            0 => self
+                .free_number(|_, port| port.allocatable && admits(port, applicant.peer))
+                .ok_or(Refusal::NoneFree)?,
             taken if self.fabric.ports.has_number(taken) => return Err(Refusal::Taken(taken)),
+            high if high > self.fabric.settings.num_ports => return Err(Refusal::TooHigh(high)),
+            free if !admits(&self.fabric.settings.port(free), applicant.peer) => {
+                return Err(Refusal::NotAdmitted(free));
+            }
             free => free,
         };
         let data = control::reach(&request.socket, applicant.peer)?;
@@ -406,6 +435,8 @@ impl Switch {
         let client = format!("{description}, {}", applicant.peer);
         let port = Port::new(number, client, applicant.stream, data, entry, far_end);
         log::debug!("port {number} opened for {}", port.client);
+        self.events
+            .push("port/+", format!("port {number}: {}", port.client));
         let id = self.fabric.ports.insert(port);
         let Some(port) = self.fabric.ports.get_mut(id) else {
             return Ok(());
@@ -433,6 +464,20 @@ impl Switch {
         client.set_host_offloads(TAKES_ALL.offloads);
         client.announce(data);
         client
+    }
+
+    /// The lowest number that no client has, and that `is_right` with what is set of it.
+    pub(crate) fn free_number(&self, is_right: impl Fn(u32, &PortSettings) -> bool) -> Option<u32> {
+        let Fabric {
+            settings, ports, ..
+        } = &self.fabric;
+        let taken: HashSet<u32> = ports.iter().map(|(_, port)| port.number).collect();
+        let unset = PortSettings::default();
+        let is_free = |number: &u32| {
+            let set = settings.ports.get(number).unwrap_or(&unset);
+            !taken.contains(number) && is_right(*number, set)
+        };
+        (1..=settings.num_ports).find(is_free)
     }
 
     /// Checks that a user may have one port more.
@@ -542,13 +587,19 @@ impl Switch {
     /// To be called after every event: watches for room where frames wait, removes the ports that
     /// are closing, and arms the timer.
     fn settle(&mut self) -> Result<()> {
-        let Self { fabric, epoll, .. } = self;
+        let Self {
+            fabric,
+            epoll,
+            events,
+            ..
+        } = self;
         fabric.drain_congested(|id, port| watch_for_room(epoll, id, port));
         let closed: Vec<(PortId, Port)> = fabric.ports.take_closing(&mut fabric.memory).collect();
         for (id, port) in closed {
-            if port.counters.received > 0 {
+            if port.counters.traffic.in_frames > 0 {
                 fabric.fdb.forget(id);
             }
+            events.push("port/-", format!("port {}: {}", port.number, port.client));
             log::debug!(
                 "port {} closed, {}: {} ({:?})",
                 port.number,
@@ -586,6 +637,31 @@ fn set_up_epoll(listener: &UnixListener) -> nix::Result<(Epoll, Timer)> {
     Ok((epoll, timer))
 }
 
+/// Makes the socket for requests. Without one the switch only cannot be changed.
+fn listen_for_requests(epoll: &Epoll) -> Option<ControlSocket> {
+    let requests = ControlSocket::open(SCHEME)
+        .inspect_err(|error| log::warn!("vdectl cannot show or change the switch: {error}"))
+        .ok()?;
+    let event = Source::Requests.event(EpollFlags::EPOLLIN);
+    epoll.add(requests.fd(), event).ok()?;
+    Some(requests)
+}
+
+/// An address of the switch's own: random, and locally administered.
+fn own_address() -> Mac {
+    let [_, b, c, d, e, f, ..] = RandomState::new().build_hasher().finish().to_be_bytes();
+    Mac([0x02, b, c, d, e, f])
+}
+
+/// Whether a port may be that of a client.
+fn admits(port: &PortSettings, peer: Peer) -> bool {
+    let is_open = port.user.is_none() && port.group.is_none();
+    is_open
+        || peer.is_trusted()
+        || port.user == Some(peer.uid())
+        || port.group.is_some_and(|group| peer.is_in(group))
+}
+
 /// Makes epoll watch for room in a port's socket while frames wait for it, and only then.
 fn watch_for_room(epoll: &Epoll, id: PortId, port: &mut Port) {
     let is_wanted = port.is_congested();
@@ -608,7 +684,7 @@ impl Drop for Switch {
     fn drop(&mut self) {
         log::info!(
             "{} in {} closed, {} stations known, {} frames of stations not learned",
-            self.kind,
+            self.fabric.settings.kind,
             self.directory.path().display(),
             self.fabric.fdb.len(),
             self.fabric.fdb.refused()

@@ -1,5 +1,6 @@
 //! The whole switch, driven through the link and by clients that speak the protocol by hand.
 
+mod managing;
 mod mixtures;
 
 use std::io::{Read, Write};
@@ -340,7 +341,7 @@ fn super_frames_without_a_frame_are_dropped_and_counted() {
         let mut ports = bench.switch.fabric().ports.iter_mut();
         let counters = ports.next().unwrap().1.counters;
         let expected = ((shortest - SUPER_PREFIX.len()) as u64, 1);
-        assert_eq!((counters.malformed, counters.received), expected);
+        assert_eq!((counters.malformed, counters.traffic.in_frames), expected);
     }
 }
 

@@ -12,6 +12,6 @@ vdens_plugin_kit::export_plugin! {
     scheme: "hub",
     description: "an Ethernet hub in a directory: hub://DIR",
     capabilities: CAPABILITIES,
-    needs: "sockets:{dir}",
+    needs: "sockets:{dir} sockets:{runtime} sockets:{tmp}",
     open: open,
 }

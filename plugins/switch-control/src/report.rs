@@ -1,6 +1,7 @@
 //! What a switch answers.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -38,12 +39,30 @@ pub struct Answer {
 
 /// Why a request cannot be fulfilled.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
-#[serde(default)]
+#[serde(from = "Said")]
 pub struct Failure {
-    /// The errno that VDE's console has for it.
+    /// The errno that VDE's console has for it; 0 if the switch has not understood the request.
     pub errno: i32,
     /// What is wrong, for a person.
     pub message: String,
+}
+
+/// A failure on the wire. One to understand the request is a mere text.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Said {
+    Failure { errno: i32, message: String },
+    Text(String),
+}
+
+impl From<Said> for Failure {
+    fn from(said: Said) -> Self {
+        let (errno, message) = match said {
+            Said::Failure { errno, message } => (errno, message),
+            Said::Text(message) => (0, message),
+        };
+        Self { errno, message }
+    }
 }
 
 /// A part of a list.
@@ -74,6 +93,15 @@ pub enum Kind {
     Switch,
     /// It forwards every frame to all other ports.
     Hub,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Switch => "switch",
+            Self::Hub => "hub",
+        })
+    }
 }
 
 /// What the switch is and how it is set.
@@ -125,6 +153,24 @@ pub struct Traffic {
     pub out_frames: u64,
     /// Their bytes.
     pub out_bytes: u64,
+}
+
+impl Traffic {
+    /// Counts frames of these lengths, in bytes, that came in.
+    pub fn count_in(&mut self, lengths: impl Iterator<Item = usize>) {
+        for length in lengths {
+            self.in_frames += 1;
+            self.in_bytes += length as u64;
+        }
+    }
+
+    /// Counts frames of these lengths, in bytes, that went out.
+    pub fn count_out(&mut self, lengths: impl Iterator<Item = usize>) {
+        for length in lengths {
+            self.out_frames += 1;
+            self.out_bytes += length as u64;
+        }
+    }
 }
 
 /// A port.
@@ -287,6 +333,20 @@ mod tests {
         };
         let json = serde_json::to_string(&some).unwrap();
         assert_eq!(serde_json::from_str::<Answer>(&json).unwrap(), some);
+    }
+
+    #[test]
+    fn failures_of_both_kinds_are_read() {
+        for (json, errno) in [
+            (r#"{"error":"unknown variant"}"#, 0),
+            (
+                r#"{"error":{"errno":17,"message":"there is a port 3"}}"#,
+                17,
+            ),
+        ] {
+            let answer: Answer = serde_json::from_str(json).unwrap();
+            assert_eq!(answer.error.unwrap().errno, errno);
+        }
     }
 
     #[test]

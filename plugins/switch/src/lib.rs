@@ -12,6 +12,6 @@ vdens_plugin_kit::export_plugin! {
     scheme: "switch",
     description: "an Ethernet switch in a directory: switch://DIR",
     capabilities: CAPABILITIES,
-    needs: "sockets:{dir}",
+    needs: "sockets:{dir} sockets:{runtime} sockets:{tmp}",
     open: open,
 }

@@ -1,0 +1,306 @@
+//! Requests to show and to change the switch ([`vdens_switch_control`]).
+//!
+//! Requests come from the switch's own user only: nobody else can reach their socket. They are
+//! served between batches of frames, one at a time. Changes are checked before any is made.
+
+use std::os::unix::process::parent_id;
+use std::process;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{getsockopt, sockopt};
+use vdens_plugin_kit::control::ControlSocket;
+use vdens_switch_control::{
+    Answer, Change, Failure, General, Kind, LOCAL_PORT, Mac, PAGE, Page, PortReport, PortSelection,
+    Request, StationReport, StpReport, Traffic, VlanReport,
+};
+
+use crate::forwarding::Fabric;
+use crate::frame::Station;
+use crate::port::{BRIDGE, LOCAL, Port, PortId};
+use crate::settings::{Settings, failure, no_port};
+use crate::switch::{CAPACITY, Switch};
+
+/// How many ports all VLANs of an answer name at most: whole, it fits into a datagram.
+const MEMBERS: usize = 8192;
+
+impl Switch {
+    /// Serves the requests that wait.
+    pub(crate) fn serve_requests(&mut self, now: Instant) {
+        while let Some((request, asker)) =
+            self.requests.as_ref().and_then(ControlSocket::next_request)
+        {
+            let answer = self.answer(request, now);
+            if let Some(requests) = &self.requests {
+                requests.answer(&asker, &answer);
+            }
+        }
+    }
+
+    /// The answer to a request, which is fulfilled.
+    pub(crate) fn answer(&mut self, request: Request, now: Instant) -> Answer {
+        let mut answer = Answer::default();
+        match request {
+            Request::Show => answer.switch = Some(self.general(now)),
+            Request::Ports { from, selection } => {
+                answer.ports = Some(ports(&self.fabric, from, selection));
+            }
+            Request::Vlans { from } => answer.vlans = Some(vlans(&self.fabric, from)),
+            Request::Stations { from, mac, vlan } => {
+                let is_wanted = |station: &Station| {
+                    mac.is_none_or(|mac| mac.0 == station.mac())
+                        && vlan.is_none_or(|vlan| vlan == station.vlan())
+                };
+                answer.stations = Some(stations(&self.fabric, from, is_wanted, now));
+            }
+            Request::Stp => answer.stp = Some(StpReport::default()),
+            Request::Events { from } => answer.events = Some(self.events.page(from)),
+            Request::Change(changes) => match self.change(&changes, now) {
+                Ok(created) => answer.created = created,
+                Err(failure) => answer.error = Some(failure),
+            },
+        }
+        answer
+    }
+
+    fn general(&self, now: Instant) -> General {
+        let Fabric { settings, fdb, .. } = &self.fabric;
+        General {
+            directory: self.directory.path().display().to_string(),
+            mode: self.directory.mode(),
+            processes: [process::id(), parent_id()],
+            uptime: now.saturating_duration_since(self.started).as_secs(),
+            mac: self.mac,
+            kind: settings.kind,
+            num_ports: settings.num_ports,
+            used_ports: self.fabric.ports.iter().count() as u32,
+            vlans: settings.vlans.len() as u32,
+            expiry: settings.expiry,
+            stations: fdb.len() as u64,
+            capacity: CAPACITY as u64,
+            storm: settings.storm,
+            stp: settings.has_stp,
+            priority: settings.priority,
+            panel: String::new(),
+        }
+    }
+
+    /// Makes the changes, all or none. Returns the number of a port that was made.
+    fn change(&mut self, changes: &[Change], now: Instant) -> Result<Option<u32>, Failure> {
+        let mut created = None;
+        let mut resolved = Vec::with_capacity(changes.len());
+        for change in changes {
+            let mut change = change.clone();
+            if change == Change::CreateAnyPort {
+                let is_new = |number| {
+                    !self.fabric.settings.ports.contains_key(&number)
+                        && !resolved.contains(&Change::CreatePort(number))
+                };
+                let number = self.free_number(|number, _| is_new(number));
+                let number = number.ok_or_else(no_free_port)?;
+                created = Some(number);
+                change = Change::CreatePort(number);
+            }
+            resolved.push(change);
+        }
+        let settings = self.fabric.settings.changed(&resolved)?;
+        for change in &resolved {
+            check(&self.fabric, &settings, change)?;
+        }
+        let before = std::mem::replace(&mut self.fabric.settings, settings);
+        self.adapt(&before, now);
+        for change in &resolved {
+            self.perform(change, now);
+        }
+        Ok(created)
+    }
+
+    /// Does what follows from the difference between settings.
+    fn adapt(&mut self, before: &Settings, now: Instant) {
+        let Settings { kind, expiry, .. } = self.fabric.settings;
+        if (kind, expiry) != (before.kind, before.expiry) {
+            self.fabric.fdb.set_expiry(memory_of(kind, expiry), now);
+            // The bridge would go on to remember.
+            self.drop_bridge("the switch remembers stations differently now");
+        }
+    }
+
+    /// Does what is no setting.
+    fn perform(&mut self, change: &Change, now: Instant) {
+        let Fabric {
+            settings,
+            fdb,
+            ports,
+            ..
+        } = &mut self.fabric;
+        match change {
+            Change::Disconnect(number) => {
+                for (_, port) in ports.iter_mut().filter(|(_, port)| port.number == *number) {
+                    port.close("the switch's owner has closed it");
+                }
+            }
+            Change::RemoveStation { vlan, mac } => {
+                fdb.remove(Station::new(&mac.0, *vlan));
+            }
+            Change::FlushStations => {
+                let expiry = memory_of(settings.kind, settings.expiry);
+                fdb.set_expiry(Duration::ZERO, now);
+                fdb.set_expiry(expiry, now);
+            }
+            Change::ResetCounters(number) => {
+                let is_meant = |port: &Port| number.is_none_or(|number| number == port.number);
+                for (_, port) in ports.iter_mut().filter(|(_, port)| is_meant(port)) {
+                    port.counters = Default::default();
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// How long a switch or hub remembers stations.
+pub(crate) fn memory_of(kind: Kind, expiry: u32) -> Duration {
+    match kind {
+        Kind::Switch => Duration::from_secs(u64::from(expiry)),
+        Kind::Hub => Duration::ZERO,
+    }
+}
+
+/// Checks a change against the clients and stations that are there.
+fn check(fabric: &Fabric, settings: &Settings, change: &Change) -> Result<(), Failure> {
+    let is_used = |number: u32| fabric.ports.has_number(number);
+    match change {
+        Change::Disconnect(number) if !is_used(*number) => Err(no_port(*number)),
+        Change::RemovePort(number) if is_used(*number) => {
+            let message = format!("port {number} has a client");
+            Err(failure(Errno::EADDRINUSE, message))
+        }
+        Change::RemoveStation { vlan, mac } if !fabric.fdb.knows(Station::new(&mac.0, *vlan)) => {
+            let message = format!("there is no station {mac} on VLAN {vlan}");
+            Err(failure(Errno::ENXIO, message))
+        }
+        Change::AddStation { .. } => {
+            let message = "static stations are not supported".to_owned();
+            Err(failure(Errno::EOPNOTSUPP, message))
+        }
+        Change::ResetCounters(Some(number))
+            if !is_used(*number) && !settings.ports.contains_key(number) =>
+        {
+            Err(no_port(*number))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// No number is free for a port.
+fn no_free_port() -> Failure {
+    failure(Errno::ENOSPC, "there is no free port".into())
+}
+
+fn ports(fabric: &Fabric, from: u32, selection: PortSelection) -> Page<PortReport, u32> {
+    let set = fabric.settings.ports.keys().copied();
+    let set = set.filter(|_| selection == PortSelection::All);
+    let used = fabric.ports.iter().map(|(_, port)| port.number);
+    let mut numbers: Vec<u32> = set.chain(used).filter(|number| *number >= from).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    let mut items: Vec<PortReport> = Vec::new();
+    for number in numbers.iter().take(PAGE) {
+        let of_number = |(_, port): &(PortId, &Port)| port.number == *number;
+        let client = fabric.ports.iter().find(of_number).map(|(_, port)| port);
+        items.push(port_report(fabric, *number, client));
+    }
+    Page {
+        items,
+        from: numbers.get(PAGE).copied(),
+    }
+}
+
+fn port_report(fabric: &Fabric, number: u32, client: Option<&Port>) -> PortReport {
+    let set = fabric.settings.port(number);
+    let report = PortReport {
+        number,
+        untagged: set.untagged,
+        tagged: set.tagged.iter().copied().collect(),
+        allocatable: set.allocatable,
+        user: set.user,
+        group: set.group,
+        lock: set.lock,
+        mirror: set.mirror,
+        storm: set.storm,
+        edge: set.edge,
+        cost: set.cost,
+        ..PortReport::default()
+    };
+    let Some(port) = client else {
+        return report;
+    };
+    let credentials = getsockopt(&port.control, sockopt::PeerCredentials).ok();
+    PortReport {
+        client: Some(port.description().to_owned()),
+        uid: credentials.map(|peer| peer.uid()),
+        pid: credentials.and_then(|peer| u32::try_from(peer.pid()).ok()),
+        is_on_panel: port.far_end.is_plugged(),
+        traffic: port.counters.traffic,
+        dropped: port.counters.losses(),
+        ..report
+    }
+}
+
+fn vlans(fabric: &Fabric, from: u16) -> Page<VlanReport, u16> {
+    let settings = &fabric.settings;
+    let used = fabric.ports.iter().map(|(_, port)| port.number);
+    let mut numbers: Vec<u32> = settings.ports.keys().copied().chain(used).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    let ports: Vec<_> = numbers.iter().map(|n| (*n, settings.port(*n))).collect();
+    let known = settings.vlans.keys().copied();
+    let mut page = Page::default();
+    let mut members = 0;
+    for vlan in std::iter::once(0).chain(known).filter(|vlan| *vlan >= from) {
+        if page.items.len() == PAGE || members > MEMBERS {
+            page.from = Some(vlan);
+            break;
+        }
+        let untagged = ports.iter().filter(|(_, port)| port.untagged == Some(vlan));
+        let tagged = ports.iter().filter(|(_, port)| port.tagged.contains(&vlan));
+        let report = VlanReport {
+            vlan,
+            is_offered: settings.vlans.get(&vlan).is_some_and(Option::is_some),
+            untagged: untagged.map(|(number, _)| *number).collect(),
+            tagged: tagged.map(|(number, _)| *number).collect(),
+            traffic: Traffic::default(),
+        };
+        members += report.untagged.len() + report.tagged.len();
+        page.items.push(report);
+    }
+    page
+}
+
+fn stations(
+    fabric: &Fabric,
+    from: (u16, Mac),
+    is_wanted: impl Fn(&Station) -> bool,
+    now: Instant,
+) -> Page<StationReport, (u16, Mac)> {
+    let key = |station: &Station| (station.vlan(), Mac(station.mac()));
+    let known = fabric.fdb.stations(now);
+    let known = known.filter(|(station, ..)| is_wanted(station) && key(station) >= from);
+    let mut known: Vec<_> = known.collect();
+    known.sort_unstable_by_key(|(station, ..)| key(station));
+    let port_of = |place: PortId| match place {
+        LOCAL => Some(LOCAL_PORT),
+        BRIDGE => None,
+        id => fabric.ports.get(id).map(|port| port.number),
+    };
+    let report = |(station, place, age): &(Station, PortId, Duration)| StationReport {
+        vlan: station.vlan(),
+        mac: Mac(station.mac()),
+        port: port_of(*place),
+        age: Some(age.as_secs()),
+    };
+    Page {
+        items: known.iter().take(PAGE).map(report).collect(),
+        from: known.get(PAGE).map(|(station, ..)| key(station)),
+    }
+}

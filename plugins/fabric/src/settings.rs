@@ -1,0 +1,366 @@
+//! What is set of the switch and its ports: what the VNL says at first, and requests later.
+//!
+//! Settings are plain data. They know no clients: what is set of a port number is there before a
+//! client has the port, and stays when it goes. [`Settings::changed`] makes a new value for a list
+//! of changes, so that all or none are made. What the changes mean for clients that are there
+//! follows from the two values.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nix::errno::Errno;
+use vdens_switch_control::{
+    Access, Change, Failure, LOCAL_PORT, MAX_VLAN, Mac, PortChange, StormLimit, StpChange,
+};
+
+use crate::Kind;
+
+/// The highest port number at first: what the requests of VDE's clients can name.
+const NUM_PORTS: u32 = 0xff_ffff;
+
+/// The frames that a port may flood in a second, at first.
+const STORM: u32 = 20_000;
+
+/// What a path of 1 Gbit/s costs (IEEE 802.1D-2004, table 17-3).
+const COST: u32 = 20_000;
+const MAX_COST: u32 = 200_000_000;
+
+/// The priority of a bridge at first (IEEE 802.1D-2004, table 17-2).
+const PRIORITY: u16 = 32_768;
+
+/// What is set of the switch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Settings {
+    pub(crate) kind: Kind,
+    /// The highest number that a port may have.
+    pub(crate) num_ports: u32,
+    /// Seconds after which a station that sent nothing is forgotten. In a hub it has no effect.
+    pub(crate) expiry: u32,
+    pub(crate) storm: StormLimit,
+    pub(crate) has_stp: bool,
+    pub(crate) priority: u16,
+    /// The VLANs, and who may choose them.
+    pub(crate) vlans: BTreeMap<u16, Option<Access>>,
+    /// The ports for which something is set, by number.
+    pub(crate) ports: BTreeMap<u32, PortSettings>,
+}
+
+/// What is set of a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PortSettings {
+    /// The VLAN of untagged frames, 0 for those of no VLAN; `None` keeps them out.
+    pub(crate) untagged: Option<u16>,
+    pub(crate) tagged: BTreeSet<u16>,
+    /// Whether a client that asks for no number may get it.
+    pub(crate) allocatable: bool,
+    pub(crate) user: Option<u32>,
+    pub(crate) group: Option<u32>,
+    /// The only address that may send from it.
+    pub(crate) lock: Option<Mac>,
+    /// The port that gets a copy of its frames.
+    pub(crate) mirror: Option<u32>,
+    pub(crate) storm: Option<StormLimit>,
+    pub(crate) edge: bool,
+    pub(crate) cost: u32,
+}
+
+impl Default for PortSettings {
+    fn default() -> Self {
+        Self {
+            untagged: Some(0),
+            tagged: BTreeSet::new(),
+            allocatable: true,
+            user: None,
+            group: None,
+            lock: None,
+            mirror: None,
+            storm: None,
+            edge: true,
+            cost: COST,
+        }
+    }
+}
+
+impl Settings {
+    /// What is set at first of a switch that remembers stations for `expiry` seconds.
+    pub(crate) fn new(kind: Kind, expiry: u32) -> Self {
+        Self {
+            kind,
+            num_ports: NUM_PORTS,
+            expiry,
+            storm: StormLimit::Frames(STORM),
+            has_stp: false,
+            priority: PRIORITY,
+            vlans: BTreeMap::new(),
+            ports: BTreeMap::new(),
+        }
+    }
+
+    /// What is set of a port.
+    pub(crate) fn port(&self, number: u32) -> PortSettings {
+        self.ports.get(&number).cloned().unwrap_or_default()
+    }
+
+    /// The settings after these changes. Changes of something else are left out: they concern
+    /// clients, stations and counters.
+    ///
+    /// # Errors
+    /// One of the changes cannot be made.
+    pub(crate) fn changed(&self, changes: &[Change]) -> Result<Self, Failure> {
+        let mut settings = self.clone();
+        for change in changes {
+            settings.change(change)?;
+        }
+        Ok(settings)
+    }
+
+    fn change(&mut self, change: &Change) -> Result<(), Failure> {
+        match change {
+            Change::Hub(is_hub) => {
+                self.kind = if *is_hub { Kind::Hub } else { Kind::Switch };
+            }
+            Change::NumPorts(number) => {
+                if !(1..=NUM_PORTS).contains(number) {
+                    return Err(out_of_range("the number of ports", 1, NUM_PORTS));
+                }
+                self.num_ports = *number;
+            }
+            Change::Expiry(0) => return Err(out_of_range("the time", 1, u32::MAX)),
+            Change::Expiry(seconds) => self.expiry = *seconds,
+            Change::CreatePort(number) => {
+                self.check_number(*number)?;
+                if self.ports.contains_key(number) {
+                    return Err(failure(Errno::EEXIST, format!("there is a port {number}")));
+                }
+                self.ports.insert(*number, PortSettings::default());
+            }
+            Change::RemovePort(number) => {
+                if self.ports.remove(number).is_none() {
+                    return Err(no_port(*number));
+                }
+            }
+            Change::Port(number, change) => {
+                if *number != LOCAL_PORT {
+                    self.check_number(*number)?;
+                }
+                self.change_port(*number, change)?;
+            }
+            Change::CreateVlan(vlan) => {
+                check_vlan(*vlan)?;
+                if self.vlans.contains_key(vlan) {
+                    return Err(failure(Errno::EEXIST, format!("there is a VLAN {vlan}")));
+                }
+                self.vlans.insert(*vlan, None);
+            }
+            Change::RemoveVlan(vlan) => {
+                self.check_known(*vlan)?;
+                let is_in = |port: &PortSettings| {
+                    port.untagged == Some(*vlan) || port.tagged.contains(vlan)
+                };
+                if let Some((number, _)) = self.ports.iter().find(|(_, port)| is_in(port)) {
+                    let message = format!("port {number} is in VLAN {vlan}");
+                    return Err(failure(Errno::EADDRINUSE, message));
+                }
+                self.vlans.remove(vlan);
+            }
+            Change::OfferVlan(vlan, access) => {
+                self.check_known(*vlan)?;
+                self.vlans.insert(*vlan, access.clone());
+            }
+            Change::Storm(limit) => {
+                check_storm(*limit)?;
+                self.storm = *limit;
+            }
+            Change::Stp(StpChange::Enabled(has_stp)) => self.has_stp = *has_stp,
+            Change::Stp(StpChange::Priority(priority)) => {
+                if priority % 4096 != 0 {
+                    let message = "a priority is a multiple of 4096".to_owned();
+                    return Err(failure(Errno::EINVAL, message));
+                }
+                self.priority = *priority;
+            }
+            Change::CreateAnyPort
+            | Change::Disconnect(_)
+            | Change::AddStation { .. }
+            | Change::RemoveStation { .. }
+            | Change::FlushStations
+            | Change::ResetCounters(_) => {}
+        }
+        Ok(())
+    }
+
+    fn change_port(&mut self, number: u32, change: &PortChange) -> Result<(), Failure> {
+        match change {
+            PortChange::Untagged(Some(vlan)) | PortChange::AddTagged(vlan) if *vlan != 0 => {
+                self.check_known(*vlan)?;
+            }
+            PortChange::AddTagged(_) => {
+                let message = "frames of no VLAN have no tag".to_owned();
+                return Err(failure(Errno::EINVAL, message));
+            }
+            PortChange::Mirror(Some(to)) if *to == number => {
+                let message = format!("port {number} cannot have a copy of its own frames");
+                return Err(failure(Errno::EINVAL, message));
+            }
+            PortChange::Storm(Some(limit)) => check_storm(*limit)?,
+            PortChange::Cost(cost) if !(1..=MAX_COST).contains(cost) => {
+                return Err(out_of_range("a cost", 1, MAX_COST));
+            }
+            _ => {}
+        }
+        let port = self.ports.entry(number).or_default();
+        match change {
+            PortChange::Untagged(vlan) => port.untagged = *vlan,
+            PortChange::AddTagged(vlan) => {
+                port.tagged.insert(*vlan);
+            }
+            PortChange::RemoveTagged(vlan) => {
+                if !port.tagged.remove(vlan) {
+                    let message = format!("VLAN {vlan} is not tagged on port {number}");
+                    return Err(failure(Errno::ENXIO, message));
+                }
+            }
+            PortChange::Allocatable(may) => port.allocatable = *may,
+            PortChange::User(user) => port.user = *user,
+            PortChange::Group(group) => port.group = *group,
+            PortChange::Lock(mac) => port.lock = *mac,
+            PortChange::Mirror(to) => port.mirror = *to,
+            PortChange::Storm(limit) => port.storm = *limit,
+            PortChange::Edge(edge) => port.edge = *edge,
+            PortChange::Cost(cost) => port.cost = *cost,
+        }
+        Ok(())
+    }
+
+    /// Checks that clients may have a port of this number.
+    fn check_number(&self, number: u32) -> Result<(), Failure> {
+        match (1..=self.num_ports).contains(&number) {
+            true => Ok(()),
+            false => Err(out_of_range("a port's number", 1, self.num_ports)),
+        }
+    }
+
+    fn check_known(&self, vlan: u16) -> Result<(), Failure> {
+        check_vlan(vlan)?;
+        match self.vlans.contains_key(&vlan) {
+            true => Ok(()),
+            false => Err(failure(Errno::ENXIO, format!("there is no VLAN {vlan}"))),
+        }
+    }
+}
+
+fn check_vlan(vlan: u16) -> Result<(), Failure> {
+    match (1..=MAX_VLAN).contains(&vlan) {
+        true => Ok(()),
+        false => Err(out_of_range("a VLAN", 1, u32::from(MAX_VLAN))),
+    }
+}
+
+fn check_storm(limit: StormLimit) -> Result<(), Failure> {
+    match limit {
+        StormLimit::Frames(0) => Err(out_of_range("a limit of frames", 1, u32::MAX)),
+        _ => Ok(()),
+    }
+}
+
+/// A failure, with the errno that VDE's console has for it.
+pub(crate) fn failure(errno: Errno, message: String) -> Failure {
+    Failure {
+        errno: errno as i32,
+        message,
+    }
+}
+
+/// There is no such port.
+pub(crate) fn no_port(number: u32) -> Failure {
+    failure(Errno::ENXIO, format!("there is no port {number}"))
+}
+
+fn out_of_range(what: &str, first: u32, last: u32) -> Failure {
+    let message = format!("{what} is from {first} to {last}");
+    failure(Errno::EINVAL, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings::new(Kind::Switch, 120)
+    }
+
+    #[test]
+    fn all_changes_are_made_or_none() {
+        let before = settings();
+        let good = [
+            Change::CreateVlan(10),
+            Change::Port(3, PortChange::Untagged(Some(10))),
+        ];
+        let after = before.changed(&good).unwrap();
+        assert!(before.vlans.is_empty());
+        assert_eq!(after.port(3).untagged, Some(10));
+        assert_eq!(after.port(4), PortSettings::default());
+        let bad = [Change::CreateVlan(20), Change::CreateVlan(10)];
+        assert_eq!(after.changed(&bad).unwrap_err().errno, Errno::EEXIST as i32);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let some = settings().changed(&[Change::CreateVlan(10)]).unwrap();
+        let in_use = [
+            Change::Port(1, PortChange::AddTagged(10)),
+            Change::RemoveVlan(10),
+        ];
+        for (bad, errno) in [
+            (vec![Change::CreateVlan(0)], Errno::EINVAL),
+            (vec![Change::CreateVlan(4095)], Errno::EINVAL),
+            (vec![Change::RemoveVlan(11)], Errno::ENXIO),
+            (in_use.to_vec(), Errno::EADDRINUSE),
+            (
+                vec![Change::Port(1, PortChange::Untagged(Some(11)))],
+                Errno::ENXIO,
+            ),
+            (
+                vec![Change::Port(1, PortChange::AddTagged(0))],
+                Errno::EINVAL,
+            ),
+            (
+                vec![Change::Port(1, PortChange::RemoveTagged(10))],
+                Errno::ENXIO,
+            ),
+            (
+                vec![Change::Port(1, PortChange::Mirror(Some(1)))],
+                Errno::EINVAL,
+            ),
+            (vec![Change::Port(1, PortChange::Cost(0))], Errno::EINVAL),
+            (vec![Change::CreatePort(0)], Errno::EINVAL),
+            (
+                vec![Change::NumPorts(2), Change::CreatePort(3)],
+                Errno::EINVAL,
+            ),
+            (
+                vec![Change::CreatePort(3), Change::CreatePort(3)],
+                Errno::EEXIST,
+            ),
+            (vec![Change::RemovePort(3)], Errno::ENXIO),
+            (vec![Change::Storm(StormLimit::Frames(0))], Errno::EINVAL),
+            (vec![Change::Stp(StpChange::Priority(1))], Errno::EINVAL),
+            (vec![Change::Expiry(0)], Errno::EINVAL),
+        ] {
+            assert_eq!(
+                some.changed(&bad).unwrap_err().errno,
+                errno as i32,
+                "{bad:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_own_side_is_a_port() {
+        let changes = [
+            Change::CreateVlan(10),
+            Change::Port(LOCAL_PORT, PortChange::Untagged(Some(10))),
+        ];
+        let some = settings().changed(&changes).unwrap();
+        assert_eq!(some.port(LOCAL_PORT).untagged, Some(10));
+    }
+}
