@@ -510,6 +510,7 @@ fn the_command_reference_is_what_help_says() {
     for words in [
         "vdens",
         "vde_plug",
+        "vde_switch",
         "vdens-tap",
         "vdectl",
         "vdectl plugin",
@@ -815,7 +816,8 @@ fn command_lines_within_a_sentence_are_ones_that_the_programs_know() {
             .join("\n");
         for line in quoted(&prose) {
             let mut words = line.split_whitespace().peekable();
-            let Some(program @ ("vdens" | "vde_plug" | "vdens-tap" | "vdectl")) = words.next()
+            let Some(program @ ("vdens" | "vde_plug" | "vde_switch" | "vdens-tap" | "vdectl")) =
+                words.next()
             else {
                 continue;
             };

@@ -53,13 +53,21 @@ pub(crate) fn general(switch: &dyn Ask) -> Result<General> {
 /// All ports of the selection.
 pub(crate) fn ports(switch: &dyn Ask, selection: PortSelection) -> Result<Vec<PortReport>> {
     all(0, |from| {
-        switch.ask(&Request::Ports { from, selection })?.ports.ok_or_else(incomplete)
+        switch
+            .ask(&Request::Ports { from, selection })?
+            .ports
+            .ok_or_else(incomplete)
     })
 }
 
 /// All VLANs.
 pub(crate) fn vlans(switch: &dyn Ask) -> Result<Vec<VlanReport>> {
-    all(0, |from| switch.ask(&Request::Vlans { from })?.vlans.ok_or_else(incomplete))
+    all(0, |from| {
+        switch
+            .ask(&Request::Vlans { from })?
+            .vlans
+            .ok_or_else(incomplete)
+    })
 }
 
 /// All stations, or only those of an address or VLAN.
@@ -83,7 +91,10 @@ pub(crate) fn tree(switch: &dyn Ask) -> Result<StpReport> {
 pub(crate) fn events(switch: &dyn Ask, mut from: u64) -> Result<(Vec<Event>, u64)> {
     let mut events = Vec::new();
     loop {
-        let page = switch.ask(&Request::Events { from })?.events.ok_or_else(incomplete)?;
+        let page = switch
+            .ask(&Request::Events { from })?
+            .events
+            .ok_or_else(incomplete)?;
         let next = page.from.ok_or_else(incomplete)?;
         if page.items.is_empty() || next <= from {
             return Ok((events, next));

@@ -312,7 +312,10 @@ mod tests {
     fn lines_come_in_pieces_or_together() {
         let text = |line: &str| Line::Text(line.into());
         assert_eq!(lines(&["a\nb\n\n"]), [text("a"), text("b"), text("")]);
-        assert_eq!(lines(&["po", "rt\nv", "l", "an"]), [text("port"), text("vlan")]);
+        assert_eq!(
+            lines(&["po", "rt\nv", "l", "an"]),
+            [text("port"), text("vlan")]
+        );
         assert_eq!(lines(&["", "\n"]), [text("")]);
         assert_eq!(lines(&[]), []);
     }

@@ -6,6 +6,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, User};
 use vdens_plugin_kit::vnl::{Keys, Spec, group_id};
 use vdens_plugin_kit::{Error, OpenOptions, Result};
+use vdens_switch_control::{Mac, NoMac};
 
 use crate::Kind;
 
@@ -19,6 +20,7 @@ const KEYS: Keys = Keys::new(&[
     "hashseed",
     "userports",
     "memory",
+    "mac",
 ]);
 
 const DEFAULT_MODE: u32 = 0o600;
@@ -43,6 +45,8 @@ pub(crate) struct Config {
     pub(crate) user_ports: usize,
     /// What all queues together may take, in bytes.
     pub(crate) memory: usize,
+    /// The switch's address, if it is not to be any.
+    pub(crate) mac: Option<Mac>,
 }
 
 impl Config {
@@ -76,6 +80,7 @@ impl Config {
             expiry: u32::try_from(expiry).unwrap_or(u32::MAX),
             user_ports: usize::try_from(user_ports).unwrap_or(usize::MAX),
             memory: usize::try_from(memory << 20).unwrap_or(usize::MAX),
+            mac: spec.get("mac").map(address).transpose()?,
         })
     }
 }
@@ -85,6 +90,18 @@ fn searchable(mode: u32) -> u32 {
     let group = if mode & 0o060 != 0 { 0o010 } else { 0 };
     let others = if mode & 0o006 != 0 { 0o001 } else { 0 };
     0o2700 | group | others
+}
+
+/// The address of a station: not of a group.
+fn address(text: &str) -> Result<Mac> {
+    let wrong = |why: &str| Error::usage(format!("mac={text}: {why}"));
+    let mac: Mac = text
+        .parse()
+        .map_err(|error: NoMac| wrong(&error.to_string()))?;
+    match mac.0[0] & 1 {
+        0 => Ok(mac),
+        _ => Err(wrong("it is the address of a group")),
+    }
 }
 
 fn positive(spec: &Spec, key: &str) -> Result<Option<u64>> {
@@ -131,6 +148,8 @@ mod tests {
         assert_eq!(got.expiry, 5);
         let got = config("/sw[mode=660/dirmode=2770]").unwrap();
         assert_eq!(got.directory_mode.bits(), 0o2770);
+        let got = config("/sw[mac=2:0:0:0:0:7]").unwrap();
+        assert_eq!(got.mac, Some(Mac([2, 0, 0, 0, 0, 7])));
         let got = config("/sw[userports=1/memory=2]").unwrap();
         assert_eq!((got.user_ports, got.memory), (1, 2 << 20));
         for bad in [
@@ -145,6 +164,8 @@ mod tests {
             "memory=0",
             "memory=64M",
             "port=3",
+            "mac=2:0:0:0:0",
+            "mac=01:00:00:00:00:01",
         ] {
             assert!(config(&format!("/sw[{bad}]")).is_err(), "{bad}");
         }

@@ -203,7 +203,7 @@ impl Switch {
             requests,
             events: Events::default(),
             started: Instant::now(),
-            mac: own_address(),
+            mac: config.mac.unwrap_or_else(own_address),
             is_used: false,
             epoll,
             ready: VecDeque::with_capacity(EVENTS),

@@ -133,7 +133,9 @@ impl Words<'_> {
 
 /// Whether a word stands for no user, group, address or port.
 pub(crate) fn is_none(word: &str) -> bool {
-    ["NONE", "ANY"].iter().any(|none| none.eq_ignore_ascii_case(word))
+    ["NONE", "ANY"]
+        .iter()
+        .any(|none| none.eq_ignore_ascii_case(word))
 }
 
 const fn menu(path: &'static str, help: &'static str) -> Entry {
@@ -190,11 +192,18 @@ pub(crate) const TABLE: &[Entry] = &[
     show("ds/showinfo", "", "show where the sockets are", |_| {
         Some(Command::Sockets)
     }),
-    show("help", "[PATH]", "list the commands whose path starts so", |words| {
-        Some(Command::Help(words.text().unwrap_or_default()))
+    show(
+        "help",
+        "[PATH]",
+        "list the commands whose path starts so",
+        |words| Some(Command::Help(words.text().unwrap_or_default())),
+    ),
+    set("logout", "", "leave this console", |_| {
+        Some(Command::Logout)
     }),
-    set("logout", "", "leave this console", |_| Some(Command::Logout)),
-    set("shutdown", "", "end the switch", |_| Some(Command::Shutdown)),
+    set("shutdown", "", "end the switch", |_| {
+        Some(Command::Shutdown)
+    }),
     show("showinfo", "", "show what the switch is", |_| {
         Some(Command::ShowInfo)
     }),
@@ -205,14 +214,19 @@ pub(crate) const TABLE: &[Entry] = &[
     show("debug/list", "", "list the categories of events", |_| {
         Some(Command::Categories)
     }),
-    set("debug/add", "[PATH]", "show events whose category starts so", |words| {
-        Some(Command::Debug(words.text().unwrap_or_default(), true))
-    }),
+    set(
+        "debug/add",
+        "[PATH]",
+        "show events whose category starts so",
+        |words| Some(Command::Debug(words.text().unwrap_or_default(), true)),
+    ),
     set("debug/del", "[PATH]", "show them no longer", |words| {
         Some(Command::Debug(words.text().unwrap_or_default(), false))
     }),
     menu("plugin", "PLUGINS OF THE SWITCH, WHICH HAS NONE"),
-    show("plugin/list", "", "list the plugins", |_| Some(Command::Plugins)),
+    show("plugin/list", "", "list the plugins", |_| {
+        Some(Command::Plugins)
+    }),
     set("plugin/add", "FILE", "refused: no plugin fits", |_| {
         Some(Command::Refuse(Errno::EOPNOTSUPP))
     }),
@@ -220,33 +234,57 @@ pub(crate) const TABLE: &[Entry] = &[
         Some(Command::Refuse(Errno::ENOENT))
     }),
     menu("hash", "STATIONS"),
-    show("hash/showinfo", "", "show how stations are remembered", |_| {
-        Some(Command::StationInfo)
+    show(
+        "hash/showinfo",
+        "",
+        "show how stations are remembered",
+        |_| Some(Command::StationInfo),
+    ),
+    set(
+        "hash/setsize",
+        "N",
+        "check that there is room for so many",
+        |words| words.number().filter(|n| *n > 0).map(Command::StationRoom),
+    ),
+    set(
+        "hash/setgcint",
+        "N",
+        "no effect: stations go when they are due",
+        |words| words.number::<u32>().map(|_| Command::Accept),
+    ),
+    set(
+        "hash/setexpire",
+        "N",
+        "set the seconds after which stations go",
+        |words| change(Change::Expiry(words.number()?)),
+    ),
+    set(
+        "hash/setminper",
+        "0",
+        "only 0: stations can move at once",
+        |words| {
+            Some(match words.number::<u32>()? {
+                0 => Command::Accept,
+                _ => Command::Refuse(Errno::EOPNOTSUPP),
+            })
+        },
+    ),
+    show("hash/print", "", "list the stations", |_| {
+        Some(Command::Stations)
     }),
-    set("hash/setsize", "N", "check that there is room for so many", |words| {
-        words.number().filter(|n| *n > 0).map(Command::StationRoom)
-    }),
-    set("hash/setgcint", "N", "no effect: stations go when they are due", |words| {
-        words.number::<u32>().map(|_| Command::Accept)
-    }),
-    set("hash/setexpire", "N", "set the seconds after which stations go", |words| {
-        change(Change::Expiry(words.number()?))
-    }),
-    set("hash/setminper", "0", "only 0: stations can move at once", |words| {
-        Some(match words.number::<u32>()? {
-            0 => Command::Accept,
-            _ => Command::Refuse(Errno::EOPNOTSUPP),
-        })
-    }),
-    show("hash/print", "", "list the stations", |_| Some(Command::Stations)),
     show("hash/find", "MAC [VLAN]", "look an address up", |words| {
         Some(Command::FindStation(words.number()?, words.optional()?))
     }),
-    set("hash/add", "MAC PORT [VLAN]", "add a static station", |words| {
-        let (mac, port) = (words.number()?, words.number()?);
-        let vlan = words.optional()?.unwrap_or(0);
-        change(Change::AddStation { vlan, mac, port })
-    }),
+    set(
+        "hash/add",
+        "MAC PORT [VLAN]",
+        "add a static station",
+        |words| {
+            let (mac, port) = (words.number()?, words.number()?);
+            let vlan = words.optional()?.unwrap_or(0);
+            change(Change::AddStation { vlan, mac, port })
+        },
+    ),
     set("hash/del", "MAC [VLAN]", "forget a station", |words| {
         let mac = words.number()?;
         let vlan = words.optional()?.unwrap_or(0);
@@ -256,25 +294,55 @@ pub(crate) const TABLE: &[Entry] = &[
         change(Change::FlushStations)
     }),
     menu("fstp", "SPANNING TREE"),
-    show("fstp/showinfo", "", "show whether there is a spanning tree", |_| {
-        Some(Command::TreeInfo)
-    }),
-    show("fstp/setfstp", "0/1", "have a spanning tree (RSTP) or not", |words| {
-        words.flag().map(Command::SetTree)
-    }),
-    set("fstp/setedge", "VLAN PORT 1/0", "say that a port leads to no bridge", |words| {
-        Some(Command::Edge(words.number()?, words.number()?, words.flag()?))
-    }),
-    set("fstp/bonus", "VLAN PORT COST", "refused: RSTP has costs, fstp/setcost", |words| {
-        let _ = (words.number::<u16>()?, words.number::<u32>()?, words.number::<u32>()?);
-        Some(Command::Refuse(Errno::EOPNOTSUPP))
-    }),
-    set("fstp/setcost", "PORT COST", "set the cost of a path through a port", |words| {
-        port(words.number()?, PortChange::Cost(words.number()?))
-    }),
-    set("fstp/setpriority", "N", "set the switch's priority: N x 4096", |words| {
-        change(Change::Stp(StpChange::Priority(words.number()?)))
-    }),
+    show(
+        "fstp/showinfo",
+        "",
+        "show whether there is a spanning tree",
+        |_| Some(Command::TreeInfo),
+    ),
+    show(
+        "fstp/setfstp",
+        "0/1",
+        "have a spanning tree (RSTP) or not",
+        |words| words.flag().map(Command::SetTree),
+    ),
+    set(
+        "fstp/setedge",
+        "VLAN PORT 1/0",
+        "say that a port leads to no bridge",
+        |words| {
+            Some(Command::Edge(
+                words.number()?,
+                words.number()?,
+                words.flag()?,
+            ))
+        },
+    ),
+    set(
+        "fstp/bonus",
+        "VLAN PORT COST",
+        "refused: RSTP has costs, fstp/setcost",
+        |words| {
+            let _ = (
+                words.number::<u16>()?,
+                words.number::<u32>()?,
+                words.number::<u32>()?,
+            );
+            Some(Command::Refuse(Errno::EOPNOTSUPP))
+        },
+    ),
+    set(
+        "fstp/setcost",
+        "PORT COST",
+        "set the cost of a path through a port",
+        |words| port(words.number()?, PortChange::Cost(words.number()?)),
+    ),
+    set(
+        "fstp/setpriority",
+        "N",
+        "set the switch's priority: N x 4096",
+        |words| change(Change::Stp(StpChange::Priority(words.number()?))),
+    ),
     show("fstp/print", "[VLAN]", "show the spanning tree", |words| {
         words.optional().map(Command::Tree)
     }),
@@ -282,59 +350,112 @@ pub(crate) const TABLE: &[Entry] = &[
     show("port/showinfo", "", "show what holds for all ports", |_| {
         Some(Command::PortInfo)
     }),
-    set("port/setnumports", "N", "set the highest number of a port", |words| {
-        change(Change::NumPorts(words.number()?))
-    }),
+    set(
+        "port/setnumports",
+        "N",
+        "set the highest number of a port",
+        |words| change(Change::NumPorts(words.number()?)),
+    ),
     set("port/sethub", "0/1", "be a hub or a switch", |words| {
         change(Change::Hub(words.flag()?))
     }),
-    set("port/setvlan", "N VLAN", "set the VLAN of untagged frames; 4095: none", |words| {
-        let number = words.number()?;
-        port(number, PortChange::Untagged(untagged(words.number()?)))
-    }),
+    set(
+        "port/setvlan",
+        "N VLAN",
+        "set the VLAN of untagged frames; 4095: none",
+        |words| {
+            let number = words.number()?;
+            port(number, PortChange::Untagged(untagged(words.number()?)))
+        },
+    ),
     show("port/createauto", "", "make a port of any number", |_| {
         Some(Command::CreateAnyPort)
     }),
-    set("port/create", "N", "make a port that clients must ask for", |words| {
-        let number = words.number()?;
-        let reserved = Change::Port(number, PortChange::Allocatable(false));
-        Some(Command::Change(vec![Change::CreatePort(number), reserved]))
-    }),
-    set("port/remove", "N", "forget what is set of a port", |words| {
-        change(Change::RemovePort(words.number()?))
-    }),
-    set("port/allocatable", "N 0/1", "give it to clients that ask for none", |words| {
-        port(words.number()?, PortChange::Allocatable(words.flag()?))
-    }),
-    set("port/setuser", "N USER", "reserve a port for a user, or NONE", |words| {
-        Some(Command::User(words.number()?, words.text()?))
-    }),
-    set("port/setgroup", "N GROUP", "reserve a port for a group, or NONE", |words| {
-        Some(Command::Group(words.number()?, words.text()?))
-    }),
-    set("port/setlock", "N MAC", "let only this address send, or NONE", |words| {
-        port(words.number()?, PortChange::Lock(words.or_none()?))
-    }),
-    set("port/setmirror", "N PORT", "copy its frames to a port, or NONE", |words| {
-        port(words.number()?, PortChange::Mirror(words.or_none()?))
-    }),
-    set("port/setstorm", "N RATE", "limit flooding: frames/s, OFF, or NONE", |words| {
-        port(words.number()?, PortChange::Storm(words.limit()?))
-    }),
-    set("port/setallstorm", "RATE", "likewise for ports without a limit", |words| {
-        words.limit()?.and_then(|limit| change(Change::Storm(limit)))
-    }),
-    set("port/epclose", "N ID", "close the connection of a port's client", |words| {
-        Some(Command::Close(words.number()?, words.number()?))
-    }),
+    set(
+        "port/create",
+        "N",
+        "make a port that clients must ask for",
+        |words| {
+            let number = words.number()?;
+            let reserved = Change::Port(number, PortChange::Allocatable(false));
+            Some(Command::Change(vec![Change::CreatePort(number), reserved]))
+        },
+    ),
+    set(
+        "port/remove",
+        "N",
+        "forget what is set of a port",
+        |words| change(Change::RemovePort(words.number()?)),
+    ),
+    set(
+        "port/allocatable",
+        "N 0/1",
+        "give it to clients that ask for none",
+        |words| port(words.number()?, PortChange::Allocatable(words.flag()?)),
+    ),
+    set(
+        "port/setuser",
+        "N USER",
+        "reserve a port for a user, or NONE",
+        |words| Some(Command::User(words.number()?, words.text()?)),
+    ),
+    set(
+        "port/setgroup",
+        "N GROUP",
+        "reserve a port for a group, or NONE",
+        |words| Some(Command::Group(words.number()?, words.text()?)),
+    ),
+    set(
+        "port/setlock",
+        "N MAC",
+        "let only this address send, or NONE",
+        |words| port(words.number()?, PortChange::Lock(words.or_none()?)),
+    ),
+    set(
+        "port/setmirror",
+        "N PORT",
+        "copy its frames to a port, or NONE",
+        |words| port(words.number()?, PortChange::Mirror(words.or_none()?)),
+    ),
+    set(
+        "port/setstorm",
+        "N RATE",
+        "limit flooding: frames/s, OFF, or NONE",
+        |words| port(words.number()?, PortChange::Storm(words.limit()?)),
+    ),
+    set(
+        "port/setallstorm",
+        "RATE",
+        "likewise for ports without a limit",
+        |words| {
+            words
+                .limit()?
+                .and_then(|limit| change(Change::Storm(limit)))
+        },
+    ),
+    set(
+        "port/epclose",
+        "N ID",
+        "close the connection of a port's client",
+        |words| Some(Command::Close(words.number()?, words.number()?)),
+    ),
     set("port/resetcounter", "[N]", "set counters to 0", |words| {
         change(Change::ResetCounters(words.optional()?))
     }),
-    show("port/print", "[N]", "list the ports that are in use", |words| {
-        words.optional().map(|number| Command::Ports(number, PortSelection::Used))
-    }),
+    show(
+        "port/print",
+        "[N]",
+        "list the ports that are in use",
+        |words| {
+            words
+                .optional()
+                .map(|number| Command::Ports(number, PortSelection::Used))
+        },
+    ),
     show("port/allprint", "[N]", "list all ports", |words| {
-        words.optional().map(|number| Command::Ports(number, PortSelection::All))
+        words
+            .optional()
+            .map(|number| Command::Ports(number, PortSelection::All))
     }),
     menu("vlan", "VLANS"),
     set("vlan/create", "N", "make a VLAN", |words| {
@@ -343,28 +464,55 @@ pub(crate) const TABLE: &[Entry] = &[
     set("vlan/remove", "N", "remove a VLAN", |words| {
         change(Change::RemoveVlan(words.number()?))
     }),
-    set("vlan/addport", "N PORT", "add a port where the VLAN is tagged", |words| {
-        let vlan = words.number()?;
-        port(words.number()?, PortChange::AddTagged(vlan))
-    }),
+    set(
+        "vlan/addport",
+        "N PORT",
+        "add a port where the VLAN is tagged",
+        |words| {
+            let vlan = words.number()?;
+            port(words.number()?, PortChange::AddTagged(vlan))
+        },
+    ),
     set("vlan/delport", "N PORT", "remove such a port", |words| {
         let vlan = words.number()?;
         port(words.number()?, PortChange::RemoveTagged(vlan))
     }),
-    set("vlan/offer", "N [MODE]", "let clients choose a VLAN", |words| {
-        let vlan = words.number()?;
-        let mode = words.octal()?;
-        change(Change::OfferVlan(vlan, Some(Access { mode })))
-    }),
-    set("vlan/unoffer", "N", "let them choose it no longer", |words| {
-        change(Change::OfferVlan(words.number()?, None))
-    }),
-    show("vlan/print", "[N]", "list VLANs with the ports in use", |words| {
-        words.optional().map(|vlan| Command::Vlans(vlan, PortSelection::Used))
-    }),
-    show("vlan/allprint", "[N]", "list VLANs with all ports", |words| {
-        words.optional().map(|vlan| Command::Vlans(vlan, PortSelection::All))
-    }),
+    set(
+        "vlan/offer",
+        "N [MODE]",
+        "let clients choose a VLAN",
+        |words| {
+            let vlan = words.number()?;
+            let mode = words.octal()?;
+            change(Change::OfferVlan(vlan, Some(Access { mode })))
+        },
+    ),
+    set(
+        "vlan/unoffer",
+        "N",
+        "let them choose it no longer",
+        |words| change(Change::OfferVlan(words.number()?, None)),
+    ),
+    show(
+        "vlan/print",
+        "[N]",
+        "list VLANs with the ports in use",
+        |words| {
+            words
+                .optional()
+                .map(|vlan| Command::Vlans(vlan, PortSelection::Used))
+        },
+    ),
+    show(
+        "vlan/allprint",
+        "[N]",
+        "list VLANs with all ports",
+        |words| {
+            words
+                .optional()
+                .map(|vlan| Command::Vlans(vlan, PortSelection::All))
+        },
+    ),
 ];
 
 /// What a line is.
@@ -435,7 +583,10 @@ mod tests {
             Command::Change(vec![Change::Port(3, PortChange::AddTagged(10))])
         );
         let mac = Mac([2, 0, 0, 0, 0, 7]);
-        assert_eq!(command("hash/find 2:0:0:0:0:7"), Command::FindStation(mac, None));
+        assert_eq!(
+            command("hash/find 2:0:0:0:0:7"),
+            Command::FindStation(mac, None)
+        );
         assert_eq!(
             command("port/setlock 3 any"),
             Command::Change(vec![Change::Port(3, PortChange::Lock(None))])
@@ -446,7 +597,10 @@ mod tests {
         );
         assert_eq!(
             command("vlan/offer 7 660"),
-            Command::Change(vec![Change::OfferVlan(7, Some(Access { mode: Some(0o660) }))])
+            Command::Change(vec![Change::OfferVlan(
+                7,
+                Some(Access { mode: Some(0o660) })
+            )])
         );
     }
 
@@ -455,7 +609,14 @@ mod tests {
         for blank in ["", " ", "\r", "# port/create 1", "#"] {
             assert_eq!(parse(blank), Line::Blank, "{blank:?}");
         }
-        for unknown in ["version", "port", "PORT/PRINT", "port /print", "port/printx", "\0"] {
+        for unknown in [
+            "version",
+            "port",
+            "PORT/PRINT",
+            "port /print",
+            "port/printx",
+            "\0",
+        ] {
             assert_eq!(parse(unknown), Line::Unknown, "{unknown:?}");
         }
         for (malformed, has_data) in [
@@ -468,16 +629,28 @@ mod tests {
             ("port/setallstorm none", false),
             ("hash/setsize 0", false),
         ] {
-            assert_eq!(parse(malformed), Line::Malformed { has_data }, "{malformed:?}");
+            assert_eq!(
+                parse(malformed),
+                Line::Malformed { has_data },
+                "{malformed:?}"
+            );
         }
     }
 
     #[test]
     fn the_table_has_each_path_once_and_menus_before_their_commands() {
         for (at, entry) in TABLE.iter().enumerate() {
-            assert!(TABLE[..at].iter().all(|other| other.path != entry.path), "{}", entry.path);
+            assert!(
+                TABLE[..at].iter().all(|other| other.path != entry.path),
+                "{}",
+                entry.path
+            );
             if let Some((menu, _)) = entry.path.split_once('/') {
-                assert!(TABLE[..at].iter().any(|other| other.path == menu), "{}", entry.path);
+                assert!(
+                    TABLE[..at].iter().any(|other| other.path == menu),
+                    "{}",
+                    entry.path
+                );
             }
         }
     }

@@ -20,9 +20,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::unistd::{Gid, Group, Uid, User};
-use vdens_switch_control::{
-    Change, LOCAL_PORT, PortChange, PortReport, PortSelection, StpChange,
-};
+use vdens_switch_control::{Change, LOCAL_PORT, PortChange, PortReport, PortSelection, StpChange};
 
 use self::command::{Command, is_none, parse};
 use super::client::{self, Ask};
@@ -47,10 +45,12 @@ struct Left {
 }
 
 impl Left {
-    const ALL: Self = Self {
-        files: DEEPEST,
-        lines: MOST_LINES,
-    };
+    fn all() -> Self {
+        Self {
+            files: DEEPEST,
+            lines: MOST_LINES,
+        }
+    }
 
     /// Whether another line may be executed, which is counted.
     fn take_line(&mut self) -> bool {
@@ -84,7 +84,9 @@ impl Watched {
     /// Turns the categories whose path starts so on or off.
     fn turn(&mut self, path: &str, on: bool) -> Result<(), Errno> {
         let meant = print::CATEGORIES.iter().map(|(category, ..)| *category);
-        let meant: Vec<_> = meant.filter(|category| category.starts_with(path)).collect();
+        let meant: Vec<_> = meant
+            .filter(|category| category.starts_with(path))
+            .collect();
         let changed = meant.iter().filter(|category| match on {
             true => self.0.insert(category),
             false => self.0.remove(*category),
@@ -128,7 +130,9 @@ fn failed(errno: Errno, message: &str) -> Error {
 
 /// A reply with data, or without.
 fn reply(data: Option<&str>, outcome: Result<()>) -> String {
-    let data = data.map_or(String::new(), |data| format!("0000 DATA END WITH '.'\n{data}.\n"));
+    let data = data.map_or(String::new(), |data| {
+        format!("0000 DATA END WITH '.'\n{data}.\n")
+    });
     match outcome {
         Ok(()) => format!("{data}1000 Success\n"),
         Err(error) => {
@@ -149,7 +153,7 @@ fn reply(data: Option<&str>, outcome: Result<()>) -> String {
 impl Console {
     /// Executes a line.
     pub(crate) fn execute(&self, line: &str, watched: &mut Watched, switch: &dyn Ask) -> Outcome {
-        self.execute_within(&mut Left::ALL, line, watched, switch)
+        self.execute_within(&mut Left::all(), line, watched, switch)
     }
 
     fn execute_within(
@@ -179,9 +183,10 @@ impl Console {
                 let turned = watched.turn(&path, on);
                 return Outcome::Reply(reply(None, turned.or_else(no_message)));
             }
-            Command::Categories => {
-                Ok((print::categories(&|category| watched.contains(category)), Ok(())))
-            }
+            Command::Categories => Ok((
+                print::categories(&|category| watched.contains(category)),
+                Ok(()),
+            )),
             command => self.answer(command, switch),
         };
         Outcome::Reply(match outcome {
@@ -252,7 +257,10 @@ impl Console {
                 return change(vec![Change::Port(port, PortChange::User(user_id(&user)?))]);
             }
             Command::Group(port, group) => {
-                return change(vec![Change::Port(port, PortChange::Group(group_id(&group)?))]);
+                return change(vec![Change::Port(
+                    port,
+                    PortChange::Group(group_id(&group)?),
+                )]);
             }
             // A port has one connection, which has its number.
             Command::Close(port, id) if port != id => {
@@ -335,7 +343,8 @@ impl Console {
             match self.execute(line, &mut watched, switch) {
                 Outcome::Blank => {}
                 Outcome::Reply(reply) => {
-                    let is_failure = |line: &&str| line.starts_with('1') && !line.starts_with("1000 ");
+                    let is_failure =
+                        |line: &&str| line.starts_with('1') && !line.starts_with("1000 ");
                     if let Some(failure) = reply.lines().last().filter(is_failure) {
                         log::warn!("{}, line {number}: {failure}", path.display());
                     }
@@ -350,7 +359,11 @@ impl Console {
 
 /// Checks that the tree of a VLAN can be meant: there is one tree for all.
 fn check_vlan(vlan: u16, switch: &dyn Ask) -> Result<()> {
-    match vlan == 0 || client::vlans(switch)?.iter().any(|known| known.vlan == vlan) {
+    match vlan == 0
+        || client::vlans(switch)?
+            .iter()
+            .any(|known| known.vlan == vlan)
+    {
         true => Ok(()),
         false => Err(failed(Errno::ENXIO, &format!("there is no VLAN {vlan}"))),
     }
@@ -360,9 +373,13 @@ fn check_vlan(vlan: u16, switch: &dyn Ask) -> Result<()> {
 fn read(path: &Path) -> Result<String> {
     let cannot = |error: &io::Error| Error::path("read", path, error);
     let mut options = OpenOptions::new();
-    let options = options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    let options = options
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
     let file = options.open(path).map_err(|error| cannot(&error))?;
-    let is_file = file.metadata().is_ok_and(|meta| meta.is_file() && meta.len() <= LONGEST_FILE);
+    let is_file = file
+        .metadata()
+        .is_ok_and(|meta| meta.is_file() && meta.len() <= LONGEST_FILE);
     if !is_file {
         let message = format!("{} is no file of commands", path.display());
         return Err(failed(Errno::EINVAL, &message));
@@ -376,8 +393,14 @@ fn read(path: &Path) -> Result<String> {
 /// What users and groups are called.
 fn name(is_user: bool, id: u32) -> String {
     let name = match is_user {
-        true => User::from_uid(Uid::from_raw(id)).ok().flatten().map(|user| user.name),
-        false => Group::from_gid(Gid::from_raw(id)).ok().flatten().map(|group| group.name),
+        true => User::from_uid(Uid::from_raw(id))
+            .ok()
+            .flatten()
+            .map(|user| user.name),
+        false => Group::from_gid(Gid::from_raw(id))
+            .ok()
+            .flatten()
+            .map(|group| group.name),
     };
     name.unwrap_or_else(|| id.to_string())
 }
@@ -385,14 +408,20 @@ fn name(is_user: bool, id: u32) -> String {
 /// The user of a name or number; `None` for all.
 fn user_id(word: &str) -> Result<Option<u32>> {
     id(word, "user", |word| {
-        User::from_name(word).ok().flatten().map(|user| user.uid.as_raw())
+        User::from_name(word)
+            .ok()
+            .flatten()
+            .map(|user| user.uid.as_raw())
     })
 }
 
 /// The group of a name or number; `None` for all.
 fn group_id(word: &str) -> Result<Option<u32>> {
     id(word, "group", |word| {
-        Group::from_name(word).ok().flatten().map(|group| group.gid.as_raw())
+        Group::from_name(word)
+            .ok()
+            .flatten()
+            .map(|group| group.gid.as_raw())
     })
 }
 

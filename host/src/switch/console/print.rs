@@ -115,7 +115,11 @@ pub(crate) fn ports(ports: &[PortReport], name: &dyn Fn(bool, u32) -> String) ->
     for port in ports {
         let number = port.number;
         let (active, may) = (
-            if port.client.is_some() { "ACTIVE" } else { "INACTIVE" },
+            if port.client.is_some() {
+                "ACTIVE"
+            } else {
+                "INACTIVE"
+            },
             if port.allocatable { "" } else { "NOT " },
         );
         // The original's number for none.
@@ -139,14 +143,20 @@ pub(crate) fn ports(ports: &[PortReport], name: &dyn Fn(bool, u32) -> String) ->
             out_frames,
             out_bytes,
         } = port.traffic;
-        lines.line(format_args!(" IN:  pkts {in_frames:>10}          bytes {in_bytes:>20}"));
-        lines.line(format_args!(" OUT: pkts {out_frames:>10}          bytes {out_bytes:>20}"));
+        lines.line(format_args!(
+            " IN:  pkts {in_frames:>10}          bytes {in_bytes:>20}"
+        ));
+        lines.line(format_args!(
+            " OUT: pkts {out_frames:>10}          bytes {out_bytes:>20}"
+        ));
         if let Some(client) = &port.client {
             let module = match number {
                 LOCAL_PORT => "local",
                 _ => "unix prog",
             };
-            lines.line(format_args!("  -- endpoint ID {number:04} module {module:<12}: {client}"));
+            lines.line(format_args!(
+                "  -- endpoint ID {number:04} module {module:<12}: {client}"
+            ));
         }
     }
     lines.0
@@ -204,7 +214,9 @@ fn status(port: &PortReport, tree: &StpReport) -> &'static str {
 pub(crate) fn tree_info(general: &General) -> String {
     let mut lines = Lines::default();
     let General { mac, priority, .. } = general;
-    lines.line(format_args!("MAC {mac} Priority {priority} (0x{priority:x})"));
+    lines.line(format_args!(
+        "MAC {mac} Priority {priority} (0x{priority:x})"
+    ));
     lines.line(format_args!("FSTP={}", general.stp));
     lines.0
 }
@@ -330,8 +342,14 @@ mod tests {
             ..port
         };
         let text = ports(&[idle], &name);
-        assert!(text.starts_with("Port 0005 untagged_vlan=4095 INACTIVE"), "{text}");
-        assert!(text.contains("\n Lock: 02:00:00:00:00:01 Mirror: 0003 Storm: 9\n"), "{text}");
+        assert!(
+            text.starts_with("Port 0005 untagged_vlan=4095 INACTIVE"),
+            "{text}"
+        );
+        assert!(
+            text.contains("\n Lock: 02:00:00:00:00:01 Mirror: 0003 Storm: 9\n"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -362,9 +380,15 @@ mod tests {
         };
         let text = " -- Port 0001 tagged=1 active=1 status=Discarding\n \
              -- Port 0002 tagged=0 active=1 status=Forwarding\n";
-        assert_eq!(vlans(&[vlan.clone()], &ports[..2], &tree), format!("VLAN 0005\n{text}"));
+        assert_eq!(
+            vlans(&[vlan.clone()], &ports[..2], &tree),
+            format!("VLAN 0005\n{text}")
+        );
         let idle = " -- Port 0007 tagged=0 active=0 status=Learning\n";
-        assert_eq!(vlans(&[vlan], &ports, &tree), format!("VLAN 0005\n{text}{idle}"));
+        assert_eq!(
+            vlans(&[vlan], &ports, &tree),
+            format!("VLAN 0005\n{text}{idle}")
+        );
     }
 
     #[test]
@@ -378,7 +402,11 @@ mod tests {
                 "port/create        N               make a port that clients must ask for",
             ]
         );
-        assert!(help("").lines().all(|line| line.len() <= 80), "{}", help(""));
+        assert!(
+            help("").lines().all(|line| line.len() <= 80),
+            "{}",
+            help("")
+        );
     }
 
     #[test]

@@ -89,20 +89,38 @@ fn replies_have_the_form_that_scripts_know() {
         "1006 No such device or address: there is no\\nport 9\n"
     );
     let nothing = "0000 DATA END WITH '.'\n.\n";
-    assert_eq!(said("hash/find x"), format!("{nothing}1022 Invalid argument\n"));
-    assert_eq!(said("hash/find 2:0:0:0:0:7"), format!("{nothing}1019 No such device\n"));
+    assert_eq!(
+        said("hash/find x"),
+        format!("{nothing}1022 Invalid argument\n")
+    );
+    assert_eq!(
+        said("hash/find 2:0:0:0:0:7"),
+        format!("{nothing}1019 No such device\n")
+    );
     assert_eq!(said("fstp/setfstp 1"), format!("{nothing}1000 Success\n"));
     assert!(said("plugin/list").ends_with("\n.\n1002 No such file or directory\n"));
-    assert_eq!(said("plugin/add x"), "1095 Operation not supported on transport endpoint\n");
-    assert_eq!(said("hash/setsize 1001"), "1022 Invalid argument: there is room for 1000\n");
+    assert_eq!(
+        said("plugin/add x"),
+        "1095 Operation not supported on transport endpoint\n"
+    );
+    assert_eq!(
+        said("hash/setsize 1001"),
+        "1022 Invalid argument: there is room for 1000\n"
+    );
     assert!(said("port/setuser 3 no_such_user").starts_with("1022 Invalid argument: "));
-    assert_eq!(said("port/epclose 3 4"), "1006 No such device or address: port 3 has no connection 4\n");
+    assert_eq!(
+        said("port/epclose 3 4"),
+        "1006 No such device or address: port 3 has no connection 4\n"
+    );
 }
 
 #[test]
 fn lists_come_whole_and_without_a_side_that_leads_nowhere() {
     let ports = said("port/allprint");
-    let numbers: Vec<_> = ports.lines().filter_map(|line| line.strip_prefix("Port ")).collect();
+    let numbers: Vec<_> = ports
+        .lines()
+        .filter_map(|line| line.strip_prefix("Port "))
+        .collect();
     assert_eq!(numbers.len(), 3, "{ports}");
     assert!(said("port/print 7").ends_with(".\n1006 No such device or address\n"));
     let console = Console {
@@ -121,7 +139,12 @@ fn a_port_that_is_made_is_for_those_who_ask_for_it() {
         console.execute(line, &mut Watched::default(), &switch);
     }
     let reserved = |port| Change::Port(port, PortChange::Allocatable(false));
-    let made = [Change::CreatePort(3), reserved(3), Change::CreateAnyPort, reserved(4)];
+    let made = [
+        Change::CreatePort(3),
+        reserved(3),
+        Change::CreateAnyPort,
+        reserved(4),
+    ];
     assert_eq!(*switch.0.borrow(), made);
 }
 
@@ -148,7 +171,11 @@ fn files_of_commands() {
     let switch = Switch::default();
     let mut watched = Watched::default();
     let mut load = || Console::default().execute(&format!("load {name}"), &mut watched, &switch);
-    fs::write(&path, "# ports\n\nport/setvlan 9 1\nvlan/create 7\nlogout\nshutdown\n").unwrap();
+    fs::write(
+        &path,
+        "# ports\n\nport/setvlan 9 1\nvlan/create 7\nlogout\nshutdown\n",
+    )
+    .unwrap();
     let text = format!(
         "vde[{name}]: line 3\n1006 No such device or address: there is no\\nport 9\n\
          vde[{name}]: line 4\n1000 Success\n1000 Success\n"
