@@ -18,6 +18,7 @@ mod netem;
 mod offload;
 mod packets;
 mod pump;
+mod rstp;
 mod settings;
 mod stream;
 mod vhost;
@@ -40,8 +41,10 @@ const GROWTH: usize = 32 << 20;
 pub(crate) const LONGEST_INPUT: usize = 128 * 1024;
 
 /// All targets: the name, which is also that of the corpus's directory, and a constructor.
-pub(crate) const TARGETS: [(&str, Make); 19] = [
+pub(crate) const TARGETS: [(&str, Make); 21] = [
     ("auto", || Box::new(nat::Auto)),
+    ("bpdu", || Box::new(rstp::Bpdus)),
+    ("bridge", || Box::new(rstp::Bridges)),
     ("cut", || Box::new(offload::Cut::default())),
     ("hello", || Box::new(hello::Messages)),
     ("join", || Box::new(offload::Join::default())),

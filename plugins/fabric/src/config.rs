@@ -6,7 +6,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, User};
 use vdens_plugin_kit::vnl::{Keys, Spec, group_id};
 use vdens_plugin_kit::{Error, OpenOptions, Result};
-use vdens_switch_control::{Mac, NoMac};
+use vdens_switch_control::{Mac, NoMac, StormLimit};
 
 use crate::Kind;
 
@@ -20,6 +20,7 @@ const KEYS: Keys = Keys::new(&[
     "hashseed",
     "userports",
     "memory",
+    "storm",
     "mac",
 ]);
 
@@ -28,6 +29,9 @@ const DEFAULT_EXPIRY: u64 = 120;
 const DEFAULT_USER_PORTS: u64 = 64;
 /// In MiB. Enough for 16 ports that are congested at a time to have the longest queues.
 const DEFAULT_MEMORY: u64 = 64;
+
+/// In frames a second. Hundreds of hosts stay far below it, and so does a multicast of video.
+const DEFAULT_STORM: u32 = 20_000;
 
 /// How a switch or hub is to be set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +47,8 @@ pub(crate) struct Config {
     pub(crate) expiry: u32,
     /// How many ports each user may have, but for root and the switch's own.
     pub(crate) user_ports: usize,
+    /// The frames that each port may flood in a second.
+    pub(crate) storm: StormLimit,
     /// What all queues together may take, in bytes.
     pub(crate) memory: usize,
     /// The switch's address, if it is not to be any.
@@ -79,6 +85,13 @@ impl Config {
                 .transpose()?,
             expiry: u32::try_from(expiry).unwrap_or(u32::MAX),
             user_ports: usize::try_from(user_ports).unwrap_or(usize::MAX),
+            storm: match spec.get("storm") {
+                Some("off") => StormLimit::Off,
+                _ => {
+                    let frames = positive(&spec, "storm")?.and_then(|n| u32::try_from(n).ok());
+                    StormLimit::Frames(frames.unwrap_or(DEFAULT_STORM))
+                }
+            },
             memory: usize::try_from(memory << 20).unwrap_or(usize::MAX),
             mac: spec.get("mac").map(address).transpose()?,
         })
@@ -152,7 +165,12 @@ mod tests {
         assert_eq!(got.mac, Some(Mac([2, 0, 0, 0, 0, 7])));
         let got = config("/sw[userports=1/memory=2]").unwrap();
         assert_eq!((got.user_ports, got.memory), (1, 2 << 20));
+        assert_eq!(got.storm, StormLimit::Frames(20_000));
+        assert_eq!(config("/sw[storm=off]").unwrap().storm, StormLimit::Off);
+        assert_eq!(config("/sw[storm=5]").unwrap().storm, StormLimit::Frames(5));
         for bad in [
+            "storm=0",
+            "storm=on",
             "mode=8",
             "expiretime=0",
             "expiretime=-1",

@@ -20,18 +20,29 @@
 
 use std::time::Instant;
 
-use vdens_plugin_kit::fdb::Fdb;
+use vdens_plugin_kit::fdb::{Fdb, Station as _};
 use vdens_plugin_kit::offload::{Changed, Progress, examine};
 use vdens_plugin_kit::wire::hello::is_message;
 use vdens_plugin_kit::{Bridge, Frame, MAX_LEGACY_FRAME, Offloads, RxBatch, TxBatch};
+use vdens_switch_control::{Kind, LOCAL_PORT};
 
 use crate::frame::{Addresses, Station};
 use crate::memory::Memory;
 use crate::port::{BRIDGE, LOCAL, Port, PortId, Selection};
 use crate::settings::Settings;
+use crate::storm::Meter;
 
 /// The most segments that a frame is cut into: enough for 64 KiB and any sensible segment size.
 const MAX_SEGMENTS: usize = 2048;
+
+/// How many frames of a batch went nowhere, by cause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lost {
+    /// They are invalid.
+    pub(crate) malformed: u64,
+    /// The port has flooded as many as it may.
+    pub(crate) storm: u64,
+}
 
 /// Where the frames of a batch go, apart from the clients' ports.
 #[derive(Debug, Default)]
@@ -40,8 +51,7 @@ struct Decision {
     bridged: Selection,
     /// Frames with offloads left to be done.
     unfinished: Selection,
-    /// How many are invalid and go nowhere.
-    refused: u64,
+    lost: Lost,
 }
 
 /// The ports that clients have, by id. The local port and the bridge have ids of their own.
@@ -135,6 +145,8 @@ pub(crate) struct Fabric {
     pub(crate) host_is_plugged: bool,
     /// Whether the host takes super-frames with all offloads.
     pub(crate) host_takes_super_frames: bool,
+    local_meter: Meter,
+    bridge_meter: Meter,
     /// Ports with frames selected.
     chosen: Vec<PortId>,
     /// The batch at hand in another form.
@@ -146,6 +158,8 @@ pub(crate) struct Fabric {
 impl Fabric {
     pub(crate) fn new(settings: Settings, fdb: Fdb<Station, PortId>, memory: Memory) -> Self {
         Self {
+            local_meter: Meter::new(settings.storm_limit(LOCAL_PORT)),
+            bridge_meter: Meter::new(settings.storm),
             settings,
             ports: Ports::default(),
             memory,
@@ -160,14 +174,14 @@ impl Fabric {
     }
 
     /// Forwards a batch that port `source` received. Frames for the local port go into `host`, and
-    /// are counted as dropped there if they do not fit. Returns how many frames were refused.
+    /// are counted as dropped there if they do not fit. Returns how many frames went nowhere.
     pub(crate) fn forward(
         &mut self,
         source: PortId,
         batch: &TxBatch<'_>,
         host: Option<&mut RxBatch<'_>>,
         now: Instant,
-    ) -> u64 {
+    ) -> Lost {
         let decision = self.decide(source, batch, now);
         self.pass_on(source, batch, decision.bridged);
         match host {
@@ -183,17 +197,40 @@ impl Fabric {
                 port.selected = Selection::default();
             }
         }
-        decision.refused
+        decision.lost
+    }
+
+    /// The meter of what a port floods.
+    fn meter(&mut self, source: PortId) -> &mut Meter {
+        match self.ports.get_mut(source) {
+            Some(port) => &mut port.meter,
+            None if source == LOCAL => &mut self.local_meter,
+            None => &mut self.bridge_meter,
+        }
+    }
+
+    /// To be called when limits may have changed.
+    pub(crate) fn set_limits(&mut self) {
+        let Self {
+            settings, ports, ..
+        } = self;
+        for (_, port) in ports.iter_mut() {
+            port.meter.set_limit(settings.storm_limit(port.number));
+        }
+        self.local_meter.set_limit(settings.storm_limit(LOCAL_PORT));
+        self.bridge_meter.set_limit(settings.storm);
     }
 
     /// Selects the frames for each port, and learns where they came from.
     fn decide(&mut self, source: PortId, batch: &TxBatch<'_>, now: Instant) -> Decision {
+        let is_hub = self.settings.kind == Kind::Hub;
+        let mut meter = *self.meter(source);
         let mut flooded = Selection::default();
         let mut decision = Decision::default();
         for index in 0..batch.len() {
             let frame = batch.frame(index).filter(|frame| is_sound(*frame));
             let Some(frame) = frame else {
-                decision.refused += 1;
+                decision.lost.malformed += 1;
                 continue;
             };
             let Some(addresses) = Addresses::of(frame.bytes()) else {
@@ -216,9 +253,12 @@ impl Fabric {
                         port.selected.insert(index);
                     }
                 }
-                None => flooded.insert(index),
+                None if is_hub && !addresses.destination.is_group() => flooded.insert(index),
+                None if meter.admits(now) => flooded.insert(index),
+                None => decision.lost.storm += 1,
             }
         }
+        *self.meter(source) = meter;
         if !flooded.is_empty() {
             decision.local = decision.local.union(flooded);
             decision.bridged = decision.bridged.union(flooded);

@@ -23,6 +23,7 @@
 //! - `memory`: the memory of all queues, and each port's share of it;
 //! - `frame`: the source and destination of a frame;
 //! - `forwarding`: from one port's batch of frames to the other ports, with one system call each;
+//! - `storm`: how many frames a port may flood;
 //! - `status`: what a user may want to know;
 //! - `settings`: what is set of the switch and its ports;
 //! - `manage`: requests to show and change all that, and `events` that are listed there;
@@ -52,6 +53,7 @@ mod port;
 mod queue;
 mod settings;
 mod status;
+mod storm;
 mod switch;
 #[cfg(test)]
 mod tests;

@@ -117,6 +117,7 @@ impl Switch {
 
     /// Does what follows from the difference between settings.
     fn adapt(&mut self, before: &Settings, now: Instant) {
+        self.fabric.set_limits();
         let Settings { kind, expiry, .. } = self.fabric.settings;
         if (kind, expiry) != (before.kind, before.expiry) {
             self.fabric.fdb.set_expiry(memory_of(kind, expiry), now);

@@ -16,11 +16,12 @@ use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 use vdens_plugin_kit::{BATCH_FRAMES, FarEnd, Frame, Offloads, TxBatch, send_datagrams};
 
-use vdens_switch_control::Traffic;
+use vdens_switch_control::{StormLimit, Traffic};
 
 use crate::directory::DirectorySocket;
 use crate::memory::Memory;
 use crate::queue::Queue;
+use crate::storm::Meter;
 
 /// A port's id within the switch. Port numbers are what clients see, and can be any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -101,12 +102,18 @@ pub(crate) struct Counters {
     pub(crate) malformed: u64,
     /// Frames for the client that found no room.
     pub(crate) dropped: u64,
+    /// Frames from the client that were too many to flood.
+    pub(crate) storm: u64,
 }
 
 impl Counters {
     /// The frames lost, by cause.
     pub(crate) fn losses(&self) -> BTreeMap<String, u64> {
-        let causes = [("malformed", self.malformed), ("queue_full", self.dropped)];
+        let causes = [
+            ("malformed", self.malformed),
+            ("queue_full", self.dropped),
+            ("storm", self.storm),
+        ];
         let causes = causes.iter().filter(|(_, count)| *count > 0);
         causes
             .map(|(cause, count)| ((*cause).to_owned(), *count))
@@ -132,6 +139,10 @@ pub(crate) struct Port {
     /// Whether epoll watches for room in the socket.
     pub(crate) is_watched_for_room: bool,
     pub(crate) counters: Counters,
+    /// What it floods.
+    pub(crate) meter: Meter,
+    /// Whether the client could be on the panel, and is not allowed to for the time being.
+    pub(crate) is_kept_off: bool,
     /// Why the port is closing.
     pub(crate) closing: Option<String>,
 }
@@ -158,6 +169,8 @@ impl Port {
             selected: Selection::default(),
             is_watched_for_room: false,
             counters: Counters::default(),
+            meter: Meter::new(StormLimit::Off),
+            is_kept_off: false,
             closing: None,
         }
     }

@@ -17,9 +17,6 @@ use crate::Kind;
 /// The highest port number at first: what the requests of VDE's clients can name.
 const NUM_PORTS: u32 = 0xff_ffff;
 
-/// The frames that a port may flood in a second, at first.
-const STORM: u32 = 20_000;
-
 /// What a path of 1 Gbit/s costs (IEEE 802.1D-2004, table 17-3).
 const COST: u32 = 20_000;
 const MAX_COST: u32 = 200_000_000;
@@ -82,12 +79,12 @@ impl Default for PortSettings {
 
 impl Settings {
     /// What is set at first of a switch that remembers stations for `expiry` seconds.
-    pub(crate) fn new(kind: Kind, expiry: u32) -> Self {
+    pub(crate) fn new(kind: Kind, expiry: u32, storm: StormLimit) -> Self {
         Self {
             kind,
             num_ports: NUM_PORTS,
             expiry,
-            storm: StormLimit::Frames(STORM),
+            storm,
             has_stp: false,
             priority: PRIORITY,
             vlans: BTreeMap::new(),
@@ -98,6 +95,12 @@ impl Settings {
     /// What is set of a port.
     pub(crate) fn port(&self, number: u32) -> PortSettings {
         self.ports.get(&number).cloned().unwrap_or_default()
+    }
+
+    /// The frames that a port may flood in a second.
+    pub(crate) fn storm_limit(&self, number: u32) -> StormLimit {
+        let own = self.ports.get(&number).and_then(|port| port.storm);
+        own.unwrap_or(self.storm)
     }
 
     /// The settings after these changes. Changes of something else are left out: they concern
@@ -285,7 +288,7 @@ mod tests {
     use super::*;
 
     fn settings() -> Settings {
-        Settings::new(Kind::Switch, 120)
+        Settings::new(Kind::Switch, 120, StormLimit::Off)
     }
 
     #[test]

@@ -40,6 +40,7 @@ use crate::memory::Memory;
 use crate::port::{BRIDGE, LOCAL, Port, PortId};
 use crate::settings::{PortSettings, Settings};
 use crate::status;
+use crate::storm::CALM;
 
 /// The most stations that are known.
 pub(crate) const CAPACITY: usize = 131_072;
@@ -174,10 +175,14 @@ pub(crate) struct Switch {
     pub(crate) mac: Mac,
     /// Whether the host uses the link: only then can its interface be plugged.
     is_used: bool,
+    /// Whether the host's port is to be on the panel.
+    wants_plug: bool,
     epoll: Epoll,
     ready: VecDeque<EpollEvent>,
     timer: Timer,
     pub(crate) fabric: Fabric,
+    /// When the storm is over that there is, unless more comes.
+    storm: Option<Instant>,
     /// How many ports each other user may have.
     user_ports: usize,
     ingress: Batch,
@@ -205,11 +210,13 @@ impl Switch {
             started: Instant::now(),
             mac: config.mac.unwrap_or_else(own_address),
             is_used: false,
+            wants_plug: false,
+            storm: None,
             epoll,
             ready: VecDeque::with_capacity(EVENTS),
             timer,
             fabric: Fabric::new(
-                Settings::new(config.kind, config.expiry),
+                Settings::new(config.kind, config.expiry, config.storm),
                 Fdb::new(CAPACITY, memory_of(config.kind, config.expiry)),
                 Memory::new(config.memory),
             ),
@@ -290,9 +297,15 @@ impl Switch {
         let frames = self.ingress.tx(0);
         let lengths = frames.frames().map(|frame| frame.bytes().len());
         port.counters.traffic.count_in(lengths);
-        let malformed = self.fabric.forward(id, &frames, Some(host), now);
-        if let Some(port) = self.fabric.ports.get_mut(id) {
-            port.counters.malformed += malformed;
+        let lost = self.fabric.forward(id, &frames, Some(host), now);
+        let Some(port) = self.fabric.ports.get_mut(id) else {
+            return;
+        };
+        port.counters.malformed += lost.malformed;
+        port.counters.storm += lost.storm;
+        if lost.storm > 0 {
+            let port = format!("port {}, {},", port.number, port.client);
+            self.note_storm(&port, now);
         }
     }
 
@@ -305,15 +318,47 @@ impl Switch {
         match bridge.tap.recv(&mut self.ingress.rx()) {
             Ok(()) => {
                 let frames = self.ingress.tx(0);
-                self.fabric.forward(BRIDGE, &frames, Some(host), now);
+                let lost = self.fabric.forward(BRIDGE, &frames, Some(host), now);
+                if lost.storm > 0 {
+                    self.note_storm("the panel", now);
+                    // The kernel knows no limit. User space keeps this one.
+                    self.drop_bridge("there is a storm on the panel");
+                }
             }
             Err(error) => self.lose_bridge(&error),
+        }
+    }
+
+    /// Something floods more than it may.
+    fn note_storm(&mut self, who: &str, now: Instant) {
+        if self.storm.is_none() {
+            log::warn!(
+                "{who} floods more frames than it may, and the rest is dropped; do cables make a \
+                 loop?"
+            );
+        }
+        self.storm = Some(now + CALM);
+    }
+
+    /// The storm is over: who was kept off the panel may come again.
+    pub(crate) fn calm_down(&mut self) {
+        self.storm = None;
+        log::info!("the storm is over");
+        let ports = self.fabric.ports.iter_mut();
+        for (_, port) in ports.filter(|(_, port)| port.is_kept_off) {
+            port.close("it may be on the panel again");
+        }
+        if self.wants_plug && !self.fabric.host_is_plugged {
+            self.plug_host();
         }
     }
 
     /// The bridge's panel address, if there can be one. The bridge is made when it is first asked
     /// for.
     fn bridge(&mut self) -> Option<PanelAddress> {
+        if self.storm.is_some() {
+            return None;
+        }
         if self.fabric.bridge.is_none() {
             let settings = &self.fabric.settings;
             let made = self
@@ -425,7 +470,8 @@ impl Switch {
             Some((text, mark)) => (text.into(), Some(mark)),
             None => (String::from_utf8_lossy(&request.description), None),
         };
-        let far_end = self.greet(mark, applicant.peer, &data);
+        let could_plug = mark.is_some_and(|mark| mark.panel != 0) && applicant.peer.is_same_user();
+        let far_end = self.greet(mark, could_plug, &data);
         let reply = Reply {
             socket: entry.path().to_owned(),
         };
@@ -433,7 +479,10 @@ impl Switch {
         // An empty queue has room for so little. If the client is gone, its stream's end says so.
         let _ = send(applicant.stream.as_raw_fd(), &reply.encode()?, flags);
         let client = format!("{description}, {}", applicant.peer);
-        let port = Port::new(number, client, applicant.stream, data, entry, far_end);
+        let mut port = Port::new(number, client, applicant.stream, data, entry, far_end);
+        port.is_kept_off = could_plug && self.storm.is_some();
+        port.meter
+            .set_limit(self.fabric.settings.storm_limit(number));
         log::debug!("port {number} opened for {}", port.client);
         self.events
             .push("port/+", format!("port {number}: {}", port.client));
@@ -456,10 +505,9 @@ impl Switch {
         Ok(())
     }
 
-    /// Greets a client of ours: one of this user is offered the bridge.
-    fn greet(&mut self, mark: Option<Mark>, peer: Peer, data: &UnixDatagram) -> FarEnd {
-        let can_plug = mark.is_some_and(|mark| mark.panel != 0) && peer.is_same_user();
-        let bridge = can_plug.then(|| self.bridge()).flatten();
+    /// Greets a client of ours: one of this user, which could plug, is offered the bridge.
+    fn greet(&mut self, mark: Option<Mark>, could_plug: bool, data: &UnixDatagram) -> FarEnd {
+        let bridge = could_plug.then(|| self.bridge()).flatten();
         let mut client = FarEnd::client(mark, bridge);
         client.set_host_offloads(TAKES_ALL.offloads);
         client.announce(data);
@@ -575,6 +623,9 @@ impl Switch {
         for peer in late {
             self.refuse(peer, &Refusal::TooSlow, now);
         }
+        if self.storm.is_some_and(|until| until <= now) {
+            self.calm_down();
+        }
         if self.paused.is_some_and(|until| until <= now) {
             self.paused = None;
             if self.spare.is_none() {
@@ -612,6 +663,7 @@ impl Switch {
             self.fabric.fdb.next_sweep(),
             self.applicants.next_deadline(),
             self.paused,
+            self.storm,
         ];
         self.timer
             .arm(deadlines.into_iter().flatten().min())
@@ -710,8 +762,11 @@ impl Link for Switch {
 
     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
         let now = Instant::now();
-        let refused = self.fabric.forward(LOCAL, batch, None, now);
-        batch.count_dropped(refused);
+        let lost = self.fabric.forward(LOCAL, batch, None, now);
+        batch.count_dropped(lost.malformed + lost.storm);
+        if lost.storm > 0 {
+            self.note_storm("the switch's own side", now);
+        }
         self.settle()?;
         Ok(batch.len())
     }
@@ -720,6 +775,7 @@ impl Link for Switch {
         self.fabric.host_takes_super_frames = state.offloads.contains(Offloads::ALL);
         let is_first = !std::mem::replace(&mut self.is_used, true);
         let is_interface = !self.host.port().interface.is_empty();
+        self.wants_plug = is_interface || state.plugged;
         if is_interface {
             if is_first {
                 self.plug_host();

@@ -2,6 +2,7 @@
 
 mod managing;
 mod mixtures;
+mod storms;
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};
