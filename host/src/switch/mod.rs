@@ -18,7 +18,8 @@ pub(crate) mod client;
 pub(crate) mod console;
 mod parts;
 mod serve;
-mod session;
+pub(crate) mod session;
+pub(crate) mod words;
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;

@@ -31,14 +31,14 @@ const PROMPT: &str = "\nvde$ ";
 
 /// A line that a client has sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Line {
+pub(crate) enum Line {
     Text(String),
     TooLong,
 }
 
 /// The bytes of a client that were not executed yet.
 #[derive(Debug, Default)]
-struct Input {
+pub(crate) struct Input {
     bytes: Vec<u8>,
     /// Whether the line that they belong to has been too long already.
     is_too_long: bool,
@@ -47,12 +47,12 @@ struct Input {
 }
 
 impl Input {
-    fn push(&mut self, bytes: &[u8]) {
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
     /// The next line. At the end, what is left is one.
-    fn next(&mut self) -> Option<Line> {
+    pub(crate) fn next(&mut self) -> Option<Line> {
         let end = self.bytes.iter().position(|byte| *byte == b'\n');
         let end = match end {
             Some(end) => end,

@@ -391,7 +391,7 @@ fn read(path: &Path) -> Result<String> {
 }
 
 /// What users and groups are called.
-fn name(is_user: bool, id: u32) -> String {
+pub(crate) fn name(is_user: bool, id: u32) -> String {
     let name = match is_user {
         true => User::from_uid(Uid::from_raw(id))
             .ok()
@@ -406,7 +406,7 @@ fn name(is_user: bool, id: u32) -> String {
 }
 
 /// The user of a name or number; `None` for all.
-fn user_id(word: &str) -> Result<Option<u32>> {
+pub(crate) fn user_id(word: &str) -> Result<Option<u32>> {
     id(word, "user", |word| {
         User::from_name(word)
             .ok()
@@ -416,7 +416,7 @@ fn user_id(word: &str) -> Result<Option<u32>> {
 }
 
 /// The group of a name or number; `None` for all.
-fn group_id(word: &str) -> Result<Option<u32>> {
+pub(crate) fn group_id(word: &str) -> Result<Option<u32>> {
     id(word, "group", |word| {
         Group::from_name(word)
             .ok()
