@@ -17,6 +17,8 @@ if [ "${3:-}" != inside ]; then
         # In memory it takes half the time.
         rm -rf "$tree"
         packages=iproute2,iptables,iputils-ping,vdens,vdeplug,vde-switch,apparmor
+        # An author of plugins in C; one such tree is enough.
+        [ "$suite" != bookworm ] || packages=$packages,gcc,libc6-dev,pkg-config
         unshare --mount bash -ec '
             mount -t tmpfs tmpfs /mnt
             debootstrap --variant=minbase --include="$3" "$1" /mnt/tree || { tail -n 20 /mnt/tree/debootstrap/debootstrap.log; exit 1; }

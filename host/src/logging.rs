@@ -56,11 +56,10 @@ impl Choice<'_> {
 /// The descriptor of the log, which stays open; none before [`start`].
 static DESCRIPTOR: AtomicI32 = AtomicI32::new(-1);
 
-/// The descriptor of the log, if warnings are logged: for a signal handler, which can write and do
-/// little else.
+/// The descriptor of the log, once logging has started.
 pub(crate) fn descriptor() -> Option<RawFd> {
     let descriptor = DESCRIPTOR.load(Ordering::Relaxed);
-    (descriptor >= 0 && log::max_level() >= LevelFilter::Warn).then_some(descriptor)
+    (descriptor >= 0).then_some(descriptor)
 }
 
 /// Starts logging.

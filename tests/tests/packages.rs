@@ -12,6 +12,7 @@ use std::sync::LazyLock;
 use vdens_tests::{Lab, PROGRAMS, installed, need, skip, target};
 
 use crate::docs::blocks;
+use crate::plugin_authors;
 
 /// How long a script of packaging may take, for `timeout`: a tree of Debian's is downloaded once.
 const SECONDS: &str = "900";
@@ -462,13 +463,39 @@ fn licences_are_allowed() {
     assert!(number > 50, "only {number} crates found");
 }
 
-/// A plugin in C that the package's vdectl writes, compiled with the package's header; its file.
-fn c_plugin(lab: &Lab) -> PathBuf {
+/// The package vdens-rs unpacked into the lab.
+fn unpacked(lab: &Lab) -> PathBuf {
     let root = lab.aside("package");
     let packages = packages().into_iter();
     let mut packages = packages.filter(|file| !file.to_str().unwrap().contains("names"));
     let mut unpack = Command::new("dpkg-deb");
     succeed_with(unpack.arg("-x").arg(packages.next().unwrap()).arg(&root));
+    root
+}
+
+/// A crate that the package's vdectl writes, `mycrate`, and the plugin that was built of it.
+static CRATE: LazyLock<PathBuf> = LazyLock::new(|| {
+    let lab = Lab::new();
+    let vdectl = unpacked(&lab).join("usr/lib/vdens/bin/vdectl");
+    let plugin = plugin_authors::plugin_of_published_crates(&lab, &vdectl, "mycrate");
+    let kept = target().join("packages-crate");
+    let _ = fs::remove_dir_all(&kept);
+    fs::create_dir_all(&kept).unwrap();
+    fs::copy(plugin, kept.join("libvdens_mycrate.so")).unwrap();
+    let source = lab.dir().join("mycrate");
+    fs::remove_file(source.join("Cargo.lock")).unwrap();
+    fs::remove_dir_all(source.join("target")).unwrap();
+    succeed_with(
+        Command::new("cp")
+            .arg("-r")
+            .args([source, kept.join("mycrate")]),
+    );
+    kept
+});
+
+/// A plugin in C that the package's vdectl writes, compiled with the package's header; its file.
+fn c_plugin(lab: &Lab) -> PathBuf {
+    let root = unpacked(lab);
     lab.expect("mycable");
     let program = root.join("usr/lib/vdens/bin/vdectl");
     let words = ["plugin", "new", "--language", "c", "mycable"];
@@ -495,6 +522,12 @@ fn in_debian(suite: &str) {
     }
     let plugin = c_plugin(&lab);
     fs::copy(plugin, files.join("libvdens_mycable.so")).unwrap();
+    succeed_with(
+        Command::new("cp")
+            .arg("-r")
+            .arg(CRATE.join("."))
+            .arg(&files),
+    );
     let scripts = blocks("README.md");
     let scripts = scripts.iter().filter(|block| block.language == "sh");
     for (number, block) in scripts.enumerate() {

@@ -49,15 +49,31 @@ for script in /files/readme/*.sh; do
     rm -r /home/alice/readme
 done
 
-echo "== a plugin of one's own"
-alice "export PATH=$own:\$PATH
-    mkdir -p .local/share/vdens/plugins
-    cp /files/libvdens_mycable.so .local/share/vdens/plugins
-    vdectl plugin check mycable mycable://4000
-    vdens --addr 10.0.0.1/24 mycable://4000 sleep 60 &
-    vdens --addr 10.0.0.2/24 mycable://4000 ping -c 1 -w 50 10.0.0.1
-    kill %1; wait || :
-    rm -r .local"
+echo "== plugins of one's own"
+try_plugin() { # SCHEME FILE
+    alice "export PATH=$own:\$PATH
+        mkdir -p .local/share/vdens/plugins
+        cp $2 .local/share/vdens/plugins
+        vdectl plugin check $1 $1://4000
+        vdens --addr 10.0.0.1/24 $1://4000 sleep 60 &
+        vdens --addr 10.0.0.2/24 $1://4000 ping -c 1 -w 50 10.0.0.1
+        kill %1; wait || :
+        rm -r .local"
+}
+try_plugin mycable /files/libvdens_mycable.so
+# The crate that was built elsewhere is what vdectl writes here, where no source tree is.
+alice "$own/vdectl plugin new mycrate"
+diff -r /home/alice/mycrate /files/mycrate
+try_plugin mycrate /files/libvdens_mycrate.so
+rm -r /home/alice/mycrate
+if command -v cc; then
+    alice "$own/vdectl plugin new --language c here
+        cd here
+        rm vdens-plugin.h
+        cc -std=c11 -Wall -Wextra -Werror -O2 -fPIC -shared \$(pkg-config --cflags vdens-plugin) -o libvdens_here.so here.c"
+    try_plugin here here/libvdens_here.so
+    rm -r /home/alice/here
+fi
 
 echo "== the Internet, which is one server"
 ip address add 192.0.2.1/24 dev lo

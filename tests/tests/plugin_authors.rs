@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -206,22 +207,33 @@ pub(crate) fn without_v1(file: &Path) {
     fs::write(file, bytes).unwrap();
 }
 
-/// The crates that authors use can be published: Cargo builds them from what it would upload, and
-/// needs nothing of this workspace.
-#[test]
-fn the_crates_for_authors_can_be_published() {
+/// The crates that authors use.
+const CRATES: [&str; 3] = ["vdens-plugin-c", "vdens-plugin-api", "vdens-plugin-kit"];
+
+/// These crates as they would be published, by their names and versions: Cargo builds them from
+/// what it would upload, and needs nothing of this workspace.
+static PUBLISHED: LazyLock<PathBuf> = LazyLock::new(|| {
     let target = target().with_file_name("e2e-package");
-    let crates = ["vdens-plugin-c", "vdens-plugin-api", "vdens-plugin-kit"];
-    let names = crates.iter().flat_map(|name| ["-p", name]);
+    let names = CRATES.iter().flat_map(|name| ["-p", name]);
     let options = ["--locked", "--offline", "--allow-dirty"];
     vdens_tests::cargo(
         "package",
         &target,
         &names.chain(options).collect::<Vec<_>>(),
     );
-    for name in crates {
-        let text = fs::read_to_string(target.join(format!("package/{name}-1.0.0/Cargo.toml")));
-        let text = text.unwrap();
+    target.join("package")
+});
+
+/// A crate's name and version.
+fn published(name: &str) -> String {
+    format!("{name}-{}", vdens_plugin_kit::VERSION)
+}
+
+#[test]
+fn the_crates_for_authors_can_be_published() {
+    for name in CRATES {
+        let manifest = PUBLISHED.join(published(name)).join("Cargo.toml");
+        let text = fs::read_to_string(manifest).unwrap();
         for line in [
             "license = \"MIT OR Apache-2.0\"",
             "readme = \"README.md\"",
@@ -234,6 +246,36 @@ fn the_crates_for_authors_can_be_published() {
             "{text}"
         );
     }
+}
+
+/// A plugin that `vdectl`, an installed one, writes without a source tree, built of the published
+/// crates. They come from files in the place of the registry. The crate's directory is that of the
+/// scheme's name in the lab; the result is the plugin's file.
+pub(crate) fn plugin_of_published_crates(lab: &Lab, vdectl: &Path, scheme: &str) -> PathBuf {
+    let (directory, crates) = (lab.dir().join(scheme), lab.mkdir("crates"));
+    lab.expect(scheme);
+    // Without a source tree it writes this version, as tests/packages.sh sees.
+    let api = ["--api", vdens_plugin_kit::VERSION];
+    let new = lab.command(vdectl, ["plugin", "new", scheme]).args(api);
+    new.ok();
+    let manifest = fs::read_to_string(directory.join("Cargo.toml")).unwrap();
+    assert!(!manifest.contains("path ="), "{manifest}");
+    let mut build =
+        format!("cd {crates}; for file in *.crate; do tar -xf $file; done; cd ../{scheme}\n");
+    build += "cargo build --quiet --release";
+    for name in CRATES {
+        let file = format!("{}.crate", published(name));
+        fs::copy(PUBLISHED.join(&file), Path::new(&crates).join(&file)).unwrap();
+        let unpacked = Path::new(&crates).join(published(name));
+        build += &format!(
+            " --config 'patch.crates-io.{name}.path = \"{}\"'",
+            unpacked.display()
+        );
+    }
+    let output = lab.sh(&build).with_rust(lab).spawn().wait(BUILD);
+    assert!(output.status.success(), "{output:#?}");
+    let file = format!("libvdens_{scheme}.so");
+    directory.join("target/release").join(file)
 }
 
 /// What the crates for authors have promised is there and unchanged.

@@ -8,10 +8,10 @@
 //! The lists name calls for what they are for. Some are made by the C library, whose versions
 //! differ: a list has the older and the newer ones.
 //!
-//! Starting a process fails with EPERM, too, but without a line in the log: the C library blocks
-//! signals around it, and the kernel would end this process instead. `clone3` fails with ENOSYS,
-//! since a filter cannot see its flags. The C library then makes threads by `clone`, whose flags
-//! the filter sees.
+//! `clone3` fails with ENOSYS, since a filter cannot see its flags. The C library then makes
+//! threads and processes by `clone`, whose flags the filter sees. It blocks signals around that. To
+//! log it nevertheless, SIGSYS is kept unblocked ([`refusal`]). If the process has threads already,
+//! it is not, and `clone` fails without a line in the log.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -84,7 +84,6 @@ const RUNTIME: &[c_long] = &[
     libc::SYS_uname,
     libc::SYS_rt_sigaction,
     libc::SYS_rt_sigpending,
-    libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
     libc::SYS_rt_sigtimedwait,
     libc::SYS_sigaltstack,
@@ -275,9 +274,6 @@ const DANGEROUS: &[c_long] = &[
     libc::SYS_migrate_pages,
 ];
 
-/// Calls that the C library makes with all signals blocked, to start threads and processes.
-const STARTS: &[c_long] = &[libc::SYS_clone, libc::SYS_clone3];
-
 /// The flag of clone(2) that makes a thread instead of a process.
 const THREAD: u64 = libc::CLONE_THREAD as u64;
 
@@ -315,13 +311,14 @@ impl Calls {
         Self::Only { groups, more }
     }
 
-    /// Installs the filter for all threads of this process.
-    pub(crate) fn enter(&self) -> io::Result<()> {
+    /// Installs the filter for all threads of this process. `guards_mask`: SIGSYS can be kept
+    /// unblocked.
+    pub(crate) fn enter(&self, guards_mask: bool) -> io::Result<()> {
         match self {
             Self::Only { groups, more } => {
                 refusal::catch()?;
-                let allowed = listed(groups, more)?;
-                for (rules, errno) in quiet(groups)? {
+                let allowed = listed(groups, more, guards_mask)?;
+                for (rules, errno) in quiet(groups, guards_mask)? {
                     install(rules, SeccompAction::Allow, SeccompAction::Errno(errno))?;
                 }
                 install(allowed, refusal::ACTION, SeccompAction::Allow)
@@ -349,14 +346,17 @@ fn install(rules: Rules, otherwise: SeccompAction, matching: SeccompAction) -> i
 }
 
 /// The calls of groups, and of `more`.
-fn listed(groups: &[Group], more: &[c_long]) -> io::Result<Rules> {
+fn listed(groups: &[Group], more: &[c_long], guards_mask: bool) -> io::Result<Rules> {
     let mut rules = Rules::new();
     let mut allow = |calls: &[c_long]| {
         rules.extend(calls.iter().map(|call| (*call, Vec::new())));
     };
     allow(more);
-    // Which of these fail, another filter says ([`quiet`]).
-    allow(STARTS);
+    // They fail by another filter ([`quiet`]).
+    allow(&[libc::SYS_clone3]);
+    if !guards_mask {
+        allow(&[libc::SYS_clone, libc::SYS_rt_sigprocmask]);
+    }
     for group in groups {
         match group {
             Group::Runtime => [RUNTIME, older::RUNTIME].map(&mut allow),
@@ -383,6 +383,13 @@ fn listed(groups: &[Group], more: &[c_long]) -> io::Result<Rules> {
                 }
                 // Of the limits of resources, its own.
                 allow_if(libc::SYS_prlimit64, rule([is(0, 0)])?);
+                if guards_mask {
+                    let unblock = libc::SIG_UNBLOCK as u64;
+                    allow_if(libc::SYS_rt_sigprocmask, rule([is(0, unblock)])?);
+                }
+            }
+            Group::Threads if guards_mask => {
+                allow_if(libc::SYS_clone, rule([has(0, THREAD, THREAD)])?);
             }
             Group::Streams => {
                 let others = TERMINAL_INPUT.map(|request| differs(1, request));
@@ -410,18 +417,18 @@ fn listed(groups: &[Group], more: &[c_long]) -> io::Result<Rules> {
 const O_ACCMODE: u64 = libc::O_ACCMODE as u64;
 
 /// Calls that fail without a line in the log, and how.
-fn quiet(groups: &[Group]) -> io::Result<Vec<(Rules, u32)>> {
-    let clone = match groups.contains(&Group::Threads) {
-        true => vec![rule([has(0, THREAD, 0)])?],
-        false => Vec::new(),
-    };
-    let mut quiet = vec![
-        (
-            Rules::from([(libc::SYS_clone3, Vec::new())]),
-            libc::ENOSYS as u32,
-        ),
-        (Rules::from([(libc::SYS_clone, clone)]), libc::EPERM as u32),
-    ];
+fn quiet(groups: &[Group], guards_mask: bool) -> io::Result<Vec<(Rules, u32)>> {
+    let mut quiet = vec![(
+        Rules::from([(libc::SYS_clone3, Vec::new())]),
+        libc::ENOSYS as u32,
+    )];
+    if !guards_mask {
+        let clone = match groups.contains(&Group::Threads) {
+            true => vec![rule([has(0, THREAD, 0)])?],
+            false => Vec::new(),
+        };
+        quiet.push((Rules::from([(libc::SYS_clone, clone)]), libc::EPERM as u32));
+    }
     let families = groups.iter().flat_map(|group| match group {
         Group::Sockets(families) => *families,
         _ => &[],

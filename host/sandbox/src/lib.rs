@@ -68,11 +68,13 @@ impl Confinement {
     /// The kernel has no seccomp filters, or does not take this one.
     pub fn enter(&self) -> io::Result<InForce> {
         set_no_new_privs()?;
+        // Before rules for files are in force, which may close /proc.
+        let guards_mask = refusal::can_guard_mask();
         let landlock = match &self.files {
             Some(rules) => files::enter(rules, self.network, self.signals)?,
             None => false,
         };
-        self.calls.enter()?;
+        self.calls.enter(guards_mask)?;
         Ok(InForce { landlock })
     }
 }

@@ -10,6 +10,7 @@ use std::process::Command;
 use std::thread;
 
 use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork, pipe};
 
@@ -36,6 +37,15 @@ fn confinement(files: Option<Vec<Rule>>) -> Confinement {
 
 /// What is logged while a confined child lives, in which every check must hold.
 fn logged(confinement: &Confinement, life: impl FnOnce()) -> String {
+    logged_before(|| (), confinement, |()| life())
+}
+
+/// The same, of a child that has prepared something first.
+fn logged_before<T>(
+    prepare: impl FnOnce() -> T,
+    confinement: &Confinement,
+    life: impl FnOnce(T),
+) -> String {
     let (from, to) = pipe().unwrap();
     // SAFETY: the child of a test's thread allocates memory, which glibc's fork allows, and ends
     // by _exit.
@@ -45,8 +55,9 @@ fn logged(confinement: &Confinement, life: impl FnOnce()) -> String {
             let to: OwnedFd = to;
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 log_to(Some(to.as_raw_fd()), "refused: ".into(), "!".into());
+                let prepared = prepare();
                 confinement.enter().unwrap();
-                life();
+                life(prepared);
             }));
             // SAFETY: it ends the process and touches no memory.
             unsafe { libc::_exit(i32::from(outcome.is_err())) }
@@ -106,7 +117,76 @@ fn threads_can_be_started_and_processes_cannot() {
         // SAFETY: it fails; a child would end the test by its panic.
         assert_eq!(unsafe { libc::fork() }, -1);
     });
-    assert_eq!(text, "refused: ptrace!\n");
+    assert_eq!(text, "refused: ptrace!\nrefused: clone!\n");
+}
+
+#[test]
+fn threads_that_were_there_can_block_signals() {
+    let (go, wait) = std::sync::mpsc::channel();
+    let confinement = confinement(None);
+    let text = logged_before(
+        move || {
+            thread::spawn(move || {
+                SigSet::all().thread_block().unwrap();
+                wait.recv().unwrap();
+                // It blocks signals and starts a thread, with SIGSYS blocked from before.
+                thread::spawn(|| {}).join().unwrap();
+                assert!(Command::new("/bin/true").spawn().is_err());
+            })
+        },
+        &confinement,
+        move |thread| {
+            go.send(()).unwrap();
+            thread.join().unwrap();
+        },
+    );
+    assert_eq!(text, "");
+}
+
+#[test]
+fn signals_can_be_blocked_but_the_one_for_refusals() {
+    let text = logged(&confinement(None), || {
+        let mask = || SigSet::thread_get_mask().unwrap();
+        let before = mask();
+        let old = SigSet::all()
+            .thread_swap_mask(SigmaskHow::SIG_BLOCK)
+            .unwrap();
+        assert_eq!(old, before);
+        assert!(mask().contains(Signal::SIGTERM) && !mask().contains(Signal::SIGSYS));
+        refused(libc::SYS_ptrace);
+        SigSet::from(Signal::SIGTERM).thread_unblock().unwrap();
+        assert!(!mask().contains(Signal::SIGTERM) && mask().contains(Signal::SIGHUP));
+        SigSet::all().thread_set_mask().unwrap();
+        assert!(mask().contains(Signal::SIGTERM) && !mask().contains(Signal::SIGSYS));
+        refused(libc::SYS_mount);
+        // A blocked signal waits, and comes in when it is unblocked.
+        raise(Signal::SIGTERM).unwrap();
+        // SAFETY: the set is read, and the size is none.
+        let invalid = unsafe {
+            let set = SigSet::all();
+            libc::syscall(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_BLOCK,
+                set.as_ref(),
+                0,
+                4,
+            )
+        };
+        assert_eq!((invalid, Errno::last()), (-1, Errno::EINVAL));
+        // SAFETY: as above, and there is no such `how`.
+        let invalid = unsafe {
+            let set = SigSet::all();
+            libc::syscall(libc::SYS_rt_sigprocmask, 9, set.as_ref(), 0, 8)
+        };
+        assert_eq!((invalid, Errno::last()), (-1, Errno::EINVAL));
+        assert_eq!(
+            SigSet::from(Signal::SIGTERM).wait().unwrap(),
+            Signal::SIGTERM
+        );
+        before.thread_set_mask().unwrap();
+        assert_eq!(mask(), before);
+    });
+    assert_eq!(text, "refused: ptrace!\nrefused: mount!\n");
 }
 
 #[test]

@@ -9,10 +9,12 @@
 //! In the background (`-d`) a child opens the ends and reports over a channel, so that the parent's
 //! exit status is true.
 //!
-//! No supervisor is above a plug, so it arranges three things before a plugin is loaded: it blocks
-//! signals, so that what it makes is removed at the end; it forks a panel [`Service`], for a switch
-//! with members on the panel and for ends whose frames the kernel carries (`carried`); and it
-//! starts a [`Watchdog`], which ends the plug if a plugin hangs when a signal comes.
+//! No supervisor is above a plug, so it arranges three things itself. Before it loads a plugin it
+//! forks a panel [`Service`], for a switch with members on the panel and for ends whose frames the
+//! kernel carries (`carried`). Then it loads its plugins and enters its sandbox, and starts a
+//! [`Watchdog`], which ends the plug if a plugin hangs when a signal comes. From the start on it
+//! blocks signals, so that what it makes is removed at the end. Only while plugins are loaded they
+//! end it at once: the service removes what there is by then.
 
 mod carried;
 pub mod login;
@@ -50,7 +52,7 @@ use crate::plug::carried::CarriedEnd;
 use crate::plug::pidfile::PidFile;
 use crate::plug::program::{Program, TapPort};
 use crate::plugins::host_services::{InstalledPlugins, Opener, Own};
-use crate::sandbox::{self, Beside};
+use crate::sandbox::{Beside, Sandbox};
 use crate::sys::runtime;
 use crate::sys::service_manager;
 use crate::sys::signals::Signals;
@@ -226,6 +228,16 @@ struct PlugEnd {
     opener: Option<Opener>,
 }
 
+/// What there is before the ends are opened.
+struct Prepared {
+    /// A pair of ports on the panel, and who can be asked to join them.
+    pair: Option<(PanelClient, [PanelAddress; 2])>,
+    tap: Option<TapPort>,
+    near: Opener,
+    far: Opener,
+    sandbox: Sandbox,
+}
+
 /// An end and its open link.
 type OpenEnd = (PlugEnd, Box<dyn Link>);
 
@@ -251,13 +263,16 @@ impl Plug<'_> {
                 .map_err(|error| Error::path("find the pid file", path, &error))
         });
         let pidfile = pidfile.transpose()?;
+        let client = service.as_ref().map(Service::client);
+        let prepared = signals.end_during(|| self.prepare(client))?;
         let watchdog = Watchdog::start(signals, {
             let pidfile = pidfile.clone();
             move || drop(pidfile.map(PidFile::of))
         })?;
         // Dropped after the links, which may use the service.
-        let mut control = PlugControl::new(watchdog, service, self.program())?;
-        let opened = self.open(&mut control);
+        let sandbox = prepared.sandbox.clone();
+        let mut control = PlugControl::new(watchdog, service, self.program(), sandbox)?;
+        let opened = self.open(prepared, &mut control);
         // A signal ends the plug, even if an end could not be opened meanwhile.
         control.handle_ends()?;
         let [(near, mut near_link), (far, mut far_link)] = opened?;
@@ -304,17 +319,39 @@ impl Plug<'_> {
         }
     }
 
-    fn open(&self, control: &mut PlugControl<'_>) -> Result<[OpenEnd; 2], Stop> {
+    /// Loads the plugins and enters the sandbox. `panel` is the service's client.
+    fn prepare(&self, panel: Option<PanelClient>) -> Prepared {
+        let pair = panel.and_then(|panel| self.make_pair(panel));
+        let port = |end: usize| pair.as_ref().map(|(_, ports)| ports[end].clone());
+        let tap = panel.and_then(|panel| self.make_tap(panel));
+        let address = tap.as_ref().map(|tap| tap.address.clone()).or(port(0));
+        let near = self.opener(address, panel);
+        let far = self.opener(port(1), panel);
+        let sandbox = self.enter_sandbox(near, far, panel.is_some());
+        Prepared {
+            pair,
+            tap,
+            near,
+            far,
+            sandbox,
+        }
+    }
+
+    fn open(
+        &self,
+        prepared: Prepared,
+        control: &mut PlugControl<'_>,
+    ) -> Result<[OpenEnd; 2], Stop> {
         let cli = self.cli;
         let end = &cli.end;
-        let pair = self.make_pair(control);
-        let port = |end: usize| pair.as_ref().map(|(_, ports)| ports[end].clone());
+        let Prepared {
+            pair,
+            tap,
+            near,
+            far,
+            ..
+        } = prepared;
         let options = (end.port, &end.group, end.mode);
-        let tap = self.make_tap(control);
-        let address = tap.as_ref().map(|tap| tap.address.clone()).or(port(0));
-        let near = self.opener(address, control);
-        let far = self.opener(port(1), control);
-        self.enter_sandbox(near, far, control);
         let near = self.vnl(&self.near, near, options, control)?;
         let far = match &self.far {
             Far::Vnl(vnl) => {
@@ -340,17 +377,15 @@ impl Plug<'_> {
     }
 
     /// Makes a tap on the panel for the program, if the far end is one.
-    fn make_tap(&self, control: &PlugControl<'_>) -> Option<TapPort> {
-        let client = control.service.as_ref().map(Service::client);
-        let client = self.program().and(client)?;
-        TapPort::make(client)
+    fn make_tap(&self, panel: PanelClient) -> Option<TapPort> {
+        self.program()?;
+        TapPort::make(panel)
             .inspect_err(|error| log::debug!("the program gets no tap: {error}"))
             .ok()
     }
 
     /// Makes a pair of ports on the panel, if both ends can use them.
-    fn make_pair(&self, control: &PlugControl<'_>) -> Option<(PanelClient, [PanelAddress; 2])> {
-        let client = control.service.as_ref().map(Service::client)?;
+    fn make_pair(&self, panel: PanelClient) -> Option<(PanelClient, [PanelAddress; 2])> {
         let Far::Vnl(far) = &self.far else {
             return None;
         };
@@ -362,15 +397,15 @@ impl Plug<'_> {
         if ![&self.near, far].into_iter().all(can_use) {
             return None;
         }
-        carried::make_pair(client)
+        carried::make_pair(panel)
             .inspect_err(|error| log::debug!("the kernel carries no frames of this plug: {error}"))
             .ok()
-            .map(|pair| (client, pair))
+            .map(|pair| (panel, pair))
     }
 
     /// Confines this process to what it needs to open the ends, by these openers, and to serve
     /// them.
-    fn enter_sandbox(&self, near: Opener, far: Opener, control: &PlugControl<'_>) {
+    fn enter_sandbox(&self, near: Opener, far: Opener, has_children: bool) -> Sandbox {
         let mut links = vec![(near, self.near.as_str())];
         if let Far::Vnl(vnl) = &self.far {
             links.push((far, vnl));
@@ -382,19 +417,18 @@ impl Plug<'_> {
         let beside = Beside {
             sockets: above(base).into_iter().collect(),
             files: above(pidfile).into_iter().collect(),
-            children: control.service.is_some(),
+            children: has_children,
             command: matches!(self.far, Far::Command(_)),
         };
-        sandbox::enter(&self.near, &self.plugins, &links, beside);
+        Sandbox::enter(&self.near, &self.plugins, &links, beside)
     }
 
-    fn opener(&self, panel_address: Option<PanelAddress>, control: &PlugControl<'_>) -> Opener {
+    fn opener(&self, panel_address: Option<PanelAddress>, panel: Option<PanelClient>) -> Opener {
         let no_interface = HostPort {
             panel_address,
             ..HostPort::default()
         };
-        let orders = control.service.as_ref().map(Service::client);
-        Opener::new(self.plugins.clone(), no_interface, orders, Own::default())
+        Opener::new(self.plugins.clone(), no_interface, panel, Own::default())
     }
 
     fn vnl(
@@ -419,7 +453,11 @@ impl Plug<'_> {
         };
         let wait = self.cli.links.wait.unwrap_or_default();
         let name = vnl.clone();
-        let open = Box::new(move || opener.open(&vnl, &options).map_err(sandbox::explain));
+        let sandbox = control.sandbox.clone();
+        let open = Box::new(move || {
+            let opened = opener.open(&vnl, &options);
+            opened.map_err(|error| sandbox.explain(error))
+        });
         let link = driver::open(name.clone(), open, wait, control)?;
         let opener = Some(opener);
         Ok((PlugEnd { name, opener }, Box::new(link)))
@@ -434,6 +472,7 @@ struct PlugControl<'a> {
     watchdog: Watchdog,
     service: Option<Service>,
     program: Option<&'a Program>,
+    sandbox: Sandbox,
     status: Option<(Server, &'static str, Sides<PlugEnd>)>,
     started: SystemTime,
 }
@@ -443,6 +482,7 @@ impl<'a> PlugControl<'a> {
         watchdog: Watchdog,
         service: Option<Service>,
         program: Option<&'a Program>,
+        sandbox: Sandbox,
     ) -> Result<Self> {
         let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC);
         let control = Self {
@@ -450,6 +490,7 @@ impl<'a> PlugControl<'a> {
             watchdog,
             service,
             program,
+            sandbox,
             status: None,
             started: SystemTime::now(),
         };
@@ -497,7 +538,8 @@ impl<'a> PlugControl<'a> {
         let Some((server, name, ends)) = &mut self.status else {
             return;
         };
-        let program = self.program;
+        let (program, sandbox) = (self.program, &self.sandbox);
+        let report = |side| sandbox.tell(report(side));
         let report = |side| match (side, program) {
             // The way of the frames is the VNL's.
             (Side::Far, Some(_)) => Report {

@@ -26,6 +26,7 @@ use vdens_plugin_kit::adapters::{BindError, Door, LoadedPlugin};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::plugins::search::file_name;
+use crate::sandbox::ANYTHING;
 use crate::sys::trusted_path::Trusted;
 
 /// A loaded plugin, and how host and plugin agreed.
@@ -226,7 +227,7 @@ pub(crate) fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
         plugin,
         abi,
         doors,
-        needs: needs.filter(|_| is_confined),
+        needs: needs.filter(|words| is_confined || *words == ANYTHING),
     })
 }
 

@@ -6,7 +6,8 @@
 //! process loads the plugins of its VNLs, nested ones too, and confines itself to what they need
 //! and what every such process does ([`vdens_sandbox`]). Only then it opens its links: opening one
 //! again is opening it, so it needs no more then. If one plugin does not say what it needs, the
-//! process is not confined.
+//! process is not confined, but no program that it starts gains rights. If one runs commands of the
+//! user's (`anything`), they may.
 //!
 //! A call that the sandbox refuses is logged. What Landlock refuses is the plugin's error;
 //! [`explain`] adds that it was the sandbox.
@@ -17,18 +18,22 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::Arc;
 
 use caps::{CapSet, Capability, CapsHashSet};
+use log::LevelFilter;
+use nix::sys::prctl::set_no_new_privs;
 use nix::unistd::{AccessFlags, access};
 use vdens_plugin_kit::vnl::{Outline, Vnl};
 use vdens_sandbox::{Calls, Confinement, Group, InForce, Rule, Use, log_to};
 
 use crate::error::Error;
+use crate::ipc::status::Report;
 use crate::logging;
 use crate::output::{self, kept};
 use crate::plugins::host_services::{InstalledPlugins, Opener};
 use crate::worker::NEARBY;
+pub(crate) use needs::ANYTHING;
 use needs::Needs;
 
 /// What every process that has links reads: the C library's data and modules, and its own state.
@@ -76,12 +81,16 @@ const CAPABILITIES: [Capability; 8] = [
     Capability::CAP_NET_RAW,
 ];
 
-/// What this process's sandbox is.
-static STATE: OnceLock<State> = OnceLock::new();
+/// This process's sandbox.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sandbox(Arc<State>);
 
 /// How a process is confined.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 enum State {
+    /// It has not entered its sandbox yet.
+    #[default]
+    Undecided,
     /// By what is in force, to what is needed.
     Confined {
         in_force: InForce,
@@ -106,18 +115,19 @@ pub(crate) struct Beside {
     pub(crate) command: bool,
 }
 
-/// Confines this process, which is to open these VNLs, each by its opener. If there is none it runs
-/// a command. The log calls it `name`.
-pub(crate) fn enter(
-    name: &str,
-    plugins: &InstalledPlugins,
-    links: &[(Opener, &str)],
-    beside: Beside,
-) {
-    let state = confine(name, plugins, links, beside).unwrap_or_else(State::Open);
-    log::info!("{name}: {}", state.text());
-    // A process enters once.
-    let _ = STATE.set(state);
+impl Sandbox {
+    /// Confines this process, which is to open these VNLs, each by its opener. If there is none it
+    /// runs a command. The log calls it `name`.
+    pub(crate) fn enter(
+        name: &str,
+        plugins: &InstalledPlugins,
+        links: &[(Opener, &str)],
+        beside: Beside,
+    ) -> Self {
+        let state = confine(name, plugins, links, beside).unwrap_or_else(State::Open);
+        log::info!("{name}: {}", state.text());
+        Self(Arc::new(state))
+    }
 }
 
 fn confine(
@@ -132,9 +142,19 @@ fn confine(
     if beside.command || links.is_empty() {
         return Err("it runs a command".into());
     }
+    let cannot = |error: &dyn std::fmt::Display| format!("the kernel refuses: {error}");
     let mut needs = Needs::default();
-    for (opener, vnl) in links {
-        collect(*opener, vnl, &mut needs)?;
+    let collected = links
+        .iter()
+        .map(|(opener, vnl)| collect(*opener, vnl, &mut needs));
+    // Each, because one may need anything.
+    let collected = collected.fold(Ok(()), Result::and);
+    if needs.anything {
+        return Err("a plugin says that its links may do anything".into());
+    }
+    if let Err(why) = collected {
+        set_no_new_privs().map_err(|error| cannot(&error))?;
+        return Err(why);
     }
     let sockets = beside
         .sockets
@@ -150,15 +170,15 @@ fn confine(
         needs.unix |= usage == Use::Sockets;
         needs.rules.push(Rule::new(usage, path));
     }
-    output::keep_open(logging::descriptor());
     let log = logging::descriptor();
+    output::keep_open(log);
+    let log = log.filter(|_| log::max_level() >= LevelFilter::Warn);
     log_to(
         // A signal handler must not wait for a reader.
         log.and_then(kept).map(AsRawFd::as_raw_fd).or(log),
         format!("[WARN] {name}: its sandbox refuses the system call "),
         "; --no-sandbox runs it without one".into(),
     );
-    let cannot = |error: &dyn std::fmt::Display| format!("the kernel refuses: {error}");
     drop_capabilities().map_err(|error| cannot(&error))?;
     let confinement = confinement(&needs, plugins, beside.children);
     let places = needs.directories.iter();
@@ -178,24 +198,34 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 }
 
 /// Adds what a VNL needs, and what those need that are nested in it.
+///
+/// # Errors
+/// Why what one of them needs is not known. That of the others is added.
 fn collect(opener: Opener, vnl: &str, needs: &mut Needs) -> Result<(), String> {
+    let mut collected = Ok(());
     let mut next = Some(vnl);
     while let Some(vnl) = next.filter(|vnl| *vnl != NEARBY) {
         let Vnl { scheme, argument } = Vnl::parse(vnl).map_err(|error| error.to_string())?;
         let outline = Outline::new(argument);
-        match opener.needs(scheme).map_err(|error| error.to_string())? {
-            None => {
-                return Err(format!(
-                    "the plugin for {scheme}:// does not say what it needs"
-                ));
-            }
-            Some(words) => needs.add(words, &outline).map_err(|word| {
-                format!("the plugin for {scheme}:// says that it needs '{word}', which is unknown")
-            })?,
-        }
+        collected = collected.and(add(opener, scheme, &outline, needs));
         next = outline.nested;
     }
-    Ok(())
+    collected
+}
+
+/// Adds what the links of a scheme need, for one whose VNL has this outline.
+fn add(
+    opener: Opener,
+    scheme: &str,
+    outline: &Outline<'_>,
+    needs: &mut Needs,
+) -> Result<(), String> {
+    let words = opener.needs(scheme).map_err(|error| error.to_string())?;
+    let words =
+        words.ok_or_else(|| format!("the plugin for {scheme}:// does not say what it needs"))?;
+    needs.add(words, outline).map_err(|word| {
+        format!("the plugin for {scheme}:// says that it needs '{word}', which is unknown")
+    })
 }
 
 /// The confinement to these needs.
@@ -255,9 +285,10 @@ fn drop_capabilities() -> Result<(), caps::errors::CapsError> {
 }
 
 impl State {
-    /// What is said of it in the log and by `vdectl status`.
+    /// What is said of it in the log and by `vdectl status`. Empty before it is decided.
     fn text(&self) -> String {
         match self {
+            Self::Undecided => String::new(),
             Self::Open(why) => format!("not confined: {why}"),
             Self::Confined { needs, .. } if needs.exec => {
                 "confined as a process that starts programs".into()
@@ -270,39 +301,41 @@ impl State {
     }
 }
 
-/// How this process is confined, in words. Empty before it is decided.
-pub(crate) fn state() -> String {
-    STATE.get().map_or_else(String::new, State::text)
-}
-
-/// Says of an error that the sandbox is its cause, if it is: Landlock refuses a path that the
-/// file's permissions allow. Whether they do, access(2) says, which Landlock does not govern.
-pub(crate) fn explain(error: Error) -> Error {
-    let is_in_force = match STATE.get() {
-        Some(State::Confined { in_force, .. }) => in_force.landlock,
-        Some(State::Open(_)) | None => false,
-    };
-    if !is_in_force || error.errno != libc::EACCES {
-        return error;
+impl Sandbox {
+    /// The report with how this process is confined, in words.
+    pub(crate) fn tell(&self, report: Report) -> Report {
+        let sandbox = self.0.text();
+        Report { sandbox, ..report }
     }
-    let Some(path) = path_in(&error.message).filter(|path| is_permitted(path)) else {
-        return error;
-    };
-    let hint = format!(
-        "the sandbox does not let this link use {}: see docs/sandbox.md, or use --no-sandbox",
-        path.display()
-    );
-    error.hint(hint)
-}
 
-/// Whether another directory has taken the place of one that a VNL names. The rules hold for the
-/// one that was there; another process would have other rules.
-pub(crate) fn is_outdated() -> bool {
-    let Some(State::Confined { places, .. }) = STATE.get() else {
-        return false;
-    };
-    let mut places = places.iter();
-    places.any(|(path, was)| identity(path).is_some_and(|now| Some(now) != *was))
+    /// Says of an error that the sandbox is its cause, if it is: Landlock refuses a path that the
+    /// file's permissions allow. Whether they do, access(2) says, which Landlock does not govern.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        let State::Confined { in_force, .. } = &*self.0 else {
+            return error;
+        };
+        if !in_force.landlock || error.errno != libc::EACCES {
+            return error;
+        }
+        let Some(path) = path_in(&error.message).filter(|path| is_permitted(path)) else {
+            return error;
+        };
+        let hint = format!(
+            "the sandbox does not let this link use {}: see docs/sandbox.md, or use --no-sandbox",
+            path.display()
+        );
+        error.hint(hint)
+    }
+
+    /// Whether another directory has taken the place of one that a VNL names. The rules hold for
+    /// the one that was there; another process would have other rules.
+    pub(crate) fn is_outdated(&self) -> bool {
+        let State::Confined { places, .. } = &*self.0 else {
+            return false;
+        };
+        let mut places = places.iter();
+        places.any(|(path, was)| identity(path).is_some_and(|now| Some(now) != *was))
+    }
 }
 
 /// The first absolute path in a message, which a colon or the message's end ends.

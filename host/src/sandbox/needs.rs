@@ -9,6 +9,7 @@
 //! | `network` | IP sockets, and look up host names |
 //! | `unix` | UNIX sockets, which `sockets` includes |
 //! | `exec` | start programs, which are then confined no more than the plugin |
+//! | `anything` | do anything: the process is not confined |
 //!
 //! A PATH is absolute, or starts with one of these; blanks in it are written `%20`.
 //!
@@ -27,6 +28,9 @@ use vdens_sandbox::{Rule, Use};
 
 use crate::sys::environment::{absolute_variable, home};
 
+/// The word for a link that is not to be confined.
+pub(crate) const ANYTHING: &str = "anything";
+
 /// What the links of a process need.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Needs {
@@ -36,6 +40,7 @@ pub(super) struct Needs {
     pub(super) network: bool,
     pub(super) unix: bool,
     pub(super) exec: bool,
+    pub(super) anything: bool,
 }
 
 impl Needs {
@@ -57,6 +62,10 @@ impl Needs {
                 }
                 "exec" if path.is_empty() => {
                     self.exec = true;
+                    continue;
+                }
+                ANYTHING if path.is_empty() => {
+                    self.anything = true;
                     continue;
                 }
                 "read" => Use::Read,
@@ -157,7 +166,8 @@ mod tests {
     #[test]
     fn words_say_what_is_needed() {
         let all = needs("network  unix exec", "").unwrap();
-        assert!(all.network && all.unix && all.exec && all.rules.is_empty());
+        assert!(all.network && all.unix && all.exec && all.rules.is_empty() && !all.anything);
+        assert!(needs("anything", "").unwrap().anything);
         assert_eq!(needs("", "").unwrap(), Needs::default());
         assert_eq!(
             rules("read:/etc/x%20y write:/var/lib/z device:/dev/net/tun", ""),

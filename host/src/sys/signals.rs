@@ -54,6 +54,20 @@ impl Signals {
         Ok(Self { fd, original })
     }
 
+    /// Does `work`, during which a signal ends this process at once: the work may hang, and there
+    /// is nothing yet to remove at the end.
+    ///
+    /// # Errors
+    /// Never on Linux.
+    pub(crate) fn end_during<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+        let mut set = SigSet::empty();
+        ending().for_each(|signal| set.add(signal));
+        set.thread_unblock().map_err(system("unblock signals"))?;
+        let done = work();
+        set.thread_block().map_err(system("block signals"))?;
+        Ok(done)
+    }
+
     /// The next signal that has come in, if any.
     pub(crate) fn next(&self) -> Option<Signal> {
         let info = self.fd.read_signal().ok().flatten()?;
@@ -90,10 +104,13 @@ impl AsFd for Signals {
 /// Whether a blocked signal that should end this process has come and was not read yet.
 pub(crate) fn end_is_pending() -> bool {
     let pending = pending();
-    let mut ending = HANDLED
-        .into_iter()
-        .filter(|signal| *signal != Signal::SIGCHLD);
-    ending.any(|signal| pending.contains(signal))
+    ending().any(|signal| pending.contains(signal))
+}
+
+/// The signals that end this process.
+fn ending() -> impl Iterator<Item = Signal> {
+    let handled = HANDLED.into_iter();
+    handled.filter(|signal| *signal != Signal::SIGCHLD)
 }
 
 /// Whether a blocked signal that this process handles has come and was not read yet.

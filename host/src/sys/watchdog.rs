@@ -6,7 +6,8 @@
 //! then, because no other thread can take it from them.
 //!
 //! Signals are blocked ([`Signals::block`]) before the process makes anything that it removes at
-//! its end. The thread starts when the process has forked for the last time.
+//! its end. The thread starts when the process has forked for the last time, and has entered its
+//! sandbox: Landlock's rules hold for the thread that makes them and for those that it starts.
 
 use std::fs::File;
 use std::io::Write;

@@ -34,7 +34,7 @@ use crate::ipc::status::Report;
 use crate::ipc::{Channel, FromWorker, Received, Reply, Request, ToWorker, malformed};
 use crate::panel::{PanelClient, PanelPort};
 use crate::plugins::host_services::{InstalledPlugins, Opener, Own};
-use crate::sandbox::{self, Beside};
+use crate::sandbox::{Beside, Sandbox};
 use crate::sys::process::{give_back_memory, map_large_allocations};
 use crate::sys::signals::{self, Signals};
 use crate::worker::carrier::{LinkWatch, WatchedTap};
@@ -150,6 +150,7 @@ pub(crate) fn run(
             },
         ),
         orders,
+        sandbox: Sandbox::default(),
         channel: control,
     };
     let ready = signals
@@ -175,6 +176,7 @@ struct Worker<'a> {
     job: &'a Job,
     opener: Opener,
     orders: PanelClient,
+    sandbox: Sandbox,
     /// Where the supervisor asks.
     channel: Channel<FromWorker, ToWorker>,
 }
@@ -189,9 +191,14 @@ impl Worker<'_> {
             ..OpenOptions::default()
         };
         let links = job.target.vnl().map(|vnl| (opener, vnl));
-        sandbox::enter(&name, &job.plugins, links.as_slice(), Beside::default());
+        let beside = Beside::default();
+        self.sandbox = Sandbox::enter(&name, &job.plugins, links.as_slice(), beside);
+        let sandbox = self.sandbox.clone();
         let open = move || match &job.target {
-            LinkTarget::Vnl(vnl) => opener.open(vnl, &options).map_err(sandbox::explain),
+            LinkTarget::Vnl(vnl) => {
+                let opened = opener.open(vnl, &options);
+                opened.map_err(|error| sandbox.explain(error))
+            }
             LinkTarget::Command(command) => {
                 Ok(Box::new(CommandStream::shell(command)?) as Box<dyn Link>)
             }
@@ -249,13 +256,13 @@ impl Worker<'_> {
 
     fn answer(&self, message: &ToWorker, report: &dyn Fn(Side) -> Report) -> Result<(), Stop> {
         match message {
-            ToWorker::Ping if sandbox::is_outdated() => {
+            ToWorker::Ping if self.sandbox.is_outdated() => {
                 let message = "the directory of its socket was replaced";
                 return Err(Stop::Failed(Error::closed(message)));
             }
             ToWorker::Ping => self.channel.send(&FromWorker::Pong, &[])?,
             ToWorker::SendReport => {
-                let report = report(Side::Far);
+                let report = self.sandbox.tell(report(Side::Far));
                 let report = match &self.job.target {
                     LinkTarget::Vnl(vnl) => report.with_plugin(self.opener, vnl),
                     LinkTarget::Command(_) => report,

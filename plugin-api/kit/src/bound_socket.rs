@@ -30,6 +30,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{Backlog, UnixAddr, bind, connect, getsockname, listen};
 use nix::sys::stat::{Mode, fchmod, fstat};
+use nix::unistd::{AccessFlags, access};
 
 use crate::vnl::check_socket_path;
 use crate::{Error, Result};
@@ -296,10 +297,17 @@ const NO_ACCESS: &str = "name a path in a directory that you may use";
 
 fn cannot_bind(path: &Path, errno: Errno) -> Error {
     let error = Error::path("make a socket at", path, &errno.into());
-    let directory = path.parent().unwrap_or(path).display();
+    let directory = path.parent().unwrap_or(path);
+    let shown = directory.display();
+    // Landlock does not govern access(2).
+    let is_permitted = || access(directory, AccessFlags::W_OK | AccessFlags::X_OK).is_ok();
     match errno {
-        Errno::ENOENT => error.hint(format!("make the directory {directory} first")),
-        Errno::EACCES => error.hint(format!("you need write permission in {directory}")),
+        Errno::ENOENT => error.hint(format!("make the directory {shown} first")),
+        Errno::EACCES if is_permitted() => error.hint(format!(
+            "its sandbox does not let this process write in {shown}: see docs/sandbox.md, or use \
+             --no-sandbox"
+        )),
+        Errno::EACCES => error.hint(format!("you need write permission in {shown}")),
         _ => error,
     }
 }

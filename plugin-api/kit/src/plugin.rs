@@ -287,8 +287,11 @@ impl Capabilities {
     /// Those of a plugin that says what its links need.
     #[doc(hidden)]
     #[must_use]
-    pub const fn with_needs(self, _needs: &str) -> Self {
-        self.and(Self::CONFINED)
+    pub const fn with_needs(self, needs: &str) -> Self {
+        match needs.as_bytes() {
+            b"anything" => self,
+            _ => self.and(Self::CONFINED),
+        }
     }
 
     /// Both sets together.
@@ -345,7 +348,8 @@ pub trait Plugin: 'static {
 /// ```
 ///
 /// With `needs`, the host confines the process of each link to what these words say
-/// (docs/sandbox.md lists them), and to what every link needs. Without, it does not.
+/// (docs/sandbox.md lists them), and to what every link needs. Without, it does not, but no program
+/// that the links start gains rights. That is for `needs: "anything"`.
 #[macro_export]
 macro_rules! export_plugin {
     (

@@ -18,6 +18,7 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
 export_plugin! {
     scheme: "cmd",
     description: "a command that speaks vdestream: cmd://COMMAND",
+    needs: "anything",
     open: open,
 }
 

@@ -73,6 +73,7 @@ fn open(request: &OpenRequest<'_>) -> Result<Box<dyn Link>> {
 export_plugin! {
     scheme: SCHEME,
     description: "the C plugins of libvdeplug",
+    needs: "anything",
     open: open,
 }
 

@@ -14,6 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::parent_id;
 use std::path::PathBuf;
 use std::process::Command;
+use std::ptr::null_mut;
 
 use nix::errno::Errno;
 use vdens_plugin_kit::{
@@ -86,6 +87,21 @@ fn fork_and_exec() -> io::Result<()> {
     match status.success() {
         true => Ok(()),
         false => Err(io::Error::other(status.to_string())),
+    }
+}
+
+/// Starts a process that ends at once.
+fn fork() -> io::Result<()> {
+    // SAFETY: the child only ends, by _exit. The status is not asked for.
+    unsafe {
+        match libc::fork() {
+            -1 => Err(io::Error::last_os_error()),
+            0 => libc::_exit(0),
+            child => match libc::waitpid(child, null_mut(), 0) {
+                -1 => Err(io::Error::last_os_error()),
+                _ => Ok(()),
+            },
+        }
     }
 }
 
@@ -191,6 +207,7 @@ fn attempts(port: u16) -> Vec<(String, String)> {
         ),
     ];
     let others = [
+        ("fork", word(fork())),
         ("fork and exec", word(fork_and_exec())),
         ("process_vm_readv", word(read_parent())),
         ("TCP", word(TcpStream::connect(("127.0.0.1", port)))),
