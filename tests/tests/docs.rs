@@ -516,6 +516,7 @@ fn the_command_reference_is_what_help_says() {
         "vdectl plugin",
         "vdectl lab",
         "vdectl link",
+        "vdectl switch",
         "vdectl capture",
     ] {
         let (program, subcommand) = words.split_once(' ').unwrap_or((words, "--help"));

@@ -12,6 +12,7 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use vdens_tests::{
     Cmd, Lab, PATIENCE, Proc, becomes_true, children, name, need, stretched, wait_until,
 };
@@ -709,6 +710,56 @@ fn mistakes_are_refused_and_leave_nothing() {
     lab.write("file", "x");
     ours(&lab, &["-s", "sw2", "-M", "file"]).refused(&["/file is there and is not a socket"]);
     assert!(!lab.dir().join("sw2").exists());
+}
+
+#[test]
+fn vdectl_shows_and_changes_a_switch() {
+    let lab = Lab::new();
+    let idle = lab.vdectl(["switch", "show"]).run();
+    assert!(idle.stderr.contains("no switch of yours"), "{idle:?}");
+    let switch = lab.vde_plug([&lab.vnl("switch", "sw"), "null://"]).spawn();
+    let _hub = lab.vdens(["--name", "hubby", &lab.vnl("hub", "hub"), "sleep", "999"]).spawn();
+    lab.wait_for("sw/ctl");
+    lab.wait_for("hub/ctl");
+    let set = |words: &str| {
+        let words: Vec<_> = words.split(' ').collect();
+        lab.vdectl([&["switch", "set"], &*words].concat())
+    };
+    let show = |words: &str| lab.vdectl(format!("switch show {words}").trim().split(' ')).ok();
+    let all = show("");
+    for words in ["/sw  switch\n", "/hub  hub\n"] {
+        assert!(all.contains(words), "{words}: {all}");
+    }
+    // By its directory, its process and its session.
+    set("sw vlan 10 create port 3 untagged 10 tagged 0").refused(&["cannot change", "no tag"]);
+    assert!(!show("sw vlans").contains("10"), "a part of what was refused was done");
+    set("sw vlan 10 create port 3 untagged 10 lock 02:00:00:00:00:01").ok();
+    set(&format!("{} expiry 7 hub on", switch.pid())).ok();
+    set("hubby hub off").ok();
+    let _client = lab.vde_plug([&format!("vde://{}[3]", lab.path("sw")), "null://"]).spawn();
+    let ports = || show("sw ports");
+    wait_until("the client is there", PATIENCE, || ports().contains("vde_plug"));
+    let said = ports();
+    let row = said.lines().find(|line| line.starts_with('3')).unwrap();
+    assert!(row.contains("10") && row.contains("lock 02:00:00:00:00:01"), "{said}");
+    assert_eq!(show("sw vlans").lines().last().unwrap().split_whitespace().nth(2), Some("3"));
+    assert!(show("hubby").contains("/hub  switch\n"));
+    for part in ["stations", "stp", "events"] {
+        show(&format!("sw {part}"));
+    }
+    // What programs read.
+    let json: Value = serde_json::from_str(&show("--json sw ports")).unwrap();
+    assert_eq!(json[0]["switch"]["expiry"], 7);
+    assert_eq!(json[0]["switch"]["kind"], "hub");
+    let ports = json[0]["ports"].as_array().unwrap();
+    let port = ports.iter().find(|port| port["number"] == 3).unwrap();
+    assert_eq!(port["untagged"], 10);
+    // Mistakes.
+    set("nosuch hub on").refused(&["'nosuch' is no switch", "vdectl switch show"]);
+    set("sw port 3 colour red").refused(&["unknown word 'colour'", "untagged"]);
+    set("sw port 3 user no_such_user").refused(&["no_such_user"]);
+    set("sw vlan 4095 create").refused(&["from 1 to 4094"]);
+    lab.vdectl(["switch", "show", "sw", "colours"]).refused(&["colours", "ports"]);
 }
 
 #[test]

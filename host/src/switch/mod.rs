@@ -131,11 +131,8 @@ impl<'a> Program<'a> {
                 .map(|it| (it.path().to_owned(), cli.mgmtmode)),
             has_tap: !cli.tap.is_empty(),
         };
-        if let Some(path) = &self.rcfile
-            && console.start(path, &switch)?
-        {
-            return Ok(0);
-        }
+        let path = self.rcfile.as_deref();
+        let is_over = path.map(|path| console.start(path, &switch)).transpose()?;
         let _pidfile = self.pidfile.clone().map(PidFile::write).transpose()?;
         let standard = match cli.daemon || cli.nostdin {
             true => None,
@@ -144,6 +141,9 @@ impl<'a> Program<'a> {
         match starter {
             Some(starter) => starter.announce(Lifetime::Own)?,
             None => service_manager::tell_ready(),
+        }
+        if is_over == Some(true) {
+            return Ok(0);
         }
         Server::new(console, switch, management, standard).run(&signals, &mut parts)
     }

@@ -4,6 +4,7 @@
 //! until it is asked to end, by SIGTERM, which also comes when its parent dies. A child that ends
 //! by itself takes the program with it.
 
+use std::cell::Cell;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -91,10 +92,12 @@ impl Parts {
 
     /// A child's life. Returns its exit status.
     fn live(&self, parent: Pid, vnls: [String; 2], channel: &Channel<Startup, Nothing>) -> i32 {
+        let is_open = Cell::new(false);
         let ready = || {
             if self.is_daemon {
                 detach()?;
             }
+            is_open.set(true);
             channel.send(&Startup::Open, &[])
         };
         let outcome = follow(parent).and_then(|()| {
@@ -102,9 +105,11 @@ impl Parts {
             plug::run_for(PROGRAM, options, self.uses_panel, vnls, ready)
         });
         outcome.unwrap_or_else(|error| {
-            log::error!("{error}");
-            // If it has been open, nobody reads this.
-            let _ = channel.send(&Startup::Failed(error), &[]);
+            match is_open.get() {
+                true => log::error!("{error}"),
+                // If the parent is gone, nobody needs to know.
+                false => _ = channel.send(&Startup::Failed(error), &[]),
+            }
             EXIT_FAILURE
         })
     }
