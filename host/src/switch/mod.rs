@@ -3,9 +3,9 @@
 //! # Theory of operation
 //!
 //! The switch is the plugin `switch://` in a plug ([`plug`](crate::plug)), and each plug is a child
-//! process (`parts`): the first has the switch at one end and a tap or nothing at the other, and
-//! each further tap is a plug between the switch and that tap. They are confined and listed like
-//! other plugs, and never see the console.
+//! process (`parts`): the first has the switch at one end and nothing at the other, and each tap is
+//! a client of the switch, by a plug between the two. They are confined and listed like other
+//! plugs, and never see the console.
 //!
 //! The process itself loads no plugin. It serves the console's sessions ([`session`], `serve`):
 //! standard input, and the clients of the management socket. What they say becomes requests to the
@@ -114,14 +114,11 @@ impl<'a> Program<'a> {
         let management = management.transpose()?;
         let mut parts = Parts::new(cli, self.config)?;
         let mut forget = || starter.iter_mut().for_each(|starter| starter.forget());
-        let far = match cli.tap.first() {
-            Some(tap) => tap_vnl(tap),
-            None => "null://".into(),
-        };
-        let process = parts.start([switch_vnl(&self.directory, cli), far], &mut forget)?;
+        let vnls = [switch_vnl(&self.directory, cli), "null://".into()];
+        let process = parts.start(vnls, &mut forget)?;
         let switch = control::find_of(SCHEME, process).pop().map(Socket);
         let switch = switch.ok_or_else(|| Error::closed("the switch has no control socket"))?;
-        for tap in cli.tap.iter().skip(1) {
+        for tap in &cli.tap {
             parts.start([vnl("vde", &self.directory), tap_vnl(tap)], &mut forget)?;
         }
         client::change(&switch, changes(cli))?;
@@ -129,7 +126,6 @@ impl<'a> Program<'a> {
             management: management
                 .as_ref()
                 .map(|it| (it.path().to_owned(), cli.mgmtmode)),
-            has_tap: !cli.tap.is_empty(),
         };
         let path = self.rcfile.as_deref();
         let is_over = path.map(|path| console.start(path, &switch)).transpose()?;

@@ -143,7 +143,9 @@ impl Server {
             fds.extend(listener.map(|it| PollFd::new(it.socket.as_fd(), PollFlags::POLLIN)));
             fds.extend(parts.poll_fds());
             fds.extend(self.sessions.iter().flat_map(Session::poll_fds));
-            wait(&mut fds, is_watching.then_some(self.next_events))?;
+            let line_ends = self.sessions.iter().filter_map(Session::line_ends);
+            let next_events = is_watching.then_some(self.next_events);
+            wait(&mut fds, line_ends.chain(next_events).min())?;
         }
         while let Some(signal) = signals.next() {
             if signal != Signal::SIGCHLD {

@@ -6,8 +6,12 @@
 //! bytes until they are a line, and executes the next line only when the client has taken the reply
 //! to the last one but for little. A client that never reads fills its own buffers, and neither the
 //! switch nor another session waits for it.
+//!
+//! VDE's `vdeterm` sends commands without an end of line. So at the management socket a line also
+//! ends when nothing follows for a while.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -19,6 +23,10 @@ use crate::error::Result;
 
 /// The longest line, in bytes.
 const LONGEST_LINE: usize = 1024;
+
+/// How long a client may be silent within a line before that is its end. A client that sends a line
+/// in pieces goes on at once.
+const SILENCE: Duration = Duration::from_millis(200);
 
 /// How much text may wait for the client while the next line is executed, in bytes.
 const ENOUGH: usize = 64 << 10;
@@ -49,6 +57,11 @@ pub(crate) struct Input {
 impl Input {
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Whether a line has begun that has not ended.
+    fn is_within_line(&self) -> bool {
+        self.is_too_long || !self.bytes.is_empty()
     }
 
     /// The next line. At the end, what is left is one.
@@ -103,6 +116,8 @@ pub(super) enum Next {
 pub(super) struct Session {
     client: Client,
     input: Input,
+    /// When the client has sent something last.
+    last_input: Instant,
     /// What the client has not taken yet.
     output: Vec<u8>,
     watched: Watched,
@@ -125,6 +140,7 @@ impl Session {
         Self {
             client,
             input: Input::default(),
+            last_input: Instant::now(),
             output: greeting.into_bytes(),
             watched: Watched::default(),
             next_event: 0,
@@ -160,6 +176,12 @@ impl Session {
         !self.is_ending && self.output.len() < ENOUGH
     }
 
+    /// When the line that the client has begun ends by itself.
+    pub(super) fn line_ends(&self) -> Option<Instant> {
+        let ends = !self.is_standard() && self.may_execute() && self.input.is_within_line();
+        ends.then(|| self.last_input + SILENCE)
+    }
+
     /// What the session waits for: input as long as it executes lines, and room for its output.
     pub(super) fn poll_fds(&self) -> Vec<PollFd<'_>> {
         let mut fds = Vec::new();
@@ -176,6 +198,9 @@ impl Session {
     pub(super) fn serve(&mut self, console: &Console, switch: &dyn Ask) -> Next {
         if self.may_execute() && !self.input.is_at_end {
             self.receive();
+        }
+        if self.line_ends().is_some_and(|end| end <= Instant::now()) {
+            self.input.push(b"\n");
         }
         loop {
             if self.send().is_err() {
@@ -261,7 +286,10 @@ impl Session {
         }
         match read(self.source(), &mut bytes) {
             Ok(0) => self.input.is_at_end = true,
-            Ok(length) => self.input.push(&bytes[..length]),
+            Ok(length) => {
+                self.input.push(&bytes[..length]);
+                self.last_input = Instant::now();
+            }
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(_) => self.input.is_at_end = true,
         }

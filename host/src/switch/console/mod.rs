@@ -64,8 +64,6 @@ impl Left {
 pub(crate) struct Console {
     /// The management socket and its permission bits.
     pub(crate) management: Option<(PathBuf, u32)>,
-    /// Whether the switch's own side leads to a tap.
-    pub(crate) has_tap: bool,
 }
 
 /// The categories of events that a session wants to see.
@@ -240,7 +238,7 @@ impl Console {
             }
             Command::PortInfo => print::port_info(&client::general(switch)?),
             Command::Ports(number, selection) => {
-                let ports = self.ports(selection, switch)?;
+                let ports = ports(selection, switch)?;
                 let is_meant = |port: &PortReport| number.is_none_or(|it| it == port.number);
                 let ports: Vec<_> = ports.into_iter().filter(is_meant).collect();
                 let outcome = found(number.is_none() || !ports.is_empty(), Errno::ENXIO);
@@ -272,7 +270,7 @@ impl Console {
                 let mut vlans = client::vlans(switch)?;
                 vlans.retain(|known| vlan.is_none_or(|vlan| vlan == known.vlan));
                 let outcome = found(vlan.is_none() || !vlans.is_empty(), Errno::ENXIO);
-                let ports = self.ports(selection, switch)?;
+                let ports = ports(selection, switch)?;
                 let tree = client::tree(switch)?;
                 return Ok((print::vlans(&vlans, &ports, &tree), outcome));
             }
@@ -286,13 +284,6 @@ impl Console {
             | Command::Debug(..) => String::new(),
         };
         Ok((data, Ok(())))
-    }
-
-    /// The ports of the selection. The switch's own side is one if it leads anywhere.
-    fn ports(&self, selection: PortSelection, switch: &dyn Ask) -> Result<Vec<PortReport>> {
-        let mut ports = client::ports(switch, selection)?;
-        ports.retain(|port| port.number != LOCAL_PORT || self.has_tap);
-        Ok(ports)
     }
 
     /// Executes the lines of a file. A line of the reply says which.
@@ -355,6 +346,13 @@ impl Console {
         }
         Ok(false)
     }
+}
+
+/// The ports of the selection, but for the switch's own side, which leads nowhere.
+fn ports(selection: PortSelection, switch: &dyn Ask) -> Result<Vec<PortReport>> {
+    let mut ports = client::ports(switch, selection)?;
+    ports.retain(|port| port.number != LOCAL_PORT);
+    Ok(ports)
 }
 
 /// Checks that the tree of a VLAN can be meant: there is one tree for all.

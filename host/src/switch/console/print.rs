@@ -7,8 +7,8 @@ use std::fmt::{Display, Write as _};
 use std::path::Path;
 
 use vdens_switch_control::{
-    General, Kind, LOCAL_PORT, Mac, PortReport, StationReport, StormLimit, StpPort, StpReport,
-    StpRole, StpState, Traffic, VlanReport,
+    General, Kind, Mac, PortReport, StationReport, StormLimit, StpPort, StpReport, StpRole,
+    StpState, Traffic, VlanReport,
 };
 
 use super::command::TABLE;
@@ -150,12 +150,8 @@ pub(crate) fn ports(ports: &[PortReport], name: &dyn Fn(bool, u32) -> String) ->
             " OUT: pkts {out_frames:>10}          bytes {out_bytes:>20}"
         ));
         if let Some(client) = &port.client {
-            let module = match number {
-                LOCAL_PORT => "local",
-                _ => "unix prog",
-            };
             lines.line(format_args!(
-                "  -- endpoint ID {number:04} module {module:<12}: {client}"
+                "  -- endpoint ID {number:04} module unix prog   : {client}"
             ));
         }
     }
