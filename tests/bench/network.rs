@@ -24,6 +24,8 @@ pub(crate) enum Medium {
     Netem,
     /// `vde_plug null:// switch://…`
     Plug(Maker),
+    /// A VLAN of `switch://…[vlans=10]`.
+    Vlan,
     VdeSwitch,
     /// A persistent tap of root's is the first end.
     Tap,
@@ -189,6 +191,15 @@ impl Contender {
                     &place,
                 )?;
                 self.members(lab, &mut network, count, &format!("vde://{place}"))?;
+            }
+            Medium::Vlan => {
+                let plug = lab.program(Maker::Ours, "vde_plug");
+                let vnl = format!("switch://{place}[vlans=10]");
+                network.start_switch(
+                    Proc::spawn(lab.command(Who::First, &plug, ["null://", &vnl])),
+                    &place,
+                )?;
+                self.members(lab, &mut network, count, &format!("vde://{place}[vlan=10]"))?;
             }
             Medium::VdeSwitch => {
                 let switch = lab.program(Maker::Debian, "vde_switch");

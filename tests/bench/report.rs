@@ -317,6 +317,15 @@ fn bars(results: &Results) -> Vec<Bar> {
         Better::Less,
         0.8,
     ));
+    // Root's set-up of VLANs is a bridge for each.
+    bars.push(ratio(
+        switches::ID,
+        "pair-2",
+        "ours-vlan",
+        switches::REFERENCE,
+        Better::More,
+        0.85,
+    ));
     let ours = |row: &&Row| row.id.starts_with("ours") || row.id.starts_with("mixed");
     for group in results.groups.iter().filter(|group| group.id == links::ID) {
         for row in group.rows.iter().filter(ours) {

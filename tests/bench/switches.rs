@@ -41,6 +41,13 @@ const CONTENDERS: &[Contender] = &[
     )
     .without_panel()
     .versus("debian-vde-switch"),
+    Contender::ours("ours-vlan", "ours in a VLAN of our switch://", Medium::Vlan),
+    Contender::ours(
+        "ours-vlan-no-panel",
+        "ours in a VLAN of our switch://, --no-panel",
+        Medium::Vlan,
+    )
+    .without_panel(),
     Contender::debian(
         "debian-on-ours",
         "Debian's on our switch://",

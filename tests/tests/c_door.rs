@@ -52,6 +52,18 @@ pub(crate) fn compile_template(lab: &Lab) {
     );
 }
 
+/// The example in C++, `count`, in the lab's directory for plugins.
+pub(crate) fn compile_example(lab: &Lab) {
+    let file = source("examples/count.cpp");
+    compile(lab, "g++", &file, &source(HEADER), &[]);
+}
+
+/// The plugin `frozen` on the header as it was frozen, in the lab's directory for plugins.
+pub(crate) fn compile_frozen(lab: &Lab) {
+    let header = frozen("vdens-plugin.h");
+    compile(lab, "gcc", &frozen("frozen.c"), &header, &[]);
+}
+
 /// Compiles a plugin of this source for the scheme `x`.
 fn x(lab: &Lab, source: &str) {
     let file = lab.write("x.c", source);
@@ -295,13 +307,7 @@ fn the_examples_are_clean_under_sanitizers() {
 fn an_example_in_c_plus_plus_uses_its_host() {
     need!("g++", "ping");
     let lab = Lab::new();
-    compile(
-        &lab,
-        "g++",
-        &source("examples/count.cpp"),
-        &source(HEADER),
-        &[],
-    );
+    compile_example(&lab);
     let vnl = format!("count://{{{}}}", lab.vnl("ptp", "p"));
     works(&lab, "", "count", &vnl);
     let session = |address| lab.vdens(["-v", "--addr", address, &vnl, "sh"]).session();
@@ -540,12 +546,6 @@ fn a_sloppy_link_is_told_in_one_line() {
 fn a_plugin_of_the_frozen_door_works() {
     need!("gcc", "ping");
     let lab = Lab::new();
-    compile(
-        &lab,
-        "gcc",
-        &frozen("frozen.c"),
-        &frozen("vdens-plugin.h"),
-        &[],
-    );
+    compile_frozen(&lab);
     crate::plugin_authors::frozen_works(&lab);
 }

@@ -171,7 +171,7 @@ fn a_plugin_of_another_toolchain_works() {
 /// A debug plugin in a host with optimizations, and the reverse.
 #[test]
 fn a_plugin_of_another_profile_works() {
-    need!("ping");
+    need!("gcc", "g++", "ping");
     let lab = Lab::new();
     let (other, options): (_, &[&str]) = match target().ends_with("debug") {
         true => ("checks", &["--profile", "checks"]),
@@ -196,6 +196,18 @@ fn a_plugin_of_another_profile_works() {
     works(&lab, "-of-another-profile", "template", "template://40330");
     c_door::compile_template(&lab);
     works(&lab, "-of-another-profile", "template", "template://40330");
+    // From C++, and by either door as it was frozen.
+    let nested = |scheme: &str| {
+        let vnl = format!("{scheme}://{{{}}}", lab.vnl("ptp", "p"));
+        works(&lab, "-of-another-profile", scheme, &vnl);
+    };
+    c_door::compile_example(&lab);
+    nested("count");
+    c_door::compile_frozen(&lab);
+    nested("frozen");
+    build(None, "tests/frozen-v1/Cargo.toml", &root, &[]);
+    lab.drop_plugin(&root.join("debug/libfrozen.so"), "frozen");
+    nested("frozen");
 }
 
 /// Takes the door v1 from a plugin's file.

@@ -148,7 +148,7 @@ fn super_frames_between_two_without_the_panel() {
     // What a port has seen is in the log when it closes.
     let received = || -> Vec<u64> {
         let log = switch.stderr();
-        let counts = log.split("received: ").skip(1);
+        let counts = log.split("in_frames: ").skip(1);
         let number = |text: &str| text.split(',').next()?.parse().ok();
         counts.map(|text| number(text).unwrap()).collect()
     };

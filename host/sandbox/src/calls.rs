@@ -42,6 +42,8 @@ pub enum Group {
     Files,
     /// To make threads, but no processes.
     Threads,
+    /// To start processes, which are confined as this one is, but no programs.
+    Processes,
     /// To signal and reap children that it has.
     Children,
 }
@@ -366,6 +368,7 @@ fn listed(groups: &[Group], more: &[c_long], guards_mask: bool) -> io::Result<Ru
             Group::Read => [READ, older::READ].map(&mut allow),
             Group::Files => [FILES, older::FILES].map(&mut allow),
             Group::Children => [CHILDREN, &[]].map(&mut allow),
+            Group::Processes => [&[libc::SYS_clone][..], &[]].map(&mut allow),
             Group::Threads => continue,
         };
     }
@@ -388,7 +391,7 @@ fn listed(groups: &[Group], more: &[c_long], guards_mask: bool) -> io::Result<Ru
                     allow_if(libc::SYS_rt_sigprocmask, rule([is(0, unblock)])?);
                 }
             }
-            Group::Threads if guards_mask => {
+            Group::Threads if guards_mask && !groups.contains(&Group::Processes) => {
                 allow_if(libc::SYS_clone, rule([has(0, THREAD, THREAD)])?);
             }
             Group::Streams => {
@@ -422,7 +425,7 @@ fn quiet(groups: &[Group], guards_mask: bool) -> io::Result<Vec<(Rules, u32)>> {
         Rules::from([(libc::SYS_clone3, Vec::new())]),
         libc::ENOSYS as u32,
     )];
-    if !guards_mask {
+    if !guards_mask && !groups.contains(&Group::Processes) {
         let clone = match groups.contains(&Group::Threads) {
             true => vec![rule([has(0, THREAD, 0)])?],
             false => Vec::new(),

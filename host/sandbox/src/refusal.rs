@@ -7,8 +7,8 @@
 //! If a thread blocks SIGSYS, the kernel ends the process by it instead. C libraries block all
 //! signals around the call that starts a thread or a process. So the filter stops
 //! rt_sigprocmask(2), too, and the handler does what that call would have done, but leaves SIGSYS
-//! unblocked ([`change_mask`]). A thread that had blocked SIGSYS before could not make the call any more, so
-//! this is for processes that have one thread when they enter their confinement.
+//! unblocked ([`change_mask`]). A thread that had blocked SIGSYS before could not make the call any
+//! more, so this is for processes that have one thread when they enter their confinement.
 
 use std::fs;
 use std::io;

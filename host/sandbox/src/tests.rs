@@ -121,6 +121,31 @@ fn threads_can_be_started_and_processes_cannot() {
 }
 
 #[test]
+fn processes_that_may_be_started_are_confined_too() {
+    let mut confinement = confinement(None);
+    if let Calls::Only { groups, .. } = &mut confinement.calls {
+        groups.extend([Group::Processes, Group::Children]);
+    }
+    let text = logged(&confinement, || {
+        // SAFETY: the child makes calls only that fork allows, and ends by _exit.
+        match unsafe { fork() }.unwrap() {
+            ForkResult::Child => {
+                refused(libc::SYS_ptrace);
+                // SAFETY: it ends the process and touches no memory.
+                unsafe { libc::_exit(0) }
+            }
+            ForkResult::Parent { child } => {
+                assert_eq!(waitpid(child, None), Ok(WaitStatus::Exited(child, 0)));
+            }
+        }
+        thread::spawn(|| {}).join().unwrap();
+        let spawned = Command::new("/bin/true").spawn();
+        assert_eq!(spawned.unwrap_err().raw_os_error(), Some(libc::EPERM));
+    });
+    assert_eq!(text, "refused: ptrace!\nrefused: execve!\n");
+}
+
+#[test]
 fn threads_that_were_there_can_block_signals() {
     let (go, wait) = std::sync::mpsc::channel();
     let confinement = confinement(None);

@@ -7,16 +7,21 @@
 //! closes: the [`Service`] was dropped, or the process died. It ignores the signals that end the
 //! process, which reach the whole process group. Nothing kills it when the process dies, because it
 //! deletes then what the process has left on the panel; each of its waits has a limit.
+//!
+//! The process may turn on it, should a plugin's parser be broken. So the service confines itself
+//! to the system calls of its orders. Files are not confined: Landlock would keep it from taking
+//! the panel's namespaces over from other processes.
 
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::unistd::setsid;
-use vdens_sandbox::Confinement;
+use vdens_sandbox::{Calls, Confinement, Group};
 
 use super::{Panel, PanelClient, answer, no_successor};
 use crate::error::{EXIT_FAILURE, Result};
 use crate::ipc::{Channel, Received, Reply, Request, malformed};
+use crate::sandbox;
 use crate::sys::child::{Child, end_all, exit_child};
 use crate::sys::process::detach;
 use crate::sys::signals;
@@ -46,10 +51,7 @@ impl Service {
         let (channel, theirs) = Channel::pair()?;
         let Some(process) = Child::fork()? else {
             drop(channel);
-            if is_confined && let Err(error) = Confinement::of_what_starts_programs().enter() {
-                log::info!("the panel service is not confined: {error}");
-            }
-            exit_child(|| serve(&theirs).map_or(EXIT_FAILURE, |()| 0));
+            exit_child(|| serve(&theirs, is_confined).map_or(EXIT_FAILURE, |()| 0));
         };
         Ok(Self {
             client: PanelClient::over(channel, Some(EXECUTION_LIMIT)),
@@ -75,8 +77,30 @@ impl Drop for Service {
     }
 }
 
+/// What the service does: it forks children that enter the panel's namespaces, configures the panel
+/// by netlink, and uses the registry's files.
+fn confinement() -> Confinement {
+    let groups = vec![
+        Group::Runtime,
+        Group::Loop,
+        Group::Streams,
+        Group::Sockets(&[libc::AF_INET, libc::AF_NETLINK]),
+        Group::Read,
+        Group::Files,
+        Group::Processes,
+        Group::Children,
+    ];
+    let more = vec![libc::SYS_setns, libc::SYS_unshare];
+    Confinement {
+        calls: Calls::Only { groups, more },
+        files: None,
+        network: true,
+        signals: true,
+    }
+}
+
 /// The service's main loop.
-fn serve(channel: &Channel<Reply, Request>) -> Result<()> {
+fn serve(channel: &Channel<Reply, Request>, is_confined: bool) -> Result<()> {
     let ignored = [
         Signal::SIGHUP,
         Signal::SIGINT,
@@ -88,6 +112,12 @@ fn serve(channel: &Channel<Reply, Request>) -> Result<()> {
     // cannot fail.
     let _ = setsid();
     detach()?;
+    if is_confined {
+        sandbox::log_refusals("the panel service");
+        if let Err(error) = confinement().enter() {
+            log::info!("the panel service is not confined: {error}");
+        }
+    }
     let mut panel = None;
     loop {
         match channel.receive()? {

@@ -170,15 +170,7 @@ fn confine(
         needs.unix |= usage == Use::Sockets;
         needs.rules.push(Rule::new(usage, path));
     }
-    let log = logging::descriptor();
-    output::keep_open(log);
-    let log = log.filter(|_| log::max_level() >= LevelFilter::Warn);
-    log_to(
-        // A signal handler must not wait for a reader.
-        log.and_then(kept).map(AsRawFd::as_raw_fd).or(log),
-        format!("[WARN] {name}: its sandbox refuses the system call "),
-        "; --no-sandbox runs it without one".into(),
-    );
+    log_refusals(name);
     drop_capabilities().map_err(|error| cannot(&error))?;
     let confinement = confinement(&needs, plugins, beside.children);
     let places = needs.directories.iter();
@@ -189,6 +181,19 @@ fn confine(
         needs,
         places,
     })
+}
+
+/// Has the calls logged that the sandbox of this process refuses, which the log calls `name`.
+pub(crate) fn log_refusals(name: &str) {
+    let log = logging::descriptor();
+    output::keep_open(log);
+    let log = log.filter(|_| log::max_level() >= LevelFilter::Warn);
+    log_to(
+        // A signal handler must not wait for a reader.
+        log.and_then(kept).map(AsRawFd::as_raw_fd).or(log),
+        format!("[WARN] {name}: its sandbox refuses the system call "),
+        "; --no-sandbox runs it without one".into(),
+    );
 }
 
 /// What distinguishes the file at a path from one that takes its place.

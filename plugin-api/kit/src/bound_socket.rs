@@ -331,6 +331,15 @@ mod tests {
         group: None,
     };
 
+    #[test]
+    fn what_the_permissions_allow_is_the_sandboxs_refusal() {
+        let dir = Dir::new();
+        let hint = |path: &Path| cannot_bind(path, Errno::EACCES).hint;
+        assert!(hint(&dir.0.join("socket")).contains("sandbox"));
+        let missing = dir.0.join("missing/socket");
+        assert!(hint(&missing).contains("write permission"));
+    }
+
     /// A directory that is removed with everything in it.
     struct Dir(PathBuf);
 

@@ -7,6 +7,9 @@
 //! is full of entries that have not expired, new stations are not learned. Their traffic is then
 //! flooded, and no other traffic suffers. With an expiry time of zero nothing is learned.
 //!
+//! A station can be pinned to a place. Then it is there until it is removed, whatever is heard from
+//! it. With an expiry time of zero a pinned station has no effect, but is still there.
+//!
 //! The caller passes the time in.
 
 use std::collections::HashMap;
@@ -31,13 +34,28 @@ impl Station for [u8; 6] {
 #[derive(Clone, Copy, Debug)]
 struct Entry<P> {
     place: P,
-    seen: Instant,
+    /// When it was last heard from; `None` if it is pinned.
+    seen: Option<Instant>,
+}
+
+impl<P> Entry<P> {
+    /// How long it has been silent, if it is not pinned.
+    fn age(&self, now: Instant) -> Option<Duration> {
+        self.seen.map(|seen| now.saturating_duration_since(seen))
+    }
+
+    /// Whether it is believed.
+    fn is_fresh(&self, expiry: Duration, now: Instant) -> bool {
+        self.age(now).is_none_or(|age| age < expiry)
+    }
 }
 
 /// The places `P` of stations `S`.
 #[derive(Debug)]
 pub struct Fdb<S, P> {
     stations: HashMap<S, Entry<P>>,
+    /// How many of them are pinned.
+    pinned: usize,
     capacity: usize,
     expiry: Duration,
     next_sweep: Option<Instant>,
@@ -49,6 +67,7 @@ impl<S: Station, P: Copy + PartialEq> Fdb<S, P> {
     pub fn new(capacity: usize, expiry: Duration) -> Self {
         Self {
             stations: HashMap::new(),
+            pinned: 0,
             capacity,
             expiry,
             next_sweep: None,
@@ -56,7 +75,8 @@ impl<S: Station, P: Copy + PartialEq> Fdb<S, P> {
         }
     }
 
-    /// Changes how long stations are remembered from now on, and before. Zero forgets them all.
+    /// Changes how long stations are remembered from now on, and before. Zero forgets all but those
+    /// that are pinned.
     pub fn set_expiry(&mut self, expiry: Duration, now: Instant) {
         self.expiry = expiry;
         self.sweep(now);
@@ -69,9 +89,22 @@ impl<S: Station, P: Copy + PartialEq> Fdb<S, P> {
 
     /// Removes a station. Returns whether it was in the table.
     pub fn remove(&mut self, station: S) -> bool {
-        let was_known = self.stations.remove(&station).is_some();
+        let removed = self.stations.remove(&station);
+        self.pinned -= usize::from(removed.as_ref().is_some_and(|entry| entry.seen.is_none()));
         self.shrink();
-        was_known
+        removed.is_some()
+    }
+
+    /// Whether a station is pinned.
+    pub fn is_pinned(&self, station: S) -> bool {
+        let entry = self.stations.get(&station);
+        entry.is_some_and(|entry| entry.seen.is_none())
+    }
+
+    /// Pins a station to a place, whether it was known or not.
+    pub fn pin(&mut self, station: S, place: P) {
+        let before = self.stations.insert(station, Entry { place, seen: None });
+        self.pinned += usize::from(before.is_none_or(|entry| entry.seen.is_some()));
     }
 
     /// Learns that a frame of `station` came from `place`. Groups have no place.
@@ -79,9 +112,12 @@ impl<S: Station, P: Copy + PartialEq> Fdb<S, P> {
         if station.is_group() || self.expiry.is_zero() {
             return;
         }
-        let entry = Entry { place, seen: now };
+        let seen = Some(now);
+        let entry = Entry { place, seen };
         if let Some(known) = self.stations.get_mut(&station) {
-            *known = entry;
+            if known.seen.is_some() {
+                *known = entry;
+            }
             return;
         }
         let is_full = self.stations.len() >= self.capacity;
@@ -99,36 +135,37 @@ impl<S: Station, P: Copy + PartialEq> Fdb<S, P> {
     /// The place of `station`, if it is known.
     pub fn lookup(&self, station: S, now: Instant) -> Option<P> {
         let entry = self.stations.get(&station)?;
-        self.is_fresh(entry, now).then_some(entry.place)
+        let is_believed = !self.expiry.is_zero() && entry.is_fresh(self.expiry, now);
+        is_believed.then_some(entry.place)
     }
 
-    /// Removes all stations at a place that is gone.
+    /// Removes the stations at a place that is gone, but for those that are pinned there.
     pub fn forget(&mut self, place: P) {
-        self.stations.retain(|_, entry| entry.place != place);
+        self.stations
+            .retain(|_, entry| entry.seen.is_none() || entry.place != place);
         self.shrink();
     }
 
     /// Removes the entries that have expired.
     pub fn sweep(&mut self, now: Instant) {
         let expiry = self.expiry;
-        self.stations
-            .retain(|_, entry| now.saturating_duration_since(entry.seen) < expiry);
+        self.stations.retain(|_, entry| entry.is_fresh(expiry, now));
         self.next_sweep = Some(now + self.interval());
         self.shrink();
     }
 
-    /// When the next sweep is due; `None` while the table is empty.
+    /// When the next sweep is due; `None` while no station can expire.
     pub fn next_sweep(&self) -> Option<Instant> {
         self.next_sweep
     }
 
-    /// The stations that are known, with their places and the time since they were heard from.
+    /// The stations that are known, with their places and the time since they were heard from, which
+    /// is zero for those that are pinned.
     pub fn stations(&self, now: Instant) -> impl Iterator<Item = (S, P, Duration)> {
         let fresh = self.stations.iter();
-        let fresh = fresh.filter(move |(_, entry)| self.is_fresh(entry, now));
+        let fresh = fresh.filter(move |(_, entry)| entry.is_fresh(self.expiry, now));
         fresh.map(move |(station, entry)| {
-            let age = now.saturating_duration_since(entry.seen);
-            (*station, entry.place, age)
+            (*station, entry.place, entry.age(now).unwrap_or_default())
         })
     }
 
@@ -147,10 +184,6 @@ impl<S: Station, P: Copy + PartialEq> Fdb<S, P> {
         self.refused
     }
 
-    fn is_fresh(&self, entry: &Entry<P>, now: Instant) -> bool {
-        now.saturating_duration_since(entry.seen) < self.expiry
-    }
-
     fn interval(&self) -> Duration {
         (self.expiry / 4).clamp(SWEEP_EVERY.0, SWEEP_EVERY.1)
     }
@@ -159,6 +192,8 @@ impl<S: Station, P: Copy + PartialEq> Fdb<S, P> {
     fn shrink(&mut self) {
         if self.stations.is_empty() {
             self.stations = HashMap::new();
+        }
+        if self.stations.len() == self.pinned {
             self.next_sweep = None;
         }
     }
@@ -262,6 +297,35 @@ mod tests {
         fdb.learn(station(1), A, after(start, 6));
         assert!(fdb.remove(station(1)) && !fdb.remove(station(1)));
         assert!(fdb.is_empty() && fdb.next_sweep().is_none());
+    }
+
+    #[test]
+    fn a_pinned_station_stays_where_it_is() {
+        let start = Instant::now();
+        let later = after(start, 1000);
+        let mut fdb = Fdb::new(2, EXPIRY);
+        fdb.learn(station(1), A, start);
+        fdb.pin(station(1), B);
+        fdb.pin(station(2), A);
+        fdb.learn(station(1), A, later);
+        fdb.sweep(later);
+        fdb.forget(B);
+        assert_eq!(fdb.lookup(station(1), later), Some(B));
+        assert_eq!((fdb.len(), fdb.next_sweep()), (2, None));
+        assert!(fdb.is_pinned(station(1)) && fdb.stations(later).count() == 2);
+        fdb.set_expiry(Duration::ZERO, later);
+        assert_eq!(
+            fdb.lookup(station(1), later),
+            None,
+            "all frames are flooded"
+        );
+        fdb.set_expiry(EXPIRY, later);
+        fdb.pin(station(1), A);
+        assert_eq!(fdb.lookup(station(1), later), Some(A));
+        assert!(fdb.remove(station(1)) && fdb.remove(station(2)));
+        assert!(fdb.is_empty() && fdb.pinned == 0);
+        fdb.learn(station(1), B, later);
+        assert!(fdb.next_sweep().is_some());
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! The keys of a `switch://` or `hub://` VNL, with the command line's options behind them.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, User};
 use vdens_plugin_kit::vnl::{Keys, Spec, group_id};
 use vdens_plugin_kit::{Error, OpenOptions, Result};
-use vdens_switch_control::{Mac, NoMac, StormLimit};
+use vdens_switch_control::{MAX_VLAN, Mac, NoMac, StormLimit};
 
 use crate::Kind;
 
@@ -20,6 +21,9 @@ const KEYS: Keys = Keys::new(&[
     "hashseed",
     "userports",
     "memory",
+    "vlans",
+    "vlan",
+    "trunk",
     "storm",
     "mac",
 ]);
@@ -51,6 +55,12 @@ pub(crate) struct Config {
     pub(crate) storm: StormLimit,
     /// What all queues together may take, in bytes.
     pub(crate) memory: usize,
+    /// VLANs that clients can choose.
+    pub(crate) vlans: BTreeSet<u16>,
+    /// The VLAN of untagged frames on the own side.
+    pub(crate) untagged: Option<u16>,
+    /// The VLANs whose frames are tagged on the own side.
+    pub(crate) trunk: BTreeSet<u16>,
     /// The switch's address, if it is not to be any.
     pub(crate) mac: Option<Mac>,
 }
@@ -93,6 +103,9 @@ impl Config {
                 }
             },
             memory: usize::try_from(memory << 20).unwrap_or(usize::MAX),
+            vlans: vlans(&spec, "vlans")?,
+            untagged: spec.get("vlan").map(|_| vlan(&spec, "vlan")).transpose()?,
+            trunk: vlans(&spec, "trunk")?,
             mac: spec.get("mac").map(address).transpose()?,
         })
     }
@@ -122,6 +135,36 @@ fn positive(spec: &Spec, key: &str) -> Result<Option<u64>> {
         Some(0) => Err(Error::usage(format!("{key} cannot be 0"))),
         number => Ok(number.map(u64::from)),
     }
+}
+
+/// The VLAN that a key names.
+fn vlan(spec: &Spec, key: &str) -> Result<u16> {
+    let text = spec.get(key).unwrap_or_default();
+    number_of_vlan(text).ok_or_else(|| no_vlan(key, text))
+}
+
+/// The VLANs that a key lists: identifiers and ranges of them, with commas between.
+fn vlans(spec: &Spec, key: &str) -> Result<BTreeSet<u16>> {
+    let mut vlans = BTreeSet::new();
+    for part in spec.get(key).iter().flat_map(|list| list.split(',')) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        match (number_of_vlan(first), number_of_vlan(last)) {
+            (Some(first), Some(last)) if first <= last => vlans.extend(first..=last),
+            _ => return Err(no_vlan(key, part)),
+        }
+    }
+    Ok(vlans)
+}
+
+fn number_of_vlan(text: &str) -> Option<u16> {
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    let vlan = text.parse().ok().filter(|_| is_number);
+    vlan.filter(|vlan| (1..=MAX_VLAN).contains(vlan))
+}
+
+fn no_vlan(key: &str, text: &str) -> Error {
+    Error::usage(format!("{key}: '{}' is no VLAN", text.escape_debug()))
+        .hint(format!("VLANs are 1 to {MAX_VLAN}, for example {key}=10"))
 }
 
 fn default_directory() -> PathBuf {
@@ -165,10 +208,21 @@ mod tests {
         assert_eq!(got.mac, Some(Mac([2, 0, 0, 0, 0, 7])));
         let got = config("/sw[userports=1/memory=2]").unwrap();
         assert_eq!((got.user_ports, got.memory), (1, 2 << 20));
+        let got = config("/sw[vlans=10,20-22/vlan=5/trunk=10,30]").unwrap();
+        assert_eq!(got.vlans, [10, 20, 21, 22].into());
+        assert_eq!((got.untagged, got.trunk), (Some(5), [10, 30].into()));
         assert_eq!(got.storm, StormLimit::Frames(20_000));
         assert_eq!(config("/sw[storm=off]").unwrap().storm, StormLimit::Off);
         assert_eq!(config("/sw[storm=5]").unwrap().storm, StormLimit::Frames(5));
         for bad in [
+            "vlans=",
+            "vlans=0",
+            "vlans=10,,20",
+            "vlans=20-10",
+            "vlans=1-4095",
+            "vlan=10,20",
+            "vlan=+1",
+            "trunk=x",
             "storm=0",
             "storm=on",
             "mode=8",

@@ -48,6 +48,8 @@ pub(crate) enum Refusal {
     Taken(u32),
     #[error("the switch has no port {0}")]
     TooHigh(u32),
+    #[error("port {0} is in a VLAN already, so no other can be chosen for it")]
+    InVlan(u32),
     #[error("port {0} is for others")]
     NotAdmitted(u32),
     #[error("there is no free port")]
@@ -72,6 +74,11 @@ impl Refusal {
 pub(crate) struct Peer(UnixCredentials);
 
 impl Peer {
+    /// The process at the other end of a stream.
+    pub(crate) fn of(stream: &UnixStream) -> nix::Result<Self> {
+        getsockopt(stream, sockopt::PeerCredentials).map(Self)
+    }
+
     /// Its user.
     pub(crate) fn uid(self) -> u32 {
         self.0.uid()
@@ -111,17 +118,21 @@ impl fmt::Display for Peer {
 pub(crate) struct Applicant {
     pub(crate) stream: UnixStream,
     pub(crate) peer: Peer,
+    /// The VLAN that it has chosen, by the socket that it came through.
+    pub(crate) vlan: Option<u16>,
     bytes: [u8; MAX_REQUEST_LEN + 1],
     len: usize,
     deadline: Instant,
 }
 
 impl Applicant {
-    pub(crate) fn new(stream: UnixStream, now: Instant) -> nix::Result<Self> {
-        let peer = Peer(getsockopt(&stream, sockopt::PeerCredentials)?);
+    /// A client that chooses a VLAN, or none with 0.
+    pub(crate) fn new(stream: UnixStream, vlan: u16, now: Instant) -> nix::Result<Self> {
+        let peer = Peer::of(&stream)?;
         Ok(Self {
             stream,
             peer,
+            vlan: Some(vlan).filter(|vlan| *vlan != 0),
             bytes: [0; MAX_REQUEST_LEN + 1],
             len: 0,
             deadline: now + REQUEST_LIMIT,
@@ -240,7 +251,7 @@ mod tests {
     fn applicant(now: Instant) -> (Applicant, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        (Applicant::new(ours, now).unwrap(), theirs)
+        (Applicant::new(ours, 0, now).unwrap(), theirs)
     }
 
     fn peer(uid: u32) -> Peer {

@@ -143,24 +143,41 @@ impl Directory {
             })
     }
 
-    /// Makes the control socket.
-    pub(crate) fn listen(self: &Arc<Self>) -> Result<(UnixListener, DirectorySocket)> {
+    /// Makes the control socket for clients that choose a VLAN, or no VLAN with 0; with permission
+    /// bits of its own, if there are any.
+    pub(crate) fn listen(
+        self: &Arc<Self>,
+        vlan: u16,
+        mode: Option<u32>,
+    ) -> Result<(UnixListener, DirectorySocket)> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)
             .map_err(|errno| Error::io("make a socket", &errno.into()))?;
-        let path = self.path.join(CONTROL);
-        let bound = BoundSocket::listen(&socket, &path, self.access, BACKLOG)?;
+        let path = match vlan {
+            0 => self.path.join(CONTROL),
+            vlan => self.path.join(format!("vlan{vlan}")),
+        };
+        let bound = BoundSocket::listen(&socket, &path, self.access_with(mode), BACKLOG)?;
         Ok((UnixListener::from(socket), self.entry(bound)))
     }
 
-    /// Binds the data socket of port `number`.
+    /// Binds the data socket of port `number`, with the permission bits of the socket that its client
+    /// came through.
     pub(crate) fn bind_data(
         self: &Arc<Self>,
         socket: &UnixDatagram,
         number: u32,
+        mode: Option<u32>,
     ) -> Result<DirectorySocket> {
         let path = self.path.join(format!("fd{number}"));
-        BoundSocket::bind(socket, &path, self.access).map(|bound| self.entry(bound))
+        BoundSocket::bind(socket, &path, self.access_with(mode)).map(|bound| self.entry(bound))
+    }
+
+    fn access_with(&self, mode: Option<u32>) -> Access {
+        Access {
+            mode: mode.unwrap_or(self.access.mode),
+            ..self.access
+        }
     }
 
     fn entry(self: &Arc<Self>, socket: BoundSocket) -> DirectorySocket {
@@ -308,14 +325,14 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("sw");
         let directory = Directory::open(&config(&path, "[mode=0666/dirmode=2755]")).unwrap();
-        let (listener, control) = directory.listen().unwrap();
+        let (listener, control) = directory.listen(0, None).unwrap();
         assert_eq!(mode(&path), 0o2755);
         assert_eq!(mode(control.path()), 0o666);
         drop((listener, control, directory));
         assert!(!path.exists());
 
         let directory = open_at(&path).unwrap();
-        let (_listener, control) = directory.listen().unwrap();
+        let (_listener, control) = directory.listen(0, None).unwrap();
         assert_eq!((mode(&path), mode(control.path())), (0o2700, 0o600));
     }
 
@@ -348,7 +365,7 @@ mod tests {
             drop(UnixDatagram::bind(path.join(name)).unwrap());
         }
         let directory = open_at(&path).unwrap();
-        let _control = directory.listen().unwrap();
+        let _control = directory.listen(0, None).unwrap();
         assert_eq!(fs::read_dir(&path).unwrap().count(), 1);
     }
 
@@ -395,7 +412,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("sw");
         let directory = open_at(&path).unwrap();
-        let control = directory.listen().unwrap();
+        let control = directory.listen(0, None).unwrap();
         fs::remove_file(path.join("ctl")).unwrap();
         fs::write(path.join("ctl"), "precious").unwrap();
         drop((control, directory));

@@ -3,133 +3,61 @@
 //! # Theory of operation
 //!
 //! A frame for a station whose port is known goes to that port only, and nowhere if it came from
-//! there. Any other frame goes to all ports but its own. The decisions are made for a whole batch
-//! first, as one [`Selection`] of its frames per port, and then executed with one system call per
-//! port. The local port and the clients' take no part while their interfaces are on the bridge.
+//! there. Any other frame goes to all ports but its own. On a switch with VLANs both hold within
+//! the frame's VLAN. The decisions are made for a whole batch first (`ingress`, then
+//! [`Fabric::decide`]), as one [`Wanted`] of its frames per port, and then executed with one system
+//! call per port and form. The local port and the clients' take no part while their interfaces are
+//! on a bridge.
 //!
-//! Frames may be super-frames, or have incomplete checksums. The bridge and clients of ours get
+//! Frames may be super-frames, or have incomplete checksums. The bridges and clients of ours get
 //! them as they came, or joined if they came from a legacy client. All others get complete frames.
 //! So all frames for a port have one form and keep their order, and the work is done once for all
 //! ports. A batch that is cut may need several rounds, with one system call per port in each.
-//! Frames are copied only to change their form, for a congested port, and for the host.
+//! With VLANs there are frames with tags and without, and each kind has its rounds; the frames of
+//! one VLAN are of one kind at a port. Frames are copied only to change them, for a congested port,
+//! and for the host.
 //!
-//! A frame is not forwarded if its header is invalid. Nor is it if it would be cut into longer
-//! pieces than legacy clients take, or into so many that one client could keep the switch from
-//! serving others. Messages between ends of ours are not forwarded either, so no client can send
-//! one in the switch's name.
+//! A port that is mirrored to another adds its frames to that one's, each kind as it is at the
+//! mirrored port. So that port gets a frame once in each form, and never one that it has sent.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use vdens_plugin_kit::fdb::{Fdb, Station as _};
-use vdens_plugin_kit::offload::{Changed, Progress, examine};
-use vdens_plugin_kit::wire::hello::is_message;
-use vdens_plugin_kit::{Bridge, Frame, MAX_LEGACY_FRAME, Offloads, RxBatch, TxBatch};
-use vdens_switch_control::{Kind, LOCAL_PORT};
+use vdens_plugin_kit::offload::{Changed, Progress};
+use vdens_plugin_kit::{Bridge, Offloads, RxBatch, TxBatch};
+use vdens_switch_control::{Kind, LOCAL_PORT, Traffic};
 
-use crate::frame::{Addresses, Station};
+use crate::frame::Station;
+use crate::ingress::Ingress;
 use crate::memory::Memory;
-use crate::port::{BRIDGE, LOCAL, Port, PortId, Selection};
+use crate::port::{Counters, LOCAL, Port, PortId, Refused, Rules, Selection};
+use crate::ports::Ports;
 use crate::settings::Settings;
 use crate::storm::Meter;
+use crate::vlan::{Form, Reformed, Wanted, have_form};
 
-/// The most segments that a frame is cut into: enough for 64 KiB and any sensible segment size.
-const MAX_SEGMENTS: usize = 2048;
-
-/// How many frames of a batch went nowhere, by cause.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Lost {
-    /// They are invalid.
-    pub(crate) malformed: u64,
-    /// The port has flooded as many as it may.
-    pub(crate) storm: u64,
+/// The host's side of the link.
+#[derive(Debug)]
+pub(crate) struct Local {
+    pub(crate) rules: Rules,
+    pub(crate) counters: Counters,
+    /// What it floods.
+    meter: Meter,
+    /// The VLAN on whose bridge the host's interface is.
+    pub(crate) plugged: Option<u16>,
+    /// Whether the host takes super-frames with all offloads.
+    pub(crate) takes_super_frames: bool,
+    /// Frames of the batch that came in that are for the host.
+    wanted: Wanted,
 }
 
-/// Where the frames of a batch go, apart from the clients' ports.
-#[derive(Debug, Default)]
-struct Decision {
-    local: Selection,
-    bridged: Selection,
-    /// Frames with offloads left to be done.
-    unfinished: Selection,
-    lost: Lost,
-}
-
-/// The ports that clients have, by id. The local port and the bridge have ids of their own.
-#[derive(Debug, Default)]
-pub(crate) struct Ports(Vec<Option<Port>>);
-
-impl Ports {
-    /// Adds a port.
-    pub(crate) fn insert(&mut self, port: Port) -> PortId {
-        let is_free = |(index, slot): &(usize, &mut Option<Port>)| *index > 0 && slot.is_none();
-        if self.0.is_empty() {
-            self.0.push(None);
-        }
-        let index = match self.0.iter_mut().enumerate().find(is_free) {
-            Some((index, slot)) => {
-                *slot = Some(port);
-                index
-            }
-            None => {
-                self.0.push(Some(port));
-                self.0.len() - 1
-            }
-        };
-        PortId(index as u32)
-    }
-
-    pub(crate) fn get(&self, id: PortId) -> Option<&Port> {
-        self.0.get(id.0 as usize)?.as_ref()
-    }
-
-    pub(crate) fn get_mut(&mut self, id: PortId) -> Option<&mut Port> {
-        self.0.get_mut(id.0 as usize)?.as_mut()
-    }
-
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (PortId, &mut Port)> {
-        let ports = self.0.iter_mut().enumerate();
-        ports.filter_map(|(index, slot)| Some((PortId(index as u32), slot.as_mut()?)))
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (PortId, &Port)> {
-        let ports = self.0.iter().enumerate();
-        ports.filter_map(|(index, slot)| Some((PortId(index as u32), slot.as_ref()?)))
-    }
-
-    /// Removes the ports that are closing; their queues give `memory` back.
-    pub(crate) fn take_closing(
-        &mut self,
-        memory: &mut Memory,
-    ) -> impl Iterator<Item = (PortId, Port)> {
-        let ports = self.0.iter_mut().enumerate();
-        ports.filter_map(|(index, slot)| {
-            let mut port = slot.take_if(|port| port.closing.is_some())?;
-            port.cut(0, memory);
-            Some((PortId(index as u32), port))
-        })
-    }
-
-    /// How many ports a user's clients have.
-    pub(crate) fn of_user(&self, user: u32) -> usize {
-        let ports = self.0.iter().flatten();
-        ports.filter(|port| port.queue.user() == user).count()
-    }
-
-    /// Cuts the queues that have more than their share of the memory. They keep half of their
-    /// share, so that they are not cut again for each frame.
-    fn cut(&mut self, memory: &mut Memory) {
-        for port in self.0.iter_mut().flatten() {
-            let share = memory.share(port.queue.user());
-            if port.queue.held() > share {
-                port.cut(share / 2, memory);
-            }
-        }
-    }
-
-    /// Whether a client has the port number.
-    pub(crate) fn has_number(&self, number: u32) -> bool {
-        self.0.iter().flatten().any(|port| port.number == number)
-    }
+/// A bridge on the panel, whose tap is a port.
+#[derive(Debug)]
+pub(crate) struct PanelBridge {
+    pub(crate) bridge: Bridge,
+    /// What it floods.
+    pub(crate) meter: Meter,
 }
 
 /// The ports, and the stations behind them.
@@ -140,173 +68,387 @@ pub(crate) struct Fabric {
     /// The memory of all their queues.
     pub(crate) memory: Memory,
     pub(crate) fdb: Fdb<Station, PortId>,
-    pub(crate) bridge: Option<Bridge>,
-    /// Whether the host's interface is on the bridge.
-    pub(crate) host_is_plugged: bool,
-    /// Whether the host takes super-frames with all offloads.
-    pub(crate) host_takes_super_frames: bool,
-    local_meter: Meter,
-    bridge_meter: Meter,
-    /// Ports with frames selected.
+    pub(crate) local: Local,
+    /// The bridges on the panel, by VLAN.
+    pub(crate) bridges: BTreeMap<u16, PanelBridge>,
+    /// Frames of each VLAN, as far as there are VLANs.
+    pub(crate) traffic: Vec<Traffic>,
+    /// Whether any port is mirrored.
+    pub(crate) has_mirrors: bool,
+    /// Ports with frames wanted.
     chosen: Vec<PortId>,
-    /// The batch at hand in another form.
-    changed: Changed,
+    /// The batch at hand: what came in, with other tags, and with other offloads. The latter two
+    /// are made when they are first needed.
+    ingress: Ingress,
+    reformed: Option<Box<Reformed>>,
+    changed: Option<Box<Changed>>,
     /// Ports that took less than they were given since [`Fabric::drain_congested`].
     congested: Vec<PortId>,
+}
+
+/// Frames on their way, all in one form.
+struct Round<'a, 'b> {
+    source: PortId,
+    frames: &'a TxBatch<'b>,
+    /// The number of each frame in the batch that came in; `None` if this is that batch.
+    origins: Option<&'a [u8]>,
+    /// Those with offloads left to be done.
+    unfinished: Selection,
+    local: Selection,
+    bridged: Selection,
+}
+
+impl<'a, 'b> Round<'a, 'b> {
+    /// The frames of a selection from the batch that came in.
+    fn among(&self, selection: Selection) -> Selection {
+        self.origins
+            .map_or(selection, |origins| selection.among(origins))
+    }
+
+    /// All its frames as they are.
+    fn whole(&self) -> Part<'a, 'b> {
+        Part {
+            frames: self.frames,
+            changed: None,
+            origins: self.origins,
+        }
+    }
+
+    /// Some of its frames with other offloads. `origins` has their numbers in the round.
+    fn part<'c, 'd>(&self, frames: &'c TxBatch<'d>, origins: &'c [u8]) -> Part<'c, 'd>
+    where
+        'a: 'c,
+    {
+        Part {
+            frames,
+            changed: Some(origins),
+            origins: self.origins,
+        }
+    }
+}
+
+/// Frames of a round as they are sent.
+struct Part<'a, 'b> {
+    frames: &'a TxBatch<'b>,
+    /// The number of each frame in the round; `None` if these are the frames of the round.
+    changed: Option<&'a [u8]>,
+    /// [`Round::origins`].
+    origins: Option<&'a [u8]>,
+}
+
+impl Part<'_, '_> {
+    /// The VLAN of a frame.
+    fn vlan(&self, ingress: &Ingress, index: usize) -> u16 {
+        let origin = |origins: Option<&[u8]>, index: usize| match origins {
+            Some(origins) => origins.get(index).copied().map_or(0, usize::from),
+            None => index,
+        };
+        ingress.vlans[origin(self.origins, origin(self.changed, index))]
+    }
+
+    /// Counts frames that have left by a port.
+    fn count_out(&self, frames: Selection, ingress: &Ingress, traffic: &mut [Traffic]) {
+        for index in frames.indices() {
+            let traffic = traffic.get_mut(usize::from(self.vlan(ingress, index)));
+            if let (Some(traffic), Some(frame)) = (traffic, self.frames.frame(index)) {
+                traffic.count_out(std::iter::once(frame.bytes().len()));
+            }
+        }
+    }
 }
 
 impl Fabric {
     pub(crate) fn new(settings: Settings, fdb: Fdb<Station, PortId>, memory: Memory) -> Self {
         Self {
-            local_meter: Meter::new(settings.storm_limit(LOCAL_PORT)),
-            bridge_meter: Meter::new(settings.storm),
+            local: Local {
+                rules: Rules::access(0),
+                counters: Counters::default(),
+                meter: Meter::new(settings.storm_limit(LOCAL_PORT)),
+                plugged: None,
+                takes_super_frames: false,
+                wanted: Wanted::default(),
+            },
             settings,
             ports: Ports::default(),
             memory,
             fdb,
-            bridge: None,
-            host_is_plugged: false,
-            host_takes_super_frames: false,
+            bridges: BTreeMap::new(),
+            traffic: vec![Traffic::default()],
+            has_mirrors: false,
             chosen: Vec::new(),
-            changed: Changed::default(),
+            ingress: Ingress::default(),
+            reformed: None,
+            changed: None,
             congested: Vec::new(),
         }
     }
 
+    /// Whether the switch has VLANs.
+    pub(crate) fn has_vlans(&self) -> bool {
+        !self.settings.vlans.is_empty()
+    }
+
     /// Forwards a batch that port `source` received. Frames for the local port go into `host`, and
-    /// are counted as dropped there if they do not fit. Returns how many frames went nowhere.
+    /// are counted as dropped there if they do not fit. Returns the frames that went nowhere.
     pub(crate) fn forward(
         &mut self,
         source: PortId,
         batch: &TxBatch<'_>,
-        host: Option<&mut RxBatch<'_>>,
+        mut host: Option<&mut RxBatch<'_>>,
         now: Instant,
-    ) -> Lost {
-        let decision = self.decide(source, batch, now);
-        self.pass_on(source, batch, decision.bridged);
-        match host {
-            // The host's pump joins frames itself.
-            Some(host) if self.host_takes_super_frames => {
-                give(host, batch, decision.local);
-                self.complete(batch, &decision, None);
-            }
-            host => self.complete(batch, &decision, host),
+    ) -> Refused {
+        let has_vlans = self.has_vlans();
+        match (source, self.ports.get(source), source.bridged_vlan()) {
+            (LOCAL, ..) => self.ingress.fill(batch, &self.local.rules, has_vlans),
+            (_, Some(port), _) => self.ingress.fill(batch, &port.rules, has_vlans),
+            (_, None, Some(vlan)) => self.ingress.fill(batch, &Rules::access(vlan), has_vlans),
+            _ => return Refused::default(),
+        }
+        let bridged = self.decide(source, batch, now);
+        if self.has_mirrors {
+            self.mirror(source);
+        }
+        for form in Form::ALL {
+            let bridged = match form {
+                Form::Untagged => bridged,
+                Form::Tagged => Selection::default(),
+            };
+            self.forward_form(source, batch, form, bridged, host.as_deref_mut());
         }
         for id in self.chosen.drain(..) {
             if let Some(port) = self.ports.get_mut(id) {
-                port.selected = Selection::default();
+                port.wanted = Wanted::default();
             }
         }
-        decision.lost
+        self.local.wanted = Wanted::default();
+        std::mem::take(&mut self.ingress.refused)
     }
 
     /// The meter of what a port floods.
     fn meter(&mut self, source: PortId) -> &mut Meter {
-        match self.ports.get_mut(source) {
-            Some(port) => &mut port.meter,
-            None if source == LOCAL => &mut self.local_meter,
-            None => &mut self.bridge_meter,
+        let bridged = source.bridged_vlan();
+        let bridge = bridged.and_then(|vlan| self.bridges.get_mut(&vlan));
+        match (self.ports.get_mut(source), bridge) {
+            (Some(port), _) => &mut port.meter,
+            (None, Some(bridge)) => &mut bridge.meter,
+            (None, None) => &mut self.local.meter,
         }
     }
 
     /// To be called when limits may have changed.
     pub(crate) fn set_limits(&mut self) {
         let Self {
-            settings, ports, ..
+            settings,
+            ports,
+            local,
+            bridges,
+            ..
         } = self;
         for (_, port) in ports.iter_mut() {
             port.meter.set_limit(settings.storm_limit(port.number));
         }
-        self.local_meter.set_limit(settings.storm_limit(LOCAL_PORT));
-        self.bridge_meter.set_limit(settings.storm);
+        local.meter.set_limit(settings.storm_limit(LOCAL_PORT));
+        for bridge in bridges.values_mut() {
+            bridge.meter.set_limit(settings.storm);
+        }
     }
 
-    /// Selects the frames for each port, and learns where they came from.
-    fn decide(&mut self, source: PortId, batch: &TxBatch<'_>, now: Instant) -> Decision {
+    /// Notes for each port the frames for it, and learns where they came from. Returns those for
+    /// the bridges, each for that of its VLAN.
+    fn decide(&mut self, source: PortId, batch: &TxBatch<'_>, now: Instant) -> Selection {
         let is_hub = self.settings.kind == Kind::Hub;
         let mut meter = *self.meter(source);
-        let mut flooded = Selection::default();
-        let mut decision = Decision::default();
-        for index in 0..batch.len() {
-            let frame = batch.frame(index).filter(|frame| is_sound(*frame));
-            let Some(frame) = frame else {
-                decision.lost.malformed += 1;
-                continue;
-            };
-            let Some(addresses) = Addresses::of(frame.bytes()) else {
-                continue;
-            };
-            if is_message(frame.bytes()) {
-                continue;
+        let Self {
+            ingress,
+            fdb,
+            local,
+            ports,
+            bridges,
+            chosen,
+            traffic,
+            ..
+        } = self;
+        let mut bridged = Selection::default();
+        // Mostly the frames of a batch are on one VLAN.
+        let mut flooded: Vec<(u16, Selection)> = Vec::new();
+        for (index, addresses) in &ingress.entered {
+            let vlan = ingress.vlans[*index];
+            let mut this = Selection::default();
+            this.insert(*index);
+            if let Some(traffic) = traffic.get_mut(usize::from(vlan)) {
+                let length = batch.frame(*index).map(|frame| frame.bytes().len());
+                traffic.count_in(length.into_iter());
             }
-            if !frame.header().is_plain() {
-                decision.unfinished.insert(index);
-            }
-            self.fdb.learn(addresses.source, source, now);
-            match self.fdb.lookup(addresses.destination, now) {
+            fdb.learn(addresses.source, source, now);
+            match fdb.lookup(addresses.destination, now) {
                 Some(port) if port == source => {}
-                Some(LOCAL) => decision.local.insert(index),
-                Some(BRIDGE) => decision.bridged.insert(index),
-                Some(id) => {
-                    if let Some(port) = self.ports.get_mut(id) {
-                        choose(&mut self.chosen, id, port);
-                        port.selected.insert(index);
+                Some(LOCAL) => {
+                    if let Some(form) = local.rules.membership.leaving(vlan) {
+                        local.wanted.add(form, this);
                     }
                 }
-                None if is_hub && !addresses.destination.is_group() => flooded.insert(index),
-                None if meter.admits(now) => flooded.insert(index),
-                None => decision.lost.storm += 1,
+                Some(id) if id.bridged_vlan().is_some() => bridged = bridged.union(this),
+                Some(id) => {
+                    if let Some(port) = ports.get_mut(id) {
+                        want(chosen, id, port, vlan, this);
+                    }
+                }
+                None if (is_hub && !addresses.destination.is_group()) || meter.admits(now) => {
+                    match flooded.iter_mut().find(|(known, _)| *known == vlan) {
+                        Some((_, frames)) => *frames = frames.union(this),
+                        None => flooded.push((vlan, this)),
+                    }
+                }
+                None => ingress.refused.storm += 1,
             }
+        }
+        for (vlan, frames) in flooded {
+            if let Some(form) = local.rules.membership.leaving(vlan) {
+                local.wanted.add(form, frames);
+            }
+            if bridges.contains_key(&vlan) {
+                bridged = bridged.union(frames);
+            }
+            for (id, port) in ports.iter_mut() {
+                if id != source && !port.far_end.is_plugged() {
+                    want(chosen, id, port, vlan, frames);
+                }
+            }
+        }
+        if source == LOCAL || local.plugged.is_some() {
+            local.wanted = Wanted::default();
+        }
+        if source.bridged_vlan().is_some() {
+            // It is on one VLAN, and its bridge has forwarded the frames there.
+            bridged = Selection::default();
         }
         *self.meter(source) = meter;
-        if !flooded.is_empty() {
-            decision.local = decision.local.union(flooded);
-            decision.bridged = decision.bridged.union(flooded);
-            let others =
-                |(id, port): &(PortId, &mut Port)| *id != source && !port.far_end.is_plugged();
-            for (id, port) in self.ports.iter_mut().filter(others) {
-                choose(&mut self.chosen, id, port);
-                port.selected = port.selected.union(flooded);
-            }
-        }
-        if source == LOCAL || self.host_is_plugged {
-            decision.local = Selection::default();
-        }
-        if source == BRIDGE || self.bridge.is_none() {
-            decision.bridged = Selection::default();
-        }
-        decision
+        bridged
     }
 
-    /// Sends their frames to the ports that take super-frames, and `bridged` to the bridge.
-    fn pass_on(&mut self, source: PortId, batch: &TxBatch<'_>, bridged: Selection) {
-        let wanted = self.selected(true).union(bridged);
+    /// Adds the frames of mirrored ports to those of the ports that get copies.
+    fn mirror(&mut self, source: PortId) {
+        let mut copies: Vec<(u32, Wanted)> = Vec::new();
+        let mut copy = |rules: &Rules, wanted: Wanted| {
+            copies.extend(rules.mirror.map(|to| (to, wanted)));
+        };
+        match self.ports.get(source) {
+            Some(port) => copy(&port.rules, self.ingress.forms),
+            None if source == LOCAL => copy(&self.local.rules, self.ingress.forms),
+            None => {}
+        }
+        copy(&self.local.rules, self.local.wanted);
+        for id in &self.chosen {
+            if let Some(port) = self.ports.get(*id) {
+                copy(&port.rules, port.wanted);
+            }
+        }
+        for (number, wanted) in copies {
+            for form in Form::ALL {
+                let frames = wanted.of(form);
+                if number == LOCAL_PORT && source != LOCAL && self.local.plugged.is_none() {
+                    self.local.wanted.add(form, frames);
+                } else if let Some((id, port)) = self.ports.of_number(number)
+                    && id != source
+                {
+                    want_as(&mut self.chosen, id, port, form, frames);
+                }
+            }
+        }
+    }
+
+    /// Forwards the frames that are wanted in a form, which they are given if they do not have it.
+    fn forward_form(
+        &mut self,
+        source: PortId,
+        batch: &TxBatch<'_>,
+        form: Form,
+        bridged: Selection,
+        mut host: Option<&mut RxBatch<'_>>,
+    ) {
+        let local = self.local.wanted.of(form);
+        let mut wanted = local.union(bridged);
+        for id in &self.chosen {
+            if let Some(port) = self.ports.get(*id) {
+                wanted = wanted.union(port.wanted.of(form));
+            }
+        }
         if wanted.is_empty() {
             return;
         }
-        let is_legacy = |port: &mut Port| !port.far_end.negotiates();
-        let is_changed = self.ports.get_mut(source).is_some_and(is_legacy)
-            && self
-                .changed
-                .coalesce(batch, Offloads::ALL, |index| wanted.contains(index));
-        let mut outlet = Outlet {
-            takes_super_frames: true,
-            chosen: &self.chosen,
-            ports: &mut self.ports,
-            memory: &mut self.memory,
-            congested: &mut self.congested,
+        let round = Round {
+            source,
+            frames: batch,
+            origins: None,
+            unfinished: self.ingress.unfinished,
+            local,
+            bridged,
         };
-        let bridge = self.bridge.as_ref();
-        match is_changed {
-            true => {
-                let (frames, origins) = self.changed.tx();
-                outlet.send(&frames, |selection| selection.among(origins));
-                send_to_bridge(bridge, &frames, bridged.among(origins));
+        if !self.has_vlans() || have_form(batch, wanted, form) {
+            return self.deliver(form, &round, host);
+        }
+        let mut reformed = self.reformed.take().unwrap_or_default();
+        let mut at = 0;
+        while at < batch.len() {
+            let vlans = &self.ingress.vlans;
+            self.ingress.refused.reformed += reformed.fill(batch, &mut at, form, wanted, vlans);
+            let (frames, origins) = reformed.tx();
+            let round = Round {
+                frames: &frames,
+                origins: Some(origins),
+                unfinished: round.unfinished.among(origins),
+                local: local.among(origins),
+                bridged: bridged.among(origins),
+                ..round
+            };
+            self.deliver(form, &round, host.as_deref_mut());
+        }
+        self.reformed = Some(reformed);
+    }
+
+    /// Sends each port the frames of a round that it wants.
+    fn deliver(&mut self, form: Form, round: &Round<'_, '_>, host: Option<&mut RxBatch<'_>>) {
+        for id in &self.chosen {
+            if let Some(port) = self.ports.get_mut(*id) {
+                port.selected = round.among(port.wanted.of(form));
             }
-            false => {
-                outlet.send(batch, |selection| selection);
-                send_to_bridge(bridge, batch, bridged);
+        }
+        let mut changed = self.changed.take().unwrap_or_default();
+        self.pass_on(round, &mut changed);
+        match host {
+            // The host's pump joins frames itself.
+            Some(host) if self.local.takes_super_frames => {
+                self.give(host, &round.whole(), round.local);
+                self.complete(round, &mut changed, None);
             }
+            host => self.complete(round, &mut changed, host),
+        }
+        self.changed = Some(changed);
+        for id in &self.chosen {
+            if let Some(port) = self.ports.get_mut(*id) {
+                port.selected = Selection::default();
+            }
+        }
+    }
+
+    /// Sends their frames to the ports that take super-frames, and to the bridges.
+    fn pass_on(&mut self, round: &Round<'_, '_>, changed: &mut Changed) {
+        let wanted = self.selected(true).union(round.bridged);
+        if wanted.is_empty() {
+            return;
+        }
+        let is_legacy = |port: &Port| !port.far_end.negotiates();
+        let can_join = self.ports.get(round.source).is_some_and(is_legacy)
+            && self.are_on_one_vlan(round, wanted);
+        if can_join && changed.coalesce(round.frames, Offloads::ALL, |index| wanted.contains(index))
+        {
+            let (frames, origins) = changed.tx();
+            let part = round.part(&frames, origins);
+            self.send(true, &part);
+            self.send_to_bridges(&part, round.bridged.among(origins));
+        } else {
+            self.send(true, &round.whole());
+            self.send_to_bridges(&round.whole(), round.bridged);
         }
     }
 
@@ -314,56 +456,114 @@ impl Fabric {
     /// given.
     fn complete(
         &mut self,
-        batch: &TxBatch<'_>,
-        decision: &Decision,
+        round: &Round<'_, '_>,
+        changed: &mut Changed,
         mut host: Option<&mut RxBatch<'_>>,
     ) {
-        let local = host
-            .as_ref()
-            .map_or(Selection::default(), |_| decision.local);
+        let local = host.as_ref().map_or(Selection::default(), |_| round.local);
         let wanted = self.selected(false).union(local);
-        let mut outlet = Outlet {
-            takes_super_frames: false,
-            chosen: &self.chosen,
-            ports: &mut self.ports,
-            memory: &mut self.memory,
-            congested: &mut self.congested,
-        };
-        if !wanted.intersects(decision.unfinished) {
-            outlet.send(batch, |selection| selection);
+        if !wanted.intersects(round.unfinished) {
+            self.send(false, &round.whole());
             if let Some(host) = host {
-                give(host, batch, local);
+                self.give(host, &round.whole(), local);
             }
             return;
         }
         let mut at = Progress::default();
         loop {
-            self.changed
-                .resolve(batch, &mut at, Offloads::NONE, |index| {
-                    wanted.contains(index)
-                });
-            if self.changed.is_empty() {
+            changed.resolve(round.frames, &mut at, Offloads::NONE, |index| {
+                wanted.contains(index)
+            });
+            if changed.is_empty() {
                 return;
             }
-            let (frames, origins) = self.changed.tx();
-            outlet.send(&frames, |selection| selection.among(origins));
+            let (frames, origins) = changed.tx();
+            let part = round.part(&frames, origins);
+            self.send(false, &part);
             if let Some(host) = &mut host {
-                give(host, &frames, local.among(origins));
+                self.give(host, &part, local.among(origins));
             }
         }
     }
 
-    /// All frames selected for the ports that take super-frames, or for those that do not.
-    fn selected(&mut self, takes_super_frames: bool) -> Selection {
+    /// Whether frames of a round are on one VLAN, so that they may be joined.
+    fn are_on_one_vlan(&self, round: &Round<'_, '_>, frames: Selection) -> bool {
+        let whole = round.whole();
+        let mut vlans = frames
+            .indices()
+            .map(|index| whole.vlan(&self.ingress, index));
+        let first = vlans.next();
+        vlans.all(|vlan| Some(vlan) == first)
+    }
+
+    /// All frames of a round for the ports that take super-frames, or for those that do not.
+    fn selected(&self, takes_super_frames: bool) -> Selection {
         let mut all = Selection::default();
         for id in &self.chosen {
-            if let Some(port) = self.ports.get_mut(*id)
+            if let Some(port) = self.ports.get(*id)
                 && port.takes_super_frames() == takes_super_frames
             {
                 all = all.union(port.selected);
             }
         }
         all
+    }
+
+    /// Sends the ports that take super-frames, or those that do not, what is selected for each.
+    fn send(&mut self, takes_super_frames: bool, part: &Part<'_, '_>) {
+        for id in &self.chosen {
+            let port = self.ports.get_mut(*id);
+            let Some(port) = port.filter(|port| port.takes_super_frames() == takes_super_frames)
+            else {
+                continue;
+            };
+            let selection = match part.changed {
+                Some(origins) => port.selected.among(origins),
+                None => port.selected,
+            };
+            if selection.is_empty() {
+                continue;
+            }
+            let was_congested = port.is_congested();
+            let taken = port.send(part.frames, selection, &mut self.memory);
+            if port.is_congested() && !was_congested {
+                self.congested.push(*id);
+            }
+            if self.memory.is_overdrawn() {
+                self.ports.cut(&mut self.memory);
+            }
+            part.count_out(taken, &self.ingress, &mut self.traffic);
+        }
+    }
+
+    /// Puts the selected frames into the host's batch.
+    fn give(&mut self, host: &mut RxBatch<'_>, part: &Part<'_, '_>, selection: Selection) {
+        let mut taken = Selection::default();
+        for index in selection.indices() {
+            let frame = part.frames.frame(index);
+            match frame.is_some_and(|frame| host.push_offloaded(frame.header(), frame.bytes())) {
+                true => taken.insert(index),
+                false => {
+                    self.local.counters.dropped += 1;
+                    host.count_dropped(1);
+                }
+            }
+        }
+        let lengths = taken.of(part.frames).map(|frame| frame.bytes().len());
+        self.local.counters.traffic.count_out(lengths);
+        part.count_out(taken, &self.ingress, &mut self.traffic);
+    }
+
+    /// Writes the selected frames to the bridges of their VLANs.
+    fn send_to_bridges(&mut self, part: &Part<'_, '_>, selection: Selection) {
+        for index in selection.indices() {
+            let bridge = self.bridges.get(&part.vlan(&self.ingress, index));
+            if let (Some(port), Some(frame)) = (bridge, part.frames.frame(index)) {
+                // If the tap has failed for good, reading it says so.
+                let _ = port.bridge.tap.write(frame);
+            }
+        }
+        part.count_out(selection, &self.ingress, &mut self.traffic);
     }
 
     /// Calls `each` for the ports that have become congested since the last call.
@@ -376,70 +576,17 @@ impl Fabric {
     }
 }
 
-/// The chosen ports that get frames in the same form.
-struct Outlet<'a> {
-    takes_super_frames: bool,
-    chosen: &'a [PortId],
-    ports: &'a mut Ports,
-    memory: &'a mut Memory,
-    congested: &'a mut Vec<PortId>,
-}
-
-impl Outlet<'_> {
-    /// Sends each port what `among` the frames is selected for it.
-    fn send(&mut self, frames: &TxBatch<'_>, among: impl Fn(Selection) -> Selection) {
-        for id in self.chosen {
-            let port = self.ports.get_mut(*id);
-            let Some(port) =
-                port.filter(|port| port.takes_super_frames() == self.takes_super_frames)
-            else {
-                continue;
-            };
-            let selection = among(port.selected);
-            if selection.is_empty() {
-                continue;
-            }
-            let was_congested = port.is_congested();
-            port.send(frames, selection, self.memory);
-            if port.is_congested() && !was_congested {
-                self.congested.push(*id);
-            }
-            if self.memory.is_overdrawn() {
-                self.ports.cut(self.memory);
-            }
-        }
+/// Notes that a port is to have frames of a VLAN, if it is in that.
+fn want(chosen: &mut Vec<PortId>, id: PortId, port: &mut Port, vlan: u16, frames: Selection) {
+    if let Some(form) = port.rules.membership.leaving(vlan) {
+        want_as(chosen, id, port, form, frames);
     }
 }
 
-/// Notes that a port is to have frames selected.
-fn choose(chosen: &mut Vec<PortId>, id: PortId, port: &Port) {
-    if port.selected.is_empty() {
+/// Notes that a port is to have frames in a form.
+fn want_as(chosen: &mut Vec<PortId>, id: PortId, port: &mut Port, form: Form, frames: Selection) {
+    if port.wanted.is_empty() && !frames.is_empty() {
         chosen.push(id);
     }
-}
-
-/// Whether a frame can be forwarded at all.
-fn is_sound(frame: Frame<'_>) -> bool {
-    examine(frame).is_some_and(|segments| {
-        segments.count <= MAX_SEGMENTS && segments.longest <= MAX_LEGACY_FRAME
-    })
-}
-
-/// Puts the selected frames into the host's batch.
-fn give(host: &mut RxBatch<'_>, frames: &TxBatch<'_>, selection: Selection) {
-    for frame in selection.of(frames) {
-        if !host.push_offloaded(frame.header(), frame.bytes()) {
-            host.count_dropped(1);
-        }
-    }
-}
-
-/// Writes the selected frames to the bridge.
-fn send_to_bridge(bridge: Option<&Bridge>, frames: &TxBatch<'_>, selection: Selection) {
-    for frame in selection.of(frames) {
-        if let Some(bridge) = bridge {
-            // If the tap has failed for good, reading it says so.
-            let _ = bridge.tap.write(frame);
-        }
-    }
+    port.wanted.add(form, frames);
 }

@@ -6,7 +6,8 @@
 
 use vdens_plugin_kit::{MIN_FRAME, fdb};
 
-const TPID_8021Q: [u8; 2] = [0x81, 0x00];
+/// The protocol identifier of a tag.
+pub(crate) const TPID_8021Q: [u8; 2] = [0x81, 0x00];
 const VLAN_BITS: u32 = 12;
 /// The group bit: the lowest of the first byte.
 const MULTICAST: u64 = 1 << 40;
@@ -31,6 +32,11 @@ impl Station {
     pub(crate) fn vlan(self) -> u16 {
         (self.0 & ((1 << VLAN_BITS) - 1)) as u16
     }
+
+    /// The same address on another VLAN.
+    fn on(self, vlan: u16) -> Self {
+        Self(self.0 >> VLAN_BITS << VLAN_BITS | u64::from(vlan))
+    }
 }
 
 impl fdb::Station for Station {
@@ -50,15 +56,28 @@ impl Addresses {
     /// Reads a frame's header, `None` if it is too short to have one.
     pub(crate) fn of(frame: &[u8]) -> Option<Self> {
         let header: &[u8; MIN_FRAME] = frame.first_chunk()?;
-        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, tag @ ..] = *header;
-        let vlan = match frame.get(MIN_FRAME..MIN_FRAME + 2) {
-            Some(&[high, low]) if tag == TPID_8021Q => u16::from_be_bytes([high, low]) & 0x0fff,
-            _ => 0,
-        };
+        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, ..] = *header;
+        let vlan = tag_of(frame).map_or(0, |tag| tag & 0x0fff);
         Some(Self {
             destination: Station::new(&[d0, d1, d2, d3, d4, d5], vlan),
             source: Station::new(&[s0, s1, s2, s3, s4, s5], vlan),
         })
+    }
+
+    /// The same on another VLAN.
+    pub(crate) fn on(self, vlan: u16) -> Self {
+        Self {
+            destination: self.destination.on(vlan),
+            source: self.source.on(vlan),
+        }
+    }
+}
+
+/// The priority and VLAN of a frame's outermost tag, if it has one.
+pub(crate) fn tag_of(frame: &[u8]) -> Option<u16> {
+    match frame.get(MIN_FRAME - 2..MIN_FRAME + 2)? {
+        [a, b, high, low] if [*a, *b] == TPID_8021Q => Some(u16::from_be_bytes([*high, *low])),
+        _ => None,
     }
 }
 

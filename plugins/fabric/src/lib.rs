@@ -44,19 +44,25 @@
 mod config;
 mod control;
 mod directory;
+mod doors;
 mod events;
 mod forwarding;
 mod frame;
+mod ingress;
 mod manage;
 mod memory;
+mod panel;
 mod port;
+mod ports;
 mod queue;
+mod rules;
 mod settings;
 mod status;
 mod storm;
 mod switch;
 #[cfg(test)]
 mod tests;
+mod vlan;
 
 use vdens_plugin_kit::{Capabilities, Link, OpenRequest, Result};
 pub use vdens_switch_control::Kind;

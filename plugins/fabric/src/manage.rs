@@ -15,11 +15,13 @@ use vdens_switch_control::{
     Request, StationReport, StpReport, Traffic, VlanReport,
 };
 
+use crate::control::Peer;
 use crate::forwarding::Fabric;
 use crate::frame::Station;
-use crate::port::{BRIDGE, LOCAL, Port, PortId};
+use crate::port::{LOCAL, Port, PortId};
 use crate::settings::{Settings, failure, no_port};
-use crate::switch::{CAPACITY, Switch};
+use crate::status::ON_PANEL;
+use crate::switch::{CAPACITY, Switch, admits};
 
 /// How many ports all VLANs of an answer name at most: whole, it fits into a datagram.
 const MEMBERS: usize = 8192;
@@ -81,7 +83,7 @@ impl Switch {
             storm: settings.storm,
             stp: settings.has_stp,
             priority: settings.priority,
-            panel: String::new(),
+            panel: ON_PANEL.into(),
         }
     }
 
@@ -107,6 +109,10 @@ impl Switch {
         for change in &resolved {
             check(&self.fabric, &settings, change)?;
         }
+        if settings.vlans != self.fabric.settings.vlans {
+            let doors = self.doors.change(&self.directory, &self.epoll, &settings);
+            doors.map_err(|error| failure(Errno::from_raw(error.errno), error.to_string()))?;
+        }
         let before = std::mem::replace(&mut self.fabric.settings, settings);
         self.adapt(&before, now);
         for change in &resolved {
@@ -118,11 +124,31 @@ impl Switch {
     /// Does what follows from the difference between settings.
     fn adapt(&mut self, before: &Settings, now: Instant) {
         self.fabric.set_limits();
+        self.fabric.apply(before, now);
         let Settings { kind, expiry, .. } = self.fabric.settings;
         if (kind, expiry) != (before.kind, before.expiry) {
-            self.fabric.fdb.set_expiry(memory_of(kind, expiry), now);
-            // The bridge would go on to remember.
-            self.drop_bridge("the switch remembers stations differently now");
+            // The bridges would go on to remember.
+            self.drop_bridges("the switch remembers stations differently now");
+        }
+        self.close_excluded(before);
+        self.rearrange();
+    }
+
+    /// Closes the ports of clients that might have them before, and may not now.
+    fn close_excluded(&mut self, before: &Settings) {
+        let Fabric {
+            settings, ports, ..
+        } = &mut self.fabric;
+        for (_, port) in ports.iter_mut() {
+            let may_have = |settings: &Settings| {
+                let peer = Peer::of(&port.control);
+                let is_admitted = peer.is_ok_and(|p| admits(&settings.port(port.number), p));
+                let offer = |vlan: &u16| settings.vlans.get(vlan).is_some_and(Option::is_some);
+                is_admitted && port.chosen.as_ref().is_none_or(offer)
+            };
+            if may_have(before) && !may_have(settings) {
+                port.close("its client may not have it any more");
+            }
         }
     }
 
@@ -132,6 +158,8 @@ impl Switch {
             settings,
             fdb,
             ports,
+            local,
+            traffic,
             ..
         } = &mut self.fabric;
         match change {
@@ -152,6 +180,12 @@ impl Switch {
                 let is_meant = |port: &Port| number.is_none_or(|number| number == port.number);
                 for (_, port) in ports.iter_mut().filter(|(_, port)| is_meant(port)) {
                     port.counters = Default::default();
+                }
+                if number.is_none_or(|number| number == LOCAL_PORT) {
+                    local.counters = Default::default();
+                }
+                if number.is_none() {
+                    traffic.fill(Traffic::default());
                 }
             }
             _ => {}
@@ -180,12 +214,20 @@ fn check(fabric: &Fabric, settings: &Settings, change: &Change) -> Result<(), Fa
             let message = format!("there is no station {mac} on VLAN {vlan}");
             Err(failure(Errno::ENXIO, message))
         }
-        Change::AddStation { .. } => {
-            let message = "static stations are not supported".to_owned();
-            Err(failure(Errno::EOPNOTSUPP, message))
+        Change::RemoveVlan(vlan) => {
+            let mut clients = fabric.ports.iter().map(|(_, port)| port);
+            match clients.find(|port| port.chosen == Some(*vlan)) {
+                Some(Port { number, .. }) => {
+                    let message = format!("the client of port {number} has chosen VLAN {vlan}");
+                    Err(failure(Errno::EADDRINUSE, message))
+                }
+                None => Ok(()),
+            }
         }
         Change::ResetCounters(Some(number))
-            if !is_used(*number) && !settings.ports.contains_key(number) =>
+            if *number != LOCAL_PORT
+                && !is_used(*number)
+                && !settings.ports.contains_key(number) =>
         {
             Err(no_port(*number))
         }
@@ -218,7 +260,7 @@ fn ports(fabric: &Fabric, from: u32, selection: PortSelection) -> Page<PortRepor
 }
 
 fn port_report(fabric: &Fabric, number: u32, client: Option<&Port>) -> PortReport {
-    let set = fabric.settings.port(number);
+    let set = fabric.port_settings(number);
     let report = PortReport {
         number,
         untagged: set.untagged,
@@ -233,6 +275,14 @@ fn port_report(fabric: &Fabric, number: u32, client: Option<&Port>) -> PortRepor
         cost: set.cost,
         ..PortReport::default()
     };
+    if number == LOCAL_PORT {
+        return PortReport {
+            is_on_panel: fabric.local.plugged.is_some(),
+            traffic: fabric.local.counters.traffic,
+            dropped: fabric.local.counters.losses(),
+            ..report
+        };
+    }
     let Some(port) = client else {
         return report;
     };
@@ -254,7 +304,10 @@ fn vlans(fabric: &Fabric, from: u16) -> Page<VlanReport, u16> {
     let mut numbers: Vec<u32> = settings.ports.keys().copied().chain(used).collect();
     numbers.sort_unstable();
     numbers.dedup();
-    let ports: Vec<_> = numbers.iter().map(|n| (*n, settings.port(*n))).collect();
+    let ports: Vec<_> = numbers
+        .iter()
+        .map(|n| (*n, fabric.port_settings(*n)))
+        .collect();
     let known = settings.vlans.keys().copied();
     let mut page = Page::default();
     let mut members = 0;
@@ -270,7 +323,11 @@ fn vlans(fabric: &Fabric, from: u16) -> Page<VlanReport, u16> {
             is_offered: settings.vlans.get(&vlan).is_some_and(Option::is_some),
             untagged: untagged.map(|(number, _)| *number).collect(),
             tagged: tagged.map(|(number, _)| *number).collect(),
-            traffic: Traffic::default(),
+            traffic: fabric
+                .traffic
+                .get(usize::from(vlan))
+                .copied()
+                .unwrap_or_default(),
         };
         members += report.untagged.len() + report.tagged.len();
         page.items.push(report);
@@ -291,14 +348,17 @@ fn stations(
     known.sort_unstable_by_key(|(station, ..)| key(station));
     let port_of = |place: PortId| match place {
         LOCAL => Some(LOCAL_PORT),
-        BRIDGE => None,
         id => fabric.ports.get(id).map(|port| port.number),
     };
-    let report = |(station, place, age): &(Station, PortId, Duration)| StationReport {
-        vlan: station.vlan(),
-        mac: Mac(station.mac()),
-        port: port_of(*place),
-        age: Some(age.as_secs()),
+    let report = |(station, place, age): &(Station, PortId, Duration)| {
+        let (vlan, mac) = key(station);
+        let pinned = fabric.settings.stations.get(&(vlan, mac)).copied();
+        StationReport {
+            vlan,
+            mac,
+            port: pinned.or_else(|| port_of(*place)),
+            age: pinned.is_none().then_some(age.as_secs()),
+        }
     };
     Page {
         items: known.iter().take(PAGE).map(report).collect(),

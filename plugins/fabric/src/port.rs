@@ -14,14 +14,18 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
-use vdens_plugin_kit::{BATCH_FRAMES, FarEnd, Frame, Offloads, TxBatch, send_datagrams};
+use vdens_plugin_kit::wire::hello::SUPER_PREFIX;
+use vdens_plugin_kit::{
+    BATCH_FRAMES, FarEnd, Frame, Offloads, TxBatch, VNET_HEADER_LEN, send_datagrams,
+};
 
-use vdens_switch_control::{StormLimit, Traffic};
+use vdens_switch_control::{MAX_VLAN, Mac, StormLimit, Traffic};
 
 use crate::directory::DirectorySocket;
 use crate::memory::Memory;
 use crate::queue::Queue;
 use crate::storm::Meter;
+use crate::vlan::{Membership, Wanted};
 
 /// A port's id within the switch. Port numbers are what clients see, and can be any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,8 +34,21 @@ pub(crate) struct PortId(pub(crate) u32);
 /// The host's side of the link.
 pub(crate) const LOCAL: PortId = PortId(0);
 
-/// The bridge on the panel, seen through its tap.
-pub(crate) const BRIDGE: PortId = PortId(u32::MAX);
+/// Where a static station is whose port has no client.
+pub(crate) const NOWHERE: PortId = PortId(u32::MAX - 4096);
+
+impl PortId {
+    /// The bridge of a VLAN on the panel, seen through its tap.
+    pub(crate) const fn bridge(vlan: u16) -> Self {
+        Self(u32::MAX - vlan as u32)
+    }
+
+    /// The VLAN whose bridge it is.
+    pub(crate) fn bridged_vlan(self) -> Option<u16> {
+        let vlan = u32::MAX - self.0;
+        u16::try_from(vlan).ok().filter(|vlan| *vlan <= MAX_VLAN)
+    }
+}
 
 /// A set of frames of a batch: bit i is for frame i.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,6 +59,10 @@ const _: () = assert!(BATCH_FRAMES <= u32::BITS as usize);
 impl Selection {
     pub(crate) fn insert(&mut self, index: usize) {
         self.0 |= 1 << index;
+    }
+
+    fn remove(&mut self, index: usize) {
+        self.0 &= !(1 << index);
     }
 
     pub(crate) fn contains(self, index: usize) -> bool {
@@ -81,15 +102,70 @@ impl Selection {
         u64::from(self.0.count_ones())
     }
 
-    /// The frames selected from `batch`.
-    pub(crate) fn of<'a>(self, batch: &'a TxBatch<'_>) -> impl Iterator<Item = Frame<'a>> {
+    /// The numbers of the frames.
+    pub(crate) fn indices(self) -> impl Iterator<Item = usize> {
         let mut bits = self.0;
-        let next = move || {
+        std::iter::from_fn(move || {
             let index = bits.trailing_zeros() as usize;
             let rest = bits.wrapping_sub(1) & bits;
             (std::mem::replace(&mut bits, rest) != 0).then_some(index)
-        };
-        std::iter::from_fn(next).filter_map(|index| batch.frame(index))
+        })
+    }
+
+    /// The frames selected from `batch`.
+    pub(crate) fn of<'a>(self, batch: &'a TxBatch<'_>) -> impl Iterator<Item = Frame<'a>> {
+        self.indices().filter_map(|index| batch.frame(index))
+    }
+}
+
+/// What is set of a port, in the form in which frames need it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rules {
+    pub(crate) membership: Membership,
+    /// The only address that may send from it.
+    pub(crate) lock: Option<Mac>,
+    /// The number of the port that gets a copy of its frames.
+    pub(crate) mirror: Option<u32>,
+}
+
+impl Rules {
+    /// Those of a port of one VLAN for which nothing else is set.
+    pub(crate) fn access(vlan: u16) -> Self {
+        Self {
+            membership: Membership::access(vlan),
+            lock: None,
+            mirror: None,
+        }
+    }
+}
+
+/// Frames that did not enter, by cause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Refused {
+    /// Datagrams that were no frames, or too long, or had an invalid header.
+    pub(crate) malformed: u64,
+    /// Frames of VLANs that the port is not in.
+    pub(crate) vlan: u64,
+    /// Frames of other addresses than the one that the port is locked to.
+    pub(crate) locked: u64,
+    /// Frames that were too many to flood.
+    pub(crate) storm: u64,
+    /// Frames that had become too long with a tag, or too short without theirs.
+    pub(crate) reformed: u64,
+}
+
+impl Refused {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.malformed += other.malformed;
+        self.vlan += other.vlan;
+        self.locked += other.locked;
+        self.storm += other.storm;
+        self.reformed += other.reformed;
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> u64 {
+        self.malformed + self.vlan + self.locked + self.storm + self.reformed
     }
 }
 
@@ -98,27 +174,39 @@ impl Selection {
 pub(crate) struct Counters {
     /// Frames from and to the client.
     pub(crate) traffic: Traffic,
-    /// Datagrams from the client that were no frames, or too long, or had an invalid header.
-    pub(crate) malformed: u64,
+    /// Frames from the client that did not enter.
+    pub(crate) refused: Refused,
     /// Frames for the client that found no room.
     pub(crate) dropped: u64,
-    /// Frames from the client that were too many to flood.
-    pub(crate) storm: u64,
 }
 
 impl Counters {
     /// The frames lost, by cause.
     pub(crate) fn losses(&self) -> BTreeMap<String, u64> {
         let causes = [
-            ("malformed", self.malformed),
+            ("malformed", self.refused.malformed),
+            ("vlan", self.refused.vlan),
+            ("locked", self.refused.locked),
+            ("storm", self.refused.storm),
+            ("tag_length", self.refused.reformed),
             ("queue_full", self.dropped),
-            ("storm", self.storm),
         ];
         let causes = causes.iter().filter(|(_, count)| *count > 0);
         causes
             .map(|(cause, count)| ((*cause).to_owned(), *count))
             .collect()
     }
+}
+
+/// What a client was told of the panel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offer {
+    /// It cannot be there.
+    None,
+    /// It may plug into the bridge of this VLAN. It may have done so and not said it yet.
+    Bridge(u16),
+    /// It could be there, and is not to be at present.
+    Later,
 }
 
 #[derive(Debug)]
@@ -134,15 +222,22 @@ pub(crate) struct Port {
     pub(crate) queue: Queue,
     /// What the client is and takes. No frames pass here once its interface is on the bridge.
     pub(crate) far_end: FarEnd,
-    /// Frames of the batch at hand that are for this port.
+    pub(crate) rules: Rules,
+    /// The VLAN that the client has chosen, by the socket that it came through.
+    pub(crate) chosen: Option<u16>,
+    /// What the client was told of the panel.
+    pub(crate) offer: Offer,
+    /// Frames of the batch that came in that are for this port.
+    pub(crate) wanted: Wanted,
+    /// The same in the batch at hand.
     pub(crate) selected: Selection,
     /// Whether epoll watches for room in the socket.
     pub(crate) is_watched_for_room: bool,
     pub(crate) counters: Counters,
     /// What it floods.
     pub(crate) meter: Meter,
-    /// Whether the client could be on the panel, and is not allowed to for the time being.
-    pub(crate) is_kept_off: bool,
+    /// Whether the client has sent anything.
+    pub(crate) has_sent: bool,
     /// Why the port is closing.
     pub(crate) closing: Option<String>,
 }
@@ -166,11 +261,15 @@ impl Port {
             _entry: entry,
             queue: Queue::new(user),
             far_end,
+            rules: Rules::access(0),
+            chosen: None,
+            offer: Offer::None,
+            wanted: Wanted::default(),
             selected: Selection::default(),
             is_watched_for_room: false,
             counters: Counters::default(),
             meter: Meter::new(StormLimit::Off),
-            is_kept_off: false,
+            has_sent: false,
             closing: None,
         }
     }
@@ -194,10 +293,15 @@ impl Port {
     }
 
     /// Sends the selected frames of `batch`, or queues them until there is room. The caller gives
-    /// super-frames only to a port that takes them.
-    pub(crate) fn send(&mut self, batch: &TxBatch<'_>, selection: Selection, memory: &mut Memory) {
+    /// super-frames only to a port that takes them. Returns which of them were sent or queued.
+    pub(crate) fn send(
+        &mut self,
+        batch: &TxBatch<'_>,
+        selection: Selection,
+        memory: &mut Memory,
+    ) -> Selection {
         if self.closing.is_some() {
-            return;
+            return Selection::default();
         }
         let mut left = selection;
         if self.queue.is_empty() {
@@ -208,14 +312,21 @@ impl Port {
                     self.counters.traffic.count_out(lengths.take(sent));
                     left = selection.skip(sent);
                 }
-                Err(e) => return self.failed(&e, selection.len()),
+                Err(e) => {
+                    self.failed(&e, selection.len());
+                    return Selection::default();
+                }
             }
         }
-        for frame in left.of(batch) {
-            if !self.queue.push(self.datagram(frame), memory) {
+        let mut taken = selection;
+        for index in left.indices() {
+            let datagram = batch.frame(index).map(|frame| self.datagram(frame));
+            if !datagram.is_some_and(|datagram| self.queue.push(datagram, memory)) {
                 self.counters.dropped += 1;
+                taken.remove(index);
             }
         }
+        taken
     }
 
     /// Sends the queued frames, as far as there is room.
@@ -225,7 +336,7 @@ impl Port {
             let datagrams = self.queue.datagrams().map(|datagram| [&[], datagram]);
             match send_datagrams(&self.data, datagrams) {
                 Ok(sent) => {
-                    let lengths = self.queue.datagrams().map(<[u8]>::len);
+                    let lengths = self.queue.datagrams().map(frame_length);
                     self.counters.traffic.count_out(lengths.take(sent));
                     self.queue.pop(sent, memory);
                     if sent < offered {
@@ -277,6 +388,15 @@ impl Port {
             self.close(format!("its data socket fails: {error}"));
         }
     }
+}
+
+/// The bytes of the frame in a datagram.
+fn frame_length(datagram: &[u8]) -> usize {
+    let wrapping = match datagram.starts_with(&SUPER_PREFIX) {
+        true => SUPER_PREFIX.len() + VNET_HEADER_LEN,
+        false => 0,
+    };
+    datagram.len() - wrapping
 }
 
 #[cfg(test)]

@@ -12,7 +12,10 @@ use vdens_switch_control::{
     Access, Change, Failure, LOCAL_PORT, MAX_VLAN, Mac, PortChange, StormLimit, StpChange,
 };
 
+use vdens_plugin_kit::Error;
+
 use crate::Kind;
+use crate::config::Config;
 
 /// The highest port number at first: what the requests of VDE's clients can name.
 const NUM_PORTS: u32 = 0xff_ffff;
@@ -23,6 +26,9 @@ const MAX_COST: u32 = 200_000_000;
 
 /// The priority of a bridge at first (IEEE 802.1D-2004, table 17-2).
 const PRIORITY: u16 = 32_768;
+
+/// How many static stations there may be.
+const MAX_STATIONS: usize = 4096;
 
 /// What is set of the switch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +45,8 @@ pub(crate) struct Settings {
     pub(crate) vlans: BTreeMap<u16, Option<Access>>,
     /// The ports for which something is set, by number.
     pub(crate) ports: BTreeMap<u32, PortSettings>,
+    /// The port of each static station, by VLAN and address.
+    pub(crate) stations: BTreeMap<(u16, Mac), u32>,
 }
 
 /// What is set of a port.
@@ -77,7 +85,36 @@ impl Default for PortSettings {
     }
 }
 
+impl PortSettings {
+    /// Whether the port is in no VLAN.
+    pub(crate) fn has_no_vlan(&self) -> bool {
+        self.untagged == Some(0) && self.tagged.is_empty()
+    }
+}
+
 impl Settings {
+    /// What the VNL says.
+    ///
+    /// # Errors
+    /// It cannot be set.
+    pub(crate) fn of(config: &Config) -> Result<Self, Error> {
+        let mut changes = Vec::new();
+        for vlan in &config.vlans {
+            changes.push(Change::CreateVlan(*vlan));
+            changes.push(Change::OfferVlan(*vlan, Some(Access { mode: None })));
+        }
+        let own = config.untagged.iter().chain(&config.trunk);
+        let own: BTreeSet<u16> = own.copied().collect();
+        let unknown = own.difference(&config.vlans);
+        changes.extend(unknown.map(|vlan| Change::CreateVlan(*vlan)));
+        let port = |change| Change::Port(LOCAL_PORT, change);
+        let untagged = config.untagged.map(|vlan| PortChange::Untagged(Some(vlan)));
+        let tagged = config.trunk.iter().copied().map(PortChange::AddTagged);
+        changes.extend(untagged.into_iter().chain(tagged).map(port));
+        let settings = Self::new(config.kind, config.expiry, config.storm).changed(&changes);
+        settings.map_err(|failure| Error::usage(failure.message))
+    }
+
     /// What is set at first of a switch that remembers stations for `expiry` seconds.
     pub(crate) fn new(kind: Kind, expiry: u32, storm: StormLimit) -> Self {
         Self {
@@ -89,6 +126,7 @@ impl Settings {
             priority: PRIORITY,
             vlans: BTreeMap::new(),
             ports: BTreeMap::new(),
+            stations: BTreeMap::new(),
         }
     }
 
@@ -164,6 +202,7 @@ impl Settings {
                     return Err(failure(Errno::EADDRINUSE, message));
                 }
                 self.vlans.remove(vlan);
+                self.stations.retain(|(of, _), _| of != vlan);
             }
             Change::OfferVlan(vlan, access) => {
                 self.check_known(*vlan)?;
@@ -181,10 +220,12 @@ impl Settings {
                 }
                 self.priority = *priority;
             }
+            Change::AddStation { vlan, mac, port } => self.add_station(*vlan, *mac, *port)?,
+            Change::RemoveStation { vlan, mac } => {
+                self.stations.remove(&(*vlan, *mac));
+            }
             Change::CreateAnyPort
             | Change::Disconnect(_)
-            | Change::AddStation { .. }
-            | Change::RemoveStation { .. }
             | Change::FlushStations
             | Change::ResetCounters(_) => {}
         }
@@ -231,6 +272,25 @@ impl Settings {
             PortChange::Edge(edge) => port.edge = *edge,
             PortChange::Cost(cost) => port.cost = *cost,
         }
+        Ok(())
+    }
+
+    fn add_station(&mut self, vlan: u16, mac: Mac, port: u32) -> Result<(), Failure> {
+        if vlan != 0 {
+            self.check_known(vlan)?;
+        }
+        if port != LOCAL_PORT {
+            self.check_number(port)?;
+        }
+        if mac.0[0] & 1 != 0 {
+            let message = format!("{mac} is the address of a group");
+            return Err(failure(Errno::EINVAL, message));
+        }
+        if self.stations.len() >= MAX_STATIONS && !self.stations.contains_key(&(vlan, mac)) {
+            let message = format!("there are {MAX_STATIONS} static stations already");
+            return Err(failure(Errno::ENOSPC, message));
+        }
+        self.stations.insert((vlan, mac), port);
         Ok(())
     }
 
@@ -348,6 +408,8 @@ mod tests {
             (vec![Change::Storm(StormLimit::Frames(0))], Errno::EINVAL),
             (vec![Change::Stp(StpChange::Priority(1))], Errno::EINVAL),
             (vec![Change::Expiry(0)], Errno::EINVAL),
+            (vec![static_station(11, 2)], Errno::ENXIO),
+            (vec![static_station(10, 3)], Errno::EINVAL),
         ] {
             assert_eq!(
                 some.changed(&bad).unwrap_err().errno,
@@ -355,6 +417,27 @@ mod tests {
                 "{bad:?}"
             );
         }
+    }
+
+    fn static_station(vlan: u16, first: u8) -> Change {
+        Change::AddStation {
+            vlan,
+            mac: Mac([first, 0, 0, 0, 0, 1]),
+            port: 1,
+        }
+    }
+
+    #[test]
+    fn a_vlan_takes_its_stations_along() {
+        let changes = [
+            Change::CreateVlan(10),
+            static_station(10, 2),
+            static_station(0, 2),
+        ];
+        let some = settings().changed(&changes).unwrap();
+        assert_eq!(some.stations.len(), 2);
+        let some = some.changed(&[Change::RemoveVlan(10)]).unwrap();
+        assert_eq!(some.stations.len(), 1);
     }
 
     #[test]

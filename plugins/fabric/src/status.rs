@@ -9,7 +9,10 @@ use vdens_plugin_kit::{
 };
 
 use crate::forwarding::Fabric;
-use crate::port::{BRIDGE, LOCAL, Port, PortId};
+use crate::port::{LOCAL, Port, PortId};
+
+/// How VLANs are kept apart on the panel.
+pub(crate) const ON_PANEL: &str = "one bridge for each VLAN";
 
 /// The status of the switch.
 pub(crate) fn of(fabric: &Fabric, now: Instant) -> Status {
@@ -20,7 +23,8 @@ pub(crate) fn of(fabric: &Fabric, now: Instant) -> Status {
         .map(|(id, port)| (id, port.number.to_string()))
         .collect();
     names.insert(LOCAL, "local".into());
-    names.insert(BRIDGE, "panel".into());
+    let bridges = fabric.bridges.keys();
+    names.extend(bridges.map(|vlan| (PortId::bridge(*vlan), "panel".into())));
     let stations = fabric.fdb.stations(now).map(|(station, port, age)| {
         let mac = station.mac().map(|byte| format!("{byte:02x}"));
         StationStatus {
@@ -35,10 +39,13 @@ pub(crate) fn of(fabric: &Fabric, now: Instant) -> Status {
     let refused = fabric.fdb.refused();
     let refused = (refused > 0).then_some(("frames of stations not learned", refused));
     let extra = refused.map(|(name, count)| (name.to_owned(), count.to_string()));
+    let panel = fabric
+        .has_vlans()
+        .then(|| ("VLANs on the panel".to_owned(), ON_PANEL.to_owned()));
     Status {
         switch: Some(SwitchStatus { ports, fdb }),
         max_mtu: Some(MAX_LEGACY_MTU),
-        extra: extra.into_iter().collect(),
+        extra: extra.into_iter().chain(panel).collect(),
         ..Status::default()
     }
 }

@@ -11,7 +11,7 @@ use std::fmt;
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,20 +24,21 @@ use vdens_plugin_kit::control::ControlSocket;
 use vdens_plugin_kit::fdb::Fdb;
 use vdens_plugin_kit::wire::control::{Mark, Reply, Request};
 use vdens_plugin_kit::{
-    Batch, Bridge, Error, FarEnd, Host, Link, Offloads, PanelAddress, Result, RxBatch, State,
-    Status, TxBatch, log,
+    Batch, Error, FarEnd, Host, Link, Offloads, PanelAddress, Result, RxBatch, State, Status,
+    TxBatch, log,
 };
 
 use vdens_switch_control::{Mac, SCHEME};
 
 use crate::config::Config;
 use crate::control::{self, Applicant, Applicants, Peer, Refusal};
-use crate::directory::{Directory, DirectorySocket};
+use crate::directory::Directory;
+use crate::doors::Doors;
 use crate::events::Events;
 use crate::forwarding::Fabric;
 use crate::manage::memory_of;
 use crate::memory::Memory;
-use crate::port::{BRIDGE, LOCAL, Port, PortId};
+use crate::port::{LOCAL, Offer, Port, PortId};
 use crate::settings::{PortSettings, Settings};
 use crate::status;
 use crate::storm::CALM;
@@ -54,29 +55,31 @@ const OVERLOAD_PAUSE: Duration = Duration::from_secs(1);
 
 /// The state of the switch, seen from its ports: it takes all offloads, and does itself what other
 /// ports do not take.
-const TAKES_ALL: State = State::UP.with_offloads(Offloads::ALL);
+pub(crate) const TAKES_ALL: State = State::UP.with_offloads(Offloads::ALL);
 
 /// What a descriptor in the epoll instance is for: its data there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
+pub(crate) enum Source {
     Timer,
-    Listener,
+    /// The socket through which clients choose a VLAN, or none with 0.
+    Listener(u16),
     Applicant(u32),
     Control(PortId),
     Data(PortId),
-    Bridge,
+    /// The bridge of a VLAN on the panel.
+    Bridge(u16),
     Requests,
 }
 
 impl Source {
-    fn event(self, flags: EpollFlags) -> EpollEvent {
+    pub(crate) fn event(self, flags: EpollFlags) -> EpollEvent {
         let (kind, index) = match self {
             Self::Timer => (0, 0),
-            Self::Listener => (1, 0),
+            Self::Listener(vlan) => (1, u32::from(vlan)),
             Self::Applicant(slot) => (2, slot),
             Self::Control(id) => (3, id.0),
             Self::Data(id) => (4, id.0),
-            Self::Bridge => (5, 0),
+            Self::Bridge(vlan) => (5, u32::from(vlan)),
             Self::Requests => (6, 0),
         };
         EpollEvent::new(flags, kind << 32 | u64::from(index))
@@ -86,11 +89,11 @@ impl Source {
         let index = event.data() as u32;
         match event.data() >> 32 {
             0 => Self::Timer,
-            1 => Self::Listener,
+            1 => Self::Listener(index as u16),
             2 => Self::Applicant(index),
             3 => Self::Control(PortId(index)),
             4 => Self::Data(PortId(index)),
-            5 => Self::Bridge,
+            5 => Self::Bridge(index as u16),
             _ => Self::Requests,
         }
     }
@@ -164,9 +167,8 @@ impl ClientWarnings {
 pub(crate) struct Switch {
     // Dropped before the ports: a client that loses its port must not find the switch again, and
     // make a socket in the directory that is about to be removed.
-    listener: UnixListener,
-    _control: DirectorySocket,
-    host: Host,
+    pub(crate) doors: Doors,
+    pub(crate) host: Host,
     /// The socket for requests, unless it could not be made.
     pub(crate) requests: Option<ControlSocket>,
     pub(crate) events: Events,
@@ -174,18 +176,18 @@ pub(crate) struct Switch {
     /// The switch's own address.
     pub(crate) mac: Mac,
     /// Whether the host uses the link: only then can its interface be plugged.
-    is_used: bool,
+    pub(crate) is_used: bool,
     /// Whether the host's port is to be on the panel.
-    wants_plug: bool,
-    epoll: Epoll,
+    pub(crate) wants_plug: bool,
+    pub(crate) epoll: Epoll,
     ready: VecDeque<EpollEvent>,
     timer: Timer,
     pub(crate) fabric: Fabric,
     /// When the storm is over that there is, unless more comes.
-    storm: Option<Instant>,
+    pub(crate) storm: Option<Instant>,
     /// How many ports each other user may have.
     user_ports: usize,
-    ingress: Batch,
+    pub(crate) ingress: Batch,
     applicants: Applicants,
     /// A descriptor to give up when there are no others, so that a client can be turned away.
     spare: Option<File>,
@@ -198,9 +200,10 @@ pub(crate) struct Switch {
 impl Switch {
     pub(crate) fn open(config: &Config, host: Host) -> Result<Self> {
         let directory = Directory::open(config)?;
-        let (listener, control) = directory.listen()?;
+        let settings = Settings::of(config)?;
         let (epoll, timer) =
-            set_up_epoll(&listener).map_err(|errno| Error::io("set up epoll", &errno.into()))?;
+            set_up_epoll().map_err(|errno| Error::io("set up epoll", &errno.into()))?;
+        let doors = Doors::open(&directory, &epoll, &settings)?;
         let requests = listen_for_requests(&epoll);
         log::info!("{} running in {}", config.kind, directory.path().display());
         Ok(Self {
@@ -216,21 +219,20 @@ impl Switch {
             ready: VecDeque::with_capacity(EVENTS),
             timer,
             fabric: Fabric::new(
-                Settings::new(config.kind, config.expiry, config.storm),
+                settings,
                 Fdb::new(CAPACITY, memory_of(config.kind, config.expiry)),
                 Memory::new(config.memory),
             ),
             user_ports: config.user_ports,
             ingress: Batch::new(),
             applicants: Applicants::default(),
-            listener,
+            doors,
             spare: File::open("/dev/null").ok(),
             paused: None,
             warnings: ClientWarnings {
                 window: Instant::now(),
                 count: 0,
             },
-            _control: control,
             directory,
         })
     }
@@ -258,9 +260,9 @@ impl Switch {
                 }
             }
             Source::Applicant(slot) => self.read_request(slot, now),
-            Source::Listener => self.accept(now),
+            Source::Listener(vlan) => self.accept(vlan, now),
             Source::Timer => self.tick(now),
-            Source::Bridge => self.serve_bridge(host, now),
+            Source::Bridge(vlan) => self.serve_bridge(vlan, host, now),
             Source::Requests => self.serve_requests(now),
         }
     }
@@ -293,44 +295,24 @@ impl Switch {
                 self.fabric.fdb.forget(id);
             }
         }
-        port.counters.malformed += self.ingress.take_dropped();
+        port.has_sent = true;
+        port.counters.refused.malformed += self.ingress.take_dropped();
         let frames = self.ingress.tx(0);
         let lengths = frames.frames().map(|frame| frame.bytes().len());
         port.counters.traffic.count_in(lengths);
-        let lost = self.fabric.forward(id, &frames, Some(host), now);
+        let refused = self.fabric.forward(id, &frames, Some(host), now);
         let Some(port) = self.fabric.ports.get_mut(id) else {
             return;
         };
-        port.counters.malformed += lost.malformed;
-        port.counters.storm += lost.storm;
-        if lost.storm > 0 {
+        port.counters.refused.add(refused);
+        if refused.storm > 0 {
             let port = format!("port {}, {},", port.number, port.client);
             self.note_storm(&port, now);
         }
     }
 
-    /// Serves the bridge's tap.
-    fn serve_bridge(&mut self, host: &mut RxBatch<'_>, now: Instant) {
-        let Some(bridge) = &mut self.fabric.bridge else {
-            return;
-        };
-        self.ingress.clear();
-        match bridge.tap.recv(&mut self.ingress.rx()) {
-            Ok(()) => {
-                let frames = self.ingress.tx(0);
-                let lost = self.fabric.forward(BRIDGE, &frames, Some(host), now);
-                if lost.storm > 0 {
-                    self.note_storm("the panel", now);
-                    // The kernel knows no limit. User space keeps this one.
-                    self.drop_bridge("there is a storm on the panel");
-                }
-            }
-            Err(error) => self.lose_bridge(&error),
-        }
-    }
-
     /// Something floods more than it may.
-    fn note_storm(&mut self, who: &str, now: Instant) {
+    pub(crate) fn note_storm(&mut self, who: &str, now: Instant) {
         if self.storm.is_none() {
             log::warn!(
                 "{who} floods more frames than it may, and the rest is dropped; do cables make a \
@@ -344,86 +326,7 @@ impl Switch {
     pub(crate) fn calm_down(&mut self) {
         self.storm = None;
         log::info!("the storm is over");
-        let ports = self.fabric.ports.iter_mut();
-        for (_, port) in ports.filter(|(_, port)| port.is_kept_off) {
-            port.close("it may be on the panel again");
-        }
-        if self.wants_plug && !self.fabric.host_is_plugged {
-            self.plug_host();
-        }
-    }
-
-    /// The bridge's panel address, if there can be one. The bridge is made when it is first asked
-    /// for.
-    fn bridge(&mut self) -> Option<PanelAddress> {
-        if self.storm.is_some() {
-            return None;
-        }
-        if self.fabric.bridge.is_none() {
-            let settings = &self.fabric.settings;
-            let made = self
-                .host
-                .bridge(memory_of(settings.kind, settings.expiry))
-                .and_then(|bridge| self.watch_bridge(bridge));
-            match made {
-                Ok(bridge) => self.fabric.bridge = Some(bridge),
-                Err(error) => log::debug!("no bridge on the panel: {error}"),
-            }
-        }
-        self.fabric
-            .bridge
-            .as_ref()
-            .map(|bridge| bridge.panel_address.clone())
-    }
-
-    /// Joins a bridge, and takes all offloads from there.
-    fn watch_bridge(&self, mut bridge: Bridge) -> Result<Bridge> {
-        bridge.tap.other_side(TAKES_ALL);
-        let event = Source::Bridge.event(EpollFlags::EPOLLIN);
-        let watched = self.epoll.add(&bridge.tap, event);
-        watched.map_err(|errno| Error::io("watch the bridge on the panel", &errno.into()))?;
-        Ok(bridge)
-    }
-
-    /// The bridge has failed. The host's interface is served here from now on.
-    fn lose_bridge(&mut self, error: &Error) {
-        log::warn!("the bridge on the panel is lost: {error}");
-        self.drop_bridge("the bridge on the panel is lost");
-    }
-
-    /// Gives up the bridge, for this reason. The clients that were plugged into it come again.
-    pub(crate) fn drop_bridge(&mut self, why: &str) {
-        if let Some(bridge) = self.fabric.bridge.take() {
-            // Closing it is enough, unless another process has it open.
-            let _ = self.epoll.delete(&bridge.tap);
-        }
-        self.fabric.fdb.forget(BRIDGE);
-        self.fabric.host_is_plugged = false;
-        for (_, port) in self
-            .fabric
-            .ports
-            .iter_mut()
-            .filter(|(_, p)| p.far_end.is_plugged())
-        {
-            port.close(why);
-        }
-    }
-
-    /// Plugs the host's port into the bridge, if that is possible: its interface from the start,
-    /// and the port of a plug while the kernel carries the frames of the plug's other end.
-    fn plug_host(&mut self) {
-        let port = self.host.port();
-        let Some(bridge) = port.panel_address.and_then(|_| self.bridge()) else {
-            return;
-        };
-        match self.host.attach(&bridge) {
-            Ok(()) => {
-                self.fabric.host_is_plugged = true;
-                self.fabric.fdb.forget(LOCAL);
-                log::debug!("{}: the kernel carries the frames", port.interface);
-            }
-            Err(error) => log::debug!("not plugged: {error}"),
-        }
+        self.rearrange();
     }
 
     /// Reads a client's request, and gives the client a port if the request is complete.
@@ -450,19 +353,29 @@ impl Switch {
 
     fn admit(&mut self, applicant: Applicant, request: &Request) -> Result<(), Refusal> {
         self.admit_user(applicant.peer)?;
+        let chosen = applicant.vlan;
+        let is_open = |port: &PortSettings| chosen.is_none() || port.has_no_vlan();
         let number = match request.port {
             0 => self
-                .free_number(|_, port| port.allocatable && admits(port, applicant.peer))
+                .free_number(|_, port| {
+                    port.allocatable && admits(port, applicant.peer) && is_open(port)
+                })
                 .ok_or(Refusal::NoneFree)?,
             taken if self.fabric.ports.has_number(taken) => return Err(Refusal::Taken(taken)),
             high if high > self.fabric.settings.num_ports => return Err(Refusal::TooHigh(high)),
             free if !admits(&self.fabric.settings.port(free), applicant.peer) => {
                 return Err(Refusal::NotAdmitted(free));
             }
+            free if !is_open(&self.fabric.settings.port(free)) => {
+                return Err(Refusal::InVlan(free));
+            }
             free => free,
         };
         let data = control::reach(&request.socket, applicant.peer)?;
-        let entry = self.directory.bind_data(&data, number).map_err(|error| {
+        let offered = &self.fabric.settings.vlans;
+        let mode = chosen.and_then(|vlan| offered.get(&vlan)?.as_ref()?.mode);
+        let entry = self.directory.bind_data(&data, number, mode);
+        let entry = entry.map_err(|error| {
             Refusal::System("bind the port's socket", Errno::from_raw(error.errno))
         })?;
         // The mark is not part of what users see.
@@ -470,8 +383,18 @@ impl Switch {
             Some((text, mark)) => (text.into(), Some(mark)),
             None => (String::from_utf8_lossy(&request.description), None),
         };
-        let could_plug = mark.is_some_and(|mark| mark.panel != 0) && applicant.peer.is_same_user();
-        let far_end = self.greet(mark, could_plug, &data);
+        let set = self.fabric.settings_with(number, chosen);
+        let can_plug = mark.is_some_and(|mark| mark.panel != 0) && applicant.peer.is_same_user();
+        let vlan = self.fabric.panel_vlan(number, &set).filter(|_| can_plug);
+        let bridge = vlan.and_then(|vlan| self.bridge(vlan));
+        let offer = match (vlan, &bridge) {
+            (Some(vlan), Some(_)) => Offer::Bridge(vlan),
+            // Without a storm, there is no bridge because there is no panel.
+            (Some(_), None) if self.storm.is_none() => Offer::None,
+            _ if can_plug => Offer::Later,
+            _ => Offer::None,
+        };
+        let far_end = greet(mark, bridge, &data);
         let reply = Reply {
             socket: entry.path().to_owned(),
         };
@@ -480,13 +403,11 @@ impl Switch {
         let _ = send(applicant.stream.as_raw_fd(), &reply.encode()?, flags);
         let client = format!("{description}, {}", applicant.peer);
         let mut port = Port::new(number, client, applicant.stream, data, entry, far_end);
-        port.is_kept_off = could_plug && self.storm.is_some();
-        port.meter
-            .set_limit(self.fabric.settings.storm_limit(number));
+        (port.chosen, port.offer) = (chosen, offer);
         log::debug!("port {number} opened for {}", port.client);
         self.events
             .push("port/+", format!("port {number}: {}", port.client));
-        let id = self.fabric.ports.insert(port);
+        let id = self.fabric.add_port(port);
         let Some(port) = self.fabric.ports.get_mut(id) else {
             return Ok(());
         };
@@ -503,15 +424,6 @@ impl Switch {
             return Err(Refusal::System("watch the port", errno));
         }
         Ok(())
-    }
-
-    /// Greets a client of ours: one of this user, which could plug, is offered the bridge.
-    fn greet(&mut self, mark: Option<Mark>, could_plug: bool, data: &UnixDatagram) -> FarEnd {
-        let bridge = could_plug.then(|| self.bridge()).flatten();
-        let mut client = FarEnd::client(mark, bridge);
-        client.set_host_offloads(TAKES_ALL.offloads);
-        client.announce(data);
-        client
     }
 
     /// The lowest number that no client has, and that `is_right` with what is set of it.
@@ -546,20 +458,24 @@ impl Switch {
         }
     }
 
-    fn accept(&mut self, now: Instant) {
+    /// Accepts clients that choose a VLAN, or none with 0.
+    fn accept(&mut self, vlan: u16, now: Instant) {
         for _ in 0..ACCEPTS {
-            let stream = match self.listener.accept() {
+            let Some(listener) = self.doors.listener(vlan) else {
+                return;
+            };
+            let stream = match listener.accept() {
                 Ok((stream, _)) => stream,
                 Err(e) => match e.raw_os_error().map(Errno::from_raw) {
                     Some(Errno::ECONNABORTED | Errno::EINTR) => continue,
                     Some(Errno::EAGAIN) => return,
-                    _ => return self.overloaded(&e, now),
+                    _ => return self.overloaded(vlan, &e, now),
                 },
             };
             let applied = stream
                 .set_nonblocking(true)
                 .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)))
-                .and_then(|()| Applicant::new(stream, now));
+                .and_then(|()| Applicant::new(stream, vlan, now));
             match applied {
                 Ok(applicant) => self.invite(applicant, now),
                 Err(errno) => log::debug!("a client left at once: {}", errno.desc()),
@@ -588,30 +504,19 @@ impl Switch {
 
     /// A client cannot be accepted. It is turned away with the spare descriptor. Without one,
     /// accepting pauses, because the listener stays ready.
-    fn overloaded(&mut self, error: &std::io::Error, now: Instant) {
+    fn overloaded(&mut self, vlan: u16, error: &std::io::Error, now: Instant) {
         self.warnings
             .warn(now, format_args!("a client cannot be accepted: {error}"));
         if self.spare.take().is_some() {
-            let turned_away = self.listener.accept().is_ok();
+            let listener = self.doors.listener(vlan);
+            let turned_away = listener.is_some_and(|listener| listener.accept().is_ok());
             self.spare = File::open("/dev/null").ok();
             if turned_away && self.spare.is_some() {
                 return;
             }
         }
         self.paused = Some(now + OVERLOAD_PAUSE);
-        self.watch_listener(false);
-    }
-
-    fn watch_listener(&self, is_wanted: bool) {
-        let flags = if is_wanted {
-            EpollFlags::EPOLLIN
-        } else {
-            EpollFlags::empty()
-        };
-        let mut event = Source::Listener.event(flags);
-        if let Err(errno) = self.epoll.modify(&self.listener, &mut event) {
-            log::error!("cannot watch the control socket: {}", errno.desc());
-        }
+        self.doors.watch(&self.epoll, false);
     }
 
     fn tick(&mut self, now: Instant) {
@@ -631,7 +536,7 @@ impl Switch {
             if self.spare.is_none() {
                 self.spare = File::open("/dev/null").ok();
             }
-            self.watch_listener(true);
+            self.doors.watch(&self.epoll, true);
         }
     }
 
@@ -647,9 +552,10 @@ impl Switch {
         fabric.drain_congested(|id, port| watch_for_room(epoll, id, port));
         let closed: Vec<(PortId, Port)> = fabric.ports.take_closing(&mut fabric.memory).collect();
         for (id, port) in closed {
-            if port.counters.traffic.in_frames > 0 {
+            if port.has_sent {
                 fabric.fdb.forget(id);
             }
+            fabric.pin_stations(port.number);
             events.push("port/-", format!("port {}: {}", port.number, port.client));
             log::debug!(
                 "port {} closed, {}: {} ({:?})",
@@ -671,8 +577,11 @@ impl Switch {
     }
 
     #[cfg(test)]
-    pub(crate) fn set_bridge(&mut self, bridge: Bridge) {
-        self.fabric.bridge = Some(self.watch_bridge(bridge).unwrap());
+    pub(crate) fn set_bridge(&mut self, vlan: u16, bridge: vdens_plugin_kit::Bridge) {
+        let bridge = self.watch_bridge(vlan, bridge).unwrap();
+        let meter = crate::storm::Meter::new(self.fabric.settings.storm);
+        let bridge = crate::forwarding::PanelBridge { bridge, meter };
+        self.fabric.bridges.insert(vlan, bridge);
     }
 
     #[cfg(test)]
@@ -681,12 +590,19 @@ impl Switch {
     }
 }
 
-fn set_up_epoll(listener: &UnixListener) -> nix::Result<(Epoll, Timer)> {
+fn set_up_epoll() -> nix::Result<(Epoll, Timer)> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     let timer = Timer::new()?;
     epoll.add(&timer.fd, Source::Timer.event(EpollFlags::EPOLLIN))?;
-    epoll.add(listener, Source::Listener.event(EpollFlags::EPOLLIN))?;
     Ok((epoll, timer))
+}
+
+/// Greets a client of ours, which is offered the bridge if there is one for it.
+fn greet(mark: Option<Mark>, bridge: Option<PanelAddress>, data: &UnixDatagram) -> FarEnd {
+    let mut client = FarEnd::client(mark, bridge);
+    client.set_host_offloads(TAKES_ALL.offloads);
+    client.announce(data);
+    client
 }
 
 /// Makes the socket for requests. Without one the switch only cannot be changed.
@@ -706,7 +622,7 @@ fn own_address() -> Mac {
 }
 
 /// Whether a port may be that of a client.
-fn admits(port: &PortSettings, peer: Peer) -> bool {
+pub(crate) fn admits(port: &PortSettings, peer: Peer) -> bool {
     let is_open = port.user.is_none() && port.group.is_none();
     is_open
         || peer.is_trusted()
@@ -762,9 +678,12 @@ impl Link for Switch {
 
     fn send(&mut self, batch: &mut TxBatch<'_>) -> Result<usize> {
         let now = Instant::now();
-        let lost = self.fabric.forward(LOCAL, batch, None, now);
-        batch.count_dropped(lost.malformed + lost.storm);
-        if lost.storm > 0 {
+        let lengths = batch.frames().map(|frame| frame.bytes().len());
+        self.fabric.local.counters.traffic.count_in(lengths);
+        let refused = self.fabric.forward(LOCAL, batch, None, now);
+        self.fabric.local.counters.refused.add(refused);
+        batch.count_dropped(refused.count());
+        if refused.storm > 0 {
             self.note_storm("the switch's own side", now);
         }
         self.settle()?;
@@ -772,7 +691,7 @@ impl Link for Switch {
     }
 
     fn other_side(&mut self, state: State) {
-        self.fabric.host_takes_super_frames = state.offloads.contains(Offloads::ALL);
+        self.fabric.local.takes_super_frames = state.offloads.contains(Offloads::ALL);
         let is_first = !std::mem::replace(&mut self.is_used, true);
         let is_interface = !self.host.port().interface.is_empty();
         self.wants_plug = is_interface || state.plugged;
@@ -781,14 +700,14 @@ impl Link for Switch {
                 self.plug_host();
             }
         } else if !state.plugged {
-            self.fabric.host_is_plugged = false;
-        } else if !self.fabric.host_is_plugged {
+            self.fabric.local.plugged = None;
+        } else if self.fabric.local.plugged.is_none() {
             self.plug_host();
         }
     }
 
     fn state(&self) -> State {
-        match self.fabric.host_is_plugged {
+        match self.fabric.local.plugged.is_some() {
             true => State::PLUGGED,
             false => TAKES_ALL,
         }

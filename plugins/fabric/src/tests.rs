@@ -3,6 +3,7 @@
 mod managing;
 mod mixtures;
 mod storms;
+mod vlans;
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};
@@ -104,8 +105,8 @@ impl Bench {
         batch.take_dropped()
     }
 
-    fn connect(&self) -> UnixStream {
-        let stream = UnixStream::connect(self.path.join("ctl")).unwrap();
+    fn connect(&self, socket: &str) -> UnixStream {
+        let stream = UnixStream::connect(self.path.join(socket)).unwrap();
         stream.set_nonblocking(true).unwrap();
         stream
     }
@@ -113,7 +114,7 @@ impl Bench {
     /// The answer to `bytes` on a new control connection: `None` if there is none yet, empty if the
     /// connection was closed.
     fn ask(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
-        let mut stream = self.connect();
+        let mut stream = self.connect("ctl");
         stream.write_all(bytes).unwrap();
         self.run();
         answer(&mut stream)
@@ -124,12 +125,16 @@ impl Bench {
     }
 
     fn try_plug_as(&mut self, port: u32, description: &str) -> Option<Client> {
+        self.try_plug_through("ctl", port, description)
+    }
+
+    fn try_plug_through(&mut self, socket: &str, port: u32, description: &str) -> Option<Client> {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let n = COUNTER.fetch_add(1, Ordering::Relaxed);
         let path = self.root.path().join(format!("client{n}"));
         let data = UnixDatagram::bind(&path).unwrap();
         data.set_nonblocking(true).unwrap();
-        let mut control = self.connect();
+        let mut control = self.connect(socket);
         let request = Request {
             kind: RequestKind::New,
             port,
@@ -342,7 +347,10 @@ fn super_frames_without_a_frame_are_dropped_and_counted() {
         let mut ports = bench.switch.fabric().ports.iter_mut();
         let counters = ports.next().unwrap().1.counters;
         let expected = ((shortest - SUPER_PREFIX.len()) as u64, 1);
-        assert_eq!((counters.malformed, counters.traffic.in_frames), expected);
+        assert_eq!(
+            (counters.refused.malformed, counters.traffic.in_frames),
+            expected
+        );
     }
 }
 
@@ -467,7 +475,10 @@ fn long_frames_pass_and_too_long_ones_do_not() {
         assert_eq!(b.recv(), None);
     }
     let ports = &mut bench.switch.fabric().ports;
-    let malformed: u64 = ports.iter_mut().map(|(_, p)| p.counters.malformed).sum();
+    let malformed: u64 = ports
+        .iter_mut()
+        .map(|(_, p)| p.counters.refused.malformed)
+        .sum();
     assert_eq!(malformed, 4);
     a.send(&frame(2, 1, 60));
     bench.run();
@@ -555,10 +566,10 @@ fn clients_that_ask_for_nonsense_are_turned_away() {
     }
     assert_eq!(bench.ask(&good[..100]), None, "half a request may go on");
     for _ in 0..200 {
-        drop(bench.connect());
+        drop(bench.connect("ctl"));
     }
     bench.run();
-    let idle: Vec<UnixStream> = (0..200).map(|_| bench.connect()).collect();
+    let idle: Vec<UnixStream> = (0..200).map(|_| bench.connect("ctl")).collect();
     bench.run();
     assert!(
         bench

@@ -25,6 +25,7 @@ mod program;
 mod proxy;
 mod report;
 mod resolv;
+mod sandbox;
 mod settings;
 mod wire;
 

@@ -1,7 +1,8 @@
 //! Asking a switch for a port.
 //!
 //! A named group of ports, and by custom a port number, may have a stream socket of its own beside
-//! `ctl`; if there is none, `ctl` serves all. Connecting and the wait for the answer are both
+//! `ctl`; if there is none, `ctl` serves all. A VLAN that is chosen has one in any case: without it,
+//! the link would be on another network. Connecting and the wait for the answer are both
 //! limited: a stopped switch must not stop its clients.
 
 use std::fs::{self, Metadata};
@@ -50,16 +51,23 @@ impl Control {
             Port::Group(name) => Some(name.clone()),
         };
         let mut missing = None;
+        let port = match &target.port {
+            Port::Number(number) => *number,
+            Port::Any | Port::Group(_) => 0,
+        };
+        if let Some(vlan) = target.vlan {
+            let path = directory.join(format!("vlan{vlan}"));
+            check_socket_path(&path)?;
+            let (stream, owner) =
+                try_connect(&path).map_err(|error| explain_vlan(directory, vlan, &path, &error))?;
+            return Ok(Self::new(stream, owner, directory, port));
+        }
         if let Some(name) = special {
             match try_connect(&directory.join(&name)) {
                 Ok((stream, owner)) => return Ok(Self::new(stream, owner, directory, 0)),
                 Err(error) => missing = Some((name, error)),
             }
         }
-        let port = match &target.port {
-            Port::Number(number) => *number,
-            Port::Any | Port::Group(_) => 0,
-        };
         let path = directory.join("ctl");
         check_socket_path(&path)?;
         let (stream, owner) =
@@ -200,6 +208,37 @@ fn try_connect(path: &Path) -> io::Result<(UnixStream, Metadata)> {
     stream.set_write_timeout(Some(ANSWER_LIMIT))?;
     connect(stream.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok((stream, owner))
+}
+
+/// The error for a VLAN that cannot be chosen.
+fn explain_vlan(directory: &Path, vlan: u16, socket: &Path, cause: &io::Error) -> Error {
+    let ctl = directory.join("ctl");
+    if let Err(error) = try_connect(&ctl)
+        && error.kind() != io::ErrorKind::PermissionDenied
+    {
+        return explain(directory, &ctl, &error);
+    }
+    let shown = directory.display();
+    let errno = cause.raw_os_error().unwrap_or(0);
+    let (kind, message, hint) = match Errno::from_raw(errno) {
+        Errno::ENOENT | Errno::ENOTSOCK | Errno::EPROTOTYPE | Errno::ECONNREFUSED => (
+            ErrorKind::NotFound,
+            format!("the switch {shown} does not offer VLAN {vlan}"),
+            "its owner offers VLANs with the switch's key vlans, or with vdectl switch",
+        ),
+        Errno::EACCES | Errno::EPERM => (
+            ErrorKind::Permission,
+            format!("no permission to choose VLAN {vlan} of the switch {shown}"),
+            "its owner decides who may, when the VLAN is offered",
+        ),
+        _ => return Error::path("connect to", socket, cause),
+    };
+    Error {
+        kind,
+        errno,
+        message,
+        hint: hint.to_owned(),
+    }
 }
 
 /// The error for a switch that cannot be connected to.

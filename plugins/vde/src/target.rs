@@ -10,8 +10,19 @@ use vdens_plugin_kit::vnl_file::{Place, default_switch};
 use vdens_plugin_kit::wire::control::{MAX_DESCRIPTION_LEN, MAX_PORT, Mark};
 use vdens_plugin_kit::{Error, OpenOptions, Result};
 
-const KEYS: Keys =
-    Keys::new(&["port", "group", "mode", "descr", "description", "user"]).default_key("port");
+const KEYS: Keys = Keys::new(&[
+    "port",
+    "vlan",
+    "group",
+    "mode",
+    "descr",
+    "description",
+    "user",
+])
+.default_key("port");
+
+/// The highest VLAN identifier (IEEE 802.1Q, table 9-2).
+const MAX_VLAN: u16 = 4094;
 
 /// The description of a link without one.
 const DEFAULT_DESCRIPTION: &str = "vdens";
@@ -32,6 +43,8 @@ pub(crate) enum Port {
 pub(crate) struct Target {
     pub(crate) directory: PathBuf,
     pub(crate) port: Port,
+    /// The VLAN to choose, if the switch offers it.
+    pub(crate) vlan: Option<u16>,
     /// The group that the client's socket is to belong to.
     pub(crate) group: Option<Gid>,
     /// The permission bits of the client's socket.
@@ -50,15 +63,22 @@ impl Target {
             .get("description")
             .or(spec.get("descr"))
             .unwrap_or(&options.description);
+        let port = match spec.get("port") {
+            Some(port) => parse_port(port)?,
+            None => options.port.map_or(Ok(Port::Any), number)?,
+        };
+        let vlan = spec.get("vlan").map(parse_vlan).transpose()?;
+        if let (Port::Group(name), Some(vlan)) = (&port, vlan) {
+            let message = format!("the group of ports '{name}' and VLAN {vlan} exclude each other");
+            return Err(Error::usage(message).hint("name one of them"));
+        }
         Ok(Self {
             directory: match spec.target().as_os_str().is_empty() {
                 true => default_directory()?,
                 false => spec.absolute_path()?,
             },
-            port: match spec.get("port") {
-                Some(port) => parse_port(port)?,
-                None => options.port.map_or(Ok(Port::Any), number)?,
-            },
+            port,
+            vlan,
             group: spec
                 .get("group")
                 .or(options.group.as_deref())
@@ -105,6 +125,15 @@ fn parse_port(port: &str) -> Result<Port> {
         .hint(format!("port numbers are 1 to {MAX_PORT}")));
     }
     Ok(Port::Group(port.to_owned()))
+}
+
+fn parse_vlan(vlan: &str) -> Result<u16> {
+    let number = vlan.parse().ok();
+    let number = number.filter(|number| (1..=MAX_VLAN).contains(number));
+    number.ok_or_else(|| {
+        Error::usage(format!("'{}' is no VLAN", vlan.escape_debug()))
+            .hint(format!("VLANs are 1 to {MAX_VLAN}"))
+    })
 }
 
 /// `NAME user=USER pid=PID[ SSH=ADDRESS]`, the name cut so that all of it and a mark fit.
@@ -172,6 +201,16 @@ mod tests {
         }
         assert!(target("/sw[group=no such group]").is_err());
         assert!(target("/sw{vde://}").is_err());
+    }
+
+    #[test]
+    fn vlans() {
+        let got = target("/sw[vlan=10/port=3]").unwrap();
+        assert_eq!((got.vlan, got.port), (Some(10), Port::Number(3)));
+        assert_eq!(target("/sw").unwrap().vlan, None);
+        for bad in ["vlan=0", "vlan=4095", "vlan=x", "staff/vlan=10"] {
+            assert!(target(&format!("/sw[{bad}]")).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use vdens_switch_control::{
 use super::*;
 
 impl Bench {
-    fn request(&mut self, request: Request) -> Answer {
+    pub(super) fn request(&mut self, request: Request) -> Answer {
         let answer = self.switch.answer(request, Instant::now());
         // What serves a request settles what it has changed.
         self.switch.recv(&mut Batch::new().rx()).unwrap();
@@ -16,18 +16,18 @@ impl Bench {
     }
 
     /// Makes changes. Returns the errno of a failure, 0 if there is none.
-    fn change(&mut self, changes: &[Change]) -> i32 {
+    pub(super) fn change(&mut self, changes: &[Change]) -> i32 {
         let answer = self.request(Request::Change(changes.to_vec()));
         answer.error.map_or(0, |failure| failure.errno)
     }
 
-    fn ports(&mut self, selection: PortSelection) -> Vec<u32> {
+    pub(super) fn ports(&mut self, selection: PortSelection) -> Vec<u32> {
         let request = Request::Ports { from: 0, selection };
         let page = self.request(request).ports.unwrap();
         page.items.iter().map(|port| port.number).collect()
     }
 
-    fn all_stations(&mut self) -> Vec<StationReport> {
+    pub(super) fn all_stations(&mut self) -> Vec<StationReport> {
         let mut all = Vec::new();
         let mut from = Default::default();
         loop {

@@ -28,7 +28,7 @@ fn sum(parts: &[&[u8]]) -> u16 {
 }
 
 /// A TCP segment over IPv4 from station `source` to station `destination`, with its checksums.
-fn tcp(destination: u8, source: u8, sequence: u32, payload: &[u8]) -> Vec<u8> {
+pub(super) fn tcp(destination: u8, source: u8, sequence: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = frame(destination, source, HEADERS);
     bytes[12..14].copy_from_slice(&[8, 0]);
     bytes.extend(payload);
@@ -55,13 +55,13 @@ fn pseudo_header(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// The same without its checksum: with the sum of the pseudo-header in its place.
-fn unfinished(mut bytes: Vec<u8>) -> Vec<u8> {
+pub(super) fn unfinished(mut bytes: Vec<u8>) -> Vec<u8> {
     let partial = sum(&[&pseudo_header(&bytes)]);
     bytes[50..52].copy_from_slice(&partial.to_be_bytes());
     bytes
 }
 
-const NEEDS_CSUM: VnetHeader = VnetHeader {
+pub(super) const NEEDS_CSUM: VnetHeader = VnetHeader {
     flags: 1,
     gso_type: 0,
     hdr_len: 0,
@@ -71,23 +71,23 @@ const NEEDS_CSUM: VnetHeader = VnetHeader {
 };
 
 /// TCP over IPv4, to be cut into pieces of 1000 bytes.
-const TSO: VnetHeader = VnetHeader {
+pub(super) const TSO: VnetHeader = VnetHeader {
     gso_type: 1,
     hdr_len: HEADERS as u16,
     gso_size: 1000,
     ..NEEDS_CSUM
 };
 
-fn wrapped(header: VnetHeader, frame: &[u8]) -> Vec<u8> {
+pub(super) fn wrapped(header: VnetHeader, frame: &[u8]) -> Vec<u8> {
     [&SUPER_PREFIX[..], &header.to_bytes(), frame].concat()
 }
 
-fn payload(len: usize) -> Vec<u8> {
+pub(super) fn payload(len: usize) -> Vec<u8> {
     (0..len).map(|n| (n * n / 7) as u8).collect()
 }
 
 /// What a super-frame of `payload` is cut into.
-fn segments(destination: u8, source: u8, payload: &[u8]) -> Vec<Vec<u8>> {
+pub(super) fn segments(destination: u8, source: u8, payload: &[u8]) -> Vec<Vec<u8>> {
     let pieces = payload.chunks(TSO.gso_size.into()).enumerate();
     let segment = |(n, piece): (usize, &[u8])| {
         let mut bytes = tcp(destination, source, n as u32 * 1000, piece);
@@ -102,14 +102,14 @@ fn segments(destination: u8, source: u8, payload: &[u8]) -> Vec<Vec<u8>> {
 }
 
 impl Client {
-    fn all(&self) -> Vec<Vec<u8>> {
+    pub(super) fn all(&self) -> Vec<Vec<u8>> {
         std::iter::from_fn(|| self.receive(100_000)).collect()
     }
 }
 
 impl Bench {
     /// A client that takes super-frames.
-    fn plug_ours(&mut self) -> Client {
+    pub(super) fn plug_ours(&mut self) -> Client {
         self.meet_ours().0
     }
 
@@ -126,6 +126,11 @@ impl Bench {
 
     /// The far side of a tap on a bridge: what is written to it comes from the bridge.
     pub(super) fn plug_bridge(&mut self) -> UnixDatagram {
+        self.plug_bridge_of(0)
+    }
+
+    /// The same for the bridge of a VLAN.
+    pub(super) fn plug_bridge_of(&mut self, vlan: u16) -> UnixDatagram {
         let (near, far) = UnixDatagram::pair().unwrap();
         for socket in [&near, &far] {
             socket.set_nonblocking(true).unwrap();
@@ -133,18 +138,18 @@ impl Bench {
         let tap = Tap::from_fd(OwnedFd::from(near), "hub".into());
         let (panel, place) = (1, "hub".into());
         let panel_address = PanelAddress { panel, place };
-        self.switch.set_bridge(Bridge { panel_address, tap });
+        self.switch.set_bridge(vlan, Bridge { panel_address, tap });
         far
     }
 
     fn malformed(&mut self) -> u64 {
         let ports = self.switch.fabric().ports.iter_mut();
-        ports.map(|(_, port)| port.counters.malformed).sum()
+        ports.map(|(_, port)| port.counters.refused.malformed).sum()
     }
 }
 
 /// What came out of the bridge.
-fn bridged(bridge: &UnixDatagram) -> Vec<(VnetHeader, Vec<u8>)> {
+pub(super) fn bridged(bridge: &UnixDatagram) -> Vec<(VnetHeader, Vec<u8>)> {
     let mut bytes = vec![0; 100_000];
     let next = || {
         let len = bridge.recv(&mut bytes).ok()?;
@@ -154,7 +159,7 @@ fn bridged(bridge: &UnixDatagram) -> Vec<(VnetHeader, Vec<u8>)> {
     std::iter::from_fn(next).collect()
 }
 
-const TAKES_ALL: State = State::UP.with_offloads(Offloads::ALL);
+pub(super) const TAKES_ALL: State = State::UP.with_offloads(Offloads::ALL);
 
 #[test]
 fn a_super_frame_reaches_everybody_in_the_form_it_takes() {

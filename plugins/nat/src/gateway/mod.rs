@@ -6,7 +6,8 @@
 //! destination ([`rules`], [`routes`]). The process here only prepares that. It hands the sockets
 //! to the proxy, which runs in the caller's namespaces and connects each connection to the real
 //! destination, so nothing is passed per connection. Then it serves what must be served in this
-//! namespace: sockets that answer from other ports, DHCP and router advertisements.
+//! namespace: sockets that answer from other ports, DHCP and router advertisements. For that it
+//! keeps only the system calls that it needs ([`sandbox`]).
 //!
 //! The process ends when the proxy does: their socket says so. With it ends the session of `vdens`
 //! that it is the command of.
@@ -38,6 +39,7 @@ use nix::sys::prctl::set_no_new_privs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::getppid;
 
+use crate::sandbox;
 use crate::settings::Settings;
 use crate::wire::{self, Request};
 use services::Services;
@@ -53,11 +55,16 @@ const INTERFACE: &str = "vde0";
 pub(crate) fn run(settings: &Settings, socket: &Path) -> io::Result<()> {
     set_no_new_privs()?;
     let channel = wire::connect(socket)?;
-    match prepare(settings) {
-        Ok((hold, inside, queue, services)) => {
+    let prepared = prepare(settings).and_then(|prepared| {
+        let unasked = Unasked::new()?;
+        sandbox::enter_gateway()?;
+        Ok((prepared, unasked))
+    });
+    match prepared {
+        Ok(((hold, inside, queue, services), unasked)) => {
             wire::send_sockets(&channel, hold, &inside, queue)?;
             drop(inside);
-            serve(&channel, services)
+            serve(&channel, services, unasked)
         }
         Err(error) => wire::send_failure(&channel, &error),
     }
@@ -75,8 +82,7 @@ fn prepare(settings: &Settings) -> io::Result<(Hold, Vec<Inside>, Option<Queue>,
 }
 
 /// Serves the clients, and answers the proxy's requests until it is gone.
-fn serve(channel: &wire::Channel, mut services: Services) -> io::Result<()> {
-    let mut unasked = Unasked::new()?;
+fn serve(channel: &wire::Channel, mut services: Services, mut unasked: Unasked) -> io::Result<()> {
     loop {
         if unasked.is_due() {
             services.advertise();

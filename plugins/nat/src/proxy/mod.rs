@@ -19,7 +19,6 @@ pub(crate) mod names;
 mod notices;
 mod pipes;
 mod poll;
-mod sandbox;
 mod spare;
 mod stock;
 mod stream;
@@ -301,7 +300,7 @@ fn serve(
         let text = "/etc/resolv.conf names no name server, so names cannot be looked up inside; give servers with dns=, as in dns=192.0.2.53";
         plugin.tell(&Report::Warning(text.to_owned()))?;
     }
-    sandbox::enter()?;
+    crate::sandbox::enter_proxy()?;
     plugin.tell(&Report::Serving)?;
     let mut notices = Notices::default();
     let mut telling = Telling::default();

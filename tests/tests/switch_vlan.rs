@@ -1,0 +1,486 @@
+//! VLANs of a switch: whom frames reach, on the panel and in user space, with our clients and
+//! Debian's; and what its owner can see and set of ports.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use serde_json::{Value, json};
+use vdens_tests::{Lab, PATIENCE, Proc, Session, User, becomes_true, need, wait_until};
+
+use crate::vm::guest;
+
+/// The addresses that a switch remembers at most.
+const CAPACITY: u64 = 131_072;
+
+/// A switch with an argument like `sw[key=value]`.
+fn switch<'lab>(lab: &'lab Lab, keys: &str) -> Proc<'lab> {
+    lab.write("wire.py", include_str!("switch_vlan.py"));
+    let vnl = lab.vnl("switch", &format!("sw{keys}"));
+    let switch = lab.vde_plug(["null://", &vnl]).spawn();
+    lab.wait_for("sw/ctl");
+    switch
+}
+
+/// Asks the switch.
+#[track_caller]
+fn ask(lab: &Lab, request: &Value) -> Value {
+    let (script, sw) = (lab.path("wire.py"), lab.path("sw"));
+    let asked = lab.command("python3", [&script, "ask", &sw, &request.to_string()]);
+    let answer = asked.ok();
+    serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{error}: {answer}"))
+}
+
+/// Makes changes, which must be possible.
+#[track_caller]
+fn change(lab: &Lab, changes: &Value) {
+    let answer = ask(lab, &json!({ "change": changes }));
+    assert_eq!(answer["error"], Value::Null, "{changes}");
+}
+
+fn untagged(port: u32, vlan: u16) -> Value {
+    json!({ "port": [port, { "untagged": vlan }] })
+}
+
+/// A port with the VLANs 10 and 20, both tagged.
+fn trunk(port: u32) -> [Value; 3] {
+    [
+        json!({ "untagged": null }),
+        json!({ "add-tagged": 10 }),
+        json!({ "add-tagged": 20 }),
+    ]
+    .map(|change| json!({ "port": [port, change] }))
+}
+
+/// What the switch says of its ports with clients, by number.
+#[track_caller]
+fn ports(lab: &Lab) -> Vec<Value> {
+    let request = json!({ "ports": { "from": 0, "selection": "used" } });
+    let answer = ask(lab, &request);
+    answer["ports"]["items"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default()
+}
+
+#[track_caller]
+fn port(lab: &Lab, number: u32) -> Value {
+    let all = ports(lab);
+    let found = all.iter().find(|port| port["number"] == number);
+    found.unwrap_or_else(|| panic!("no port {number}")).clone()
+}
+
+fn is_on_panel(lab: &Lab, number: u32) -> bool {
+    let is = |port: &Value| port["number"] == number && port["is_on_panel"] == true;
+    ports(lab).iter().any(is)
+}
+
+/// A namespace of ours at a port.
+fn member<'lab>(lab: &'lab Lab, options: &[&str], keys: &str, number: u8) -> Session<'lab> {
+    let vnl = lab.vnl("vde", &format!("sw[{keys}]"));
+    let vdens = lab.vdens(options).args([vnl.as_str(), "sh"]);
+    let session = vdens.session();
+    session.address("vde0", &format!("10.0.0.{number}/24"));
+    session
+}
+
+/// What a port is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Access(u16),
+    Trunk,
+}
+
+impl Role {
+    /// What others with this role see of what a sender with another broadcasts, with its tag.
+    fn sees(self, sender: Role, name: &str) -> Vec<String> {
+        let vlans: &[(u16, u16)] = match sender {
+            Role::Access(10) => &[(0, 10)],
+            Role::Access(_) => &[(0, 20)],
+            Role::Trunk => &[(10, 10), (20, 20)],
+        };
+        let seen = vlans.iter().filter_map(|(text, vlan)| match self {
+            Role::Access(own) if own == *vlan => Some(format!("{name}/{text} 0")),
+            Role::Access(_) => None,
+            Role::Trunk => Some(format!("{name}/{text} {vlan}")),
+        });
+        seen.collect()
+    }
+}
+
+/// Starts to note the frames that a member sees, in a file of this name.
+fn sniff(lab: &Lab, session: &Session<'_>, name: &str) {
+    let (script, log) = (lab.path("wire.py"), lab.write(name, ""));
+    session.ok(&format!("python3 {script} vde0 sniff >{log} 2>&1 &"));
+    wait_until("the sniffer", PATIENCE, || {
+        seen(lab, name).contains("ready")
+    });
+}
+
+fn seen(lab: &Lab, name: &str) -> BTreeSet<String> {
+    let text = fs::read_to_string(lab.path(name)).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+fn send(lab: &Lab, session: &Session<'_>, name: &str) {
+    session.ok(&format!("python3 {} vde0 send {name}", lab.path("wire.py")));
+}
+
+/// Each kind of member in each role sends frames without a tag and with each tag, and everybody
+/// notes what arrives.
+#[test]
+fn every_member_reaches_whom_it_should_and_nobody_else() {
+    need!("vdens", "python3");
+    let lab = Lab::new();
+    let _switch = switch(&lab, "[vlans=10,20]");
+    let roles = [Role::Access(10), Role::Access(20), Role::Trunk];
+    let kinds = ["panel", "user-space", "debian"];
+    let mut members = Vec::new();
+    for (index, (kind, role)) in kinds
+        .iter()
+        .flat_map(|kind| roles.map(|role| (*kind, role)))
+        .enumerate()
+    {
+        let number = index as u32 + 1;
+        match role {
+            Role::Access(vlan) => change(&lab, &json!([untagged(number, vlan)])),
+            Role::Trunk => change(&lab, &json!(trunk(number))),
+        }
+        let vnl = lab.vnl("vde", &format!("sw[{number}]"));
+        let command = match kind {
+            "panel" => lab.vdens([vnl.as_str(), "sh"]),
+            "user-space" => lab.vdens(["--no-panel", &vnl, "sh"]),
+            _ => lab.debian("vdens", [vnl.as_str(), "sh"]),
+        };
+        let session = command.session();
+        session.ok("ip link set vde0 up");
+        let name = format!("{kind}-{role:?}").replace(['(', ')'], "-");
+        sniff(&lab, &session, &name);
+        members.push((name, role, session));
+    }
+    for (number, on_panel) in [(1, true), (2, true), (3, false), (4, false)] {
+        wait_until("the way of the frames", PATIENCE, || {
+            is_on_panel(&lab, number) == on_panel
+        });
+    }
+    // When the frames of the last round have arrived, those of earlier ones have, too.
+    for round in 0..3 {
+        for (name, _, session) in &members {
+            send(&lab, session, &format!("{round}-{name}"));
+        }
+    }
+    for (receiver, role, _) in &members {
+        let others = || members.iter().filter(|(sender, ..)| sender != receiver);
+        let expected = |rounds: std::ops::Range<u32>| -> BTreeSet<String> {
+            let of = |round: u32, (name, sender, _): &(String, Role, Session<'_>)| {
+                role.sees(*sender, &format!("{round}-{name}"))
+            };
+            let all = rounds.flat_map(|round| others().flat_map(move |other| of(round, other)));
+            all.collect()
+        };
+        let last = expected(2..3);
+        let is_there = becomes_true(PATIENCE, || last.is_subset(&seen(&lab, receiver)));
+        let mut got = seen(&lab, receiver);
+        got.remove("ready");
+        assert!(is_there, "{receiver} misses frames: {got:?}");
+        // A bridge on the panel knows no tags: what has one stays in the sender's VLAN.
+        let is_within = |frame: &String| {
+            let of_panel = |vlan| format!("panel-Access-{vlan}-");
+            [10, 20]
+                .iter()
+                .any(|vlan| frame.contains(&of_panel(vlan)) && receiver.contains(&of_panel(vlan)))
+        };
+        got.retain(|frame| !is_within(frame));
+        assert_eq!(got, expected(0..3), "{receiver}");
+    }
+    drop(members);
+    lab.expect("sw");
+}
+
+/// TCP with all offloads between ports that have the VLAN's frames with a tag and without one.
+#[test]
+fn files_between_access_ports_and_trunks() {
+    need!("socat", "python3");
+    let lab = Lab::new();
+    let _switch = switch(&lab, "[vlans=10]");
+    let changes = [
+        untagged(1, 10),
+        untagged(2, 10),
+        json!({ "port": [3, { "add-tagged": 10 }] }),
+    ];
+    change(&lab, &json!(changes));
+    let panel = member(&lab, &[], "1", 1);
+    let user_space = member(&lab, &["--no-panel"], "2", 2);
+    let vnl = format!("vlan://10{{{}}}", lab.vnl("vde", "sw[3]"));
+    let tagged = lab.vdens([&vnl, "sh"]).session();
+    tagged.address("vde0", "10.0.0.3/24");
+    for (from, to, address) in [
+        (&panel, &user_space, "10.0.0.2"),
+        (&user_space, &tagged, "10.0.0.3"),
+        (&tagged, &panel, "10.0.0.1"),
+    ] {
+        from.ping(address);
+        from.send_file(to, address, 16);
+    }
+}
+
+#[test]
+fn a_client_chooses_a_vlan_that_is_offered() {
+    need!("vdens", "python3");
+    let lab = Lab::new();
+    let _switch = switch(&lab, "[vlans=10,20]");
+    let ours = member(&lab, &[], "vlan=10", 1);
+    let _user_space = member(&lab, &["--no-panel"], "vlan=10/port=7", 2);
+    let other = member(&lab, &[], "vlan=20", 3);
+    let none = member(&lab, &["--no-panel"], "", 4);
+    // Debian's names a group of ports, which has a socket of that name.
+    let debian = lab.debian("vdens", [&lab.vnl("vde", "sw[vlan10]"), "sh"]);
+    let debian = debian.session();
+    debian.address("vde0", "10.0.0.5/24");
+    for address in ["10.0.0.2", "10.0.0.5"] {
+        ours.ping(address);
+        for stranger in [&other, &none] {
+            let pinged = stranger.run(&format!("ping -c 1 -W 1 {address}"));
+            assert_ne!(pinged.0, 0, "{}", pinged.1);
+        }
+    }
+    assert_eq!(port(&lab, 7)["untagged"], 10);
+    let words = ["does not offer VLAN 30", "its owner offers"];
+    lab.vdens([&lab.vnl("vde", "sw[vlan=30]"), "true"])
+        .refused(&words);
+    let gone = lab.vnl("vde", "none[vlan=30]");
+    lab.vdens([&gone, "true"])
+        .refused(&["there is no switch directory"]);
+    if User::is_root() {
+        another_user_chooses(&lab);
+    }
+    // Who has chosen a VLAN that is offered no more loses the port.
+    change(&lab, &json!([{ "offer-vlan": [20, null] }]));
+    wait_until("the port is closed", PATIENCE, || {
+        !ports(&lab).iter().any(|port| port["untagged"] == 20)
+    });
+    drop(debian);
+    lab.expect("sw");
+}
+
+/// Another user may choose the VLAN that is open to all, and no other.
+fn another_user_chooses(lab: &Lab) {
+    let open = json!([{ "offer-vlan": [20, { "mode": 0o666 }] }]);
+    change(lab, &open);
+    lab.command("chmod", ["2711", &lab.path("sw")]).ok();
+    let stranger = User::other();
+    let choose = |vlan: u16| {
+        let vnl = lab.vnl("vde", &format!("sw[vlan={vlan}]"));
+        let plug = lab.vde_plug([vnl.as_str(), "null://"]);
+        plug.by(stranger.clone())
+    };
+    choose(10).refused(&["no permission to choose VLAN 10"]);
+    let plug = choose(20).spawn();
+    wait_until("the stranger's port", PATIENCE, || {
+        let is_his = |port: &Value| port["uid"] == stranger.uid && port["untagged"] == 20;
+        assert!(plug.is_running(), "{}", plug.stderr());
+        ports(lab).iter().any(is_his)
+    });
+}
+
+#[test]
+fn a_virtual_machine_is_in_the_vlan_that_it_chooses() {
+    need!("guest", "qemu-system-x86_64", "python3");
+    let lab = Lab::new();
+    let _switch = switch(&lab, "[vlans=10,20]");
+    let (ten, twenty) = (
+        member(&lab, &[], "vlan=10", 1),
+        member(&lab, &[], "vlan=20", 2),
+    );
+    let guest = guest(&lab, &lab.vnl("vde", "sw[vlan10]"));
+    guest.address("eth0", "10.0.0.9/24");
+    ten.ping("10.0.0.9");
+    assert_ne!(twenty.run("ping -c 1 -W 1 10.0.0.9").0, 0);
+}
+
+#[test]
+fn ports_change_their_vlan_while_they_are_used() {
+    need!("python3");
+    let lab = Lab::new();
+    let _switch = switch(&lab, "[vlans=10,20]");
+    change(
+        &lab,
+        &json!([untagged(1, 10), untagged(2, 20), untagged(3, 20)]),
+    );
+    let mover = member(&lab, &[], "1", 1);
+    let others = [
+        member(&lab, &[], "2", 2),
+        member(&lab, &["--no-panel"], "3", 3),
+    ];
+    let reaches = |address: &str| mover.run(&format!("ping -c 1 -W 1 {address}")).0 == 0;
+    for address in ["10.0.0.2", "10.0.0.3"] {
+        assert!(!reaches(address), "{address}");
+    }
+    wait_until("all on the panel", PATIENCE, || {
+        is_on_panel(&lab, 1) && is_on_panel(&lab, 2)
+    });
+    // It comes again, and is on the other bridge.
+    change(&lab, &json!([untagged(1, 20)]));
+    mover.ping("10.0.0.2");
+    mover.ping("10.0.0.3");
+    wait_until("the panel", PATIENCE, || is_on_panel(&lab, 1));
+    // What the kernel cannot do for a port is done in user space, and the port goes back.
+    let lock = |mac: Value| json!([{ "port": [1, { "lock": mac }] }]);
+    change(&lab, &lock(json!("02:00:00:00:00:01")));
+    wait_until("user space", PATIENCE, || {
+        ports(&lab)
+            .iter()
+            .any(|port| port["number"] == 1 && port["is_on_panel"] == false)
+    });
+    wait_until("a locked port", PATIENCE, || {
+        !reaches("10.0.0.2") && port(&lab, 1)["dropped"]["locked"].as_u64() > Some(0)
+    });
+    change(&lab, &lock(Value::Null));
+    mover.ping("10.0.0.3");
+    wait_until("the panel again", PATIENCE, || is_on_panel(&lab, 1));
+    mover.ping("10.0.0.2");
+    // No VLANs any more.
+    let back = [untagged(1, 0), untagged(2, 0), untagged(3, 0)];
+    change(&lab, &json!(back));
+    change(&lab, &json!([{ "remove-vlan": 10 }, { "remove-vlan": 20 }]));
+    mover.ping("10.0.0.2");
+    mover.ping("10.0.0.3");
+    drop(others);
+}
+
+#[test]
+fn a_full_table_of_stations_lets_nothing_through() {
+    need!("python3");
+    let lab = Lab::new();
+    let _switch = switch(&lab, "[vlans=10,20]");
+    change(
+        &lab,
+        &json!([
+            untagged(1, 10),
+            untagged(2, 10),
+            untagged(3, 20),
+            untagged(4, 20)
+        ]),
+    );
+    let flooder = member(&lab, &["--no-panel"], "1", 1);
+    let same = member(&lab, &["--no-panel"], "2", 2);
+    let others = [
+        member(&lab, &[], "3", 3),
+        member(&lab, &["--no-panel"], "4", 4),
+    ];
+    for (number, other) in others.iter().enumerate() {
+        sniff(&lab, other, &format!("other{number}"));
+    }
+    sniff(&lab, &same, "same");
+    let script = lab.path("wire.py");
+    wait_until("the table is full", 3 * PATIENCE, || {
+        flooder.ok(&format!("python3 {script} vde0 fill"));
+        ask(&lab, &json!("show"))["switch"]["stations"].as_u64() >= Some(CAPACITY)
+    });
+    for round in 0..3 {
+        send(&lab, &flooder, &format!("{round}"));
+    }
+    wait_until("the last frame", PATIENCE, || {
+        seen(&lab, "same").contains("2/0 0")
+    });
+    // And within the other VLAN all is as it was.
+    others[0].ping("10.0.0.4");
+    for number in 0..2 {
+        assert_eq!(
+            seen(&lab, &format!("other{number}")),
+            ["ready".to_owned()].into()
+        );
+    }
+}
+
+#[test]
+fn what_a_port_sends_and_gets_is_seen_at_its_mirror() {
+    need!("tcpdump", "python3");
+    let lab = Lab::new();
+    let _switch = switch(&lab, "");
+    let (a, b) = (member(&lab, &[], "1", 1), member(&lab, &[], "2", 2));
+    let watcher = member(&lab, &[], "3", 3);
+    a.ping("10.0.0.2");
+    watcher.ping("10.0.0.1");
+    change(&lab, &json!([{ "port": [1, { "mirror": 3 }] }]));
+    wait_until("user space", PATIENCE, || {
+        let served = ports(&lab);
+        let is_served = |port: &&Value| port["is_on_panel"] == false;
+        served.iter().filter(is_served).count() == 2 && served.len() == 3
+    });
+    a.ping("10.0.0.2");
+    let dump = lab.write("dump", "");
+    watcher.ok(&format!("tcpdump -i vde0 -n -U icmp >{dump} 2>&1 &"));
+    wait_until("both directions", PATIENCE, || {
+        a.ping("10.0.0.2");
+        let text = fs::read_to_string(&dump).unwrap();
+        text.contains("10.0.0.1 > 10.0.0.2: ICMP echo request")
+            && text.contains("10.0.0.2 > 10.0.0.1: ICMP echo reply")
+    });
+    drop(b);
+}
+
+#[test]
+fn a_static_station_is_where_its_owner_says() {
+    need!("python3");
+    let lab = Lab::new();
+    let _switch = switch(&lab, "");
+    let (a, b) = (
+        member(&lab, &[], "1", 1),
+        member(&lab, &["--no-panel"], "2", 2),
+    );
+    a.ping("10.0.0.2");
+    let shown = b.ok("ip -br link show vde0");
+    let mac = shown.split_whitespace().nth(2).unwrap().to_owned();
+    let station = json!({ "vlan": 0, "mac": mac, "port": 7 });
+    change(&lab, &json!([{ "add-station": station }]));
+    // It is behind a port without a client, so nothing reaches it, whatever it sends.
+    wait_until("a wrong place", PATIENCE, || {
+        a.run("ping -c 1 -W 1 10.0.0.2").0 != 0
+    });
+    let search =
+        json!({ "stations": { "from": [0, "00:00:00:00:00:00"], "mac": mac, "vlan": null } });
+    let found = ask(&lab, &search)["stations"]["items"].clone();
+    assert_eq!(
+        found,
+        json!([{ "vlan": 0, "mac": mac, "port": 7, "age": null }])
+    );
+    change(
+        &lab,
+        &json!([{ "remove-station": { "vlan": 0, "mac": mac } }]),
+    );
+    a.ping("10.0.0.2");
+}
+
+/// The frames of a VLAN are counted when they enter, and once for each port that they leave by.
+#[test]
+fn each_vlan_counts_its_frames() {
+    need!("python3");
+    let lab = Lab::new();
+    let _switch = switch(&lab, "[vlans=10,20]");
+    change(
+        &lab,
+        &json!([untagged(1, 10), untagged(2, 10), untagged(3, 20)]),
+    );
+    let a = member(&lab, &["--no-panel"], "1", 1);
+    let _b = member(&lab, &["--no-panel"], "2", 2);
+    let _c = member(&lab, &["--no-panel"], "3", 3);
+    a.ping("10.0.0.2");
+    let vlan = |number: u16| {
+        let answer = ask(&lab, &json!({ "vlans": { "from": number } }));
+        answer["vlans"]["items"][0].clone()
+    };
+    change(&lab, &json!([{ "reset-counters": null }]));
+    a.ok("ping -c 5 -i 0.2 10.0.0.2");
+    let ten = vlan(10);
+    assert_eq!(
+        (&ten["vlan"], &ten["untagged"]),
+        (&json!(10), &json!([1, 2]))
+    );
+    let count = |name: &str| ten["traffic"][name].as_u64().unwrap();
+    assert!(
+        count("in_frames") >= 10 && count("out_frames") >= 10,
+        "{ten}"
+    );
+    assert!(count("in_bytes") >= 10 * 98, "{ten}");
+    assert_eq!(vlan(20)["traffic"]["out_frames"], 0);
+}
