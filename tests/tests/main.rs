@@ -74,6 +74,7 @@ mod stopped_peers;
 mod switch;
 mod switch_console;
 mod switch_limits;
+mod switch_rstp;
 mod switch_stations;
 mod switch_storm;
 mod switch_takeover;

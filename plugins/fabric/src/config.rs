@@ -25,6 +25,8 @@ const KEYS: Keys = Keys::new(&[
     "vlan",
     "trunk",
     "storm",
+    "stp",
+    "priority",
     "mac",
 ]);
 
@@ -53,6 +55,10 @@ pub(crate) struct Config {
     pub(crate) user_ports: usize,
     /// The frames that each port may flood in a second.
     pub(crate) storm: StormLimit,
+    /// Whether the switch takes part in a spanning tree.
+    pub(crate) stp: bool,
+    /// Its priority there.
+    pub(crate) priority: Option<u16>,
     /// What all queues together may take, in bytes.
     pub(crate) memory: usize,
     /// VLANs that clients can choose.
@@ -102,6 +108,14 @@ impl Config {
                     StormLimit::Frames(frames.unwrap_or(DEFAULT_STORM))
                 }
             },
+            stp: match spec.get("stp") {
+                None | Some("off") => false,
+                Some("" | "on") => true,
+                Some(other) => {
+                    return Err(Error::usage(format!("stp is on or off, not '{other}'")));
+                }
+            },
+            priority: spec.number("priority")?,
             memory: usize::try_from(memory << 20).unwrap_or(usize::MAX),
             vlans: vlans(&spec, "vlans")?,
             untagged: spec.get("vlan").map(|_| vlan(&spec, "vlan")).transpose()?,
@@ -214,6 +228,9 @@ mod tests {
         assert_eq!(got.storm, StormLimit::Frames(20_000));
         assert_eq!(config("/sw[storm=off]").unwrap().storm, StormLimit::Off);
         assert_eq!(config("/sw[storm=5]").unwrap().storm, StormLimit::Frames(5));
+        let got = config("/sw[stp/priority=4096]").unwrap();
+        assert_eq!((got.stp, got.priority), (true, Some(4096)));
+        assert!(!config("/sw[stp=off]").unwrap().stp);
         for bad in [
             "vlans=",
             "vlans=0",
@@ -224,6 +241,8 @@ mod tests {
             "vlan=+1",
             "trunk=x",
             "storm=0",
+            "stp=maybe",
+            "priority=65536",
             "storm=on",
             "mode=8",
             "expiretime=0",

@@ -23,6 +23,7 @@
 //! - `memory`: the memory of all queues, and each port's share of it;
 //! - `frame`: the source and destination of a frame;
 //! - `forwarding`: from one port's batch of frames to the other ports, with one system call each;
+//! - `tree`: the spanning tree, and what it says of the ports;
 //! - `storm`: how many frames a port may flood;
 //! - `status`: what a user may want to know;
 //! - `settings`: what is set of the switch and its ports;
@@ -62,6 +63,7 @@ mod storm;
 mod switch;
 #[cfg(test)]
 mod tests;
+mod tree;
 mod vlan;
 
 use vdens_plugin_kit::{Capabilities, Link, OpenRequest, Result};
