@@ -48,24 +48,20 @@ impl<'lab> Term<'lab> {
     /// What comes up to the next prompt.
     #[track_caller]
     fn reply(&mut self) -> String {
-        let mut end = None;
+        let find = || self.proc.stdout()[self.read..].find(PROMPT);
         wait_until("the console prompts", stretched(PATIENCE), || {
-            let new = &self.proc.stdout()[self.read..];
-            end = new.find(PROMPT);
-            end.is_some()
+            find().is_some()
         });
-        let all = self.proc.stdout();
-        let end = self.read + end.unwrap();
-        let reply = all[self.read..end].to_owned();
+        let end = self.read + find().unwrap_or_default();
+        let reply = self.proc.stdout()[self.read..end].to_owned();
         self.read = end + PROMPT.len();
         reply
     }
 
     #[track_caller]
     fn ask(&mut self, line: &str) -> String {
-        self.input
-            .write_all(format!("{line}\n").as_bytes())
-            .unwrap();
+        let sent = self.input.write_all(format!("{line}\n").as_bytes());
+        assert!(sent.is_ok(), "{line}: {sent:?}");
         self.reply()
     }
 }
@@ -392,7 +388,8 @@ fn the_sequence_of_nixos_test_driver() {
 /// What a console says, up to and with its `count`-th prompt.
 #[track_caller]
 fn hear(console: &mut UnixStream, count: usize) -> String {
-    console.set_read_timeout(Some(stretched(PATIENCE))).unwrap();
+    let limited = console.set_read_timeout(Some(stretched(PATIENCE)));
+    assert!(limited.is_ok(), "{limited:?}");
     let mut heard = String::new();
     let mut bytes = [0; 4096];
     while heard.matches(PROMPT).count() < count {
@@ -404,7 +401,8 @@ fn hear(console: &mut UnixStream, count: usize) -> String {
 }
 
 fn connect(lab: &Lab, socket: &str) -> UnixStream {
-    UnixStream::connect(lab.path(socket)).unwrap()
+    let path = lab.path(socket);
+    UnixStream::connect(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 #[test]

@@ -322,7 +322,7 @@ mod tests {
         };
         let name = |is_user, id| format!("{}{id}", if is_user { "u" } else { "g" });
         assert_eq!(
-            ports(&[port.clone()], &name),
+            ports(std::slice::from_ref(&port), &name),
             "Port 0005 untagged_vlan=0010 ACTIVE - Unnamed Allocatable\n \
              Current User: u7 Access Control: (User: u0 - Group: NONE)\n \
              IN:  pkts          0          bytes                    0\n \
@@ -377,7 +377,7 @@ mod tests {
         let text = " -- Port 0001 tagged=1 active=1 status=Discarding\n \
              -- Port 0002 tagged=0 active=1 status=Forwarding\n";
         assert_eq!(
-            vlans(&[vlan.clone()], &ports[..2], &tree),
+            vlans(std::slice::from_ref(&vlan), &ports[..2], &tree),
             format!("VLAN 0005\n{text}")
         );
         let idle = " -- Port 0007 tagged=0 active=0 status=Learning\n";
