@@ -159,8 +159,8 @@ impl<S: Station, P: Copy + PartialEq> Fdb<S, P> {
         self.next_sweep
     }
 
-    /// The stations that are known, with their places and the time since they were heard from, which
-    /// is zero for those that are pinned.
+    /// The stations that are known, with their places and the time since they were heard from,
+    /// which is zero for those that are pinned.
     pub fn stations(&self, now: Instant) -> impl Iterator<Item = (S, P, Duration)> {
         let fresh = self.stations.iter();
         let fresh = fresh.filter(move |(_, entry)| entry.is_fresh(self.expiry, now));

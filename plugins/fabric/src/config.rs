@@ -7,7 +7,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, User};
 use vdens_plugin_kit::vnl::{Keys, Spec, group_id};
 use vdens_plugin_kit::{Error, OpenOptions, Result};
-use vdens_switch_control::{MAX_VLAN, StormLimit};
+use vdens_switch_control::{MAX_VLAN, Mac, NoMac, StormLimit};
 
 use crate::Kind;
 
@@ -25,6 +25,9 @@ const KEYS: Keys = Keys::new(&[
     "vlan",
     "trunk",
     "storm",
+    "stp",
+    "priority",
+    "mac",
 ]);
 
 const DEFAULT_MODE: u32 = 0o600;
@@ -52,6 +55,10 @@ pub(crate) struct Config {
     pub(crate) user_ports: usize,
     /// The frames that each port may flood in a second.
     pub(crate) storm: StormLimit,
+    /// Whether the switch takes part in a spanning tree.
+    pub(crate) stp: bool,
+    /// Its priority there.
+    pub(crate) priority: Option<u16>,
     /// What all queues together may take, in bytes.
     pub(crate) memory: usize,
     /// VLANs that clients can choose.
@@ -60,6 +67,8 @@ pub(crate) struct Config {
     pub(crate) untagged: Option<u16>,
     /// The VLANs whose frames are tagged on the own side.
     pub(crate) trunk: BTreeSet<u16>,
+    /// The switch's address, if it is not to be any.
+    pub(crate) mac: Option<Mac>,
 }
 
 impl Config {
@@ -99,10 +108,19 @@ impl Config {
                     StormLimit::Frames(frames.unwrap_or(DEFAULT_STORM))
                 }
             },
+            stp: match spec.get("stp") {
+                None | Some("off") => false,
+                Some("" | "on") => true,
+                Some(other) => {
+                    return Err(Error::usage(format!("stp is on or off, not '{other}'")));
+                }
+            },
+            priority: spec.number("priority")?,
             memory: usize::try_from(memory << 20).unwrap_or(usize::MAX),
             vlans: vlans(&spec, "vlans")?,
             untagged: spec.get("vlan").map(|_| vlan(&spec, "vlan")).transpose()?,
             trunk: vlans(&spec, "trunk")?,
+            mac: spec.get("mac").map(address).transpose()?,
         })
     }
 }
@@ -112,6 +130,18 @@ fn searchable(mode: u32) -> u32 {
     let group = if mode & 0o060 != 0 { 0o010 } else { 0 };
     let others = if mode & 0o006 != 0 { 0o001 } else { 0 };
     0o2700 | group | others
+}
+
+/// The address of a station: not of a group.
+fn address(text: &str) -> Result<Mac> {
+    let wrong = |why: &str| Error::usage(format!("mac={text}: {why}"));
+    let mac: Mac = text
+        .parse()
+        .map_err(|error: NoMac| wrong(&error.to_string()))?;
+    match mac.0[0] & 1 {
+        0 => Ok(mac),
+        _ => Err(wrong("it is the address of a group")),
+    }
 }
 
 fn positive(spec: &Spec, key: &str) -> Result<Option<u64>> {
@@ -188,6 +218,8 @@ mod tests {
         assert_eq!(got.expiry, 5);
         let got = config("/sw[mode=660/dirmode=2770]").unwrap();
         assert_eq!(got.directory_mode.bits(), 0o2770);
+        let got = config("/sw[mac=2:0:0:0:0:7]").unwrap();
+        assert_eq!(got.mac, Some(Mac([2, 0, 0, 0, 0, 7])));
         let got = config("/sw[userports=1/memory=2]").unwrap();
         assert_eq!((got.user_ports, got.memory), (1, 2 << 20));
         let got = config("/sw[vlans=10,20-22/vlan=5/trunk=10,30]").unwrap();
@@ -196,6 +228,9 @@ mod tests {
         assert_eq!(got.storm, StormLimit::Frames(20_000));
         assert_eq!(config("/sw[storm=off]").unwrap().storm, StormLimit::Off);
         assert_eq!(config("/sw[storm=5]").unwrap().storm, StormLimit::Frames(5));
+        let got = config("/sw[stp/priority=4096]").unwrap();
+        assert_eq!((got.stp, got.priority), (true, Some(4096)));
+        assert!(!config("/sw[stp=off]").unwrap().stp);
         for bad in [
             "vlans=",
             "vlans=0",
@@ -206,6 +241,8 @@ mod tests {
             "vlan=+1",
             "trunk=x",
             "storm=0",
+            "stp=maybe",
+            "priority=65536",
             "storm=on",
             "mode=8",
             "expiretime=0",
@@ -218,6 +255,8 @@ mod tests {
             "memory=0",
             "memory=64M",
             "port=3",
+            "mac=2:0:0:0:0",
+            "mac=01:00:00:00:00:01",
         ] {
             assert!(config(&format!("/sw[{bad}]")).is_err(), "{bad}");
         }

@@ -26,6 +26,7 @@ use std::time::Instant;
 use vdens_plugin_kit::fdb::{Fdb, Station as _};
 use vdens_plugin_kit::offload::{Changed, Progress};
 use vdens_plugin_kit::{Bridge, Offloads, RxBatch, TxBatch};
+use vdens_rstp::PortState;
 use vdens_switch_control::{Kind, LOCAL_PORT, Traffic};
 
 use crate::frame::Station;
@@ -35,6 +36,7 @@ use crate::port::{Counters, LOCAL, Port, PortId, Refused, Rules, Selection};
 use crate::ports::Ports;
 use crate::settings::Settings;
 use crate::storm::Meter;
+use crate::tree::Tree;
 use crate::vlan::{Form, Reformed, Wanted, have_form};
 
 /// The host's side of the link.
@@ -44,12 +46,21 @@ pub(crate) struct Local {
     pub(crate) counters: Counters,
     /// What it floods.
     meter: Meter,
+    /// What it does with frames, as the spanning tree says.
+    state: PortState,
     /// The VLAN on whose bridge the host's interface is.
     pub(crate) plugged: Option<u16>,
     /// Whether the host takes super-frames with all offloads.
     pub(crate) takes_super_frames: bool,
     /// Frames of the batch that came in that are for the host.
     wanted: Wanted,
+}
+
+impl Local {
+    /// Whether frames pass to the host here.
+    fn takes_frames(&self) -> bool {
+        self.plugged.is_none() && self.state == PortState::Forwarding
+    }
 }
 
 /// A bridge on the panel, whose tap is a port.
@@ -69,6 +80,8 @@ pub(crate) struct Fabric {
     pub(crate) memory: Memory,
     pub(crate) fdb: Fdb<Station, PortId>,
     pub(crate) local: Local,
+    /// The spanning tree, if the switch takes part in one.
+    pub(crate) tree: Option<Tree>,
     /// The bridges on the panel, by VLAN.
     pub(crate) bridges: BTreeMap<u16, PanelBridge>,
     /// Frames of each VLAN, as far as there are VLANs.
@@ -164,11 +177,13 @@ impl Fabric {
                 rules: Rules::access(0),
                 counters: Counters::default(),
                 meter: Meter::new(settings.storm_limit(LOCAL_PORT)),
+                state: PortState::Forwarding,
                 plugged: None,
                 takes_super_frames: false,
                 wanted: Wanted::default(),
             },
             settings,
+            tree: None,
             ports: Ports::default(),
             memory,
             fdb,
@@ -198,6 +213,10 @@ impl Fabric {
         now: Instant,
     ) -> Refused {
         let has_vlans = self.has_vlans();
+        if let Some(tree) = &mut self.tree {
+            tree.hear(source, batch);
+        }
+        self.ingress.state = self.tree.as_ref().map(|_| self.state(source));
         match (source, self.ports.get(source), source.bridged_vlan()) {
             (LOCAL, ..) => self.ingress.fill(batch, &self.local.rules, has_vlans),
             (_, Some(port), _) => self.ingress.fill(batch, &port.rules, has_vlans),
@@ -280,6 +299,9 @@ impl Fabric {
                 traffic.count_in(length.into_iter());
             }
             fdb.learn(addresses.source, source, now);
+            if ingress.state == Some(PortState::Learning) {
+                continue;
+            }
             match fdb.lookup(addresses.destination, now) {
                 Some(port) if port == source => {}
                 Some(LOCAL) => {
@@ -315,7 +337,7 @@ impl Fabric {
                 }
             }
         }
-        if source == LOCAL || local.plugged.is_some() {
+        if source == LOCAL || !local.takes_frames() {
             local.wanted = Wanted::default();
         }
         if source.bridged_vlan().is_some() {
@@ -324,6 +346,24 @@ impl Fabric {
         }
         *self.meter(source) = meter;
         bridged
+    }
+
+    /// What a port does with frames. On the panel there is none that does not forward.
+    fn state(&self, id: PortId) -> PortState {
+        let port = self.ports.get(id);
+        match id {
+            LOCAL => self.local.state,
+            _ => port.map_or(PortState::Forwarding, |port| port.state),
+        }
+    }
+
+    /// Changes what a port does with frames.
+    pub(crate) fn set_state(&mut self, id: PortId, state: PortState) {
+        if id == LOCAL {
+            self.local.state = state;
+        } else if let Some(port) = self.ports.get_mut(id) {
+            port.state = state;
+        }
     }
 
     /// Adds the frames of mirrored ports to those of the ports that get copies.
@@ -346,7 +386,7 @@ impl Fabric {
         for (number, wanted) in copies {
             for form in Form::ALL {
                 let frames = wanted.of(form);
-                if number == LOCAL_PORT && source != LOCAL && self.local.plugged.is_none() {
+                if number == LOCAL_PORT && source != LOCAL && self.local.takes_frames() {
                     self.local.wanted.add(form, frames);
                 } else if let Some((id, port)) = self.ports.of_number(number)
                     && id != source
@@ -585,6 +625,9 @@ fn want(chosen: &mut Vec<PortId>, id: PortId, port: &mut Port, vlan: u16, frames
 
 /// Notes that a port is to have frames in a form.
 fn want_as(chosen: &mut Vec<PortId>, id: PortId, port: &mut Port, form: Form, frames: Selection) {
+    if port.state != PortState::Forwarding {
+        return;
+    }
     if port.wanted.is_empty() && !frames.is_empty() {
         chosen.push(id);
     }

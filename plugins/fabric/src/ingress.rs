@@ -3,14 +3,17 @@
 //! A frame does not enter if its header is invalid, if it would be cut into longer pieces than
 //! legacy clients take, or into so many that one client could keep the switch from serving others.
 //! Nor does it if the port is not in its VLAN, or locked to another address. Messages between ends
-//! of ours do not enter either, so no client can send one in the switch's name.
+//! of ours do not enter either, so no client can send one in the switch's name. Where there is a
+//! spanning tree, BPDUs do not enter, nor do any frames by a port that discards.
 
 use vdens_plugin_kit::offload::examine;
 use vdens_plugin_kit::wire::hello::is_message;
 use vdens_plugin_kit::{BATCH_FRAMES, Frame, MAX_LEGACY_FRAME, TxBatch};
+use vdens_rstp::PortState;
 
 use crate::frame::{Addresses, tag_of};
 use crate::port::{Refused, Rules, Selection};
+use crate::tree::is_for_bridges;
 use crate::vlan::{Form, Wanted};
 
 /// The most segments that a frame is cut into: enough for 64 KiB and any sensible segment size.
@@ -25,6 +28,8 @@ pub(crate) struct Ingress {
     pub(crate) forms: Wanted,
     /// The VLAN of each; 0 for all while the switch has no VLANs.
     pub(crate) vlans: [u16; BATCH_FRAMES],
+    /// What the port does with frames, if there is a spanning tree.
+    pub(crate) state: Option<PortState>,
     /// Those with offloads left to be done.
     pub(crate) unfinished: Selection,
     /// Those that do not enter.
@@ -37,6 +42,7 @@ impl Default for Ingress {
             entered: Vec::with_capacity(BATCH_FRAMES),
             forms: Wanted::default(),
             vlans: [0; BATCH_FRAMES],
+            state: None,
             unfinished: Selection::default(),
             refused: Refused::default(),
         }
@@ -61,6 +67,11 @@ impl Ingress {
                 continue;
             };
             if is_message(frame.bytes()) {
+                continue;
+            }
+            if self.state == Some(PortState::Discarding)
+                || self.state.is_some() && is_for_bridges(frame.bytes())
+            {
                 continue;
             }
             let source = addresses.source.mac();

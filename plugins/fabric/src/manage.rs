@@ -12,7 +12,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use vdens_plugin_kit::control::ControlSocket;
 use vdens_switch_control::{
     Answer, Change, Failure, General, Kind, LOCAL_PORT, Mac, PAGE, Page, PortReport, PortSelection,
-    Request, StationReport, StpReport, Traffic, VlanReport,
+    Request, StationReport, Traffic, VlanReport,
 };
 
 use crate::control::Peer;
@@ -56,7 +56,7 @@ impl Switch {
                 };
                 answer.stations = Some(stations(&self.fabric, from, is_wanted, now));
             }
-            Request::Stp => answer.stp = Some(StpReport::default()),
+            Request::Stp => answer.stp = Some(self.stp_report(now)),
             Request::Events { from } => answer.events = Some(self.events.page(from)),
             Request::Change(changes) => match self.change(&changes, now) {
                 Ok(created) => answer.created = created,
@@ -132,6 +132,7 @@ impl Switch {
             self.drop_bridges("the switch remembers stations differently now");
         }
         self.close_excluded(before);
+        self.adapt_tree(before, now);
         self.rearrange();
     }
 

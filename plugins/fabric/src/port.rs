@@ -19,6 +19,7 @@ use vdens_plugin_kit::{
     BATCH_FRAMES, FarEnd, Frame, Offloads, TxBatch, VNET_HEADER_LEN, send_datagrams,
 };
 
+use vdens_rstp::PortState;
 use vdens_switch_control::{MAX_VLAN, Mac, StormLimit, Traffic};
 
 use crate::directory::DirectorySocket;
@@ -220,6 +221,10 @@ pub(crate) struct Port {
     /// The data socket's place in the directory; removed with the port.
     _entry: DirectorySocket,
     pub(crate) queue: Queue,
+    /// A frame of the switch's own that goes before those in the queue.
+    first: Option<Vec<u8>>,
+    /// What it does with frames, as the spanning tree says.
+    pub(crate) state: PortState,
     /// What the client is and takes. No frames pass here once its interface is on the bridge.
     pub(crate) far_end: FarEnd,
     pub(crate) rules: Rules,
@@ -260,6 +265,8 @@ impl Port {
             data,
             _entry: entry,
             queue: Queue::new(user),
+            first: None,
+            state: PortState::Forwarding,
             far_end,
             rules: Rules::access(0),
             chosen: None,
@@ -329,8 +336,34 @@ impl Port {
         taken
     }
 
+    /// Sends a frame of the switch's own before all that wait. Of those that wait themselves, the
+    /// last remains.
+    pub(crate) fn send_first(&mut self, frame: Frame<'_>) {
+        if self.closing.is_none() {
+            self.send_datagram_first(self.datagram(frame).concat());
+        }
+    }
+
+    fn send_datagram_first(&mut self, datagram: Vec<u8>) {
+        match send_datagrams(&self.data, [[&[], &datagram[..]]].into_iter()) {
+            Ok(0) => self.first = Some(datagram),
+            Ok(_) => {
+                self.first = None;
+                let length = frame_length(&datagram);
+                self.counters.traffic.count_out(std::iter::once(length));
+            }
+            Err(e) => self.failed(&e, 1),
+        }
+    }
+
     /// Sends the queued frames, as far as there is room.
     pub(crate) fn flush(&mut self, memory: &mut Memory) {
+        if let Some(datagram) = self.first.take() {
+            self.send_datagram_first(datagram);
+            if self.first.is_some() {
+                return;
+            }
+        }
         while !self.queue.is_empty() {
             let offered = self.queue.len().min(BATCH_FRAMES);
             let datagrams = self.queue.datagrams().map(|datagram| [&[], datagram]);
@@ -361,7 +394,7 @@ impl Port {
 
     /// Whether frames wait for room.
     pub(crate) fn is_congested(&self) -> bool {
-        !self.queue.is_empty() && self.closing.is_none()
+        (!self.queue.is_empty() || self.first.is_some()) && self.closing.is_none()
     }
 
     /// Reads the control stream. Only its end has a meaning.

@@ -131,10 +131,11 @@ impl Fabric {
     }
 
     /// The VLAN on whose bridge on the panel a port may be, with these settings of its own; `None`
-    /// if its frames have to pass through the switch. On a bridge no frame has a tag for us, and no
-    /// frame is checked or copied.
+    /// if its frames have to pass through the switch. On a bridge no frame has a tag for us, no frame
+    /// is checked or copied, and there is no spanning tree.
     pub(crate) fn panel_vlan(&self, number: u32, set: &PortSettings) -> Option<u16> {
-        let is_simple = set.tagged.is_empty()
+        let is_simple = !self.settings.has_stp
+            && set.tagged.is_empty()
             && set.lock.is_none()
             && set.mirror.is_none()
             && set.storm.is_none();

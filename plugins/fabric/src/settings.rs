@@ -111,6 +111,9 @@ impl Settings {
         let untagged = config.untagged.map(|vlan| PortChange::Untagged(Some(vlan)));
         let tagged = config.trunk.iter().copied().map(PortChange::AddTagged);
         changes.extend(untagged.into_iter().chain(tagged).map(port));
+        changes.push(Change::Stp(StpChange::Enabled(config.stp)));
+        let priority = config.priority.map(StpChange::Priority);
+        changes.extend(priority.map(Change::Stp));
         let settings = Self::new(config.kind, config.expiry, config.storm).changed(&changes);
         settings.map_err(|failure| Error::usage(failure.message))
     }

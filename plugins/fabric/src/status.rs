@@ -39,13 +39,15 @@ pub(crate) fn of(fabric: &Fabric, now: Instant) -> Status {
     let refused = fabric.fdb.refused();
     let refused = (refused > 0).then_some(("frames of stations not learned", refused));
     let extra = refused.map(|(name, count)| (name.to_owned(), count.to_string()));
+    let tree = fabric.tree.as_ref();
+    let tree = tree.map(|tree| ("spanning tree".to_owned(), tree.summary(fabric)));
     let panel = fabric
         .has_vlans()
         .then(|| ("VLANs on the panel".to_owned(), ON_PANEL.to_owned()));
     Status {
         switch: Some(SwitchStatus { ports, fdb }),
         max_mtu: Some(MAX_LEGACY_MTU),
-        extra: extra.into_iter().chain(panel).collect(),
+        extra: extra.into_iter().chain(panel).chain(tree).collect(),
         ..Status::default()
     }
 }

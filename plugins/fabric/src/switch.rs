@@ -42,6 +42,7 @@ use crate::port::{LOCAL, Offer, Port, PortId};
 use crate::settings::{PortSettings, Settings};
 use crate::status;
 use crate::storm::CALM;
+use crate::tree::Tree;
 
 /// The most stations that are known.
 pub(crate) const CAPACITY: usize = 131_072;
@@ -177,6 +178,8 @@ pub(crate) struct Switch {
     pub(crate) mac: Mac,
     /// Whether the host uses the link: only then can its interface be plugged.
     pub(crate) is_used: bool,
+    /// Whether the other end of the host's link has carrier.
+    pub(crate) has_host_carrier: bool,
     /// Whether the host's port is to be on the panel.
     pub(crate) wants_plug: bool,
     pub(crate) epoll: Epoll,
@@ -206,13 +209,15 @@ impl Switch {
         let doors = Doors::open(&directory, &epoll, &settings)?;
         let requests = listen_for_requests(&epoll);
         log::info!("{} running in {}", config.kind, directory.path().display());
-        Ok(Self {
+        let now = Instant::now();
+        let mut switch = Self {
             host,
             requests,
             events: Events::default(),
-            started: Instant::now(),
-            mac: own_address(),
+            started: now,
+            mac: config.mac.unwrap_or_else(own_address),
             is_used: false,
+            has_host_carrier: true,
             wants_plug: false,
             storm: None,
             epoll,
@@ -230,11 +235,15 @@ impl Switch {
             spare: File::open("/dev/null").ok(),
             paused: None,
             warnings: ClientWarnings {
-                window: Instant::now(),
+                window: now,
                 count: 0,
             },
             directory,
-        })
+        };
+        if switch.fabric.settings.has_stp {
+            switch.start_tree(now);
+        }
+        Ok(switch)
     }
 
     /// Asks epoll for events, unless some of the last ones are left.
@@ -301,6 +310,7 @@ impl Switch {
         let lengths = frames.frames().map(|frame| frame.bytes().len());
         port.counters.traffic.count_in(lengths);
         let refused = self.fabric.forward(id, &frames, Some(host), now);
+        self.follow_tree();
         let Some(port) = self.fabric.ports.get_mut(id) else {
             return;
         };
@@ -423,6 +433,7 @@ impl Switch {
             port.close("it cannot be watched");
             return Err(Refusal::System("watch the port", errno));
         }
+        self.join_tree(id, number);
         Ok(())
     }
 
@@ -521,6 +532,7 @@ impl Switch {
 
     fn tick(&mut self, now: Instant) {
         self.timer.acknowledge();
+        self.tick_tree(now);
         if self.fabric.fdb.next_sweep().is_some_and(|due| due <= now) {
             self.fabric.fdb.sweep(now);
         }
@@ -556,6 +568,9 @@ impl Switch {
                 fabric.fdb.forget(id);
             }
             fabric.pin_stations(port.number);
+            if let Some(tree) = &mut fabric.tree {
+                tree.remove(id);
+            }
             events.push("port/-", format!("port {}: {}", port.number, port.client));
             log::debug!(
                 "port {} closed, {}: {} ({:?})",
@@ -565,11 +580,13 @@ impl Switch {
                 port.counters
             );
         }
+        self.follow_tree();
         let deadlines = [
             self.fabric.fdb.next_sweep(),
             self.applicants.next_deadline(),
             self.paused,
             self.storm,
+            self.fabric.tree.as_ref().map(Tree::next_deadline),
         ];
         self.timer
             .arm(deadlines.into_iter().flatten().min())
@@ -631,7 +648,7 @@ pub(crate) fn admits(port: &PortSettings, peer: Peer) -> bool {
 }
 
 /// Makes epoll watch for room in a port's socket while frames wait for it, and only then.
-fn watch_for_room(epoll: &Epoll, id: PortId, port: &mut Port) {
+pub(crate) fn watch_for_room(epoll: &Epoll, id: PortId, port: &mut Port) {
     let is_wanted = port.is_congested();
     if is_wanted == port.is_watched_for_room {
         return;
@@ -667,6 +684,9 @@ impl Link for Switch {
 
     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
         let now = Instant::now();
+        if let Some(tree) = &mut self.fabric.tree {
+            tree.give(batch);
+        }
         self.poll()?;
         while batch.is_empty()
             && let Some(event) = self.ready.pop_front()
@@ -681,6 +701,7 @@ impl Link for Switch {
         let lengths = batch.frames().map(|frame| frame.bytes().len());
         self.fabric.local.counters.traffic.count_in(lengths);
         let refused = self.fabric.forward(LOCAL, batch, None, now);
+        self.follow_tree();
         self.fabric.local.counters.refused.add(refused);
         batch.count_dropped(refused.count());
         if refused.storm > 0 {
@@ -692,6 +713,7 @@ impl Link for Switch {
 
     fn other_side(&mut self, state: State) {
         self.fabric.local.takes_super_frames = state.offloads.contains(Offloads::ALL);
+        self.set_host_carrier(state.carrier);
         let is_first = !std::mem::replace(&mut self.is_used, true);
         let is_interface = !self.host.port().interface.is_empty();
         self.wants_plug = is_interface || state.plugged;

@@ -3,6 +3,7 @@
 mod managing;
 mod mixtures;
 mod storms;
+mod tree;
 mod vlans;
 
 use std::io::{Read, Write};

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use crate::roles::{PortState, Role};
 use crate::settings::{PortSettings, Settings};
-use crate::{Action, Bpdu, Bridge, BridgeId, Cause, PortId, Received, Time, Times, Vector};
+use crate::{
+    Action, Bpdu, Bridge, BridgeId, Cause, PortId, Received, RstFlags, RstRole, Time, Times, Vector,
+};
 use net::{Net, mac};
 
 const MS: Duration = Duration::from_millis(1);
@@ -487,6 +489,72 @@ fn random_networks_become_trees() {
         }
     }
     assert!(slow * 20 < all, "{slow} of {all}");
+}
+
+/// The root becomes a worse one. Then the agreement of a neighbour further on counts no more, and
+/// the port to it discards before this bridge agrees.
+#[test]
+fn a_bridge_agrees_when_its_ports_are_in_sync() {
+    let mut net = Net::new(2);
+    net.join(0, 1, &trunk());
+    net.add(0, 3, &trunk());
+    let sender = BridgeId::new(0x1000, mac(98));
+    let times = Times {
+        message_age: Time(0),
+        max_age: Time::from_secs(20),
+        hello: Time::from_secs(2),
+        forward_delay: Time::from_secs(15),
+    };
+    let proposal = |root| Bpdu::Rst {
+        flags: RstFlags {
+            topology_change: false,
+            proposal: true,
+            role: RstRole::Designated,
+            learning: false,
+            forwarding: false,
+            agreement: false,
+        },
+        vector: Vector {
+            root: BridgeId::new(root, mac(99)),
+            cost: 20_000,
+            bridge: sender,
+            port: PortId::new(128, 1),
+        },
+        times,
+    };
+    net.hear((0, 3), &proposal(0));
+    net.run(S);
+    assert_eq!(net.state((0, 0)), PortState::Forwarding);
+    sent(&mut net, 0, 3);
+    net.hear((0, 3), &proposal(0x1000));
+    assert_eq!(net.state((0, 0)), PortState::Discarding);
+    let agrees = |bpdu: &Bpdu| matches!(bpdu, Bpdu::Rst { flags, .. } if flags.agreement);
+    assert!(sent(&mut net, 0, 3).iter().any(agrees));
+    // The neighbour further on agrees with that, too.
+    net.run(10 * MS);
+    assert_eq!(net.state((0, 0)), PortState::Forwarding);
+}
+
+/// A handshake lets no port forward before those behind it are in sync. So networks that are joined
+/// never have a loop, not even for a millisecond.
+#[test]
+fn links_that_come_up_never_make_a_loop() {
+    for seed in 0..100 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut net = Net::new(8);
+        for _ in 0..16 {
+            let (a, b) = (random.usize(..8), random.usize(..8));
+            if a != b {
+                net.join(a, b, &trunk());
+            }
+            for _ in 0..random.usize(..40) {
+                net.run(MS);
+                assert!(!net.has_loop(), "seed {seed} at {:?}", net.now);
+            }
+        }
+        net.run(30 * S);
+        net.check_tree().unwrap();
+    }
 }
 
 #[test]

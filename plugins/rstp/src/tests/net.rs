@@ -175,6 +175,12 @@ impl Net {
         }
     }
 
+    /// Whether the wires that forward, with both ends, make a loop.
+    pub(super) fn has_loop(&self) -> bool {
+        self.check_tree()
+            .is_err_and(|why| why.starts_with("a loop"))
+    }
+
     /// Whether the wires that forward are a tree on each set of bridges that are joined.
     pub(super) fn check_tree(&self) -> Result<(), String> {
         let mut joined: Vec<usize> = (0..self.bridges.len()).collect();

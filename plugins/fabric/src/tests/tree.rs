@@ -1,0 +1,158 @@
+//! The spanning tree.
+
+use vdens_rstp::{Bpdu, RstRole};
+use vdens_switch_control::{Change, PortChange, Request, StpChange, StpReport, StpState};
+
+use super::*;
+
+/// The BPDUs among frames, and the other frames.
+fn sort(frames: Vec<Vec<u8>>) -> (Vec<Bpdu>, Vec<Vec<u8>>) {
+    let is_one = |frame: &Vec<u8>| Bpdu::decode(frame).is_ok();
+    let (bpdus, others) = frames.into_iter().partition::<Vec<_>, _>(is_one);
+    let bpdus = bpdus.iter().filter_map(|frame| Bpdu::decode(frame).ok());
+    (bpdus.collect(), others)
+}
+
+impl Client {
+    /// All that has come.
+    fn received(&self) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| self.recv()).collect()
+    }
+}
+
+impl Bench {
+    fn stp(&mut self) -> StpReport {
+        self.request(Request::Stp).stp.unwrap()
+    }
+
+    fn states(&mut self) -> Vec<(u32, StpState)> {
+        let ports = self.stp().ports;
+        ports.iter().map(|port| (port.port, port.state)).collect()
+    }
+
+    /// Carries frames between clients of two switches until they have nothing more to say.
+    fn cable(&mut self, other: &mut Bench, ends: &mut [(Client, Client)]) -> usize {
+        let mut carried = 0;
+        for _ in 0..50 {
+            for (mine, theirs) in &mut *ends {
+                for frame in mine.received() {
+                    theirs.send(&frame);
+                    carried += 1;
+                }
+                for frame in theirs.received() {
+                    mine.send(&frame);
+                    carried += 1;
+                }
+            }
+            self.run();
+            other.run();
+        }
+        carried
+    }
+}
+
+#[test]
+fn bpdus_end_at_a_switch_with_a_tree_and_pass_one_without() {
+    let mut bench = Bench::new("");
+    let (one, two) = (bench.plug(), bench.plug());
+    let bpdu = Bpdu::Tcn.encode([2; 6]);
+    one.send(&bpdu);
+    bench.run();
+    assert_eq!(two.received(), [bpdu.to_vec()]);
+    assert_eq!(bench.host.drain(..).len(), 1);
+    assert_eq!(bench.change(&[Change::Stp(StpChange::Enabled(true))]), 0);
+    bench.run();
+    let (bpdus, others) = sort(two.received());
+    assert!(others.is_empty() && !bpdus.is_empty());
+    one.send(&bpdu);
+    bench.run();
+    let is_tcn = |frames: Vec<Vec<u8>>| frames.contains(&bpdu.to_vec());
+    assert!(!is_tcn(two.received()) && !is_tcn(bench.host.clone()));
+    // Those for the host wait for the timer.
+    while bench.host.is_empty() {
+        thread::sleep(Duration::from_millis(1));
+        bench.run();
+    }
+    let (bpdus, _) = sort(std::mem::take(&mut bench.host));
+    let is_designated =
+        |bpdu: &Bpdu| matches!(bpdu, Bpdu::Rst { flags, .. } if flags.role == RstRole::Designated);
+    assert!(bpdus.iter().all(is_designated) && !bpdus.is_empty());
+    let forwarding = [0, 1, 2].map(|port| (port, StpState::Forwarding));
+    assert_eq!(bench.states(), forwarding);
+    // Data passes: these are edge ports, all but the one that had a BPDU.
+    two.send(&frame(BROADCAST, 2, 60));
+    bench.run();
+    assert!(sort(one.received()).1.contains(&frame(BROADCAST, 2, 60)));
+    assert_eq!(bench.change(&[Change::Stp(StpChange::Enabled(false))]), 0);
+    one.send(&bpdu);
+    bench.run();
+    assert!(is_tcn(two.received()));
+}
+
+#[test]
+fn a_loop_of_two_switches_is_cut() {
+    let mut root = Bench::new("[stp/priority=4096]");
+    let mut other = Bench::new("[stp]");
+    let mut ends = [(root.plug(), other.plug()), (root.plug(), other.plug())];
+    root.cable(&mut other, &mut ends);
+    let report = other.stp();
+    assert_eq!(report.root.0, 4096);
+    assert_eq!((report.root_port, report.root_cost), (Some(1), 20_000));
+    let forwards = [(0, StpState::Forwarding), (1, StpState::Forwarding)];
+    assert_eq!(other.states()[..2], forwards);
+    assert_eq!(other.states()[2], (2, StpState::Discarding));
+    assert!(!report.ports[1].edge && report.ports[0].edge);
+
+    // A frame comes once, and does not circulate.
+    root.send(&frame(BROADCAST, 9, 60));
+    let carried = root.cable(&mut other, &mut ends);
+    assert_eq!(sort(std::mem::take(&mut other.host)).1.len(), 1);
+    assert!(carried < 100, "{carried}");
+
+    // The cable that is in use goes, and the other takes over at once.
+    drop(std::mem::replace(&mut ends[0], (root.plug(), other.plug())));
+    root.cable(&mut other, &mut ends);
+    root.send(&frame(BROADCAST, 9, 60));
+    root.cable(&mut other, &mut ends);
+    assert_eq!(sort(std::mem::take(&mut other.host)).1.len(), 1);
+    assert!(other.stp().root_port.is_some());
+}
+
+#[test]
+fn settings_of_ports_reach_the_tree() {
+    let mut bench = Bench::new("[stp]");
+    let _client = bench.plug();
+    let changes = [
+        Change::Port(1, PortChange::Cost(77)),
+        Change::Port(1, PortChange::Edge(false)),
+        Change::Port(0, PortChange::Cost(5)),
+        Change::Stp(StpChange::Priority(0)),
+    ];
+    assert_eq!(bench.change(&changes), 0);
+    let report = bench.stp();
+    assert_eq!((report.ports[0].cost, report.ports[1].cost), (5, 77));
+    assert!(report.ports[0].edge && !report.ports[1].edge);
+    assert_eq!(report.ports[1].state, StpState::Discarding);
+    assert_eq!((report.bridge.0, report.root.0), (0, 0));
+}
+
+#[test]
+fn an_idle_client_gets_bpdus_before_what_waits() {
+    let mut bench = Bench::new("[stp/storm=off]");
+    let client = bench.plug();
+    client.received();
+    // More than its socket takes.
+    for _ in 0..600 {
+        bench.send(&frame(BROADCAST, 9, 1000));
+    }
+    bench.run();
+    assert_eq!(bench.change(&[Change::Stp(StpChange::Priority(0))]), 0);
+    let mut all = Vec::new();
+    for _ in 0..600 {
+        all.extend(client.received());
+        bench.run();
+    }
+    let at = all.iter().position(|frame| Bpdu::decode(frame).is_ok());
+    assert!(at.is_some_and(|at| at < 500), "{at:?} of {}", all.len());
+    assert_eq!(all.len(), 601);
+}
