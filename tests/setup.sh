@@ -6,10 +6,10 @@ set -euo pipefail
 cd "$(dirname "$0")"
 [ "$(id -u)" = 0 ] || { echo "tests/setup.sh: needs root" >&2; exit 1; }
 
-# Foreign peers (vdens, vdeplug, vde-switch, qemu), C plugins of libvdeplug, and tools that the
+# Foreign peers (vdens, vdeplug, vde-switch, vde2, qemu), C plugins of libvdeplug, and tools that the
 # tests drive them with.
 packages="gcc g++ libc6-dev iproute2 iputils-ping ethtool util-linux procps passwd tmux socat tcpdump tshark iperf3 iptables nftables python3
-          vdens vdeplug vde-switch vde-wirefilter qemu-system-x86 cpio gzip busybox-static bubblewrap curl dnsmasq-base libcap2-bin
+          vdens vdeplug vde-switch vde-wirefilter vde2 qemu-system-x86 cpio gzip busybox-static bubblewrap curl dnsmasq-base libcap2-bin
           uidmap keepalived abigail-tools binutils frr nginx podman crun traceroute iputils-tracepath
           wget openssh-client openssh-server bind9-dnsutils git isc-dhcp-client
           libvdeplug2 libvdeplug-slirp libvdeplug-agno libvdeplug-vlan passt slirp4netns mininet bridge-utils

@@ -6,9 +6,14 @@ use std::path::Path;
 
 use vdens_impairment::Keys;
 use vdens_plugin_kit::vnl::Vnl;
+use vdens_switch_control::{Answer, Request};
 
 use crate::lab::file;
 use crate::lab::model::{Attachment, End, Lab};
+use crate::switch::client::Ask;
+use crate::switch::console::command::{self, Command};
+use crate::switch::console::{Console, Outcome, Watched};
+use crate::switch::session::{Input, Line};
 
 /// What a network says to `--auto`: DHCP, router advertisements, DHCPv6.
 ///
@@ -32,6 +37,75 @@ pub fn auto(message: &[u8]) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// A switch that always gives the same answer.
+struct Parrot(Answer);
+
+impl Ask for Parrot {
+    fn ask(&self, _: &Request) -> crate::error::Result<Answer> {
+        Ok(self.0.clone())
+    }
+}
+
+/// What a client of the console says, in pieces of so many bytes, and what the switch answers to
+/// all of it.
+///
+/// # Errors
+/// A property that does not hold: the pieces make a difference, or a reply has not the form that
+/// scripts know.
+pub fn console(said: &[u8], piece: usize, answer: &[u8]) -> Result<(), String> {
+    let lines = |pieces: &mut dyn Iterator<Item = &[u8]>| {
+        let mut input = Input::default();
+        let mut lines = Vec::new();
+        for piece in pieces {
+            input.push(piece);
+            lines.extend(std::iter::from_fn(|| input.next()));
+        }
+        lines
+    };
+    let whole = lines(&mut [said].into_iter());
+    let in_pieces = lines(&mut said.chunks(piece.max(1)));
+    if whole != in_pieces {
+        return Err(format!("{whole:?} and {in_pieces:?} are the same bytes"));
+    }
+    let switch = Parrot(serde_json::from_slice(answer).unwrap_or_default());
+    let (console, mut watched) = (Console::default(), Watched::default());
+    for line in whole {
+        let Line::Text(line) = line else {
+            continue;
+        };
+        // The files of this machine are not part of the input.
+        let command = command::parse(&line);
+        if let command::Line::Command {
+            command: Command::Load(_),
+            ..
+        } = command
+        {
+            continue;
+        }
+        if let Outcome::Reply(reply) = console.execute(&line, &mut watched, &switch) {
+            reply_is_right(&reply).map_err(|why| format!("{line:?}: {why}: {reply:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn reply_is_right(reply: &str) -> Result<(), &'static str> {
+    let mut lines: Vec<&str> = reply.lines().collect();
+    let status = lines.pop().unwrap_or_default();
+    let is_code = status.len() > 5 && status.starts_with('1') && status.as_bytes()[4] == b' ';
+    if !is_code || !reply.ends_with('\n') {
+        return Err("it does not end with a code");
+    }
+    if reply.contains(|c: char| c.is_control() && c != '\n') {
+        return Err("a terminal would execute it");
+    }
+    match lines[..] {
+        [] => Ok(()),
+        ["0000 DATA END WITH '.'", ref data @ .., "."] if !data.contains(&".") => Ok(()),
+        _ => Err("its data have no end, or two"),
+    }
 }
 
 /// A lab file. `file` is what messages call it.

@@ -6,7 +6,8 @@
 //! transport through [`plugins`] and moves frames between it and the interface. `vde_plug` moves
 //! them between two open transports ([`plug`]). Where both ends of a link are the user's own, the
 //! kernel forwards the frames ([`panel`]). `vdectl` shows running processes and checks the machine
-//! ([`tools`]), and lists, checks and starts plugins ([`plugins`]). A process that has links is
+//! ([`tools`]), and lists, checks and starts plugins ([`plugins`]). `vde_switch` is a plug with a
+//! switch at one end, and has a console ([`switch`]). A process that has links is
 //! confined to what these need ([`sandbox`]).
 //!
 //! The supervisor forks before any plugin is loaded, so a plugin's code never runs in it, and
@@ -39,6 +40,7 @@ pub mod plug;
 pub mod plugins;
 pub(crate) mod sandbox;
 pub mod session;
+pub mod switch;
 pub mod sys;
 pub mod tap;
 pub mod tools;

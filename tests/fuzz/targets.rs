@@ -9,6 +9,7 @@
 //! No input may take longer than [`LONGEST`] of processor time, and no target may use more than
 //! [`GROWTH`] of memory. [`Watched`] measures both.
 
+mod console;
 mod control;
 mod hello;
 mod lab;
@@ -41,7 +42,7 @@ const GROWTH: usize = 32 << 20;
 pub(crate) const LONGEST_INPUT: usize = 128 * 1024;
 
 /// All targets: the name, which is also that of the corpus's directory, and a constructor.
-pub(crate) const TARGETS: [(&str, Make); 21] = [
+pub(crate) const TARGETS: [(&str, Make); 22] = [
     ("auto", || Box::new(nat::Auto)),
     ("bpdu", || Box::new(rstp::Bpdus)),
     ("bridge", || Box::new(rstp::Bridges)),
@@ -61,6 +62,7 @@ pub(crate) const TARGETS: [(&str, Make); 21] = [
     ("reply", || Box::new(control::Replies)),
     ("request", || Box::new(control::Requests)),
     ("settings", || Box::new(settings::Settings)),
+    ("switch-console", || Box::new(console::Consoles)),
     ("vdestream", || {
         Box::new(stream::Stream::<Vdestream>::default())
     }),

@@ -27,7 +27,7 @@ use tempfile::TempDir;
 use crate::{Cmd, Netns, PATIENCE, Tmux, User, becomes_true, stretched, wait_until};
 
 /// The programs of this repository.
-pub const PROGRAMS: [&str; 4] = ["vdens", "vde_plug", "vdens-tap", "vdectl"];
+pub const PROGRAMS: [&str; 5] = ["vdens", "vde_plug", "vde_switch", "vdens-tap", "vdectl"];
 
 /// The program that a plugin starts, and the library for VDE's programs.
 const HELPERS: [&str; 2] = ["vdens-nat", "libvdeplug.so"];

@@ -151,7 +151,7 @@ impl<'lab> Cmd<'lab> {
         let line = output.stderr.trim_end_matches('\n');
         let own_status = match line.split_once(": ") {
             Some(("vdens" | "vdectl" | "vdens-tap" | "vdens-nat", _)) => output.code() == Some(125),
-            Some(("vde_plug", _)) => output.code().is_some_and(|code| code != 0),
+            Some(("vde_plug" | "vde_switch", _)) => output.code().is_some_and(|code| code != 0),
             _ => false,
         };
         let names_it = words.iter().all(|word| line.contains(word));

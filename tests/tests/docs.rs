@@ -510,11 +510,13 @@ fn the_command_reference_is_what_help_says() {
     for words in [
         "vdens",
         "vde_plug",
+        "vde_switch",
         "vdens-tap",
         "vdectl",
         "vdectl plugin",
         "vdectl lab",
         "vdectl link",
+        "vdectl switch",
         "vdectl capture",
     ] {
         let (program, subcommand) = words.split_once(' ').unwrap_or((words, "--help"));
@@ -815,7 +817,8 @@ fn command_lines_within_a_sentence_are_ones_that_the_programs_know() {
             .join("\n");
         for line in quoted(&prose) {
             let mut words = line.split_whitespace().peekable();
-            let Some(program @ ("vdens" | "vde_plug" | "vdens-tap" | "vdectl")) = words.next()
+            let Some(program @ ("vdens" | "vde_plug" | "vde_switch" | "vdens-tap" | "vdectl")) =
+                words.next()
             else {
                 continue;
             };

@@ -72,6 +72,7 @@ mod special_frames;
 mod status;
 mod stopped_peers;
 mod switch;
+mod switch_console;
 mod switch_limits;
 mod switch_rstp;
 mod switch_stations;

@@ -111,7 +111,7 @@ fn the_pages_are_all_there() {
         .map(|one| one.replace('-', " "))
         .collect();
     let sections: Vec<_> = sections.iter().map(String::as_str).collect();
-    for program in ["vdens", "vde_plug", "vdens-tap", "vdectl"] {
+    for program in ["vdens", "vde_plug", "vde_switch", "vdens-tap", "vdectl"] {
         let text = has(&format!("man1/{program}.1"), &sections);
         assert!(text.contains("2001-09-09"), "{text}");
     }

@@ -22,7 +22,7 @@ const DOCUMENTS: &[(&str, &str, &str, &str)] = &[
         "configuration.md",
         "vdens.toml",
         "5",
-        "configuration of vdens, vde_plug, vdens-tap and vdectl",
+        "configuration of vdens, vde_plug, vde_switch, vdens-tap and vdectl",
     ),
     (
         "lab-file.md",
@@ -42,6 +42,12 @@ const DOCUMENTS: &[(&str, &str, &str, &str)] = &[
         "vdens-machines",
         "7",
         "virtual machines on virtual Ethernet",
+    ),
+    (
+        "switch.md",
+        "vdens-switch",
+        "7",
+        "the console of a switch, and what else changes it",
     ),
     (
         "panel.md",
@@ -90,7 +96,7 @@ const PARTS: &[(&str, &str)] = &[
 ];
 
 /// The programs, each of which has a part of the command reference.
-const PROGRAMS: [&str; 4] = ["vdens", "vde_plug", "vdens-tap", "vdectl"];
+const PROGRAMS: [&str; 5] = ["vdens", "vde_plug", "vde_switch", "vdens-tap", "vdectl"];
 
 /// A part of the command reference that is the page of a command.
 const DOCTOR: (&str, &str) = ("### The doctor", "vdectl-doctor");
@@ -106,6 +112,10 @@ const SEE_ALSO: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     ("vde_plug", &[("vdens-vnl", "7"), ("vdens.toml", "5")]),
+    (
+        "vde_switch",
+        &[("vdens-switch", "7"), ("vdens-vnl-switch", "7")],
+    ),
     (
         "vdens-tap",
         &[

@@ -4,7 +4,9 @@ use std::process::exit;
 
 use vdens::cli::config::Config;
 use vdens::cli::vdectl::lab::LabTask;
-use vdens::cli::vdectl::{CaptureOptions, ForwardTask, LinkTask, PluginTask, Task, Vdectl};
+use vdens::cli::vdectl::{
+    CaptureOptions, ForwardTask, LinkTask, PluginTask, SwitchTask, Task, Vdectl,
+};
 use vdens::cli::{self, Common};
 use vdens::error::{EXIT_FAILURE, Result};
 use vdens::lab::commands::change::{self, Lifetime};
@@ -79,6 +81,12 @@ fn run(Vdectl { task, common }: &Vdectl) -> Result<i32> {
         },
         Task::Lab { task } => return lab(task, common, &config),
         Task::Link { task } => change_link(task)?,
+        Task::Switch { task } => match task {
+            SwitchTask::Show { json, switch, what } => {
+                vdens::tools::switch::show(switch.as_deref(), *what, *json)?
+            }
+            SwitchTask::Set { switch, words } => vdens::tools::switch::set(switch, words)?,
+        },
         Task::Capture(options) => start_capture(options, common)?,
         Task::Plugin { task } => match task {
             PluginTask::List { json } => list::run(&path, *json)?,

@@ -1,4 +1,4 @@
-//! The command lines of `vdens`, `vde_plug`, `vdens-tap` and `vdectl`.
+//! The command lines of `vdens`, `vde_plug`, `vde_switch`, `vdens-tap` and `vdectl`.
 //!
 //! These tables are the only place that defines options: the parser, `--help` and docs/commands.md
 //! come from them. The words after the first VNL belong to the user's command, and are not parsed.
@@ -8,6 +8,7 @@ pub mod config;
 pub(crate) mod mistakes;
 pub mod plan;
 pub(crate) mod values;
+pub mod vde_switch;
 pub mod vdectl;
 pub(crate) mod version;
 pub(crate) mod vnls;
@@ -24,6 +25,7 @@ use crate::cli::complete::candidates::vnls;
 use crate::cli::config::{Config, Libvdeplug};
 use crate::cli::mistakes::{is_command, misplaced, suggestion};
 use crate::cli::values::{Cidr, MacAddress, Mtu, Numbered, numbered, octal, seconds, wait};
+use crate::cli::vde_switch::VdeSwitch;
 use crate::cli::vdectl::Vdectl;
 use crate::error::{Error, Result};
 use crate::logging;
@@ -428,10 +430,11 @@ fn check_command(command: &[OsString]) -> Result<()> {
 }
 
 /// The command lines of all programs.
-pub fn commands() -> [clap::Command; 4] {
+pub fn commands() -> [clap::Command; 5] {
     [
         Vdens::command(),
         VdePlug::command(),
+        VdeSwitch::command(),
         VdensTap::command(),
         Vdectl::command(),
     ]

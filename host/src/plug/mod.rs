@@ -18,7 +18,7 @@
 
 mod carried;
 pub mod login;
-mod pidfile;
+pub(crate) mod pidfile;
 mod program;
 
 use std::convert::Infallible;
@@ -116,7 +116,7 @@ fn run_between(cli: &VdePlug, config: &Config, program: Option<&Program>) -> Res
         cli,
         plugins,
         panel: cli.links.uses_panel(config),
-        is_listed: true,
+        listed_as: Some("vde_plug"),
         near,
         far,
     };
@@ -144,11 +144,33 @@ pub(crate) fn run_stdio(vnl: String, end: EndOptions, plugins: InstalledPlugins)
         cli: &cli,
         plugins,
         panel: false,
-        is_listed: false,
+        listed_as: None,
         near: vnl,
         far: Far::Stdio,
     };
     plug.run(|| Ok(()))
+}
+
+/// Runs a plug between two VNLs, which are opened as they are given, for another program.
+///
+/// # Errors
+/// As for [`run`].
+pub(crate) fn run_for(
+    program: &'static str,
+    (cli, plugins): (&VdePlug, InstalledPlugins),
+    panel: bool,
+    [near, far]: [String; 2],
+    ready: impl FnOnce() -> Result<()>,
+) -> Result<i32> {
+    let plug = Plug {
+        cli,
+        plugins,
+        panel,
+        listed_as: Some(program),
+        near,
+        far: Far::Vnl(far),
+    };
+    plug.run(ready)
 }
 
 /// The VNL, if the arguments name no second end.
@@ -192,8 +214,8 @@ struct Plug<'a> {
     plugins: InstalledPlugins,
     /// Whether the kernel may carry frames.
     panel: bool,
-    /// Whether `vdectl status` lists the plug.
-    is_listed: bool,
+    /// The program as which `vdectl status` lists the plug, if it does.
+    listed_as: Option<&'static str>,
     near: String,
     far: Far<'a>,
 }
@@ -254,8 +276,8 @@ impl Plug<'_> {
         // A signal ends the plug, even if an end could not be opened meanwhile.
         control.handle_ends()?;
         let [(near, mut near_link), (far, mut far_link)] = opened?;
-        if self.is_listed {
-            control.serve_status(&near, &far)?;
+        if let Some(program) = self.listed_as {
+            control.serve_status(program, &near, &far)?;
         }
         let _pidfile = pidfile.map(PidFile::write).transpose()?;
         let log = self.cli.log;
@@ -388,7 +410,7 @@ impl Plug<'_> {
         if let Far::Vnl(vnl) = &self.far {
             links.push((far, vnl));
         }
-        let base = self.is_listed.then(runtime::base);
+        let base = self.listed_as.map(|_| runtime::base());
         let pidfile = self.cli.pidfile.as_deref();
         let pidfile = pidfile.and_then(|path| std::path::absolute(path).ok());
         let above = |path: Option<PathBuf>| path.and_then(|path| Some(path.parent()?.to_owned()));
@@ -451,7 +473,7 @@ struct PlugControl<'a> {
     service: Option<Service>,
     program: Option<&'a Program>,
     sandbox: Sandbox,
-    status: Option<(Server, Sides<PlugEnd>)>,
+    status: Option<(Server, &'static str, Sides<PlugEnd>)>,
     started: SystemTime,
 }
 
@@ -483,14 +505,14 @@ impl<'a> PlugControl<'a> {
         added.map_err(system("wait for signals"))
     }
 
-    /// Has `vdectl status` list this process.
-    fn serve_status(&mut self, near: &PlugEnd, far: &PlugEnd) -> Result<()> {
+    /// Has `vdectl status` list this process, as this program.
+    fn serve_status(&mut self, program: &'static str, near: &PlugEnd, far: &PlugEnd) -> Result<()> {
         let Some(server) = Server::start() else {
             return Ok(());
         };
         self.watch(&server)?;
         let (near, far) = (near.clone(), far.clone());
-        self.status = Some((server, Sides { near, far }));
+        self.status = Some((server, program, Sides { near, far }));
         Ok(())
     }
 
@@ -513,7 +535,7 @@ impl<'a> PlugControl<'a> {
 
     /// Answers status queries.
     fn handle_status(&mut self, report: &dyn Fn(Side) -> Report) {
-        let Some((server, ends)) = &mut self.status else {
+        let Some((server, name, ends)) = &mut self.status else {
             return;
         };
         let (program, sandbox) = (self.program, &self.sandbox);
@@ -534,7 +556,7 @@ impl<'a> PlugControl<'a> {
                 let links = Side::BOTH.map(|side| entry(&ends[side], report(side)));
                 let process = Process {
                     links: links.into(),
-                    ..this_process("vde_plug", &words, self.started, "")
+                    ..this_process(name, &words, self.started, "")
                 };
                 server.answer(&process);
             }

@@ -8,5 +8,6 @@ pub mod graph;
 pub mod link;
 pub mod sessions;
 pub mod status;
+pub mod switch;
 pub(crate) mod targets;
 pub mod top;

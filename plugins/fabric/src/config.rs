@@ -7,7 +7,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, User};
 use vdens_plugin_kit::vnl::{Keys, Spec, group_id};
 use vdens_plugin_kit::{Error, OpenOptions, Result};
-use vdens_switch_control::{MAX_VLAN, StormLimit};
+use vdens_switch_control::{MAX_VLAN, Mac, NoMac, StormLimit};
 
 use crate::Kind;
 
@@ -27,6 +27,7 @@ const KEYS: Keys = Keys::new(&[
     "storm",
     "stp",
     "priority",
+    "mac",
 ]);
 
 const DEFAULT_MODE: u32 = 0o600;
@@ -66,6 +67,8 @@ pub(crate) struct Config {
     pub(crate) untagged: Option<u16>,
     /// The VLANs whose frames are tagged on the own side.
     pub(crate) trunk: BTreeSet<u16>,
+    /// The switch's address, if it is not to be any.
+    pub(crate) mac: Option<Mac>,
 }
 
 impl Config {
@@ -117,6 +120,7 @@ impl Config {
             vlans: vlans(&spec, "vlans")?,
             untagged: spec.get("vlan").map(|_| vlan(&spec, "vlan")).transpose()?,
             trunk: vlans(&spec, "trunk")?,
+            mac: spec.get("mac").map(address).transpose()?,
         })
     }
 }
@@ -126,6 +130,18 @@ fn searchable(mode: u32) -> u32 {
     let group = if mode & 0o060 != 0 { 0o010 } else { 0 };
     let others = if mode & 0o006 != 0 { 0o001 } else { 0 };
     0o2700 | group | others
+}
+
+/// The address of a station: not of a group.
+fn address(text: &str) -> Result<Mac> {
+    let wrong = |why: &str| Error::usage(format!("mac={text}: {why}"));
+    let mac: Mac = text
+        .parse()
+        .map_err(|error: NoMac| wrong(&error.to_string()))?;
+    match mac.0[0] & 1 {
+        0 => Ok(mac),
+        _ => Err(wrong("it is the address of a group")),
+    }
 }
 
 fn positive(spec: &Spec, key: &str) -> Result<Option<u64>> {
@@ -202,6 +218,8 @@ mod tests {
         assert_eq!(got.expiry, 5);
         let got = config("/sw[mode=660/dirmode=2770]").unwrap();
         assert_eq!(got.directory_mode.bits(), 0o2770);
+        let got = config("/sw[mac=2:0:0:0:0:7]").unwrap();
+        assert_eq!(got.mac, Some(Mac([2, 0, 0, 0, 0, 7])));
         let got = config("/sw[userports=1/memory=2]").unwrap();
         assert_eq!((got.user_ports, got.memory), (1, 2 << 20));
         let got = config("/sw[vlans=10,20-22/vlan=5/trunk=10,30]").unwrap();
@@ -237,6 +255,8 @@ mod tests {
             "memory=0",
             "memory=64M",
             "port=3",
+            "mac=2:0:0:0:0",
+            "mac=01:00:00:00:00:01",
         ] {
             assert!(config(&format!("/sw[{bad}]")).is_err(), "{bad}");
         }

@@ -215,7 +215,7 @@ impl Switch {
             requests,
             events: Events::default(),
             started: now,
-            mac: own_address(),
+            mac: config.mac.unwrap_or_else(own_address),
             is_used: false,
             has_host_carrier: true,
             wants_plug: false,

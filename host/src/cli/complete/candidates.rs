@@ -13,8 +13,10 @@ use clap_complete::engine::{ArgValueCompleter, PathCompleter, ValueCompleter};
 use crate::cli::Common;
 use crate::cli::config::Config;
 use crate::ipc::status::{Process, Report};
+use crate::switch::words::KNOWN;
 use crate::sys::names::{self, Kind};
 use crate::tools::status::client::ask_again;
+use crate::tools::switch::directories;
 
 type Candidates = Vec<CompletionCandidate>;
 
@@ -85,6 +87,21 @@ pub(crate) fn links() -> ArgValueCompleter {
         let links = processes.flat_map(|process| links_of(&process));
         beginning(word, links)
     })
+}
+
+/// A switch, by its directory.
+pub(crate) fn running_switches() -> ArgValueCompleter {
+    ArgValueCompleter::new(|word: &OsStr| {
+        let running = directories().into_iter().map(CompletionCandidate::new);
+        let mut found = beginning(word, running);
+        found.extend(PathCompleter::dir().complete(word));
+        found
+    })
+}
+
+/// A word of a sentence that changes a switch.
+pub(crate) fn switch_words() -> ArgValueCompleter {
+    ArgValueCompleter::new(|word: &OsStr| beginning(word, KNOWN.map(CompletionCandidate::new)))
 }
 
 /// A key of netem:// with its `=`.

@@ -3,6 +3,7 @@
 mod capture;
 pub mod lab;
 mod link;
+mod switch;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use clap::{Parser, Subcommand};
 
 pub use capture::CaptureOptions;
 pub use link::LinkTask;
+pub use switch::{Part, SwitchTask};
 
 use self::lab::LabTask;
 use super::Common;
@@ -115,6 +117,14 @@ pub enum Task {
         /// What is to be done with links.
         #[command(subcommand)]
         task: LinkTask,
+    },
+
+    /// Show and change switches that run: ports, VLANs, stations, spanning tree
+    #[command(arg_required_else_help = false)]
+    Switch {
+        /// What is to be done with switches.
+        #[command(subcommand)]
+        task: SwitchTask,
     },
 
     /// Write the frames of interfaces to a file or a pipe, as pcapng

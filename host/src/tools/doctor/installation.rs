@@ -122,13 +122,13 @@ mod tests {
     #[track_caller]
     fn finds(dirs: &[&str], verdict: Verdict, words: &[&str]) -> Vec<Finding> {
         let top = tempfile::tempdir().unwrap();
-        for name in ["vdens", "vde_plug", "vdens-tap", "vdectl"] {
+        for name in ["vdens", "vde_plug", "vde_switch", "vdens-tap", "vdectl"] {
             program(&top.path().join("a"), name);
             program(&top.path().join("b"), name);
         }
         program(&top.path().join("vde"), "vdens");
         fs::create_dir(top.path().join("link")).unwrap();
-        for name in ["vdens", "vde_plug", "vdens-tap", "vdectl"] {
+        for name in ["vdens", "vde_plug", "vde_switch", "vdens-tap", "vdectl"] {
             let target = top.path().join("a").join(name);
             std::os::unix::fs::symlink(target, top.path().join("link").join(name)).unwrap();
         }
@@ -162,7 +162,7 @@ mod tests {
             Verdict::Note,
             &["/b/vdectl", "another installation"],
         );
-        assert_eq!(findings.len(), 4);
+        assert_eq!(findings.len(), 5);
         finds(
             &["a", "b"],
             Verdict::Note,
@@ -171,7 +171,7 @@ mod tests {
         let findings = finds(
             &["nowhere"],
             Verdict::Note,
-            &["vdens, vde_plug, vdens-tap, vdectl"],
+            &["vdens, vde_plug, vde_switch, vdens-tap, vdectl"],
         );
         assert_eq!(findings.len(), 1);
     }

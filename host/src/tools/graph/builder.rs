@@ -107,7 +107,7 @@ impl Builder {
         self.own.extend(workers);
         match (&process.lab, process.program.as_str()) {
             (Some(lab), _) => self.lab(lab),
-            (None, "vde_plug") => self.plug(process),
+            (None, "vde_plug" | "vde_switch") => self.plug(process),
             (None, "vdens-tap") => self.card(process),
             (None, _) => self.session(process),
         }
