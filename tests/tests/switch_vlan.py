@@ -1,10 +1,10 @@
 """Frames on the wire: `switch_vlan.py INTERFACE send NAME | sniff | fill`, or `ask DIR JSON`.
 
-`send` broadcasts a frame without a tag, and one in each of the VLANs 10, 20 and 30, with NAME and the
-VLAN in them. `sniff` prints such frames as they come, and the tag that they have: the kernel tells of
-it beside the frame (packet(7), PACKET_AUXDATA). `fill` sends frames from 200,000 addresses, each to
-itself. `ask` asks the switch of a directory, and prints the answer. The ethertype is IEEE's first
-local experimental one.
+`send` broadcasts a frame without a tag, and one in each of the VLANs 10, 20 and 30, with NAME and
+the VLAN in them. `sniff` prints such frames as they come, and the tag that they have: the kernel
+tells of it beside the frame (packet(7), PACKET_AUXDATA). `fill` sends frames from 200,000
+addresses, each to itself. `ask` asks the switch of a directory, and prints the answer. The
+ethertype is IEEE's first local experimental one.
 """
 
 import glob, json, os, socket, struct, sys

@@ -275,10 +275,20 @@ fn another_user_chooses(lab: &Lab) {
     };
     choose(10).refused(&["no permission to choose VLAN 10"]);
     let plug = choose(20).spawn();
-    wait_until("the stranger's port", PATIENCE, || {
+    let of_stranger = || {
         let is_his = |port: &Value| port["uid"] == stranger.uid && port["untagged"] == 20;
+        ports(lab).iter().find(|port| is_his(port)).cloned()
+    };
+    wait_until("the stranger's port", PATIENCE, || {
         assert!(plug.is_running(), "{}", plug.stderr());
-        ports(lab).iter().any(is_his)
+        of_stranger().is_some()
+    });
+    // Each port can be kept for a user. The stranger gets another one.
+    let number = of_stranger().map_or(Value::Null, |port| port["number"].clone());
+    let owner = lab.user().uid;
+    change(lab, &json!([{ "port": [number, { "user": owner }] }]));
+    wait_until("another port", PATIENCE, || {
+        of_stranger().is_some_and(|port| port["number"] != number)
     });
 }
 

@@ -161,8 +161,8 @@ impl Directory {
         Ok((UnixListener::from(socket), self.entry(bound)))
     }
 
-    /// Binds the data socket of port `number`, with the permission bits of the socket that its client
-    /// came through.
+    /// Binds the data socket of port `number`, with the permission bits of the socket that its
+    /// client came through.
     pub(crate) fn bind_data(
         self: &Arc<Self>,
         socket: &UnixDatagram,

@@ -41,8 +41,8 @@ impl Doors {
         Ok(doors)
     }
 
-    /// Makes, changes and removes sockets for the settings `after`. If it fails, all that there were
-    /// are still there.
+    /// Makes, changes and removes sockets for the settings `after`. If it fails, all that there
+    /// were are still there.
     pub(crate) fn change(
         &mut self,
         directory: &Arc<Directory>,

@@ -18,20 +18,23 @@
 //!
 //! - `config`: the VNL's keys;
 //! - `directory`: the directory, its lock, and the sockets in it;
+//! - `doors`: the sockets there through which clients come, one for each VLAN that is offered;
 //! - `control`: clients that have connected and not asked for a port yet;
-//! - `port`: a client's data socket, with a bounded `queue` for what it does not take at once;
+//! - `ports`, `port`: a client's data socket, with a bounded `queue` for what it does not take at once;
 //! - `memory`: the memory of all queues, and each port's share of it;
 //! - `frame`: the source and destination of a frame;
+//! - `ingress`: which frames enter, and on which VLAN; `vlan`: their forms, with a tag or without;
 //! - `forwarding`: from one port's batch of frames to the other ports, with one system call each;
 //! - `tree`: the spanning tree, and what it says of the ports;
 //! - `storm`: how many frames a port may flood;
 //! - `status`: what a user may want to know;
-//! - `settings`: what is set of the switch and its ports;
+//! - `settings`: what is set of the switch and its ports; `rules`: what that means for frames;
+//! - `panel`: the bridges there, one for each VLAN;
 //! - `manage`: requests to show and change all that, and `events` that are listed there;
 //! - `switch`: the events that drive it all, and the link.
 //!
-//! Clients of the switch's own user whose interfaces are on the panel are offered a bridge there.
-//! It is made when the first of them comes. A client that has plugged in announces that in its
+//! Clients of the switch's own user whose interfaces are on the panel are offered a bridge there,
+//! that of their VLAN. It is made when the first of them comes. A client that has plugged in announces that in its
 //! first frame. The kernel then carries the frames between such clients, and their ports here are
 //! idle. The bridge's tap is one more port of the fabric, behind which all stations on the bridge
 //! are. So both kinds of clients are on one network. The bridge remembers stations as long as the

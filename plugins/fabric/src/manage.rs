@@ -23,7 +23,8 @@ use crate::settings::{Settings, failure, no_port};
 use crate::status::ON_PANEL;
 use crate::switch::{CAPACITY, Switch, admits};
 
-/// How many ports all VLANs of an answer name at most: whole, it fits into a datagram.
+/// After how many VLANs of ports, or ports of VLANs, a list goes on in the next answer: whole, it
+/// fits into a datagram.
 const MEMBERS: usize = 8192;
 
 impl Switch {
@@ -248,16 +249,20 @@ fn ports(fabric: &Fabric, from: u32, selection: PortSelection) -> Page<PortRepor
     let mut numbers: Vec<u32> = set.chain(used).filter(|number| *number >= from).collect();
     numbers.sort_unstable();
     numbers.dedup();
-    let mut items: Vec<PortReport> = Vec::new();
-    for number in numbers.iter().take(PAGE) {
+    let mut page = Page::default();
+    let mut members = 0;
+    for number in &numbers {
+        if page.items.len() == PAGE || members > MEMBERS {
+            page.from = Some(*number);
+            break;
+        }
         let of_number = |(_, port): &(PortId, &Port)| port.number == *number;
         let client = fabric.ports.iter().find(of_number).map(|(_, port)| port);
-        items.push(port_report(fabric, *number, client));
+        let report = port_report(fabric, *number, client);
+        members += report.tagged.len();
+        page.items.push(report);
     }
-    Page {
-        items,
-        from: numbers.get(PAGE).copied(),
-    }
+    page
 }
 
 fn port_report(fabric: &Fabric, number: u32, client: Option<&Port>) -> PortReport {

@@ -1,8 +1,8 @@
 //! Asking a switch for a port.
 //!
 //! A named group of ports, and by custom a port number, may have a stream socket of its own beside
-//! `ctl`; if there is none, `ctl` serves all. A VLAN that is chosen has one in any case: without it,
-//! the link would be on another network. Connecting and the wait for the answer are both
+//! `ctl`; if there is none, `ctl` serves all. A VLAN that is chosen has one in any case: without
+//! it, the link would be on another network. Connecting and the wait for the answer are both
 //! limited: a stopped switch must not stop its clients.
 
 use std::fs::{self, Metadata};

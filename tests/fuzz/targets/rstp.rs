@@ -12,6 +12,8 @@ use super::{Target, append, ensure, pick};
 
 /// Ports of the bridge that is fuzzed.
 const PORTS: u16 = 8;
+/// The most events of an input: what is rare takes few of them.
+const EVENTS: usize = 40;
 /// What one of them may send at once, and then in each second.
 const HOLD_COUNT: u8 = 6;
 
@@ -118,15 +120,18 @@ impl Target for Bridges {
     }
 
     /// Each event is a byte, and what it needs. 0x80 and a port: its link and settings change;
-    /// 0x40: time passes, in tenths of a second; else: a BPDU comes in on this port.
+    /// 0x40: time passes, up to eight seconds; else: a BPDU comes in on this port.
     fn check(&mut self, input: &[u8]) -> Result<(), String> {
         let mut watched = WatchedBridge::new()?;
         let mut input = input.iter().copied();
-        while let (Some(event), Some(what)) = (input.next(), input.next()) {
+        for _ in 0..EVENTS {
+            let (Some(event), Some(what)) = (input.next(), input.next()) else {
+                break;
+            };
             let port = u16::from(event) % PORTS;
             match event >> 6 {
                 2 | 3 => watched.change(port, what)?,
-                1 => watched.wait(Duration::from_millis(100) * u32::from(what)),
+                1 => watched.wait(Duration::from_millis(100) * u32::from(what % 80)),
                 _ => {
                     let mut frame = Bpdu::Tcn.encode([2; 6]);
                     frame[13] = 39;

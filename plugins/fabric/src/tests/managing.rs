@@ -141,3 +141,39 @@ fn stations_come_in_parts() {
     assert_eq!(bench.change(&[one]), Errno::ENXIO as i32);
     assert_eq!(bench.all_stations().len() as u32, count - 1);
 }
+
+#[test]
+fn lists_fit_into_datagrams() {
+    let mut bench = Bench::new("");
+    let vlans = 1..=4094;
+    let mut changes: Vec<_> = vlans.clone().map(Change::CreateVlan).collect();
+    let all = |port| {
+        vlans
+            .clone()
+            .map(move |vlan| Change::Port(port, PortChange::AddTagged(vlan)))
+    };
+    changes.extend((1..=200).flat_map(all));
+    assert_eq!(bench.change(&changes), 0);
+    let fits = |answer: &Answer| serde_json::to_vec(answer).unwrap().len() < 200_000;
+    let (mut from, mut ports) = (Some(0), 0);
+    while let Some(next) = from {
+        let selection = PortSelection::All;
+        let answer = bench.request(Request::Ports {
+            from: next,
+            selection,
+        });
+        assert!(fits(&answer));
+        let page = answer.ports.unwrap();
+        assert!(page.items.iter().all(|port| port.tagged.len() == 4094));
+        (from, ports) = (page.from, ports + page.items.len());
+    }
+    assert_eq!(ports, 200);
+    let (mut from, mut known) = (Some(0), 0);
+    while let Some(next) = from {
+        let answer = bench.request(Request::Vlans { from: next });
+        assert!(fits(&answer));
+        let page = answer.vlans.unwrap();
+        (from, known) = (page.from, known + page.items.len());
+    }
+    assert_eq!(known, 4095);
+}
