@@ -357,6 +357,37 @@ fn ports_change_their_vlan_while_they_are_used() {
     drop(others);
 }
 
+/// A session's own interface is on the bridge of its VLAN, is moved to another, and back and forth
+/// between the panel and user space.
+#[test]
+fn the_own_side_changes_its_vlan() {
+    need!("python3");
+    let lab = Lab::new();
+    lab.write("wire.py", include_str!("switch_vlan.py"));
+    let vnl = lab.vnl("switch", "sw[vlans=10,20/vlan=10]");
+    let own = lab.vdens([&vnl, "sh"]).session();
+    own.address("vde0", "10.0.0.1/24");
+    lab.wait_for("sw/ctl");
+    let ten = member(&lab, &[], "vlan=10", 2);
+    let twenty = member(&lab, &[], "vlan=20", 3);
+    let is_own_plugged = || {
+        let request = json!({ "ports": { "from": 0, "selection": "all" } });
+        ask(&lab, &request)["ports"]["items"][0]["is_on_panel"] == true
+    };
+    let reaches = |from: &Session<'_>| from.run("ping -c 1 -W 1 10.0.0.1").0 == 0;
+    ten.ping("10.0.0.1");
+    assert!(!reaches(&twenty) && is_own_plugged());
+    change(&lab, &json!([untagged(0, 20)]));
+    twenty.ping("10.0.0.1");
+    assert!(!reaches(&ten) && is_own_plugged());
+    change(&lab, &json!([{ "port": [0, { "add-tagged": 10 }] }]));
+    twenty.ping("10.0.0.1");
+    assert!(!reaches(&ten) && !is_own_plugged());
+    change(&lab, &json!([{ "port": [0, { "remove-tagged": 10 }] }]));
+    twenty.ping("10.0.0.1");
+    assert!(is_own_plugged());
+}
+
 #[test]
 fn a_full_table_of_stations_lets_nothing_through() {
     need!("python3");

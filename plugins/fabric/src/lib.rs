@@ -20,7 +20,8 @@
 //! - `directory`: the directory, its lock, and the sockets in it;
 //! - `doors`: the sockets there through which clients come, one for each VLAN that is offered;
 //! - `control`: clients that have connected and not asked for a port yet;
-//! - `ports`, `port`: a client's data socket, with a bounded `queue` for what it does not take at once;
+//! - `ports`, `port`: a client's data socket, with a bounded `queue` for what it does not take at
+//!   once;
 //! - `memory`: the memory of all queues, and each port's share of it;
 //! - `frame`: the source and destination of a frame;
 //! - `ingress`: which frames enter, and on which VLAN; `vlan`: their forms, with a tag or without;
@@ -34,12 +35,12 @@
 //! - `switch`: the events that drive it all, and the link.
 //!
 //! Clients of the switch's own user whose interfaces are on the panel are offered a bridge there,
-//! that of their VLAN. It is made when the first of them comes. A client that has plugged in announces that in its
-//! first frame. The kernel then carries the frames between such clients, and their ports here are
-//! idle. The bridge's tap is one more port of the fabric, behind which all stations on the bridge
-//! are. So both kinds of clients are on one network. The bridge remembers stations as long as the
-//! switch does, so that of a `hub://` floods as well. The host's interface is plugged in like a
-//! client's.
+//! that of their VLAN. It is made when the first of them comes. A client that has plugged in
+//! announces that in its first frame. The kernel then carries the frames between such clients, and
+//! their ports here are idle. The bridge's tap is one more port of the fabric, behind which all
+//! stations on the bridge are. So both kinds of clients are on one network. The bridge remembers
+//! stations as long as the switch does, so that of a `hub://` floods as well. The host's interface
+//! is plugged in like a client's.
 //!
 //! No client can make the link fail. A client that misbehaves loses its port, or its frames, and
 //! the others notice nothing. An idle switch does not wake up: its only timer runs while there are

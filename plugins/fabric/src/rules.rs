@@ -131,8 +131,8 @@ impl Fabric {
     }
 
     /// The VLAN on whose bridge on the panel a port may be, with these settings of its own; `None`
-    /// if its frames have to pass through the switch. On a bridge no frame has a tag for us, no frame
-    /// is checked or copied, and there is no spanning tree.
+    /// if its frames have to pass through the switch. On a bridge no frame has a tag for us, no
+    /// frame is checked or copied, and there is no spanning tree.
     pub(crate) fn panel_vlan(&self, number: u32, set: &PortSettings) -> Option<u16> {
         let is_simple = !self.settings.has_stp
             && set.tagged.is_empty()
