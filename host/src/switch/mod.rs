@@ -108,10 +108,6 @@ impl<'a> Program<'a> {
     fn run(&self, mut starter: Option<&mut Starter>) -> Result<i32> {
         let cli = self.cli;
         let signals = Signals::block()?;
-        let management = self.management.as_deref();
-        let group = cli.mgmtgroup.as_deref();
-        let management = management.map(|path| Management::new(path, cli.mgmtmode, group));
-        let management = management.transpose()?;
         let mut parts = Parts::new(cli, self.config)?;
         let mut forget = || starter.iter_mut().for_each(|starter| starter.forget());
         let vnls = [switch_vnl(&self.directory, cli), "null://".into()];
@@ -122,6 +118,11 @@ impl<'a> Program<'a> {
             parts.start([vnl("vde", &self.directory), tap_vnl(tap)], &mut forget)?;
         }
         client::change(&switch, changes(cli))?;
+        // Who waits for this socket finds the switch there.
+        let management = self.management.as_deref();
+        let group = cli.mgmtgroup.as_deref();
+        let management = management.map(|path| Management::new(path, cli.mgmtmode, group));
+        let management = management.transpose()?;
         let console = Console {
             management: management
                 .as_ref()
