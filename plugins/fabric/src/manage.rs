@@ -351,6 +351,11 @@ fn stations(
     let known = fabric.fdb.stations(now);
     let known = known.filter(|(station, ..)| is_wanted(station) && key(station) >= from);
     let mut known: Vec<_> = known.collect();
+    if known.len() > PAGE {
+        // There may be a hundred thousand, and a list of them all has hundreds of pages.
+        known.select_nth_unstable_by_key(PAGE, |(station, ..)| key(station));
+        known.truncate(PAGE + 1);
+    }
     known.sort_unstable_by_key(|(station, ..)| key(station));
     let port_of = |place: PortId| match place {
         LOCAL => Some(LOCAL_PORT),
