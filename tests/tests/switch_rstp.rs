@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use vdens_tests::{Lab, PATIENCE, Proc, Session, family, need, stretched, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use vdens_tests::{Lab, PATIENCE, Proc, Session, family, name, need, stretched, wait_until};
 
 use crate::status::status;
 
@@ -98,7 +100,7 @@ fn thirty_changes_of_the_topology_lose_no_connection() {
     let (near, far) = (member(&lab, "a", 1), member(&lab, "c", 2));
     // It serves one client, and so one connection.
     far.start("iperf3 -s -1 -F got");
-    near.start("until iperf3 -c 10.0.0.2 -b 20M -t 3600; do sleep 0.1; done");
+    near.start("until iperf3 -c 10.0.0.2 -b 20M -t 3600 || [ -e enough ]; do sleep 0.1; done");
     let got = || std::fs::metadata(lab.path("got")).map_or(0, |file| file.len());
     wait_until("the first bytes", PATIENCE, || got() > 0);
     for _ in 0..15 {
@@ -114,7 +116,16 @@ fn thirty_changes_of_the_topology_lose_no_connection() {
             got() > before + 100_000
         });
     }
-    drop((near, far));
+    lab.write("enough", "");
+    let clients = family(near.proc().pid());
+    for pid in clients
+        .into_iter()
+        .filter(|pid| name(*pid).as_deref() == Some("iperf3"))
+    {
+        kill(Pid::from_raw(pid), Signal::SIGINT).ok();
+    }
+    near.finish(PATIENCE);
+    far.finish(PATIENCE);
     lab.expect("got");
 }
 
