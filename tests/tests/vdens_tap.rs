@@ -164,7 +164,7 @@ fn a_machine_on_what_workers_carry() {
     let lab = Lab::new();
     let ptp = lab.vnl("ptp", "p");
     let switch = lab.path("sw");
-    let _switch = lab.command("vde_switch", ["-s", &switch]).spawn_piped();
+    let _switch = lab.debian("vde_switch", ["-s", &switch]).spawn_piped();
     lab.wait_for("sw/ctl");
     // Below those that the kernel chooses for other programs.
     let mut free = (20_000..32_000).filter(|port| UdpSocket::bind(("127.0.0.1", *port)).is_ok());
