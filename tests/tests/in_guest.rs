@@ -5,19 +5,17 @@
 //! kernel there (`tests/guest.sh`). The shell on the serial line is an ordinary user's. The
 //! processor is emulated, so a step takes a second where it takes none elsewhere.
 
-use std::fs;
-use std::process::Command;
 use std::time::Duration;
 
-use vdens_tests::{GUEST, Lab, Session, stretched, target};
+use vdens_tests::{GUEST, Lab, Session, stretched};
 
 use crate::vm::{QEMU, await_boot, machine};
 
 /// What the guest has of the built programs, beside its plugins.
 const PROGRAMS: &str = "vdens vde_plug vdectl libvdens_null.so libvdens_switch.so libvdens_vde.so";
 
-/// Makes an archive of the programs `$2`, found in `$1`, and their libraries, in the file `$3`.
-/// Archives that are not compressed need no time in the guest.
+/// Makes the ram disk `$3` of the programs `$2`, found in `$1`, and the archives of the guest `$4`.
+/// An archive that is not compressed takes the guest no time.
 const PACK: &str = r#"
 set -euo pipefail
 root=$(mktemp -d); trap 'rm -rf "$root"' EXIT
@@ -28,27 +26,24 @@ for library in $(ldd "$root"/opt/vdens/* "$root"/usr/sbin/* | grep -o '/[^: ]*\.
     mkdir -p "$root${library%/*}"; cp -L "$library" "$root$library"
 done
 chmod -R a+rX,go-w "$root"
-cd "$root"; find . | cpio -o -H newc -R 0:0 --quiet > "$3"
+(cd "$root"; find . | cpio -o -H newc -R 0:0 --quiet) > "$3"
+cat "$4"/initrd.gz "$4"/inside.gz >> "$3"
 "#;
 
 /// Boots a guest that has no network card and can run vdens; the shell of an ordinary user in it.
 pub(crate) fn boot(lab: &Lab) -> Session<'_> {
-    let archive = lab.write("programs.cpio", "");
-    let built = target();
-    let packed = Command::new("bash")
-        .args(["-c", PACK, "pack"])
-        .arg(&built)
-        .args([PROGRAMS, &archive])
-        .output()
-        .unwrap();
-    let errors = String::from_utf8_lossy(&packed.stderr);
-    assert!(packed.status.success(), "{errors}");
-    let mut initrd = fs::read(&archive).unwrap();
-    for part in ["initrd.gz", "inside.gz"] {
-        initrd.extend(fs::read(format!("{GUEST}/{part}")).unwrap());
-    }
-    fs::write(&archive, initrd).unwrap();
-    let guest = lab.command(QEMU, machine(&archive, 768)).args(["-no-reboot"]);
+    let (bin, disk) = (lab.bin(), lab.write("guest.img", ""));
+    let arguments = [
+        "-c",
+        PACK,
+        "pack",
+        &bin.to_string_lossy(),
+        PROGRAMS,
+        &disk,
+        GUEST,
+    ];
+    lab.command("bash", arguments).ok();
+    let guest = lab.command(QEMU, machine(&disk, 768)).args(["-no-reboot"]);
     let guest = guest.session();
     await_boot(&guest);
     guest
