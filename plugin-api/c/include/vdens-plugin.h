@@ -261,7 +261,7 @@ struct vdens_host {
 
 /* Kinds of such bridges. */
 #define VDENS_BRIDGE_FILTERING 1u /* filters VLANs; a port is in none until set_vlans */
-#define VDENS_BRIDGE_UNTAGGED 2u  /* its ports drop frames with a tag of 802.1Q or 802.1ad */
+#define VDENS_BRIDGE_UNTAGGED 2u  /* its ports drop frames whose 802.1Q tag names a VLAN */
 
 /* The VLANs that a port of a filtering bridge is in, each a number from 1 to 4094. */
 struct vdens_port_vlans {

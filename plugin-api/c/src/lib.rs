@@ -232,7 +232,7 @@ pub struct HostCalls {
 pub mod vlan_bridge {
     /// It filters VLANs.
     pub const FILTERING: u32 = 1;
-    /// Its ports drop frames that have a tag.
+    /// Its ports drop frames whose outermost tag names a VLAN.
     pub const UNTAGGED: u32 = 2;
 }
 

@@ -9,7 +9,8 @@ pub enum VlanBridge {
     /// It filters VLANs: a frame reaches the ports that are in its VLAN, with or without its tag. A
     /// port is in no VLAN until it is put in some ([`Host::set_vlans`](crate::Host::set_vlans)).
     Filtering,
-    /// Its ports drop frames that have a tag, of 802.1Q or 802.1ad.
+    /// Its ports drop each frame whose outermost tag names a VLAN. A tag of priority only (VLAN 0)
+    /// names none, nor does one of 802.1ad.
     Untagged,
 }
 
