@@ -774,6 +774,15 @@ fn vdectl_shows_and_changes_a_switch() {
     for part in ["stations", "stp", "events"] {
         show(&format!("sw {part}"));
     }
+    set("sw hello 1 max-age 6 forward-delay 4 stp on port 3 guard on cost 7 priority 16").ok();
+    let times = "hello 1 s, max age 6 s, forward delay 4 s";
+    assert!(show("sw").contains(times) && show("sw stp").contains(times));
+    wait_until("the port in the tree", PATIENCE, || {
+        let tree = show("sw stp");
+        let mut rows = tree.lines().map(|row| row.split_whitespace().collect());
+        rows.any(|row: Vec<&str>| row == ["3", "designated", "forwarding", "7", "16", "yes"])
+    });
+    assert!(show("sw ports").contains("guard on"));
     // What programs read.
     let json: Value = serde_json::from_str(&show("--json sw ports")).unwrap();
     assert_eq!(json[0]["switch"]["expiry"], 7);
@@ -786,6 +795,8 @@ fn vdectl_shows_and_changes_a_switch() {
     set("sw port 3 colour red").refused(&["unknown word 'colour'", "untagged"]);
     set("sw port 3 user no_such_user").refused(&["no_such_user"]);
     set("sw vlan 4095 create").refused(&["from 1 to 4094"]);
+    set("sw max-age 40").refused(&["cannot change", "2*(forward delay-1) >= maximum age"]);
+    set("sw port 3 priority 17").refused(&["multiple of 16"]);
     lab.vdectl(["switch", "show", "sw", "colours"])
         .refused(&["colours", "ports"]);
 }

@@ -133,9 +133,9 @@ impl Fabric {
     /// The VLAN on whose bridge on the panel a port may be, with these settings of its own; `None`
     /// if its frames have to pass through the switch. On a bridge no frame has a tag for us, no
     /// frame is checked or copied, and every port forwards. So with a spanning tree only edge ports
-    /// may be there, and no plug, which may be the cable to another switch.
+    /// without a guard may be there, and no plug, which may be the cable to another switch.
     pub(crate) fn panel_vlan(&self, number: u32, set: &PortSettings, is_plug: bool) -> Option<u16> {
-        let is_edge = set.edge && !is_plug;
+        let is_edge = set.edge && !set.guard && !is_plug;
         let is_simple = (is_edge || !self.settings.has_stp)
             && set.tagged.is_empty()
             && set.lock.is_none()

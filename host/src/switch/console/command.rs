@@ -338,6 +338,37 @@ pub(crate) const TABLE: &[Entry] = &[
         |words| port(words.number()?, PortChange::Cost(words.number()?)),
     ),
     set(
+        "fstp/setguard",
+        "PORT 0/1",
+        "have a BPDU disable a port, and use it again",
+        |words| port(words.number()?, PortChange::Guard(words.flag()?)),
+    ),
+    set(
+        "fstp/setautoedge",
+        "PORT 0/1",
+        "have a silent port lead to no bridge",
+        |words| port(words.number()?, PortChange::AutoEdge(words.flag()?)),
+    ),
+    set(
+        "fstp/setportprio",
+        "PORT N",
+        "set a port's priority: N x 16",
+        |words| port(words.number()?, PortChange::Priority(words.number()?)),
+    ),
+    set(
+        "fstp/settimes",
+        "HELLO AGE DELAY",
+        "set hello time, maximum age, forward delay",
+        |words| {
+            let times = [
+                StpChange::Hello(words.number()?),
+                StpChange::MaxAge(words.number()?),
+                StpChange::ForwardDelay(words.number()?),
+            ];
+            Some(Command::Change(times.map(Change::Stp).into()))
+        },
+    ),
+    set(
         "fstp/setpriority",
         "N",
         "set the switch's priority: N x 4096",

@@ -164,9 +164,10 @@ fn extra(port: &PortReport) -> Vec<String> {
         StormLimit::Off => "Storm: OFF".to_owned(),
         StormLimit::Frames(frames) => format!("Storm: {frames}"),
     });
+    let guard = port.guard.then(|| "Guard".to_owned());
     let lock = port.lock.map(|mac| format!("Lock: {mac}"));
     let mirror = port.mirror.map(|to| format!("Mirror: {to:04}"));
-    [lock, mirror, storm].into_iter().flatten().collect()
+    [lock, mirror, storm, guard].into_iter().flatten().collect()
 }
 
 /// VLANs with those of their ports that `ports` has.
@@ -251,6 +252,7 @@ fn role(port: &StpPort) -> &'static str {
         StpRole::Designated if port.edge => "Edge",
         StpRole::Designated => "Designated",
         StpRole::Alternate | StpRole::Backup => "Alternate/Backup",
+        StpRole::Disabled if port.guarded => "Guarded",
         StpRole::Disabled => "Unknown",
     }
 }
@@ -368,6 +370,8 @@ mod tests {
             state: StpState::Discarding,
             cost: 1,
             edge: false,
+            guarded: false,
+            priority: 128,
         };
         let tree = StpReport {
             enabled: true,

@@ -30,7 +30,7 @@ impl Ask for Switch {
             }
             Request::Vlans { .. } => answer.vlans = Some(Page::default()),
             Request::Stations { .. } => answer.stations = Some(Page::default()),
-            Request::Stp => answer.stp = Some(StpReport::default()),
+            Request::Stp { .. } => answer.stp = Some(StpReport::default()),
             Request::Events { .. } => {}
             Request::Change(changes) => {
                 if let Some(Change::Port(9, _)) = changes.first() {
@@ -61,6 +61,7 @@ fn general() -> General {
         storm: StormLimit::Off,
         stp: false,
         priority: 32768,
+        times: vdens_switch_control::StpTimes::default(),
         panel: String::new(),
     }
 }
