@@ -1,6 +1,8 @@
 #!/bin/bash
 # Makes a virtual machine for the tests out of Debian's packages (no image is downloaded):
 # DIR/vmlinuz and DIR/initrd.gz, and for the benchmark DIR/initrd-iperf3.gz, which has iperf3 too.
+# DIR/inside.gz is a further archive, to be put behind initrd.gz: with it an ordinary user can run
+# vdens inside the guest, and the shell is that user's.
 # usage: guest.sh DIR     (needs apt-get with up-to-date lists, dpkg, cpio, gzip)
 # The guest has one virtio network card, eth0, and a root shell on the serial line that does not
 # echo. It prints "guest ready".
@@ -24,13 +26,32 @@ cat > "$root/init" <<INIT
 b=/bin/busybox
 \$b mount -t proc p /proc; \$b mount -t sysfs s /sys; \$b mount -t devtmpfs d /dev; \$b --install -s /bin
 for module in $modules; do [ -f /mods/\$module.ko ] && insmod /mods/\$module.ko; done
-stty -echo; echo guest ready
+stty -echo
+[ ! -f /inside ] || . /inside
+echo guest ready
 exec sh
 INIT
 chmod +x "$root/init"
 cp "$work"/x/boot/vmlinuz-* "$1/vmlinuz"
 pack() { (cd "$1" && find . | cpio -o -H newc --quiet | gzip -1); }
 pack "$root" > "$work/initrd.gz"
+
+# What vdens needs of the kernel, and an ordinary user. The modules are in the order of loading.
+inside_modules="llc stp bridge veth tun mrp garp 8021q"
+inside=$work/inside; mkdir -p "$inside"/{etc,mods}
+for module in $inside_modules; do find "$work/x" -path '*/lib/modules/*' -name "$module.ko" -exec cp {} "$inside/mods/" \; ; done
+echo 'alice:x:1000:1000::/home/alice:/bin/sh' > "$inside/etc/passwd"
+echo 'alice:x:1000:' > "$inside/etc/group"
+cat > "$inside/inside" <<INSIDE
+for module in $inside_modules; do insmod /mods/\$module.ko; done
+chmod 0666 /dev/net/tun; ip link set lo up
+mkdir -p /tmp /run /home; mount -t tmpfs -o mode=1777 t /tmp; mount -t tmpfs r /run
+mkdir -p /home/alice /run/user/1000; chown 1000:1000 /home/alice /run/user/1000; chmod 0700 /run/user/1000
+export HOME=/home/alice USER=alice XDG_RUNTIME_DIR=/run/user/1000 PATH=/opt/vdens:/usr/sbin:/usr/bin:/bin
+cd /tmp; echo guest ready
+exec su alice
+INSIDE
+pack "$inside" > "$1/inside.gz"
 
 # A second archive behind the first. It is apart because it makes the guest boot slower.
 mkdir "$work/deb2" "$work/y"; more=$work/more; mkdir -p "$more"/{bin,tmp,lib}; ln -s lib "$more/lib64"

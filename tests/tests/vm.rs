@@ -29,19 +29,30 @@ pub(crate) const QEMU: &str = "qemu-system-x86_64";
 
 /// Its arguments for a guest as [`start`] has it.
 pub(crate) fn qemu(netdevs: &[String]) -> Vec<String> {
-    let (kernel, initrd) = (format!("{GUEST}/vmlinuz"), format!("{GUEST}/initrd.gz"));
-    let machine =
-        "-machine q35,accel=tcg -cpu max -m 256 -display none -monitor none -serial stdio";
     let cards = netdevs.iter().enumerate().flat_map(|(number, netdev)| {
         let device = format!("virtio-net-pci,romfile=,netdev=n{number}");
         let netdev = format!("{netdev},id=n{number}");
         ["-netdev".to_owned(), netdev, "-device".to_owned(), device]
     });
+    let mut words = machine(&format!("{GUEST}/initrd.gz"), 256);
+    words.extend(cards);
+    words
+}
+
+/// Its arguments for a guest without cards, with an initial ram disk and some MiB of memory.
+pub(crate) fn machine(initrd: &str, memory: u32) -> Vec<String> {
+    let kernel = format!("{GUEST}/vmlinuz");
+    let machine = format!(
+        "-machine q35,accel=tcg -cpu max -m {memory} -display none -monitor none -serial stdio"
+    );
     // On a busy machine the guest finds that its timer does not work, and panics.
     let append = "console=ttyS0 quiet panic=-1 no_timer_check";
-    let system = ["-kernel", &kernel, "-initrd", &initrd, "-append", append];
-    let words = machine.split(' ').chain(system).map(str::to_owned);
-    words.chain(cards).collect()
+    let system = ["-kernel", &kernel, "-initrd", initrd, "-append", append];
+    machine
+        .split(' ')
+        .chain(system)
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Waits until a guest has booted.

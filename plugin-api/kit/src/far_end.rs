@@ -121,11 +121,16 @@ impl FarEnd {
     /// The kernel has no random numbers.
     pub fn switch(host: Host, is_foreign: bool) -> Result<(Self, Mark)> {
         let nonce = Nonce::new()?;
-        let panel = host.port().panel_address.map_or(0, |own| own.panel);
+        let port = host.port();
+        let mark = Mark {
+            panel: port.panel_address.map_or(0, |own| own.panel),
+            nonce,
+            is_plug: port.interface.is_empty(),
+        };
         let mut switch = Self::new(Role::Switch, host, Some(Negotiation::as_client(nonce)));
         switch.is_present = true;
         switch.is_foreign = is_foreign;
-        Ok((switch, Mark { panel, nonce }))
+        Ok((switch, mark))
     }
 
     /// A client of this switch, whose request carried `mark`: a legacy client's carries none. It
@@ -688,6 +693,7 @@ mod tests {
             let mark = Mark {
                 panel: 7,
                 nonce: own,
+                is_plug: false,
             };
             let mut client = FarEnd::client(Some(mark), bridge);
             client.announce(&ours);

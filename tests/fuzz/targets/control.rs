@@ -57,7 +57,12 @@ impl Target for Requests {
             _ => {
                 let panel = random.u64(..) >> random.usize(..64);
                 let nonce = Nonce(random.u64(..) | 1);
-                input.extend(Mark { panel, nonce }.to_string().as_bytes());
+                let mark = Mark {
+                    panel,
+                    nonce,
+                    is_plug: random.bool(),
+                };
+                input.extend(mark.to_string().as_bytes());
             }
         }
     }
@@ -112,7 +117,11 @@ impl Target for Requests {
         let mut description = request.description;
         description.truncate(100);
         let nonce = Nonce(!panel | 1);
-        let mark = Mark { panel, nonce };
+        let mark = Mark {
+            panel,
+            nonce,
+            is_plug: panel & 1 == 1,
+        };
         let text = description.len();
         description.extend(mark.to_string().as_bytes());
         let found = Mark::split(&description);

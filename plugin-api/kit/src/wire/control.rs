@@ -52,7 +52,8 @@ const FAMILY: u16 = libc::AF_UNIX as u16;
 const PATH_LEN: usize = 108;
 const ADDRESS_LEN: usize = 2 + PATH_LEN;
 
-/// The end of the description of a client of ours: ` vdens=PANEL:NONCE`.
+/// The end of the description of a client of ours: ` vdens=PANEL:NONCE`, and ` kind=plug` before
+/// that if the client is a plug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
     /// The panel on which the client's interface can be plugged
@@ -60,13 +61,16 @@ pub struct Mark {
     pub panel: u64,
     /// The client's nonce, which each message of the switch must carry.
     pub nonce: Nonce,
+    /// Whether the client is a plug and no interface: another switch may be at its other end.
+    pub is_plug: bool,
 }
 
 impl Mark {
     const NAME: &str = " vdens=";
+    const PLUG: &str = " kind=plug";
 
     /// The bytes of the longest mark.
-    pub const MAX_LEN: usize = Self::NAME.len() + 20 + 1 + 16;
+    pub const MAX_LEN: usize = Self::PLUG.len() + Self::NAME.len() + 20 + 1 + 16;
 
     /// Splits a description into its text and its mark; `None` if it has no mark.
     pub fn split(description: &[u8]) -> Option<(&str, Self)> {
@@ -75,13 +79,23 @@ impl Mark {
         let (panel, nonce) = mark.split_once(':')?;
         let nonce = Nonce(u64::from_str_radix(nonce, 16).ok()?);
         let panel = panel.parse().ok()?;
-        (nonce != Nonce::UNKNOWN).then_some((text, Self { panel, nonce }))
+        let (text, is_plug) = match text.strip_suffix(Self::PLUG) {
+            Some(text) => (text, true),
+            None => (text, false),
+        };
+        let mark = Self {
+            panel,
+            nonce,
+            is_plug,
+        };
+        (nonce != Nonce::UNKNOWN).then_some((text, mark))
     }
 }
 
 impl fmt::Display for Mark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}:{:x}", Self::NAME, self.panel, self.nonce.0)
+        let kind = if self.is_plug { Self::PLUG } else { "" };
+        write!(f, "{kind}{}{}:{:x}", Self::NAME, self.panel, self.nonce.0)
     }
 }
 
@@ -453,9 +467,16 @@ mod tests {
 
     #[test]
     fn a_mark_is_found_at_the_end_only() {
-        for (panel, nonce) in [(0, 1), (4_026_532_345, 0xabc), (u64::MAX, u64::MAX)] {
-            let nonce = Nonce(nonce);
-            let mark = Mark { panel, nonce };
+        for (panel, nonce, is_plug) in [
+            (0, 1, false),
+            (4_026_532_345, 0xabc, true),
+            (u64::MAX, u64::MAX, true),
+        ] {
+            let mark = Mark {
+                panel,
+                nonce: Nonce(nonce),
+                is_plug,
+            };
             let description = format!("vdens vde0 pid=1{mark}");
             let split = Mark::split(description.as_bytes());
             assert_eq!(split, Some(("vdens vde0 pid=1", mark)));
