@@ -1,8 +1,9 @@
-"""Frames on the wire: `switch_vlan.py INTERFACE send NAME | sniff | fill`, or `ask DIR JSON`.
+"""Frames on the wire: `switch_vlan.py INTERFACE send NAME | tags | sniff | fill`, or `ask DIR JSON`.
 
 `send` broadcasts a frame without a tag, and one in each of the VLANs 10, 20 and 30, with NAME and
-the VLAN in them. `sniff` prints such frames as they come, and the tag that they have: the kernel
-tells of it beside the frame (packet(7), PACKET_AUXDATA). `fill` sends frames from 200,000
+the VLAN in them. `tags` broadcasts frames with other tags, and one without. `sniff` prints such
+frames as they come, and the outermost tag that they have: the kernel tells of it beside the frame
+(packet(7), PACKET_AUXDATA). `fill` sends frames from 200,000
 addresses, each to itself. `ask` asks the switch of a directory, and prints the answer. The
 ethertype is IEEE's first local experimental one.
 """
@@ -27,6 +28,14 @@ def send(name):
         s.send(b'\xff' * 6 + source + tag + TYPE + text.ljust(60, b'\0'))
 
 
+def tags():
+    s = packets()
+    kinds = {'priority': '81006000', 'provider': '88a80014', 'provider-vlan': '88a800148100000a',
+             'double': '8100000a81000014', 'double-priority': '810060008100000a', 'none': ''}
+    for name, tag in kinds.items():
+        s.send(b'\xff' * 6 + bytes.fromhex('020000000001' + tag) + TYPE + name.encode().ljust(60, b'\0'))
+
+
 def sniff():
     s = packets()
     s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
@@ -34,11 +43,14 @@ def sniff():
     print('ready', flush=True)
     while True:
         frame, control, _, address = s.recvmsg(2000, 100)
-        if address[2] == socket.PACKET_OUTGOING or frame[12:14] != TYPE:
+        rest = frame[12:]
+        while rest[:2] in (b'\x81\0', b'\x88\xa8'):
+            rest = rest[4:]
+        if address[2] == socket.PACKET_OUTGOING or rest[:2] != TYPE:
             continue
         status, _, _, _, _, tci, _ = struct.unpack('IIIHHHH', control[0][2][:20])
         tag = tci & 0xfff if status & 16 else 0
-        print(frame[14:].rstrip(b'\0').decode(), tag, flush=True)
+        print(rest[2:].rstrip(b'\0').decode(), tag, flush=True)
 
 
 def fill():
@@ -68,4 +80,4 @@ def ask(directory, request):
 if sys.argv[1] == 'ask':
     ask(*sys.argv[2:])
 else:
-    {'send': send, 'sniff': sniff, 'fill': fill}[sys.argv[2]](*sys.argv[3:])
+    {'send': send, 'tags': tags, 'sniff': sniff, 'fill': fill}[sys.argv[2]](*sys.argv[3:])

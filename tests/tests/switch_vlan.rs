@@ -133,7 +133,7 @@ fn every_member_reaches_whom_it_should_and_nobody_else() {
     let lab = Lab::new();
     let _switch = switch(&lab, "[vlans=10,20]");
     let roles = [Role::Access(10), Role::Access(20), Role::Trunk];
-    let kinds = ["panel", "user-space", "debian"];
+    let kinds = ["panel", "also-on-panel", "user-space", "debian"];
     let mut members = Vec::new();
     for (index, (kind, role)) in kinds
         .iter()
@@ -147,7 +147,7 @@ fn every_member_reaches_whom_it_should_and_nobody_else() {
         }
         let vnl = lab.vnl("vde", &format!("sw[{number}]"));
         let command = match kind {
-            "panel" => lab.vdens([vnl.as_str(), "sh"]),
+            "panel" | "also-on-panel" => lab.vdens([vnl.as_str(), "sh"]),
             "user-space" => lab.vdens(["--no-panel", &vnl, "sh"]),
             _ => lab.debian("vdens", [vnl.as_str(), "sh"]),
         };
@@ -157,7 +157,7 @@ fn every_member_reaches_whom_it_should_and_nobody_else() {
         sniff(&lab, &session, &name);
         members.push((name, role, session));
     }
-    for (number, on_panel) in [(1, true), (2, true), (3, false), (4, false)] {
+    for (number, on_panel) in [(1, true), (2, true), (3, false), (4, true), (7, false)] {
         wait_until("the way of the frames", PATIENCE, || {
             is_on_panel(&lab, number) == on_panel
         });
@@ -182,18 +182,94 @@ fn every_member_reaches_whom_it_should_and_nobody_else() {
         let mut got = seen(&lab, receiver);
         got.remove("ready");
         assert!(is_there, "{receiver} misses frames: {got:?}");
-        // A bridge on the panel knows no tags: what has one stays in the sender's VLAN.
-        let is_within = |frame: &String| {
-            let of_panel = |vlan| format!("panel-Access-{vlan}-");
-            [10, 20]
-                .iter()
-                .any(|vlan| frame.contains(&of_panel(vlan)) && receiver.contains(&of_panel(vlan)))
-        };
-        got.retain(|frame| !is_within(frame));
         assert_eq!(got, expected(0..3), "{receiver}");
     }
     drop(members);
     lab.expect("sw");
+}
+
+/// A bridge on the panel takes the tags that user space takes: those that name no VLAN.
+#[test]
+fn tags_that_name_no_vlan_pass_on_the_panel_as_in_user_space() {
+    need!("python3");
+    let lab = Lab::new();
+    let _switch = switch(&lab, "[vlans=10]");
+    let sender = member(&lab, &[], "vlan=10", 1);
+    let receivers = [
+        ("panel", member(&lab, &[], "vlan=10", 2)),
+        ("user-space", member(&lab, &["--no-panel"], "vlan=10", 3)),
+    ];
+    for (name, receiver) in &receivers {
+        sniff(&lab, receiver, name);
+        sender.ping(&format!("10.0.0.{}", if *name == "panel" { 2 } else { 3 }));
+    }
+    let on_panel = ports(&lab)
+        .iter()
+        .filter(|port| port["is_on_panel"] == true)
+        .count();
+    assert_eq!(on_panel, 2);
+    sender.ok(&format!("python3 {} vde0 tags", lab.path("wire.py")));
+    for (name, _) in &receivers {
+        let is_last_there = || seen(&lab, name).contains("none 0");
+        assert!(
+            becomes_true(PATIENCE, is_last_there),
+            "{:?}",
+            seen(&lab, name)
+        );
+        let mut got = seen(&lab, name);
+        // User space takes the tag of a priority off, and so does not look at the one behind it.
+        got.retain(|frame| !frame.starts_with("double-priority"));
+        let expected = [
+            "none 0",
+            "priority 0",
+            "provider 20",
+            "provider-vlan 20",
+            "ready",
+        ];
+        assert_eq!(got, expected.map(str::to_owned).into(), "{name}");
+    }
+}
+
+/// Where there are VLANs, ports without one are a network of its own, without tags.
+#[test]
+fn tags_pass_on_the_panel_until_there_is_a_vlan() {
+    need!("python3");
+    let lab = Lab::new();
+    let _switch = switch(&lab, "");
+    let (a, b) = (member(&lab, &[], "1", 1), member(&lab, &[], "2", 2));
+    sniff(&lab, &b, "b");
+    let all = |vlans: &[u16], name: &str| -> BTreeSet<String> {
+        let frames = vlans.iter().map(|vlan| format!("{name}/{vlan} {vlan}"));
+        frames.collect()
+    };
+    for (round, (change, vlans)) in [
+        (None, &[0, 10, 20, 30][..]),
+        (Some("add-vlan"), &[0]),
+        (Some("remove-vlan"), &[0, 10, 20, 30]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        if let Some(what) = change {
+            super::switch_vlan::change(&lab, &json!([{ what: 10 }]));
+        }
+        b.ok("ip neigh flush all; true");
+        a.ping("10.0.0.2");
+        wait_until("both on the panel", PATIENCE, || {
+            is_on_panel(&lab, 1) && is_on_panel(&lab, 2)
+        });
+        a.ping("10.0.0.2");
+        let name = round.to_string();
+        send(&lab, &a, &name);
+        send(&lab, &a, &format!("{name}-last"));
+        let last = format!("{name}-last/0 0");
+        wait_until("the last frame", PATIENCE, || {
+            seen(&lab, "b").contains(&last)
+        });
+        let mut got = seen(&lab, "b");
+        got.retain(|frame| frame.starts_with(&format!("{name}/")));
+        assert_eq!(got, all(vlans, &name), "after {change:?}");
+    }
 }
 
 /// TCP with all offloads between ports that have the VLAN's frames with a tag and without one.

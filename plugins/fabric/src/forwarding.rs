@@ -69,6 +69,8 @@ pub(crate) struct PanelBridge {
     pub(crate) bridge: Bridge,
     /// What it floods.
     pub(crate) meter: Meter,
+    /// Whether its ports drop frames whose tag names a VLAN.
+    pub(crate) drops_tagged: bool,
 }
 
 /// The ports, and the stations behind them.

@@ -6,7 +6,8 @@
 //! ([`crate::forwarding::Fabric::panel_vlan`]). The bridge is made when the first such client
 //! comes; its tap is a port of the fabric. So ports on the bridge and in user space are one VLAN.
 //! The bridges of two VLANs have no port in common, so no frame gets from one to the other but
-//! through the fabric, which lets none.
+//! through the fabric, which lets none. While the switch has VLANs, the bridges drop frames whose
+//! tag names one, as the fabric does at such a port. While it has none, tags mean nothing.
 //!
 //! A client whose port has to leave its bridge, or could be on another, loses its port and comes
 //! again. The host's interface is moved, or served here.
@@ -14,7 +15,7 @@
 use std::time::Instant;
 
 use nix::sys::epoll::EpollFlags;
-use vdens_plugin_kit::{Bridge, Error, Link, PanelAddress, Result, RxBatch, log};
+use vdens_plugin_kit::{Bridge, Error, Link, PanelAddress, Result, RxBatch, VlanBridge, log};
 use vdens_switch_control::LOCAL_PORT;
 
 use crate::forwarding::PanelBridge;
@@ -56,10 +57,12 @@ impl Switch {
         }
         if !self.fabric.bridges.contains_key(&vlan) {
             let settings = &self.fabric.settings;
-            let made = self
-                .host
-                .bridge(memory_of(settings.kind, settings.expiry))
-                .and_then(|bridge| self.join_bridge(vlan, bridge));
+            let memory = memory_of(settings.kind, settings.expiry);
+            let made = match self.fabric.has_vlans() {
+                false => self.host.bridge(memory),
+                true => self.host.vlan_bridge(memory, VlanBridge::Untagged),
+            };
+            let made = made.and_then(|bridge| self.join_bridge(vlan, bridge));
             match made {
                 Ok(()) if vlan == 0 => {}
                 Ok(()) => log::debug!("VLAN {vlan} has a bridge on the panel"),
@@ -82,8 +85,11 @@ impl Switch {
             tree.as_mut().map(|tree| tree.remove(PortId::bridge(vlan)));
             return Err(Error::io("watch the bridge on the panel", &errno.into()));
         }
-        let meter = Meter::new(self.fabric.settings.storm);
-        let bridge = PanelBridge { bridge, meter };
+        let bridge = PanelBridge {
+            bridge,
+            meter: Meter::new(self.fabric.settings.storm),
+            drops_tagged: self.fabric.has_vlans(),
+        };
         self.fabric.bridges.insert(vlan, bridge);
         Ok(())
     }
@@ -155,6 +161,12 @@ impl Switch {
 
     /// Moves ports to the bridges that they may be on now, and off those that they may not be on.
     pub(crate) fn rearrange(&mut self) {
+        let was_plugged = self.fabric.local.plugged.is_some();
+        let bridge = self.fabric.bridges.get(&0);
+        // It is there with VLANs and without.
+        if bridge.is_some_and(|bridge| bridge.drops_tagged != self.fabric.has_vlans()) {
+            self.drop_bridge(0, "its frames take another way now");
+        }
         let fabric = &self.fabric;
         let is_calm = self.is_calm();
         let is_wrong = |vlan: Option<u16>, offer: Offer| match offer {
@@ -186,7 +198,6 @@ impl Switch {
         for vlan in unused {
             self.drop_bridge(vlan, "the VLAN is removed");
         }
-        let was_plugged = self.fabric.local.plugged.is_some();
         if self.is_used && has_wrong_host {
             self.unplug_host();
             if was_plugged || self.wants_plug {
