@@ -91,6 +91,8 @@ pub(crate) struct Lab {
     counter: Cell<u32>,
     /// Whether our vdens knows `--no-panel`.
     pub(crate) has_panel: bool,
+    /// Whether our switch knows the key `storm`, which older builds do not.
+    pub(crate) has_storm_guard: bool,
 }
 
 impl Lab {
@@ -111,6 +113,7 @@ impl Lab {
             second: User::named("vdens-test2").filter(|_| is_root()),
             counter: Cell::new(0),
             has_panel: false,
+            has_storm_guard: false,
         };
         for who in [Some(Who::First), lab.second.as_ref().map(|_| Who::Second)] {
             let Some(who) = who else { continue };
@@ -125,6 +128,9 @@ impl Lab {
         let vdens = lab.program(Maker::Ours, "vdens");
         let help = Proc::spawn(lab.command(Who::First, &vdens, ["--help"])).output(PATIENCE)?;
         lab.has_panel = help.contains("--no-panel");
+        let vnl = format!("switch://{}[storm=off]", lab.unique("probe"));
+        let probe = Proc::spawn(lab.command(Who::First, &vdens, [vnl.as_str(), "true"]));
+        lab.has_storm_guard = probe.output(PATIENCE).is_ok();
         Ok(lab)
     }
 

@@ -49,6 +49,8 @@ pub(crate) struct Contender {
     pub(crate) big_tcp: bool,
     /// Whether the ends are two users'.
     pub(crate) two_users: bool,
+    /// Whether ports of our switch may flood without a limit.
+    pub(crate) unlimited: bool,
     /// The contender that does the same with Debian's programs.
     pub(crate) rival: Option<&'static str>,
 }
@@ -77,6 +79,7 @@ impl Contender {
             panel: true,
             big_tcp: false,
             two_users: false,
+            unlimited: false,
             rival: None,
         }
     }
@@ -110,6 +113,14 @@ impl Contender {
     pub(crate) const fn of_two_users(self) -> Self {
         Self {
             two_users: true,
+            ..self
+        }
+    }
+
+    /// With nothing that limits floods, as in a kernel's bridge and Debian's switches.
+    pub(crate) const fn unlimited(self) -> Self {
+        Self {
+            unlimited: true,
             ..self
         }
     }
@@ -183,22 +194,11 @@ impl Contender {
                 }
             }
             Medium::Plug(maker) => {
-                let mode = if self.two_users { "[mode=0777]" } else { "" };
-                let plug = lab.program(maker, "vde_plug");
-                let vnl = format!("switch://{place}{mode}");
-                network.start_switch(
-                    Proc::spawn(lab.command(Who::First, &plug, ["null://", &vnl])),
-                    &place,
-                )?;
+                self.plug(lab, &mut network, maker, &place, &[])?;
                 self.members(lab, &mut network, count, &format!("vde://{place}"))?;
             }
             Medium::Vlan => {
-                let plug = lab.program(Maker::Ours, "vde_plug");
-                let vnl = format!("switch://{place}[vlans=10]");
-                network.start_switch(
-                    Proc::spawn(lab.command(Who::First, &plug, ["null://", &vnl])),
-                    &place,
-                )?;
+                self.plug(lab, &mut network, Maker::Ours, &place, &["vlans=10"])?;
                 self.members(lab, &mut network, count, &format!("vde://{place}[vlan=10]"))?;
             }
             Medium::VdeSwitch => {
@@ -226,6 +226,34 @@ impl Contender {
         }
         network.reach(lab)?;
         Ok(network)
+    }
+
+    /// Starts `vde_plug null:// switch://…`.
+    fn plug<'lab>(
+        &self,
+        lab: &'lab Lab,
+        network: &mut Network<'lab>,
+        maker: Maker,
+        place: &str,
+        keys: &[&str],
+    ) -> Result<()> {
+        let storm = self.unlimited && lab.has_storm_guard;
+        let given = [
+            self.two_users.then_some("mode=0777"),
+            storm.then_some("storm=off"),
+        ];
+        let keys: Vec<&str> = given
+            .into_iter()
+            .flatten()
+            .chain(keys.iter().copied())
+            .collect();
+        let mut vnl = format!("switch://{place}");
+        if !keys.is_empty() {
+            vnl += &format!("[{}]", keys.join("/"));
+        }
+        let plug = lab.program(maker, "vde_plug");
+        let switch = Proc::spawn(lab.command(Who::First, &plug, ["null://", &vnl]));
+        network.start_switch(switch, place)
     }
 
     /// Starts vdens `count` times.

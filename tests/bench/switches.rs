@@ -33,6 +33,7 @@ const LEARNING: u64 = 20_000;
 const CONTENDERS: &[Contender] = &[
     Contender::ours(REFERENCE, "Linux bridge, no vdens", Medium::Bridge),
     Contender::ours("ours", "ours on our switch://", Medium::Plug(Maker::Ours))
+        .unlimited()
         .versus("debian-vde-switch"),
     Contender::ours(
         "ours-no-panel",
@@ -40,19 +41,22 @@ const CONTENDERS: &[Contender] = &[
         Medium::Plug(Maker::Ours),
     )
     .without_panel()
+    .unlimited()
     .versus("debian-vde-switch"),
-    Contender::ours("ours-vlan", "ours in a VLAN of our switch://", Medium::Vlan),
+    Contender::ours("ours-vlan", "ours in a VLAN of our switch://", Medium::Vlan).unlimited(),
     Contender::ours(
         "ours-vlan-no-panel",
         "ours in a VLAN of our switch://, --no-panel",
         Medium::Vlan,
     )
-    .without_panel(),
+    .without_panel()
+    .unlimited(),
     Contender::debian(
         "debian-on-ours",
         "Debian's on our switch://",
         Medium::Plug(Maker::Ours),
     )
+    .unlimited()
     .versus("debian-vde-switch"),
     Contender::debian(
         "debian-vde-switch",

@@ -48,7 +48,9 @@ pub(crate) fn boot(lab: &Lab) -> Session<'_> {
         initrd.extend(fs::read(format!("{GUEST}/{part}")).unwrap());
     }
     fs::write(&archive, initrd).unwrap();
-    let guest = lab.command(QEMU, machine(&archive, 768)).args(["-no-reboot"]);
+    let guest = lab
+        .command(QEMU, machine(&archive, 768))
+        .args(["-no-reboot"]);
     let guest = guest.session();
     await_boot(&guest);
     guest

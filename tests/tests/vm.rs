@@ -48,7 +48,11 @@ pub(crate) fn machine(initrd: &str, memory: u32) -> Vec<String> {
     // On a busy machine the guest finds that its timer does not work, and panics.
     let append = "console=ttyS0 quiet panic=-1 no_timer_check";
     let system = ["-kernel", &kernel, "-initrd", initrd, "-append", append];
-    machine.split(' ').chain(system).map(str::to_owned).collect()
+    machine
+        .split(' ')
+        .chain(system)
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Waits until a guest has booted.

@@ -4,6 +4,9 @@
 //! where another user may have made a file of that name first. So the file is opened without
 //! following a symbolic link and without truncating it. It is overwritten only if it is empty or an
 //! old pid file of this user.
+//!
+//! A new file appears with its content: scripts wait for the file and read it at once. It is
+//! written under another name beside it and then renamed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -33,11 +36,16 @@ impl PidFile {
             Some(libc::ELOOP) => refused(&path, "it is a symbolic link"),
             _ => Error::path("write the pid file", &path, &error),
         };
-        let mut file = open(&path, OpenOptions::new().write(true).create(true)).map_err(failed)?;
-        check(&path, &mut file)?;
-        file.set_len(0).map_err(failed)?;
-        // In append mode: the check has moved the offset.
-        writeln!(file, "{}", process::id()).map_err(failed)?;
+        match open(&path, &mut OpenOptions::new()) {
+            Ok(mut old) => {
+                check(&path, &mut old)?;
+                old.set_len(0).map_err(failed)?;
+                // In append mode: the check has moved the offset.
+                writeln!(old, "{}", process::id()).map_err(failed)?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => make(&path).map_err(failed)?,
+            Err(error) => return Err(failed(error)),
+        }
         Ok(Self(path))
     }
 
@@ -57,6 +65,16 @@ impl Drop for PidFile {
             log::warn!("cannot remove the pid file {}: {error}", self.0.display());
         }
     }
+}
+
+/// Makes a file with this process's id.
+fn make(path: &Path) -> io::Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(format!(".{}", process::id()));
+    let mut file = open(new.as_ref(), OpenOptions::new().create_new(true))?;
+    writeln!(file, "{}", process::id())
+        .and_then(|()| fs::rename(&new, path))
+        .inspect_err(|_| drop(fs::remove_file(&new)))
 }
 
 /// Opens the file itself, not the target of a link, and without waiting for the other end of a
@@ -127,7 +145,7 @@ mod tests {
             let pidfile = PidFile::write(path.clone()).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), own);
             drop(pidfile);
-            assert!(!path.exists());
+            assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
         }
         for text in ["\n", "text", "1 2", "12345678901234567890", "1\n2\n"] {
             fs::write(&path, text).unwrap();
