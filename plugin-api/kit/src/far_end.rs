@@ -122,13 +122,15 @@ impl FarEnd {
     /// The kernel has no random numbers.
     pub fn switch(host: Host, is_foreign: bool) -> Result<(Self, Mark)> {
         let nonce = Nonce::new()?;
-        let address = host.port().panel_address;
+        let port = host.port();
+        let address = port.panel_address;
         let panel = address.as_ref().map_or(0, |own| own.panel);
         let address = address.filter(|_| !is_foreign);
         let mark = Mark {
             panel,
             tells_place: address.is_some(),
             nonce,
+            is_plug: port.interface.is_empty(),
         };
         let negotiation = Negotiation::as_client(nonce, address);
         let mut switch = Self::new(Role::Switch, host, Some(negotiation));
@@ -776,6 +778,7 @@ mod tests {
                 panel: 7,
                 tells_place: false,
                 nonce: own,
+                is_plug: false,
             };
             let mut client = FarEnd::client(Some(mark), bridge);
             client.announce(&ours);

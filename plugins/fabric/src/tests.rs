@@ -26,6 +26,7 @@ use crate::Kind;
 use crate::config::Config;
 use crate::queue::MAX_FRAMES;
 use crate::switch::Switch;
+use crate::tree::is_for_bridges;
 
 const BROADCAST: u8 = 0xff;
 
@@ -312,6 +313,7 @@ fn meet(client: &Client) -> (Negotiation, Vec<Event>) {
     while let Some(message) = client.recv() {
         match negotiation.receive(&message) {
             Received::Message(event) => events.extend(event),
+            Received::Frame if is_for_bridges(&message) => {}
             other => panic!("{other:?}"),
         }
     }

@@ -60,6 +60,7 @@ impl Target for Requests {
                     panel,
                     tells_place: random.bool(),
                     nonce: Nonce(random.u64(..) | 1),
+                    is_plug: random.bool(),
                 };
                 input.extend(mark.to_string().as_bytes());
             }
@@ -119,6 +120,7 @@ impl Target for Requests {
             panel,
             tells_place: panel & 2 != 0,
             nonce: Nonce(!panel | 1),
+            is_plug: panel & 1 != 0,
         };
         let text = description.len();
         description.extend(mark.to_string().as_bytes());
