@@ -85,10 +85,10 @@ fn the_header_and_the_crate_are_laid_out_alike() {
     let mut text = String::from("#include \"vdens-plugin.h\"\n#ifndef __cplusplus\n");
     text += "#define static_assert _Static_assert\n#endif\n";
     macro_rules! compare {
-        ($($c:ident = $rust:ident { $($field:ident),* })+) => {$(
+        ($text:ident: $($c:ident = $rust:ident { $($field:ident),* })+) => {$(
             let name = stringify!($c);
             let size = size_of::<vdens_plugin_c::$rust>();
-            writeln!(text, "static_assert(sizeof(struct {name}) == {size}, \"{name}\");").unwrap();
+            writeln!($text, "static_assert(sizeof(struct {name}) == {size}, \"{name}\");").unwrap();
             // All of them: else the pattern is an error.
             let all = |it: vdens_plugin_c::$rust| {
                 let vdens_plugin_c::$rust { $($field: _),* } = it;
@@ -98,7 +98,7 @@ fn the_header_and_the_crate_are_laid_out_alike() {
                 let field = stringify!($field);
                 let at = std::mem::offset_of!(vdens_plugin_c::$rust, $field);
                 writeln!(
-                    text,
+                    $text,
                     "static_assert(offsetof(struct {name}, {field}) == {at}, \"{name}.{field}\");"
                 )
                 .unwrap();
@@ -106,6 +106,7 @@ fn the_header_and_the_crate_are_laid_out_alike() {
         )+};
     }
     compare! {
+        text:
         vdens_error = Error { code, errnum, message, hint }
         vdens_slot = Slot { offset, len }
         vdens_batch = Batch { arena, arena_len, used, slots, slot_capacity, len, dropped }
@@ -163,10 +164,21 @@ fn the_header_and_the_crate_are_laid_out_alike() {
     ] {
         writeln!(text, "static_assert(VDENS_{name} == {value}, \"{name}\");").unwrap();
     }
-    let newer = format!(
-        "{text}static_assert(VDENS_CAP_CONFINED == {}, \"confined\");\n",
-        Capabilities::CONFINED.0
-    );
+    // What is younger than the frozen header.
+    let mut newer = text.clone();
+    compare! {
+        newer:
+        vdens_port_vlans = PortVlans { untagged, tagged }
+        vdens_panel_calls = PanelCalls { struct_size, vlan_bridge, set_vlans }
+    }
+    use vdens_plugin_c::vlan_bridge;
+    for (name, value) in [
+        ("CAP_CONFINED", Capabilities::CONFINED.0),
+        ("BRIDGE_FILTERING", vlan_bridge::FILTERING.into()),
+        ("BRIDGE_UNTAGGED", vlan_bridge::UNTAGGED.into()),
+    ] {
+        writeln!(newer, "static_assert(VDENS_{name} == {value}, \"{name}\");").unwrap();
+    }
     let headers = [(source(HEADER), newer), (frozen("vdens-plugin.h"), text)];
     for (header, text) in headers {
         let lab = Lab::new();

@@ -383,7 +383,7 @@ fn plugins_export_the_symbols_of_abi_1_alone() {
         // Not every plugin says what it needs.
         let symbols = symbols.replace("vdens_plugin_needs\n", "");
         assert_eq!(
-            symbols, "vdens_plugin_abi\nvdens_plugin_c1\nvdens_plugin_v1\n",
+            symbols, "vdens_plugin_abi\nvdens_plugin_c1\nvdens_plugin_panel\nvdens_plugin_v1\n",
             "{plugin:?}"
         );
     }

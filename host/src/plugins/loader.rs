@@ -22,7 +22,7 @@ use std::path::Path;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use serde::{Deserialize, Serialize};
 use vdens_plugin_kit::Capabilities;
-use vdens_plugin_kit::adapters::{BindError, Door, LoadedPlugin};
+use vdens_plugin_kit::adapters::{BindError, Door, LoadedPlugin, PANEL_SYMBOL};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::plugins::search::file_name;
@@ -194,6 +194,7 @@ pub(crate) fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
         return Err(refuse(LoadStage::Version, why, hint.into()));
     };
     let needs = find("vdens_plugin_needs");
+    let panel = find(PANEL_SYMBOL);
     let doors: Vec<Door> = found.into_iter().map(|(door, _)| door).collect();
     // The library stays loaded for the life of the process.
     std::mem::forget(library);
@@ -210,6 +211,10 @@ pub(crate) fn inspect(file: &Path, scheme: &str) -> Result<Loaded, Refusal> {
         };
         refuse(LoadStage::Layout, error.to_string(), hint.into())
     })?;
+    if let Some(panel) = panel {
+        // SAFETY: at this symbol a plugin has that function.
+        unsafe { plugin.offer_panel(panel) };
+    }
     let served = plugin.manifest().scheme;
     if served.replace('-', "_") != scheme.replace('-', "_") {
         let why = format!("it serves the scheme '{served}', not '{scheme}'");

@@ -257,6 +257,35 @@ struct vdens_host {
     const struct vdens_host_calls *calls; /* all of those above are there */
 };
 
+/* ---- Bridges on the panel that know VLANs ------------------------------------------------- */
+
+/* Kinds of such bridges. */
+#define VDENS_BRIDGE_FILTERING 1u /* filters VLANs; a port is in none until set_vlans */
+#define VDENS_BRIDGE_UNTAGGED 2u  /* its ports drop frames whose 802.1Q tag names a VLAN */
+
+/* The VLANs that a port of a filtering bridge is in, each a number from 1 to 4094. */
+struct vdens_port_vlans {
+    uint16_t untagged;   /* the VLAN whose frames have no tag at the port; 0 for none */
+    uint8_t tagged[512]; /* those whose frames have one: VLAN n is bit n % 8 of byte n / 8 */
+};
+
+/* The host's functions for them. Their first argument is vdens_host.services of any request. The
+ * table is valid for the life of the process. Functions may be missing. */
+struct vdens_panel_calls {
+    size_t struct_size;
+
+    /* Makes a bridge of this kind. Otherwise as hub. VDENS_ERROR_UNSUPPORTED: the kernel has no
+     * such bridges. */
+    int (*vlan_bridge)(const void *services, uint64_t expiry, uint32_t kind,
+                       struct vdens_hub *hub, struct vdens_error *error);
+
+    /* Puts a port of a filtering bridge in these VLANs, and takes it out of all others. The bridge
+     * is named by its panel and its place, the port by its interface's place; NULL: the bridge's
+     * tap. */
+    int (*set_vlans)(const void *services, uint64_t panel, const char *bridge, const char *port,
+                     const struct vdens_port_vlans *vlans, struct vdens_error *error);
+};
+
 /* ---- The plugin --------------------------------------------------------------------------- */
 
 /* What is to be opened. It and its strings are lent for the call of open. */
@@ -299,6 +328,10 @@ extern VDENS_EXPORT const struct vdens_plugin vdens_plugin_c1;
 /* May be left out: what the links need beyond what a confined plugin is given, in words that
  * docs/sandbox.md lists. */
 extern VDENS_EXPORT const char vdens_plugin_needs[];
+
+/* May be left out: takes the host's functions for bridges that know VLANs. The host calls it once,
+ * before the first open. A host without such functions does not call it. */
+VDENS_EXPORT void vdens_plugin_panel(const struct vdens_panel_calls *calls);
 
 /* ---- Conveniences: they are compiled into the plugin and are no part of the contract. ------- */
 

@@ -37,6 +37,8 @@ fn the_types_are_laid_out_as_they_were_frozen() {
             struct_size: 0, log: 8, log_level: 16, open: 24, port: 32, plug: 40, attach: 48,
             hub: 56, keep: 64, kept: 72
         }
+        PortVlans: 514, 2, { untagged: 0, tagged: 2 }
+        PanelCalls: 24, 8, { struct_size: 0, vlan_bridge: 8, set_vlans: 16 }
         Host: 16, 8, { services: 0, calls: 8 }
         Request: 64, 8, {
             struct_size: 0, vnl: 8, description: 16, group: 24, port: 32, mode: 40, host: 48
@@ -50,8 +52,13 @@ fn the_types_are_laid_out_as_they_were_frozen() {
 #[test]
 fn the_numbers_are_as_they_were_frozen() {
     assert_eq!(
-        (ABI_SYMBOL, C1_SYMBOL, VERSION),
-        ("vdens_plugin_abi", "vdens_plugin_c1", 1)
+        (ABI_SYMBOL, C1_SYMBOL, PANEL_SYMBOL, VERSION),
+        (
+            "vdens_plugin_abi",
+            "vdens_plugin_c1",
+            "vdens_plugin_panel",
+            1
+        )
     );
     assert_eq!((BATCH_FRAMES, VNET_HEADER_LEN), (32, 10));
     assert_eq!((MIN_FRAME, MAX_FRAME), (14, 65_558));
@@ -75,6 +82,7 @@ fn the_numbers_are_as_they_were_frozen() {
         [CARRIER, SHARED, PLUGGED, WANTS_PANEL]
     };
     assert_eq!(flags, [1, 2, 4, 8]);
+    assert_eq!([vlan_bridge::FILTERING, vlan_bridge::UNTAGGED], [1, 2]);
 }
 
 #[test]

@@ -26,6 +26,9 @@ pub const ABI_SYMBOL: &str = "vdens_plugin_abi";
 /// The symbol of the [`Plugin`].
 pub const C1_SYMBOL: &str = "vdens_plugin_c1";
 
+/// The symbol of a [`TakePanel`], which may be left out.
+pub const PANEL_SYMBOL: &str = "vdens_plugin_panel";
+
 /// The most frames in a batch that vdens makes.
 pub const BATCH_FRAMES: usize = 32;
 
@@ -225,6 +228,50 @@ pub struct HostCalls {
     pub kept: Option<unsafe extern "C" fn(*const c_void) -> c_int>,
 }
 
+/// Kinds of bridges that know VLANs.
+pub mod vlan_bridge {
+    /// It filters VLANs.
+    pub const FILTERING: u32 = 1;
+    /// Its ports drop frames whose outermost tag names a VLAN.
+    pub const UNTAGGED: u32 = 2;
+}
+
+/// `struct vdens_port_vlans`: the VLANs that a port is in.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortVlans {
+    /// The VLAN whose frames have no tag at the port; 0 for none.
+    pub untagged: u16,
+    /// Those whose frames have one: VLAN `n` is bit `n % 8` of byte `n / 8`.
+    pub tagged: [u8; 512],
+}
+
+/// `struct vdens_panel_calls`: what a plugin can ask of the host for bridges that know VLANs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct PanelCalls {
+    /// The size of this table.
+    pub struct_size: usize,
+    /// As [`HostCalls::hub`], of one of the kinds of [`vlan_bridge`].
+    pub vlan_bridge:
+        Option<unsafe extern "C" fn(*const c_void, u64, u32, *mut Hub, *mut Error) -> c_int>,
+    /// Sets the VLANs of a bridge's port: the panel, the places of the bridge and of the port, or
+    /// null for the bridge's tap.
+    pub set_vlans: Option<
+        unsafe extern "C" fn(
+            *const c_void,
+            u64,
+            *const c_char,
+            *const c_char,
+            *const PortVlans,
+            *mut Error,
+        ) -> c_int,
+    >,
+}
+
+/// The function that stands at [`PANEL_SYMBOL`].
+pub type TakePanel = unsafe extern "C" fn(*const PanelCalls);
+
 /// `struct vdens_host`: the host, valid for the life of the process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -343,4 +390,9 @@ unsafe impl Table for LinkCalls {
 // SAFETY: repr(C); a size and functions that may be null.
 unsafe impl Table for HostCalls {
     const NAME: &'static str = "struct vdens_host_calls";
+}
+
+// SAFETY: repr(C); a size and functions that may be null.
+unsafe impl Table for PanelCalls {
+    const NAME: &'static str = "struct vdens_panel_calls";
 }

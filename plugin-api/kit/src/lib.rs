@@ -171,6 +171,7 @@ pub mod tap;
 pub mod trust;
 pub mod udp;
 pub mod user;
+mod vlans;
 pub mod vnl;
 pub mod vnl_file;
 pub mod wire;
@@ -189,3 +190,4 @@ pub use plugin::{
 pub use ready::AlwaysReady;
 pub use status::{Peer, PortStatus, StationStatus, Status, SwitchStatus, Tier};
 pub use vdens_plugin_c::{BATCH_FRAMES, MAX_FRAME, MIN_FRAME, VNET_HEADER_LEN};
+pub use vlans::{BridgePort, PortVlans, VlanBridge};

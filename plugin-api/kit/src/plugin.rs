@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::tap::Tap;
 use crate::vnl::Vnl;
-use crate::{Error, ErrorKind, Link, Result};
+use crate::{BridgePort, Error, ErrorKind, Link, PortVlans, Result, VlanBridge};
 
 /// A request to open a link.
 #[derive(Debug)]
@@ -135,6 +135,30 @@ impl Host {
         self.services.bridge(expiry)
     }
 
+    /// Makes a bridge that knows VLANs. Otherwise as [`Host::bridge`].
+    ///
+    /// # Errors
+    /// There is no panel, or the kernel refuses. [`ErrorKind::Unsupported`]: the kernel or the host
+    /// has no such bridges.
+    pub fn vlan_bridge(&self, expiry: Duration, kind: VlanBridge) -> Result<Bridge> {
+        self.services.vlan_bridge(expiry, kind)
+    }
+
+    /// Puts a port of a [filtering](VlanBridge::Filtering) bridge in these VLANs, and takes it out
+    /// of all others.
+    ///
+    /// # Errors
+    /// A number is that of no VLAN, the port is not on the bridge, the bridge is on another panel,
+    /// or the kernel refuses.
+    pub fn set_vlans(
+        &self,
+        bridge: &PanelAddress,
+        port: BridgePort<'_>,
+        vlans: &PortVlans,
+    ) -> Result<()> {
+        self.services.set_vlans(bridge, port, vlans)
+    }
+
     /// Stores a copy of a descriptor in the session, in place of the one stored before.
     ///
     /// When the process that serves the link dies, its successor gets the descriptor from
@@ -183,6 +207,27 @@ pub trait HostServices: Send + Sync {
     /// There is no panel, or the kernel refuses.
     fn bridge(&self, expiry: Duration) -> Result<Bridge>;
 
+    /// See [`Host::vlan_bridge`].
+    ///
+    /// # Errors
+    /// There is no panel, or the kernel or the host has no such bridges.
+    fn vlan_bridge(&self, _expiry: Duration, _kind: VlanBridge) -> Result<Bridge> {
+        Err(no_vlan_bridges())
+    }
+
+    /// See [`Host::set_vlans`].
+    ///
+    /// # Errors
+    /// The kernel refuses, or there is no such port or bridge.
+    fn set_vlans(
+        &self,
+        _bridge: &PanelAddress,
+        _port: BridgePort<'_>,
+        _vlans: &PortVlans,
+    ) -> Result<()> {
+        Err(no_vlan_bridges())
+    }
+
     /// See [`Host::store_fd`].
     ///
     /// # Errors
@@ -191,6 +236,12 @@ pub trait HostServices: Send + Sync {
 
     /// See [`Host::take_fd`].
     fn take_fd(&self) -> Option<OwnedFd>;
+}
+
+/// The error of a host that was built before there were bridges that know VLANs.
+pub(crate) fn no_vlan_bridges() -> Error {
+    let message = "this vdens has no bridges on the panel that know VLANs";
+    Error::new(ErrorKind::Unsupported, message)
 }
 
 /// The services of [`Host::without_services`]: none.
@@ -392,6 +443,12 @@ macro_rules! export_plugin {
                 $crate::c_text!(<Exported as $crate::Plugin>::DESCRIPTION),
                 $crate::c_text!(<Exported as $crate::Plugin>::VERSION),
             );
+
+            #[unsafe(export_name = "vdens_plugin_panel")]
+            unsafe extern "C" fn panel(calls: *const $crate::adapters::PanelCalls) {
+                // SAFETY: the host keeps to the contract of this symbol.
+                unsafe { $crate::adapters::take_panel(calls) }
+            }
 
             $crate::export_door_v1!(Exported);
         };

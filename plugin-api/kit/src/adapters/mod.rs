@@ -29,12 +29,12 @@ use std::fmt;
 use crate::{HostServices, Link, Manifest, OpenOptions, Result};
 
 #[doc(hidden)]
-pub use c1::{CPlugin, c_string, plugin};
+pub use c1::{CPlugin, PanelCalls, c_string, plugin, take_panel};
 #[cfg(feature = "abi-stable")]
 #[doc(hidden)]
 pub use v1::{LibHeader, header};
 #[doc(hidden)]
-pub use vdens_plugin_c::VERSION;
+pub use vdens_plugin_c::{PANEL_SYMBOL, VERSION};
 
 /// A door of ABI 1: the types by which host and plugin call each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +139,16 @@ impl LoadedPlugin {
             Door::C1 => Module::C1(unsafe { c1::bind(symbol) }?),
         };
         Ok(Self(module))
+    }
+
+    /// Offers the host's bridges that know VLANs ([`HostServices::vlan_bridge`]) to the plugin, by
+    /// either door.
+    ///
+    /// # Safety
+    /// `symbol` is the address of the plugin's symbol `vdens_plugin_panel`.
+    pub unsafe fn offer_panel(&self, symbol: *const ()) {
+        // SAFETY: per this function's contract; a plugin that is bound is never unloaded.
+        unsafe { c1::panel::offer(symbol) }
     }
 
     /// The plugin's description of itself.

@@ -15,14 +15,15 @@ use vdens_plugin_api::{
 use vdens_plugin_c::{Batch, Fds, Slot, State as RawState};
 
 use super::BindError;
+use super::c1::panel;
 use super::export;
 use super::import::{RawLink, Remote, changed_batch};
 use crate::batch::Storage;
 use crate::logging;
 use crate::tap::Tap;
 use crate::{
-    Bridge, Capabilities, Error, ErrorKind, HostPort, HostServices, Link, Manifest, OpenOptions,
-    PanelAddress, Plugin, Result,
+    Bridge, BridgePort, Capabilities, Error, ErrorKind, HostPort, HostServices, Link, Manifest,
+    OpenOptions, PanelAddress, Plugin, PortVlans, Result, VlanBridge,
 };
 
 pub use vdens_plugin_api::LibHeader;
@@ -364,6 +365,21 @@ impl HostServices for RemoteHost {
         let expiry = u64::try_from(expiry.as_millis()).unwrap_or(u64::MAX);
         // SAFETY: as in `open`.
         unwrap(unsafe { (self.0.calls().hub())(self.0.pointer(), expiry) }).map(Bridge::from)
+    }
+
+    fn vlan_bridge(&self, expiry: Duration, kind: VlanBridge) -> Result<Bridge> {
+        // SAFETY: the pointer is that of the host's services.
+        unsafe { panel::make_bridge(self.0.pointer().cast(), expiry, kind) }
+    }
+
+    fn set_vlans(
+        &self,
+        bridge: &PanelAddress,
+        port: BridgePort<'_>,
+        vlans: &PortVlans,
+    ) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { panel::set(self.0.pointer().cast(), bridge, port, vlans) }
     }
 
     fn store_fd(&self, fd: Option<BorrowedFd<'_>>) -> Result<()> {

@@ -12,14 +12,14 @@ use nix::fcntl::{FcntlArg, fcntl};
 use vdens_plugin_c::{self as c, Table, link_flag};
 
 use super::outgoing::export_services;
-use super::{NO_ERROR, buffered, c_text, error_from};
+use super::{NO_ERROR, buffered, c_text, error_from, panel};
 use crate::adapters::BindError;
 use crate::adapters::import::{RawLink, Remote, changed_batch, wrong};
 use crate::batch::Storage;
 use crate::tap::Tap;
 use crate::{
-    Bridge, Capabilities, Error, ErrorKind, HostPort, HostServices, Link, Manifest, OpenOptions,
-    PanelAddress, Result, logging,
+    Bridge, BridgePort, Capabilities, Error, ErrorKind, HostPort, HostServices, Link, Manifest,
+    OpenOptions, PanelAddress, PortVlans, Result, VlanBridge, logging,
 };
 
 /// The longest text in a plugin's table, in bytes.
@@ -295,8 +295,38 @@ macro_rules! call {
     };
 }
 
+/// A bridge that is not there, for the host to fill in.
+pub(super) const NO_HUB: c::Hub = c::Hub {
+    tap: -1,
+    panel: 0,
+    place: [0; 32],
+    name: [0; 16],
+};
+
+/// The bridge that the host filled in.
+///
+/// # Errors
+/// It has no tap.
+///
+/// # Safety
+/// The host gave its descriptor up, which has no other owner.
+pub(super) unsafe fn bridge_from(hub: &c::Hub) -> Result<Bridge> {
+    if hub.tap < 0 {
+        return Err(Error::closed("the host made a bridge without a tap"));
+    }
+    // SAFETY: per this function's contract.
+    let tap = unsafe { OwnedFd::from_raw_fd(hub.tap) };
+    Ok(Bridge {
+        panel_address: PanelAddress {
+            panel: hub.panel,
+            place: buffered(&hub.place),
+        },
+        tap: Tap::from_fd(tap, buffered(&hub.name)),
+    })
+}
+
 /// What an `int` result and the error in its place mean.
-fn done(result: c_int, error: &c::Error, what: &str) -> Result<()> {
+pub(super) fn done(result: c_int, error: &c::Error, what: &str) -> Result<()> {
     match result {
         0 => Ok(()),
         _ => Err(error_from(error, what)),
@@ -381,29 +411,26 @@ impl HostServices for RemoteHost {
 
     fn bridge(&self, expiry: Duration) -> Result<Bridge> {
         let expiry = u64::try_from(expiry.as_millis()).unwrap_or(u64::MAX);
-        let (mut error, mut hub) = (
-            NO_ERROR,
-            c::Hub {
-                tap: -1,
-                panel: 0,
-                place: [0; 32],
-                name: [0; 16],
-            },
-        );
+        let (mut error, mut hub) = (NO_ERROR, NO_HUB);
         let result = call!(self.hub(expiry, &raw mut hub, &raw mut error))?;
         done(result, &error, "hub()")?;
-        if hub.tap < 0 {
-            return Err(Error::closed("the host made a bridge without a tap"));
-        }
-        // SAFETY: the host gave the descriptor up in this call.
-        let tap = unsafe { OwnedFd::from_raw_fd(hub.tap) };
-        Ok(Bridge {
-            panel_address: PanelAddress {
-                panel: hub.panel,
-                place: buffered(&hub.place),
-            },
-            tap: Tap::from_fd(tap, buffered(&hub.name)),
-        })
+        // SAFETY: the host filled it in, in this call.
+        unsafe { bridge_from(&hub) }
+    }
+
+    fn vlan_bridge(&self, expiry: Duration, kind: VlanBridge) -> Result<Bridge> {
+        // SAFETY: the pointer is that of the host's services.
+        unsafe { panel::make_bridge(self.services, expiry, kind) }
+    }
+
+    fn set_vlans(
+        &self,
+        bridge: &PanelAddress,
+        port: BridgePort<'_>,
+        vlans: &PortVlans,
+    ) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { panel::set(self.services, bridge, port, vlans) }
     }
 
     fn store_fd(&self, fd: Option<BorrowedFd<'_>>) -> Result<()> {

@@ -2,10 +2,12 @@
 //!
 //! `outgoing` has the tables that this side fills in: a plugin's, a link's, the host's. `incoming`
 //! reads those of the other side, which may be written in C by hand. So it checks all that can be
-//! checked: null pointers, sizes, text. What it finds wrong is an error of one line.
+//! checked: null pointers, sizes, text. What it finds wrong is an error of one line. `panel` has
+//! both directions of what came after ABI 1.
 
 mod incoming;
 mod outgoing;
+pub(super) mod panel;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +20,7 @@ use crate::{Error, ErrorKind, Result};
 
 pub(super) use incoming::{Module, bind};
 pub use outgoing::{CPlugin, c_string, plugin};
+pub use panel::{PanelCalls, take_panel};
 
 /// Text as the other side passed it; `None` for a null pointer. What is not UTF-8 in it is
 /// replaced.

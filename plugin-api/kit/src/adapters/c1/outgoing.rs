@@ -9,7 +9,7 @@ use vdens_plugin_c::{self as c, Table};
 use super::{argument, fill, finish, text};
 use crate::adapters::c1::incoming::RemoteHost;
 use crate::adapters::export::{self, contain, leaked};
-use crate::{Error, HostServices, Link, OpenOptions, PanelAddress, Plugin, Result};
+use crate::{Bridge, Error, HostServices, Link, OpenOptions, PanelAddress, Plugin, Result};
 
 pub use vdens_plugin_c::Plugin as CPlugin;
 
@@ -199,7 +199,7 @@ extern "C" fn log_level() -> u32 {
 ///
 /// # Errors
 /// It is null.
-fn place<T>(pointer: *mut T, what: &str) -> Result<*mut T> {
+pub(super) fn place<T>(pointer: *mut T, what: &str) -> Result<*mut T> {
     match pointer.is_null() {
         true => Err(Error::usage(format!("{what} is a null pointer"))),
         false => Ok(pointer),
@@ -282,6 +282,20 @@ unsafe extern "C" fn attach(
     unsafe { finish(result, error, drop) }
 }
 
+/// A bridge as it crosses the boundary, with its tap.
+pub(super) fn hub_from(bridge: Bridge) -> c::Hub {
+    let mut filled = c::Hub {
+        tap: -1,
+        panel: bridge.panel_address.panel,
+        place: [0; 32],
+        name: [0; 16],
+    };
+    fill(&mut filled.place, &bridge.panel_address.place);
+    fill(&mut filled.name, bridge.tap.name());
+    filled.tap = OwnedFd::from(bridge.tap).into_raw_fd();
+    filled
+}
+
 /// # Safety
 /// As for [`open_nested`].
 unsafe extern "C" fn hub(
@@ -294,16 +308,7 @@ unsafe extern "C" fn hub(
         let hub = place(hub, "the place for the hub")?;
         // SAFETY: per this function's contract.
         let bridge = unsafe { leaked(services) }.bridge(Duration::from_millis(expiry))?;
-        let mut filled = c::Hub {
-            tap: -1,
-            panel: bridge.panel_address.panel,
-            place: [0; 32],
-            name: [0; 16],
-        };
-        fill(&mut filled.place, &bridge.panel_address.place);
-        fill(&mut filled.name, bridge.tap.name());
-        filled.tap = OwnedFd::from(bridge.tap).into_raw_fd();
-        Ok((hub, filled))
+        Ok((hub, hub_from(bridge)))
     });
     // SAFETY: per this function's contract; the place for the hub is not null.
     unsafe { finish(made, error, |(hub, filled)| hub.write(filled)) }

@@ -12,11 +12,12 @@ use vdens_plugin_c as c;
 
 use super::incoming::{RemoteHost, bind};
 use super::outgoing::export_services;
-use super::{buffered, c_string, fill, plugin};
+use super::{buffered, c_string, fill, panel, plugin};
 use crate::tap::Tap;
 use crate::{
-    Batch, Bridge, Capabilities, Error, ErrorKind, Host, HostPort, HostServices, Link, OpenOptions,
-    OpenRequest, PanelAddress, Plugin, Result, RxBatch, State, Status, TxBatch,
+    Batch, Bridge, BridgePort, Capabilities, Error, ErrorKind, Host, HostPort, HostServices, Link,
+    OpenOptions, OpenRequest, PanelAddress, Plugin, PortVlans, Result, RxBatch, State, Status,
+    TxBatch, VlanBridge,
 };
 
 /// A host that has everything, and says what it was asked.
@@ -65,6 +66,20 @@ impl HostServices for Everything {
             },
             tap: Tap::from_fd(tap, "xb".into()),
         })
+    }
+    fn vlan_bridge(&self, expiry: Duration, kind: VlanBridge) -> Result<Bridge> {
+        self.note(format!("{kind:?}"));
+        self.bridge(expiry)
+    }
+    fn set_vlans(
+        &self,
+        bridge: &PanelAddress,
+        port: BridgePort<'_>,
+        vlans: &PortVlans,
+    ) -> Result<()> {
+        let PanelAddress { panel, place } = bridge;
+        self.note(format!("{panel} {place} {port:?} {vlans:?}"));
+        Ok(())
     }
     fn store_fd(&self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
         self.note(format!("store {}", fd.is_some()));
@@ -552,6 +567,54 @@ fn a_plugin_may_pass_null_pointers_to_its_host() {
         // Nor need it care why.
         assert_eq!((calls.plug.unwrap())(services, null(), null_mut()), -1);
     }
+}
+
+#[test]
+fn bridges_that_know_vlans_are_offered_beside_the_doors() {
+    static HOST: Everything = Everything(Mutex::new(Vec::new()));
+    // SAFETY: the services live as long as the process.
+    let host = unsafe { RemoteHost::new(export_services(&HOST)) }.unwrap();
+    let bridge = PanelAddress {
+        panel: 5,
+        place: "b".into(),
+    };
+    let make = |kind| host.vlan_bridge(Duration::from_millis(7), kind);
+    let set = |port, untagged, tagged: &[u16]| {
+        let tagged = tagged.iter().copied().collect();
+        host.set_vlans(&bridge, port, &PortVlans { untagged, tagged })
+    };
+    // An older host offers none.
+    let errors = [
+        make(VlanBridge::Untagged).unwrap_err(),
+        set(BridgePort::Tap, None, &[]).unwrap_err(),
+    ];
+    for error in errors {
+        assert_eq!(error.kind, ErrorKind::Unsupported);
+        assert!(error.message.starts_with("this vdens has no"), "{error}");
+    }
+    // SAFETY: null is no table; the function is of the symbol's type.
+    unsafe {
+        panel::take_panel(null());
+        panel::offer(panel::take_panel as *const ());
+    }
+    assert_eq!(make(VlanBridge::Untagged).unwrap().tap.name(), "xb");
+    make(VlanBridge::Filtering).unwrap();
+    set(BridgePort::Tap, None, &[]).unwrap();
+    set(BridgePort::Interface("p"), Some(1), &[8, 4094]).unwrap();
+    for (untagged, tagged, wrong) in [(Some(0), &[][..], 0), (None, &[1, 4095], 4095)] {
+        let error = set(BridgePort::Tap, untagged, tagged).unwrap_err();
+        let words = format!("{wrong} is no VLAN");
+        assert!(error.kind == ErrorKind::Usage && error.message.starts_with(&words));
+    }
+    let asked = [
+        "Untagged",
+        "bridge 7",
+        "Filtering",
+        "bridge 7",
+        "5 b Tap PortVlans { untagged: None, tagged: {} }",
+        "5 b Interface(\"p\") PortVlans { untagged: Some(1), tagged: {8, 4094} }",
+    ];
+    assert_eq!(*HOST.0.lock().unwrap(), asked);
 }
 
 #[test]
