@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 use vdens_tests::{Lab, PATIENCE, Proc, Session, family, name, need, stretched, wait_until};
 
 use crate::status::status;
@@ -202,6 +203,85 @@ fn a_linux_bridge_follows_our_root() {
     let (one, two) = (member(&lab, "a", 1), member(&lab, "b", 2));
     one.ping("10.0.0.3");
     two.ping("10.0.0.3");
+}
+
+/// What a switch says of its ports.
+fn ports(lab: &Lab, switch: &str) -> Vec<Value> {
+    let asked = lab.vdectl(["switch", "show", "--json", switch, "ports"]);
+    let said: Value = serde_json::from_str(&asked.ok()).unwrap_or_default();
+    said[0]["ports"].as_array().cloned().unwrap_or_default()
+}
+
+/// The numbers of a switch's ports that are on the panel.
+fn on_panel(lab: &Lab, switch: &str) -> Vec<u64> {
+    let ports = ports(lab, switch).into_iter();
+    let ports = ports.filter(|port| port["is_on_panel"] == true);
+    ports.filter_map(|port| port["number"].as_u64()).collect()
+}
+
+#[track_caller]
+fn wait_for_panel(lab: &Lab, switch: &str, limit: Duration, wanted: &[u64]) {
+    wait_until(&format!("{wanted:?} on the panel"), limit, || {
+        on_panel(lab, switch) == wanted
+    });
+}
+
+/// A namespace that bridges two ports of switch `a`, without a spanning tree of its own.
+fn short_circuit(lab: &Lab) -> Session<'_> {
+    let vnl = lab.vnl("vde", "a");
+    let session = lab.vdens(["-m", &vnl, &vnl, "--", "sh"]).session();
+    wait_for_panel(lab, "a", PATIENCE, &[1, 2, 3, 4]);
+    session.ok(
+        "ip link add br0 type bridge && ip link set vde0 master br0 && \
+         ip link set vde1 master br0 && ip addr add 10.0.0.3/24 dev br0 && \
+         ip link set vde0 up && ip link set vde1 up && ip link set br0 up",
+    );
+    session
+}
+
+#[test]
+fn namespaces_are_on_the_panel_and_in_the_tree() {
+    let lab = Lab::new();
+    let _switch = switch(&lab, "a", "stp");
+    let [one, two] = [1, 2].map(|number| member(&lab, "a", number));
+    let vnl = lab.vnl("vde", "a");
+    let three = lab.vdens(["--no-panel", &vnl, "sh"]).session();
+    three.address("vde0", "10.0.0.3/24");
+    wait_for_panel(&lab, "a", PATIENCE, &[1, 2]);
+    one.ping("10.0.0.2");
+    one.ping("10.0.0.3");
+    two.ping("10.0.0.3");
+    let tree = lab.vdectl(["switch", "show", "--json", "a", "stp"]).ok();
+    let tree: Value = serde_json::from_str(&tree).unwrap();
+    let ports = tree[0]["stp"]["ports"].as_array().unwrap();
+    let forwards = |port: &&Value| port["state"] == "forwarding" && port["edge"] == true;
+    assert_eq!(ports.iter().filter(forwards).count(), 4, "{tree:#}");
+}
+
+#[test]
+fn a_loop_through_a_namespace_on_the_panel_heals() {
+    need!("bridge");
+    let lab = Lab::new();
+    let a = switch(&lab, "a", "stp");
+    let [one, two] = [1, 2].map(|number| member(&lab, "a", number));
+    let loop_maker = short_circuit(&lab);
+    wait_until("user space", PATIENCE, || {
+        one.run("ping -b -c 1 -W 1 10.0.0.255");
+        on_panel(&lab, "a").is_empty()
+    });
+    // The tree has one of the namespace's ports stand by, and there is no storm.
+    wait_for_trees(&lab, &[&a], stretched(PATIENCE), &["not forwarding: port"]);
+    one.ping("10.0.0.2");
+    two.ping("10.0.0.3");
+    let storms = || -> u64 {
+        let ports = ports(&lab, "a");
+        let dropped = ports.iter().map(|port| &port["dropped"]["storm"]);
+        dropped.filter_map(Value::as_u64).sum()
+    };
+    let before = storms();
+    one.run("ping -b -c 3 -W 1 10.0.0.255");
+    assert_eq!(storms(), before);
+    assert_eq!(loop_maker.exit(0).code(), Some(0));
 }
 
 /// The processor time of a process and its children, in seconds.

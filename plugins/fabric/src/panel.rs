@@ -51,7 +51,7 @@ impl Switch {
     /// The panel address of a VLAN's bridge, if there can be one. The bridge is made when it is
     /// first asked for.
     pub(crate) fn bridge(&mut self, vlan: u16) -> Option<PanelAddress> {
-        if self.storm.is_some() {
+        if !self.is_calm() {
             return None;
         }
         if !self.fabric.bridges.contains_key(&vlan) {
@@ -59,16 +59,10 @@ impl Switch {
             let made = self
                 .host
                 .bridge(memory_of(settings.kind, settings.expiry))
-                .and_then(|bridge| self.watch_bridge(vlan, bridge));
+                .and_then(|bridge| self.join_bridge(vlan, bridge));
             match made {
-                Ok(bridge) => {
-                    if vlan != 0 {
-                        log::debug!("VLAN {vlan} has a bridge on the panel");
-                    }
-                    let meter = Meter::new(settings.storm);
-                    let bridge = PanelBridge { bridge, meter };
-                    self.fabric.bridges.insert(vlan, bridge);
-                }
+                Ok(()) if vlan == 0 => {}
+                Ok(()) => log::debug!("VLAN {vlan} has a bridge on the panel"),
                 Err(error) => log::debug!("no bridge on the panel: {error}"),
             }
         }
@@ -77,24 +71,42 @@ impl Switch {
     }
 
     /// Joins a bridge, and takes all offloads from there.
-    pub(crate) fn watch_bridge(&self, vlan: u16, mut bridge: Bridge) -> Result<Bridge> {
+    pub(crate) fn join_bridge(&mut self, vlan: u16, mut bridge: Bridge) -> Result<()> {
+        let tree = &mut self.fabric.tree;
+        if tree.as_mut().is_some_and(|tree| !tree.add_bridge(vlan)) {
+            return Err(Error::closed("the spanning tree has 4095 ports"));
+        }
         bridge.tap.other_side(TAKES_ALL);
         let event = Source::Bridge(vlan).event(EpollFlags::EPOLLIN);
-        let watched = self.epoll.add(&bridge.tap, event);
-        watched.map_err(|errno| Error::io("watch the bridge on the panel", &errno.into()))?;
-        Ok(bridge)
+        if let Err(errno) = self.epoll.add(&bridge.tap, event) {
+            tree.as_mut().map(|tree| tree.remove(PortId::bridge(vlan)));
+            return Err(Error::io("watch the bridge on the panel", &errno.into()));
+        }
+        let meter = Meter::new(self.fabric.settings.storm);
+        let bridge = PanelBridge { bridge, meter };
+        self.fabric.bridges.insert(vlan, bridge);
+        Ok(())
+    }
+
+    /// Whether interfaces may come to the panel: there is no storm, nor had it a BPDU lately.
+    pub(crate) fn is_calm(&self) -> bool {
+        self.storm.is_none() && self.guarded.is_none()
     }
 
     /// Gives up a VLAN's bridge, for this reason. The clients that were offered it come again, and
     /// the host's interface is served here.
-    fn drop_bridge(&mut self, vlan: u16, why: &str) {
+    pub(crate) fn drop_bridge(&mut self, vlan: u16, why: &str) {
         if let Some(PanelBridge { bridge, .. }) = self.fabric.bridges.remove(&vlan) {
             // Closing it is enough, unless another process has it open.
             let _ = self.epoll.delete(&bridge.tap);
         }
         self.fabric.fdb.forget(PortId::bridge(vlan));
-        let local = &mut self.fabric.local;
-        local.plugged = local.plugged.filter(|plugged| *plugged != vlan);
+        if let Some(tree) = &mut self.fabric.tree {
+            tree.remove(PortId::bridge(vlan));
+        }
+        if self.fabric.local.plugged == Some(vlan) {
+            self.unplug_host();
+        }
         for (_, port) in self.fabric.ports.iter_mut() {
             if port.offer == Offer::Bridge(vlan) {
                 port.close(why);
@@ -114,8 +126,9 @@ impl Switch {
     /// the port of a plug while the kernel carries the frames of the plug's other end.
     pub(crate) fn plug_host(&mut self) {
         let port = self.host.port();
+        let is_plug = port.interface.is_empty();
         let fabric = &self.fabric;
-        let vlan = fabric.panel_vlan(LOCAL_PORT, &fabric.settings.port(LOCAL_PORT));
+        let vlan = fabric.panel_vlan_of(LOCAL, LOCAL_PORT, None, is_plug);
         let vlan = vlan.filter(|_| port.panel_address.is_some());
         let Some((vlan, bridge)) = vlan.and_then(|vlan| Some((vlan, self.bridge(vlan)?))) else {
             return;
@@ -124,32 +137,44 @@ impl Switch {
             Ok(()) => {
                 self.fabric.local.plugged = Some(vlan);
                 self.fabric.fdb.forget(LOCAL);
+                if let Some(tree) = &mut self.fabric.tree {
+                    tree.move_to_bridge(LOCAL, vlan);
+                }
                 log::debug!("{}: the kernel carries the frames", port.interface);
             }
             Err(error) => log::debug!("not plugged: {error}"),
         }
     }
 
+    /// The host's port is served here from now on.
+    pub(crate) fn unplug_host(&mut self) {
+        if self.fabric.local.plugged.take().is_some() {
+            self.join_tree(LOCAL, LOCAL_PORT);
+        }
+    }
+
     /// Moves ports to the bridges that they may be on now, and off those that they may not be on.
     pub(crate) fn rearrange(&mut self) {
         let fabric = &self.fabric;
-        let is_wrong = |number: u32, chosen: Option<u16>, offer: Offer| {
-            let vlan = fabric.panel_vlan(number, &fabric.settings_with(number, chosen));
-            match offer {
-                Offer::None => false,
-                Offer::Bridge(own) => vlan != Some(own),
-                // During a storm none comes to the panel.
-                Offer::Later => vlan.is_some() && self.storm.is_none(),
-            }
+        let is_calm = self.is_calm();
+        let is_wrong = |vlan: Option<u16>, offer: Offer| match offer {
+            Offer::None => false,
+            Offer::Bridge(own) => vlan != Some(own),
+            Offer::Later => vlan.is_some() && is_calm,
         };
         let wrong: Vec<PortId> = fabric
             .ports
             .iter()
-            .filter(|(_, port)| is_wrong(port.number, port.chosen, port.offer))
+            .filter(|(id, port)| {
+                let vlan = fabric.panel_vlan_of(*id, port.number, port.chosen, port.is_plug);
+                is_wrong(vlan, port.offer)
+            })
             .map(|(id, _)| id)
             .collect();
         let own = fabric.local.plugged.map_or(Offer::Later, Offer::Bridge);
-        let has_wrong_host = is_wrong(LOCAL_PORT, None, own);
+        let is_plug = self.host.port().interface.is_empty();
+        let vlan = fabric.panel_vlan_of(LOCAL, LOCAL_PORT, None, is_plug);
+        let has_wrong_host = is_wrong(vlan, own);
         let unused = fabric.bridges.keys().copied();
         let is_unknown = |vlan: &u16| *vlan != 0 && !fabric.settings.vlans.contains_key(vlan);
         let unused: Vec<u16> = unused.filter(is_unknown).collect();
@@ -163,7 +188,7 @@ impl Switch {
         }
         let was_plugged = self.fabric.local.plugged.is_some();
         if self.is_used && has_wrong_host {
-            self.fabric.local.plugged = None;
+            self.unplug_host();
             if was_plugged || self.wants_plug {
                 self.plug_host();
             }

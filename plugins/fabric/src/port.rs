@@ -232,6 +232,8 @@ pub(crate) struct Port {
     pub(crate) chosen: Option<u16>,
     /// What the client was told of the panel.
     pub(crate) offer: Offer,
+    /// Whether the client is a plug and no interface.
+    pub(crate) is_plug: bool,
     /// Frames of the batch that came in that are for this port.
     pub(crate) wanted: Wanted,
     /// The same in the batch at hand.
@@ -271,6 +273,7 @@ impl Port {
             rules: Rules::access(0),
             chosen: None,
             offer: Offer::None,
+            is_plug: false,
             wanted: Wanted::default(),
             selected: Selection::default(),
             is_watched_for_room: false,

@@ -132,9 +132,11 @@ impl Fabric {
 
     /// The VLAN on whose bridge on the panel a port may be, with these settings of its own; `None`
     /// if its frames have to pass through the switch. On a bridge no frame has a tag for us, no
-    /// frame is checked or copied, and there is no spanning tree.
-    pub(crate) fn panel_vlan(&self, number: u32, set: &PortSettings) -> Option<u16> {
-        let is_simple = !self.settings.has_stp
+    /// frame is checked or copied, and every port forwards. So with a spanning tree only edge ports
+    /// may be there, and no plug, which may be the cable to another switch.
+    pub(crate) fn panel_vlan(&self, number: u32, set: &PortSettings, is_plug: bool) -> Option<u16> {
+        let is_edge = set.edge && !is_plug;
+        let is_simple = (is_edge || !self.settings.has_stp)
             && set.tagged.is_empty()
             && set.lock.is_none()
             && set.mirror.is_none()
@@ -151,5 +153,18 @@ impl Fabric {
         let is_pinned = |(on, _)| on == vlan || !self.has_vlans();
         let has_static = || self.settings.stations.keys().copied().any(is_pinned);
         (is_simple && !gets_copies() && !has_static()).then_some(vlan)
+    }
+
+    /// The same of a port that is there, whose client has chosen this VLAN.
+    pub(crate) fn panel_vlan_of(
+        &self,
+        id: PortId,
+        number: u32,
+        chosen: Option<u16>,
+        is_plug: bool,
+    ) -> Option<u16> {
+        let leads_to_bridge = self.tree.as_ref().is_some_and(|tree| tree.has_heard(id));
+        let vlan = self.panel_vlan(number, &self.settings_with(number, chosen), is_plug);
+        vlan.filter(|_| !leads_to_bridge)
     }
 }

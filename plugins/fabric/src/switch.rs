@@ -188,6 +188,8 @@ pub(crate) struct Switch {
     pub(crate) fabric: Fabric,
     /// When the storm is over that there is, unless more comes.
     pub(crate) storm: Option<Instant>,
+    /// Until when none comes to the panel, after a BPDU from there.
+    pub(crate) guarded: Option<Instant>,
     /// How many ports each other user may have.
     user_ports: usize,
     pub(crate) ingress: Batch,
@@ -220,6 +222,7 @@ impl Switch {
             has_host_carrier: true,
             wants_plug: false,
             storm: None,
+            guarded: None,
             epoll,
             ready: VecDeque::with_capacity(EVENTS),
             timer,
@@ -242,6 +245,7 @@ impl Switch {
         };
         if switch.fabric.settings.has_stp {
             switch.start_tree(now);
+            switch.follow_tree();
         }
         Ok(switch)
     }
@@ -274,6 +278,7 @@ impl Switch {
             Source::Bridge(vlan) => self.serve_bridge(vlan, host, now),
             Source::Requests => self.serve_requests(now),
         }
+        self.follow_tree();
     }
 
     /// Serves a port's data socket.
@@ -302,6 +307,9 @@ impl Switch {
                 let Port { number, client, .. } = port;
                 log::debug!("port {number}: the kernel carries the frames of {client}");
                 self.fabric.fdb.forget(id);
+                if let (Some(tree), Offer::Bridge(vlan)) = (&mut self.fabric.tree, port.offer) {
+                    tree.move_to_bridge(id, vlan);
+                }
             }
         }
         port.has_sent = true;
@@ -310,7 +318,6 @@ impl Switch {
         let lengths = frames.frames().map(|frame| frame.bytes().len());
         port.counters.traffic.count_in(lengths);
         let refused = self.fabric.forward(id, &frames, Some(host), now);
-        self.follow_tree();
         let Some(port) = self.fabric.ports.get_mut(id) else {
             return;
         };
@@ -395,12 +402,14 @@ impl Switch {
         };
         let set = self.fabric.settings_with(number, chosen);
         let can_plug = mark.is_some_and(|mark| mark.panel != 0) && applicant.peer.is_same_user();
-        let vlan = self.fabric.panel_vlan(number, &set).filter(|_| can_plug);
+        let is_plug = mark.is_some_and(|mark| mark.is_plug);
+        let vlan = self.fabric.panel_vlan(number, &set, is_plug);
+        let vlan = vlan.filter(|_| can_plug);
         let bridge = vlan.and_then(|vlan| self.bridge(vlan));
         let offer = match (vlan, &bridge) {
             (Some(vlan), Some(_)) => Offer::Bridge(vlan),
-            // Without a storm, there is no bridge because there is no panel.
-            (Some(_), None) if self.storm.is_none() => Offer::None,
+            // While it is calm, there is no bridge because there is no panel.
+            (Some(_), None) if self.is_calm() => Offer::None,
             _ if can_plug => Offer::Later,
             _ => Offer::None,
         };
@@ -413,7 +422,7 @@ impl Switch {
         let _ = send(applicant.stream.as_raw_fd(), &reply.encode()?, flags);
         let client = format!("{description}, {}", applicant.peer);
         let mut port = Port::new(number, client, applicant.stream, data, entry, far_end);
-        (port.chosen, port.offer) = (chosen, offer);
+        (port.chosen, port.offer, port.is_plug) = (chosen, offer, is_plug);
         log::debug!("port {number} opened for {}", port.client);
         self.events
             .push("port/+", format!("port {number}: {}", port.client));
@@ -568,8 +577,8 @@ impl Switch {
                 fabric.fdb.forget(id);
             }
             fabric.pin_stations(port.number);
-            if let Some(tree) = &mut fabric.tree {
-                tree.remove(id);
+            if fabric.tree.as_mut().is_some_and(|tree| tree.remove(id)) {
+                events.push("fstp/-", format!("port {} has left", port.number));
             }
             events.push("port/-", format!("port {}: {}", port.number, port.client));
             log::debug!(
@@ -586,6 +595,7 @@ impl Switch {
             self.applicants.next_deadline(),
             self.paused,
             self.storm,
+            self.guarded,
             self.fabric.tree.as_ref().map(Tree::next_deadline),
         ];
         self.timer
@@ -595,10 +605,8 @@ impl Switch {
 
     #[cfg(test)]
     pub(crate) fn set_bridge(&mut self, vlan: u16, bridge: vdens_plugin_kit::Bridge) {
-        let bridge = self.watch_bridge(vlan, bridge).unwrap();
-        let meter = crate::storm::Meter::new(self.fabric.settings.storm);
-        let bridge = crate::forwarding::PanelBridge { bridge, meter };
-        self.fabric.bridges.insert(vlan, bridge);
+        self.join_bridge(vlan, bridge).unwrap();
+        self.follow_tree();
     }
 
     #[cfg(test)]
@@ -701,7 +709,6 @@ impl Link for Switch {
         let lengths = batch.frames().map(|frame| frame.bytes().len());
         self.fabric.local.counters.traffic.count_in(lengths);
         let refused = self.fabric.forward(LOCAL, batch, None, now);
-        self.follow_tree();
         self.fabric.local.counters.refused.add(refused);
         batch.count_dropped(refused.count());
         if refused.storm > 0 {
@@ -722,10 +729,11 @@ impl Link for Switch {
                 self.plug_host();
             }
         } else if !state.plugged {
-            self.fabric.local.plugged = None;
+            self.unplug_host();
         } else if self.fabric.local.plugged.is_none() {
             self.plug_host();
         }
+        self.follow_tree();
     }
 
     fn state(&self) -> State {

@@ -26,6 +26,7 @@ use crate::Kind;
 use crate::config::Config;
 use crate::queue::MAX_FRAMES;
 use crate::switch::Switch;
+use crate::tree::is_for_bridges;
 
 const BROADCAST: u8 = 0xff;
 
@@ -307,11 +308,12 @@ const OURS: &str = "ours vdens=4026532345:1";
 
 /// The events of a client of ours, described as [`OURS`], after the switch's greetings.
 fn meet(client: &Client) -> (Negotiation, Vec<Event>) {
-    let mut negotiation = Negotiation::as_client(Nonce(1));
+    let mut negotiation = Negotiation::as_client(Nonce(1), None);
     let mut events = Vec::new();
     while let Some(message) = client.recv() {
         match negotiation.receive(&message) {
             Received::Message(event) => events.extend(event),
+            Received::Frame if is_for_bridges(&message) => {}
             other => panic!("{other:?}"),
         }
     }

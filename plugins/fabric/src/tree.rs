@@ -1,21 +1,31 @@
 //! The switch in a spanning tree: the state machines of [`vdens_rstp`], and the ports that they
 //! speak of.
 //!
+//! # Theory of operation
+//!
 //! BPDUs that come in go to the machines and are never forwarded. What the machines want done is
-//! done before the next frame is looked at. The host's port and the clients' take part alike. While
-//! there is a tree no interface is on the panel: the kernel's bridge there would forward frames
-//! that a port discards.
+//! done before the next frame is looked at. The host's port and the clients' take part alike.
+//!
+//! A bridge on the panel is one port of the tree, in place of all that are plugged into it. The
+//! kernel forwards between these without asking, and passes BPDUs on. So they must be edges of the
+//! network, and the bridge is an edge port with a guard: it forwards at once, and a BPDU by its tap
+//! means that there is another bridge behind one of them, or a loop that has returned the switch's
+//! own BPDU. Then the bridge is given up. Its clients come again in user space, where each is a
+//! port of its own. Who leads to a bridge is found out there, within the time in which any bridge
+//! sends a BPDU. After that the others go back to the panel.
 //!
 //! The machines number ports up to 4095. A port has its own number there if it can.
+
+mod report;
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use vdens_plugin_kit::{Batch, RxBatch, TxBatch, log};
 use vdens_rstp::{
-    Action, Bridge, Cause, FRAME_LEN, GROUP_ADDRESS, PortNumber, PortState, Role, Settings,
+    Action, Bridge, Cause, FRAME_LEN, GROUP_ADDRESS, PortNumber, PortState, Settings,
 };
-use vdens_switch_control::{LOCAL_PORT, Mac, StpPort, StpReport, StpRole, StpState};
+use vdens_switch_control::{LOCAL_PORT, Mac};
 
 use crate::forwarding::Fabric;
 use crate::port::{LOCAL, PortId};
@@ -39,9 +49,6 @@ pub(crate) struct Tree {
     /// Frames for the host that wait for it to read.
     for_host: Vec<[u8; FRAME_LEN]>,
 }
-
-/// The most ports of an answer: whole, it fits into a datagram.
-const REPORTED: usize = 1024;
 
 /// Whether a frame is for bridges only.
 pub(crate) fn is_for_bridges(frame: &[u8]) -> bool {
@@ -67,26 +74,68 @@ impl Tree {
 
     /// Adds a port. It discards until the machines say otherwise.
     pub(crate) fn add(&mut self, id: PortId, number: u32, set: &settings::PortSettings) {
-        let is_free = |number: &PortNumber| !self.ports.contains_key(number);
-        let wanted = PortNumber::try_from(number).ok();
-        let wanted = wanted.filter(|number| *number <= MAX_NUMBER && is_free(number));
-        let Some(number) = wanted.or_else(|| (1..=MAX_NUMBER).rev().find(is_free)) else {
-            return log::warn!("port {number} forwards nothing: the spanning tree has 4095 ports");
-        };
-        match self.bridge.add_port(number, port_settings(set)) {
-            Ok(()) => {
-                self.ports.insert(number, id);
-                self.numbers.insert(id, number);
-            }
-            Err(error) => log::error!("port {number} forwards nothing: {error}"),
+        if !self.insert(id, PortNumber::try_from(number).ok(), port_settings(set)) {
+            log::warn!("port {number} forwards nothing: the spanning tree has 4095 ports");
         }
     }
 
-    pub(crate) fn remove(&mut self, id: PortId) {
-        if let Some(number) = self.numbers.remove(&id) {
+    /// Adds the bridge of a VLAN on the panel; `false` if there are too many ports.
+    pub(crate) fn add_bridge(&mut self, vlan: u16) -> bool {
+        let settings = vdens_rstp::PortSettings {
+            guard: true,
+            ..vdens_rstp::PortSettings::default()
+        };
+        self.insert(PortId::bridge(vlan), None, settings)
+    }
+
+    fn insert(
+        &mut self,
+        id: PortId,
+        wanted: Option<PortNumber>,
+        settings: vdens_rstp::PortSettings,
+    ) -> bool {
+        let is_free = |number: &PortNumber| !self.ports.contains_key(number);
+        let wanted = wanted.filter(|number| *number <= MAX_NUMBER && is_free(number));
+        let number = wanted.or_else(|| (1..=MAX_NUMBER).rev().find(is_free));
+        let Some(number) = number.filter(|n| self.bridge.add_port(*n, settings).is_ok()) else {
+            return false;
+        };
+        self.ports.insert(number, id);
+        self.numbers.insert(id, number);
+        true
+    }
+
+    /// Removes a port; `false` if it was not there.
+    pub(crate) fn remove(&mut self, id: PortId) -> bool {
+        let number = self.numbers.remove(&id);
+        if let Some(number) = number {
             self.bridge.remove_port(number);
             self.ports.remove(&number);
         }
+        number.is_some()
+    }
+
+    /// A port's interface is on the bridge of this VLAN now. Whatever is behind it hears of the
+    /// tree there at once.
+    pub(crate) fn move_to_bridge(&mut self, id: PortId, vlan: u16) {
+        self.remove(id);
+        if let Some(number) = self.numbers.get(&PortId::bridge(vlan)) {
+            self.bridge.announce(*number);
+        }
+    }
+
+    /// Whether a port leads to a bridge, or has done so.
+    pub(crate) fn has_heard(&self, id: PortId) -> bool {
+        let port = self.numbers.get(&id).and_then(|n| self.bridge.port(*n));
+        port.is_some_and(|port| port.counters.received > 0)
+    }
+
+    /// The time within which any bridge sends a BPDU. One that has taken another for the root is
+    /// silent until its port forwards, after twice the forward delay, and notifies the root then.
+    fn time_to_speak(&self) -> Duration {
+        let times = self.bridge.root().times;
+        let seconds = 2 * times.forward_delay.round() + 3 * times.hello.round();
+        Duration::from_secs(u64::from(seconds))
     }
 
     /// Takes the BPDUs of a batch that has come in.
@@ -110,43 +159,6 @@ impl Tree {
         match self.for_host.is_empty() {
             true => self.start + self.bridge.next_deadline(),
             false => self.start,
-        }
-    }
-
-    /// The tree in a line: where its root is, and which ports do not forward.
-    pub(crate) fn summary(&self, fabric: &Fabric) -> String {
-        let root = self.bridge.root();
-        let mut line = match root.port {
-            None => "this switch is the root".to_owned(),
-            Some(port) => {
-                let port = self.label(port, fabric);
-                format!("root {} by {port}, cost {}", root.root, root.cost)
-            }
-        };
-        let states = self.ports.keys().filter_map(|number| {
-            let state = self.bridge.port(*number)?.state;
-            (state != PortState::Forwarding).then(|| self.label(*number, fabric))
-        });
-        let still: Vec<String> = states.collect();
-        if !still.is_empty() {
-            line += &format!("; not forwarding: {}", still.join(", "));
-        }
-        line
-    }
-
-    /// The number that users have for a port.
-    fn number_for_users(&self, number: PortNumber, fabric: &Fabric) -> u32 {
-        match self.ports.get(&number) {
-            Some(&LOCAL) | None => LOCAL_PORT,
-            Some(id) => fabric.ports.get(*id).map_or(LOCAL_PORT, |port| port.number),
-        }
-    }
-
-    /// What users call a port.
-    fn label(&self, number: PortNumber, fabric: &Fabric) -> String {
-        match self.number_for_users(number, fabric) {
-            LOCAL_PORT => "the local port".to_owned(),
-            number => format!("port {number}"),
         }
     }
 
@@ -205,30 +217,34 @@ impl Switch {
                 log::error!("port {port} stays as it was: {error}");
             }
         }
-        self.follow_tree();
     }
 
     /// Begins to take part in the tree.
     pub(crate) fn start_tree(&mut self, now: Instant) {
-        self.drop_bridges("the switch is in a spanning tree now");
-        self.fabric.set_state(LOCAL, PortState::Discarding);
-        let set = &self.fabric.settings;
-        let Some(mut tree) = Tree::new(self.mac, set.priority, now) else {
+        let Some(mut tree) = Tree::new(self.mac, self.fabric.settings.priority, now) else {
             return;
         };
-        tree.add(LOCAL, LOCAL_PORT, &set.port(LOCAL_PORT));
-        tree.set_host_carrier(self.has_host_carrier);
-        for (id, port) in self.fabric.ports.iter_mut() {
-            port.state = PortState::Discarding;
-            tree.add(id, port.number, &set.port(port.number));
+        let vlans = self.fabric.bridges.keys().copied();
+        let left_out: Vec<u16> = vlans.filter(|vlan| !tree.add_bridge(*vlan)).collect();
+        for vlan in left_out {
+            self.drop_bridge(vlan, "the spanning tree has 4095 ports");
         }
         self.fabric.tree = Some(tree);
+        let ports = self.fabric.ports.iter();
+        let served = ports.filter(|(_, port)| !port.far_end.is_plugged());
+        let served: Vec<(PortId, u32)> = served.map(|(id, port)| (id, port.number)).collect();
+        if self.fabric.local.plugged.is_none() {
+            self.join_tree(LOCAL, LOCAL_PORT);
+        }
+        for (id, number) in served {
+            self.join_tree(id, number);
+        }
         self.events.push("fstp/status", "fstp 1".into());
-        self.follow_tree();
     }
 
     fn end_tree(&mut self) {
         self.fabric.tree = None;
+        self.guarded = None;
         self.fabric.set_state(LOCAL, PortState::Forwarding);
         for (_, port) in self.fabric.ports.iter_mut() {
             port.state = PortState::Forwarding;
@@ -241,7 +257,6 @@ impl Switch {
         self.has_host_carrier = has_carrier;
         if let Some(tree) = &mut self.fabric.tree {
             tree.set_host_carrier(has_carrier);
-            self.follow_tree();
         }
     }
 
@@ -250,45 +265,79 @@ impl Switch {
         if let Some(tree) = &mut self.fabric.tree {
             let time = now.saturating_duration_since(tree.start);
             tree.bridge.tick(time);
-            self.follow_tree();
+        }
+        if self.guarded.is_some_and(|until| until <= now) {
+            self.guarded = None;
+            log::info!("interfaces that lead to no bridge go back to the panel");
+            self.rearrange();
         }
     }
 
-    /// A client has come.
+    /// A port is served here from now on.
     pub(crate) fn join_tree(&mut self, id: PortId, number: u32) {
         let Fabric { tree, settings, .. } = &mut self.fabric;
         if let Some(tree) = tree {
             tree.add(id, number, &settings.port(number));
+            if id == LOCAL {
+                tree.set_host_carrier(self.has_host_carrier);
+            }
             self.fabric.set_state(id, PortState::Discarding);
-            self.follow_tree();
         }
     }
 
     /// Does what the machines want done.
     pub(crate) fn follow_tree(&mut self) {
-        let Some(tree) = &mut self.fabric.tree else {
-            return;
-        };
-        let actions = tree.bridge.take_actions();
-        for action in actions {
-            match action {
-                Action::Transmit { port, frame } => self.transmit(port, frame),
-                Action::SetState { port, state } => self.set_state(port, state),
-                Action::Flush { port } => {
-                    if let Some(id) = self.port_of(port) {
-                        self.fabric.fdb.forget(id);
-                    }
-                }
-                Action::TopologyChange { port, cause } => {
-                    let how = match cause {
-                        Cause::Detected => "forwards now",
-                        Cause::Notified => "has heard of it",
-                    };
-                    log::debug!("the spanning tree has changed: port {port} {how}");
-                }
-                Action::Guarded { port } => log::warn!("port {port} is disabled: it had a BPDU"),
+        while let Some(tree) = &mut self.fabric.tree {
+            let actions = tree.bridge.take_actions();
+            if actions.is_empty() {
+                return;
+            }
+            for action in actions {
+                self.follow(action);
             }
         }
+    }
+
+    fn follow(&mut self, action: Action) {
+        match action {
+            Action::Transmit { port, frame } => self.transmit(port, frame),
+            Action::SetState { port, state } => self.set_state(port, state),
+            Action::Flush { port } => {
+                if let Some(id) = self.port_of(port) {
+                    self.fabric.fdb.forget(id);
+                }
+            }
+            Action::TopologyChange { port, cause } => {
+                let how = match cause {
+                    Cause::Detected => "forwards now",
+                    Cause::Notified => "has heard of it",
+                };
+                log::debug!("the spanning tree has changed: port {port} {how}");
+            }
+            Action::Guarded { port } => self.trip(port),
+        }
+    }
+
+    /// A guarded port has had a BPDU.
+    fn trip(&mut self, number: PortNumber) {
+        let Some(tree) = &self.fabric.tree else {
+            return;
+        };
+        let label = tree.label(number, &self.fabric);
+        let vlan = self.port_of(number).and_then(PortId::bridged_vlan);
+        let Some(vlan) = vlan else {
+            return log::warn!("{label} is disabled: it had a BPDU");
+        };
+        let time = tree.time_to_speak();
+        let seconds = time.as_secs();
+        self.guarded = Some(Instant::now() + time);
+        log::warn!(
+            "an interface on {label} leads to a bridge or makes a loop; all there are served in \
+             user space, the others for {seconds} s"
+        );
+        let text = format!("{label} had a BPDU and is given up for {seconds} s");
+        self.events.push("fstp/-", text);
+        self.drop_bridge(vlan, "there is a bridge or a loop on the panel");
     }
 
     fn port_of(&self, number: PortNumber) -> Option<PortId> {
@@ -296,25 +345,26 @@ impl Switch {
     }
 
     fn set_state(&mut self, number: PortNumber, state: PortState) {
-        log::debug!("spanning tree: port {number} is {state:?}");
+        let (Some(id), Some(tree)) = (self.port_of(number), &self.fabric.tree) else {
+            return;
+        };
+        let label = tree.label(number, &self.fabric);
+        log::debug!("spanning tree: {label} is {state:?}");
         match state {
-            PortState::Discarding => {
-                self.events
-                    .push("fstp/-", format!("port {number} discards"));
-            }
+            PortState::Discarding => self.events.push("fstp/-", format!("{label} discards")),
             PortState::Learning => {}
-            PortState::Forwarding => {
-                self.events
-                    .push("fstp/+", format!("port {number} forwards"));
-            }
+            PortState::Forwarding => self.events.push("fstp/+", format!("{label} forwards")),
         }
-        if let Some(id) = self.port_of(number) {
-            self.fabric.set_state(id, state);
-        }
+        self.fabric.set_state(id, state);
     }
 
     fn transmit(&mut self, number: PortNumber, frame: [u8; FRAME_LEN]) {
-        let Fabric { tree, ports, .. } = &mut self.fabric;
+        let Fabric {
+            tree,
+            ports,
+            bridges,
+            ..
+        } = &mut self.fabric;
         let Some(tree) = tree else {
             return;
         };
@@ -323,73 +373,19 @@ impl Switch {
             Some(id) => *id,
             None => return,
         };
-        let Some(port) = ports.get_mut(id) else {
-            return;
-        };
         tree.own.clear();
         tree.own.rx().push(&frame);
-        if let Some(frame) = tree.own.tx(0).frame(0) {
+        let own = tree.own.tx(0);
+        let Some(frame) = own.frame(0) else {
+            return;
+        };
+        let bridge = id.bridged_vlan().and_then(|vlan| bridges.get(&vlan));
+        if let Some(port) = bridge {
+            // If the tap has failed for good, reading it says so.
+            let _ = port.bridge.tap.write(frame);
+        } else if let Some(port) = ports.get_mut(id) {
             port.send_first(frame);
             watch_for_room(&self.epoll, id, port);
         }
-    }
-
-    /// The state of the tree, for those who ask.
-    pub(crate) fn stp_report(&self, now: Instant) -> StpReport {
-        let bridge = (self.fabric.settings.priority, self.mac);
-        let Some(tree) = &self.fabric.tree else {
-            return StpReport {
-                bridge,
-                root: bridge,
-                ..StpReport::default()
-            };
-        };
-        let root = tree.bridge.root();
-        let time = now.saturating_duration_since(tree.start);
-        let of_port = |number: &PortNumber| {
-            let port = tree.bridge.port(*number)?;
-            Some(StpPort {
-                port: tree.number_for_users(*number, &self.fabric),
-                role: role(port.role),
-                state: state(port.state),
-                cost: port.cost,
-                edge: port.is_edge,
-            })
-        };
-        let ports = tree.ports.keys().filter_map(of_port);
-        let mut ports: Vec<StpPort> = ports.take(REPORTED).collect();
-        ports.sort_unstable_by_key(|port| port.port);
-        StpReport {
-            enabled: true,
-            bridge,
-            root: (root.root.priority(), Mac(root.root.mac())),
-            root_cost: root.cost,
-            root_port: root
-                .port
-                .map(|number| tree.number_for_users(number, &self.fabric)),
-            changes: root.changes,
-            since: time
-                .saturating_sub(root.last_change.unwrap_or_default())
-                .as_secs(),
-            ports,
-        }
-    }
-}
-
-fn role(role: Role) -> StpRole {
-    match role {
-        Role::Root => StpRole::Root,
-        Role::Designated => StpRole::Designated,
-        Role::Alternate => StpRole::Alternate,
-        Role::Backup => StpRole::Backup,
-        Role::Disabled => StpRole::Disabled,
-    }
-}
-
-fn state(state: PortState) -> StpState {
-    match state {
-        PortState::Discarding => StpState::Discarding,
-        PortState::Learning => StpState::Learning,
-        PortState::Forwarding => StpState::Forwarding,
     }
 }

@@ -198,6 +198,14 @@ impl Bridge {
         }
     }
 
+    /// There may be somebody new behind a port: it sends a BPDU as soon as it may.
+    pub fn announce(&mut self, number: PortNumber) {
+        if let Some(port) = self.ports.get_mut(&number) {
+            port.outbox.is_due = true;
+            self.settle();
+        }
+    }
+
     /// The settings of a port.
     #[must_use]
     pub fn port_settings(&self, number: PortNumber) -> Option<&PortSettings> {

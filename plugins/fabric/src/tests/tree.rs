@@ -1,5 +1,8 @@
 //! The spanning tree.
 
+use std::os::unix::net::UnixDatagram;
+
+use vdens_plugin_kit::VnetHeader;
 use vdens_rstp::{Bpdu, RstRole};
 use vdens_switch_control::{Change, PortChange, Request, StpChange, StpReport, StpState};
 
@@ -155,4 +158,153 @@ fn an_idle_client_gets_bpdus_before_what_waits() {
     let at = all.iter().position(|frame| Bpdu::decode(frame).is_ok());
     assert!(at.is_some_and(|at| at < 500), "{at:?} of {}", all.len());
     assert_eq!(all.len(), 601);
+}
+
+/// All frames that have come out of a bridge's tap.
+fn from_tap(bridge: &UnixDatagram) -> Vec<Vec<u8>> {
+    let mut bytes = [0; 10_000];
+    let mut frames = Vec::new();
+    while let Ok(length) = bridge.recv(&mut bytes) {
+        frames.push(bytes[VNET_HEADER_LEN..length].to_vec());
+    }
+    frames
+}
+
+/// Sends a frame to the switch from a bridge on the panel.
+fn into_tap(bridge: &UnixDatagram, frame: &[u8]) {
+    let header = VnetHeader::default().to_bytes();
+    let frame = [&header[..], frame].concat();
+    assert_eq!(bridge.send(&frame).unwrap(), frame.len());
+}
+
+impl Bench {
+    /// A client of ours whose interface is on the bridge.
+    fn plug_on_panel(&mut self) -> Client {
+        let client = self.try_plug_as(0, OURS).unwrap();
+        let (mut negotiation, _) = meet(&client);
+        assert!(negotiation.peer_panel_address().is_some());
+        announce(&client, &mut negotiation, Body::Plugged);
+        self.run();
+        client
+    }
+
+    /// Whether a client that describes itself so is offered the bridge.
+    fn offers_panel(&mut self, description: &str) -> bool {
+        let client = self.try_plug_as(0, description).unwrap();
+        let (negotiation, _) = meet(&client);
+        negotiation.peer_panel_address().is_some()
+    }
+
+    fn texts(&mut self) -> Vec<String> {
+        let events = self.request(Request::Events { from: 0 }).events.unwrap();
+        events.items.into_iter().map(|event| event.text).collect()
+    }
+}
+
+#[test]
+fn the_panel_is_an_edge_of_the_tree() {
+    let mut bench = Bench::new("[stp]");
+    let bridge = bench.plug_bridge();
+    let (bpdus, _) = sort(from_tap(&bridge));
+    assert_eq!(bpdus.len(), 1, "the panel hears of the tree at once");
+    let other = bench.plug();
+    let client = bench.plug_on_panel();
+    assert_eq!(
+        sort(from_tap(&bridge)).0.len(),
+        1,
+        "so does who comes there"
+    );
+    client.received();
+    let forwarding = [0, 1, 2].map(|port| (port, StpState::Forwarding));
+    assert_eq!(bench.states(), forwarding);
+    assert!(bench.stp().ports.iter().all(|port| port.edge));
+    into_tap(&bridge, &frame(BROADCAST, 1, 60));
+    bench.run();
+    assert!(sort(other.received()).1.contains(&frame(BROADCAST, 1, 60)));
+    other.send(&frame(1, 2, 60));
+    bench.run();
+    assert_eq!(sort(from_tap(&bridge)).1, [frame(1, 2, 60)]);
+    assert_eq!(client.received(), [[0; 0]; 0], "it is no port of its own");
+}
+
+#[test]
+fn a_bpdu_from_the_panel_moves_all_to_user_space_and_back_who_sends_none() {
+    let mut bench = Bench::new("[stp]");
+    let bridge = bench.plug_bridge();
+    let _clients = [bench.plug_on_panel(), bench.plug_on_panel()];
+    into_tap(&bridge, &Bpdu::Tcn.encode([2; 6]));
+    bench.run();
+    assert!(bench.switch.fabric().bridges.is_empty());
+    assert_eq!(bench.states(), [(0, StpState::Forwarding)]);
+    let given_up = "the panel had a BPDU and is given up for 36 s";
+    assert!(bench.texts().iter().any(|text| text == given_up));
+    // They come again, and are not offered the panel. One of them leads to a bridge.
+    let [edge, other] = [(); 2].map(|()| bench.try_plug_as(0, OURS).unwrap());
+    assert!(meet(&edge).0.peer_panel_address().is_none());
+    other.send(&Bpdu::Tcn.encode([2; 6]));
+    bench.run();
+    let state = |edge| (StpState::Forwarding, edge);
+    let ports = bench.stp().ports;
+    assert_eq!(
+        ports
+            .iter()
+            .map(|port| (port.state, port.edge))
+            .collect::<Vec<_>>()[..2],
+        [state(true); 2]
+    );
+    assert!(!ports[2].edge);
+    bench
+        .switch
+        .tick_tree(Instant::now() + Duration::from_secs(35));
+    bench.switch.recv(&mut Batch::new().rx()).unwrap();
+    assert_eq!(
+        bench.states().len(),
+        3,
+        "there may still be a bridge behind either"
+    );
+    bench
+        .switch
+        .tick_tree(Instant::now() + Duration::from_secs(37));
+    bench.switch.recv(&mut Batch::new().rx()).unwrap();
+    let left: Vec<u32> = bench.states().iter().map(|(port, _)| *port).collect();
+    assert_eq!(left, [0, 2], "the first comes again");
+}
+
+#[test]
+fn the_panel_is_for_edges_only() {
+    let mut bench = Bench::new("[stp]");
+    let bridge = bench.plug_bridge();
+    let plug = "a plug kind=plug vdens=4026532345:1";
+    assert!(bench.offers_panel(OURS) && !bench.offers_panel(plug));
+    let _client = bench.plug_on_panel();
+    from_tap(&bridge);
+    let number = bench.states().last().unwrap().0;
+    let no_edge = Change::Port(number, PortChange::Edge(false));
+    assert_eq!(bench.change(&[no_edge]), 0);
+    bench.run();
+    assert_eq!(bench.states().len(), 1, "its port is closed");
+    let again = bench.try_plug_as(number, OURS).unwrap();
+    assert!(meet(&again).0.peer_panel_address().is_none());
+    assert!(!bench.switch.fabric().bridges.is_empty());
+}
+
+#[test]
+fn a_tree_begins_and_ends_with_interfaces_on_the_panel() {
+    let mut bench = Bench::new("");
+    let bridge = bench.plug_bridge();
+    let _client = bench.plug_on_panel();
+    let plug = bench.try_plug_as(0, "a plug kind=plug vdens=1:1").unwrap();
+    assert!(meet(&plug).0.peer_panel_address().is_some());
+    assert_eq!(bench.change(&[Change::Stp(StpChange::Enabled(true))]), 0);
+    bench.run();
+    assert_eq!(sort(from_tap(&bridge)).0.len(), 1);
+    let left = [0, 1].map(|port| (port, StpState::Forwarding));
+    assert_eq!(bench.states(), left, "the plug comes again, in user space");
+    assert_eq!(bench.change(&[Change::Stp(StpChange::Enabled(false))]), 0);
+    into_tap(&bridge, &Bpdu::Tcn.encode([2; 6]));
+    bench.run();
+    assert!(
+        !bench.switch.fabric().bridges.is_empty(),
+        "it is a frame as any"
+    );
 }

@@ -1,0 +1,139 @@
+//! The spanning tree as users see it.
+
+use std::time::Instant;
+
+use vdens_rstp::{PortNumber, PortState, Role};
+use vdens_switch_control::{LOCAL_PORT, Mac, StpPort, StpReport, StpRole, StpState};
+
+use super::Tree;
+use crate::forwarding::Fabric;
+use crate::port::{LOCAL, Offer, PortId};
+use crate::switch::Switch;
+
+/// The most ports of an answer: whole, it fits into a datagram.
+const REPORTED: usize = 1024;
+
+impl Tree {
+    /// The tree in a line: where its root is, and which ports do not forward.
+    pub(crate) fn summary(&self, fabric: &Fabric) -> String {
+        let root = self.bridge.root();
+        let mut line = match root.port {
+            None => "this switch is the root".to_owned(),
+            Some(port) => {
+                let port = self.label(port, fabric);
+                format!("root {} by {port}, cost {}", root.root, root.cost)
+            }
+        };
+        let states = self.ports.keys().filter_map(|number| {
+            let state = self.bridge.port(*number)?.state;
+            (state != PortState::Forwarding).then(|| self.label(*number, fabric))
+        });
+        let still: Vec<String> = states.collect();
+        if !still.is_empty() {
+            line += &format!("; not forwarding: {}", still.join(", "));
+        }
+        line
+    }
+
+    /// The number that users have for a port. A bridge on the panel has none.
+    fn number_for_users(&self, number: PortNumber, fabric: &Fabric) -> Option<u32> {
+        match *self.ports.get(&number)? {
+            LOCAL => Some(LOCAL_PORT),
+            id => fabric.ports.get(id).map(|port| port.number),
+        }
+    }
+
+    /// What users call a port.
+    pub(super) fn label(&self, number: PortNumber, fabric: &Fabric) -> String {
+        let vlan = self.ports.get(&number).and_then(|id| id.bridged_vlan());
+        match (self.number_for_users(number, fabric), vlan) {
+            (_, Some(0)) => "the panel".to_owned(),
+            (_, Some(vlan)) => format!("VLAN {vlan} of the panel"),
+            (Some(LOCAL_PORT), _) => "the local port".to_owned(),
+            (own, _) => format!("port {}", own.unwrap_or(u32::from(number))),
+        }
+    }
+
+    /// What users are told of a port, under this number of theirs.
+    fn port_report(&self, number: PortNumber, port: u32) -> Option<StpPort> {
+        let status = self.bridge.port(number)?;
+        Some(StpPort {
+            port,
+            role: role(status.role),
+            state: state(status.state),
+            cost: status.cost,
+            edge: status.is_edge,
+        })
+    }
+
+    /// The ports on the panel. Each is in the tree as the bridge that it is on.
+    fn on_panel<'a>(&'a self, fabric: &'a Fabric) -> impl Iterator<Item = StpPort> + 'a {
+        let local = fabric.local.plugged.map(|vlan| (LOCAL_PORT, vlan));
+        let clients = fabric
+            .ports
+            .iter()
+            .filter_map(|(_, port)| match port.offer {
+                Offer::Bridge(vlan) if port.far_end.is_plugged() => Some((port.number, vlan)),
+                _ => None,
+            });
+        local.into_iter().chain(clients).filter_map(|(port, vlan)| {
+            let number = self.numbers.get(&PortId::bridge(vlan))?;
+            self.port_report(*number, port)
+        })
+    }
+}
+
+impl Switch {
+    /// The state of the tree, for those who ask.
+    pub(crate) fn stp_report(&self, now: Instant) -> StpReport {
+        let bridge = (self.fabric.settings.priority, self.mac);
+        let Some(tree) = &self.fabric.tree else {
+            return StpReport {
+                bridge,
+                root: bridge,
+                ..StpReport::default()
+            };
+        };
+        let root = tree.bridge.root();
+        let time = now.saturating_duration_since(tree.start);
+        let served = tree.ports.keys().filter_map(|number| {
+            let port = tree.number_for_users(*number, &self.fabric)?;
+            tree.port_report(*number, port)
+        });
+        let mut ports: Vec<StpPort> = served.chain(tree.on_panel(&self.fabric)).collect();
+        ports.sort_unstable_by_key(|port| port.port);
+        ports.truncate(REPORTED);
+        StpReport {
+            enabled: true,
+            bridge,
+            root: (root.root.priority(), Mac(root.root.mac())),
+            root_cost: root.cost,
+            root_port: root
+                .port
+                .and_then(|number| tree.number_for_users(number, &self.fabric)),
+            changes: root.changes,
+            since: time
+                .saturating_sub(root.last_change.unwrap_or_default())
+                .as_secs(),
+            ports,
+        }
+    }
+}
+
+fn role(role: Role) -> StpRole {
+    match role {
+        Role::Root => StpRole::Root,
+        Role::Designated => StpRole::Designated,
+        Role::Alternate => StpRole::Alternate,
+        Role::Backup => StpRole::Backup,
+        Role::Disabled => StpRole::Disabled,
+    }
+}
+
+fn state(state: PortState) -> StpState {
+    match state {
+        PortState::Discarding => StpState::Discarding,
+        PortState::Learning => StpState::Learning,
+        PortState::Forwarding => StpState::Forwarding,
+    }
+}
