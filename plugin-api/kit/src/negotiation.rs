@@ -608,7 +608,11 @@ mod tests {
             client.announce(Body::Plugged);
             let events = carry(&mut client, &mut switch);
             assert_eq!(events.contains(&Event::Proven), place.is_some());
-            assert_eq!(events.last(), Some(&Event::Plugged), "the place comes first");
+            assert_eq!(
+                events.last(),
+                Some(&Event::Plugged),
+                "the place comes first"
+            );
             assert_eq!(switch.peer_panel_address(), place.as_ref());
             assert!(switch.next_message().is_none(), "no more is to be said");
         }
