@@ -18,9 +18,9 @@ use vdens_switch_control::{
 use crate::control::Peer;
 use crate::forwarding::Fabric;
 use crate::frame::Station;
-use crate::port::{LOCAL, Port, PortId};
+use crate::port::{BridgeKey, LOCAL, Port, PortId};
 use crate::settings::{Settings, failure, no_port};
-use crate::status::ON_PANEL;
+use crate::status::on_panel;
 use crate::switch::{CAPACITY, Switch, admits};
 
 /// After how many VLANs of ports, or ports of VLANs, a list goes on in the next answer: whole, it
@@ -84,7 +84,7 @@ impl Switch {
             storm: settings.storm,
             stp: settings.has_stp,
             priority: settings.priority,
-            panel: ON_PANEL.into(),
+            panel: on_panel(&self.fabric).into(),
         }
     }
 
@@ -132,6 +132,10 @@ impl Switch {
             self.drop_bridges("the switch remembers stations differently now");
         }
         self.close_excluded(before);
+        if self.fabric.settings.has_stp {
+            // The kernel would forward between VLANs' ports without asking the tree.
+            self.drop_bridge(BridgeKey::Filter, "there is a spanning tree now");
+        }
         self.adapt_tree(before, now);
         self.rearrange();
     }
