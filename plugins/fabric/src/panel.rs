@@ -235,14 +235,15 @@ impl Switch {
         let Some(port) = self.fabric.ports.get(id) else {
             return;
         };
-        let place = port.far_end.place().unwrap_or_default().to_owned();
-        let mut others = self.fabric.ports.iter();
-        // Nobody else's VLANs are changed.
-        let is_known = others.any(|(other, port)| other != id && port.far_end.place() == Some(&place));
+        let place = port.far_end.place().unwrap_or_default();
+        // Nobody changes the VLANs of another.
+        let is_other =
+            |(other, port): (PortId, &Port)| other != id && port.far_end.place() == Some(place);
+        let is_unclear = place.is_empty() || self.fabric.ports.iter().any(is_other);
         let set = self.fabric.settings_with(port.number, port.chosen);
-        let done = match place.is_empty() || is_known {
-            true => Err(Error::usage("it does not tell its place there")),
-            false => self.set_vlans(&place, &set),
+        let done = match is_unclear {
+            true => Err(Error::usage("it does not tell where on the panel it is")),
+            false => self.set_vlans(place, &set),
         };
         let Some(port) = self.fabric.ports.get_mut(id) else {
             return;
@@ -250,7 +251,12 @@ impl Switch {
         match done {
             Ok(()) => port.filtered = Some(port.rules.membership.clone()),
             Err(error) => {
-                let Port { number, far_end, data, .. } = port;
+                let Port {
+                    number,
+                    far_end,
+                    data,
+                    ..
+                } = port;
                 log::debug!("port {number} leaves the panel: {error}");
                 far_end.decline(&*data);
                 port.offer = Offer::None;
