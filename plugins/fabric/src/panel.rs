@@ -7,7 +7,8 @@
 //! the port has come and whenever that changes. Elsewhere each VLAN has a bridge of its own, for
 //! ports that are in this VLAN only, without tags; so have those in none, and those of a switch
 //! without VLANs ([`Fabric::panel_bridge`]). The bridges of two VLANs have no port in common, so no
-//! frame gets from one to the other but through the fabric, which lets none.
+//! frame gets from one to the other but through the fabric, which lets none. A VLAN's bridge drops
+//! frames whose tag names a VLAN, as the fabric does at such a port.
 //!
 //! A bridge is made when the first client comes that may be on it. Its tap is a port of the fabric:
 //! that of the filtering bridge is in all VLANs, with tags. So ports on a bridge and in user space
@@ -110,14 +111,8 @@ impl Switch {
                 self.host.set_vlans(address, BridgePort::Tap, &vlans)?;
                 Ok(bridge)
             }
-            BridgeKey::Vlan(_) if self.fabric.has_vlans() => {
-                let untagged = self.host.vlan_bridge(memory, VlanBridge::Untagged);
-                untagged.or_else(|error| {
-                    log::debug!("frames with tags pass from port to port on a bridge: {error}");
-                    self.host.bridge(memory)
-                })
-            }
-            BridgeKey::Vlan(_) => self.host.bridge(memory),
+            BridgeKey::Vlan(0) => self.host.bridge(memory),
+            BridgeKey::Vlan(_) => self.host.vlan_bridge(memory, VlanBridge::Untagged),
         }
     }
 
