@@ -74,6 +74,8 @@ pub(crate) struct PanelBridge {
     pub(crate) rules: Rules,
     /// What it floods.
     pub(crate) meter: Meter,
+    /// Whether its ports drop frames whose tag names a VLAN they are not in.
+    pub(crate) drops_tagged: bool,
 }
 
 /// The ports, and the stations behind them.

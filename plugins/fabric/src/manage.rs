@@ -12,7 +12,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use vdens_plugin_kit::control::ControlSocket;
 use vdens_switch_control::{
     Answer, Change, Failure, General, Kind, LOCAL_PORT, Mac, PAGE, Page, PortReport, PortSelection,
-    Request, StationReport, Traffic, VlanReport,
+    Request, StationReport, Traffic, VlanReport, Way,
 };
 
 use crate::control::Peer;
@@ -288,6 +288,7 @@ fn port_report(fabric: &Fabric, number: u32, client: Option<&Port>) -> PortRepor
     if number == LOCAL_PORT {
         return PortReport {
             is_on_panel: fabric.local.plugged.is_some(),
+            way: way_over(fabric.local.plugged),
             traffic: fabric.local.counters.traffic,
             dropped: fabric.local.counters.losses(),
             ..report
@@ -302,9 +303,19 @@ fn port_report(fabric: &Fabric, number: u32, client: Option<&Port>) -> PortRepor
         uid: credentials.map(|peer| peer.uid()),
         pid: credentials.and_then(|peer| u32::try_from(peer.pid()).ok()),
         is_on_panel: port.far_end.is_plugged(),
+        way: way_over(port.bridge()),
         traffic: port.counters.traffic,
         dropped: port.counters.losses(),
         ..report
+    }
+}
+
+/// The way over a bridge on the panel, or over none.
+fn way_over(bridge: Option<BridgeKey>) -> Way {
+    match bridge {
+        Some(BridgeKey::Filter) => Way::Filter,
+        Some(BridgeKey::Vlan(_)) => Way::Bridge,
+        None => Way::UserSpace,
     }
 }
 

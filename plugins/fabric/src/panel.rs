@@ -7,8 +7,9 @@
 //! the port has come and whenever that changes. Elsewhere each VLAN has a bridge of its own, for
 //! ports that are in this VLAN only, without tags; so have those in none, and those of a switch
 //! without VLANs ([`Fabric::panel_bridge`]). The bridges of two VLANs have no port in common, so no
-//! frame gets from one to the other but through the fabric, which lets none. A VLAN's bridge drops
-//! frames whose tag names a VLAN, as the fabric does at such a port.
+//! frame gets from one to the other but through the fabric, which lets none. While the switch has
+//! VLANs, they drop frames whose tag names one, as the fabric does at such a port. While it has none,
+//! tags mean nothing.
 //!
 //! A bridge is made when the first client comes that may be on it. Its tap is a port of the fabric:
 //! that of the filtering bridge is in all VLANs, with tags. So ports on a bridge and in user space
@@ -111,8 +112,10 @@ impl Switch {
                 self.host.set_vlans(address, BridgePort::Tap, &vlans)?;
                 Ok(bridge)
             }
-            BridgeKey::Vlan(0) => self.host.bridge(memory),
-            BridgeKey::Vlan(_) => self.host.vlan_bridge(memory, VlanBridge::Untagged),
+            BridgeKey::Vlan(_) if self.fabric.has_vlans() => {
+                self.host.vlan_bridge(memory, VlanBridge::Untagged)
+            }
+            BridgeKey::Vlan(_) => self.host.bridge(memory),
         }
     }
 
@@ -132,6 +135,7 @@ impl Switch {
             bridge,
             rules: self.fabric.rules_on(key),
             meter: Meter::new(self.fabric.settings.storm),
+            drops_tagged: self.fabric.has_vlans(),
         };
         self.fabric.bridges.insert(key, bridge);
         Ok(())
@@ -288,8 +292,7 @@ impl Switch {
             }
         }
         let is_stale = |port: &Port| {
-            let is_on = port.offer == Offer::Bridge(key) && port.far_end.is_plugged();
-            is_on && port.filtered.as_ref() != Some(&port.rules.membership)
+            port.bridge() == Some(key) && port.filtered.as_ref() != Some(&port.rules.membership)
         };
         let ports = self.fabric.ports.iter();
         let stale = ports.filter(|(_, port)| port.closing.is_none() && is_stale(port));
@@ -306,6 +309,13 @@ impl Switch {
 
     /// Moves ports to the bridges that they may be on now, and off those that they may not be on.
     pub(crate) fn rearrange(&mut self) {
+        let was_plugged = self.fabric.local.plugged.is_some();
+        // It is there with VLANs and without.
+        let key = BridgeKey::Vlan(0);
+        let bridge = self.fabric.bridges.get(&key);
+        if bridge.is_some_and(|bridge| bridge.drops_tagged != self.fabric.has_vlans()) {
+            self.drop_bridge(key, "its frames take another way now");
+        }
         let fabric = &self.fabric;
         let is_calm = self.is_calm();
         let is_wrong = |key: Option<BridgeKey>, offer: Offer| match offer {
@@ -338,7 +348,6 @@ impl Switch {
         for key in unused {
             self.drop_bridge(key, "the VLAN is removed");
         }
-        let was_plugged = self.fabric.local.plugged.is_some();
         if self.is_used && has_wrong_host {
             self.unplug_host();
             if was_plugged || self.wants_plug {

@@ -335,6 +335,14 @@ impl Port {
         said.map_or(self.client.as_str(), |(said, _)| said)
     }
 
+    /// The bridge on the panel that the client's interface is on.
+    pub(crate) fn bridge(&self) -> Option<BridgeKey> {
+        match self.offer {
+            Offer::Bridge(key) if self.far_end.is_plugged() => Some(key),
+            _ => None,
+        }
+    }
+
     /// Whether the client takes super-frames, with everything left undone.
     pub(crate) fn takes_super_frames(&self) -> bool {
         self.far_end.offloads().contains(Offloads::ALL)

@@ -7,7 +7,7 @@ use vdens_switch_control::{LOCAL_PORT, Mac, StpPort, StpReport, StpRole, StpStat
 
 use super::Tree;
 use crate::forwarding::Fabric;
-use crate::port::{BridgeKey, LOCAL, Offer, PortId};
+use crate::port::{BridgeKey, LOCAL, PortId};
 use crate::switch::Switch;
 
 /// The most ports of an answer: whole, it fits into a datagram.
@@ -73,10 +73,7 @@ impl Tree {
         let clients = fabric
             .ports
             .iter()
-            .filter_map(|(_, port)| match port.offer {
-                Offer::Bridge(key) if port.far_end.is_plugged() => Some((port.number, key)),
-                _ => None,
-            });
+            .filter_map(|(_, port)| Some((port.number, port.bridge()?)));
         local.into_iter().chain(clients).filter_map(|(port, key)| {
             let number = self.numbers.get(&PortId::bridge(key))?;
             self.port_report(*number, port)
