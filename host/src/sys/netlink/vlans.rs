@@ -90,7 +90,7 @@ fn entry(flags: BridgeVlanInfoFlags, vid: u16) -> AfSpecBridge {
 
 /// The VLANs for which `is_in` holds. Two entries or more in a row are a range.
 fn ranges(is_in: impl Fn(u16) -> bool) -> impl Iterator<Item = AfSpecBridge> {
-    let vlans = (1..=LAST).filter_map(move |vlan| {
+    (1..=LAST).filter_map(move |vlan| {
         let starts = vlan == 1 || !is_in(vlan - 1);
         let ends = vlan == LAST || !is_in(vlan + 1);
         let flags = match (starts, ends) {
@@ -100,8 +100,7 @@ fn ranges(is_in: impl Fn(u16) -> bool) -> impl Iterator<Item = AfSpecBridge> {
             (false, false) => return None,
         };
         is_in(vlan).then(|| entry(flags, vlan))
-    });
-    vlans
+    })
 }
 
 #[cfg(test)]
