@@ -28,7 +28,7 @@ use vdens_rstp::{
 use vdens_switch_control::{LOCAL_PORT, Mac};
 
 use crate::forwarding::Fabric;
-use crate::port::{LOCAL, PortId};
+use crate::port::{BridgeKey, LOCAL, PortId};
 use crate::settings;
 use crate::switch::{Switch, watch_for_room};
 
@@ -79,13 +79,13 @@ impl Tree {
         }
     }
 
-    /// Adds the bridge of a VLAN on the panel; `false` if there are too many ports.
-    pub(crate) fn add_bridge(&mut self, vlan: u16) -> bool {
+    /// Adds a bridge on the panel; `false` if there are too many ports.
+    pub(crate) fn add_bridge(&mut self, key: BridgeKey) -> bool {
         let settings = vdens_rstp::PortSettings {
             guard: true,
             ..vdens_rstp::PortSettings::default()
         };
-        self.insert(PortId::bridge(vlan), None, settings)
+        self.insert(PortId::bridge(key), None, settings)
     }
 
     fn insert(
@@ -115,11 +115,11 @@ impl Tree {
         number.is_some()
     }
 
-    /// A port's interface is on the bridge of this VLAN now. Whatever is behind it hears of the
+    /// A port's interface is on this bridge now. Whatever is behind it hears of the
     /// tree there at once.
-    pub(crate) fn move_to_bridge(&mut self, id: PortId, vlan: u16) {
+    pub(crate) fn move_to_bridge(&mut self, id: PortId, key: BridgeKey) {
         self.remove(id);
-        if let Some(number) = self.numbers.get(&PortId::bridge(vlan)) {
+        if let Some(number) = self.numbers.get(&PortId::bridge(key)) {
             self.bridge.announce(*number);
         }
     }
@@ -224,10 +224,10 @@ impl Switch {
         let Some(mut tree) = Tree::new(self.mac, self.fabric.settings.priority, now) else {
             return;
         };
-        let vlans = self.fabric.bridges.keys().copied();
-        let left_out: Vec<u16> = vlans.filter(|vlan| !tree.add_bridge(*vlan)).collect();
-        for vlan in left_out {
-            self.drop_bridge(vlan, "the spanning tree has 4095 ports");
+        let keys = self.fabric.bridges.keys().copied();
+        let left_out: Vec<BridgeKey> = keys.filter(|key| !tree.add_bridge(*key)).collect();
+        for key in left_out {
+            self.drop_bridge(key, "the spanning tree has 4095 ports");
         }
         self.fabric.tree = Some(tree);
         let ports = self.fabric.ports.iter();
@@ -324,8 +324,8 @@ impl Switch {
             return;
         };
         let label = tree.label(number, &self.fabric);
-        let vlan = self.port_of(number).and_then(PortId::bridged_vlan);
-        let Some(vlan) = vlan else {
+        let key = self.port_of(number).and_then(PortId::bridge_key);
+        let Some(key) = key else {
             return log::warn!("{label} is disabled: it had a BPDU");
         };
         let time = tree.time_to_speak();
@@ -337,7 +337,7 @@ impl Switch {
         );
         let text = format!("{label} had a BPDU and is given up for {seconds} s");
         self.events.push("fstp/-", text);
-        self.drop_bridge(vlan, "there is a bridge or a loop on the panel");
+        self.drop_bridge(key, "there is a bridge or a loop on the panel");
     }
 
     fn port_of(&self, number: PortNumber) -> Option<PortId> {
@@ -379,7 +379,7 @@ impl Switch {
         let Some(frame) = own.frame(0) else {
             return;
         };
-        let bridge = id.bridged_vlan().and_then(|vlan| bridges.get(&vlan));
+        let bridge = id.bridge_key().and_then(|key| bridges.get(&key));
         if let Some(port) = bridge {
             // If the tap has failed for good, reading it says so.
             let _ = port.bridge.tap.write(frame);
