@@ -37,7 +37,7 @@ pack() { (cd "$1" && find . | cpio -o -H newc --quiet | gzip -1); }
 pack "$root" > "$work/initrd.gz"
 
 # What vdens needs of the kernel, and an ordinary user. The modules are in the order of loading.
-inside_modules="llc stp bridge veth tun mrp garp 8021q"
+inside_modules="llc stp bridge veth tun mrp garp 8021q libcrc32c nfnetlink nf_tables nft_meta_bridge"
 inside=$work/inside; mkdir -p "$inside"/{etc,mods}
 for module in $inside_modules; do find "$work/x" -path '*/lib/modules/*' -name "$module.ko" -exec cp {} "$inside/mods/" \; ; done
 echo 'alice:x:1000:1000::/home/alice:/bin/sh' > "$inside/etc/passwd"
@@ -48,7 +48,7 @@ chmod 0666 /dev/net/tun; ip link set lo up
 mkdir -p /tmp /run /home; mount -t tmpfs -o mode=1777 t /tmp; mount -t tmpfs r /run
 mkdir -p /home/alice /run/user/1000; chown 1000:1000 /home/alice /run/user/1000; chmod 0700 /run/user/1000
 export HOME=/home/alice USER=alice XDG_RUNTIME_DIR=/run/user/1000 PATH=/opt/vdens:/usr/sbin:/usr/bin:/bin
-cd /tmp; echo guest ready
+export PS1= PS2=; cd /tmp; echo guest ready
 exec su alice
 INSIDE
 pack "$inside" > "$1/inside.gz"

@@ -3,18 +3,19 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::rc::Rc;
 
 use serde_json::{Value, json};
-use vdens_tests::{Lab, PATIENCE, Proc, Session, User, becomes_true, need, wait_until};
+use vdens_tests::{GUEST, Lab, PATIENCE, Proc, Session, User, becomes_true, need, wait_until};
 
-use crate::vm::guest;
+use crate::vm;
 
 /// The addresses that a switch remembers at most.
 const CAPACITY: u64 = 131_072;
 
 /// A switch with an argument like `sw[key=value]`.
 fn switch<'lab>(lab: &'lab Lab, keys: &str) -> Proc<'lab> {
-    lab.write("wire.py", include_str!("switch_vlan.py"));
+    lab.write("ask.py", include_str!("switch_vlan.py"));
     let vnl = lab.vnl("switch", &format!("sw{keys}"));
     let switch = lab.vde_plug(["null://", &vnl]).spawn();
     lab.wait_for("sw/ctl");
@@ -24,8 +25,8 @@ fn switch<'lab>(lab: &'lab Lab, keys: &str) -> Proc<'lab> {
 /// Asks the switch.
 #[track_caller]
 fn ask(lab: &Lab, request: &Value) -> Value {
-    let (script, sw) = (lab.path("wire.py"), lab.path("sw"));
-    let asked = lab.command("python3", [&script, "ask", &sw, &request.to_string()]);
+    let (script, sw) = (lab.path("ask.py"), lab.path("sw"));
+    let asked = lab.command("python3", [&script, &sw, &request.to_string()]);
     let answer = asked.ok();
     serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{error}: {answer}"))
 }
@@ -105,95 +106,235 @@ impl Role {
         });
         seen.collect()
     }
+
+    /// The name of a host of some kind with this role.
+    fn name(self, kind: &str) -> String {
+        match self {
+            Self::Access(vlan) => format!("{kind}-{vlan}"),
+            Self::Trunk => format!("{kind}-trunk"),
+        }
+    }
 }
 
-/// Starts to note the frames that a member sees, in a file of this name.
-fn sniff(lab: &Lab, session: &Session<'_>, name: &str) {
-    let (script, log) = (lab.path("wire.py"), lab.write(name, ""));
-    session.ok(&format!("python3 {script} vde0 sniff >{log} 2>&1 &"));
-    wait_until("the sniffer", PATIENCE, || {
-        seen(lab, name).contains("ready")
-    });
+/// A host on the switch that sends frames and notes those that it sees.
+struct Host<'lab> {
+    name: String,
+    session: Rc<Session<'lab>>,
+    /// The program, and its interface.
+    wire: String,
+    log: String,
 }
 
-fn seen(lab: &Lab, name: &str) -> BTreeSet<String> {
-    let text = fs::read_to_string(lab.path(name)).unwrap_or_default();
-    text.lines().map(str::to_owned).collect()
+impl<'lab> Host<'lab> {
+    /// Starts to note what an interface sees, where the program is.
+    #[track_caller]
+    fn new(session: Rc<Session<'lab>>, place: &str, interface: &str, name: &str) -> Self {
+        let (wire, log) = (
+            format!("{place}/wire {interface}"),
+            format!("{place}/{name}"),
+        );
+        session.ok(&format!(
+            "ip link set {interface} up; {wire} sniff >{log} 2>&1 &"
+        ));
+        let name = name.to_owned();
+        let host = Self {
+            name,
+            session,
+            wire,
+            log,
+        };
+        wait_until("the sniffer", PATIENCE, || {
+            host.everything().contains("ready")
+        });
+        host
+    }
+
+    fn everything(&self) -> BTreeSet<String> {
+        let (_, text) = self.session.run(&format!("cat {}", self.log));
+        let lines = text.lines().filter(|line| !line.is_empty());
+        lines.map(str::to_owned).collect()
+    }
+
+    /// The frames that it has seen, each with its tag.
+    #[track_caller]
+    fn seen(&self) -> BTreeSet<String> {
+        let mut lines = self.everything();
+        assert!(lines.remove("ready"), "{lines:?}");
+        lines
+    }
+
+    #[track_caller]
+    fn send(&self, name: &str) {
+        self.session.ok(&format!("{} send {name}", self.wire));
+    }
 }
 
-fn send(lab: &Lab, session: &Session<'_>, name: &str) {
-    session.ok(&format!("python3 {} vde0 send {name}", lab.path("wire.py")));
+/// The program that hosts send and see frames with, in the lab's directory.
+fn wire(lab: &Lab) {
+    lab.expect("wire");
+    let source = lab.write("wire.c", include_str!("wire.c"));
+    let words = ["-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror", "-o"];
+    let gcc = lab.command("gcc", words);
+    gcc.args([lab.path("wire"), source]).ok();
+}
+
+/// A virtual machine with a card for each of these ports, and that program in its root.
+fn guest_with_wire<'lab>(lab: &'lab Lab, ports: &[&str]) -> Session<'lab> {
+    let (directory, initrd) = (lab.dir(), lab.path("initrd"));
+    lab.expect("initrd");
+    let further = format!(
+        "cd {}; {{ cat {GUEST}/initrd.gz; echo wire | cpio -o -H newc --quiet | gzip -1; }} >initrd",
+        directory.display()
+    );
+    lab.sh(&further).ok();
+    let card = |port| format!("vde,sock={}", lab.vnl("vde", &format!("sw[{port}]")));
+    let netdevs: Vec<String> = ports.iter().map(card).collect();
+    // The last initial ram disk counts.
+    let machine = vm::start(lab, &netdevs).args(["-initrd", &initrd, "-no-reboot"]);
+    machine.session()
 }
 
 /// Each kind of member in each role sends frames without a tag and with each tag, and everybody
 /// notes what arrives.
 #[test]
 fn every_member_reaches_whom_it_should_and_nobody_else() {
-    need!("vdens", "python3");
+    need!("guest", "qemu-system-x86_64", "gcc", "vdens", "python3");
     let lab = Lab::new();
+    wire(&lab);
     let _switch = switch(&lab, "[vlans=10,20]");
     let roles = [Role::Access(10), Role::Access(20), Role::Trunk];
-    let kinds = ["panel", "user-space", "debian"];
-    let mut members = Vec::new();
-    for (index, (kind, role)) in kinds
-        .iter()
-        .flat_map(|kind| roles.map(|role| (*kind, role)))
-        .enumerate()
-    {
-        let number = index as u32 + 1;
+    let kinds = ["guest", "panel", "also-on-panel", "user-space", "debian"];
+    let of_kind = |kind: usize| (1 + 3 * kind as u32..).zip(roles);
+    for (number, role) in (0..kinds.len()).flat_map(of_kind) {
         match role {
             Role::Access(vlan) => change(&lab, &json!([untagged(number, vlan)])),
             Role::Trunk => change(&lab, &json!(trunk(number))),
         }
-        let vnl = lab.vnl("vde", &format!("sw[{number}]"));
-        let command = match kind {
-            "panel" => lab.vdens([vnl.as_str(), "sh"]),
-            "user-space" => lab.vdens(["--no-panel", &vnl, "sh"]),
-            _ => lab.debian("vdens", [vnl.as_str(), "sh"]),
-        };
-        let session = command.session();
-        session.ok("ip link set vde0 up");
-        let name = format!("{kind}-{role:?}").replace(['(', ')'], "-");
-        sniff(&lab, &session, &name);
-        members.push((name, role, session));
     }
-    for (number, on_panel) in [(1, true), (2, true), (3, false), (4, false)] {
+    // The guest boots while the others come. Its first card is where it chooses to be.
+    let guest = Rc::new(guest_with_wire(&lab, &["vlan10", "2", "3"]));
+    let directory = lab.dir().display().to_string();
+    let mut hosts = Vec::new();
+    for (index, kind) in kinds.iter().enumerate().skip(1) {
+        for (number, role) in of_kind(index) {
+            let vnl = lab.vnl("vde", &format!("sw[{number}]"));
+            let command = match *kind {
+                "panel" | "also-on-panel" => lab.vdens([vnl.as_str(), "sh"]),
+                "user-space" => lab.vdens(["--no-panel", &vnl, "sh"]),
+                _ => lab.debian("vdens", [vnl.as_str(), "sh"]),
+            };
+            let session = Rc::new(command.session());
+            let name = role.name(kind);
+            lab.expect(&name);
+            hosts.push((role, Host::new(session, &directory, "vde0", &name)));
+        }
+    }
+    vm::await_boot(&guest);
+    guest.ok("PS1= PS2=");
+    for (card, role) in roles.into_iter().enumerate() {
+        let (interface, name) = (format!("eth{card}"), role.name("guest"));
+        hosts.push((role, Host::new(guest.clone(), "", &interface, &name)));
+    }
+    for number in 1..=12 {
+        let on_panel = [4, 5, 7, 8].contains(&number);
         wait_until("the way of the frames", PATIENCE, || {
             is_on_panel(&lab, number) == on_panel
         });
     }
     // When the frames of the last round have arrived, those of earlier ones have, too.
     for round in 0..3 {
-        for (name, _, session) in &members {
-            send(&lab, session, &format!("{round}-{name}"));
+        for (_, host) in &hosts {
+            host.send(&format!("{round}-{}", host.name));
         }
     }
-    for (receiver, role, _) in &members {
-        let others = || members.iter().filter(|(sender, ..)| sender != receiver);
+    for (role, receiver) in &hosts {
+        let others = || hosts.iter().filter(|(_, host)| host.name != receiver.name);
         let expected = |rounds: std::ops::Range<u32>| -> BTreeSet<String> {
-            let of = |round: u32, (name, sender, _): &(String, Role, Session<'_>)| {
-                role.sees(*sender, &format!("{round}-{name}"))
+            let of = |round: u32, (sender, host): &(Role, Host<'_>)| {
+                role.sees(*sender, &format!("{round}-{}", host.name))
             };
             let all = rounds.flat_map(|round| others().flat_map(move |other| of(round, other)));
             all.collect()
         };
         let last = expected(2..3);
-        let is_there = becomes_true(PATIENCE, || last.is_subset(&seen(&lab, receiver)));
-        let mut got = seen(&lab, receiver);
-        got.remove("ready");
-        assert!(is_there, "{receiver} misses frames: {got:?}");
-        // A bridge on the panel knows no tags: what has one stays in the sender's VLAN.
-        let is_within = |frame: &String| {
-            let of_panel = |vlan| format!("panel-Access-{vlan}-");
-            [10, 20]
-                .iter()
-                .any(|vlan| frame.contains(&of_panel(vlan)) && receiver.contains(&of_panel(vlan)))
-        };
-        got.retain(|frame| !is_within(frame));
-        assert_eq!(got, expected(0..3), "{receiver}");
+        let is_there = becomes_true(PATIENCE, || last.is_subset(&receiver.seen()));
+        let got = receiver.seen();
+        assert!(is_there, "{} misses frames: {got:?}", receiver.name);
+        assert_eq!(got, expected(0..3), "{}", receiver.name);
     }
-    drop(members);
+    drop((hosts, guest));
     lab.expect("sw");
+}
+
+/// A host with that program, and with an address.
+fn host_on_panel<'lab>(lab: &'lab Lab, keys: &str, number: u8) -> Host<'lab> {
+    let (directory, name) = (lab.dir().display().to_string(), format!("host{number}"));
+    lab.expect(&name);
+    let session = Rc::new(member(lab, &[], keys, number));
+    Host::new(session, &directory, "vde0", &name)
+}
+
+/// A bridge on the panel takes the tags that user space takes: those that name no VLAN.
+#[test]
+fn tags_that_name_no_vlan_pass_on_the_panel_as_in_user_space() {
+    need!("gcc", "python3");
+    let lab = Lab::new();
+    wire(&lab);
+    let _switch = switch(&lab, "[vlans=10]");
+    let sender = host_on_panel(&lab, "vlan=10", 1);
+    let on_panel = host_on_panel(&lab, "vlan=10", 2);
+    let directory = lab.dir().display().to_string();
+    lab.expect("user-space");
+    let session = Rc::new(member(&lab, &["--no-panel"], "vlan=10", 3));
+    let in_user_space = Host::new(session, &directory, "vde0", "user-space");
+    sender.session.ping("10.0.0.2");
+    sender.session.ping("10.0.0.3");
+    let is_served = |port: &&Value| port["is_on_panel"] == false;
+    assert_eq!(ports(&lab).iter().filter(is_served).count(), 1);
+    sender.session.ok(&format!("{} tags", sender.wire));
+    let expected = ["none 0", "priority 0", "provider 20", "provider-vlan 20"];
+    for host in [&on_panel, &in_user_space] {
+        becomes_true(PATIENCE, || host.seen().contains("none 0"));
+        assert_eq!(
+            host.seen(),
+            expected.map(str::to_owned).into(),
+            "{}",
+            host.name
+        );
+    }
+}
+
+/// Where there are VLANs, the ports without one are a network of its own, without tags.
+#[test]
+fn tags_pass_on_the_panel_while_there_are_no_vlans() {
+    need!("gcc", "python3");
+    let lab = Lab::new();
+    wire(&lab);
+    let _switch = switch(&lab, "");
+    let (a, b) = (host_on_panel(&lab, "1", 1), host_on_panel(&lab, "2", 2));
+    for (round, (changes, vlans)) in [
+        (json!([]), &[0, 10, 20, 30][..]),
+        (json!([{ "create-vlan": 10 }]), &[0]),
+        (json!([{ "remove-vlan": 10 }]), &[0, 10, 20, 30]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        change(&lab, &changes);
+        a.session.ping("10.0.0.2");
+        wait_until("both on the panel", PATIENCE, || {
+            is_on_panel(&lab, 1) && is_on_panel(&lab, 2)
+        });
+        a.session.ping("10.0.0.2");
+        a.send(&format!("{round}"));
+        a.send(&format!("{round}-last"));
+        let last = format!("{round}-last/0 0");
+        wait_until("the last frame", PATIENCE, || b.seen().contains(&last));
+        let mut got = b.seen();
+        got.retain(|frame| frame.starts_with(&format!("{round}/")));
+        let tag = |vlan: &u16| format!("{round}/{vlan} {vlan}");
+        assert_eq!(got, vlans.iter().map(tag).collect(), "after {changes}");
+    }
 }
 
 /// TCP with all offloads between ports that have the VLAN's frames with a tag and without one.
@@ -293,21 +434,6 @@ fn another_user_chooses(lab: &Lab) {
 }
 
 #[test]
-fn a_virtual_machine_is_in_the_vlan_that_it_chooses() {
-    need!("guest", "qemu-system-x86_64", "python3");
-    let lab = Lab::new();
-    let _switch = switch(&lab, "[vlans=10,20]");
-    let (ten, twenty) = (
-        member(&lab, &[], "vlan=10", 1),
-        member(&lab, &[], "vlan=20", 2),
-    );
-    let guest = guest(&lab, &lab.vnl("vde", "sw[vlan10]"));
-    guest.address("eth0", "10.0.0.9/24");
-    ten.ping("10.0.0.9");
-    assert_ne!(twenty.run("ping -c 1 -W 1 10.0.0.9").0, 0);
-}
-
-#[test]
 fn ports_change_their_vlan_while_they_are_used() {
     need!("python3");
     let lab = Lab::new();
@@ -363,7 +489,7 @@ fn ports_change_their_vlan_while_they_are_used() {
 fn the_own_side_changes_its_vlan() {
     need!("python3");
     let lab = Lab::new();
-    lab.write("wire.py", include_str!("switch_vlan.py"));
+    lab.write("ask.py", include_str!("switch_vlan.py"));
     let vnl = lab.vnl("switch", "sw[vlans=10,20/vlan=10]");
     let own = lab.vdens([&vnl, "sh"]).session();
     own.address("vde0", "10.0.0.1/24");
@@ -390,8 +516,9 @@ fn the_own_side_changes_its_vlan() {
 
 #[test]
 fn a_full_table_of_stations_lets_nothing_through() {
-    need!("python3");
+    need!("python3", "gcc");
     let lab = Lab::new();
+    wire(&lab);
     let _switch = switch(&lab, "[vlans=10,20]");
     change(
         &lab,
@@ -402,34 +529,27 @@ fn a_full_table_of_stations_lets_nothing_through() {
             untagged(4, 20)
         ]),
     );
-    let flooder = member(&lab, &["--no-panel"], "1", 1);
-    let same = member(&lab, &["--no-panel"], "2", 2);
-    let others = [
-        member(&lab, &[], "3", 3),
-        member(&lab, &["--no-panel"], "4", 4),
-    ];
-    for (number, other) in others.iter().enumerate() {
-        sniff(&lab, other, &format!("other{number}"));
-    }
-    sniff(&lab, &same, "same");
-    let script = lab.path("wire.py");
+    let directory = lab.dir().display().to_string();
+    let host = |options: &[&str], number: u8| {
+        let session = Rc::new(member(&lab, options, &number.to_string(), number));
+        let name = format!("host-{number}");
+        lab.expect(&name);
+        Host::new(session, &directory, "vde0", &name)
+    };
+    let (flooder, same) = (host(&["--no-panel"], 1), host(&["--no-panel"], 2));
+    let others = [host(&[], 3), host(&["--no-panel"], 4)];
     wait_until("the table is full", 3 * PATIENCE, || {
-        flooder.ok(&format!("python3 {script} vde0 fill"));
+        flooder.session.ok(&format!("{} fill", flooder.wire));
         ask(&lab, &json!("show"))["switch"]["stations"].as_u64() >= Some(CAPACITY)
     });
     for round in 0..3 {
-        send(&lab, &flooder, &format!("{round}"));
+        flooder.send(&format!("{round}"));
     }
-    wait_until("the last frame", PATIENCE, || {
-        seen(&lab, "same").contains("2/0 0")
-    });
+    wait_until("the last frame", PATIENCE, || same.seen().contains("2/0 0"));
     // And within the other VLAN all is as it was.
-    others[0].ping("10.0.0.4");
-    for number in 0..2 {
-        assert_eq!(
-            seen(&lab, &format!("other{number}")),
-            ["ready".to_owned()].into()
-        );
+    others[0].session.ping("10.0.0.4");
+    for other in others {
+        assert_eq!(other.seen(), BTreeSet::new(), "{}", other.name);
     }
 }
 

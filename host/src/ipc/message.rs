@@ -6,6 +6,7 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::{Error, ErrorKind};
+use crate::sys::netlink::VlanSet;
 
 /// The direction of a conversation in which nothing is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,6 +166,19 @@ pub(crate) enum Order {
         bridge: String,
         /// For how many seconds it remembers an address; 0 for none.
         ageing: u32,
+        /// What it does with VLANs.
+        vlans: BridgeVlans,
+    },
+    /// Set in which VLANs a port of a bridge is that filters them.
+    SetVlans {
+        /// The bridge.
+        bridge: String,
+        /// The port. `None`: the bridge's tap.
+        port: Option<String>,
+        /// The VLAN whose frames have no tag there.
+        untagged: Option<u16>,
+        /// Those whose frames have one.
+        tagged: VlanSet,
     },
     /// Put a port on a learning bridge.
     Attach {
@@ -178,6 +192,18 @@ pub(crate) enum Order {
         /// The port.
         port: String,
     },
+}
+
+/// What a bridge does with VLANs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum BridgeVlans {
+    /// It does not look at tags.
+    Ignored,
+    /// It filters VLANs.
+    Filtered,
+    /// Its ports drop frames of VLANs.
+    Dropped,
 }
 
 /// A process in the background to the one that the user has started.
@@ -335,6 +361,14 @@ mod tests {
             Order::Bridge {
                 bridge: name(),
                 ageing: 120,
+                vlans: BridgeVlans::Dropped,
+            },
+            Order::SetVlans {
+                bridge: name(),
+                port: Some("2n0".into()),
+                untagged: None,
+                // The longest form that a set has.
+                tagged: (1..4095).collect(),
             },
             Order::Attach {
                 port: name(),

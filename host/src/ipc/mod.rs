@@ -40,7 +40,7 @@ pub(crate) use channel::{Channel, MAX_FDS, Received, malformed};
 pub(crate) use helper::in_child;
 pub(crate) use lab::{FromLab, FromNode, FromSpawner, ToLab, ToNode};
 pub(crate) use message::{
-    FromNamespace, FromWorker, HelperReply, Nothing, Order, Reply, ReportReply, Request, Startup,
-    ToNamespace, ToWorker,
+    BridgeVlans, FromNamespace, FromWorker, HelperReply, Nothing, Order, Reply, ReportReply,
+    Request, Startup, ToNamespace, ToWorker,
 };
 pub(crate) use report::{MAX_REPORT, read_report};

@@ -127,12 +127,13 @@ mod tests {
     use nix::poll::{PollFd, PollFlags, poll};
 
     use super::*;
-    use crate::ipc::Received;
+    use crate::ipc::{BridgeVlans, Received};
 
     fn bridge(ageing: u32) -> Order {
         Order::Bridge {
             bridge: "1n0".into(),
             ageing,
+            vlans: BridgeVlans::Ignored,
         }
     }
 

@@ -25,6 +25,9 @@
 //! orders ([`Order`]), which workers and plugins send through a [`PanelClient`]. What an order
 //! means is in `plumbing`.
 //!
+//! Some bridges on the panel know VLANs: they filter them, or their ports drop frames of VLANs
+//! (`untagged`).
+//!
 //! A holder configures the panel through one netlink socket. A short-lived child opens the socket,
 //! because opening it requires entering the panel, which a process cannot leave. Orders that make
 //! or delete bridges are executed under the registry's lock.
@@ -40,6 +43,7 @@ mod plumbing;
 mod port;
 mod registry;
 mod service;
+mod untagged;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -52,9 +56,10 @@ pub(crate) use namespaces::{enter, make, open_namespace};
 pub(crate) use plumbing::{interface_of, new_place, port_index};
 pub(crate) use port::PanelPort;
 pub(crate) use service::Service;
+pub(crate) use untagged::drop_tagged;
 
 use crate::error::{Error, Result};
-use crate::ipc::{Channel, Order, Reply, Request, in_child};
+use crate::ipc::{BridgeVlans, Channel, Order, Reply, Request, in_child};
 use crate::sys::interface::Traffic;
 use crate::sys::netlink::{Batch, Netlink};
 use crate::sys::signals;
@@ -78,6 +83,8 @@ pub(crate) struct Panel {
     /// Whether this process has made something whose end may leave a bridge without ports: a
     /// learning bridge or a pair.
     leaves_bridges: Cell<bool>,
+    /// Whether the panel is known to have the rule of [`drop_tagged`].
+    drops_tagged: Cell<bool>,
     /// `None` if no other process is to find the panel.
     registration: Option<Registration>,
 }
@@ -116,6 +123,7 @@ impl Panel {
             ports: RefCell::default(),
             pairs: RefCell::default(),
             leaves_bridges: Cell::default(),
+            drops_tagged: Cell::default(),
             registration: Some(registration),
         })
     }
@@ -135,6 +143,7 @@ impl Panel {
             ports: RefCell::default(),
             pairs: RefCell::default(),
             leaves_bridges: Cell::default(),
+            drops_tagged: Cell::default(),
             registration: None,
         })
     }
@@ -186,8 +195,9 @@ impl Panel {
                 self.pairs.borrow_mut().push(port.clone());
                 Some(self.net.as_fd())
             }
-            Order::Bridge { .. } => {
+            Order::Bridge { vlans, .. } => {
                 self.leaves_bridges.set(true);
+                self.prepare_for(*vlans)?;
                 namespace
             }
             _ => namespace,
@@ -195,6 +205,20 @@ impl Panel {
         let open_tap =
             |name: &str, header| self.on_panel(|| Tap::open_with(name, header).map(Into::into));
         plumbing::execute(order, self.netlink()?, open_tap, namespace, lock.is_some())
+    }
+
+    /// Makes the panel ready for a bridge that does this with VLANs.
+    fn prepare_for(&self, vlans: BridgeVlans) -> Result<()> {
+        if vlans == BridgeVlans::Ignored || self.drops_tagged.get() {
+            return Ok(());
+        }
+        match self.inside(|| drop_tagged().map(|()| Vec::new())) {
+            Ok(_) => self.drops_tagged.set(true),
+            // Without the rule, a port of such a bridge also takes tags that name its own VLAN.
+            Err(error) if vlans == BridgeVlans::Filtered => log::debug!("panel: {error}"),
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// Makes a port that is a tap, for a virtual machine. Returns the tap and a watch over the
@@ -294,12 +318,17 @@ impl Panel {
     /// Has a child enter the panel and open a descriptor there. The descriptor acts on the panel,
     /// whichever process uses it.
     fn on_panel(&self, open: impl FnOnce() -> Result<OwnedFd>) -> Result<OwnedFd> {
-        let mut fds = in_child(|| {
+        let mut fds = self.inside(|| open().map(|fd| vec![fd]))?;
+        fds.pop().ok_or_else(lost_descriptors)
+    }
+
+    /// Has a child enter the panel and do something there.
+    fn inside(&self, work: impl FnOnce() -> Result<Vec<OwnedFd>>) -> Result<Vec<OwnedFd>> {
+        in_child(|| {
             enter(self.user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
             enter(self.net.as_fd(), CloneFlags::CLONE_NEWNET)?;
-            open().map(|fd| vec![fd])
-        })?;
-        fds.pop().ok_or_else(lost_descriptors)
+            work()
+        })
     }
 }
 

@@ -27,8 +27,8 @@ use vdens_plugin_kit::tap::{Header, MAX_MTU};
 use vdens_plugin_kit::wire::hello::Nonce;
 
 use crate::error::{Error, Result};
-use crate::ipc::Order;
-use crate::sys::netlink::{LinkView, Netlink, PANEL_MTU};
+use crate::ipc::{BridgeVlans, Order};
+use crate::sys::netlink::{LinkView, Netlink, PANEL_MTU, UNTAGGED};
 
 /// A bridge with two ports remembers no address: it is a cable, what goes in at one end comes out
 /// at the other.
@@ -55,7 +55,10 @@ pub(super) enum Lock {
 /// Why an order needs the registry's lock.
 pub(super) fn lock_for(order: &Order) -> Lock {
     match order {
-        Order::AddPort { .. } | Order::AddPair { .. } | Order::AddTap { .. } => Lock::Unneeded,
+        Order::AddPort { .. }
+        | Order::AddPair { .. }
+        | Order::AddTap { .. }
+        | Order::SetVlans { .. } => Lock::Unneeded,
         Order::Unplug { .. } => Lock::Useful,
         Order::Plug { .. } | Order::Serve { .. } | Order::Bridge { .. } | Order::Attach { .. } => {
             Lock::Needed
@@ -74,8 +77,15 @@ pub(super) fn execute(
     is_locked: bool,
 ) -> Result<Option<OwnedFd>> {
     // A bridge with a tap on it.
-    let tapped_bridge = |bridge: &str, ageing: u32, tap: &str| {
+    let tapped_bridge = |bridge: &str, ageing: u32, vlans: BridgeVlans, tap: &str| {
         netlink.add_bridge(bridge, ageing)?;
+        match vlans {
+            BridgeVlans::Ignored => {}
+            BridgeVlans::Filtered => netlink
+                .set_vlan_filtering(bridge)
+                .inspect_err(|_| drop(netlink.delete(bridge)))?,
+            BridgeVlans::Dropped => netlink.set_group(bridge, UNTAGGED)?,
+        }
         let fd = open_tap(tap, Header::Vnet)?;
         // A bridge drops what is longer than the MTU of the port it is for.
         netlink.set_mtu(tap, MAX_MTU)?;
@@ -131,14 +141,32 @@ pub(super) fn execute(
         }
         Order::Serve { port } => {
             let bridge = format!("b{port}");
-            let tap = tapped_bridge(&bridge, CABLE, &format!("t{port}"))?;
+            let tap = tapped_bridge(&bridge, CABLE, BridgeVlans::Ignored, &format!("t{port}"))?;
             attach(netlink, port, &bridge)?;
             Ok(Some(tap))
         }
-        Order::Bridge { bridge, ageing } => {
+        Order::Bridge {
+            bridge,
+            ageing,
+            vlans,
+        } => {
             let (bridge, tap) = (format!("h{bridge}"), format!("x{bridge}"));
             let ageing = (*ageing).min(LONGEST_AGEING);
-            tapped_bridge(&bridge, ageing, &tap).map(Some)
+            tapped_bridge(&bridge, ageing, *vlans, &tap).map(Some)
+        }
+        Order::SetVlans {
+            bridge,
+            port,
+            untagged,
+            tagged,
+        } => {
+            let tap = || format!("x{bridge}");
+            let port = port.as_deref().map_or_else(tap, interface_of);
+            netlink.set_vlans(&port, &format!("h{bridge}"), *untagged, tagged)?;
+            // Such a port takes no tag, not even its own VLAN's.
+            let group = if tagged.is_empty() { UNTAGGED } else { 0 };
+            netlink.set_group(&port, group)?;
+            Ok(None)
         }
         Order::Attach { port, bridge } => {
             plug(netlink, port, &format!("h{bridge}"))?;

@@ -21,10 +21,13 @@ use vdens_plugin_kit::adapters::LoadedPlugin;
 use vdens_plugin_kit::tap::Tap;
 use vdens_plugin_kit::vnl::{MAX_NESTING, Vnl, too_deep};
 use vdens_plugin_kit::vnl_file::PLAIN_SCHEMES;
-use vdens_plugin_kit::{Bridge, Capabilities, HostPort, Link, Manifest, OpenOptions, PanelAddress};
+use vdens_plugin_kit::{
+    Bridge, BridgePort, Capabilities, HostPort, Link, Manifest, OpenOptions, PanelAddress,
+    PortVlans, VlanBridge,
+};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ipc::Order;
+use crate::ipc::{BridgeVlans, Order};
 use crate::panel::{self, Executed, PanelClient, no_successor};
 use crate::plugins::loader::{self, Loaded};
 use crate::plugins::search::SearchPath;
@@ -272,6 +275,27 @@ impl Services {
     fn order(&self, order: Order) -> Result<Executed> {
         self.panel.ok_or_else(no_panel)?.execute(order)
     }
+
+    fn make_bridge(&self, expiry: Duration, vlans: BridgeVlans) -> Result<Bridge> {
+        let place = panel::new_place()?;
+        let ageing = match expiry {
+            Duration::ZERO => 0,
+            some => u32::try_from(some.as_secs()).map_or(u32::MAX, |seconds| seconds.max(1)),
+        };
+        let done = self.order(Order::Bridge {
+            bridge: place.clone(),
+            ageing,
+            vlans,
+        })?;
+        let tap = done.tap.ok_or_else(|| Error::closed("a tap was lost"))?;
+        Ok(Bridge {
+            tap: Tap::from_fd(tap, format!("x{place}")),
+            panel_address: PanelAddress {
+                panel: done.panel,
+                place,
+            },
+        })
+    }
 }
 
 impl HostServices for Services {
@@ -312,21 +336,38 @@ impl HostServices for Services {
     }
 
     fn bridge(&self, expiry: Duration) -> Result<Bridge> {
-        let place = panel::new_place()?;
-        let ageing = match expiry {
-            Duration::ZERO => 0,
-            some => u32::try_from(some.as_secs()).map_or(u32::MAX, |seconds| seconds.max(1)),
+        self.make_bridge(expiry, BridgeVlans::Ignored)
+    }
+
+    fn vlan_bridge(&self, expiry: Duration, kind: VlanBridge) -> Result<Bridge> {
+        let vlans = match kind {
+            VlanBridge::Filtering => BridgeVlans::Filtered,
+            VlanBridge::Untagged => BridgeVlans::Dropped,
         };
-        let bridge = place.clone();
-        let done = self.order(Order::Bridge { bridge, ageing })?;
-        let tap = done.tap.ok_or_else(|| Error::closed("a tap was lost"))?;
-        Ok(Bridge {
-            tap: Tap::from_fd(tap, format!("x{place}")),
-            panel_address: PanelAddress {
-                panel: done.panel,
-                place,
-            },
-        })
+        self.make_bridge(expiry, vlans)
+    }
+
+    fn set_vlans(
+        &self,
+        bridge: &PanelAddress,
+        port: BridgePort<'_>,
+        vlans: &PortVlans,
+    ) -> Result<()> {
+        panel::check_place(&bridge.place)?;
+        let port = match port {
+            BridgePort::Tap => None,
+            BridgePort::Interface(place) => {
+                panel::check_place(place)?;
+                Some(place.to_owned())
+            }
+        };
+        let order = Order::SetVlans {
+            bridge: bridge.place.clone(),
+            port,
+            untagged: vlans.untagged,
+            tagged: vlans.tagged.iter().copied().collect(),
+        };
+        self.order(order).map(drop)
     }
 
     fn store_fd(&self, fd: Option<BorrowedFd<'_>>) -> Result<()> {

@@ -12,6 +12,7 @@
 mod batch;
 mod monitor;
 mod view;
+mod vlans;
 
 use std::cell::Cell;
 use std::io;
@@ -44,8 +45,9 @@ use nix::sys::time::{TimeVal, TimeValLike};
 pub(crate) use batch::{Batch, VethEnd};
 pub(crate) use monitor::LinkMonitor;
 pub(crate) use view::InterfaceStatus;
+pub(crate) use vlans::VlanSet;
 
-use crate::error::{Error, Result, system};
+use crate::error::{Error, ErrorKind, Result, system};
 
 /// An Ethernet address, in transmission order.
 pub(crate) type Mac = [u8; 6];
@@ -65,8 +67,12 @@ const MAX_LEARNED: u32 = 131_072;
 /// The UDP port of VXLAN (RFC 7348, section 8).
 const VXLAN_PORT: u16 = 4789;
 
-/// The group of the interfaces that are about to be deleted together. All others are in group 0.
+/// The group of the interfaces that are about to be deleted together.
 const DOOMED: u32 = 1;
+
+/// The group of the bridges whose ports drop frames of VLANs, and of these ports. All others are in
+/// group 0.
+pub(crate) const UNTAGGED: u32 = 2;
 
 /// The longest datagram that the kernel sends, in bytes (netlink_recvmsg in
 /// net/netlink/af_netlink.c).
@@ -242,13 +248,19 @@ impl Netlink {
     }
 
     /// Makes an interface a port of a bridge, or of no bridge. The port forwards all frames but
-    /// pause frames, which no setting makes a bridge forward.
+    /// pause frames, which no setting makes a bridge forward. It is in the group [`UNTAGGED`] if
+    /// its bridge is.
     ///
     /// # Errors
     /// There is no such interface or bridge, or the kernel refuses.
     pub(crate) fn set_bridge(&self, interface: &str, bridge: Option<&str>) -> Result<()> {
-        let controller = bridge.map_or(Ok(0), |bridge| self.index(bridge))?;
-        let message = with(named(interface), [LinkAttribute::Controller(controller)]);
+        let controller = bridge.map(|bridge| self.link(bridge)).transpose()?;
+        let LinkView { index, group, .. } = controller.unwrap_or_default();
+        let attributes = [
+            LinkAttribute::Controller(index),
+            LinkAttribute::Group(if group == UNTAGGED { UNTAGGED } else { 0 }),
+        ];
+        let message = with(named(interface), attributes);
         let action = || match bridge {
             Some(bridge) => format!("make {interface} a port of {bridge}"),
             None => format!("take {interface} off its bridge"),
@@ -305,15 +317,36 @@ impl Netlink {
         self.add_link(message, || format!("make the bridge {name}"))
     }
 
-    /// Makes a bridge filter VLANs.
+    /// Makes a bridge filter VLANs. A port that comes later is in none.
     ///
     /// # Errors
     /// The kernel's bridges do not support it, or there is no such bridge.
     pub(crate) fn set_vlan_filtering(&self, bridge: &str) -> Result<()> {
-        let options = InfoData::Bridge(vec![InfoBridge::VlanFiltering(true)]);
+        let options = vec![
+            InfoBridge::VlanFiltering(true),
+            InfoBridge::VlanDefaultPvid(0),
+        ];
+        let options = InfoData::Bridge(options);
         let message = with(named(bridge), [kind(InfoKind::Bridge, options)]);
         let request = RouteNetlinkMessage::NewLink(message);
-        self.request(request, 0, || format!("filter VLANs on {bridge}"))
+        let filtered = self.request(request, 0, || format!("filter VLANs on {bridge}"));
+        filtered.map_err(|error| match error.errno {
+            libc::EOPNOTSUPP => Error {
+                kind: ErrorKind::Unsupported,
+                message: "the kernel's bridges cannot filter VLANs".into(),
+                ..error
+            },
+            _ => error,
+        })
+    }
+
+    /// Puts an interface in a group.
+    ///
+    /// # Errors
+    /// As for [`Netlink::set_up`].
+    pub(crate) fn set_group(&self, interface: &str, group: u32) -> Result<()> {
+        let message = with(named(interface), [LinkAttribute::Group(group)]);
+        self.set_link(message, || format!("put {interface} in the group {group}"))
     }
 
     /// Makes a VXLAN interface (RFC 7348) for the network `vni`.
@@ -400,11 +433,13 @@ impl Netlink {
     /// # Errors
     /// There is no such interface, or the kernel refuses.
     pub(crate) fn index(&self, interface: &str) -> Result<u32> {
+        self.link(interface).map(|link| link.index)
+    }
+
+    fn link(&self, interface: &str) -> Result<LinkView> {
         let links = self.get_links(named(interface), NLM_F_ACK);
         let links = links.and_then(|links| links.into_iter().next().ok_or(Errno::ENODEV.into()));
-        links
-            .map(|link| link.index)
-            .map_err(|error| Error::io(format_args!("find the interface {interface}"), &error))
+        links.map_err(|error| Error::io(format_args!("find the interface {interface}"), &error))
     }
 
     fn get_links(&self, message: LinkMessage, flags: u16) -> io::Result<Vec<LinkView>> {
@@ -523,6 +558,8 @@ pub(crate) struct LinkView {
     pub name: String,
     /// The index of the bridge that it is a port of.
     pub bridge: Option<u32>,
+    /// Its group.
+    pub group: u32,
     /// Whether it is up and frames can pass: it has carrier, and the kernel has taken note of it.
     pub is_running: bool,
 }
@@ -541,6 +578,7 @@ impl LinkView {
             match attribute {
                 LinkAttribute::IfName(name) => view.name.clone_from(name),
                 LinkAttribute::Controller(index) => view.bridge = Some(*index),
+                LinkAttribute::Group(group) => view.group = *group,
                 _ => {}
             }
         }

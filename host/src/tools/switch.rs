@@ -10,7 +10,7 @@ use serde::Serialize;
 use vdens_plugin_kit::control;
 use vdens_switch_control::{
     Event, General, PortReport, PortSelection, SCHEME, StationReport, StormLimit, StpReport,
-    StpTimes, VlanReport,
+    StpTimes, VlanReport, Way,
 };
 
 use super::status::client::ask_all;
@@ -263,9 +263,10 @@ fn print_ports(text: &mut Text, ports: &[PortReport]) {
         .map(str::to_owned),
     ];
     for port in ports {
-        let traffic = |frames: u64, bytes: u64| match port.is_on_panel {
-            true => "panel".to_owned(),
-            false => format!("{frames} ({bytes} B)"),
+        let traffic = |frames: u64, bytes: u64| match port.way {
+            Way::Filter => "panel, filter".to_owned(),
+            Way::Bridge => "panel".to_owned(),
+            Way::UserSpace => format!("{frames} ({bytes} B)"),
         };
         rows.push([
             port.number.to_string(),

@@ -14,7 +14,9 @@
 //! A link sees a batch as [`RxBatch`] or [`TxBatch`]. They check every access against the arena, so
 //! a wrong slot costs a frame, never memory.
 
+use std::convert::Infallible;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 
 use vdens_plugin_c::{
@@ -306,6 +308,29 @@ impl RxBatch<'_> {
         room[VNET_HEADER_LEN..].copy_from_slice(frame);
         self.raw.commit(total, total);
         true
+    }
+
+    /// Copies a frame in, with other bytes in place of those in `range`: a tag that is put on or
+    /// taken off. The offsets in its virtio header move along. Returns `false` if it does not fit.
+    /// Anything shorter than [`MIN_FRAME`], before or after, is dropped and counted.
+    pub fn push_replacing(&mut self, frame: Frame<'_>, range: Range<usize>, with: &[u8]) -> bool {
+        let bytes = frame.bytes();
+        let (Some(front), Some(back)) = (bytes.get(..range.start), bytes.get(range.end..)) else {
+            self.count_dropped(1);
+            return true;
+        };
+        let moved = with.len() as i16 - range.len() as i16;
+        let header = frame.header().shifted(moved).to_bytes();
+        let parts = [&header[..], front, with, back];
+        let filled = self.fill_with_header(front.len() + with.len() + back.len(), |room| {
+            let mut at = 0;
+            for part in parts {
+                room[at..at + part.len()].copy_from_slice(part);
+                at += part.len();
+            }
+            Ok::<_, Infallible>(at)
+        });
+        filled == Ok(true)
     }
 
     /// Lets `read` write one complete frame of up to `max_frame` bytes into the batch, and return
@@ -639,6 +664,43 @@ mod tests {
         assert!(headers[0] == VnetHeader::default() && headers[2] == headers[0]);
         assert_eq!((headers[1].hdr_len, headers[1].csum_start), (54, 34));
         assert_eq!(headers[1].shifted(4), header);
+    }
+
+    #[test]
+    fn a_tag_is_put_on_and_taken_off() {
+        let header = VnetHeader {
+            flags: 1,
+            csum_start: 34,
+            ..VnetHeader::default()
+        };
+        let bytes: Vec<u8> = (0..60).collect();
+        let tagged = [&bytes[..12], &[0x81, 0, 0, 7], &bytes[12..]].concat();
+        let [mut one, mut other] = [Batch::new(), Batch::new()];
+        assert!(one.rx().push_offloaded(header, &bytes));
+        let plain = one.tx(0);
+        let frame = plain.frame(0).unwrap();
+        assert!(other.rx().push_replacing(frame, 12..12, &[0x81, 0, 0, 7]));
+        // Beyond its end, and too short without the range.
+        assert!(other.rx().push_replacing(frame, 58..61, &[]));
+        assert!(other.rx().push_replacing(frame, 13..60, &[]));
+        assert_eq!((other.len(), other.take_dropped()), (1, 2));
+        let mut third = Batch::new();
+        let put_on = other.tx(0);
+        let frame = put_on.frame(0).unwrap();
+        assert_eq!(
+            (frame.bytes(), frame.header()),
+            (&tagged[..], header.shifted(4))
+        );
+        assert!(third.rx().push_replacing(frame, 12..16, &[]));
+        let taken_off = third.tx(0);
+        let frame = taken_off.frame(0).unwrap();
+        assert_eq!((frame.bytes(), frame.header()), (&bytes[..], header));
+        while third.rx().push(&[0; 60]) {}
+        assert!(
+            !third
+                .rx()
+                .push_replacing(plain.frame(0).unwrap(), 0..0, &[])
+        );
     }
 
     #[test]

@@ -11,9 +11,10 @@
 //!
 //! A far end has one of three roles. On a **cable**, both ends plug in their own interface and
 //! announce whether that worked; if either failed, neither counts as plugged. A **switch** offers
-//! its client a bridge, and the client plugs itself in. A **client** of this switch does the same;
-//! the switch only notes it. What a plugged client and its switch still send each other is dropped,
-//! so a lost message costs some work and no frame.
+//! its client a bridge, and the client tells its place on the panel and plugs itself in. A
+//! **client** of this switch does the same; the switch notes it, and can unplug the client
+//! ([`FarEnd::decline`]). Frames that a plugged client and its switch still send each other are
+//! dropped, so a lost message costs some work and no frame.
 //!
 //! Only a far end of the same user can be on the user's panel. Another user's is told no panel
 //! address, and what it offers is ignored.
@@ -122,12 +123,17 @@ impl FarEnd {
     pub fn switch(host: Host, is_foreign: bool) -> Result<(Self, Mark)> {
         let nonce = Nonce::new()?;
         let port = host.port();
+        let address = port.panel_address;
+        let panel = address.as_ref().map_or(0, |own| own.panel);
+        let address = address.filter(|_| !is_foreign);
         let mark = Mark {
-            panel: port.panel_address.map_or(0, |own| own.panel),
+            panel,
+            tells_place: address.is_some(),
             nonce,
             is_plug: port.interface.is_empty(),
         };
-        let mut switch = Self::new(Role::Switch, host, Some(Negotiation::as_client(nonce)));
+        let negotiation = Negotiation::as_client(nonce, address);
+        let mut switch = Self::new(Role::Switch, host, Some(negotiation));
         switch.is_present = true;
         switch.is_foreign = is_foreign;
         Ok((switch, mark))
@@ -222,6 +228,24 @@ impl FarEnd {
         self.plugging == Plugging::Done
     }
 
+    /// Where a client of this switch is on the panel of the bridge that it was offered, if it has
+    /// said so.
+    pub fn place(&self) -> Option<&str> {
+        let negotiation = self.negotiation.as_ref();
+        let negotiation = negotiation.filter(|negotiation| negotiation.has_common_panel())?;
+        let address = negotiation.peer_panel_address()?;
+        Some(&address.place)
+    }
+
+    /// Makes a client of this switch unplug its interface, so that it is served here.
+    pub fn decline(&mut self, socket: impl AsFd) {
+        self.plugging = Plugging::No;
+        if let Some(negotiation) = &mut self.negotiation {
+            negotiation.announce(Body::Declined);
+        }
+        self.announce(socket);
+    }
+
     /// Whether the interface may be plugged in: for [`Link::wants_panel`]. A switch has said so by
     /// the time that the link is open.
     pub fn wants_panel(&self) -> bool {
@@ -306,7 +330,9 @@ impl FarEnd {
 
     /// Handles the bytes of a received frame.
     fn handle(&mut self, bytes: &[u8]) -> FrameAction {
-        if self.role != Role::Cable && self.is_plugged() {
+        // A switch may unplug its client.
+        let is_idle = self.role != Role::Cable && self.is_plugged();
+        if is_idle && !(self.role == Role::Switch && is_message(bytes)) {
             return FrameAction::Consume;
         }
         let Some(negotiation) = &mut self.negotiation else {
@@ -327,6 +353,9 @@ impl FarEnd {
                 }
                 // Only a client that was offered the bridge can be plugged into it.
                 (Event::Plugged, Role::Client) if offers_bridge => self.plugging = Plugging::Done,
+                (Event::Declined, Role::Switch) if self.plugging == Plugging::Done => {
+                    self.plugging = Plugging::Failed("the switch serves it in user space".into());
+                }
                 (Event::Plugged, Role::Cable) => self.has_announced = true,
                 (Event::Declined, Role::Cable) => {
                     self.has_announced = true;
@@ -589,7 +618,7 @@ impl<S: AsFd + Send> Link for DatagramLink<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Batch, ErrorKind, VnetHeader};
+    use crate::{Batch, Bridge, ErrorKind, HostPort, HostServices, VnetHeader};
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
     use std::os::fd::OwnedFd;
 
@@ -679,25 +708,81 @@ mod tests {
         assert_eq!(a.status().reason, "the peer is a legacy one");
     }
 
+    /// A host on panel 7 whose interface can be plugged into anything.
+    struct OnPanel;
+
+    impl HostServices for OnPanel {
+        fn open(&'static self, vnl: &str) -> Result<Box<dyn Link>> {
+            Err(Error::usage(vnl))
+        }
+        fn port(&self) -> HostPort {
+            HostPort {
+                panel_address: address("port"),
+                ..HostPort::default()
+            }
+        }
+        fn plug(&self, _peer: &str) -> Result<()> {
+            Ok(())
+        }
+        fn attach(&self, _bridge: &PanelAddress) -> Result<()> {
+            Ok(())
+        }
+        fn bridge(&self, _expiry: Duration) -> Result<Bridge> {
+            Err(Error::usage("no bridge"))
+        }
+        fn store_fd(&self, _fd: Option<BorrowedFd<'_>>) -> Result<()> {
+            Ok(())
+        }
+        fn take_fd(&self) -> Option<OwnedFd> {
+            None
+        }
+    }
+
+    fn address(place: &str) -> Option<PanelAddress> {
+        Some(PanelAddress {
+            panel: 7,
+            place: place.into(),
+        })
+    }
+
+    #[test]
+    fn a_switch_learns_its_client_s_place_and_can_unplug_it() {
+        let (ours, theirs) = sockets();
+        let host = Host::new(&OnPanel);
+        for is_foreign in [true, false] {
+            let (mut switch, mark) = FarEnd::switch(host, is_foreign).unwrap();
+            assert_eq!(mark.tells_place, !is_foreign);
+            let mut client = FarEnd::client(Some(mark), address("bridge"));
+            client.announce(&ours);
+            switch.receive_greetings(&theirs);
+            assert_eq!(switch.wants_panel(), !is_foreign);
+            switch.update(&theirs);
+            assert_eq!(switch.is_plugged(), !is_foreign);
+            let mut batch = Batch::new();
+            let _ = client.receive(&ours, &mut batch.rx());
+            let place = (!is_foreign).then_some("port");
+            assert_eq!((client.place(), client.is_plugged()), (place, !is_foreign));
+            client.decline(&ours);
+            let _ = switch.receive(&theirs, &mut batch.rx());
+            assert!(!client.is_plugged() && !switch.is_plugged());
+            assert_eq!(switch.state(), State::UP);
+        }
+    }
+
     #[test]
     fn a_client_that_was_offered_no_bridge_is_not_plugged() {
-        let address = || {
-            Some(PanelAddress {
-                panel: 7,
-                place: "bridge".into(),
-            })
-        };
-        for (bridge, is_plugged) in [(None, false), (address(), true)] {
+        for (bridge, is_plugged) in [(None, false), (address("bridge"), true)] {
             let (ours, theirs) = sockets();
             let own = Nonce::new().unwrap();
             let mark = Mark {
                 panel: 7,
+                tells_place: false,
                 nonce: own,
                 is_plug: false,
             };
             let mut client = FarEnd::client(Some(mark), bridge);
             client.announce(&ours);
-            let mut negotiation = Negotiation::as_client(own);
+            let mut negotiation = Negotiation::as_client(own, None);
             let mut bytes = [0; MAX_MESSAGE];
             let fd = theirs.as_raw_fd();
             while let Ok(len) = recv(fd, &mut bytes, MsgFlags::MSG_DONTWAIT) {

@@ -22,7 +22,9 @@
 //!
 //! Both may begin at once. An end announces its panel address only to a peer whose nonce it has. A
 //! switch and its client exchange nonces over the control socket. They neither send nor answer a
-//! hello to an unknown peer ([`Negotiation::as_client`], [`Negotiation::as_switch`]).
+//! hello to an unknown peer ([`Negotiation::as_client`], [`Negotiation::as_switch`]). A client
+//! answers the hello of a switch that offers a bridge on its own panel, because the switch may have
+//! to set up the client's port there. It tells other switches nothing.
 //!
 //! A peer that restarts has a new nonce, and what was agreed with its predecessor is void. A
 //! message that comes back to its sender carries the sender's own nonce, and is ignored.
@@ -113,16 +115,24 @@ impl Peer {
     }
 }
 
+/// Which side of what an end is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// One of two equal ends: a peer may introduce itself without knowing this end's nonce.
+    Cable,
+    Client,
+    Switch,
+}
+
 /// The negotiation with one peer.
 #[derive(Clone, Debug)]
 pub struct Negotiation {
+    role: Role,
     cable: Cable,
     own: Nonce,
     /// The process and the panel address that this end announces.
     process: u32,
     panel_address: Option<PanelAddress>,
-    /// Whether a peer may introduce itself without knowing this end's nonce.
-    accepts_strangers: bool,
     peer: Peer,
     /// The nonce of the peer that has been sent a hello with its nonce.
     introduced_to: Option<Nonce>,
@@ -148,34 +158,34 @@ impl Negotiation {
         let mut negotiation = Self {
             cable,
             process,
-            accepts_strangers: true,
-            ..Self::new(own, panel_address, Peer::Unknown)
+            ..Self::new(Role::Cable, own, panel_address, Peer::Unknown)
         };
         negotiation.announce(negotiation.hello());
         negotiation
     }
 
     /// The negotiation of a client with a switch to which it has sent its nonce `own`. The switch
-    /// begins.
-    pub fn as_client(own: Nonce) -> Self {
-        Self::new(own, None, Peer::Unknown)
+    /// begins. `panel_address` is the client's, if a switch on the same panel may know it.
+    pub fn as_client(own: Nonce, panel_address: Option<PanelAddress>) -> Self {
+        Self::new(Role::Client, own, panel_address, Peer::Unknown)
     }
 
     /// The negotiation of a switch with the client that has sent it the nonce `client`. It begins
     /// with a hello, which carries `panel_address`, a bridge that the client may plug into.
     pub fn as_switch(own: Nonce, panel_address: Option<PanelAddress>, client: Nonce) -> Self {
-        let mut negotiation = Self::new(own, panel_address, Peer::Introduced(client));
+        let peer = Peer::Introduced(client);
+        let mut negotiation = Self::new(Role::Switch, own, panel_address, peer);
         negotiation.introduce_to(client);
         negotiation
     }
 
-    fn new(own: Nonce, panel_address: Option<PanelAddress>, peer: Peer) -> Self {
+    fn new(role: Role, own: Nonce, panel_address: Option<PanelAddress>, peer: Peer) -> Self {
         Self {
+            role,
             cable: Cable::default(),
             own,
             process: std::process::id(),
             panel_address,
-            accepts_strangers: false,
             peer,
             introduced_to: None,
             outbox: Vec::new(),
@@ -216,7 +226,7 @@ impl Negotiation {
             panel_address,
         } = body
         {
-            return match (is_for_us, to == Nonce::UNKNOWN && self.accepts_strangers) {
+            return match (is_for_us, to == Nonce::UNKNOWN && self.role == Role::Cable) {
                 (true, _) => self.prove(from, process, panel_address),
                 (_, true) => self.introduce(from),
                 _ => None,
@@ -225,8 +235,8 @@ impl Negotiation {
         if !is_for_us || self.peer.nonce() != Some(from) {
             return None;
         }
-        // A client sends its switch no hello: any message with the switch's nonce proves it.
-        if let (Peer::Introduced(nonce), false) = (&self.peer, self.accepts_strangers) {
+        // A client may send its switch no hello: any message with the switch's nonce proves it.
+        if let (Peer::Introduced(nonce), Role::Switch) = (&self.peer, self.role) {
             let nonce = *nonce;
             self.peer = Peer::Proven {
                 nonce,
@@ -274,7 +284,12 @@ impl Negotiation {
             panel_address: panel_address.filter(|address| !is_own(address)),
             offloads: Offloads::NONE,
         };
-        if self.accepts_strangers && self.introduced_to != Some(from) {
+        let answers = match self.role {
+            Role::Cable => true,
+            Role::Client => self.has_common_panel(),
+            Role::Switch => false,
+        };
+        if answers && self.introduced_to != Some(from) {
             self.introduce_to(from);
         }
         Some(Event::Proven)
@@ -361,6 +376,13 @@ impl Negotiation {
             Peer::Proven { panel_address, .. } => panel_address.as_ref(),
             _ => None,
         }
+    }
+
+    /// Whether both ends have addresses on one panel, as far as is known.
+    pub fn has_common_panel(&self) -> bool {
+        let (own, peer) = (self.panel_address.as_ref(), self.peer_panel_address());
+        own.zip(peer)
+            .is_some_and(|(own, peer)| own.panel == peer.panel)
     }
 
     /// This end's panel address, which it announces.
@@ -543,7 +565,7 @@ mod tests {
 
     #[test]
     fn a_switch_and_its_client_know_their_nonces_beforehand() {
-        let mut client = Negotiation::as_client(Nonce(1));
+        let mut client = Negotiation::as_client(Nonce(1), None);
         let mut switch = Negotiation::as_switch(Nonce(2), panel_address("bridge"), Nonce(1));
         assert!(
             client.next_message().is_none(),
@@ -566,6 +588,34 @@ mod tests {
         let events = carry(&mut client, &mut switch);
         assert_eq!(events, [Event::Plugged, Event::Offloads]);
         assert!(switch.is_proven());
+    }
+
+    #[test]
+    fn a_client_tells_its_place_to_a_switch_on_its_panel() {
+        let elsewhere = Some(PanelAddress {
+            panel: 8,
+            place: "bridge".to_owned(),
+        });
+        for (bridge, place) in [
+            (panel_address("bridge"), panel_address("port")),
+            (elsewhere, None),
+            (None, None),
+        ] {
+            let mut client = Negotiation::as_client(Nonce(1), panel_address("port"));
+            let mut switch = Negotiation::as_switch(Nonce(2), bridge, Nonce(1));
+            assert!(client.next_message().is_none());
+            assert_eq!(carry(&mut switch, &mut client), [Event::Proven]);
+            client.announce(Body::Plugged);
+            let events = carry(&mut client, &mut switch);
+            assert_eq!(events.contains(&Event::Proven), place.is_some());
+            assert_eq!(
+                events.last(),
+                Some(&Event::Plugged),
+                "the place comes first"
+            );
+            assert_eq!(switch.peer_panel_address(), place.as_ref());
+            assert!(switch.next_message().is_none(), "no more is to be said");
+        }
     }
 
     #[test]

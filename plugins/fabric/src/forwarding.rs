@@ -15,7 +15,8 @@
 //! ports. A batch that is cut may need several rounds, with one system call per port in each.
 //! With VLANs there are frames with tags and without, and each kind has its rounds; the frames of
 //! one VLAN are of one kind at a port. Frames are copied only to change them, for a congested port,
-//! and for the host.
+//! and for the host. The bridge of a VLAN on the panel gets its frames without tags; the one that
+//! filters VLANs gets those of all VLANs, with tags.
 //!
 //! A port that is mirrored to another adds its frames to that one's, each kind as it is at the
 //! mirrored port. So that port gets a frame once in each form, and never one that it has sent.
@@ -32,12 +33,12 @@ use vdens_switch_control::{Kind, LOCAL_PORT, Traffic};
 use crate::frame::Station;
 use crate::ingress::Ingress;
 use crate::memory::Memory;
-use crate::port::{Counters, LOCAL, Port, PortId, Refused, Rules, Selection};
+use crate::port::{BridgeKey, Counters, LOCAL, Port, PortId, Refused, Rules, Selection};
 use crate::ports::Ports;
 use crate::settings::Settings;
 use crate::storm::Meter;
 use crate::tree::Tree;
-use crate::vlan::{Form, Reformed, Wanted, have_form};
+use crate::vlan::{Form, Membership, Reformed, Wanted, have_form};
 
 /// The host's side of the link.
 #[derive(Debug)]
@@ -48,8 +49,10 @@ pub(crate) struct Local {
     meter: Meter,
     /// What it does with frames, as the spanning tree says.
     state: PortState,
-    /// The VLAN on whose bridge the host's interface is.
-    pub(crate) plugged: Option<u16>,
+    /// The bridge that the host's interface is on.
+    pub(crate) plugged: Option<BridgeKey>,
+    /// What the kernel's filter knows of it.
+    pub(crate) filtered: Option<Membership>,
     /// Whether the host takes super-frames with all offloads.
     pub(crate) takes_super_frames: bool,
     /// Frames of the batch that came in that are for the host.
@@ -67,8 +70,12 @@ impl Local {
 #[derive(Debug)]
 pub(crate) struct PanelBridge {
     pub(crate) bridge: Bridge,
+    /// What comes in and goes out by its tap.
+    pub(crate) rules: Rules,
     /// What it floods.
     pub(crate) meter: Meter,
+    /// Whether its ports drop frames whose tag names a VLAN they are not in.
+    pub(crate) drops_tagged: bool,
 }
 
 /// The ports, and the stations behind them.
@@ -82,8 +89,10 @@ pub(crate) struct Fabric {
     pub(crate) local: Local,
     /// The spanning tree, if the switch takes part in one.
     pub(crate) tree: Option<Tree>,
-    /// The bridges on the panel, by VLAN.
-    pub(crate) bridges: BTreeMap<u16, PanelBridge>,
+    /// The bridges on the panel.
+    pub(crate) bridges: BTreeMap<BridgeKey, PanelBridge>,
+    /// Whether one that filters VLANs can be made, as far as is known.
+    pub(crate) can_filter: bool,
     /// Frames of each VLAN, as far as there are VLANs.
     pub(crate) traffic: Vec<Traffic>,
     /// Whether any port is mirrored.
@@ -108,7 +117,9 @@ struct Round<'a, 'b> {
     /// Those with offloads left to be done.
     unfinished: Selection,
     local: Selection,
+    /// For the bridges on the panel that take this form.
     bridged: Selection,
+    form: Form,
 }
 
 impl<'a, 'b> Round<'a, 'b> {
@@ -124,6 +135,7 @@ impl<'a, 'b> Round<'a, 'b> {
             frames: self.frames,
             changed: None,
             origins: self.origins,
+            form: self.form,
         }
     }
 
@@ -136,6 +148,7 @@ impl<'a, 'b> Round<'a, 'b> {
             frames,
             changed: Some(origins),
             origins: self.origins,
+            form: self.form,
         }
     }
 }
@@ -147,6 +160,7 @@ struct Part<'a, 'b> {
     changed: Option<&'a [u8]>,
     /// [`Round::origins`].
     origins: Option<&'a [u8]>,
+    form: Form,
 }
 
 impl Part<'_, '_> {
@@ -179,6 +193,7 @@ impl Fabric {
                 meter: Meter::new(settings.storm_limit(LOCAL_PORT)),
                 state: PortState::Forwarding,
                 plugged: None,
+                filtered: None,
                 takes_super_frames: false,
                 wanted: Wanted::default(),
             },
@@ -188,6 +203,7 @@ impl Fabric {
             memory,
             fdb,
             bridges: BTreeMap::new(),
+            can_filter: true,
             traffic: vec![Traffic::default()],
             has_mirrors: false,
             chosen: Vec::new(),
@@ -217,10 +233,11 @@ impl Fabric {
             tree.hear(source, batch);
         }
         self.ingress.state = self.tree.as_ref().map(|_| self.state(source));
-        match (source, self.ports.get(source), source.bridged_vlan()) {
+        let bridge = source.bridge_key().and_then(|key| self.bridges.get(&key));
+        match (source, self.ports.get(source), bridge) {
             (LOCAL, ..) => self.ingress.fill(batch, &self.local.rules, has_vlans),
             (_, Some(port), _) => self.ingress.fill(batch, &port.rules, has_vlans),
-            (_, None, Some(vlan)) => self.ingress.fill(batch, &Rules::access(vlan), has_vlans),
+            (_, None, Some(bridge)) => self.ingress.fill(batch, &bridge.rules, has_vlans),
             _ => return Refused::default(),
         }
         let bridged = self.decide(source, batch, now);
@@ -228,11 +245,7 @@ impl Fabric {
             self.mirror(source);
         }
         for form in Form::ALL {
-            let bridged = match form {
-                Form::Untagged => bridged,
-                Form::Tagged => Selection::default(),
-            };
-            self.forward_form(source, batch, form, bridged, host.as_deref_mut());
+            self.forward_form(source, batch, form, bridged.of(form), host.as_deref_mut());
         }
         for id in self.chosen.drain(..) {
             if let Some(port) = self.ports.get_mut(id) {
@@ -245,8 +258,8 @@ impl Fabric {
 
     /// The meter of what a port floods.
     fn meter(&mut self, source: PortId) -> &mut Meter {
-        let bridged = source.bridged_vlan();
-        let bridge = bridged.and_then(|vlan| self.bridges.get_mut(&vlan));
+        let key = source.bridge_key();
+        let bridge = key.and_then(|key| self.bridges.get_mut(&key));
         match (self.ports.get_mut(source), bridge) {
             (Some(port), _) => &mut port.meter,
             (None, Some(bridge)) => &mut bridge.meter,
@@ -273,8 +286,8 @@ impl Fabric {
     }
 
     /// Notes for each port the frames for it, and learns where they came from. Returns those for
-    /// the bridges, each for that of its VLAN.
-    fn decide(&mut self, source: PortId, batch: &TxBatch<'_>, now: Instant) -> Selection {
+    /// the bridges, in the form that these take.
+    fn decide(&mut self, source: PortId, batch: &TxBatch<'_>, now: Instant) -> Wanted {
         let is_hub = self.settings.kind == Kind::Hub;
         let mut meter = *self.meter(source);
         let Self {
@@ -287,7 +300,8 @@ impl Fabric {
             traffic,
             ..
         } = self;
-        let mut bridged = Selection::default();
+        let mut bridged = Wanted::default();
+        let from = source.bridge_key();
         // Mostly the frames of a batch are on one VLAN.
         let mut flooded: Vec<(u16, Selection)> = Vec::new();
         for (index, addresses) in &ingress.entered {
@@ -310,12 +324,11 @@ impl Fabric {
                         local.wanted.add(form, this);
                     }
                 }
-                Some(id) if id.bridged_vlan().is_some() => bridged = bridged.union(this),
-                Some(id) => {
-                    if let Some(port) = ports.get_mut(id) {
-                        want(chosen, id, port, vlan, this);
-                    }
-                }
+                Some(id) => match (id.bridge_key(), ports.get_mut(id)) {
+                    (Some(key), _) => bridged.add(form_on(key), this),
+                    (None, Some(port)) => want(chosen, id, port, vlan, this),
+                    (None, None) => {}
+                },
                 None if (is_hub && !addresses.destination.is_group()) || meter.admits(now) => {
                     match flooded.iter_mut().find(|(known, _)| *known == vlan) {
                         Some((_, frames)) => *frames = frames.union(this),
@@ -329,8 +342,12 @@ impl Fabric {
             if let Some(form) = local.rules.membership.leaving(vlan) {
                 local.wanted.add(form, frames);
             }
-            if bridges.contains_key(&vlan) {
-                bridged = bridged.union(frames);
+            for key in [BridgeKey::Vlan(vlan), BridgeKey::Filter] {
+                let bridge = bridges.get(&key).filter(|_| from != Some(key));
+                let form = bridge.and_then(|bridge| bridge.rules.membership.leaving(vlan));
+                if let Some(form) = form {
+                    bridged.add(form, frames);
+                }
             }
             for (id, port) in ports.iter_mut() {
                 if id != source && !port.far_end.is_plugged() {
@@ -340,10 +357,6 @@ impl Fabric {
         }
         if source == LOCAL || !local.takes_frames() {
             local.wanted = Wanted::default();
-        }
-        if source.bridged_vlan().is_some() {
-            // It is on one VLAN, and its bridge has forwarded the frames there.
-            bridged = Selection::default();
         }
         *self.meter(source) = meter;
         bridged
@@ -424,6 +437,7 @@ impl Fabric {
             unfinished: self.ingress.unfinished,
             local,
             bridged,
+            form,
         };
         if !self.has_vlans() || have_form(batch, wanted, form) {
             return self.deliver(form, &round, host);
@@ -595,10 +609,14 @@ impl Fabric {
         part.count_out(taken, &self.ingress, &mut self.traffic);
     }
 
-    /// Writes the selected frames to the bridges of their VLANs.
+    /// Writes the selected frames to the bridges that take their form.
     fn send_to_bridges(&mut self, part: &Part<'_, '_>, selection: Selection) {
         for index in selection.indices() {
-            let bridge = self.bridges.get(&part.vlan(&self.ingress, index));
+            let key = match part.form {
+                Form::Untagged => BridgeKey::Vlan(part.vlan(&self.ingress, index)),
+                Form::Tagged => BridgeKey::Filter,
+            };
+            let bridge = self.bridges.get(&key);
             if let (Some(port), Some(frame)) = (bridge, part.frames.frame(index)) {
                 // If the tap has failed for good, reading it says so.
                 let _ = port.bridge.tap.write(frame);
@@ -614,6 +632,14 @@ impl Fabric {
                 each(id, port);
             }
         }
+    }
+}
+
+/// The form of frames on a bridge.
+fn form_on(key: BridgeKey) -> Form {
+    match key {
+        BridgeKey::Vlan(_) => Form::Untagged,
+        BridgeKey::Filter => Form::Tagged,
     }
 }
 

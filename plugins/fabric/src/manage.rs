@@ -12,15 +12,15 @@ use nix::sys::socket::{getsockopt, sockopt};
 use vdens_plugin_kit::control::ControlSocket;
 use vdens_switch_control::{
     Answer, Change, Failure, General, Kind, LOCAL_PORT, Mac, PAGE, Page, PortChange, PortReport,
-    PortSelection, Request, StationReport, Traffic, VlanReport,
+    PortSelection, Request, StationReport, Traffic, VlanReport, Way,
 };
 
 use crate::control::Peer;
 use crate::forwarding::Fabric;
 use crate::frame::Station;
-use crate::port::{LOCAL, Port, PortId};
+use crate::port::{BridgeKey, LOCAL, Port, PortId};
 use crate::settings::{Settings, failure, no_port};
-use crate::status::ON_PANEL;
+use crate::status::on_panel;
 use crate::switch::{CAPACITY, Switch, admits};
 
 /// After how many VLANs of ports, or ports of VLANs, a list goes on in the next answer: whole, it
@@ -85,7 +85,7 @@ impl Switch {
             stp: settings.has_stp,
             priority: settings.priority,
             times: settings.times,
-            panel: ON_PANEL.into(),
+            panel: on_panel(&self.fabric).into(),
         }
     }
 
@@ -133,6 +133,10 @@ impl Switch {
             self.drop_bridges("the switch remembers stations differently now");
         }
         self.close_excluded(before);
+        if self.fabric.settings.has_stp {
+            // The kernel would forward between VLANs' ports without asking the tree.
+            self.drop_bridge(BridgeKey::Filter, "there is a spanning tree now");
+        }
         self.adapt_tree(before, now);
         self.rearrange();
     }
@@ -291,6 +295,7 @@ fn port_report(fabric: &Fabric, number: u32, client: Option<&Port>) -> PortRepor
     if number == LOCAL_PORT {
         return PortReport {
             is_on_panel: fabric.local.plugged.is_some(),
+            way: way_over(fabric.local.plugged),
             traffic: fabric.local.counters.traffic,
             dropped: fabric.local.counters.losses(),
             ..report
@@ -305,9 +310,19 @@ fn port_report(fabric: &Fabric, number: u32, client: Option<&Port>) -> PortRepor
         uid: credentials.map(|peer| peer.uid()),
         pid: credentials.and_then(|peer| u32::try_from(peer.pid()).ok()),
         is_on_panel: port.far_end.is_plugged(),
+        way: way_over(port.bridge()),
         traffic: port.counters.traffic,
         dropped: port.counters.losses(),
         ..report
+    }
+}
+
+/// The way over a bridge on the panel, or over none.
+fn way_over(bridge: Option<BridgeKey>) -> Way {
+    match bridge {
+        Some(BridgeKey::Filter) => Way::Filter,
+        Some(BridgeKey::Vlan(_)) => Way::Bridge,
+        None => Way::UserSpace,
     }
 }
 

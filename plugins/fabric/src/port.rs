@@ -38,16 +38,50 @@ pub(crate) const LOCAL: PortId = PortId(0);
 /// Where a static station is whose port has no client.
 pub(crate) const NOWHERE: PortId = PortId(u32::MAX - 4096);
 
-impl PortId {
-    /// The bridge of a VLAN on the panel, seen through its tap.
-    pub(crate) const fn bridge(vlan: u16) -> Self {
-        Self(u32::MAX - vlan as u32)
+/// Which bridge on the panel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum BridgeKey {
+    /// That of one VLAN, 0 for none, whose ports have no tags.
+    Vlan(u16),
+    /// That of all VLANs, between which the kernel filters.
+    Filter,
+}
+
+impl BridgeKey {
+    /// A number of its own.
+    pub(crate) const fn number(self) -> u32 {
+        match self {
+            Self::Vlan(vlan) => vlan as u32,
+            Self::Filter => MAX_VLAN as u32 + 1,
+        }
     }
 
-    /// The VLAN whose bridge it is.
-    pub(crate) fn bridged_vlan(self) -> Option<u16> {
-        let vlan = u32::MAX - self.0;
-        u16::try_from(vlan).ok().filter(|vlan| *vlan <= MAX_VLAN)
+    /// The bridge of that number.
+    pub(crate) fn of_number(number: u32) -> Option<Self> {
+        match u16::try_from(number).ok()? {
+            vlan @ 0..=MAX_VLAN => Some(Self::Vlan(vlan)),
+            _ => (number == Self::Filter.number()).then_some(Self::Filter),
+        }
+    }
+
+    /// The one VLAN that it is for.
+    pub(crate) fn vlan(self) -> Option<u16> {
+        match self {
+            Self::Vlan(vlan) => Some(vlan),
+            Self::Filter => None,
+        }
+    }
+}
+
+impl PortId {
+    /// A bridge on the panel, seen through its tap.
+    pub(crate) const fn bridge(key: BridgeKey) -> Self {
+        Self(u32::MAX - key.number())
+    }
+
+    /// The bridge that it is.
+    pub(crate) fn bridge_key(self) -> Option<BridgeKey> {
+        BridgeKey::of_number(u32::MAX - self.0)
     }
 }
 
@@ -208,10 +242,19 @@ impl Counters {
 pub(crate) enum Offer {
     /// It cannot be there.
     None,
-    /// It may plug into the bridge of this VLAN. It may have done so and not said it yet.
-    Bridge(u16),
+    /// It may plug into this bridge. It may have done so and not said it yet.
+    Bridge(BridgeKey),
     /// It could be there, and is not to be at present.
     Later,
+}
+
+/// What a client of ours says of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ClientKind {
+    /// Whether it is a plug and no interface.
+    pub(crate) is_plug: bool,
+    /// Whether it tells its place on the panel.
+    pub(crate) tells_place: bool,
 }
 
 #[derive(Debug)]
@@ -236,8 +279,9 @@ pub(crate) struct Port {
     pub(crate) chosen: Option<u16>,
     /// What the client was told of the panel.
     pub(crate) offer: Offer,
-    /// Whether the client is a plug and no interface.
-    pub(crate) is_plug: bool,
+    pub(crate) kind: ClientKind,
+    /// What the kernel's filter knows of its interface.
+    pub(crate) filtered: Option<Membership>,
     /// Frames of the batch that came in that are for this port.
     pub(crate) wanted: Wanted,
     /// The same in the batch at hand.
@@ -277,7 +321,8 @@ impl Port {
             rules: Rules::access(0),
             chosen: None,
             offer: Offer::None,
-            is_plug: false,
+            kind: ClientKind::default(),
+            filtered: None,
             wanted: Wanted::default(),
             selected: Selection::default(),
             is_watched_for_room: false,
@@ -292,6 +337,14 @@ impl Port {
     pub(crate) fn description(&self) -> &str {
         let said = self.client.rsplit_once(", process ");
         said.map_or(self.client.as_str(), |(said, _)| said)
+    }
+
+    /// The bridge on the panel that the client's interface is on.
+    pub(crate) fn bridge(&self) -> Option<BridgeKey> {
+        match self.offer {
+            Offer::Bridge(key) if self.far_end.is_plugged() => Some(key),
+            _ => None,
+        }
     }
 
     /// Whether the client takes super-frames, with everything left undone.

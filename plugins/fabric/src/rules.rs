@@ -11,7 +11,7 @@ use vdens_switch_control::{LOCAL_PORT, Traffic};
 use crate::forwarding::Fabric;
 use crate::frame::Station;
 use crate::manage::memory_of;
-use crate::port::{LOCAL, NOWHERE, Port, PortId, Rules};
+use crate::port::{BridgeKey, ClientKind, LOCAL, NOWHERE, Port, PortId, Rules};
 use crate::settings::{PortSettings, Settings};
 use crate::vlan::Membership;
 
@@ -130,14 +130,18 @@ impl Fabric {
         }
     }
 
-    /// The VLAN on whose bridge on the panel a port may be, with these settings of its own; `None`
-    /// if its frames have to pass through the switch. On a bridge no frame has a tag for us, no
-    /// frame is checked or copied, and every port forwards. So with a spanning tree only edge ports
-    /// without a guard may be there, and no plug, which may be the cable to another switch.
-    pub(crate) fn panel_vlan(&self, number: u32, set: &PortSettings, is_plug: bool) -> Option<u16> {
-        let is_edge = set.edge && !set.guard && !is_plug;
+    /// The bridge on the panel that a port may be on, with these settings of its own; `None` if its
+    /// frames have to pass through the switch. On a bridge no frame is checked or copied, and every
+    /// port forwards. So with a spanning tree only edge ports without a guard may be there, and no
+    /// plug, which may be the cable to another switch.
+    pub(crate) fn panel_bridge(
+        &self,
+        number: u32,
+        set: &PortSettings,
+        kind: ClientKind,
+    ) -> Option<BridgeKey> {
+        let is_edge = set.edge && !set.guard && !kind.is_plug;
         let is_simple = (is_edge || !self.settings.has_stp)
-            && set.tagged.is_empty()
             && set.lock.is_none()
             && set.mirror.is_none()
             && set.storm.is_none();
@@ -145,26 +149,60 @@ impl Fabric {
             let mut others = self.settings.ports.values();
             others.any(|other| other.mirror == Some(number))
         };
-        let vlan = match self.has_vlans() {
-            true => set.untagged?,
-            false => 0,
-        };
         // The bridge would learn of a static station that it is elsewhere.
-        let is_pinned = |(on, _)| on == vlan || !self.has_vlans();
+        let is_in = |vlan| set.untagged == Some(vlan) || set.tagged.contains(&vlan);
+        let is_pinned = |(on, _)| is_in(on) || !self.has_vlans();
         let has_static = || self.settings.stations.keys().copied().any(is_pinned);
-        (is_simple && !gets_copies() && !has_static()).then_some(vlan)
+        let key = match self.has_vlans() {
+            true => self.bridge_of_vlans(set, kind.tells_place)?,
+            false => BridgeKey::Vlan(0),
+        };
+        (is_simple && !gets_copies() && !has_static()).then_some(key)
+    }
+
+    /// The bridge for what a port is in. The kernel's filter would forward between ports without
+    /// asking a spanning tree, and its tap is a port of all VLANs: so where there is a tree, each
+    /// VLAN has a bridge of its own.
+    fn bridge_of_vlans(&self, set: &PortSettings, tells_place: bool) -> Option<BridgeKey> {
+        let can_filter = self.can_filter && tells_place && !self.settings.has_stp;
+        match (set.untagged, set.tagged.is_empty()) {
+            (None, true) => None,
+            (Some(0), true) => Some(BridgeKey::Vlan(0)),
+            // The kernel knows no VLAN 0.
+            (Some(0), false) => None,
+            _ if can_filter => Some(BridgeKey::Filter),
+            (Some(vlan), true) => Some(BridgeKey::Vlan(vlan)),
+            (_, false) => None,
+        }
     }
 
     /// The same of a port that is there, whose client has chosen this VLAN.
-    pub(crate) fn panel_vlan_of(
+    pub(crate) fn panel_bridge_of(
         &self,
         id: PortId,
         number: u32,
         chosen: Option<u16>,
-        is_plug: bool,
-    ) -> Option<u16> {
+        kind: ClientKind,
+    ) -> Option<BridgeKey> {
         let leads_to_bridge = self.tree.as_ref().is_some_and(|tree| tree.has_heard(id));
-        let vlan = self.panel_vlan(number, &self.settings_with(number, chosen), is_plug);
-        vlan.filter(|_| !leads_to_bridge)
+        let key = self.panel_bridge(number, &self.settings_with(number, chosen), kind);
+        key.filter(|_| !leads_to_bridge)
+    }
+
+    /// What comes in and goes out by the tap of a bridge on the panel.
+    pub(crate) fn rules_on(&self, key: BridgeKey) -> Rules {
+        match key {
+            BridgeKey::Vlan(vlan) => Rules::access(vlan),
+            BridgeKey::Filter => self.rules_of(&self.settings_on_filter()),
+        }
+    }
+
+    /// What the tap of the bridge that filters VLANs is in: all of them.
+    pub(crate) fn settings_on_filter(&self) -> PortSettings {
+        PortSettings {
+            untagged: None,
+            tagged: self.settings.vlans.keys().copied().collect(),
+            ..PortSettings::default()
+        }
     }
 }

@@ -9,10 +9,15 @@ use vdens_plugin_kit::{
 };
 
 use crate::forwarding::Fabric;
-use crate::port::{LOCAL, Port, PortId};
+use crate::port::{BridgeKey, LOCAL, Port, PortId};
 
 /// How VLANs are kept apart on the panel.
-pub(crate) const ON_PANEL: &str = "one bridge for each VLAN";
+pub(crate) fn on_panel(fabric: &Fabric) -> &'static str {
+    match fabric.bridges.contains_key(&BridgeKey::Filter) {
+        true => "the kernel's VLAN filter",
+        false => "one bridge for each VLAN",
+    }
+}
 
 /// The status of the switch.
 pub(crate) fn of(fabric: &Fabric, now: Instant) -> Status {
@@ -24,7 +29,7 @@ pub(crate) fn of(fabric: &Fabric, now: Instant) -> Status {
         .collect();
     names.insert(LOCAL, "local".into());
     let bridges = fabric.bridges.keys();
-    names.extend(bridges.map(|vlan| (PortId::bridge(*vlan), "panel".into())));
+    names.extend(bridges.map(|key| (PortId::bridge(*key), "panel".into())));
     let stations = fabric.fdb.stations(now).map(|(station, port, age)| {
         let mac = station.mac().map(|byte| format!("{byte:02x}"));
         StationStatus {
@@ -43,7 +48,7 @@ pub(crate) fn of(fabric: &Fabric, now: Instant) -> Status {
     let tree = tree.map(|tree| ("spanning tree".to_owned(), tree.summary(fabric)));
     let panel = fabric
         .has_vlans()
-        .then(|| ("VLANs on the panel".to_owned(), ON_PANEL.to_owned()));
+        .then(|| ("VLANs on the panel".to_owned(), on_panel(fabric).to_owned()));
     Status {
         switch: Some(SwitchStatus { ports, fdb }),
         max_mtu: Some(MAX_LEGACY_MTU),

@@ -38,7 +38,7 @@ use crate::events::Events;
 use crate::forwarding::Fabric;
 use crate::manage::memory_of;
 use crate::memory::Memory;
-use crate::port::{LOCAL, Offer, Port, PortId};
+use crate::port::{BridgeKey, ClientKind, LOCAL, Offer, Port, PortId};
 use crate::settings::{PortSettings, Settings};
 use crate::status;
 use crate::storm::CALM;
@@ -67,8 +67,8 @@ pub(crate) enum Source {
     Applicant(u32),
     Control(PortId),
     Data(PortId),
-    /// The bridge of a VLAN on the panel.
-    Bridge(u16),
+    /// A bridge on the panel.
+    Bridge(BridgeKey),
     Requests,
 }
 
@@ -80,7 +80,7 @@ impl Source {
             Self::Applicant(slot) => (2, slot),
             Self::Control(id) => (3, id.0),
             Self::Data(id) => (4, id.0),
-            Self::Bridge(vlan) => (5, u32::from(vlan)),
+            Self::Bridge(key) => (5, key.number()),
             Self::Requests => (6, 0),
         };
         EpollEvent::new(flags, kind << 32 | u64::from(index))
@@ -94,7 +94,7 @@ impl Source {
             2 => Self::Applicant(index),
             3 => Self::Control(PortId(index)),
             4 => Self::Data(PortId(index)),
-            5 => Self::Bridge(index as u16),
+            5 => BridgeKey::of_number(index).map_or(Self::Requests, Self::Bridge),
             _ => Self::Requests,
         }
     }
@@ -275,7 +275,7 @@ impl Switch {
             Source::Applicant(slot) => self.read_request(slot, now),
             Source::Listener(vlan) => self.accept(vlan, now),
             Source::Timer => self.tick(now),
-            Source::Bridge(vlan) => self.serve_bridge(vlan, host, now),
+            Source::Bridge(key) => self.serve_bridge(key, host, now),
             Source::Requests => self.serve_requests(now),
         }
         self.follow_tree();
@@ -307,11 +307,14 @@ impl Switch {
                 let Port { number, client, .. } = port;
                 log::debug!("port {number}: the kernel carries the frames of {client}");
                 self.fabric.fdb.forget(id);
-                if let (Some(tree), Offer::Bridge(vlan)) = (&mut self.fabric.tree, port.offer) {
-                    tree.move_to_bridge(id, vlan);
+                if let Offer::Bridge(key) = port.offer {
+                    self.came_to_bridge(id, key);
                 }
             }
         }
+        let Some(port) = self.fabric.ports.get_mut(id) else {
+            return;
+        };
         port.has_sent = true;
         port.counters.refused.malformed += self.ingress.take_dropped();
         let frames = self.ingress.tx(0);
@@ -402,16 +405,13 @@ impl Switch {
         };
         let set = self.fabric.settings_with(number, chosen);
         let can_plug = mark.is_some_and(|mark| mark.panel != 0) && applicant.peer.is_same_user();
-        let is_plug = mark.is_some_and(|mark| mark.is_plug);
-        let vlan = self.fabric.panel_vlan(number, &set, is_plug);
-        let vlan = vlan.filter(|_| can_plug);
-        let bridge = vlan.and_then(|vlan| self.bridge(vlan));
-        let offer = match (vlan, &bridge) {
-            (Some(vlan), Some(_)) => Offer::Bridge(vlan),
-            // While it is calm, there is no bridge because there is no panel.
-            (Some(_), None) if self.is_calm() => Offer::None,
-            _ if can_plug => Offer::Later,
-            _ => Offer::None,
+        let kind = mark.map_or(ClientKind::default(), |mark| ClientKind {
+            is_plug: mark.is_plug,
+            tells_place: mark.tells_place,
+        });
+        let (offer, bridge) = match can_plug {
+            true => self.offer(|fabric| fabric.panel_bridge(number, &set, kind)),
+            false => (Offer::None, None),
         };
         let far_end = greet(mark, bridge, &data);
         let reply = Reply {
@@ -422,7 +422,7 @@ impl Switch {
         let _ = send(applicant.stream.as_raw_fd(), &reply.encode()?, flags);
         let client = format!("{description}, {}", applicant.peer);
         let mut port = Port::new(number, client, applicant.stream, data, entry, far_end);
-        (port.chosen, port.offer, port.is_plug) = (chosen, offer, is_plug);
+        (port.chosen, port.offer, port.kind) = (chosen, offer, kind);
         log::debug!("port {number} opened for {}", port.client);
         self.events
             .push("port/+", format!("port {number}: {}", port.client));
@@ -604,8 +604,8 @@ impl Switch {
     }
 
     #[cfg(test)]
-    pub(crate) fn set_bridge(&mut self, vlan: u16, bridge: vdens_plugin_kit::Bridge) {
-        self.join_bridge(vlan, bridge).unwrap();
+    pub(crate) fn set_bridge(&mut self, key: BridgeKey, bridge: vdens_plugin_kit::Bridge) {
+        self.join_bridge(key, bridge).unwrap();
         self.follow_tree();
     }
 

@@ -308,7 +308,7 @@ const OURS: &str = "ours vdens=4026532345:1";
 
 /// The events of a client of ours, described as [`OURS`], after the switch's greetings.
 fn meet(client: &Client) -> (Negotiation, Vec<Event>) {
-    let mut negotiation = Negotiation::as_client(Nonce(1));
+    let mut negotiation = Negotiation::as_client(Nonce(1), None);
     let mut events = Vec::new();
     while let Some(message) = client.recv() {
         match negotiation.receive(&message) {

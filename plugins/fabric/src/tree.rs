@@ -26,7 +26,7 @@ use vdens_rstp::{Action, Bridge, Cause, FRAME_LEN, GROUP_ADDRESS, PortNumber, Po
 use vdens_switch_control::LOCAL_PORT;
 
 use crate::forwarding::Fabric;
-use crate::port::{LOCAL, PortId};
+use crate::port::{BridgeKey, LOCAL, PortId};
 use crate::settings;
 use crate::switch::{Switch, watch_for_room};
 
@@ -73,13 +73,13 @@ impl Tree {
         }
     }
 
-    /// Adds the bridge of a VLAN on the panel; `false` if there are too many ports.
-    pub(crate) fn add_bridge(&mut self, vlan: u16) -> bool {
+    /// Adds a bridge on the panel; `false` if there are too many ports.
+    pub(crate) fn add_bridge(&mut self, key: BridgeKey) -> bool {
         let settings = vdens_rstp::PortSettings {
             guard: true,
             ..vdens_rstp::PortSettings::default()
         };
-        self.insert(PortId::bridge(vlan), None, settings)
+        self.insert(PortId::bridge(key), None, settings)
     }
 
     fn insert(
@@ -109,11 +109,11 @@ impl Tree {
         number.is_some()
     }
 
-    /// A port's interface is on the bridge of this VLAN now. Whatever is behind it hears of the
+    /// A port's interface is on this bridge now. Whatever is behind it hears of the
     /// tree there at once.
-    pub(crate) fn move_to_bridge(&mut self, id: PortId, vlan: u16) {
+    pub(crate) fn move_to_bridge(&mut self, id: PortId, key: BridgeKey) {
         self.remove(id);
-        if let Some(number) = self.numbers.get(&PortId::bridge(vlan)) {
+        if let Some(number) = self.numbers.get(&PortId::bridge(key)) {
             self.bridge.announce(*number);
         }
     }
@@ -224,10 +224,10 @@ impl Switch {
         let Some(mut tree) = Tree::new(self.fabric.settings.of_tree(self.mac), now) else {
             return;
         };
-        let vlans = self.fabric.bridges.keys().copied();
-        let left_out: Vec<u16> = vlans.filter(|vlan| !tree.add_bridge(*vlan)).collect();
-        for vlan in left_out {
-            self.drop_bridge(vlan, "the spanning tree has 4095 ports");
+        let keys = self.fabric.bridges.keys().copied();
+        let left_out: Vec<BridgeKey> = keys.filter(|key| !tree.add_bridge(*key)).collect();
+        for key in left_out {
+            self.drop_bridge(key, "the spanning tree has 4095 ports");
         }
         self.fabric.tree = Some(tree);
         let ports = self.fabric.ports.iter();
@@ -324,8 +324,8 @@ impl Switch {
             return;
         };
         let label = tree.label(number, &self.fabric);
-        let vlan = self.port_of(number).and_then(PortId::bridged_vlan);
-        let Some(vlan) = vlan else {
+        let key = self.port_of(number).and_then(PortId::bridge_key);
+        let Some(key) = key else {
             log::warn!("{label} is disabled: it has a guard, and had a BPDU");
             let text = format!("{label} had a BPDU and is disabled");
             return self.events.push("fstp/-", text);
@@ -339,7 +339,7 @@ impl Switch {
         );
         let text = format!("{label} had a BPDU and is given up for {seconds} s");
         self.events.push("fstp/-", text);
-        self.drop_bridge(vlan, "there is a bridge or a loop on the panel");
+        self.drop_bridge(key, "there is a bridge or a loop on the panel");
     }
 
     fn port_of(&self, number: PortNumber) -> Option<PortId> {
@@ -381,7 +381,7 @@ impl Switch {
         let Some(frame) = own.frame(0) else {
             return;
         };
-        let bridge = id.bridged_vlan().and_then(|vlan| bridges.get(&vlan));
+        let bridge = id.bridge_key().and_then(|key| bridges.get(&key));
         if let Some(port) = bridge {
             // If the tap has failed for good, reading it says so.
             let _ = port.bridge.tap.write(frame);

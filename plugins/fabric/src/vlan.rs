@@ -12,10 +12,8 @@
 //! one of drop eligibility, and twelve of VLAN identifier. Identifier 0 means that the tag carries
 //! a priority only. Only the outermost tag counts. A tag that is put on has priority 0.
 
-use std::convert::Infallible;
-
 use vdens_plugin_kit::offload::examine;
-use vdens_plugin_kit::{BATCH_FRAMES, Batch, Frame, MAX_LEGACY_FRAME, MIN_FRAME, RxBatch, TxBatch};
+use vdens_plugin_kit::{BATCH_FRAMES, Batch, Frame, MAX_LEGACY_FRAME, RxBatch, TxBatch};
 
 use crate::frame::{TPID_8021Q, tag_of};
 use crate::port::Selection;
@@ -200,38 +198,19 @@ fn put(frame: Frame<'_>, form: Form, vlan: u16, out: &mut RxBatch<'_>) -> bool {
     if form.is_that_of(tag) {
         return out.push_offloaded(frame.header(), bytes);
     }
-    let (addresses, rest) = bytes.split_at(TAG_AT);
-    let behind = match tag {
-        Some(_) if rest.len() < TAG_LEN + MIN_FRAME - TAG_AT => {
-            out.count_dropped(1);
-            return true;
-        }
-        Some(_) => &rest[TAG_LEN..],
-        None => rest,
-    };
     let [high, low] = (tag.unwrap_or(0) & !VID_MASK | vlan).to_be_bytes();
     let new_tag = [TPID_8021Q[0], TPID_8021Q[1], high, low];
     let new_tag = match form {
         Form::Tagged => &new_tag[..],
         Form::Untagged => &[],
     };
-    let added = new_tag.len() as i16 - (rest.len() - behind.len()) as i16;
-    let longest = examine(frame).map_or(bytes.len(), |segments| segments.longest);
-    if added > 0 && longest + TAG_LEN > MAX_LEGACY_FRAME {
+    let old_tag = TAG_AT..TAG_AT + tag.map_or(0, |_| TAG_LEN);
+    let longest = || examine(frame).map_or(bytes.len(), |segments| segments.longest);
+    if new_tag.len() > old_tag.len() && longest() + TAG_LEN > MAX_LEGACY_FRAME {
         out.count_dropped(1);
         return true;
     }
-    let header = frame.header().shifted(added).to_bytes();
-    let length = addresses.len() + new_tag.len() + behind.len();
-    let filled = out.fill_with_header(length, |room| {
-        let mut at = 0;
-        for part in [&header[..], addresses, new_tag, behind] {
-            room[at..at + part.len()].copy_from_slice(part);
-            at += part.len();
-        }
-        Ok::<_, Infallible>(at)
-    });
-    filled == Ok(true)
+    out.push_replacing(frame, old_tag, new_tag)
 }
 
 #[cfg(test)]

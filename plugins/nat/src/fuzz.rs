@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use dhcproto::{Decodable, Encodable, v4};
 
-use crate::gateway::{fuzz as gateway, rules};
+use crate::gateway::fuzz as gateway;
 use crate::settings::Settings;
 use crate::{proxy, report, wire};
 
@@ -32,7 +32,7 @@ pub fn packets(input: &[u8]) -> Outcome {
             format!("{held:?} has two families")
         })?;
     }
-    rules::errors(input);
+    vdens_netfilter::errors(input);
     let mut packet = input.to_vec();
     for to in [None, Some([7; 16].into())] {
         if let Some((_, message)) = proxy::echo::request(&mut packet, to) {

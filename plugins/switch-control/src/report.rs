@@ -216,10 +216,25 @@ pub struct PortReport {
     pub priority: u8,
     /// Whether the kernel carries its frames, so that the counters stand still.
     pub is_on_panel: bool,
+    /// Which way its frames take.
+    pub way: Way,
     /// Its frames.
     pub traffic: Traffic,
     /// Frames lost, by cause.
     pub dropped: BTreeMap<String, u64>,
+}
+
+/// Which way the frames of a port take.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// Through the switch.
+    #[default]
+    UserSpace,
+    /// Over a bridge on the panel, which is that of its VLAN if it is in one.
+    Bridge,
+    /// Over the bridge on the panel whose ports the kernel keeps apart by VLAN.
+    Filter,
 }
 
 /// A VLAN.

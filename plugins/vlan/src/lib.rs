@@ -13,13 +13,12 @@
 //! checksums pass; only the offsets in their virtio header move. So this link takes the offloads
 //! that the nested link takes. Its carrier is the nested link's, too.
 
-use std::convert::Infallible;
 use std::os::fd::BorrowedFd;
 
 use vdens_plugin_kit::vnl::{Keys, Spec};
 use vdens_plugin_kit::{
     Batch, Error, Frame, FrameAction, Link, OpenRequest, Result, RxBatch, State, TxBatch,
-    VNET_HEADER_LEN, export_plugin,
+    export_plugin,
 };
 
 const KEYS: Keys = Keys::new(&["qinq", "priority"]);
@@ -76,22 +75,6 @@ impl Tag {
                 && u16::from_be_bytes([*c, *d]) & VID_MASK == self.control & VID_MASK
         })
     }
-
-    /// Copies a frame with this tag; `false` if there is no room for it.
-    fn put_on(self, frame: Frame<'_>, out: &mut RxBatch<'_>) -> bool {
-        let (addresses, rest) = frame.bytes().split_at(TAG_AT);
-        let header = frame.header().shifted(TAG_LEN as i16).to_bytes();
-        let filled = out.fill_with_header(frame.bytes().len() + TAG_LEN, |room| {
-            let mut at = 0;
-            for part in [&header[..], addresses, &self.bytes(), rest] {
-                room[at..at + part.len()].copy_from_slice(part);
-                at += part.len();
-            }
-            debug_assert_eq!(at, VNET_HEADER_LEN + frame.bytes().len() + TAG_LEN);
-            Ok::<_, Infallible>(at)
-        });
-        filled == Ok(true)
-    }
 }
 
 /// A VLAN of a nested link.
@@ -130,7 +113,7 @@ impl Link for Vlan {
             self.tagged.clear();
             let mut out = self.tagged.rx();
             for frame in batch.frames().skip(taken) {
-                if !self.tag.put_on(frame, &mut out) {
+                if !out.push_replacing(frame, TAG_AT..TAG_AT, &self.tag.bytes()) {
                     break;
                 }
             }

@@ -56,10 +56,10 @@ impl Target for Requests {
             1 => input.extend(b"vdens user=alice pid=77" as &[u8]),
             _ => {
                 let panel = random.u64(..) >> random.usize(..64);
-                let nonce = Nonce(random.u64(..) | 1);
                 let mark = Mark {
                     panel,
-                    nonce,
+                    tells_place: random.bool(),
+                    nonce: Nonce(random.u64(..) | 1),
                     is_plug: random.bool(),
                 };
                 input.extend(mark.to_string().as_bytes());
@@ -116,11 +116,11 @@ impl Target for Requests {
             .fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
         let mut description = request.description;
         description.truncate(100);
-        let nonce = Nonce(!panel | 1);
         let mark = Mark {
             panel,
-            nonce,
-            is_plug: panel & 1 == 1,
+            tells_place: panel & 2 != 0,
+            nonce: Nonce(!panel | 1),
+            is_plug: panel & 1 != 0,
         };
         let text = description.len();
         description.extend(mark.to_string().as_bytes());

@@ -15,9 +15,9 @@ use vdens_plugin_kit::Offloads;
 use vdens_plugin_kit::tap::{Tap, open_device};
 
 use super::{Finding, Verdict};
-use crate::error::{Error, Result, system};
+use crate::error::{Error, ErrorKind, Result, system};
 use crate::ipc::in_child;
-use crate::panel::{enter, make, open_namespace};
+use crate::panel::{drop_tagged, enter, make, open_namespace};
 use crate::sys::isolate::{Ending, Isolated};
 use crate::sys::netlink::Netlink;
 use crate::sys::user_namespace::{
@@ -112,7 +112,7 @@ fn try_out(reporter: &Reporter, limits: &str) {
 
 /// Makes a panel and a member of it.
 fn try_panel(reporter: &Reporter, limits: &str) -> Result<()> {
-    let (user, _net, netlink) = make(Ids::Own)?;
+    let (user, net, netlink) = make(Ids::Own)?;
     enter(user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
     let member = in_child(|| {
         unshare_mapped(MEMBER)?;
@@ -129,11 +129,25 @@ fn try_panel(reporter: &Reporter, limits: &str) -> Result<()> {
             return Ok(());
         }
     }
+    let untagged = in_child(|| {
+        enter(net.as_fd(), CloneFlags::CLONE_NEWNET)?;
+        drop_tagged().map(|()| Vec::new())
+    });
+    reporter.add(&option(
+        "bridges that drop tags",
+        untagged.map(drop),
+        "a switch's ports in VLANs are in user space",
+    ));
     reporter.add(&option(
         "VLAN-aware bridges",
         netlink.set_vlan_filtering(BRIDGE),
+        "nothing depends on them",
     ));
-    reporter.add(&option("VXLAN interfaces", netlink.add_vxlan("x0", 1)));
+    reporter.add(&option(
+        "VXLAN interfaces",
+        netlink.add_vxlan("x0", 1),
+        "nothing depends on them",
+    ));
     Ok(())
 }
 
@@ -196,12 +210,12 @@ fn plug(netlink: &Netlink, member: Option<OwnedFd>) -> Result<()> {
     netlink.set_up(port)
 }
 
-/// The finding about something that this kernel may have.
-fn option(check: &str, outcome: Result<()>) -> Finding {
+/// The finding about something that this kernel may have, and what it means if it has not.
+fn option(check: &str, outcome: Result<()>, without: &str) -> Finding {
     match outcome {
         Ok(()) => Finding::ok(check, "this kernel has them"),
         Err(error) if is_lacking(&error) => {
-            Finding::note(check, "this kernel has none; nothing depends on them")
+            Finding::note(check, format!("this kernel has none; {without}"))
         }
         Err(error) => Finding::failed(Verdict::Note, check, error),
     }
@@ -216,5 +230,5 @@ fn modules(error: Error, command: &str) -> Error {
 }
 
 fn is_lacking(error: &Error) -> bool {
-    error.errno == libc::EOPNOTSUPP
+    error.errno == libc::EOPNOTSUPP || error.kind == ErrorKind::Unsupported
 }

@@ -25,7 +25,8 @@
 //! [`hello`](super::hello)) as the first datagram on the data socket. It sends the hello before the
 //! reply, so that the client finds it. The hello has the panel address of a bridge that the client
 //! may plug into. Next the switch announces the offloads that it takes. It sends super-frames to a
-//! client that announces the same.
+//! client that announces the same. A client that answers such a hello with one that names its own
+//! place says so in its mark.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -53,12 +54,15 @@ const PATH_LEN: usize = 108;
 const ADDRESS_LEN: usize = 2 + PATH_LEN;
 
 /// The end of the description of a client of ours: ` vdens=PANEL:NONCE`, and ` kind=plug` before
-/// that if the client is a plug.
+/// that if the client is a plug. A client that tells its place has a `+` before the panel; a switch
+/// that does not know the `+` reads the number alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
     /// The panel on which the client's interface can be plugged
     /// ([`PanelAddress::panel`](crate::PanelAddress::panel)); 0 for none.
     pub panel: u64,
+    /// Whether the client tells a switch that offers a bridge where on the panel its interface is.
+    pub tells_place: bool,
     /// The client's nonce, which each message of the switch must carry.
     pub nonce: Nonce,
     /// Whether the client is a plug and no interface: another switch may be at its other end.
@@ -70,32 +74,33 @@ impl Mark {
     const PLUG: &str = " kind=plug";
 
     /// The bytes of the longest mark.
-    pub const MAX_LEN: usize = Self::PLUG.len() + Self::NAME.len() + 20 + 1 + 16;
+    pub const MAX_LEN: usize = Self::PLUG.len() + Self::NAME.len() + 1 + 20 + 1 + 16;
 
     /// Splits a description into its text and its mark; `None` if it has no mark.
     pub fn split(description: &[u8]) -> Option<(&str, Self)> {
         let text = std::str::from_utf8(description).ok()?;
         let (text, mark) = text.rsplit_once(Self::NAME)?;
         let (panel, nonce) = mark.split_once(':')?;
-        let nonce = Nonce(u64::from_str_radix(nonce, 16).ok()?);
-        let panel = panel.parse().ok()?;
         let (text, is_plug) = match text.strip_suffix(Self::PLUG) {
             Some(text) => (text, true),
             None => (text, false),
         };
         let mark = Self {
-            panel,
-            nonce,
+            panel: panel.parse().ok()?,
+            tells_place: panel.starts_with('+'),
+            nonce: Nonce(u64::from_str_radix(nonce, 16).ok()?),
             is_plug,
         };
-        (nonce != Nonce::UNKNOWN).then_some((text, mark))
+        (mark.nonce != Nonce::UNKNOWN).then_some((text, mark))
     }
 }
 
 impl fmt::Display for Mark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = if self.is_plug { Self::PLUG } else { "" };
-        write!(f, "{kind}{}{}:{:x}", Self::NAME, self.panel, self.nonce.0)
+        let sign = if self.tells_place { "+" } else { "" };
+        let (panel, nonce) = (self.panel, self.nonce.0);
+        write!(f, "{kind}{}{sign}{panel}:{nonce:x}", Self::NAME)
     }
 }
 
@@ -474,6 +479,7 @@ mod tests {
         ] {
             let mark = Mark {
                 panel,
+                tells_place: panel != 0,
                 nonce: Nonce(nonce),
                 is_plug,
             };

@@ -11,6 +11,7 @@ use vdens_plugin_kit::{
 };
 
 use crate::Kind;
+use crate::port::BridgeKey;
 
 use super::{BROADCAST, Bench, Client, OURS, frame, meet, send_messages};
 
@@ -138,7 +139,8 @@ impl Bench {
         let tap = Tap::from_fd(OwnedFd::from(near), "hub".into());
         let (panel, place) = (1, "hub".into());
         let panel_address = PanelAddress { panel, place };
-        self.switch.set_bridge(vlan, Bridge { panel_address, tap });
+        let bridge = Bridge { panel_address, tap };
+        self.switch.set_bridge(BridgeKey::Vlan(vlan), bridge);
         far
     }
 

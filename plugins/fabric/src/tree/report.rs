@@ -9,7 +9,7 @@ use vdens_switch_control::{
 
 use super::Tree;
 use crate::forwarding::Fabric;
-use crate::port::{LOCAL, Offer, PortId};
+use crate::port::{BridgeKey, LOCAL, PortId};
 use crate::switch::Switch;
 
 impl Tree {
@@ -44,7 +44,8 @@ impl Tree {
 
     /// What users call a port.
     pub(super) fn label(&self, number: PortNumber, fabric: &Fabric) -> String {
-        let vlan = self.ports.get(&number).and_then(|id| id.bridged_vlan());
+        let key = self.ports.get(&number).and_then(|id| id.bridge_key());
+        let vlan = key.and_then(BridgeKey::vlan);
         match (self.number_for_users(number, fabric), vlan) {
             (_, Some(0)) => "the panel".to_owned(),
             (_, Some(vlan)) => format!("VLAN {vlan} of the panel"),
@@ -69,16 +70,13 @@ impl Tree {
 
     /// The ports on the panel. Each is in the tree as the bridge that it is on.
     fn on_panel<'a>(&'a self, fabric: &'a Fabric) -> impl Iterator<Item = StpPort> + 'a {
-        let local = fabric.local.plugged.map(|vlan| (LOCAL_PORT, vlan));
+        let local = fabric.local.plugged.map(|key| (LOCAL_PORT, key));
         let clients = fabric
             .ports
             .iter()
-            .filter_map(|(_, port)| match port.offer {
-                Offer::Bridge(vlan) if port.far_end.is_plugged() => Some((port.number, vlan)),
-                _ => None,
-            });
-        local.into_iter().chain(clients).filter_map(|(port, vlan)| {
-            let number = self.numbers.get(&PortId::bridge(vlan))?;
+            .filter_map(|(_, port)| Some((port.number, port.bridge()?)));
+        local.into_iter().chain(clients).filter_map(|(port, key)| {
+            let number = self.numbers.get(&PortId::bridge(key))?;
             self.port_report(*number, port)
         })
     }

@@ -15,8 +15,6 @@
 mod advertisement;
 pub(crate) mod fuzz;
 mod leases;
-mod message;
-mod nft;
 mod queue;
 mod routes;
 pub(crate) mod rules;

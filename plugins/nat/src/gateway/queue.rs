@@ -13,8 +13,8 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
     setsockopt, socket, sockopt,
 };
+use vdens_netfilter::message::{Message, attributes};
 
-use super::message::{Message, attributes};
 use super::rules::QUEUE;
 
 // Types of messages in the subsystem NFNL_SUBSYS_QUEUE (3).

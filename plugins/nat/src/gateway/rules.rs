@@ -18,11 +18,11 @@
 
 use std::io;
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use serde::{Deserialize, Serialize};
+use vdens_netfilter::message::Message;
+use vdens_netfilter::numbers::*;
+use vdens_netfilter::{Netfilter, Transaction, missing};
 
-use super::message::Message;
-use super::nft::*;
 use super::services::DHCP_SERVER;
 
 /// Diverted packets.
@@ -90,7 +90,7 @@ impl Family {
 /// # Errors
 /// The kernel has no nf_tables, or no tproxy: the message says which.
 pub(crate) fn install(interface: &str, ipv6: bool) -> io::Result<Hold> {
-    let mut socket = Netfilter::open()?;
+    let mut socket = Rules(Netfilter::open()?);
     let mut families = vec![Family::V4];
     if ipv6 {
         families.push(Family::V6);
@@ -110,138 +110,15 @@ pub(crate) fn install(interface: &str, ipv6: bool) -> io::Result<Hold> {
     Ok(Hold::None)
 }
 
-/// A rule's expressions in the making.
-struct Expressions<'a>(&'a mut Message);
+/// What the gateway asks of nf_tables.
+struct Rules(Netfilter);
 
-impl Expressions<'_> {
-    /// Adds an expression: its name, and its attributes.
-    fn add(&mut self, name: &str, fill: impl FnOnce(&mut Message)) -> &mut Self {
-        self.0.nest(NFTA_LIST_ELEM, |element| {
-            element
-                .put_str(NFTA_EXPR_NAME, name)
-                .nest(NFTA_EXPR_DATA, fill);
-        });
-        self
-    }
-
-    /// Goes on if a key of the packet's metadata (`NFT_META_*`) has a value.
-    fn meta_is(&mut self, key: u32, value: &[u8]) -> &mut Self {
-        self.add("meta", |data| {
-            data.put_be32(NFTA_META_DREG, NFT_REG_1)
-                .put_be32(NFTA_META_KEY, key);
-        });
-        self.is(value)
-    }
-
-    /// Goes on if bytes of the transport header have a value, under a mask.
-    fn transport_is(&mut self, offset: u32, mask: Option<&[u8]>, value: &[u8]) -> &mut Self {
-        let length = value.len() as u32;
-        self.add("payload", |data| {
-            data.put_be32(NFTA_PAYLOAD_DREG, NFT_REG_1);
-            data.put_be32(NFTA_PAYLOAD_BASE, NFT_PAYLOAD_TRANSPORT_HEADER);
-            data.put_be32(NFTA_PAYLOAD_OFFSET, offset);
-            data.put_be32(NFTA_PAYLOAD_LEN, length);
-        });
-        if let Some(mask) = mask {
-            self.add("bitwise", |data| {
-                data.put_be32(NFTA_BITWISE_SREG, NFT_REG_1)
-                    .put_be32(NFTA_BITWISE_DREG, NFT_REG_1)
-                    .put_be32(NFTA_BITWISE_LEN, length);
-                data.nest(NFTA_BITWISE_MASK, |d| {
-                    d.put(NFTA_DATA_VALUE, mask);
-                });
-                data.nest(NFTA_BITWISE_XOR, |d| {
-                    d.put(NFTA_DATA_VALUE, &vec![0; mask.len()]);
-                });
-            });
-        }
-        self.is(value)
-    }
-
-    fn is(&mut self, value: &[u8]) -> &mut Self {
-        self.add("cmp", |data| {
-            data.put_be32(NFTA_CMP_SREG, NFT_REG_1)
-                .put_be32(NFTA_CMP_OP, NFT_CMP_EQ);
-            data.nest(NFTA_CMP_DATA, |d| {
-                d.put(NFTA_DATA_VALUE, value);
-            });
-        })
-    }
-
-    /// Sets the packet's mark.
-    fn set_mark(&mut self, mark: u32) -> &mut Self {
-        self.add("immediate", |data| {
-            data.put_be32(NFTA_IMMEDIATE_DREG, NFT_REG_1);
-            data.nest(NFTA_IMMEDIATE_DATA, |d| {
-                d.put(NFTA_DATA_VALUE, &mark.to_ne_bytes());
-            });
-        });
-        self.add("meta", |data| {
-            data.put_be32(NFTA_META_KEY, NFT_META_MARK)
-                .put_be32(NFTA_META_SREG, NFT_REG_1);
-        })
-    }
-
-    /// Diverts to a transparent socket's port.
-    fn tproxy(&mut self, family: Family, port: u16) -> &mut Self {
-        self.add("immediate", |data| {
-            data.put_be32(NFTA_IMMEDIATE_DREG, NFT_REG_1);
-            data.nest(NFTA_IMMEDIATE_DATA, |d| {
-                d.put(NFTA_DATA_VALUE, &port.to_be_bytes());
-            });
-        });
-        self.add("tproxy", |data| {
-            data.put_be32(NFTA_TPROXY_FAMILY, u32::from(family.number()))
-                .put_be32(NFTA_TPROXY_REG_PORT, NFT_REG_1);
-        })
-    }
-
-    /// Ends the chain: the packet goes on.
-    fn accept(&mut self) -> &mut Self {
-        self.add("immediate", |data| {
-            data.put_be32(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT);
-            data.nest(NFTA_IMMEDIATE_DATA, |d| {
-                d.nest(NFTA_DATA_VERDICT, |verdict| {
-                    verdict.put_be32(NFTA_VERDICT_CODE, NF_ACCEPT);
-                });
-            });
-        })
-    }
-}
-
-/// A netlink socket of netfilter.
-struct Netfilter {
-    socket: Socket,
-    sequence: u32,
-}
-
-impl Netfilter {
-    fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_NETFILTER).map_err(|e| missing("nfnetlink", &e))?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self {
-            socket,
-            sequence: 0,
-        })
-    }
-
+impl Rules {
     fn table(&mut self, family: Family) -> io::Result<()> {
         self.batch(family, |batch| {
-            batch.add(NFT_MSG_NEWTABLE, NLM_F_CREATE, |m| {
-                m.put_str(NFTA_TABLE_NAME, TABLE);
-            });
-            for (name, priority) in [("hold", -160), ("divert", -150)] {
-                batch.add(NFT_MSG_NEWCHAIN, NLM_F_CREATE, |m| {
-                    m.put_str(NFTA_CHAIN_TABLE, TABLE)
-                        .put_str(NFTA_CHAIN_NAME, name);
-                    m.nest(NFTA_CHAIN_HOOK, |hook| {
-                        hook.put_be32(NFTA_HOOK_HOOKNUM, NF_INET_PRE_ROUTING)
-                            .put(NFTA_HOOK_PRIORITY, &i32::to_be_bytes(priority));
-                    });
-                    m.put_str(NFTA_CHAIN_TYPE, "filter");
-                });
-            }
+            batch.table(0);
+            batch.prerouting("hold", -160);
+            batch.prerouting("divert", -150);
         })
         .map_err(|e| missing("nf_tables", &e))
     }
@@ -277,7 +154,7 @@ impl Netfilter {
                     e.meta_is(NFT_META_IIFNAME, &name)
                         .meta_is(NFT_META_PKTTYPE, &[0]);
                     e.meta_is(NFT_META_L4PROTO, &[protocol])
-                        .tproxy(family, port);
+                        .tproxy(family.number(), port);
                     e.set_mark(MARK_DIVERT).accept();
                 });
             }
@@ -321,37 +198,8 @@ impl Netfilter {
         })
     }
 
-    /// Sends a transaction: all of it holds, or nothing.
-    fn batch(&mut self, family: Family, fill: impl FnOnce(&mut Transaction)) -> io::Result<()> {
-        let mut batch = Transaction {
-            family,
-            sequence: self.sequence,
-            bytes: Vec::new(),
-            expected: Vec::new(),
-        };
-        batch.control(NFNL_MSG_BATCH_BEGIN);
-        fill(&mut batch);
-        batch.control(NFNL_MSG_BATCH_END);
-        self.sequence = batch.sequence;
-        self.socket.send(&batch.bytes, 0)?;
-        let mut result = Ok(());
-        let mut left = batch.expected.len();
-        while left > 0 {
-            let (packet, _) = self.socket.recv_from_full()?;
-            for (sequence, code) in errors(&packet) {
-                if batch.expected.contains(&sequence) {
-                    left -= 1;
-                }
-                if code != 0 && result.is_ok() {
-                    result = Err(io::Error::from_raw_os_error(-code));
-                }
-            }
-            if result.is_err() {
-                // What else comes is of a number that is never asked for again.
-                break;
-            }
-        }
-        result
+    fn batch(&mut self, family: Family, fill: impl FnOnce(&mut Transaction<'_>)) -> io::Result<()> {
+        self.0.perform(family.number(), TABLE, fill)
     }
 }
 
@@ -384,79 +232,10 @@ impl Refusal {
     }
 }
 
-/// The messages of a transaction.
-struct Transaction {
-    family: Family,
-    sequence: u32,
-    bytes: Vec<u8>,
-    /// The messages whose acknowledgement is to come.
-    expected: Vec<u32>,
-}
-
-impl Transaction {
-    fn control(&mut self, kind: u16) {
-        self.sequence += 1;
-        // The subsystem of the messages within, most significant byte first.
-        let header = [0, 0, 0, NFNL_SUBSYS_NFTABLES as u8];
-        let message = Message::new(kind, NLM_F_REQUEST, self.sequence, &header);
-        self.bytes.extend(message.finish());
-    }
-
-    fn add(&mut self, kind: u16, flags: u16, fill: impl FnOnce(&mut Message)) {
-        self.sequence += 1;
-        let header = [self.family.number(), 0, 0, 0];
-        let flags = NLM_F_REQUEST | NLM_F_ACK | flags;
-        let mut message = Message::new(kind, flags, self.sequence, &header);
-        fill(&mut message);
-        self.bytes.extend(message.finish());
-        self.expected.push(self.sequence);
-    }
-
-    fn rule(&mut self, chain: &str, fill: impl FnOnce(&mut Expressions<'_>)) {
-        self.add(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, |message| {
-            message
-                .put_str(NFTA_RULE_TABLE, TABLE)
-                .put_str(NFTA_RULE_CHAIN, chain);
-            message.nest(NFTA_RULE_EXPRESSIONS, |list| fill(&mut Expressions(list)));
-        });
-    }
-}
-
-/// The acknowledgements and errors (`NLMSG_ERROR`) in a packet: sequence number and code.
-pub(crate) fn errors(mut packet: &[u8]) -> Vec<(u32, i32)> {
-    let mut found = Vec::new();
-    while let Some((header, _)) = packet.split_first_chunk::<16>() {
-        let word = |at: usize| [header[at], header[at + 1], header[at + 2], header[at + 3]];
-        let length = u32::from_ne_bytes(word(0)) as usize;
-        let Some(message) = packet.get(16..length) else {
-            break;
-        };
-        if u16::from_ne_bytes([header[4], header[5]]) == 2
-            && let Some(code) = message.first_chunk()
-        {
-            found.push((u32::from_ne_bytes(word(8)), i32::from_ne_bytes(*code)));
-        }
-        packet = packet.get(length.next_multiple_of(4)..).unwrap_or(&[]);
-    }
-    found
-}
-
 /// An interface's name as rules compare it: 16 bytes (`IFNAMSIZ`).
 fn interface_name(name: &str) -> [u8; 16] {
     let mut bytes = [0; 16];
     let length = name.len().min(15);
     bytes[..length].copy_from_slice(&name.as_bytes()[..length]);
     bytes
-}
-
-/// The error of a kernel that does not know a message (it lacks the subsystem) or an expression (it
-/// lacks the module, and may load none).
-fn missing(module: &str, error: &io::Error) -> io::Error {
-    let kind = match error.raw_os_error() {
-        Some(libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::ENOENT | libc::EINVAL) => {
-            io::ErrorKind::Unsupported
-        }
-        _ => error.kind(),
-    };
-    io::Error::new(kind, format!("the kernel has no {module} ({error})"))
 }

@@ -7,12 +7,12 @@
 const NESTED: u16 = 0x8000;
 
 /// A netlink message in the making.
-pub(crate) struct Message(Vec<u8>);
+pub struct Message(Vec<u8>);
 
 impl Message {
     /// A message of a type (`nlmsg_type`) with flags (`NLM_F_*`), a sequence number and the header
     /// of its family.
-    pub(crate) fn new(kind: u16, flags: u16, sequence: u32, family: &[u8]) -> Self {
+    pub fn new(kind: u16, flags: u16, sequence: u32, family: &[u8]) -> Self {
         let mut bytes = vec![0; 4];
         bytes.extend(kind.to_ne_bytes());
         bytes.extend(flags.to_ne_bytes());
@@ -25,7 +25,7 @@ impl Message {
     }
 
     /// Adds an attribute.
-    pub(crate) fn put(&mut self, kind: u16, value: &[u8]) -> &mut Self {
+    pub fn put(&mut self, kind: u16, value: &[u8]) -> &mut Self {
         self.0.extend((4 + value.len() as u16).to_ne_bytes());
         self.0.extend(kind.to_ne_bytes());
         self.0.extend(value);
@@ -34,19 +34,19 @@ impl Message {
     }
 
     /// Adds an attribute that is a string, with its terminating NUL.
-    pub(crate) fn put_str(&mut self, kind: u16, value: &str) -> &mut Self {
+    pub fn put_str(&mut self, kind: u16, value: &str) -> &mut Self {
         let mut bytes = value.as_bytes().to_vec();
         bytes.push(0);
         self.put(kind, &bytes)
     }
 
     /// Adds an attribute that is a number, most significant byte first.
-    pub(crate) fn put_be32(&mut self, kind: u16, value: u32) -> &mut Self {
+    pub fn put_be32(&mut self, kind: u16, value: u32) -> &mut Self {
         self.put(kind, &value.to_be_bytes())
     }
 
     /// Adds an attribute that holds what `fill` adds.
-    pub(crate) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
+    pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
         let start = self.0.len();
         self.0.extend([0; 2]);
         self.0.extend((kind | NESTED).to_ne_bytes());
@@ -57,7 +57,7 @@ impl Message {
     }
 
     /// The message, with its length in its header.
-    pub(crate) fn finish(mut self) -> Vec<u8> {
+    pub fn finish(mut self) -> Vec<u8> {
         let length = self.0.len() as u32;
         self.0[..4].copy_from_slice(&length.to_ne_bytes());
         self.0
@@ -72,7 +72,7 @@ impl Message {
 
 /// The attributes in `bytes`: each one's type, less the flags in it, and its value. It ends at the
 /// first that is malformed.
-pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let (header, _) = bytes.split_first_chunk::<4>()?;
         let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
