@@ -192,23 +192,32 @@ impl Switch {
         let (Offer::Bridge(key), Some(bridge)) = self.offer(find) else {
             return;
         };
+        if let Err(error) = self.host.attach(&bridge) {
+            return log::debug!("not plugged: {error}");
+        }
         let set = self.fabric.settings.port(LOCAL_PORT);
-        let plugged = self.host.attach(&bridge).and_then(|()| match key {
+        let filtered = match key {
             BridgeKey::Vlan(_) => Ok(()),
             BridgeKey::Filter => self.set_vlans(&own.place, &set),
-        });
-        match plugged {
-            Ok(()) => {
-                let local = &mut self.fabric.local;
-                local.plugged = Some(key);
-                local.filtered = Some(local.rules.membership.clone());
-                self.fabric.fdb.forget(LOCAL);
-                if let Some(tree) = &mut self.fabric.tree {
-                    tree.move_to_bridge(LOCAL, key);
-                }
-                log::debug!("{}: the kernel carries the frames", port.interface);
-            }
-            Err(error) => log::debug!("not plugged: {error}"),
+        };
+        let local = &mut self.fabric.local;
+        local.plugged = Some(key);
+        local.filtered = filtered.is_ok().then(|| local.rules.membership.clone());
+        self.fabric.fdb.forget(LOCAL);
+        if let Some(tree) = &mut self.fabric.tree {
+            tree.move_to_bridge(LOCAL, key);
+        }
+        match filtered {
+            Ok(()) => log::debug!("{}: the kernel carries the frames", port.interface),
+            Err(error) => log::warn!("{} leaves the panel: {error}", port.interface),
+        }
+    }
+
+    /// Serves the host's port here if the kernel has not taken its VLANs. The host must have seen
+    /// it plugged before: only then it notices the change.
+    pub(crate) fn unplug_unfiltered_host(&mut self) {
+        if self.fabric.local.is_unfiltered() {
+            self.unplug_host();
         }
     }
 
