@@ -95,6 +95,7 @@ fn is_fine(findings: &Findings) {
         );
     }
     for check in [
+        "bridges that drop tags",
         "VLAN-aware bridges",
         "VXLAN interfaces",
         "net.core.wmem_max",

@@ -203,7 +203,7 @@ fn every_member_reaches_whom_it_should_and_nobody_else() {
     wire(&lab);
     let _switch = switch(&lab, "[vlans=10,20]");
     let roles = [Role::Access(10), Role::Access(20), Role::Trunk];
-    let kinds = ["guest", "panel", "user-space", "debian"];
+    let kinds = ["guest", "panel", "also-on-panel", "user-space", "debian"];
     let of_kind = |kind: usize| (1 + 3 * kind as u32..).zip(roles);
     for (number, role) in (0..kinds.len()).flat_map(of_kind) {
         match role {
@@ -219,7 +219,7 @@ fn every_member_reaches_whom_it_should_and_nobody_else() {
         for (number, role) in of_kind(index) {
             let vnl = lab.vnl("vde", &format!("sw[{number}]"));
             let command = match *kind {
-                "panel" => lab.vdens([vnl.as_str(), "sh"]),
+                "panel" | "also-on-panel" => lab.vdens([vnl.as_str(), "sh"]),
                 "user-space" => lab.vdens(["--no-panel", &vnl, "sh"]),
                 _ => lab.debian("vdens", [vnl.as_str(), "sh"]),
             };
@@ -235,7 +235,8 @@ fn every_member_reaches_whom_it_should_and_nobody_else() {
         let (interface, name) = (format!("eth{card}"), role.name("guest"));
         hosts.push((role, Host::new(guest.clone(), "", &interface, &name)));
     }
-    for (number, on_panel) in [(3, false), (4, true), (5, true), (6, false), (7, false)] {
+    for number in 1..=12 {
+        let on_panel = [4, 5, 7, 8].contains(&number);
         wait_until("the way of the frames", PATIENCE, || {
             is_on_panel(&lab, number) == on_panel
         });
@@ -263,6 +264,77 @@ fn every_member_reaches_whom_it_should_and_nobody_else() {
     }
     drop((hosts, guest));
     lab.expect("sw");
+}
+
+/// A host with that program, and with an address.
+fn host_on_panel<'lab>(lab: &'lab Lab, keys: &str, number: u8) -> Host<'lab> {
+    let (directory, name) = (lab.dir().display().to_string(), format!("host{number}"));
+    lab.expect(&name);
+    let session = Rc::new(member(lab, &[], keys, number));
+    Host::new(session, &directory, "vde0", &name)
+}
+
+/// A bridge on the panel takes the tags that user space takes: those that name no VLAN.
+#[test]
+fn tags_that_name_no_vlan_pass_on_the_panel_as_in_user_space() {
+    need!("gcc", "python3");
+    let lab = Lab::new();
+    wire(&lab);
+    let _switch = switch(&lab, "[vlans=10]");
+    let sender = host_on_panel(&lab, "vlan=10", 1);
+    let on_panel = host_on_panel(&lab, "vlan=10", 2);
+    let directory = lab.dir().display().to_string();
+    lab.expect("user-space");
+    let session = Rc::new(member(&lab, &["--no-panel"], "vlan=10", 3));
+    let in_user_space = Host::new(session, &directory, "vde0", "user-space");
+    sender.session.ping("10.0.0.2");
+    sender.session.ping("10.0.0.3");
+    let is_served = |port: &&Value| port["is_on_panel"] == false;
+    assert_eq!(ports(&lab).iter().filter(is_served).count(), 1);
+    sender.session.ok(&format!("{} tags", sender.wire));
+    let expected = ["none 0", "priority 0", "provider 20", "provider-vlan 20"];
+    for host in [&on_panel, &in_user_space] {
+        becomes_true(PATIENCE, || host.seen().contains("none 0"));
+        assert_eq!(
+            host.seen(),
+            expected.map(str::to_owned).into(),
+            "{}",
+            host.name
+        );
+    }
+}
+
+/// Where there are VLANs, the ports without one are a network of its own, without tags.
+#[test]
+fn tags_pass_on_the_panel_while_there_are_no_vlans() {
+    need!("gcc", "python3");
+    let lab = Lab::new();
+    wire(&lab);
+    let _switch = switch(&lab, "");
+    let (a, b) = (host_on_panel(&lab, "1", 1), host_on_panel(&lab, "2", 2));
+    for (round, (changes, vlans)) in [
+        (json!([]), &[0, 10, 20, 30][..]),
+        (json!([{ "create-vlan": 10 }]), &[0]),
+        (json!([{ "remove-vlan": 10 }]), &[0, 10, 20, 30]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        change(&lab, &changes);
+        a.session.ping("10.0.0.2");
+        wait_until("both on the panel", PATIENCE, || {
+            is_on_panel(&lab, 1) && is_on_panel(&lab, 2)
+        });
+        a.session.ping("10.0.0.2");
+        a.send(&format!("{round}"));
+        a.send(&format!("{round}-last"));
+        let last = format!("{round}-last/0 0");
+        wait_until("the last frame", PATIENCE, || b.seen().contains(&last));
+        let mut got = b.seen();
+        got.retain(|frame| frame.starts_with(&format!("{round}/")));
+        let tag = |vlan: &u16| format!("{round}/{vlan} {vlan}");
+        assert_eq!(got, vlans.iter().map(tag).collect(), "after {changes}");
+    }
 }
 
 /// TCP with all offloads between ports that have the VLAN's frames with a tag and without one.

@@ -50,7 +50,7 @@ pub const NFT_META_MARK: u32 = 3;
 pub const NFT_META_IIFNAME: u32 = 6;
 pub const NFT_META_L4PROTO: u32 = 16;
 pub const NFT_META_PKTTYPE: u32 = 19;
-pub const NFT_META_IIFGROUP: u32 = 23;
+pub const NFT_META_IIFGROUP: u32 = 21;
 
 // payload
 pub const NFTA_PAYLOAD_DREG: u16 = 1;
