@@ -8,8 +8,8 @@
 //! ports that are in this VLAN only, without tags; so have those in none, and those of a switch
 //! without VLANs ([`Fabric::panel_bridge`]). The bridges of two VLANs have no port in common, so no
 //! frame gets from one to the other but through the fabric, which lets none. While the switch has
-//! VLANs, they drop frames whose tag names one, as the fabric does at such a port. While it has none,
-//! tags mean nothing.
+//! VLANs, they drop frames whose tag names one, as the fabric does at such a port. While it has
+//! none, tags mean nothing.
 //!
 //! A bridge is made when the first client comes that may be on it. Its tap is a port of the fabric:
 //! that of the filtering bridge is in all VLANs, with tags. So ports on a bridge and in user space
