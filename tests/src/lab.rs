@@ -168,11 +168,12 @@ impl Lab {
         path
     }
 
-    /// Waits until something is in the working directory.
+    /// Waits until something is in the working directory. If it is a socket to connect to, then one
+    /// can.
     #[track_caller]
     pub fn wait_for(&self, name: &str) {
         let path = self.dir().join(name);
-        let here = || path.symlink_metadata().is_ok();
+        let here = || path.symlink_metadata().is_ok() && !is_about_to_listen(&path);
         wait_until(&path.display().to_string(), PATIENCE, here);
     }
 
@@ -359,6 +360,22 @@ pub fn target() -> PathBuf {
     target
         .expect("vdens and vde_plug are built: run tests/run")
         .to_owned()
+}
+
+/// Whether a socket of this path neither listens yet nor is connected: foreign programs bind it
+/// first. What this network namespace does not know is ready.
+fn is_about_to_listen(path: &Path) -> bool {
+    // proc_net(5): unix has flags, type and state. One that listens has the flag __SO_ACCEPTCON;
+    // type 2 is datagrams, and state 1 is neither connected nor connecting.
+    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let of_path = |line: &&str| line.ends_with(&format!(" {}", path.display()));
+    let is_early = |line: &str| {
+        let mut words = line.split_whitespace().skip(3);
+        let [flags, kind, state] = [(); 3].map(|()| words.next().unwrap_or_default());
+        flags == "00000000" && kind != "0002" && state == "01"
+    };
+    let mut sockets = table.lines().filter(of_path).peekable();
+    sockets.peek().is_some() && sockets.all(is_early)
 }
 
 /// Copies programs to a path, or into a directory. Another process does it: a child that another

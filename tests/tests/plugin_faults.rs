@@ -345,11 +345,12 @@ fn a_worker_that_is_stopped_is_replaced_after_a_while() {
         wait_until("it answers again", MENDING, || {
             b.run("ping -c 1 -W 1 10.0.0.1").0 == 0
         });
-        let links = a.ok("kill $(cat monitor); cat links");
         // It is away too briefly for the flag NO-CARRIER, which the kernel takes its time for.
-        let mut events = links.lines().filter(|line| line.contains("vde0"));
-        let is_down = |line: &str| !line.contains("LOWER_UP");
-        assert!(events.any(is_down), "{options:?}: {links}");
+        let is_down = |line: &str| line.contains("vde0") && !line.contains("LOWER_UP");
+        wait_until("the monitor tells that it was down", PATIENCE, || {
+            a.ok("cat links").lines().any(is_down)
+        });
+        a.ok("kill $(cat monitor)");
         let link = link(&status(&lab), pid, 0);
         assert_eq!(link["restarts"], 1, "{link}");
         assert!(link["last_end"].to_string().contains("SIGKILL"), "{link}");

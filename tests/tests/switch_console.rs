@@ -136,7 +136,14 @@ const SAME: &[&str] = &[
     "port/setvlan 77 10",
     "vlan/delport 11 5",
     "vlan/delport 10 9",
+    "vlan/delport 10 5",
     "port/setvlan 5 0",
+    "vlan/delport 10 5",
+    "vlan/delport 10 5",
+    "vlan/delport 0 5",
+    "vlan/delport 12 5",
+    "vlan/delport 10 99",
+    "vlan/delport 10",
     "vlan/allprint",
     "port/setvlan 5 4095",
     "port/print 5",
@@ -193,6 +200,8 @@ const SAME: &[&str] = &[
     "plugin/list",
     "plugin/del x",
     "debug/list",
+    "debug/list hash",
+    "debug/list x",
     "debug/add port",
     "debug/add port/+",
     "debug/add x",
@@ -210,6 +219,16 @@ const DIFFERENT: &[(&str, &str, &str)] = &[
     ("port/create 0", "1000", "1022"),
     ("port/allocatable 8 1", "1006", "1000"),
     ("port/setnumports 3", "1098", "1000"),
+    ("port/print 99999", "1022", "1006"),
+    ("port/allprint 99999", "1022", "1006"),
+    ("port/remove 99999", "1022", "1006"),
+    ("port/resetcounter 31", "1000", "1006"),
+    ("vlan/remove 0", "1098", "1022"),
+    ("vlan/print 4095", "1022", "1006"),
+    ("fstp/print 4095", "1022", "1006"),
+    ("vlan/allprint 0", "1022", "1000"),
+    ("load /tmp", "1000", "1022"),
+    ("hash/setexpire 0", "1000", "1022"),
     ("vlan/create 4094", "1022", "1000"),
     ("vlan/addport 0 5", "1000", "1022"),
     ("hash/setminper 4", "1000", "1095"),
@@ -255,6 +274,10 @@ fn the_replies_are_those_of_debians() {
             theirs.iter().all(is_there),
             "{line}:\n{theirs:#?}\n{ours:#?}"
         );
+        // A port is there once.
+        if line.starts_with("vlan/print") {
+            assert_eq!(ours, theirs, "{line}");
+        }
     }
     let page = fs::read_to_string(repository().join("docs/switch.md")).unwrap();
     let (_, table) = page
@@ -774,6 +797,15 @@ fn vdectl_shows_and_changes_a_switch() {
     for part in ["stations", "stp", "events"] {
         show(&format!("sw {part}"));
     }
+    set("sw hello 1 max-age 6 forward-delay 4 stp on port 3 guard on cost 7 priority 16").ok();
+    let times = "hello 1 s, max age 6 s, forward delay 4 s";
+    assert!(show("sw").contains(times) && show("sw stp").contains(times));
+    wait_until("the port in the tree", PATIENCE, || {
+        let tree = show("sw stp");
+        let mut rows = tree.lines().map(|row| row.split_whitespace().collect());
+        rows.any(|row: Vec<&str>| row == ["3", "designated", "forwarding", "7", "16", "yes"])
+    });
+    assert!(show("sw ports").contains("guard on"));
     // What programs read.
     let json: Value = serde_json::from_str(&show("--json sw ports")).unwrap();
     assert_eq!(json[0]["switch"]["expiry"], 7);
@@ -786,6 +818,10 @@ fn vdectl_shows_and_changes_a_switch() {
     set("sw port 3 colour red").refused(&["unknown word 'colour'", "untagged"]);
     set("sw port 3 user no_such_user").refused(&["no_such_user"]);
     set("sw vlan 4095 create").refused(&["from 1 to 4094"]);
+    set("sw max-age 40").refused(&["cannot change", "2*(forward delay-1) >= maximum age"]);
+    set("sw port 3 priority 17").refused(&["multiple of 16"]);
+    let long = format!("sw {}", ["flush"; 400].join(" "));
+    set(&long).refused(&["cannot change", "more than 4096", "less at a time"]);
     lab.vdectl(["switch", "show", "sw", "colours"])
         .refused(&["colours", "ports"]);
 }

@@ -228,8 +228,8 @@ fn wait_for_panel(lab: &Lab, switch: &str, limit: Duration, wanted: &[u64]) {
 
 /// A namespace that bridges two ports of switch `a`, without a spanning tree of its own.
 fn short_circuit(lab: &Lab) -> Session<'_> {
-    let vnl = lab.vnl("vde", "a");
-    let session = lab.vdens(["-m", &vnl, &vnl, "--", "sh"]).session();
+    let vnls = [lab.vnl("vde", "a[3]"), lab.vnl("vde", "a[4]")];
+    let session = lab.vdens(["-m", &vnls[0], &vnls[1], "--", "sh"]).session();
     wait_for_panel(lab, "a", PATIENCE, &[1, 2, 3, 4]);
     session.ok(
         "ip link add br0 type bridge && ip link set vde0 master br0 && \
@@ -243,7 +243,7 @@ fn short_circuit(lab: &Lab) -> Session<'_> {
 fn namespaces_are_on_the_panel_and_in_the_tree() {
     let lab = Lab::new();
     let _switch = switch(&lab, "a", "stp");
-    let [one, two] = [1, 2].map(|number| member(&lab, "a", number));
+    let [one, two] = [1, 2].map(|number| member(&lab, &format!("a[{number}]"), number));
     let vnl = lab.vnl("vde", "a");
     let three = lab.vdens(["--no-panel", &vnl, "sh"]).session();
     three.address("vde0", "10.0.0.3/24");
@@ -258,12 +258,40 @@ fn namespaces_are_on_the_panel_and_in_the_tree() {
     assert_eq!(ports.iter().filter(forwards).count(), 4, "{tree:#}");
 }
 
+/// The keys of a tree with the shortest times.
+const QUICK: &str = "stp/hello=1/maxage=6/fdelay=4";
+
+#[test]
+fn a_linux_bridge_on_the_panel_is_found() {
+    need!("bridge");
+    let lab = Lab::new();
+    let a = switch(&lab, "a", QUICK);
+    let [one, two] = [1, 2].map(|number| member(&lab, &format!("a[{number}]"), number));
+    let bridge = lab.vdens([&lab.vnl("vde", "a[3]"), "sh"]).session();
+    wait_for_panel(&lab, "a", PATIENCE, &[1, 2, 3]);
+    bridge.ok(
+        "ip link add br0 type bridge stp_state 1 priority 0 forward_delay 400 hello_time 100 && \
+         ip link set vde0 master br0 && ip addr add 10.0.0.3/24 dev br0 && \
+         ip link set vde0 up && ip link set br0 up",
+    );
+    wait_for_panel(&lab, "a", stretched(PATIENCE), &[]);
+    one.ping("10.0.0.2");
+    let wanted = ["root 0000."];
+    wait_for_trees(&lab, &[&a], stretched(PATIENCE), &wanted);
+    wait_for_panel(&lab, "a", stretched(PATIENCE), &[1, 2]);
+    wait_until("a way to the Linux bridge", stretched(PATIENCE), || {
+        linux_state(&bridge, "vde0") == "forwarding"
+    });
+    one.ping("10.0.0.3");
+    two.ping("10.0.0.3");
+}
+
 #[test]
 fn a_loop_through_a_namespace_on_the_panel_heals() {
     need!("bridge");
     let lab = Lab::new();
-    let a = switch(&lab, "a", "stp");
-    let [one, two] = [1, 2].map(|number| member(&lab, "a", number));
+    let a = switch(&lab, "a", QUICK);
+    let [one, two] = [1, 2].map(|number| member(&lab, &format!("a[{number}]"), number));
     let loop_maker = short_circuit(&lab);
     wait_until("user space", PATIENCE, || {
         one.run("ping -b -c 1 -W 1 10.0.0.255");
@@ -281,6 +309,10 @@ fn a_loop_through_a_namespace_on_the_panel_heals() {
     let before = storms();
     one.run("ping -b -c 3 -W 1 10.0.0.255");
     assert_eq!(storms(), before);
+    // Those that make no loop go back.
+    wait_for_panel(&lab, "a", stretched(PATIENCE), &[1, 2]);
+    one.ping("10.0.0.2");
+    one.ping("10.0.0.3");
     assert_eq!(loop_maker.exit(0).code(), Some(0));
 }
 

@@ -84,7 +84,17 @@ pub(crate) fn stations(
 
 /// The spanning tree.
 pub(crate) fn tree(switch: &dyn Ask) -> Result<StpReport> {
-    switch.ask(&Request::Stp)?.stp.ok_or_else(incomplete)
+    let part = |from| {
+        let answer = switch.ask(&Request::Stp { from })?;
+        answer.stp.ok_or_else(incomplete)
+    };
+    let mut tree = part(0)?;
+    while let Some(from) = tree.from {
+        let more = part(from)?;
+        tree.from = more.from.filter(|next| *next > from);
+        tree.ports.extend(more.ports);
+    }
+    Ok(tree)
 }
 
 /// What has happened since event `from`, and the number of the next event.

@@ -27,20 +27,23 @@ pub(crate) struct Names<'a> {
 }
 
 /// What words there are, by what they are about; for messages.
-const OF_SWITCH: &str =
-    "hub, stp, priority, ports, expiry, storm, flush, reset, port, vlan, station";
+const OF_SWITCH: &str = "hub, stp, priority, hello, max-age, forward-delay, ports, expiry, storm, flush, reset, port, \
+     vlan, station";
 const OF_PORT: &str = "untagged, tagged, not-tagged, allocatable, user, group, lock, mirror, storm, \
-    edge, cost, create, remove, disconnect, reset, port, vlan, station";
+    edge, auto-edge, guard, cost, priority, create, remove, disconnect, reset, port, vlan, station";
 const OF_VLAN: &str = "create, remove, offer, withdraw, port, vlan, station";
 
 /// All words that say what is to change, for the shell.
-pub(crate) const KNOWN: [&str; 29] = [
+pub(crate) const KNOWN: [&str; 34] = [
     "port",
     "vlan",
     "station",
     "hub",
     "stp",
     "priority",
+    "hello",
+    "max-age",
+    "forward-delay",
     "ports",
     "expiry",
     "storm",
@@ -55,6 +58,8 @@ pub(crate) const KNOWN: [&str; 29] = [
     "lock",
     "mirror",
     "edge",
+    "auto-edge",
+    "guard",
     "cost",
     "create",
     "remove",
@@ -187,6 +192,11 @@ fn of_switch(word: &str, words: &mut Words<'_>) -> Result<Change> {
         "hub" => Change::Hub(words.on_off()?),
         "stp" => Change::Stp(StpChange::Enabled(words.on_off()?)),
         "priority" => Change::Stp(StpChange::Priority(words.parsed("a priority")?)),
+        "hello" => Change::Stp(StpChange::Hello(words.parsed("a number of seconds")?)),
+        "max-age" => Change::Stp(StpChange::MaxAge(words.parsed("a number of seconds")?)),
+        "forward-delay" => Change::Stp(StpChange::ForwardDelay(
+            words.parsed("a number of seconds")?,
+        )),
         "ports" => Change::NumPorts(words.parsed("a number of ports")?),
         "expiry" => Change::Expiry(words.parsed("a number of seconds")?),
         "storm" => Change::Storm(words.limit()?),
@@ -209,7 +219,10 @@ fn of_port(word: &str, port: u32, words: &mut Words<'_>, names: &Names<'_>) -> R
         "storm" if words.take("none") => PortChange::Storm(None),
         "storm" => PortChange::Storm(Some(words.limit()?)),
         "edge" => PortChange::Edge(words.on_off()?),
+        "auto-edge" => PortChange::AutoEdge(words.on_off()?),
+        "guard" => PortChange::Guard(words.on_off()?),
         "cost" => PortChange::Cost(words.parsed("a cost")?),
+        "priority" => PortChange::Priority(words.parsed("a priority")?),
         "create" => return Ok(Change::CreatePort(port)),
         "remove" => return Ok(Change::RemovePort(port)),
         "disconnect" => return Ok(Change::Disconnect(port)),
@@ -279,7 +292,7 @@ mod tests {
     fn a_sentence_is_one_request() {
         let mac = Mac([2, 0, 0, 0, 0, 1]);
         let said = "stp on storm off vlan 10 create offer mode 660 port 3 untagged 10 tagged 20 \
-            user alice storm none lock none port 4 mirror 3 storm 9 \
+            user alice storm none lock none port 4 mirror 3 storm 9 guard on priority 16 \
             station 2:0:0:0:0:1 vlan 10 port 3 flush vlan 5 remove";
         let limit = Some(StormLimit::Frames(9));
         let access = Some(Access { mode: Some(0o660) });
@@ -297,6 +310,8 @@ mod tests {
                 Change::Port(3, PortChange::Lock(None)),
                 Change::Port(4, PortChange::Mirror(Some(3))),
                 Change::Port(4, PortChange::Storm(limit)),
+                Change::Port(4, PortChange::Guard(true)),
+                Change::Port(4, PortChange::Priority(16)),
                 Change::AddStation {
                     vlan: 10,
                     mac,

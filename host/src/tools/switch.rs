@@ -10,7 +10,7 @@ use serde::Serialize;
 use vdens_plugin_kit::control;
 use vdens_switch_control::{
     Event, General, PortReport, PortSelection, SCHEME, StationReport, StormLimit, StpReport,
-    VlanReport, Way,
+    StpTimes, VlanReport, Way,
 };
 
 use super::status::client::ask_all;
@@ -231,11 +231,21 @@ fn print_general(text: &mut Text, general: &General) {
     text.line(format_args!("  storm     {}", limit(general.storm)));
     match general.stp {
         true => text.line(format_args!(
-            "  stp       on, priority {}",
-            general.priority
+            "  stp       on, priority {}, {}",
+            general.priority,
+            times(general.times)
         )),
         false => text.line("  stp       off"),
     }
+}
+
+fn times(times: StpTimes) -> String {
+    let StpTimes {
+        hello,
+        max_age,
+        forward_delay,
+    } = times;
+    format!("hello {hello} s, max age {max_age} s, forward delay {forward_delay} s")
 }
 
 fn limit(limit: StormLimit) -> String {
@@ -290,6 +300,8 @@ fn settings(port: &PortReport) -> String {
     );
     set("allocatable", (!port.allocatable).then(|| "off".into()));
     set("edge", (!port.edge).then(|| "off".into()));
+    set("auto-edge", (!port.auto_edge).then(|| "off".into()));
+    set("guard", port.guard.then(|| "on".into()));
     let dropped: u64 = port.dropped.values().sum();
     set("lost", (dropped > 0).then(|| dropped.to_string()));
     match words.is_empty() {
@@ -341,17 +353,22 @@ fn print_tree(text: &mut Text, tree: &StpReport) {
         None => text.line("  root port none: this is the root"),
         Some(port) => text.line(format_args!("  root port {port}, cost {}", tree.root_cost)),
     }
+    text.line(format_args!("  times     {}", times(tree.times)));
     let (changes, since) = (tree.changes, tree.since);
     text.line(format_args!(
         "  changes   {changes}, the last {since} s ago"
     ));
-    let mut rows = vec![["PORT", "ROLE", "STATE", "COST", "EDGE"].map(str::to_owned)];
+    let mut rows = vec![["PORT", "ROLE", "STATE", "COST", "PRIORITY", "EDGE"].map(str::to_owned)];
     for port in &tree.ports {
         rows.push([
             port.port.to_string(),
             format!("{:?}", port.role).to_lowercase(),
-            format!("{:?}", port.state).to_lowercase(),
+            match port.guarded {
+                true => "guarded".into(),
+                false => format!("{:?}", port.state).to_lowercase(),
+            },
             port.cost.to_string(),
+            port.priority.to_string(),
             if port.edge { "yes" } else { "no" }.into(),
         ]);
     }

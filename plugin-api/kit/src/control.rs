@@ -187,7 +187,8 @@ pub fn find_of(scheme: &str, process: u32) -> Vec<PathBuf> {
 /// Asks the link whose socket is at `path`, and waits for the answer.
 ///
 /// # Errors
-/// The link has ended, does not answer in time, or its answer makes no sense.
+/// The link has ended, does not answer in time, or its answer makes no sense; or the request has
+/// more than 4096 bytes.
 pub fn ask<A: DeserializeOwned>(path: &Path, request: &impl Serialize) -> Result<A> {
     Question::send(path, request)?.answer()
 }
@@ -206,9 +207,14 @@ impl Question {
     /// Sends a request to the link whose socket is at `path`. A process asks a link one at a time.
     ///
     /// # Errors
-    /// The link has ended.
+    /// The link has ended, or the request has more than 4096 bytes.
     pub fn send(path: &Path, request: &impl Serialize) -> Result<Self> {
         let request = serde_json::to_vec(request).map_err(|error| nonsense(path, &error))?;
+        if request.len() > LONGEST_REQUEST {
+            let length = request.len();
+            let message = format!("the request has {length} bytes, more than {LONGEST_REQUEST}");
+            return Err(Error::usage(message).hint("ask for less at a time"));
+        }
         let cannot = |errno: Errno| Error::path("ask", path, &errno.into());
         let socket = datagram(SockFlag::empty()).map_err(cannot)?;
         let answers = path.with_file_name(format!("answers-{}", process::id()));
@@ -308,12 +314,22 @@ fn remove_stale(scheme: &str) {
         let path = directory.join(NAME);
         let has_ended =
             || probe(&path).is_ok_and(|found| matches!(found, Occupant::Stale | Occupant::Nothing));
-        if !Path::new(&format!("/proc/{process}")).exists() && has_ended() {
+        if !lives(process) && has_ended() {
             // What another user made cannot be removed, and need not be.
             let _ = fs::remove_file(&path);
             let _ = fs::remove_dir(&directory);
         }
     }
+}
+
+/// Whether this process sees one of this id that has not ended. One that has ended and whose parent
+/// does not know yet is a zombie (proc_pid_stat(5): state Z).
+fn lives(process: u32) -> bool {
+    let directory = PathBuf::from(format!("/proc/{process}"));
+    let stat = fs::read_to_string(directory.join("stat")).unwrap_or_default();
+    // The name before the state may have any bytes.
+    let state = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    directory.exists() && !state.starts_with(['Z', 'X'])
 }
 
 #[cfg(test)]
@@ -359,6 +375,27 @@ mod tests {
         make();
         drop(ControlSocket::open("kit_stale").unwrap());
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_a_zombie_left_is_removed_as_well() {
+        let mut child = process::Command::new("true").spawn().unwrap();
+        let path = places()[0].join(format!("vdens-kit_zombie-{}-0", child.id()));
+        DirBuilder::new().mode(0o700).create(&path).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        while path.exists() && std::time::Instant::now() < deadline {
+            find("kit_zombie");
+            thread::yield_now();
+        }
+        let is_there = Path::new(&format!("/proc/{}", child.id())).exists();
+        assert!(is_there && !path.exists());
+        assert!(child.wait().unwrap().success() && lives(process::id()));
+    }
+
+    #[test]
+    fn a_request_that_is_too_long_is_not_sent() {
+        let error = ask::<u32>(Path::new("/nonexistent/control"), &vec![1; 3000]).unwrap_err();
+        assert!(error.message.contains("6001 bytes"), "{error}");
     }
 
     #[test]

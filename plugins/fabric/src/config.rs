@@ -27,6 +27,9 @@ const KEYS: Keys = Keys::new(&[
     "storm",
     "stp",
     "priority",
+    "hello",
+    "maxage",
+    "fdelay",
     "mac",
 ]);
 
@@ -59,6 +62,12 @@ pub(crate) struct Config {
     pub(crate) stp: bool,
     /// Its priority there.
     pub(crate) priority: Option<u16>,
+    /// The seconds between two BPDUs there.
+    pub(crate) hello: Option<u8>,
+    /// The seconds for which what a BPDU has said counts.
+    pub(crate) max_age: Option<u8>,
+    /// The seconds in which a port without a handshake goes one state further.
+    pub(crate) forward_delay: Option<u8>,
     /// What all queues together may take, in bytes.
     pub(crate) memory: usize,
     /// VLANs that clients can choose.
@@ -116,6 +125,9 @@ impl Config {
                 }
             },
             priority: spec.number("priority")?,
+            hello: spec.number("hello")?,
+            max_age: spec.number("maxage")?,
+            forward_delay: spec.number("fdelay")?,
             memory: usize::try_from(memory << 20).unwrap_or(usize::MAX),
             vlans: vlans(&spec, "vlans")?,
             untagged: spec.get("vlan").map(|_| vlan(&spec, "vlan")).transpose()?,
@@ -243,6 +255,8 @@ mod tests {
             "storm=0",
             "stp=maybe",
             "priority=65536",
+            "hello=x",
+            "maxage=256",
             "storm=on",
             "mode=8",
             "expiretime=0",

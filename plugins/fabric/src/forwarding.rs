@@ -319,6 +319,7 @@ impl Fabric {
             }
             fdb.learn(addresses.source, source, now);
             if ingress.state == Some(PortState::Learning) {
+                ingress.refused.stp += 1;
                 continue;
             }
             match fdb.lookup(addresses.destination, now) {

@@ -69,9 +69,11 @@ impl Ingress {
             if is_message(frame.bytes()) {
                 continue;
             }
-            if self.state == Some(PortState::Discarding)
-                || self.state.is_some() && is_for_bridges(frame.bytes())
-            {
+            if self.state.is_some() && is_for_bridges(frame.bytes()) {
+                continue;
+            }
+            if self.state == Some(PortState::Discarding) {
+                self.refused.stp += 1;
                 continue;
             }
             let source = addresses.source.mac();

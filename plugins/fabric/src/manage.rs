@@ -11,8 +11,8 @@ use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 use vdens_plugin_kit::control::ControlSocket;
 use vdens_switch_control::{
-    Answer, Change, Failure, General, Kind, LOCAL_PORT, Mac, PAGE, Page, PortReport, PortSelection,
-    Request, StationReport, Traffic, VlanReport, Way,
+    Answer, Change, Failure, General, Kind, LOCAL_PORT, Mac, PAGE, Page, PortChange, PortReport,
+    PortSelection, Request, StationReport, Traffic, VlanReport, Way,
 };
 
 use crate::control::Peer;
@@ -56,7 +56,7 @@ impl Switch {
                 };
                 answer.stations = Some(stations(&self.fabric, from, is_wanted, now));
             }
-            Request::Stp => answer.stp = Some(self.stp_report(now)),
+            Request::Stp { from } => answer.stp = Some(self.stp_report(from, now)),
             Request::Events { from } => answer.events = Some(self.events.page(from)),
             Request::Change(changes) => match self.change(&changes, now) {
                 Ok(created) => answer.created = created,
@@ -84,6 +84,7 @@ impl Switch {
             storm: settings.storm,
             stp: settings.has_stp,
             priority: settings.priority,
+            times: settings.times,
             panel: on_panel(&self.fabric).into(),
         }
     }
@@ -160,6 +161,9 @@ impl Switch {
 
     /// Does what is no setting.
     fn perform(&mut self, change: &Change, now: Instant) {
+        if let Change::Port(number, PortChange::Guard(_)) = change {
+            return self.release_guard(*number);
+        }
         let Fabric {
             settings,
             fdb,
@@ -282,7 +286,10 @@ fn port_report(fabric: &Fabric, number: u32, client: Option<&Port>) -> PortRepor
         mirror: set.mirror,
         storm: set.storm,
         edge: set.edge,
+        auto_edge: set.auto_edge,
+        guard: set.guard,
         cost: set.cost,
+        priority: set.priority,
         ..PortReport::default()
     };
     if number == LOCAL_PORT {

@@ -185,6 +185,8 @@ pub(crate) struct Refused {
     pub(crate) locked: u64,
     /// Frames that were too many to flood.
     pub(crate) storm: u64,
+    /// Frames by a port that the spanning tree does not let forward.
+    pub(crate) stp: u64,
     /// Frames that had become too long with a tag, or too short without theirs.
     pub(crate) reformed: u64,
 }
@@ -195,12 +197,13 @@ impl Refused {
         self.vlan += other.vlan;
         self.locked += other.locked;
         self.storm += other.storm;
+        self.stp += other.stp;
         self.reformed += other.reformed;
     }
 
     /// How many there are.
     pub(crate) fn count(&self) -> u64 {
-        self.malformed + self.vlan + self.locked + self.storm + self.reformed
+        self.malformed + self.vlan + self.locked + self.storm + self.stp + self.reformed
     }
 }
 
@@ -223,6 +226,7 @@ impl Counters {
             ("vlan", self.refused.vlan),
             ("locked", self.refused.locked),
             ("storm", self.refused.storm),
+            ("stp", self.refused.stp),
             ("tag_length", self.refused.reformed),
             ("queue_full", self.dropped),
         ];

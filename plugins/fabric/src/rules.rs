@@ -132,15 +132,15 @@ impl Fabric {
 
     /// The bridge on the panel that a port may be on, with these settings of its own; `None` if its
     /// frames have to pass through the switch. On a bridge no frame is checked or copied, and every
-    /// port forwards. So with a spanning tree only edge ports may be there, and no plug, which may
-    /// be the cable to another switch.
+    /// port forwards. So with a spanning tree only edge ports without a guard may be there, and no
+    /// plug, which may be the cable to another switch.
     pub(crate) fn panel_bridge(
         &self,
         number: u32,
         set: &PortSettings,
         kind: ClientKind,
     ) -> Option<BridgeKey> {
-        let is_edge = set.edge && !kind.is_plug;
+        let is_edge = set.edge && !set.guard && !kind.is_plug;
         let is_simple = (is_edge || !self.settings.has_stp)
             && set.lock.is_none()
             && set.mirror.is_none()

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nix::errno::Errno;
 use vdens_switch_control::{
-    Access, Change, Failure, LOCAL_PORT, MAX_VLAN, Mac, PortChange, StormLimit, StpChange,
+    Access, Change, Failure, LOCAL_PORT, MAX_VLAN, Mac, PortChange, StormLimit, StpChange, StpTimes,
 };
 
 use vdens_plugin_kit::Error;
@@ -19,13 +19,6 @@ use crate::config::Config;
 
 /// The highest port number at first: what the requests of VDE's clients can name.
 const NUM_PORTS: u32 = 0xff_ffff;
-
-/// What a path of 1 Gbit/s costs (IEEE 802.1D-2004, table 17-3).
-const COST: u32 = 20_000;
-const MAX_COST: u32 = 200_000_000;
-
-/// The priority of a bridge at first (IEEE 802.1D-2004, table 17-2).
-const PRIORITY: u16 = 32_768;
 
 /// How many static stations there may be.
 const MAX_STATIONS: usize = 4096;
@@ -41,6 +34,8 @@ pub(crate) struct Settings {
     pub(crate) storm: StormLimit,
     pub(crate) has_stp: bool,
     pub(crate) priority: u16,
+    /// The times of the spanning tree, if this is its root.
+    pub(crate) times: StpTimes,
     /// The VLANs, and who may choose them.
     pub(crate) vlans: BTreeMap<u16, Option<Access>>,
     /// The ports for which something is set, by number.
@@ -65,11 +60,16 @@ pub(crate) struct PortSettings {
     pub(crate) mirror: Option<u32>,
     pub(crate) storm: Option<StormLimit>,
     pub(crate) edge: bool,
+    pub(crate) auto_edge: bool,
+    /// Whether a BPDU disables it.
+    pub(crate) guard: bool,
     pub(crate) cost: u32,
+    pub(crate) priority: u8,
 }
 
 impl Default for PortSettings {
     fn default() -> Self {
+        let of_tree = vdens_rstp::PortSettings::default();
         Self {
             untagged: Some(0),
             tagged: BTreeSet::new(),
@@ -79,13 +79,28 @@ impl Default for PortSettings {
             lock: None,
             mirror: None,
             storm: None,
-            edge: true,
-            cost: COST,
+            edge: of_tree.admin_edge,
+            auto_edge: of_tree.auto_edge,
+            guard: of_tree.guard,
+            cost: of_tree.cost,
+            priority: of_tree.priority,
         }
     }
 }
 
 impl PortSettings {
+    /// What the spanning tree's machines are to know.
+    pub(crate) fn of_tree(&self) -> vdens_rstp::PortSettings {
+        vdens_rstp::PortSettings {
+            admin_edge: self.edge,
+            auto_edge: self.auto_edge,
+            guard: self.guard,
+            cost: self.cost,
+            priority: self.priority,
+            ..vdens_rstp::PortSettings::default()
+        }
+    }
+
     /// Whether the port is in no VLAN.
     pub(crate) fn has_no_vlan(&self) -> bool {
         self.untagged == Some(0) && self.tagged.is_empty()
@@ -112,24 +127,46 @@ impl Settings {
         let tagged = config.trunk.iter().copied().map(PortChange::AddTagged);
         changes.extend(untagged.into_iter().chain(tagged).map(port));
         changes.push(Change::Stp(StpChange::Enabled(config.stp)));
-        let priority = config.priority.map(StpChange::Priority);
-        changes.extend(priority.map(Change::Stp));
+        let of_tree = [
+            config.priority.map(StpChange::Priority),
+            config.hello.map(StpChange::Hello),
+            config.max_age.map(StpChange::MaxAge),
+            config.forward_delay.map(StpChange::ForwardDelay),
+        ];
+        changes.extend(of_tree.into_iter().flatten().map(Change::Stp));
         let settings = Self::new(config.kind, config.expiry, config.storm).changed(&changes);
         settings.map_err(|failure| Error::usage(failure.message))
     }
 
     /// What is set at first of a switch that remembers stations for `expiry` seconds.
     pub(crate) fn new(kind: Kind, expiry: u32, storm: StormLimit) -> Self {
+        let of_tree = vdens_rstp::Settings::new(Mac::default().0);
         Self {
             kind,
             num_ports: NUM_PORTS,
             expiry,
             storm,
             has_stp: false,
-            priority: PRIORITY,
+            priority: of_tree.priority,
+            times: StpTimes {
+                hello: of_tree.hello,
+                max_age: of_tree.max_age,
+                forward_delay: of_tree.forward_delay,
+            },
             vlans: BTreeMap::new(),
             ports: BTreeMap::new(),
             stations: BTreeMap::new(),
+        }
+    }
+
+    /// What the machines of the spanning tree are to know of a switch with this address.
+    pub(crate) fn of_tree(&self, mac: Mac) -> vdens_rstp::Settings {
+        vdens_rstp::Settings {
+            priority: self.priority,
+            hello: self.times.hello,
+            max_age: self.times.max_age,
+            forward_delay: self.times.forward_delay,
+            ..vdens_rstp::Settings::new(mac.0)
         }
     }
 
@@ -154,6 +191,9 @@ impl Settings {
         for change in changes {
             settings.change(change)?;
         }
+        // The times must go together when all are set.
+        let of_tree = settings.of_tree(Mac::default());
+        of_tree.check().map_err(|error| invalid(&error))?;
         Ok(settings)
     }
 
@@ -216,13 +256,10 @@ impl Settings {
                 self.storm = *limit;
             }
             Change::Stp(StpChange::Enabled(has_stp)) => self.has_stp = *has_stp,
-            Change::Stp(StpChange::Priority(priority)) => {
-                if priority % 4096 != 0 {
-                    let message = "a priority is a multiple of 4096".to_owned();
-                    return Err(failure(Errno::EINVAL, message));
-                }
-                self.priority = *priority;
-            }
+            Change::Stp(StpChange::Priority(priority)) => self.priority = *priority,
+            Change::Stp(StpChange::Hello(seconds)) => self.times.hello = *seconds,
+            Change::Stp(StpChange::MaxAge(seconds)) => self.times.max_age = *seconds,
+            Change::Stp(StpChange::ForwardDelay(seconds)) => self.times.forward_delay = *seconds,
             Change::AddStation { vlan, mac, port } => self.add_station(*vlan, *mac, *port)?,
             Change::RemoveStation { vlan, mac } => {
                 self.stations.remove(&(*vlan, *mac));
@@ -249,9 +286,6 @@ impl Settings {
                 return Err(failure(Errno::EINVAL, message));
             }
             PortChange::Storm(Some(limit)) => check_storm(*limit)?,
-            PortChange::Cost(cost) if !(1..=MAX_COST).contains(cost) => {
-                return Err(out_of_range("a cost", 1, MAX_COST));
-            }
             _ => {}
         }
         let port = self.ports.entry(number).or_default();
@@ -273,9 +307,12 @@ impl Settings {
             PortChange::Mirror(to) => port.mirror = *to,
             PortChange::Storm(limit) => port.storm = *limit,
             PortChange::Edge(edge) => port.edge = *edge,
+            PortChange::AutoEdge(edge) => port.auto_edge = *edge,
+            PortChange::Guard(guard) => port.guard = *guard,
             PortChange::Cost(cost) => port.cost = *cost,
+            PortChange::Priority(priority) => port.priority = *priority,
         }
-        Ok(())
+        port.of_tree().check().map_err(|error| invalid(&error))
     }
 
     fn add_station(&mut self, vlan: u16, mac: Mac, port: u32) -> Result<(), Failure> {
@@ -326,6 +363,11 @@ fn check_storm(limit: StormLimit) -> Result<(), Failure> {
         StormLimit::Frames(0) => Err(out_of_range("a limit of frames", 1, u32::MAX)),
         _ => Ok(()),
     }
+}
+
+/// A setting of the spanning tree is not allowed.
+fn invalid(error: &vdens_rstp::SettingsError) -> Failure {
+    failure(Errno::EINVAL, error.to_string())
 }
 
 /// A failure, with the errno that VDE's console has for it.
@@ -410,6 +452,12 @@ mod tests {
             (vec![Change::RemovePort(3)], Errno::ENXIO),
             (vec![Change::Storm(StormLimit::Frames(0))], Errno::EINVAL),
             (vec![Change::Stp(StpChange::Priority(1))], Errno::EINVAL),
+            (vec![Change::Stp(StpChange::Hello(0))], Errno::EINVAL),
+            (vec![Change::Stp(StpChange::MaxAge(40))], Errno::EINVAL),
+            (
+                vec![Change::Port(1, PortChange::Priority(8))],
+                Errno::EINVAL,
+            ),
             (vec![Change::Expiry(0)], Errno::EINVAL),
             (vec![static_station(11, 2)], Errno::ENXIO),
             (vec![static_station(10, 3)], Errno::EINVAL),
@@ -420,6 +468,20 @@ mod tests {
                 "{bad:?}"
             );
         }
+    }
+
+    #[test]
+    fn the_times_of_the_tree_are_checked_together() {
+        let short = [
+            StpChange::ForwardDelay(4),
+            StpChange::MaxAge(6),
+            StpChange::Hello(1),
+        ];
+        let changes = short.map(Change::Stp);
+        let times = settings().changed(&changes).unwrap().times;
+        assert_eq!((times.hello, times.max_age, times.forward_delay), (1, 6, 4));
+        let error = settings().changed(&changes[..1]).unwrap_err();
+        assert!(error.message.contains("2*(forward delay-1)"), "{error:?}");
     }
 
     fn static_station(vlan: u16, first: u8) -> Change {

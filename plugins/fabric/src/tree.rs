@@ -22,10 +22,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use vdens_plugin_kit::{Batch, RxBatch, TxBatch, log};
-use vdens_rstp::{
-    Action, Bridge, Cause, FRAME_LEN, GROUP_ADDRESS, PortNumber, PortState, Settings,
-};
-use vdens_switch_control::{LOCAL_PORT, Mac};
+use vdens_rstp::{Action, Bridge, Cause, FRAME_LEN, GROUP_ADDRESS, PortNumber, PortState};
+use vdens_switch_control::LOCAL_PORT;
 
 use crate::forwarding::Fabric;
 use crate::port::{BridgeKey, LOCAL, PortId};
@@ -57,11 +55,7 @@ pub(crate) fn is_for_bridges(frame: &[u8]) -> bool {
 
 impl Tree {
     /// `None` if the settings are not allowed, which they are.
-    fn new(mac: Mac, priority: u16, now: Instant) -> Option<Self> {
-        let settings = Settings {
-            priority,
-            ..Settings::new(mac.0)
-        };
+    fn new(settings: vdens_rstp::Settings, now: Instant) -> Option<Self> {
         Some(Self {
             bridge: Bridge::new(settings, Duration::ZERO).ok()?,
             start: now,
@@ -74,7 +68,7 @@ impl Tree {
 
     /// Adds a port. It discards until the machines say otherwise.
     pub(crate) fn add(&mut self, id: PortId, number: u32, set: &settings::PortSettings) {
-        if !self.insert(id, PortNumber::try_from(number).ok(), port_settings(set)) {
+        if !self.insert(id, PortNumber::try_from(number).ok(), set.of_tree()) {
             log::warn!("port {number} forwards nothing: the spanning tree has 4095 ports");
         }
     }
@@ -172,14 +166,6 @@ impl Tree {
     }
 }
 
-fn port_settings(set: &settings::PortSettings) -> vdens_rstp::PortSettings {
-    vdens_rstp::PortSettings {
-        admin_edge: set.edge,
-        cost: set.cost,
-        ..vdens_rstp::PortSettings::default()
-    }
-}
-
 impl Switch {
     /// Starts the tree or ends it, or changes what is set of it. `before` is what was set.
     pub(crate) fn adapt_tree(&mut self, before: &settings::Settings, now: Instant) {
@@ -194,34 +180,48 @@ impl Switch {
         let Some(tree) = &mut self.fabric.tree else {
             return;
         };
-        if set.priority != before.priority {
-            let mut of_bridge = tree.bridge.settings().clone();
-            of_bridge.priority = set.priority;
-            if let Err(error) = tree.bridge.set(of_bridge) {
-                log::error!("the priority stays as it was: {error}");
-            }
+        let of_bridge = set.of_tree(self.mac);
+        if tree.bridge.settings() != &of_bridge
+            && let Err(error) = tree.bridge.set(of_bridge)
+        {
+            log::error!("the spanning tree stays as it was: {error}");
         }
-        for (number, id) in tree.ports.clone() {
-            let port = match id {
-                LOCAL => LOCAL_PORT,
-                id => self
-                    .fabric
-                    .ports
-                    .get(id)
-                    .map_or(LOCAL_PORT, |port| port.number),
+        let client = |id| Some(self.fabric.ports.get(id)?.number);
+        for (id, number) in &tree.numbers {
+            let port = match *id {
+                LOCAL => Some(LOCAL_PORT),
+                id => client(id),
             };
-            let wanted = port_settings(&set.port(port));
-            if tree.bridge.port_settings(number) != Some(&wanted)
-                && let Err(error) = tree.bridge.set_port(number, wanted)
+            // Nothing can be set of a bridge on the panel.
+            let Some(port) = port else {
+                continue;
+            };
+            let wanted = set.port(port).of_tree();
+            if tree.bridge.port_settings(*number) != Some(&wanted)
+                && let Err(error) = tree.bridge.set_port(*number, wanted)
             {
                 log::error!("port {port} stays as it was: {error}");
             }
         }
     }
 
+    /// Uses a port again that its guard has disabled.
+    pub(crate) fn release_guard(&mut self, port: u32) {
+        let id = match port {
+            LOCAL_PORT => Some(LOCAL),
+            port => self.fabric.ports.of_number(port).map(|(id, _)| id),
+        };
+        let Some(tree) = &mut self.fabric.tree else {
+            return;
+        };
+        if let Some(number) = id.and_then(|id| tree.numbers.get(&id)) {
+            tree.bridge.release_guard(*number);
+        }
+    }
+
     /// Begins to take part in the tree.
     pub(crate) fn start_tree(&mut self, now: Instant) {
-        let Some(mut tree) = Tree::new(self.mac, self.fabric.settings.priority, now) else {
+        let Some(mut tree) = Tree::new(self.fabric.settings.of_tree(self.mac), now) else {
             return;
         };
         let keys = self.fabric.bridges.keys().copied();
@@ -326,7 +326,9 @@ impl Switch {
         let label = tree.label(number, &self.fabric);
         let key = self.port_of(number).and_then(PortId::bridge_key);
         let Some(key) = key else {
-            return log::warn!("{label} is disabled: it had a BPDU");
+            log::warn!("{label} is disabled: it has a guard, and had a BPDU");
+            let text = format!("{label} had a BPDU and is disabled");
+            return self.events.push("fstp/-", text);
         };
         let time = tree.time_to_speak();
         let seconds = time.as_secs();

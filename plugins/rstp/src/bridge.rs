@@ -198,6 +198,15 @@ impl Bridge {
         }
     }
 
+    /// Uses a port again that its guard has disabled.
+    pub fn release_guard(&mut self, number: PortNumber) {
+        if let Some(port) = self.ports.get_mut(&number) {
+            port.is_guarded = false;
+            port.follow_link();
+            self.settle();
+        }
+    }
+
     /// There may be somebody new behind a port: it sends a BPDU as soon as it may.
     pub fn announce(&mut self, number: PortNumber) {
         if let Some(port) = self.ports.get_mut(&number) {

@@ -74,6 +74,13 @@ impl PortId {
         Self(u16::from(priority & 0xf0) << 8 | number & PORT_NUMBER)
     }
 
+    /// The port's priority.
+    #[must_use]
+    pub fn priority(self) -> u8 {
+        let [high, _] = self.0.to_be_bytes();
+        high & 0xf0
+    }
+
     /// The port's number.
     #[must_use]
     pub fn number(self) -> PortNumber {

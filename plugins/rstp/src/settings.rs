@@ -124,7 +124,7 @@ pub struct PortSettings {
     pub auto_edge: bool,
     /// Whether there is at most one bridge behind the port: only then is there a handshake.
     pub is_point_to_point: bool,
-    /// Whether a BPDU disables the port, until its link goes down and up.
+    /// Whether a BPDU disables the port, until its link goes down or it is released.
     pub guard: bool,
 }
 

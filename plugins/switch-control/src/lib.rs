@@ -28,7 +28,7 @@ mod request;
 
 pub use report::{
     Answer, Event, Failure, General, Kind, Page, PortReport, StationReport, StpPort, StpReport,
-    StpRole, StpState, Traffic, VlanReport, Way,
+    StpRole, StpState, StpTimes, Traffic, VlanReport, Way,
 };
 pub use request::{
     Access, Change, Mac, NoMac, PortChange, PortSelection, Request, StormLimit, StpChange,

@@ -137,6 +137,9 @@ pub struct General {
     pub stp: bool,
     /// Its priority there.
     pub priority: u16,
+    /// The times that it sets as the root.
+    #[serde(default)]
+    pub times: StpTimes,
     /// How VLANs of interfaces on the panel are kept apart, for a person.
     pub panel: String,
 }
@@ -203,8 +206,14 @@ pub struct PortReport {
     pub storm: Option<StormLimit>,
     /// Whether it leads to no other bridge.
     pub edge: bool,
+    /// Whether it becomes an edge port again when it has had no BPDU for a while.
+    pub auto_edge: bool,
+    /// Whether a BPDU disables it.
+    pub guard: bool,
     /// What a path through it costs.
     pub cost: u32,
+    /// Its priority in the spanning tree.
+    pub priority: u8,
     /// Whether the kernel carries its frames, so that the counters stand still.
     pub is_on_panel: bool,
     /// Which way its frames take.
@@ -276,8 +285,24 @@ pub struct StpReport {
     pub changes: u64,
     /// Seconds since the last change.
     pub since: u64,
-    /// Its ports.
+    /// The times that the root sets.
+    pub times: StpTimes,
+    /// Its ports by number: at most [`crate::PAGE`].
     pub ports: Vec<StpPort>,
+    /// The number of the next port; `None` if these are the last.
+    pub from: Option<u32>,
+}
+
+/// The times of a spanning tree, in seconds (IEEE 802.1D-2004, 17.13).
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default)]
+pub struct StpTimes {
+    /// Between two BPDUs.
+    pub hello: u8,
+    /// After which what a BPDU has said is forgotten.
+    pub max_age: u8,
+    /// In discarding, and again in learning, without a handshake.
+    pub forward_delay: u8,
 }
 
 /// A port's place in the spanning tree.
@@ -291,8 +316,14 @@ pub struct StpPort {
     pub state: StpState,
     /// What a path through it costs.
     pub cost: u32,
+    /// Its priority.
+    #[serde(default)]
+    pub priority: u8,
     /// Whether it leads to no other bridge.
     pub edge: bool,
+    /// Whether its guard has disabled it.
+    #[serde(default)]
+    pub guarded: bool,
 }
 
 /// What a port is there for (IEEE 802.1D-2004, 17.7).
@@ -307,7 +338,7 @@ pub enum StpRole {
     Alternate,
     /// It leads to where another port of this switch leads.
     Backup,
-    /// Nothing: it has no carrier.
+    /// Nothing: it has no carrier, or its guard has disabled it.
     Disabled,
 }
 

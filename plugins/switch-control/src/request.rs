@@ -32,8 +32,11 @@ pub enum Request {
         /// Only this VLAN.
         vlan: Option<u16>,
     },
-    /// Tell the state of the spanning tree ([`crate::StpReport`]).
-    Stp,
+    /// Tell the state of the spanning tree ([`crate::StpReport`]), and list its ports by number.
+    Stp {
+        /// The number to start at.
+        from: u32,
+    },
     /// List what has happened, oldest first.
     Events {
         /// The number of the event to start at; events that are too old are left out.
@@ -139,8 +142,15 @@ pub enum PortChange {
     /// Whether the port leads to no other bridge, so that it forwards at once. A port that hears a
     /// bridge is treated as leading to one in any case.
     Edge(bool),
+    /// Whether a port that has had no BPDU for 3 seconds becomes an edge port again.
+    AutoEdge(bool),
+    /// Whether a BPDU disables the port, until this is set again or its client comes again.
+    Guard(bool),
     /// What a path through the port costs, 1 to 200,000,000 (IEEE 802.1D-2004, 17.14).
     Cost(u32),
+    /// Of two paths that cost the same, the one by the lower priority counts: a multiple of 16
+    /// below 256.
+    Priority(u8),
 }
 
 /// A limit of the frames that a port floods: broadcast, multicast, and those to unknown stations.
@@ -161,6 +171,13 @@ pub enum StpChange {
     Enabled(bool),
     /// The switch's priority: a multiple of 4096 below 65536 (IEEE 802.1D-2004, 9.2.5).
     Priority(u16),
+    /// The seconds between two BPDUs. This and the other times count in the network of which this
+    /// switch is the root (IEEE 802.1D-2004, 17.14).
+    Hello(u8),
+    /// The seconds after which what a BPDU has said is forgotten.
+    MaxAge(u8),
+    /// The seconds in discarding, and again in learning, without a handshake.
+    ForwardDelay(u8),
 }
 
 /// An Ethernet address: six bytes in the order of the wire.

@@ -24,8 +24,8 @@ pub(crate) enum Command {
     Sockets,
     /// Execute the lines of a file.
     Load(String),
-    /// List the categories of events.
-    Categories,
+    /// List the categories of events whose path starts so.
+    Categories(String),
     /// Show the events of the categories whose path starts so, or no longer.
     Debug(String, bool),
     /// List plugins, of which there are none.
@@ -58,6 +58,8 @@ pub(crate) enum Command {
     Group(u32, String),
     /// Close the connection of this number at a port.
     Close(u32, u32),
+    /// Remove a port where a VLAN is tagged.
+    DelPort(u16, u32),
     /// List the VLANs, or one of them.
     Vlans(Option<u16>, PortSelection),
     /// Change the switch: all of these or nothing.
@@ -211,9 +213,12 @@ pub(crate) const TABLE: &[Entry] = &[
         Some(Command::Load(words.text().unwrap_or_default()))
     }),
     menu("debug", "EVENTS"),
-    show("debug/list", "", "list the categories of events", |_| {
-        Some(Command::Categories)
-    }),
+    show(
+        "debug/list",
+        "[PATH]",
+        "list such categories of events",
+        |words| Some(Command::Categories(words.text().unwrap_or_default())),
+    ),
     set(
         "debug/add",
         "[PATH]",
@@ -336,6 +341,37 @@ pub(crate) const TABLE: &[Entry] = &[
         "PORT COST",
         "set the cost of a path through a port",
         |words| port(words.number()?, PortChange::Cost(words.number()?)),
+    ),
+    set(
+        "fstp/setguard",
+        "PORT 0/1",
+        "have a BPDU disable a port, and use it again",
+        |words| port(words.number()?, PortChange::Guard(words.flag()?)),
+    ),
+    set(
+        "fstp/setautoedge",
+        "PORT 0/1",
+        "have a silent port lead to no bridge",
+        |words| port(words.number()?, PortChange::AutoEdge(words.flag()?)),
+    ),
+    set(
+        "fstp/setportprio",
+        "PORT N",
+        "set a port's priority: N x 16",
+        |words| port(words.number()?, PortChange::Priority(words.number()?)),
+    ),
+    set(
+        "fstp/settimes",
+        "HELLO AGE DELAY",
+        "set hello time, maximum age, forward delay",
+        |words| {
+            let times = [
+                StpChange::Hello(words.number()?),
+                StpChange::MaxAge(words.number()?),
+                StpChange::ForwardDelay(words.number()?),
+            ];
+            Some(Command::Change(times.map(Change::Stp).into()))
+        },
     ),
     set(
         "fstp/setpriority",
@@ -474,8 +510,7 @@ pub(crate) const TABLE: &[Entry] = &[
         },
     ),
     set("vlan/delport", "N PORT", "remove such a port", |words| {
-        let vlan = words.number()?;
-        port(words.number()?, PortChange::RemoveTagged(vlan))
+        Some(Command::DelPort(words.number()?, words.number()?))
     }),
     set(
         "vlan/offer",

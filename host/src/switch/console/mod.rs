@@ -119,6 +119,14 @@ pub(crate) fn too_long() -> String {
     reply(None, Err(failed(Errno::EINVAL, "the line is too long")))
 }
 
+/// Success, or a failure that needs no words.
+fn found(is_found: bool, errno: Errno) -> Result<()> {
+    match is_found {
+        true => Ok(()),
+        false => Err(failed(errno, "")),
+    }
+}
+
 fn failed(errno: Errno, message: &str) -> Error {
     Error {
         errno: errno as i32,
@@ -181,10 +189,13 @@ impl Console {
                 let turned = watched.turn(&path, on);
                 return Outcome::Reply(reply(None, turned.or_else(no_message)));
             }
-            Command::Categories => Ok((
-                print::categories(&|category| watched.contains(category)),
-                Ok(()),
-            )),
+            Command::Categories(path) => {
+                let is_known = print::CATEGORIES
+                    .iter()
+                    .any(|(it, ..)| it.starts_with(&path));
+                let list = print::categories(&path, &|category| watched.contains(category));
+                Ok((list, found(is_known, Errno::ENOENT)))
+            }
             command => self.answer(command, switch),
         };
         Outcome::Reply(match outcome {
@@ -195,10 +206,6 @@ impl Console {
 
     /// The data for a command, and whether it has succeeded.
     fn answer(&self, command: Command, switch: &dyn Ask) -> Result<(String, Result<()>)> {
-        let found = |is_found, errno| match is_found {
-            true => Ok(()),
-            false => Err(failed(errno, "")),
-        };
         let change = |changes| client::change(switch, changes).map(|_| (String::new(), Ok(())));
         let data = match command {
             Command::Help(path) => print::help(&path),
@@ -266,6 +273,21 @@ impl Console {
                 return Err(failed(Errno::ENXIO, &message));
             }
             Command::Close(port, _) => return change(vec![Change::Disconnect(port)]),
+            Command::DelPort(vlan, number) => {
+                let remove = Change::Port(number, PortChange::RemoveTagged(vlan));
+                let ports = client::ports(switch, PortSelection::All)?;
+                match ports.iter().find(|port| port.number == number) {
+                    Some(port) if port.untagged == Some(vlan) => {
+                        let message = format!("VLAN {vlan} is untagged on port {number}");
+                        return Err(failed(Errno::EADDRINUSE, &message));
+                    }
+                    Some(port) if !port.tagged.contains(&vlan) => {
+                        check_vlan(vlan, switch)?;
+                        String::new()
+                    }
+                    _ => return change(vec![remove]),
+                }
+            }
             Command::Vlans(vlan, selection) => {
                 let mut vlans = client::vlans(switch)?;
                 vlans.retain(|known| vlan.is_none_or(|vlan| vlan == known.vlan));
@@ -280,7 +302,7 @@ impl Console {
             | Command::Logout
             | Command::Shutdown
             | Command::Load(_)
-            | Command::Categories
+            | Command::Categories(_)
             | Command::Debug(..) => String::new(),
         };
         Ok((data, Ok(())))
@@ -336,7 +358,8 @@ impl Console {
                 Outcome::Reply(reply) => {
                     let is_failure =
                         |line: &&str| line.starts_with('1') && !line.starts_with("1000 ");
-                    if let Some(failure) = reply.lines().last().filter(is_failure) {
+                    // A line that loads another file has a reply for each of that one's.
+                    for failure in reply.lines().filter(is_failure) {
                         log::warn!("{}, line {number}: {failure}", path.display());
                     }
                 }

@@ -3,6 +3,7 @@
 //! Each function returns whole lines. A name or a description that the switch passes on is escaped,
 //! so that it can neither add a line nor end the data.
 
+use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
 use std::path::Path;
 
@@ -164,30 +165,32 @@ fn extra(port: &PortReport) -> Vec<String> {
         StormLimit::Off => "Storm: OFF".to_owned(),
         StormLimit::Frames(frames) => format!("Storm: {frames}"),
     });
+    let guard = port.guard.then(|| "Guard".to_owned());
     let lock = port.lock.map(|mac| format!("Lock: {mac}"));
     let mirror = port.mirror.map(|to| format!("Mirror: {to:04}"));
-    [lock, mirror, storm].into_iter().flatten().collect()
+    [lock, mirror, storm, guard].into_iter().flatten().collect()
 }
 
 /// VLANs with those of their ports that `ports` has.
 pub(crate) fn vlans(vlans: &[VlanReport], ports: &[PortReport], tree: &StpReport) -> String {
+    let state = |port: &PortReport| (u8::from(port.client.is_some()), status(port, tree));
+    let states: BTreeMap<u32, _> = ports
+        .iter()
+        .map(|port| (port.number, state(port)))
+        .collect();
     let mut lines = Lines::default();
     for vlan in vlans {
         lines.line(format_args!("VLAN {:04}", vlan.vlan));
-        let untagged = vlan.untagged.iter().map(|port| (*port, false));
-        let tagged = vlan.tagged.iter().map(|port| (*port, true));
-        let mut members: Vec<(u32, bool)> = untagged.chain(tagged).collect();
-        members.sort_unstable();
-        for (number, is_tagged) in members {
-            let Some(port) = ports.iter().find(|port| port.number == number) else {
-                continue;
-            };
-            lines.line(format_args!(
-                " -- Port {number:04} tagged={} active={} status={}",
-                u8::from(is_tagged),
-                u8::from(port.client.is_some()),
-                status(port, tree)
-            ));
+        // Frames leave untagged by a port that has the VLAN in both ways.
+        let tagged = vlan.tagged.iter().map(|port| (*port, 1));
+        let untagged = vlan.untagged.iter().map(|port| (*port, 0));
+        let members: BTreeMap<u32, u8> = tagged.chain(untagged).collect();
+        for (number, tagged) in members {
+            if let Some((active, status)) = states.get(&number) {
+                lines.line(format_args!(
+                    " -- Port {number:04} tagged={tagged} active={active} status={status}"
+                ));
+            }
         }
     }
     lines.0
@@ -251,6 +254,7 @@ fn role(port: &StpPort) -> &'static str {
         StpRole::Designated if port.edge => "Edge",
         StpRole::Designated => "Designated",
         StpRole::Alternate | StpRole::Backup => "Alternate/Backup",
+        StpRole::Disabled if port.guarded => "Guarded",
         StpRole::Disabled => "Unknown",
     }
 }
@@ -276,12 +280,15 @@ pub(crate) const CATEGORIES: [(&str, &str, &str); 11] = [
     ("port/ep/-", "032", "a connection has been closed"),
 ];
 
-/// The categories of events, and which of them are on.
-pub(crate) fn categories(is_on: &dyn Fn(&str) -> bool) -> String {
+/// The categories of events whose path starts so, and which of them are on.
+pub(crate) fn categories(start: &str, is_on: &dyn Fn(&str) -> bool) -> String {
     let mut lines = Lines::default();
     lines.line("CATEGORY               TAG STATUS HELP");
     lines.line("------------           --- ------ ----");
-    for (path, tag, help) in CATEGORIES {
+    for (path, tag, help) in CATEGORIES
+        .iter()
+        .filter(|(path, ..)| path.starts_with(start))
+    {
         let status = if is_on(path) { "ON" } else { "OFF" };
         lines.line(format_args!("{path:<22} {tag} {status:<6} {help}"));
     }
@@ -358,7 +365,7 @@ mod tests {
         let vlan = VlanReport {
             vlan: 5,
             untagged: vec![2, 7],
-            tagged: vec![1],
+            tagged: vec![1, 2],
             ..VlanReport::default()
         };
         let ports = [port(1, true), port(2, true), port(7, false)];
@@ -368,6 +375,8 @@ mod tests {
             state: StpState::Discarding,
             cost: 1,
             edge: false,
+            guarded: false,
+            priority: 128,
         };
         let tree = StpReport {
             enabled: true,

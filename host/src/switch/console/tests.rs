@@ -20,6 +20,8 @@ impl Ask for Switch {
                 let port = |number| PortReport {
                     number,
                     client: (number < 3).then(|| "x".to_owned()),
+                    untagged: Some(5),
+                    tagged: vec![6],
                     ..PortReport::default()
                 };
                 // In parts of one.
@@ -30,7 +32,7 @@ impl Ask for Switch {
             }
             Request::Vlans { .. } => answer.vlans = Some(Page::default()),
             Request::Stations { .. } => answer.stations = Some(Page::default()),
-            Request::Stp => answer.stp = Some(StpReport::default()),
+            Request::Stp { .. } => answer.stp = Some(StpReport::default()),
             Request::Events { .. } => {}
             Request::Change(changes) => {
                 if let Some(Change::Port(9, _)) = changes.first() {
@@ -61,6 +63,7 @@ fn general() -> General {
         storm: StormLimit::Off,
         stp: false,
         priority: 32768,
+        times: vdens_switch_control::StpTimes::default(),
         panel: String::new(),
     }
 }
@@ -127,6 +130,27 @@ fn lists_come_whole_and_without_a_side_that_leads_nowhere() {
 }
 
 #[test]
+fn a_port_is_removed_from_a_vlan_that_is_tagged_there() {
+    let switch = Switch::default();
+    let said = |line: &str| {
+        let mut watched = Watched::default();
+        match Console::default().execute(line, &mut watched, &switch) {
+            Outcome::Reply(reply) => reply,
+            outcome => format!("{outcome:?}"),
+        }
+    };
+    // Port 2 has VLAN 5 untagged and VLAN 6 tagged.
+    let in_use = "1098 Address already in use: VLAN 5 is untagged on port 2\n";
+    assert_eq!(said("vlan/delport 5 2"), in_use);
+    assert_eq!(said("vlan/delport 0 2"), "1000 Success\n");
+    assert!(said("vlan/delport 7 2").starts_with("1006 "));
+    assert!(switch.0.borrow().is_empty());
+    assert_eq!(said("vlan/delport 6 2"), "1000 Success\n");
+    let removed = [Change::Port(2, PortChange::RemoveTagged(6))];
+    assert_eq!(*switch.0.borrow(), removed);
+}
+
+#[test]
 fn a_port_that_is_made_is_for_those_who_ask_for_it() {
     let switch = Switch::default();
     let console = Console::default();
@@ -153,7 +177,7 @@ fn events_are_chosen_by_their_path() {
     assert_eq!(watched.turn("", true), Ok(()));
     assert_eq!(watched.turn("hash", false), Ok(()));
     assert_eq!(watched.turn("hash", false), Err(Errno::ENOENT));
-    let list = print::categories(&|category| watched.contains(category));
+    let list = print::categories("", &|category| watched.contains(category));
     assert!(list.contains("hash/+                 011 OFF "), "{list}");
     assert!(list.contains("port/+                 021 ON  "), "{list}");
 }

@@ -4,7 +4,9 @@ use std::os::unix::net::UnixDatagram;
 
 use vdens_plugin_kit::VnetHeader;
 use vdens_rstp::{Bpdu, RstRole};
-use vdens_switch_control::{Change, PortChange, Request, StpChange, StpReport, StpState};
+use vdens_switch_control::{
+    Change, PAGE, PortChange, PortSelection, Request, StpChange, StpReport, StpState,
+};
 
 use super::*;
 
@@ -25,7 +27,7 @@ impl Client {
 
 impl Bench {
     fn stp(&mut self) -> StpReport {
-        self.request(Request::Stp).stp.unwrap()
+        self.request(Request::Stp { from: 0 }).stp.unwrap()
     }
 
     fn states(&mut self) -> Vec<(u32, StpState)> {
@@ -129,11 +131,16 @@ fn settings_of_ports_reach_the_tree() {
         Change::Port(1, PortChange::Cost(77)),
         Change::Port(1, PortChange::Edge(false)),
         Change::Port(0, PortChange::Cost(5)),
+        Change::Port(0, PortChange::Priority(16)),
         Change::Stp(StpChange::Priority(0)),
     ];
     assert_eq!(bench.change(&changes), 0);
     let report = bench.stp();
     assert_eq!((report.ports[0].cost, report.ports[1].cost), (5, 77));
+    assert_eq!(
+        (report.ports[0].priority, report.ports[1].priority),
+        (16, 128)
+    );
     assert!(report.ports[0].edge && !report.ports[1].edge);
     assert_eq!(report.ports[1].state, StpState::Discarding);
     assert_eq!((report.bridge.0, report.root.0), (0, 0));
@@ -286,6 +293,58 @@ fn the_panel_is_for_edges_only() {
     let again = bench.try_plug_as(number, OURS).unwrap();
     assert!(meet(&again).0.peer_panel_address().is_none());
     assert!(!bench.switch.fabric().bridges.is_empty());
+}
+
+#[test]
+fn what_is_set_of_ports_leaves_the_panel_guarded() {
+    let mut bench = Bench::new("[stp]");
+    let bridge = bench.plug_bridge();
+    let _client = bench.plug_on_panel();
+    assert_eq!(bench.change(&[Change::Port(0, PortChange::Cost(5))]), 0);
+    into_tap(&bridge, &Bpdu::Tcn.encode([2; 6]));
+    bench.run();
+    assert!(bench.switch.fabric().bridges.is_empty());
+}
+
+#[test]
+fn a_guarded_port_is_disabled_by_a_bpdu_until_it_is_set_again() {
+    let mut bench = Bench::new("[stp]");
+    let (client, other) = (bench.plug(), bench.plug());
+    let guard = [Change::Port(1, PortChange::Guard(true))];
+    assert_eq!(bench.change(&guard), 0);
+    other.received();
+    client.send(&frame(BROADCAST, 1, 60));
+    bench.run();
+    assert_eq!(sort(other.received()).1.len(), 1);
+    client.send(&Bpdu::Tcn.encode([2; 6]));
+    bench.run();
+    client.send(&frame(BROADCAST, 1, 60));
+    bench.run();
+    assert_eq!(sort(other.received()).1.len(), 0);
+    let port = bench.stp().ports[1].clone();
+    assert!(port.guarded && port.state == StpState::Discarding);
+    let disabled = "port 1 had a BPDU and is disabled";
+    assert!(bench.texts().iter().any(|text| text == disabled));
+    let selection = PortSelection::Used;
+    let ports = bench.request(Request::Ports { from: 1, selection }).ports;
+    assert_eq!(ports.unwrap().items[0].dropped["stp"], 1);
+    assert_eq!(bench.change(&guard), 0);
+    bench.run();
+    let port = bench.stp().ports[1].clone();
+    assert!(!port.guarded && port.state == StpState::Forwarding);
+}
+
+#[test]
+fn a_long_list_of_ports_comes_in_parts() {
+    let mut bench = Bench::new("[stp]");
+    let clients: Vec<Client> = (0..PAGE + 9).map(|_| bench.plug()).collect();
+    let first = bench.stp();
+    let numbers: Vec<u32> = first.ports.iter().map(|port| port.port).collect();
+    assert_eq!(numbers, (0..PAGE as u32).collect::<Vec<_>>());
+    let from = first.from.unwrap();
+    let rest = bench.request(Request::Stp { from }).stp.unwrap();
+    assert_eq!((rest.ports.len(), rest.from), (10, None));
+    drop(clients);
 }
 
 #[test]

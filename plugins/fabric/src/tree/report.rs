@@ -2,16 +2,15 @@
 
 use std::time::Instant;
 
-use vdens_rstp::{PortNumber, PortState, Role};
-use vdens_switch_control::{LOCAL_PORT, Mac, StpPort, StpReport, StpRole, StpState};
+use vdens_rstp::{PortNumber, PortState, Role, Time, Times};
+use vdens_switch_control::{
+    LOCAL_PORT, Mac, PAGE, StpPort, StpReport, StpRole, StpState, StpTimes,
+};
 
 use super::Tree;
 use crate::forwarding::Fabric;
 use crate::port::{BridgeKey, LOCAL, PortId};
 use crate::switch::Switch;
-
-/// The most ports of an answer: whole, it fits into a datagram.
-const REPORTED: usize = 1024;
 
 impl Tree {
     /// The tree in a line: where its root is, and which ports do not forward.
@@ -63,7 +62,9 @@ impl Tree {
             role: role(status.role),
             state: state(status.state),
             cost: status.cost,
+            priority: status.id.priority(),
             edge: status.is_edge,
+            guarded: status.is_guarded,
         })
     }
 
@@ -82,13 +83,14 @@ impl Tree {
 }
 
 impl Switch {
-    /// The state of the tree, for those who ask.
-    pub(crate) fn stp_report(&self, now: Instant) -> StpReport {
+    /// The state of the tree, for those who ask, and its ports from this number on.
+    pub(crate) fn stp_report(&self, from: u32, now: Instant) -> StpReport {
         let bridge = (self.fabric.settings.priority, self.mac);
         let Some(tree) = &self.fabric.tree else {
             return StpReport {
                 bridge,
                 root: bridge,
+                times: self.fabric.settings.times,
                 ..StpReport::default()
             };
         };
@@ -98,9 +100,11 @@ impl Switch {
             let port = tree.number_for_users(*number, &self.fabric)?;
             tree.port_report(*number, port)
         });
-        let mut ports: Vec<StpPort> = served.chain(tree.on_panel(&self.fabric)).collect();
+        let all = served.chain(tree.on_panel(&self.fabric));
+        let mut ports: Vec<StpPort> = all.filter(|port| port.port >= from).collect();
         ports.sort_unstable_by_key(|port| port.port);
-        ports.truncate(REPORTED);
+        let next = ports.get(PAGE).map(|port| port.port);
+        ports.truncate(PAGE);
         StpReport {
             enabled: true,
             bridge,
@@ -113,8 +117,20 @@ impl Switch {
             since: time
                 .saturating_sub(root.last_change.unwrap_or_default())
                 .as_secs(),
+            times: times(&root.times),
             ports,
+            from: next,
         }
+    }
+}
+
+/// Whole seconds: those of a Linux bridge may have a fraction.
+fn times(times: &Times) -> StpTimes {
+    let seconds = |time: Time| u8::try_from(time.round()).unwrap_or(u8::MAX);
+    StpTimes {
+        hello: seconds(times.hello),
+        max_age: seconds(times.max_age),
+        forward_delay: seconds(times.forward_delay),
     }
 }
 
