@@ -161,7 +161,7 @@ fn a_kernel_that_filters_vlans_carries_trunks_and_access_ports() {
     let guest = boot(&lab);
     ok(
         &guest,
-        "vde_plug -d -vv --log-file /tmp/log null:// 'switch:///tmp/sw[vlans=10,20,30]'",
+        "vdens -d -vv --log-file /tmp/log --name m0 --addr 10.0.0.9/24 'switch:///tmp/sw[vlans=10,20/vlan=10]'",
     );
     let trunks =
         "port 3 untagged none tagged 10 tagged 20 port 6 untagged none tagged 10 tagged 20";
@@ -194,17 +194,21 @@ fn a_kernel_that_filters_vlans_carries_trunks_and_access_ports() {
     check_broadcasts(&guest, &PORTS, 1);
 
     // VLANs change, and nobody is plugged anew.
-    let changes = "port 1 untagged 20 port 3 tagged 30 port 4 untagged 30";
+    let changes = "vlan 30 create port 0 untagged 20 port 1 untagged 20 port 4 untagged 30 \
+                   port 3 not-tagged 10 untagged 10 tagged 30";
     set(&guest, changes);
     let mut ports = PORTS;
     ports[0] = access(20, PANEL);
-    ports[2] = trunk(&[10, 20, 30], PANEL);
+    ports[2] = Port {
+        untagged: Some(10),
+        ..trunk(&[20, 30], PANEL)
+    };
     ports[3] = access(30, USER_SPACE);
     check_broadcasts(&guest, &ports, 2);
     assert_eq!(ways(&guest), of_filter);
     assert!(!ok(&guest, "cat /tmp/log").contains(" closed, "));
     ok(&guest, "vdectl exec m3 ip addr add 10.0.0.3/24 dev vde0.20");
-    for (from, to) in [(1, 2), (1, 3), (1, 5), (5, 3)] {
+    for (from, to) in [(1, 2), (1, 3), (1, 5), (5, 3), (0, 2), (5, 9)] {
         ok(
             &guest,
             &format!("vdectl exec m{from} ping -c 1 -w 20 10.0.0.{to}"),
@@ -225,7 +229,7 @@ fn a_kernel_that_filters_vlans_carries_trunks_and_access_ports() {
     ];
     let is_so = || ways(&guest) == expected;
     wait_until("the bridges of VLANs", PATIENCE, is_so);
-    for (from, to) in [(1, 2), (1, 3), (5, 1)] {
+    for (from, to) in [(1, 2), (1, 3), (5, 1), (0, 2), (5, 9)] {
         ok(
             &guest,
             &format!("vdectl exec m{from} ping -c 1 -w 30 10.0.0.{to}"),

@@ -132,7 +132,7 @@ impl FarEnd {
             nonce,
             is_plug: port.interface.is_empty(),
         };
-        let negotiation = Negotiation::as_client(nonce, address);
+        let negotiation = Negotiation::as_client(nonce).with_panel_address(address);
         let mut switch = Self::new(Role::Switch, host, Some(negotiation));
         switch.is_present = true;
         switch.is_foreign = is_foreign;
@@ -782,7 +782,7 @@ mod tests {
             };
             let mut client = FarEnd::client(Some(mark), bridge);
             client.announce(&ours);
-            let mut negotiation = Negotiation::as_client(own, None);
+            let mut negotiation = Negotiation::as_client(own);
             let mut bytes = [0; MAX_MESSAGE];
             let fd = theirs.as_raw_fd();
             while let Ok(len) = recv(fd, &mut bytes, MsgFlags::MSG_DONTWAIT) {

@@ -165,9 +165,18 @@ impl Negotiation {
     }
 
     /// The negotiation of a client with a switch to which it has sent its nonce `own`. The switch
-    /// begins. `panel_address` is the client's, if a switch on the same panel may know it.
-    pub fn as_client(own: Nonce, panel_address: Option<PanelAddress>) -> Self {
-        Self::new(Role::Client, own, panel_address, Peer::Unknown)
+    /// begins.
+    pub fn as_client(own: Nonce) -> Self {
+        Self::new(Role::Client, own, None, Peer::Unknown)
+    }
+
+    /// The same with this end's panel address, if a peer on the same panel may know it.
+    #[must_use]
+    pub fn with_panel_address(self, panel_address: Option<PanelAddress>) -> Self {
+        Self {
+            panel_address,
+            ..self
+        }
     }
 
     /// The negotiation of a switch with the client that has sent it the nonce `client`. It begins
@@ -565,7 +574,7 @@ mod tests {
 
     #[test]
     fn a_switch_and_its_client_know_their_nonces_beforehand() {
-        let mut client = Negotiation::as_client(Nonce(1), None);
+        let mut client = Negotiation::as_client(Nonce(1));
         let mut switch = Negotiation::as_switch(Nonce(2), panel_address("bridge"), Nonce(1));
         assert!(
             client.next_message().is_none(),
@@ -601,7 +610,8 @@ mod tests {
             (elsewhere, None),
             (None, None),
         ] {
-            let mut client = Negotiation::as_client(Nonce(1), panel_address("port"));
+            let client = Negotiation::as_client(Nonce(1));
+            let mut client = client.with_panel_address(panel_address("port"));
             let mut switch = Negotiation::as_switch(Nonce(2), bridge, Nonce(1));
             assert!(client.next_message().is_none());
             assert_eq!(carry(&mut switch, &mut client), [Event::Proven]);

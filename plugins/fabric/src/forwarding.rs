@@ -51,7 +51,7 @@ pub(crate) struct Local {
     state: PortState,
     /// The bridge that the host's interface is on.
     pub(crate) plugged: Option<BridgeKey>,
-    /// What the kernel's filter knows of it.
+    /// What it was in when it came there, or the kernel's filter was last told.
     pub(crate) filtered: Option<Membership>,
     /// Whether the host takes super-frames with all offloads.
     pub(crate) takes_super_frames: bool,
@@ -60,6 +60,11 @@ pub(crate) struct Local {
 }
 
 impl Local {
+    /// Whether no frame reaches the host: the kernel has not taken its VLANs.
+    pub(crate) fn is_unfiltered(&self) -> bool {
+        self.plugged.is_some() && self.filtered.is_none()
+    }
+
     /// Whether frames pass to the host here.
     fn takes_frames(&self) -> bool {
         self.plugged.is_none() && self.state == PortState::Forwarding

@@ -30,14 +30,14 @@
 //! - `storm`: how many frames a port may flood;
 //! - `status`: what a user may want to know;
 //! - `settings`: what is set of the switch and its ports; `rules`: what that means for frames;
-//! - `panel`: the bridges there, one for each VLAN;
+//! - `panel`: the bridges there, one that filters VLANs or one for each VLAN;
 //! - `manage`: requests to show and change all that, and `events` that are listed there;
 //! - `switch`: the events that drive it all, and the link.
 //!
 //! Clients of the switch's own user whose interfaces are on the panel are offered a bridge there,
-//! that of their VLAN. It is made when the first of them comes. A client that has plugged in
-//! announces that in its first frame. The kernel then carries the frames between such clients, and
-//! their ports here are idle. The bridge's tap is one more port of the fabric, behind which all
+//! that of their VLAN or of all. It is made when the first of them comes. A client that has plugged
+//! in announces that in its first frames. The kernel then carries the frames between such clients,
+//! and their ports here are idle. The bridge's tap is one more port of the fabric, behind which all
 //! stations on the bridge are. So both kinds of clients are on one network. The bridge remembers
 //! stations as long as the switch does, so that of a `hub://` floods as well. The host's interface
 //! is plugged in like a client's.

@@ -8,8 +8,8 @@
 //! ports that are in this VLAN only, without tags; so have those in none, and those of a switch
 //! without VLANs ([`Fabric::panel_bridge`]). The bridges of two VLANs have no port in common, so no
 //! frame gets from one to the other but through the fabric, which lets none. While the switch has
-//! VLANs, they drop frames whose tag names one, as the fabric does at such a port. While it has none,
-//! tags mean nothing.
+//! VLANs, they drop frames whose tag names one, as the fabric does at such a port. While it has
+//! none, tags mean nothing.
 //!
 //! A bridge is made when the first client comes that may be on it. Its tap is a port of the fabric:
 //! that of the filtering bridge is in all VLANs, with tags. So ports on a bridge and in user space
@@ -192,23 +192,32 @@ impl Switch {
         let (Offer::Bridge(key), Some(bridge)) = self.offer(find) else {
             return;
         };
+        if let Err(error) = self.host.attach(&bridge) {
+            return log::debug!("not plugged: {error}");
+        }
         let set = self.fabric.settings.port(LOCAL_PORT);
-        let plugged = self.host.attach(&bridge).and_then(|()| match key {
+        let filtered = match key {
             BridgeKey::Vlan(_) => Ok(()),
             BridgeKey::Filter => self.set_vlans(&own.place, &set),
-        });
-        match plugged {
-            Ok(()) => {
-                let local = &mut self.fabric.local;
-                local.plugged = Some(key);
-                local.filtered = Some(local.rules.membership.clone());
-                self.fabric.fdb.forget(LOCAL);
-                if let Some(tree) = &mut self.fabric.tree {
-                    tree.move_to_bridge(LOCAL, key);
-                }
-                log::debug!("{}: the kernel carries the frames", port.interface);
-            }
-            Err(error) => log::debug!("not plugged: {error}"),
+        };
+        let local = &mut self.fabric.local;
+        local.plugged = Some(key);
+        local.filtered = filtered.is_ok().then(|| local.rules.membership.clone());
+        self.fabric.fdb.forget(LOCAL);
+        if let Some(tree) = &mut self.fabric.tree {
+            tree.move_to_bridge(LOCAL, key);
+        }
+        match filtered {
+            Ok(()) => log::debug!("{}: the kernel carries the frames", port.interface),
+            Err(error) => log::warn!("{} leaves the panel: {error}", port.interface),
+        }
+    }
+
+    /// Serves the host's port here if the kernel has not taken its VLANs. The host must have seen
+    /// it plugged before: only then it notices the change.
+    pub(crate) fn unplug_unfiltered_host(&mut self) {
+        if self.fabric.local.is_unfiltered() {
+            self.unplug_host();
         }
     }
 

@@ -596,6 +596,7 @@ impl Switch {
             self.paused,
             self.storm,
             self.guarded,
+            self.fabric.local.is_unfiltered().then(Instant::now),
             self.fabric.tree.as_ref().map(Tree::next_deadline),
         ];
         self.timer
@@ -692,6 +693,7 @@ impl Link for Switch {
 
     fn recv(&mut self, batch: &mut RxBatch<'_>) -> Result<()> {
         let now = Instant::now();
+        self.unplug_unfiltered_host();
         if let Some(tree) = &mut self.fabric.tree {
             tree.give(batch);
         }

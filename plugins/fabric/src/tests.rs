@@ -19,7 +19,8 @@ use vdens_plugin_kit::negotiation::{Event, Negotiation, Received};
 use vdens_plugin_kit::wire::control::{REPLY_LEN, Reply, Request, RequestKind};
 use vdens_plugin_kit::wire::hello::{Body, Nonce, SUPER_PREFIX};
 use vdens_plugin_kit::{
-    Batch, Host, Link, MAX_LEGACY_FRAME, MIN_FRAME, Offloads, OpenOptions, State, VNET_HEADER_LEN,
+    Batch, Host, Link, MAX_LEGACY_FRAME, MIN_FRAME, Offloads, OpenOptions, PanelAddress, State,
+    VNET_HEADER_LEN,
 };
 
 use crate::Kind;
@@ -308,7 +309,12 @@ const OURS: &str = "ours vdens=4026532345:1";
 
 /// The events of a client of ours, described as [`OURS`], after the switch's greetings.
 fn meet(client: &Client) -> (Negotiation, Vec<Event>) {
-    let mut negotiation = Negotiation::as_client(Nonce(1), None);
+    meet_with(client, None)
+}
+
+/// The same of a client with this panel address.
+fn meet_with(client: &Client, own: Option<PanelAddress>) -> (Negotiation, Vec<Event>) {
+    let mut negotiation = Negotiation::as_client(Nonce(1)).with_panel_address(own);
     let mut events = Vec::new();
     while let Some(message) = client.recv() {
         match negotiation.receive(&message) {

@@ -132,6 +132,11 @@ impl Bench {
 
     /// The same for the bridge of a VLAN.
     pub(super) fn plug_bridge_of(&mut self, vlan: u16) -> UnixDatagram {
+        self.plug_bridge_as(BridgeKey::Vlan(vlan))
+    }
+
+    /// The same for any bridge.
+    pub(super) fn plug_bridge_as(&mut self, key: BridgeKey) -> UnixDatagram {
         let (near, far) = UnixDatagram::pair().unwrap();
         for socket in [&near, &far] {
             socket.set_nonblocking(true).unwrap();
@@ -140,7 +145,7 @@ impl Bench {
         let (panel, place) = (1, "hub".into());
         let panel_address = PanelAddress { panel, place };
         let bridge = Bridge { panel_address, tap };
-        self.switch.set_bridge(BridgeKey::Vlan(vlan), bridge);
+        self.switch.set_bridge(key, bridge);
         far
     }
 

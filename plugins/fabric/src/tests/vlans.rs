@@ -6,11 +6,12 @@ use nix::errno::Errno;
 use vdens_plugin_kit::{Batch, MAX_LEGACY_FRAME, VnetHeader};
 use vdens_switch_control::{
     Access, Change, MAX_VLAN, Mac, PortChange, PortReport, PortSelection, Request, Traffic,
-    VlanReport,
+    VlanReport, Way,
 };
 
 use super::mixtures::{TAKES_ALL, TSO, bridged, payload, segments, tcp, unfinished, wrapped};
 use super::*;
+use crate::port::BridgeKey;
 
 fn untagged(port: u32, vlan: u16) -> Change {
     Change::Port(port, PortChange::Untagged(Some(vlan)))
@@ -292,6 +293,71 @@ fn bridges_are_each_in_their_vlan() {
     assert_eq!(counts, [0, 0, 1, 1, 1]);
     assert!(bridged(&ten).is_empty());
     assert_eq!(bench.vlan(20).traffic.in_frames, 1);
+}
+
+#[test]
+fn the_bridge_that_filters_vlans_has_them_all_with_tags() {
+    let (mut bench, clients) = Bench::with_vlans();
+    let (filter, twenty) = (
+        bench.plug_bridge_as(BridgeKey::Filter),
+        bench.plug_bridge_of(20),
+    );
+    let plain = frame(BROADCAST, 1, 60);
+    let header = VnetHeader::default();
+    clients[0].send(&plain);
+    bench.run();
+    assert_eq!(bridged(&filter), [(header, with_tag(&plain, 10))]);
+    assert!(bridged(&twenty).is_empty());
+    let _ = received(&clients);
+    for bytes in [plain.clone(), with_tag(&plain, 30), with_tag(&plain, 20)] {
+        let from_bridge = [&header.to_bytes()[..], &bytes].concat();
+        filter.send(&from_bridge).unwrap();
+    }
+    bench.run();
+    let counts: Vec<_> = received(&clients).iter().map(Vec::len).collect();
+    assert_eq!(counts, [0, 0, 1, 1, 1]);
+    assert_eq!(bridged(&twenty), [(header, plain.clone())]);
+    assert!(bridged(&filter).is_empty(), "it has forwarded it");
+    // It is a station's place as any other.
+    clients[2].send(&frame(1, 3, 60));
+    bench.run();
+    assert_eq!(bridged(&filter), [(header, with_tag(&frame(1, 3, 60), 20))]);
+    assert!(received(&clients).iter().all(Vec::is_empty));
+    // The host here takes no VLANs. Then each has a bridge of its own.
+    assert_eq!(bench.change(&[Change::CreateVlan(30)]), 0);
+    let fabric = bench.switch.fabric();
+    assert!(!fabric.can_filter && !fabric.bridges.contains_key(&BridgeKey::Filter));
+}
+
+#[test]
+fn a_client_whose_vlans_the_kernel_does_not_take_is_served() {
+    let (mut bench, clients) = Bench::with_vlans();
+    let _filter = bench.plug_bridge_as(BridgeKey::Filter);
+    assert_eq!(bench.change(&[untagged(6, 10), untagged(7, 10)]), 0);
+    let old = bench.try_plug_as(6, OURS).unwrap();
+    let (negotiation, _) = meet(&old);
+    assert!(
+        negotiation.peer_panel_address().is_none(),
+        "one that does not tell its place is not offered the bridge"
+    );
+    let ours = bench.try_plug_as(7, "ours vdens=+1:1").unwrap();
+    let own = PanelAddress {
+        panel: 1,
+        place: "port".into(),
+    };
+    let (mut negotiation, _) = meet_with(&ours, Some(own));
+    assert!(negotiation.peer_panel_address().is_some());
+    announce(&ours, &mut negotiation, Body::Plugged);
+    bench.run();
+    let said = ours.recv().unwrap();
+    assert_eq!(
+        negotiation.receive(&said),
+        Received::Message(Some(Event::Declined))
+    );
+    clients[0].send(&frame(BROADCAST, 1, 60));
+    bench.run();
+    assert_eq!(ours.all().len(), 1);
+    assert_eq!(bench.port(7).way, Way::UserSpace);
 }
 
 /// A frame from station number `n` to itself: it teaches the switch, and goes nowhere.
