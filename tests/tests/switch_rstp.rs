@@ -117,6 +117,9 @@ fn thirty_changes_of_the_topology_lose_no_connection() {
             got() > before + 100_000
         });
     }
+    // Cables that come and go leave the namespaces on the panel.
+    assert_eq!(on_panel(&lab, "c").len(), 1);
+    assert!(!c.stderr().contains("leads to a bridge"), "{}", c.stderr());
     lab.write("enough", "");
     let clients = family(near.proc().pid());
     for pid in clients

@@ -330,8 +330,18 @@ fn a_guarded_port_is_disabled_by_a_bpdu_until_it_is_set_again() {
     assert_eq!(ports.unwrap().items[0].dropped["stp"], 1);
     assert_eq!(bench.change(&guard), 0);
     bench.run();
-    let port = bench.stp().ports[1].clone();
-    assert!(!port.guarded && port.state == StpState::Forwarding);
+    let is_used = |bench: &mut Bench| {
+        let port = bench.stp().ports[1].clone();
+        !port.guarded && port.state == StpState::Forwarding
+    };
+    assert!(is_used(&mut bench));
+    client.send(&Bpdu::Tcn.encode([2; 6]));
+    bench.run();
+    assert!(!is_used(&mut bench));
+    drop(client);
+    bench.run();
+    let _again = bench.try_plug(1).unwrap();
+    assert!(is_used(&mut bench));
 }
 
 #[test]
