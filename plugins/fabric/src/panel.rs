@@ -350,7 +350,7 @@ impl Switch {
         let has_wrong_host = is_wrong(key, own);
         let is_unused = |key: &BridgeKey| match key {
             BridgeKey::Vlan(vlan) => *vlan != 0 && !fabric.settings.vlans.contains_key(vlan),
-            BridgeKey::Filter => !fabric.has_vlans(),
+            BridgeKey::Filter => !fabric.has_vlans() || fabric.settings.has_stp,
         };
         let unused: Vec<BridgeKey> = fabric.bridges.keys().copied().filter(is_unused).collect();
         for id in wrong {
