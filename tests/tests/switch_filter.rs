@@ -196,6 +196,8 @@ fn a_kernel_that_filters_vlans_carries_trunks_and_access_ports() {
     wait_until("the sniffers", PATIENCE, || ok(&guest, ready).trim() == "6");
     let of_filter = [["filter"; 3], ["user-space"; 3]].concat();
     assert_eq!(ways(&guest), of_filter);
+    let status = ok(&guest, "vdectl status");
+    assert!(status.contains("the kernel's VLAN filter"), "{status}");
     check_broadcasts(&guest, &PORTS, 1);
 
     // VLANs change, and nobody is plugged anew.
@@ -234,6 +236,8 @@ fn a_kernel_that_filters_vlans_carries_trunks_and_access_ports() {
     ];
     let is_so = || ways(&guest) == expected;
     wait_until("the bridges of VLANs", PATIENCE, is_so);
+    let status = ok(&guest, "vdectl status");
+    assert!(status.contains("one bridge for each VLAN"), "{status}");
     for (from, to) in [(1, 2), (1, 3), (5, 1), (0, 2), (5, 9)] {
         ok(
             &guest,
