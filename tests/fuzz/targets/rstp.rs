@@ -188,7 +188,13 @@ impl WatchedBridge {
         };
         self.bridge.set_link(port, what & 8 != 0);
         let set = self.bridge.set_port(port, settings);
-        set.map_err(|error| error.to_string())
+        set.map_err(|error| error.to_string())?;
+        match what >> 6 {
+            2 => self.bridge.announce(port),
+            3 => self.bridge.release_guard(port),
+            _ => {}
+        }
+        Ok(())
     }
 
     fn wait(&mut self, time: Duration) {

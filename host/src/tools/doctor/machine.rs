@@ -141,7 +141,7 @@ fn try_panel(reporter: &Reporter, limits: &str) -> Result<()> {
     reporter.add(&option(
         "VLAN-aware bridges",
         netlink.set_vlan_filtering(BRIDGE),
-        "nothing depends on them",
+        "a switch's ports with tagged VLANs are in user space",
     ));
     reporter.add(&option(
         "VXLAN interfaces",
