@@ -131,7 +131,10 @@ pub struct VdeSwitch {
 }
 
 fn priority(text: &str) -> Result<u16, &'static str> {
-    let number = text.parse().ok().filter(|number: &u16| number % 4096 == 0);
+    let number = text
+        .parse()
+        .ok()
+        .filter(|number: &u16| number.is_multiple_of(4096));
     number.ok_or("a priority is a multiple of 4096, up to 61440")
 }
 
