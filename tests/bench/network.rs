@@ -26,6 +26,8 @@ pub(crate) enum Medium {
     Plug(Maker),
     /// A VLAN of `switch://…[vlans=10]`.
     Vlan,
+    /// `switch://…[stp]`.
+    Tree,
     VdeSwitch,
     /// A persistent tap of root's is the first end.
     Tap,
@@ -200,6 +202,10 @@ impl Contender {
             Medium::Vlan => {
                 self.plug(lab, &mut network, Maker::Ours, &place, &["vlans=10"])?;
                 self.members(lab, &mut network, count, &format!("vde://{place}[vlan=10]"))?;
+            }
+            Medium::Tree => {
+                self.plug(lab, &mut network, Maker::Ours, &place, &["stp"])?;
+                self.members(lab, &mut network, count, &format!("vde://{place}"))?;
             }
             Medium::VdeSwitch => {
                 let switch = lab.program(Maker::Debian, "vde_switch");

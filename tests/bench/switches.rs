@@ -51,6 +51,12 @@ const CONTENDERS: &[Contender] = &[
     )
     .without_panel()
     .unlimited(),
+    Contender::ours(
+        "ours-stp",
+        "ours on our switch:// with a spanning tree",
+        Medium::Tree,
+    )
+    .unlimited(),
     Contender::debian(
         "debian-on-ours",
         "Debian's on our switch://",

@@ -703,6 +703,7 @@ fn mistakes_are_refused_and_leave_nothing() {
         (&["foo"][..], &["unexpected argument 'foo'"][..]),
         (&["-m", "9x"], &["9x", "--mode"]),
         (&["-n", "0"], &["--numports"]),
+        (&["-n", "16777216"], &["16777216", "--numports"]),
         (&["--macaddr", "x"], &["x", "six hexadecimal bytes"]),
         (&["--macaddr", "01:00:00:00:00:00"], &["group"]),
         (&["-g", "no_such_group"], &["no_such_group"]),
@@ -710,11 +711,15 @@ fn mistakes_are_refused_and_leave_nothing() {
             &["--mgmtgroup", "no_such_group", "-M", "m"],
             &["no_such_group"],
         ),
-        (&["-M", "/nonexistent/m"], &["/nonexistent/"]),
+        (&["-M", "/nonexistent/m"], &["a socket at /nonexistent/m:"]),
         (&["-p", "/nonexistent/pid"], &["/nonexistent/pid"]),
         (&["-f", "/nonexistent"], &["/nonexistent", "No such file"]),
         (&["-s", "/nonexistent/sw"], &["/nonexistent"]),
-        (&["--priority", "1"], &["4096"]),
+        (
+            &["-f", "/tmp"],
+            &["cannot read /tmp: it is not a regular file"],
+        ),
+        (&["--priority", "1"], &["'1'", "multiple of 4096"]),
         (&["-t", "no_such_tap"], &["no_such_tap"]),
         (&["--mgmtmode", "600"], &["--mgmt"]),
     ] {
@@ -723,11 +728,22 @@ fn mistakes_are_refused_and_leave_nothing() {
         for daemon in [&[][..], &["-d"]] {
             let sock = if has_sock { &[][..] } else { &sock[..] };
             let args = [sock, args, daemon].concat();
-            ours(&lab, &args).refused(words);
+            let refused = ours(&lab, &args).refused(words);
+            // It has no such option.
+            assert!(!refused.stderr.contains("--wait"), "{refused:?}");
             for left in ["sw", "m"] {
                 assert!(!lab.dir().join(left).exists(), "{args:?} left {left}");
             }
         }
+    }
+    // What fails in a file of commands is told, also in one that it loads.
+    let more = lab.write("more", "vlan/create 7\nvlan/create 5000\n");
+    lab.write("rc", format!("load {more}\nnonsense\n"));
+    let (told, input) = ours(&lab, &["-s", "sw", "-f", "rc"]).spawn_piped();
+    drop(input);
+    let told = told.wait(PATIENCE).stderr;
+    for words in ["rc, line 1: 1022 Invalid argument", "rc, line 2: 1038 "] {
+        assert!(told.contains(words), "{told}");
     }
     // What is in use.
     let (_first, _input) = ours(&lab, &["-s", "sw", "-M", "m"]).spawn_piped();

@@ -40,6 +40,12 @@ impl Port {
         }
     }
 
+    /// Whether a frame with this tag is treated alike on all ways. At a port with tags a kernel's
+    /// bridge takes the VLAN that has none there with its tag, too.
+    fn is_alike(&self, tag: u16) -> bool {
+        self.untagged != Some(tag) || self.tagged.is_empty()
+    }
+
     /// The tag of a frame of a VLAN that leaves.
     fn leaving(&self, vlan: u16) -> Option<u16> {
         match self.untagged == Some(vlan) {
@@ -86,9 +92,8 @@ fn ways(guest: &Session<'_>) -> Vec<String> {
 fn check_broadcasts(guest: &Session<'_>, ports: &[Port], round: u16) {
     const TAGS: [u16; 4] = [0, 10, 20, 30];
     for sender in 1..=ports.len() {
-        // A kernel's bridge takes the VLAN that has no tag at a port with its tag, too.
-        let own = ports[sender - 1].untagged;
-        let frames = TAGS.iter().filter(|tag| Some(**tag) != own).map(|tag| {
+        let from = &ports[sender - 1];
+        let frames = TAGS.iter().filter(|tag| from.is_alike(**tag)).map(|tag| {
             let interface = match tag {
                 0 => "vde0".to_owned(),
                 _ => format!("vde0.{tag}"),
@@ -108,7 +113,7 @@ fn check_broadcasts(guest: &Session<'_>, ports: &[Port], round: u16) {
             .enumerate()
             .filter(|(sender, _)| *sender != number)
         {
-            for tag in TAGS.iter().filter(|tag| Some(**tag) != from.untagged) {
+            for tag in TAGS.iter().filter(|tag| from.is_alike(**tag)) {
                 let seen = from.entering(*tag).and_then(|vlan| port.leaving(vlan));
                 expected.extend(seen.map(|seen| (sender + 1, *tag, seen)));
             }
@@ -191,6 +196,8 @@ fn a_kernel_that_filters_vlans_carries_trunks_and_access_ports() {
     wait_until("the sniffers", PATIENCE, || ok(&guest, ready).trim() == "6");
     let of_filter = [["filter"; 3], ["user-space"; 3]].concat();
     assert_eq!(ways(&guest), of_filter);
+    let status = ok(&guest, "vdectl status");
+    assert!(status.contains("the kernel's VLAN filter"), "{status}");
     check_broadcasts(&guest, &PORTS, 1);
 
     // VLANs change, and nobody is plugged anew.
@@ -229,6 +236,8 @@ fn a_kernel_that_filters_vlans_carries_trunks_and_access_ports() {
     ];
     let is_so = || ways(&guest) == expected;
     wait_until("the bridges of VLANs", PATIENCE, is_so);
+    let status = ok(&guest, "vdectl status");
+    assert!(status.contains("one bridge for each VLAN"), "{status}");
     for (from, to) in [(1, 2), (1, 3), (5, 1), (0, 2), (5, 9)] {
         ok(
             &guest,

@@ -65,7 +65,8 @@ pub struct VdeSwitch {
     pub rcfile: Option<PathBuf>,
 
     /// Set the highest number of a port
-    #[arg(short = 'n', long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short = 'n', long, value_name = "NUMBER",
+        value_parser = clap::value_parser!(u32).range(1..=0xff_ffff))]
     pub numports: Option<u32>,
 
     /// Forward every frame to all ports
@@ -77,7 +78,7 @@ pub struct VdeSwitch {
     pub fstp: bool,
 
     /// Set the switch's priority there
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", value_parser = priority)]
     pub priority: Option<u16>,
 
     /// Set the switch's address
@@ -127,6 +128,14 @@ pub struct VdeSwitch {
     /// Print version
     #[arg(short, long, short_alias = 'V', action = ArgAction::Version)]
     pub version: Option<bool>,
+}
+
+fn priority(text: &str) -> Result<u16, &'static str> {
+    let number = text
+        .parse()
+        .ok()
+        .filter(|number: &u16| number.is_multiple_of(4096));
+    number.ok_or("a priority is a multiple of 4096, up to 61440")
 }
 
 impl VdeSwitch {

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | a port | `px` |
 //! | the tap through which a worker serves a port, and the bridge between the two | `tx`, `bx` |
-//! | a learning bridge, and its tap | `hx`, `xx` |
+//! | a learning bridge, whatever it does with VLANs, and its tap | `hx`, `xx` |
 //! | the bridge of a cable between two ports | `c` and a hash of both places ([`cable_name`]) |
 //!
 //! The hash makes a cable's bridge known to both of its ends only: two ports are on one bridge if

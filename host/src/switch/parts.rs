@@ -23,6 +23,7 @@ use crate::plug;
 use crate::plugins::host_services::InstalledPlugins;
 use crate::sys::child::{CLEANUP_LIMIT, Child, end_all, exit_child};
 use crate::sys::process::detach;
+use crate::worker::reconnecting::Wait;
 
 /// How long the ends of a plug may take to open. It is a local matter of milliseconds, unless the
 /// kernel or a file system is stuck.
@@ -57,6 +58,9 @@ impl Parts {
         options.links.no_panel = cli.no_panel;
         options.links.no_sandbox = cli.no_sandbox;
         options.end.descr = Some(PROGRAM.into());
+        // What cannot be opened at once is an error, and its hint is not --wait, which is no option
+        // of this program.
+        options.links.wait = Some(Wait::AtMost(Duration::ZERO));
         Ok(Self {
             parts: Vec::new(),
             plugins: options.links.plugins(&options.common, config)?,

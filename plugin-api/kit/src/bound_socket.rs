@@ -165,7 +165,13 @@ impl BoundSocket {
         if probe(&hidden).is_ok_and(|found| found == Occupant::Stale) {
             remove_stale(&hidden)?;
         }
-        let mut bound = Self::bind(&socket, &hidden, access)?;
+        // Errors name the path that the caller knows.
+        let named = |error: Error| {
+            let [hidden, shown] = [&hidden, path].map(|path| path.display().to_string());
+            let message = error.message.replace(&hidden, &shown);
+            Error { message, ..error }
+        };
+        let mut bound = Self::bind(&socket, &hidden, access).map_err(named)?;
         Backlog::new(backlog)
             .and_then(|backlog| listen(&socket, backlog))
             .map_err(io::Error::from)
@@ -438,6 +444,10 @@ mod tests {
             nix::sys::socket::SockFlag::SOCK_CLOEXEC,
             None,
         );
+        let nowhere = dir.at("nowhere/s");
+        let refused = BoundSocket::listen(socket.as_ref().unwrap(), &nowhere, OWN, 1).unwrap_err();
+        let named = format!("a socket at {}:", nowhere.display());
+        assert!(refused.message.contains(&named), "{refused}");
         let bound = BoundSocket::listen(socket.unwrap(), &path, OWN, 1).unwrap();
         assert!(bound.is_intact() && !dir.at(".s").exists());
         drop(bound);

@@ -245,9 +245,13 @@ impl Switch {
         };
         let place = port.far_end.place().unwrap_or_default();
         // Nobody changes the VLANs of another.
-        let is_other =
-            |(other, port): (PortId, &Port)| other != id && port.far_end.place() == Some(place);
-        let is_unclear = place.is_empty() || self.fabric.ports.iter().any(is_other);
+        let is_other = |(other, port): (PortId, &Port)| {
+            other != id && port.bridge().is_some() && port.far_end.place() == Some(place)
+        };
+        let own = self.host.port().panel_address;
+        let is_unclear = place.is_empty()
+            || own.is_some_and(|own| own.place == place)
+            || self.fabric.ports.iter().any(is_other);
         let set = self.fabric.settings_with(port.number, port.chosen);
         let done = match is_unclear {
             true => Err(Error::usage("it does not tell where on the panel it is")),

@@ -13,9 +13,11 @@ use crate::port::{BridgeKey, LOCAL, Port, PortId};
 
 /// How VLANs are kept apart on the panel.
 pub(crate) fn on_panel(fabric: &Fabric) -> &'static str {
-    match fabric.bridges.contains_key(&BridgeKey::Filter) {
-        true => "the kernel's VLAN filter",
-        false => "one bridge for each VLAN",
+    // The last key is that of the filter.
+    match fabric.bridges.keys().next_back() {
+        Some(BridgeKey::Filter) => "the kernel's VLAN filter",
+        Some(BridgeKey::Vlan(1..)) => "one bridge for each VLAN",
+        Some(BridgeKey::Vlan(0)) | None => "no VLAN",
     }
 }
 

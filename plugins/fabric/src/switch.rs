@@ -736,6 +736,11 @@ impl Link for Switch {
             self.plug_host();
         }
         self.follow_tree();
+        if self.fabric.local.is_unfiltered()
+            && let Err(error) = self.settle()
+        {
+            log::warn!("the switch's own side reaches nobody: {error}");
+        }
     }
 
     fn state(&self) -> State {

@@ -398,11 +398,13 @@ fn read(path: &Path) -> Result<String> {
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
     let file = options.open(path).map_err(|error| cannot(&error))?;
-    let is_file = file
-        .metadata()
-        .is_ok_and(|meta| meta.is_file() && meta.len() <= LONGEST_FILE);
-    if !is_file {
-        let message = format!("{} is no file of commands", path.display());
+    let meta = file.metadata().map_err(|error| cannot(&error))?;
+    let wrong = match meta.is_file() {
+        false => Some("it is not a regular file"),
+        true => (meta.len() > LONGEST_FILE).then_some("it has more than 1 MiB"),
+    };
+    if let Some(why) = wrong {
+        let message = format!("cannot read {}: {why}", path.display());
         return Err(failed(Errno::EINVAL, &message));
     }
     let mut bytes = Vec::new();

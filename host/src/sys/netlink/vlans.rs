@@ -88,7 +88,7 @@ fn entry(flags: BridgeVlanInfoFlags, vid: u16) -> AfSpecBridge {
     AfSpecBridge::VlanInfo(BridgeVlanInfo { flags, vid })
 }
 
-/// The VLANs for which `is_in` holds. Two entries or more in a row are a range.
+/// The VLANs for which `is_in` holds. Two or more in a row are a range: its first and its last.
 fn ranges(is_in: impl Fn(u16) -> bool) -> impl Iterator<Item = AfSpecBridge> {
     (1..=LAST).filter_map(move |vlan| {
         let starts = vlan == 1 || !is_in(vlan - 1);
