@@ -1,9 +1,9 @@
 //! A virtual machine that runs vdens itself: its kernel has what the machine of the tests may lack.
 //!
 //! Theory of operation. The initial ram disk is made of three archives: the built programs with
-//! their libraries and tcpdump, the guest's own, and what vdens needs of the
-//! kernel there (`tests/guest.sh`). The shell on the serial line is an ordinary user's. The
-//! processor is emulated, so a step takes a second where it takes none elsewhere.
+//! their libraries and tcpdump, the guest's own, and what vdens needs of the kernel there
+//! (`tests/guest.sh`). The shell on the serial line is an ordinary user's. The processor is
+//! emulated, so a step takes a second where it takes none elsewhere.
 
 use std::time::Duration;
 

@@ -53,9 +53,9 @@ const FAMILY: u16 = libc::AF_UNIX as u16;
 const PATH_LEN: usize = 108;
 const ADDRESS_LEN: usize = 2 + PATH_LEN;
 
-/// The end of the description of a client of ours: ` vdens=PANEL:NONCE`, and ` kind=plug` before
-/// that if the client is a plug. A client that tells its place has a `+` before the panel; a switch
-/// that does not know the `+` reads the number alone.
+/// The end of the description of a client of ours: ` vdens=PANEL:NONCE`. A client that tells its
+/// place has a `+` before the panel, and a plug has a `0` in front of its digits. To a switch that
+/// knows neither it is the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
     /// The panel on which the client's interface can be plugged
@@ -71,25 +71,21 @@ pub struct Mark {
 
 impl Mark {
     const NAME: &str = " vdens=";
-    const PLUG: &str = " kind=plug";
 
     /// The bytes of the longest mark.
-    pub const MAX_LEN: usize = Self::PLUG.len() + Self::NAME.len() + 1 + 20 + 1 + 16;
+    pub const MAX_LEN: usize = Self::NAME.len() + 2 + 20 + 1 + 16;
 
     /// Splits a description into its text and its mark; `None` if it has no mark.
     pub fn split(description: &[u8]) -> Option<(&str, Self)> {
         let text = std::str::from_utf8(description).ok()?;
         let (text, mark) = text.rsplit_once(Self::NAME)?;
         let (panel, nonce) = mark.split_once(':')?;
-        let (text, is_plug) = match text.strip_suffix(Self::PLUG) {
-            Some(text) => (text, true),
-            None => (text, false),
-        };
+        let digits = panel.strip_prefix('+');
         let mark = Self {
             panel: panel.parse().ok()?,
-            tells_place: panel.starts_with('+'),
+            tells_place: digits.is_some(),
             nonce: Nonce(u64::from_str_radix(nonce, 16).ok()?),
-            is_plug,
+            is_plug: matches!(digits.unwrap_or(panel).as_bytes(), [b'0', _, ..]),
         };
         (mark.nonce != Nonce::UNKNOWN).then_some((text, mark))
     }
@@ -97,10 +93,10 @@ impl Mark {
 
 impl fmt::Display for Mark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = if self.is_plug { Self::PLUG } else { "" };
         let sign = if self.tells_place { "+" } else { "" };
+        let zero = if self.is_plug { "0" } else { "" };
         let (panel, nonce) = (self.panel, self.nonce.0);
-        write!(f, "{kind}{}{sign}{panel}:{nonce:x}", Self::NAME)
+        write!(f, "{}{sign}{zero}{panel}:{nonce:x}", Self::NAME)
     }
 }
 
@@ -474,6 +470,7 @@ mod tests {
     fn a_mark_is_found_at_the_end_only() {
         for (panel, nonce, is_plug) in [
             (0, 1, false),
+            (0, 1, true),
             (4_026_532_345, 0xabc, true),
             (u64::MAX, u64::MAX, true),
         ] {

@@ -281,7 +281,7 @@ fn a_bpdu_from_the_panel_moves_all_to_user_space_and_back_who_sends_none() {
 fn the_panel_is_for_edges_only() {
     let mut bench = Bench::new("[stp]");
     let bridge = bench.plug_bridge();
-    let plug = "a plug kind=plug vdens=4026532345:1";
+    let plug = "a plug vdens=04026532345:1";
     assert!(bench.offers_panel(OURS) && !bench.offers_panel(plug));
     let _client = bench.plug_on_panel();
     from_tap(&bridge);
@@ -362,7 +362,7 @@ fn a_tree_begins_and_ends_with_interfaces_on_the_panel() {
     let mut bench = Bench::new("");
     let bridge = bench.plug_bridge();
     let _client = bench.plug_on_panel();
-    let plug = bench.try_plug_as(0, "a plug kind=plug vdens=1:1").unwrap();
+    let plug = bench.try_plug_as(0, "a plug vdens=01:1").unwrap();
     assert!(meet(&plug).0.peer_panel_address().is_some());
     assert_eq!(bench.change(&[Change::Stp(StpChange::Enabled(true))]), 0);
     bench.run();
