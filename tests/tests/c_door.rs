@@ -256,7 +256,7 @@ fn a_cable_in_c_works_with_either_compiler() {
         let listing = lab.vdectl(["plugin", "list"]).ok();
         let listed = "template     0.1.0  ABI 1 (c1)  a cable of UDP datagrams";
         assert!(listing.contains(listed), "{listing}");
-        works(&lab, "", "template", "template://40340");
+        works(&lab, "", "template", "template://31340");
         lab.vdens(["template://x", "true"])
             .refused(&["'x' is no port; write template://PORT, from 1 to 65534"]);
         lab.vdens(["template://65535", "true"])
@@ -302,7 +302,7 @@ fn the_examples_are_clean_under_sanitizers() {
         // The sanitizer looks for the thrower of exceptions when the program starts.
         let exceptions = lab.command(&plus, ["-print-file-name=libstdc++.so.6"]).ok();
         let preload = format!("{} {}", runtime.trim(), exceptions.trim());
-        for (scheme, vnl) in [("template", "template://40350"), ("count", &*count)] {
+        for (scheme, vnl) in [("template", "template://31350"), ("count", &*count)] {
             let check = lab.vdectl(["plugin", "check", scheme, vnl]);
             let check = check
                 .env("LD_PRELOAD", &preload)

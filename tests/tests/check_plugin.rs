@@ -75,7 +75,7 @@ fn a_port_of_a_switch_passes() {
 fn the_template_passes() {
     let lab = Lab::new();
     let plugin = lab.drop_plugin(&target().join("libtemplate.so"), "template");
-    passes(&lab, &["template", "template://40200"], &["hang-up"]);
+    passes(&lab, &["template", "template://31200"], &["hang-up"]);
     let file = plugin.to_str().unwrap();
     let output = check(&lab, &[file]);
     assert_eq!(output.code(), Some(0), "{output:#?}");

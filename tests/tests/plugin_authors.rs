@@ -145,10 +145,10 @@ fn a_scaffold_overwrites_nothing_and_says_what_is_wrong() {
 fn a_plugin_is_dropped_in() {
     need!("ping");
     let lab = Lab::new();
-    lab.vdens(["template://40300", "true"])
+    lab.vdens(["template://31300", "true"])
         .refused(&["libvdens_template.so"]);
     lab.drop_plugin(&target().join("libtemplate.so"), "template");
-    works(&lab, "", "template", "template://40300");
+    works(&lab, "", "template", "template://31300");
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn a_plugin_of_another_toolchain_works() {
     let crates = ["-p", "vdens-plugin-template", "-p", "vdens-plugin-ptp"];
     build(Some(SECOND_RUSTC), "Cargo.toml", &target, &crates);
     for (scheme, library, vnl) in [
-        ("template", "libtemplate.so", "template://40310"),
+        ("template", "libtemplate.so", "template://31310"),
         ("ptp", "libvdens_ptp.so", &*lab.vnl("ptp", "p")),
     ] {
         let plugin = target.join("debug").join(library);
@@ -183,19 +183,19 @@ fn a_plugin_of_another_profile_works() {
     let built = |profile: &str, name: &str| root.join(profile).join(name);
     // Its plugin in this host.
     lab.drop_plugin(&built(other, "libtemplate.so"), "template");
-    works(&lab, "", "template", "template://40320");
+    works(&lab, "", "template", "template://31320");
     // This plugin in its host.
     lab.drop_plugin(&target().join("libtemplate.so"), "template");
     for program in ["vdens", "vdectl"] {
         let copy = lab.bin().join(format!("{program}-of-another-profile"));
         copy_programs(&[built(other, program)], &copy);
     }
-    works(&lab, "-of-another-profile", "template", "template://40330");
+    works(&lab, "-of-another-profile", "template", "template://31330");
     // By the door of C alone, and from C.
     without_v1(&lab.drop_in().join("libvdens_template.so"));
-    works(&lab, "-of-another-profile", "template", "template://40330");
+    works(&lab, "-of-another-profile", "template", "template://31330");
     c_door::compile_template(&lab);
-    works(&lab, "-of-another-profile", "template", "template://40330");
+    works(&lab, "-of-another-profile", "template", "template://31330");
     // From C++, and by either door as it was frozen.
     let nested = |scheme: &str| {
         let vnl = format!("{scheme}://{{{}}}", lab.vnl("ptp", "p"));

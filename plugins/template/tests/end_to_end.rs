@@ -18,7 +18,7 @@ fn it_passes_the_conformance_checks() {
     });
     let status = Command::new(&vdectl)
         .args(["plugin", "check"])
-        .args([plugin.as_os_str(), "template://40321".as_ref()])
+        .args([plugin.as_os_str(), "template://4321".as_ref()])
         .status();
     let status = status.unwrap_or_else(|error| panic!("{}: {error}", vdectl.display()));
     assert!(status.success(), "see the report above");
