@@ -166,7 +166,8 @@ fn a_kernel_that_filters_vlans_carries_trunks_and_access_ports() {
     let guest = boot(&lab);
     ok(
         &guest,
-        "vdens -d -vv --log-file /tmp/log --name m0 --addr 10.0.0.9/24 'switch:///tmp/sw[vlans=10,20/vlan=10]'",
+        "vdens -d -vv --log-file /tmp/log --name m0 --addr 10.0.0.9/24 \
+         'switch:///tmp/sw[vlans=10,20/vlan=10]'",
     );
     let trunks =
         "port 3 untagged none tagged 10 tagged 20 port 6 untagged none tagged 10 tagged 20";

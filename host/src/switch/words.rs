@@ -27,8 +27,8 @@ pub(crate) struct Names<'a> {
 }
 
 /// What words there are, by what they are about; for messages.
-const OF_SWITCH: &str = "hub, stp, priority, hello, max-age, forward-delay, ports, expiry, storm, flush, reset, port, \
-     vlan, station";
+const OF_SWITCH: &str = "hub, stp, priority, hello, max-age, forward-delay, ports, expiry, storm, \
+    flush, reset, port, vlan, station";
 const OF_PORT: &str = "untagged, tagged, not-tagged, allocatable, user, group, lock, mirror, storm, \
     edge, auto-edge, guard, cost, priority, create, remove, disconnect, reset, port, vlan, station";
 const OF_VLAN: &str = "create, remove, offer, withdraw, port, vlan, station";
